@@ -1,0 +1,1 @@
+"""Predict the popularity of social media posts from image, text and context."""

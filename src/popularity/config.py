@@ -1,0 +1,88 @@
+"""params.yaml -> frozen dataclasses: strict, complete, and explained when it fails.
+
+Sections are plain standard-library dataclasses that live beside the code they steer; this module
+only checks values against them (pydantic) and words the errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from popularity.errors import ConfigError
+
+PARAMS_FILE = Path("params.yaml")
+T = TypeVar("T")
+
+
+class Section:
+    """Base of every section's dataclass: unknown keys are errors, and no type is coerced."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping (so 1e-4 is a number), or ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; run the command from the repository's root")
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+    return content
+
+
+def parse_section(name: str, values: Any, section: type[T], source: str = "params.yaml") -> T:
+    """Builds `section` from a mapping.
+
+    Raises:
+        ConfigError: lists every unknown, missing or ill-typed key with what is allowed there.
+    """
+    try:
+        # As JSON: strict mode then takes mappings for dataclasses and lists for tuples, and nothing else.
+        return TypeAdapter(section).validate_json(json.dumps(values))
+    except ValidationError as error:
+        lines = [f"{source}: section '{name}' is not valid"]
+        for problem in error.errors(include_url=False):
+            where = ".".join([name, *(str(part) for part in problem["loc"])])
+            if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                parent = _schema_at(section, problem["loc"][:-1])
+                allowed = ", ".join(field.name for field in dataclasses.fields(parent))
+                lines.append(f"  {where}: unknown key; allowed here: {allowed}")
+            elif problem["type"] in ("missing_argument", "missing"):
+                lines.append(f"  {where}: missing")
+            else:
+                lines.append(f"  {where}: {problem['msg']}, found {problem['input']!r}")
+        raise ConfigError("\n".join(lines)) from error
+
+
+def load_params(name: str, section: type[T], path: Path = PARAMS_FILE) -> T:
+    """The section `name` of params.yaml as an instance of `section`.
+
+    Raises:
+        ConfigError: the file, the section or one of its keys is missing, unknown or ill-typed.
+    """
+    content = read_yaml(path)
+    if name not in content:
+        raise ConfigError(f"{path}: section '{name}' is missing; sections found: {', '.join(content)}")
+    return parse_section(name, content[name], section, str(path))
+
+
+def _schema_at(section: type, location: tuple[Any, ...]) -> type:
+    """The dataclass that holds the key at `location`, walking nested sections."""
+    current = section
+    for part in location:
+        hints = typing.get_type_hints(current)
+        current = hints.get(str(part), current)
+        if not dataclasses.is_dataclass(current):
+            return section
+    return current

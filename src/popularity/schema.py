@@ -1,0 +1,343 @@
+"""The contract of every table and array that passes between stages, checked on each write.
+
+- pid is text exactly as published; canonical order is pid as text, ascending.
+- `source_index` keeps the row order of the published files, which is the submission's order. It
+  follows the collection order and is never a feature.
+- A class level is keyed by its whole path (`class_key`), because names repeat between parents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from polars.datatypes import DataType, DataTypeClass
+
+from popularity.errors import ContractError
+from popularity.files import atomic_path, write_json
+
+Float16Array = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's type, whether it may be null, and the values it may take (None: any)."""
+
+    dtype: DataType | DataTypeClass
+    nullable: bool = False
+    values: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A table: its columns in order and the columns whose values together occur once.
+
+    `extra` allows further columns after the listed ones (feature tables).
+    """
+
+    name: str
+    columns: Mapping[str, Column]
+    key: tuple[str, ...]
+    extra: bool = False
+
+
+SPLITS = ("train", "test")
+UTC = pl.Datetime("us", "UTC")
+
+POSTS = Contract(
+    "posts",
+    {
+        "pid": Column(pl.String),
+        "split": Column(pl.String, values=SPLITS),
+        "source_index": Column(pl.Int64),  # row in the published files of its split
+        "uid": Column(pl.String),
+        "label": Column(pl.Float64, nullable=True),  # log2(views + 1); null exactly in the test part
+        "category": Column(pl.String),  # class keys of the three levels: see class_key
+        "subcategory": Column(pl.String),
+        "concept": Column(pl.String),
+        "title": Column(pl.String),
+        "tags": Column(pl.String),  # separated by spaces, as published
+        "media_type": Column(pl.String),
+        "posted_at": Column(UTC),
+        "latitude": Column(pl.Float64, nullable=True),  # degrees
+        "longitude": Column(pl.Float64, nullable=True),
+        "geo_accuracy": Column(pl.Int8),  # 0 none, 1 world, 3 country, 6 region, 11 city, 16 street
+        "has_path_alias": Column(pl.Boolean),  # the alias itself is a personal handle: never stored
+        "is_public": Column(pl.Boolean, nullable=True),
+        "media_status": Column(pl.String),
+        "image_path": Column(pl.String),  # split/Uid/Pid.jpg as listed
+        "photo_count": Column(pl.Int64, nullable=True),
+        "is_pro": Column(pl.Boolean, nullable=True),
+        "can_buy_pro": Column(pl.Boolean, nullable=True),
+        "first_photo_at": Column(UTC, nullable=True),  # photo_firstdate: first upload
+        "first_taken_at": Column(UTC, nullable=True),  # photo_firstdatetaken: camera clock
+        "timezone_offset": Column(pl.Int32, nullable=True),  # minutes east of UTC
+        "timezone_id": Column(pl.String, nullable=True),
+        "user_description": Column(pl.String, nullable=True),  # form B: text with HTML tags removed
+        "location_description": Column(pl.String, nullable=True),
+    },
+    key=("pid",),
+)
+
+# Form A of the user file describes each user by two published vectors; stored once a user.
+USERS = Contract(
+    "users",
+    {
+        "uid": Column(pl.String),
+        "description_vector": Column(pl.List(pl.Float32), nullable=True),  # 399
+        "location_vector": Column(pl.List(pl.Float32), nullable=True),  # 400
+    },
+    key=("uid",),
+)
+
+IMAGE_STATUSES = ("ok", "missing", "unreadable", "too_large")
+IMAGES = Contract(
+    "images",
+    {
+        "pid": Column(pl.String),
+        "shard": Column(pl.String),  # tar file or picture file, relative to the data set's root; "" if missing
+        "offset": Column(pl.Int64),  # of the picture's first byte in the shard
+        "bytes": Column(pl.Int64),
+        "width": Column(pl.Int32, nullable=True),  # pixels
+        "height": Column(pl.Int32, nullable=True),
+        "mode": Column(pl.String, nullable=True),  # Pillow's name: RGB, L, CMYK, ...
+        "status": Column(pl.String, values=IMAGE_STATUSES),
+    },
+    key=("pid",),
+)
+
+IMAGE_STATUS = Contract(
+    "image_status",
+    {"pid": Column(pl.String), "status": Column(pl.String, values=IMAGE_STATUSES)},
+    key=("pid",),
+)
+
+SCHEMES = ("report", "matched", "user", "random", "final")
+ROLES = ("fit", "score", "dropped")
+FOLDS = Contract(
+    "splits",
+    {
+        "scheme": Column(pl.String, values=SCHEMES),
+        "repeat": Column(pl.Int32),
+        "fold": Column(pl.Int32),
+        "pid": Column(pl.String),
+        "role": Column(pl.String, values=ROLES),
+    },
+    key=("scheme", "repeat", "fold", "pid"),
+)
+
+FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+
+PREDICTIONS = Contract(
+    "predictions",
+    {
+        "pid": Column(pl.String),
+        "scheme": Column(pl.String, values=SCHEMES),
+        "repeat": Column(pl.Int32),
+        "fold": Column(pl.Int32),
+        "seed": Column(pl.Int64),
+        "model": Column(pl.String),
+        "prediction": Column(pl.Float64),
+    },
+    key=("scheme", "repeat", "model", "seed", "pid"),
+)
+
+QUARANTINE = Contract(
+    "quarantine",
+    {
+        "file": Column(pl.String),
+        "row": Column(pl.Int64),
+        "pid": Column(pl.String),
+        "field": Column(pl.String),
+        "value": Column(pl.String, nullable=True),  # cut to 80 characters
+        "reason": Column(pl.String),
+        "action": Column(pl.String),  # what became of it: "row dropped", "set to null", ...
+    },
+    key=("file", "row", "field"),
+)
+
+
+def class_key(*names: str) -> str:
+    r"""The key of a class: the names on its path joined by '/', with '/' and '\' in names escaped.
+
+    >>> class_key("Food", "Sea/Lake")
+    'Food/Sea\\/Lake'
+    """
+    return "/".join(name.replace("\\", "\\\\").replace("/", "\\/") for name in names)
+
+
+def class_names(key: str) -> list[str]:
+    """The names on a class key's path: the inverse of `class_key`."""
+    names, current, escaped = [], "", False
+    for character in key:
+        if escaped:
+            current, escaped = current + character, False
+        elif character == "\\":
+            escaped = True
+        elif character == "/":
+            names.append(current)
+            current = ""
+        else:
+            current += character
+    return [*names, current]
+
+
+def check_table(frame: pl.DataFrame, contract: Contract) -> None:
+    """Raises ContractError unless `frame` keeps `contract`: columns, types, nulls, values, unique key,
+    finite numbers, and rows sorted by the key."""
+    name, columns = contract.name, list(contract.columns)
+    listed = frame.columns[: len(columns)] if contract.extra else frame.columns
+    if listed != columns:
+        raise ContractError(f"{name}: expected columns {columns}, found {frame.columns}")
+    for column, rule in contract.columns.items():
+        series = frame[column]
+        if series.dtype != rule.dtype:
+            raise ContractError(f"{name}.{column}: expected {rule.dtype}, found {series.dtype}")
+        if not rule.nullable and series.null_count():
+            raise ContractError(f"{name}.{column}: {series.null_count()} nulls, none allowed")
+        if rule.values is not None and not series.drop_nulls().is_in(rule.values).all():
+            raise ContractError(f"{name}.{column}: expected one of {rule.values}, found {series.unique().to_list()}")
+    for series in frame:
+        if series.dtype.is_float() and not series.drop_nulls().is_finite().all():
+            raise ContractError(f"{name}.{series.name}: NaN or infinity; a missing value is null")
+    key = frame.select(contract.key)
+    if key.is_duplicated().any():
+        twice = key.filter(key.is_duplicated()).row(0)
+        raise ContractError(f"{name}: {contract.key} must be unique, {twice} occurs more than once")
+    if not key.equals(key.sort(contract.key)):
+        raise ContractError(f"{name}: rows must be sorted by {contract.key}")
+
+
+def write_table(frame: pl.DataFrame, path: Path, contract: Contract) -> None:
+    """Sorts by the contract's key, checks, and writes parquet atomically: equal tables, equal bytes."""
+    frame = frame.sort(contract.key)
+    check_table(frame, contract)
+    with atomic_path(path) as partial:
+        frame.write_parquet(partial, compression="zstd", statistics=False)
+
+
+def read_table(path: Path, contract: Contract) -> pl.DataFrame:
+    """A table that a stage wrote; ContractError when the file is of another shape."""
+    frame = pl.read_parquet(path)
+    check_table(frame, contract)
+    return frame
+
+
+@dataclass(frozen=True)
+class Block:
+    """Dense vectors of posts: row i of `values` belongs to `pids[i]`; posts without one are absent.
+
+    Args:
+        values: (n, d) float16, possibly a memory map.
+        pids: n pids in canonical order.
+        about: encoder, sha256 or revision, preprocessing, pooling, columns (d names).
+    """
+
+    values: Float16Array
+    pids: Sequence[str]
+    about: Mapping[str, Any]
+
+    def rows(self, pids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """For each pid its row in `values`, or -1."""
+        order = {pid: row for row, pid in enumerate(self.pids)}
+        return np.fromiter((order.get(pid, -1) for pid in pids), dtype=np.int64, count=len(pids))
+
+
+BLOCK_FACTS = ("encoder", "weights", "preprocessing", "pooling", "columns")
+
+
+def check_block(block: Block) -> None:
+    """Raises ContractError unless shape, type, order, finiteness and description agree."""
+    values, name = block.values, block.about.get("encoder", "block")
+    missing = [fact for fact in BLOCK_FACTS if fact not in block.about]
+    if missing:
+        raise ContractError(f"{name}: the description lacks {missing}")
+    if values.ndim != 2 or values.dtype != np.float16:
+        raise ContractError(f"{name}: expected (n, d) float16, found {values.shape} {values.dtype}")
+    if values.shape != (len(block.pids), len(block.about["columns"])):
+        raise ContractError(
+            f"{name}: {len(block.pids)} pids and {len(block.about['columns'])} column names for {values.shape}"
+        )
+    if any(left >= right for left, right in zip(block.pids, block.pids[1:], strict=False)):
+        raise ContractError(f"{name}: pids must be unique and in canonical order")
+    step = 65_536
+    if not all(np.isfinite(values[start : start + step]).all() for start in range(0, len(values), step)):
+        raise ContractError(f"{name}: NaN or infinity in the vectors (float16 ends at 65,504)")
+
+
+def write_block(block: Block, directory: Path, name: str) -> None:
+    """Writes `<name>.npy`, `<name>.pids.parquet` (pid, row) and `<name>.json` into `directory`."""
+    check_block(block)
+    with atomic_path(directory / f"{name}.npy") as partial, partial.open("wb") as stream:
+        np.save(stream, block.values)
+    pids = pl.DataFrame({"pid": list(block.pids)}, schema={"pid": pl.String})
+    with atomic_path(directory / f"{name}.pids.parquet") as partial:
+        pids.with_row_index("row").select("pid", pl.col("row").cast(pl.Int64)).write_parquet(
+            partial, compression="zstd", statistics=False
+        )
+    write_json(directory / f"{name}.json", dict(block.about))
+
+
+def read_block(directory: Path, name: str) -> Block:
+    """A block that `write_block` wrote; the values stay on disk (memory map)."""
+    pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
+    about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    block = Block(np.load(directory / f"{name}.npy", mmap_mode="r"), pids, about)
+    check_block(block)
+    return block
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ragged token vectors: those of `pids[i]` are `values[offsets[i]:offsets[i + 1]]`.
+
+    Args:
+        values: (total, d) float16, possibly a memory map.
+        offsets: (n + 1,) int64, ascending from 0 to total; equal neighbours mean no token.
+        pids: n pids in canonical order.
+        about: as in Block.
+    """
+
+    values: Float16Array
+    offsets: npt.NDArray[np.int64]
+    pids: Sequence[str]
+    about: Mapping[str, Any]
+
+
+def check_tokens(tokens: Tokens) -> None:
+    offsets = tokens.offsets
+    if offsets.dtype != np.int64 or offsets.shape != (len(tokens.pids) + 1,):
+        raise ContractError(f"tokens: expected {len(tokens.pids) + 1} int64 offsets, found {offsets.shape}")
+    if offsets[0] != 0 or offsets[-1] != len(tokens.values) or (np.diff(offsets) < 0).any():
+        raise ContractError(f"tokens: offsets must ascend from 0 to {len(tokens.values)}")
+    if tokens.values.ndim != 2 or tokens.values.dtype != np.float16:
+        raise ContractError(f"tokens: expected (total, d) float16, found {tokens.values.shape} {tokens.values.dtype}")
+
+
+def write_tokens(tokens: Tokens, directory: Path, name: str) -> None:
+    """Writes `<name>.npy`, `<name>.offsets.npy`, `<name>.pids.parquet` and `<name>.json`."""
+    check_tokens(tokens)
+    for suffix, array in (("npy", tokens.values), ("offsets.npy", tokens.offsets)):
+        with atomic_path(directory / f"{name}.{suffix}") as partial, partial.open("wb") as stream:
+            np.save(stream, array)
+    with atomic_path(directory / f"{name}.pids.parquet") as partial:
+        pl.DataFrame({"pid": list(tokens.pids), "row": range(len(tokens.pids))}).write_parquet(
+            partial, compression="zstd", statistics=False
+        )
+    write_json(directory / f"{name}.json", dict(tokens.about))
+
+
+def read_tokens(directory: Path, name: str) -> Tokens:
+    """Tokens that `write_tokens` wrote; the vectors stay on disk (memory map)."""
+    pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
+    about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    values = np.load(directory / f"{name}.npy", mmap_mode="r")
+    tokens = Tokens(values, np.load(directory / f"{name}.offsets.npy"), pids, about)
+    check_tokens(tokens)
+    return tokens
