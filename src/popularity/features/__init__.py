@@ -1,0 +1,20 @@
+"""User-behaviour and metadata features (method.md, "User-behaviour and metadata features s").
+
+Three kinds, one module each: `row` from the post alone; `context` label-free statistics over the rows
+that a scheme shows; `label` fitted on labels of fit rows only, causal in time.
+"""
+
+from popularity.features.build import FeaturizeParams, featurize, read_features
+from popularity.features.context import context_features
+from popularity.features.label import label_features
+from popularity.features.row import CATEGORIES, row_features
+
+__all__ = [
+    "CATEGORIES",
+    "FeaturizeParams",
+    "context_features",
+    "featurize",
+    "label_features",
+    "read_features",
+    "row_features",
+]

@@ -1,0 +1,109 @@
+"""Label-free statistics over the posts that a scheme shows (fit + score rows, never dropped ones).
+
+Each function takes exactly the shown posts and returns (pid, its features). The metadata of the test
+part is published, so counts may look at later posts; labels are never read here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from popularity.features.row import days
+
+
+def user_features(posts: pl.LazyFrame) -> pl.LazyFrame:
+    """A user's activity: posts in all and so far, gaps in days (previous, next, mean), same-day posts, classes."""
+    ordered = posts.sort("uid", "posted_at", "pid")
+    gap = days(pl.col("posted_at").diff())
+    per_user = ordered.select(
+        "pid",
+        "uid",
+        user_posts=pl.len().over("uid").cast(pl.Int32),
+        user_posts_before=pl.int_range(pl.len()).over("uid").cast(pl.Int32),
+        user_gap_previous=gap.over("uid"),
+        user_gap_next=days(pl.col("posted_at").shift(-1) - pl.col("posted_at")).over("uid"),
+        user_gap_mean=days(pl.col("posted_at").max() - pl.col("posted_at").min()).over("uid")
+        / (pl.len().over("uid") - 1),
+        user_posts_same_day=pl.len().over("uid", pl.col("posted_at").dt.date()).cast(pl.Int32),
+        user_subcategories=pl.col("subcategory").n_unique().over("uid").cast(pl.Int32),
+        user_subcategory_share=pl.len().over("uid", "subcategory") / pl.len().over("uid"),
+        user_photo_count_change=(pl.col("photo_count") - pl.col("photo_count").shift(1)).over("uid"),
+        user_mean_title_length=pl.col("title").str.len_chars().mean().over("uid"),
+        user_mean_tags_length=pl.col("tags").str.len_chars().mean().over("uid"),
+    )
+    # A user with one post has no gap: 0 / 0 is a missing value, not a number.
+    return per_user.drop("uid").with_columns(pl.col("user_gap_mean").fill_nan(None))
+
+
+def class_features(posts: pl.LazyFrame) -> pl.LazyFrame:
+    """How many posts each of the post's three classes has, and its share of the platform's day."""
+    date = pl.col("posted_at").dt.date()
+    return posts.select(
+        "pid",
+        **{f"{level}_posts": pl.len().over(level).cast(pl.Int32) for level in ("category", "subcategory", "concept")},
+        day_posts=pl.len().over(date).cast(pl.Int32),
+        day_subcategory_share=pl.len().over(date, "subcategory") / pl.len().over(date),
+    )
+
+
+def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
+    """Log document frequency of the post's tags (mean, least, most), and how often its texts recur."""
+    exploded = (
+        posts.select("pid", tag=pl.col("tags").str.to_lowercase().str.extract_all(r"\S+").list.unique())
+        .explode("tag")
+        .drop_nulls("tag")
+    )
+    frequency = exploded.with_columns(log_frequency=pl.len().over("tag").cast(pl.Float64).log())
+    per_post = (
+        frequency.group_by("pid")
+        .agg(
+            tag_frequency_mean=pl.col("log_frequency").sort().mean(),
+            tag_frequency_min=pl.col("log_frequency").min(),
+            tag_frequency_max=pl.col("log_frequency").max(),
+        )
+        .sort("pid")
+    )
+    recurrences = posts.select(
+        "pid",
+        title_posts=pl.len().over("title").cast(pl.Int32),
+        text_posts=pl.len().over("title", "tags").cast(pl.Int32),
+    )
+    return recurrences.join(per_post, on="pid", how="left", validate="1:1")
+
+
+def text_components(posts: pl.DataFrame, components: int, seed: int) -> pl.DataFrame:
+    """TF-IDF of title and tags reduced to `components` columns by truncated SVD (latent semantic analysis).
+
+    Fewer columns come back when the vocabulary is smaller, none when there are no words.
+    """
+    posts = posts.sort("pid")
+    texts = (posts["title"] + " " + posts["tags"]).to_list()
+    result = posts.select("pid")
+    try:
+        matrix = TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32).fit_transform(
+            texts
+        )
+    except ValueError:  # no word occurs twice
+        return result
+    count = min(components, min(matrix.shape) - 1)
+    if count < 1:
+        return result
+    reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix)
+    return result.with_columns(
+        pl.Series(f"text_component_{index:02d}", reduced[:, index].astype(np.float64)) for index in range(count)
+    )
+
+
+def context_features(posts: pl.DataFrame, components: int, seed: int) -> pl.DataFrame:
+    """(pid, every context feature) of the shown posts, sorted by pid."""
+    lazy = posts.lazy()
+    table = lazy.select("pid")
+    for features in (user_features, class_features, tag_features):
+        table = table.join(features(lazy), on="pid", how="left", validate="1:1")
+    frame = table.collect().sort("pid")
+    if components:
+        frame = frame.join(text_components(posts, components, seed), on="pid", how="left", validate="1:1")
+    return frame.sort("pid")

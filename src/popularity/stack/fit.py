@@ -1,0 +1,273 @@
+"""Fits the stack and the baselines beside it in every fold, and predicts the scored rows.
+
+Every number that a fit needs (rounds, encoders, components) comes from the fold's fit rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+
+from popularity.config import Section
+from popularity.features import read_features
+from popularity.schema import PREDICTIONS, SCHEMES, Block, check_table, write_table
+from popularity.splits import rows_of
+from popularity.stack.matrix import Matrix, MatrixEncoder
+from popularity.stack.model import StackModel
+
+logger = logging.getLogger(__name__)
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class TreeParams(Section):
+    """Passed to LightGBM under these names."""
+
+    objective: Literal["regression", "regression_l1", "huber"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    num_leaves: Annotated[int, Field(ge=2)]
+    min_data_in_leaf: Positive
+    feature_fraction: Share
+    bagging_fraction: Share
+    lambda_l2: Annotated[float, Field(ge=0)]
+    cat_smooth: Annotated[float, Field(ge=0)]
+    cat_l2: Annotated[float, Field(ge=0)]
+    min_data_per_group: Positive
+    max_bin: Annotated[int, Field(ge=2, le=255)]
+
+
+@dataclass(frozen=True)
+class StackParams(Section):
+    seed: int
+    seeds: Positive
+    blocks: tuple[Literal["metadata", "image", "text"], ...]
+    components: Annotated[int, Field(ge=0)]
+    uid_category: bool
+    category_min_posts: Positive
+    max_rounds: Positive
+    patience: Positive
+    inner_share: Annotated[float, Field(gt=0, lt=1)]
+    all_schemes: bool
+    threads: Positive
+    trees: TreeParams
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One (scheme, repeat, fold): features of its fit and score rows, and labels of its fit rows."""
+
+    scheme: str
+    repeat: int
+    fold: int
+    fit: pl.DataFrame  # pid, features
+    score: pl.DataFrame  # pid, features
+    label: npt.NDArray[np.float64]  # (fit rows,)
+    posted_at: npt.NDArray[np.int64]  # (fit rows,) microseconds
+
+
+def fit_schemes(
+    posts: pl.DataFrame,
+    splits: pl.DataFrame,
+    features: Path,
+    blocks: Mapping[str, Block],
+    params: StackParams,
+    *,
+    state: Path,
+    model_folder: Path,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Predictions (contract PREDICTIONS) of every model in every scheme, and importance (block, feature, gain).
+
+    Models: `stack` (all blocks), `metadata` (that block alone), `user_mean`, `constant`. The models of
+    `final` are saved into `model_folder`. Finished folds are kept in `state` and not fitted again.
+    """
+    schemes = [name for name in SCHEMES if name != "random" or params.all_schemes]
+    parts: list[pl.DataFrame] = []
+    for (scheme, repeat, fold), rows in rows_of(splits, schemes):
+        finished = state / f"{scheme}-{repeat}-{fold}.parquet"
+        if scheme != "final" and finished.exists():
+            parts.append(pl.read_parquet(finished))
+            continue
+        data = _load_fold((scheme, repeat, fold), rows, posts, features)
+        models = {name: _fit_trees(data, blocks, names, params, name) for name, names in _systems(params).items()}
+        predictions = pl.concat(
+            [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
+            + [_predict_simple(data, params, name) for name in ("user_mean", "constant")]
+        )
+        if scheme == "final":
+            for name, model in models.items():
+                model.save(model_folder / name)
+            importance = _importance(models["stack"], data, blocks)
+        else:
+            write_table(predictions, finished, PREDICTIONS)
+        parts.append(predictions)
+    result = pl.concat(parts).sort(PREDICTIONS.key)
+    check_table(result, PREDICTIONS)
+    return result, importance
+
+
+def _systems(params: StackParams) -> dict[str, tuple[str, ...]]:
+    """The blocks of each tree model."""
+    return {"stack": params.blocks, "metadata": ("metadata",)}
+
+
+def _load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
+    features = read_features(folder, *key, rows)
+    roles = dict(rows.iter_rows())
+    is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
+    fit = features.filter(is_fit)
+    facts = fit.select("pid").join(posts.select("pid", "label", "posted_at"), on="pid", how="left", validate="1:1")
+    return Fold(
+        *key,
+        fit=fit,
+        score=features.filter(~is_fit),
+        label=facts["label"].to_numpy(),
+        posted_at=facts["posted_at"].to_physical().to_numpy(),
+    )
+
+
+def _fit_trees(
+    data: Fold, blocks: Mapping[str, Block], names: tuple[str, ...], params: StackParams, model: str
+) -> StackModel:
+    """Encoders and one booster a seed; the number of rounds comes from the last part of the fit rows."""
+    started = time.perf_counter()
+    encoder = MatrixEncoder.fit(
+        data.fit,
+        blocks,
+        names=names,
+        components=params.components,
+        uid_category=params.uid_category,
+        category_min_posts=params.category_min_posts,
+    )
+    matrix = encoder.apply(data.fit, blocks)
+    rounds = _learn_rounds(matrix, data, params)
+    boosters = [
+        lgb.train(_lightgbm(params, seed), _dataset(matrix, data.label, params), num_boost_round=rounds)
+        for seed in _seeds(params)
+    ]
+    logger.info(
+        "%-8s repeat %d fold %d  %-8s  %5d fit rows  %4d columns  %4d trees  %5.1f s",
+        data.scheme, data.repeat, data.fold, model,
+        len(data.label), len(matrix.names), rounds * len(boosters), time.perf_counter() - started,
+    )  # fmt: skip
+    return StackModel(encoder, boosters)
+
+
+def _learn_rounds(matrix: Matrix, data: Fold, params: StackParams) -> int:
+    """Rounds at which the error on the last `inner_share` of the fit rows, by time, is least."""
+    order = np.argsort(data.posted_at, kind="stable")
+    cut = round(len(order) * (1 - params.inner_share))
+    before, after = np.sort(order[:cut]), np.sort(order[cut:])
+    if len(before) == 0 or len(after) == 0:
+        return 1
+    train = _dataset(matrix, data.label, params, before)
+    booster = lgb.train(
+        _lightgbm(params, params.seed),
+        train,
+        num_boost_round=params.max_rounds,
+        valid_sets=[_dataset(matrix, data.label, params, after, reference=train)],
+        callbacks=[lgb.early_stopping(params.patience, verbose=False)],
+    )
+    return max(1, booster.best_iteration)
+
+
+def _dataset(
+    matrix: Matrix,
+    label: npt.NDArray[np.float64],
+    params: StackParams,
+    rows: npt.NDArray[np.int64] | None = None,
+    reference: lgb.Dataset | None = None,
+) -> lgb.Dataset:
+    chosen = slice(None) if rows is None else rows
+    return lgb.Dataset(
+        matrix.values[chosen],
+        label[chosen],
+        reference=reference,
+        feature_name=list(matrix.names),
+        categorical_feature=list(matrix.categorical),
+        params={"max_bin": params.trees.max_bin, "num_threads": params.threads, "verbosity": -1, "seed": params.seed},
+    )
+
+
+def _lightgbm(params: StackParams, seed: int) -> dict[str, Any]:
+    """LightGBM's parameters: the tunable ones and those that make the bytes repeatable."""
+    return {
+        **asdict(params.trees),
+        "bagging_freq": 1,
+        "seed": seed,
+        "num_threads": params.threads,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+    }
+
+
+def _seeds(params: StackParams) -> list[int]:
+    return [params.seed + offset for offset in range(params.seeds)]
+
+
+def _predict_trees(
+    data: Fold, blocks: Mapping[str, Block], model: StackModel, params: StackParams, name: str
+) -> pl.DataFrame:
+    if data.score.is_empty():
+        return _predictions(data, name, {})
+    each = model.predict_each(model.encoder.apply(data.score, blocks))
+    return _predictions(data, name, dict(zip(_seeds(params), each, strict=True)))
+
+
+def _predict_simple(data: Fold, params: StackParams, name: str) -> pl.DataFrame:
+    """`constant`: the median label of the fit rows. `user_mean`: the user's mean, shrunk to the overall mean."""
+    if name == "constant":
+        values = np.full(data.score.height, np.median(data.label))
+    else:
+        overall = float(data.label.mean())
+        users = (
+            data.fit.select("uid", label=pl.Series(data.label))
+            .group_by("uid")
+            .agg(mean=(pl.col("label").sum() + USER_PRIOR * overall) / (pl.len() + USER_PRIOR))
+        )
+        joined = data.score.select("uid").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
+        values = joined["mean"].fill_null(overall).to_numpy()
+    return _predictions(data, name, {params.seed: values} if data.score.height else {})
+
+
+USER_PRIOR = 1.0  # posts' worth of the overall mean in `user_mean`
+
+
+def _predictions(data: Fold, model: str, by_seed: dict[int, npt.NDArray[np.float64]]) -> pl.DataFrame:
+    schema = {name: column.dtype for name, column in PREDICTIONS.columns.items()}
+    frames = [
+        pl.DataFrame(
+            {
+                "pid": data.score["pid"],
+                "scheme": data.scheme,
+                "repeat": data.repeat,
+                "fold": data.fold,
+                "seed": seed,
+                "model": model,
+                "prediction": values,
+            },
+            schema=schema,
+        )
+        for seed, values in by_seed.items()
+    ]
+    return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
+
+
+def _importance(model: StackModel, data: Fold, blocks: Mapping[str, Block]) -> pl.DataFrame:
+    """(block, feature, gain): total gain over the boosters, largest first."""
+    matrix = model.encoder.apply(data.fit.head(1), blocks)
+    gain = np.sum([booster.feature_importance("gain") for booster in model.boosters], axis=0)
+    frame = pl.DataFrame({"block": matrix.blocks, "feature": matrix.names, "gain": gain})
+    return frame.sort(["gain", "feature"], descending=[True, False])

@@ -1,0 +1,69 @@
+"""The fitted stack: encoders and boosters together, saved as text and plain arrays, loaded without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from popularity.files import write_json, write_text
+from popularity.schema import Block
+from popularity.stack.matrix import BlockReducer, CategoryEncoder, Matrix, MatrixEncoder
+
+
+@dataclass(frozen=True)
+class StackModel:
+    """One encoder and a booster per seed; the prediction is the mean over the boosters."""
+
+    encoder: MatrixEncoder
+    boosters: Sequence[lgb.Booster]
+
+    def predict_each(self, matrix: Matrix) -> npt.NDArray[np.float64]:
+        """(seeds, n) predicted labels."""
+        return np.stack([np.asarray(booster.predict(matrix.values)) for booster in self.boosters])
+
+    def predict(self, features: pl.DataFrame, blocks: Mapping[str, Block]) -> npt.NDArray[np.float64]:
+        """(n,) predicted labels of `features` (pid, features)."""
+        return self.predict_each(self.encoder.apply(features, blocks)).mean(axis=0)
+
+    def save(self, folder: Path) -> None:
+        """Writes encoder.json, <block>.npz and booster_<seed position>.txt into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder / "encoder.json",
+            {
+                "numeric": list(self.encoder.numeric),
+                "categories": [[column, dict(codes)] for column, codes in self.encoder.categories.codes.items()],
+                "reducers": list(self.encoder.reducers),
+                "boosters": len(self.boosters),
+            },
+        )
+        for name, reducer in self.encoder.reducers.items():
+            arrays = {"mean": reducer.mean}
+            if reducer.components is not None:
+                arrays["components"] = reducer.components
+            with (folder / f"{name}.npz").open("wb") as stream:
+                np.savez(stream, allow_pickle=False, **arrays)
+        for position, booster in enumerate(self.boosters):
+            write_text(folder / f"booster_{position}.txt", booster.model_to_string())
+
+    @classmethod
+    def load(cls, folder: Path) -> StackModel:
+        """The model that `save` wrote."""
+        stored = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        reducers = {}
+        for name in stored["reducers"]:
+            with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+                reducers[name] = BlockReducer(arrays["mean"], arrays.get("components"))
+        categories = CategoryEncoder({column: dict(codes) for column, codes in stored["categories"]})
+        boosters = [
+            lgb.Booster(model_str=(folder / f"booster_{position}.txt").read_text(encoding="utf-8"))
+            for position in range(stored["boosters"])
+        ]
+        return cls(MatrixEncoder(tuple(stored["numeric"]), categories, reducers), boosters)

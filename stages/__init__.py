@@ -1,0 +1,10 @@
+"""The stages of dvc.yaml, one module each.
+
+A queued experiment runs in a copy of the repository: the library beside these files must win over
+the one that was installed, or the copy would run the code of another working tree.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))

@@ -1,0 +1,37 @@
+"""Computes the metadata and user-behaviour features of every scheme.
+
+Reads posts.parquet, images.parquet (picture headers) and splits.parquet; writes a folder with
+row.parquet, context.parquet and label.parquet.
+
+    python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
+        --splits data/interim/splits.parquet --out data/features
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.features import FeaturizeParams, featurize
+from popularity.files import atomic_directory
+from popularity.schema import FOLDS, IMAGES, POSTS, read_table
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    parser.add_argument("--posts", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--splits", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resources", type=Path, required=True)
+    args = parser.parse_args(argv)
+    params = load_params("featurize", FeaturizeParams, args.params)
+    with measured("featurize", args.resources), atomic_directory(args.out) as out:
+        tables = (read_table(args.posts, POSTS), read_table(args.images, IMAGES), read_table(args.splits, FOLDS))
+        featurize(*tables, params, out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,36 @@
+"""Makes the validation schemes, once, as an artifact.
+
+Reads posts.parquet; writes splits.parquet (scheme, repeat, fold, pid, role) and a summary.
+
+    python -m stages.split --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
+        --report reports/split.json
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.files import write_json
+from popularity.schema import FOLDS, POSTS, read_table, write_table
+from popularity.splits import SplitParams, make_splits
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    parser.add_argument("--posts", type=Path, required=True)
+    parser.add_argument("--splits", type=Path, required=True)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--resources", type=Path, required=True)
+    args = parser.parse_args(argv)
+    params = load_params("split", SplitParams, args.params)
+    with measured("split", args.resources):
+        splits, report = make_splits(read_table(args.posts, POSTS), params)
+        write_table(splits, args.splits, FOLDS)
+        write_json(args.report, report)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,61 @@
+"""Fits LightGBM on metadata and dense blocks in every scheme, then on all training posts.
+
+Reads posts, splits, features and the blocks of both encoders; writes predictions.parquet and
+importance.csv, and the models of the final fit. The scheme `random`, which flatters every model, is
+fitted only with --all-schemes or stack.all_schemes.
+
+    python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
+        --features data/features --image data/embeddings/image --text data/embeddings/text \
+        --predictions data/stack --models models/stack
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint, resume_state
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_block, read_table, write_table
+from popularity.stack import StackParams, fit_schemes
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    for name in ("posts", "splits", "features", "image", "text", "predictions", "models", "resources"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--state", type=Path, default=STATE_ROOT)
+    parser.add_argument("--all-schemes", action="store_true", help="fit the scheme random too")
+    args = parser.parse_args(argv)
+    params = load_params("stack", StackParams, args.params)
+    params = replace(params, all_schemes=params.all_schemes or args.all_schemes)
+    key = fingerprint(asdict(params), args.posts, args.splits, args.features, args.image, args.text)
+    blocks = {
+        "image": read_block(args.image, "pooled"),
+        "title": read_block(args.text, "title"),
+        "tags": read_block(args.text, "tags"),
+    }
+    with (
+        measured("stack", args.resources),
+        resume_state("stack", key, args.state) as state,
+        atomic_directory(args.models) as models,
+        atomic_directory(args.predictions) as out,
+    ):
+        predictions, importance = fit_schemes(
+            read_table(args.posts, POSTS),
+            read_table(args.splits, FOLDS),
+            args.features,
+            blocks,
+            params,
+            state=state,
+            model_folder=models,
+        )
+        write_table(predictions, out / "predictions.parquet", PREDICTIONS)
+        with atomic_path(out / "importance.csv") as partial:
+            importance.write_csv(partial)
+
+
+if __name__ == "__main__":
+    run(main)
