@@ -58,6 +58,7 @@ class StackParams(Section):
     category_min_posts: Positive
     max_rounds: Positive
     patience: Positive
+    inner_cuts: Positive
     inner_share: Annotated[float, Field(gt=0, lt=1)]
     all_schemes: bool
     threads: Positive
@@ -165,35 +166,32 @@ def _fit_trees(
 
 
 def _learn_rounds(matrix: Matrix, data: Fold, params: StackParams) -> int:
-    """Rounds at which the error on the last `inner_share` of the fit rows, by time, is least."""
+    """Rounds at which the mean error over the inner cuts of the fit rows is least.
+
+    Each inner cut fits on the rows before a slice of time and scores that slice; the slices are the last
+    `inner_cuts` of length `inner_share`. One cut alone was seen to stop anywhere between 10 and 450 rounds.
+    """
     order = np.argsort(data.posted_at, kind="stable")
-    cut = round(len(order) * (1 - params.inner_share))
-    before, after = np.sort(order[:cut]), np.sort(order[cut:])
-    if len(before) == 0 or len(after) == 0:
-        return 1
-    train = _dataset(matrix, data.label, params, before)
-    booster = lgb.train(
+    length = max(1, round(len(order) * params.inner_share))
+    starts = [len(order) - length * cut for cut in range(1, params.inner_cuts + 1)]
+    cuts = [(np.sort(order[:start]), np.sort(order[start : start + length])) for start in starts if start >= length]
+    if not cuts:
+        return params.max_rounds
+    history = lgb.cv(
         _lightgbm(params, params.seed),
-        train,
+        _dataset(matrix, data.label, params),
         num_boost_round=params.max_rounds,
-        valid_sets=[_dataset(matrix, data.label, params, after, reference=train)],
+        folds=cuts,
         callbacks=[lgb.early_stopping(params.patience, verbose=False)],
     )
-    return max(1, booster.best_iteration)
+    (errors,) = (values for name, values in history.items() if name.endswith("-mean"))
+    return len(errors)
 
 
-def _dataset(
-    matrix: Matrix,
-    label: npt.NDArray[np.float64],
-    params: StackParams,
-    rows: npt.NDArray[np.int64] | None = None,
-    reference: lgb.Dataset | None = None,
-) -> lgb.Dataset:
-    chosen = slice(None) if rows is None else rows
+def _dataset(matrix: Matrix, label: npt.NDArray[np.float64], params: StackParams) -> lgb.Dataset:
     return lgb.Dataset(
-        matrix.values[chosen],
-        label[chosen],
-        reference=reference,
+        matrix.values,
+        label,
         feature_name=list(matrix.names),
         categorical_feature=list(matrix.categorical),
         params={"max_bin": params.trees.max_bin, "num_threads": params.threads, "verbosity": -1, "seed": params.seed},

@@ -1,0 +1,55 @@
+# Everything starts here: `make help`.
+VENV ?= .venv
+PYTHON ?= python3.11
+
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)/src
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+# The environment is named after the lock it was made from: a changed lock makes it anew.
+READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
+
+.DEFAULT_GOAL := help
+.PHONY: help env repro dataset weights test lint clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  VENV=path uses the environment at path instead of .venv"
+
+env: $(READY) ## create the environment (6 GB; once)
+
+$(READY): requirements.lock
+	@echo "==> creating the environment in $(VENV) from requirements.lock"
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+repro: env ## run the whole graph: data -> validated submission and score table
+	@echo "==> dvc repro (profile and data set: params.yaml)"
+	dvc repro
+	@python -m popularity.resources reports/resources
+	@python -m popularity.evaluation reports/scores.csv
+	@python -m popularity.submission submissions
+
+dataset: env ## choose a data set in the official layout: make dataset ROOT=path
+	@test -n "$(ROOT)" || { echo "error: say which: make dataset ROOT=path/to/data" >&2; exit 1; }
+	python -m popularity.dataset "$(ROOT)"
+
+weights: env ## fetch the hub encoders named in params.yaml, once
+	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights
+
+test: env ## run all tests
+	python -m pytest
+
+lint: env ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+clean: ## remove what runs and tools leave behind (not the environment, not the DVC cache)
+	rm -rf .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
