@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Section:
     """Base of every section's dataclass: unknown keys are errors, and no type is coerced."""
 
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
+    __pydantic_config__: typing.ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from popularity.config import Section
 from popularity.features import read_features
 from popularity.schema import PREDICTIONS, SCHEMES, Block, check_table, write_table
 from popularity.splits import rows_of
-from popularity.stack.matrix import Matrix, MatrixEncoder
+from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
 from popularity.stack.model import StackModel
 
 logger = logging.getLogger(__name__)
@@ -52,10 +52,7 @@ class TreeParams(Section):
 class StackParams(Section):
     seed: int
     seeds: Positive
-    blocks: tuple[Literal["metadata", "image", "text"], ...]
-    components: Annotated[int, Field(ge=0)]
-    uid_category: bool
-    category_min_posts: Positive
+    columns: EncoderParams
     max_rounds: Positive
     patience: Positive
     inner_cuts: Positive
@@ -101,7 +98,7 @@ def fit_schemes(
             parts.append(pl.read_parquet(finished))
             continue
         data = _load_fold((scheme, repeat, fold), rows, posts, features)
-        models = {name: _fit_trees(data, blocks, names, params, name) for name, names in _systems(params).items()}
+        models = {name: _fit_trees(data, blocks, columns, params, name) for name, columns in _systems(params).items()}
         predictions = pl.concat(
             [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
             + [_predict_simple(data, params, name) for name in ("user_mean", "constant")]
@@ -118,9 +115,9 @@ def fit_schemes(
     return result, importance
 
 
-def _systems(params: StackParams) -> dict[str, tuple[str, ...]]:
-    """The blocks of each tree model."""
-    return {"stack": params.blocks, "metadata": ("metadata",)}
+def _systems(params: StackParams) -> dict[str, EncoderParams]:
+    """What each tree model sees."""
+    return {"stack": params.columns, "metadata": replace(params.columns, blocks=("metadata",))}
 
 
 def _load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
@@ -139,19 +136,11 @@ def _load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFram
 
 
 def _fit_trees(
-    data: Fold, blocks: Mapping[str, Block], names: tuple[str, ...], params: StackParams, model: str
+    data: Fold, blocks: Mapping[str, Block], columns: EncoderParams, params: StackParams, model: str
 ) -> StackModel:
     """Encoders and one booster a seed; the number of rounds comes from the last part of the fit rows."""
     started = time.perf_counter()
-    encoder = MatrixEncoder.fit(
-        data.fit,
-        blocks,
-        names=names,
-        components=params.components,
-        uid_category=params.uid_category,
-        category_min_posts=params.category_min_posts,
-    )
-    matrix = encoder.apply(data.fit, blocks)
+    encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, columns)
     rounds = _learn_rounds(matrix, data, params)
     boosters = [
         lgb.train(_lightgbm(params, seed), _dataset(matrix, data.label, params), num_boost_round=rounds)
@@ -177,7 +166,7 @@ def _learn_rounds(matrix: Matrix, data: Fold, params: StackParams) -> int:
     cuts = [(np.sort(order[:start]), np.sort(order[start : start + length])) for start in starts if start >= length]
     if not cuts:
         return params.max_rounds
-    history = lgb.cv(
+    history: Mapping[str, Any] = lgb.cv(
         _lightgbm(params, params.seed),
         _dataset(matrix, data.label, params),
         num_boost_round=params.max_rounds,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import Field
 from sklearn.decomposition import PCA
 
+from popularity.config import Section
 from popularity.errors import ContractError
 from popularity.features import CATEGORIES
 from popularity.schema import Block
-
-FloatArray = npt.NDArray[np.float32]
+from popularity.stack.heads import FloatArray, RidgeHead, fit_head
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class BlockReducer:
     def apply(self, values: npt.NDArray[np.floating[Any]]) -> FloatArray:
         """(n, k) projections of (n, d) vectors."""
         vectors = np.asarray(values, dtype=np.float32)
-        return vectors if self.components is None else (vectors - self.mean) @ self.components.T
+        if self.components is None:
+            return vectors
+        return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
 def block_scalars(name: str, blocks: Mapping[str, Block], pids: Sequence[str]) -> dict[str, FloatArray]:
@@ -132,38 +135,65 @@ def block_rows(blocks: Mapping[str, Block], name: str, pids: Sequence[str]) -> F
 
 
 @dataclass(frozen=True)
+class EncoderParams(Section):
+    """How features and blocks become columns."""
+
+    blocks: tuple[Literal["metadata", "image", "text"], ...]
+    components: Annotated[int, Field(ge=0)]
+    heads: tuple[Literal["image", "text"], ...]
+    head_folds: Annotated[int, Field(ge=2)]
+    head_penalties: tuple[Annotated[float, Field(gt=0)], ...]
+    uid_category: bool
+    category_min_posts: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
 class MatrixEncoder:
     """Everything fitted that turns features and blocks into a Matrix."""
 
     numeric: tuple[str, ...]
     categories: CategoryEncoder
     reducers: Mapping[str, BlockReducer]
+    heads: Mapping[str, RidgeHead]
 
     @classmethod
     def fit(
-        cls,
-        features: pl.DataFrame,
-        blocks: Mapping[str, Block],
-        *,
-        names: Sequence[str],
-        components: int,
-        uid_category: bool,
-        category_min_posts: int,
-    ) -> MatrixEncoder:
-        """Fits on `features` (pid, features), which must hold the fit rows of a fold and nothing else."""
-        categories = [column for column in CATEGORIES if uid_category or column != "uid"]
-        metadata = "metadata" in names
+        cls, features: pl.DataFrame, label: npt.NDArray[np.float64], blocks: Mapping[str, Block], params: EncoderParams
+    ) -> tuple[MatrixEncoder, Matrix]:
+        """The encoder fitted on `features` (pid, features), which hold the fit rows of a fold, and their matrix.
+
+        The matrix of the fit rows comes from here and not from `apply`: its head columns are out of fold.
+        """
+        metadata = "metadata" in params.blocks
+        categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
         numeric = tuple(column for column in features.columns if column not in ("pid", *CATEGORIES)) if metadata else ()
-        reducers = {}
-        for name in names:
+        encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
+        reducers: dict[str, BlockReducer] = {}
+        heads: dict[str, RidgeHead] = {}
+        out_of_fold: dict[str, FloatArray] = {}
+        for name in params.blocks:
             if name in BLOCK_PARTS:
                 vectors = block_rows(blocks, name, features["pid"].to_list())
-                reducers[name] = BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], components)
-        encoder = CategoryEncoder.fit(features, categories if metadata else (), category_min_posts)
-        return cls(numeric, encoder, reducers)
+                reducers[name] = BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.components)
+                if name in params.heads:
+                    heads[name], out_of_fold[name] = fit_head(
+                        vectors,
+                        label,
+                        features["uid"].to_numpy(),
+                        folds=params.head_folds,
+                        penalties=params.head_penalties,
+                        seed=0,
+                    )
+        fitted = cls(numeric, encoder, reducers, heads)
+        return fitted, fitted._matrix(features, blocks, out_of_fold)
 
     def apply(self, features: pl.DataFrame, blocks: Mapping[str, Block]) -> Matrix:
-        """The matrix of `features` (pid, features), in its row order."""
+        """The matrix of posts that were not fitted on: `features` (pid, features), in its row order."""
+        return self._matrix(features, blocks, None)
+
+    def _matrix(
+        self, features: pl.DataFrame, blocks: Mapping[str, Block], out_of_fold: Mapping[str, FloatArray] | None
+    ) -> Matrix:
         pids = features["pid"].to_list()
         codes = self.categories.apply(features) if self.categories.codes else pl.DataFrame()
         parts: list[FloatArray] = []
@@ -175,8 +205,12 @@ class MatrixEncoder:
                 names += frame.columns
                 origin += ["metadata"] * frame.width
         for name, reducer in self.reducers.items():
-            reduced = reducer.apply(block_rows(blocks, name, pids))
+            vectors = block_rows(blocks, name, pids)
+            reduced = reducer.apply(vectors)
             scalars = block_scalars(name, blocks, pids)
+            if name in self.heads:
+                head = self.heads[name].predict(vectors) if out_of_fold is None else out_of_fold[name]
+                scalars[f"{name}_head"] = head
             parts += [reduced, *(column[:, None] for column in scalars.values())]
             names += [f"{name}_component_{index:03d}" for index in range(reduced.shape[1])] + list(scalars)
             origin += [name] * (reduced.shape[1] + len(scalars))

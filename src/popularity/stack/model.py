@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
@@ -14,6 +15,7 @@ import polars as pl
 
 from popularity.files import write_json, write_text
 from popularity.schema import Block
+from popularity.stack.heads import RidgeHead
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, Matrix, MatrixEncoder
 
 
@@ -30,7 +32,8 @@ class StackModel:
 
     def predict(self, features: pl.DataFrame, blocks: Mapping[str, Block]) -> npt.NDArray[np.float64]:
         """(n,) predicted labels of `features` (pid, features)."""
-        return self.predict_each(self.encoder.apply(features, blocks)).mean(axis=0)
+        mean: npt.NDArray[np.float64] = self.predict_each(self.encoder.apply(features, blocks)).mean(axis=0)
+        return mean
 
     def save(self, folder: Path) -> None:
         """Writes encoder.json, <block>.npz and booster_<seed position>.txt into `folder`."""
@@ -45,9 +48,12 @@ class StackModel:
             },
         )
         for name, reducer in self.encoder.reducers.items():
-            arrays = {"mean": reducer.mean}
+            arrays: dict[str, npt.NDArray[Any]] = {"mean": reducer.mean}
             if reducer.components is not None:
                 arrays["components"] = reducer.components
+            if name in self.encoder.heads:
+                head = self.encoder.heads[name]
+                arrays |= {"head_mean": head.mean, "head_scale": head.scale, "head_weights": head.weights}
             with (folder / f"{name}.npz").open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
         for position, booster in enumerate(self.boosters):
@@ -57,13 +63,15 @@ class StackModel:
     def load(cls, folder: Path) -> StackModel:
         """The model that `save` wrote."""
         stored = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-        reducers = {}
+        reducers, heads = {}, {}
         for name in stored["reducers"]:
             with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
                 reducers[name] = BlockReducer(arrays["mean"], arrays.get("components"))
+                if "head_weights" in arrays:
+                    heads[name] = RidgeHead(arrays["head_mean"], arrays["head_scale"], arrays["head_weights"])
         categories = CategoryEncoder({column: dict(codes) for column, codes in stored["categories"]})
         boosters = [
             lgb.Booster(model_str=(folder / f"booster_{position}.txt").read_text(encoding="utf-8"))
             for position in range(stored["boosters"])
         ]
-        return cls(MatrixEncoder(tuple(stored["numeric"]), categories, reducers), boosters)
+        return cls(MatrixEncoder(tuple(stored["numeric"]), categories, reducers, heads), boosters)

@@ -1,0 +1,39 @@
+"""Checks a data set and makes it the one that `dvc repro` works on; `make dataset ROOT=<folder>` calls it.
+
+    python -m popularity.dataset ROOT [--params params.yaml] [--packed data/raw] [--shard-mb 1000]
+
+ROOT is in the official layout and is never written to. A folder of pictures is packed into tar shards below
+--packed, once; then the absolute path of the prepared data set goes into params.yaml as dataset.root.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE
+from popularity.dataset.preparation import prepare, set_root, summary
+from popularity.stage import run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m popularity.dataset",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("root", type=Path, help="data set in the official layout")
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    parser.add_argument("--packed", type=Path, default=Path("data/raw"), help="folder for packed copies")
+    parser.add_argument("--shard-mb", type=int, default=1000, help="largest size of a tar shard, in 10^6 bytes")
+    args = parser.parse_args(argv)
+    root, report = prepare(args.root, args.packed, args.shard_mb * 1_000_000)
+    before = set_root(args.params, root)
+    print(summary(report))
+    print(f"{args.params}: dataset.root: {before} -> {root}")
+    print("next: dvc repro")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,323 @@
+"""Raw files in the official layout to the tables posts, users and quarantine, with a report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from popularity.dataset.layout import PartFiles, find_parts
+from popularity.dataset.parsing import EARLIEST, LATEST, MISSING, Parser, Quarantine, Rows, from_seconds, integers
+from popularity.dataset.reading import JsonTable, read_lines
+from popularity.dataset.report import LEVELS, Notes, summarise
+from popularity.dataset.users import USER_FIELDS, UserVectors, holds_vectors, user_columns
+from popularity.errors import DataError
+from popularity.schema import POSTS, QUARANTINE, USERS, check_table, class_key
+
+log = logging.getLogger(__name__)
+
+FINEST_GEO_ACCURACY = 16
+
+_IDS = {"uid": ("Uid",), "pid": ("Pid",)}
+_FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "category": {name: (name,) for name in ("Category", "Subcategory", "Concept")},
+    "text": {name: (name,) for name in ("Title", "Mediatype", "Alltags")},
+    "temporalspatial": {name: (name,) for name in ("Postdate", "Latitude", "Longitude", "Geoaccuracy")},
+    "additional": {name: (name,) for name in ("Pathalias", "Ispublic", "Mediastatus")},
+}
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A data set as tables that keep the contracts POSTS, USERS and QUARANTINE, and what was found on the way."""
+
+    posts: pl.DataFrame
+    users: pl.DataFrame
+    quarantine: pl.DataFrame
+    report: dict[str, Any]
+
+
+def ingest(root: Path) -> Ingested:
+    """The data set under `root`, checked.
+
+    Values that are merely implausible become null (a date: the median of its part) and an entry of
+    `quarantine`; no post is lost. The test labels are never looked for.
+
+    Raises:
+        DataError: unknown layout, a missing file, broken JSON, files that do not belong together row by row,
+            a duplicate pid, a label that is no finite number, or a Postdate that is no integer.
+    """
+    parts = find_parts(root)
+    quarantine, notes, users = Quarantine(), Notes(), UserVectors()
+    posts = []
+    files = sum(len(part.files) for part in parts)
+    with tqdm(total=files, desc="ingest", unit="file") as progress:
+        for part in parts:
+            posts.append(_read_part(part, quarantine, notes, users, progress))
+    table = pl.concat(posts).sort(POSTS.key)
+    _refuse_shared_pids(table, parts)
+    user_table, differing = users.table()
+    entries = quarantine.table()
+    for frame, contract in ((table, POSTS), (user_table, USERS), (entries, QUARANTINE)):
+        check_table(frame, contract)
+    if len(parts) == 1:
+        log.info("%s has no test part: posts hold the training part only, and no submission can be made", root)
+    if len(entries):
+        log.info("%d values could not be used as published; see the report and the quarantine table", len(entries))
+    notes.users_with_differing_vectors = differing
+    report = summarise(root, parts, table, entries, notes)
+    return Ingested(table, user_table, entries, report)
+
+
+def _read_part(
+    part: PartFiles, quarantine: Quarantine, notes: Notes, users: UserVectors, progress: tqdm[Any]
+) -> pl.DataFrame:
+    """The posts of one part in file order. Each file is parsed to typed columns before the next is opened."""
+    reader = _PartReader(part, quarantine, notes)
+    columns: dict[str, pl.Series] = {}
+    for role, read in (
+        ("category", reader.categories),
+        ("text", reader.texts),
+        ("temporalspatial", reader.times_and_places),
+        ("additional", reader.additional),
+        ("images", reader.image_paths),
+        ("label", reader.labels),
+        ("user", lambda: reader.user_columns(users)),
+    ):
+        progress.set_postfix_str(part.files[role].name if role in part.files else "")
+        columns |= read()
+        progress.update(role in part.files)
+    frame = pl.DataFrame(columns).with_columns(
+        pl.lit(part.split).alias("split"), pl.int_range(pl.len(), dtype=pl.Int64).alias("source_index")
+    )
+    return frame.select(list(POSTS.columns))
+
+
+class _PartReader:
+    """Reads the files of one part; the category file comes first, and all others must follow its rows."""
+
+    def __init__(self, part: PartFiles, quarantine: Quarantine, notes: Notes) -> None:
+        self.part, self.quarantine, self.notes = part, quarantine, notes
+        self.uids = self.pids = pl.Series(dtype=pl.String)
+
+    def categories(self) -> dict[str, pl.Series]:
+        frame = self._table("category")
+        path = self.part.files["category"]
+        for name in _IDS:
+            _refuse_unusable_ids(frame[name], _IDS[name][0], path)
+        self.uids, self.pids = frame["uid"], frame["pid"]
+        if self.pids.is_duplicated().any():
+            pid = self.pids.filter(self.pids.is_duplicated())[0]
+            first, second = (self.pids == pid).arg_true()[:2]
+            raise DataError(
+                f"Pid {pid} occurs again; its first row is {first}", file=path, row=second, expected="each Pid once"
+            )
+        parser = self._parser("category")
+        names = frame.select("Category", "Subcategory", "Concept")
+        names = names.with_columns(parser.text(column.name, column) for column in names)
+        for level, column in zip(LEVELS, names, strict=True):
+            self.notes.empty_class_names[level] += int((column == "").sum())
+        # Paths repeat: each is joined once.
+        paths = names.unique(maintain_order=True)
+        keys = {level: [class_key(*path[: depth + 1]) for path in paths.rows()] for depth, level in enumerate(LEVELS)}
+        joined = names.join(
+            paths.with_columns(pl.Series(level, values, dtype=pl.String) for level, values in keys.items()),
+            on=names.columns,
+            how="left",
+            maintain_order="left",
+            validate="m:1",
+        )
+        return {"pid": self.pids, "uid": self.uids, **{level: joined[level] for level in LEVELS}}
+
+    def texts(self) -> dict[str, pl.Series]:
+        frame, parser = self._aligned_table("text"), self._parser("text")
+        columns = {"title": "Title", "tags": "Alltags", "media_type": "Mediatype"}
+        return {name: parser.text(source, frame[source]) for name, source in columns.items()}
+
+    def times_and_places(self) -> dict[str, pl.Series]:
+        frame, parser = self._aligned_table("temporalspatial"), self._parser("temporalspatial")
+        accuracy = parser.integer("Geoaccuracy", frame["Geoaccuracy"], 0, FINEST_GEO_ACCURACY, "set to 0")
+        return {
+            "posted_at": self._post_dates(frame["Postdate"], parser),
+            "latitude": parser.number("Latitude", frame["Latitude"], -90, 90),
+            "longitude": parser.number("Longitude", frame["Longitude"], -180, 180),
+            "geo_accuracy": accuracy.fill_null(0).cast(pl.Int8),
+        }
+
+    def _post_dates(self, texts: pl.Series, parser: Parser) -> pl.Series:
+        path = self.part.files["temporalspatial"]
+        seconds = integers(texts)
+        if seconds.null_count():
+            row = int(seconds.is_null().arg_true()[0])
+            raise DataError(
+                f"Postdate {texts[row]!r} is not an integer", file=path, row=row, expected="unix time in seconds"
+            )
+        low, high = int(EARLIEST.timestamp()), int(LATEST.timestamp())
+        plausible = seconds.is_between(low, high)
+        if not plausible.any():
+            raise DataError(
+                f"no Postdate lies between 1970 and 2100; the first is {texts[0]}",
+                file=path,
+                row=0,
+                expected="unix time in seconds (not milliseconds)",
+            )
+        valid = seconds.filter(plausible).sort()
+        median = int(valid[len(valid) // 2])
+        action = f"set to the median date of the {self.part.split} part"
+        parser.quarantine.add(parser.rows, "Postdate", texts, ~plausible, "outside 1970 to 2100", action)
+        return from_seconds(seconds.set(~plausible, median))
+
+    def additional(self) -> dict[str, pl.Series]:
+        frame, parser = self._aligned_table("additional"), self._parser("additional")
+        alias = frame["Pathalias"].str.strip_chars()
+        return {
+            "has_path_alias": ~alias.is_in(MISSING).fill_null(True),
+            "is_public": parser.flag("Ispublic", frame["Ispublic"]),
+            "media_status": parser.text("Mediastatus", frame["Mediastatus"]),
+        }
+
+    def image_paths(self) -> dict[str, pl.Series]:
+        paths = self._lines("images")
+        frame = pl.DataFrame({"uid": self.uids, "pid": self.pids})
+        expected = frame.select(pl.format(f"{self.part.split}/{{}}/{{}}.jpg", "uid", "pid")).to_series()
+        _refuse_difference(paths, expected, "picture path", self.part.files["images"], self.part.files["category"])
+        return {"image_path": expected}
+
+    def labels(self) -> dict[str, pl.Series]:
+        if "label" not in self.part.files:
+            return {"label": pl.repeat(None, len(self.pids), dtype=pl.Float64, eager=True)}
+        texts = self._lines("label")
+        labels = texts.cast(pl.Float64, strict=False)
+        unusable = ~labels.is_finite().fill_null(False)
+        if unusable.any():
+            row = int(unusable.arg_true()[0])
+            raise DataError(
+                f"label {texts[row]!r} is no finite number",
+                file=self.part.files["label"],
+                row=row,
+                expected="one number a line: log2(views + 1)",
+            )
+        return {"label": labels}
+
+    def user_columns(self, users: UserVectors) -> dict[str, pl.Series]:
+        path = self.part.files["user"]
+        table = JsonTable(path, {**_IDS, **USER_FIELDS}, required=())
+        ids = pl.DataFrame({"uid": self.uids, "pid": self.pids})
+        frames, start, vectors = [], 0, False
+        for chunk in table.frames():
+            if table.rows > len(ids):
+                continue  # counted to the end for the message
+            owners = ids[start : table.rows]
+            _refuse_other_ids(chunk, owners, path, self.part.files["category"], start)
+            vectors = vectors or holds_vectors(chunk)
+            parser = Parser(Rows(path.name, start, owners["pid"]), self.quarantine)
+            frames.append(user_columns(chunk, parser, vectors))
+            users.add(owners["uid"], chunk, parser, vectors)
+            start = table.rows
+        self._note("user", table, f"{table.layout}, " + ("vectors (form A)" if vectors else "texts (form B)"))
+        self._refuse_row_count(table.rows, path)
+        if set(USER_FIELDS) <= set(table.absent):
+            raise DataError(
+                "no row has a field of the user file",
+                file=path,
+                expected=f"the fields {', '.join(' or '.join(names) for names in USER_FIELDS.values())}",
+            )
+        return {column.name: column for column in pl.concat(frames)}
+
+    def _table(self, role: str) -> pl.DataFrame:
+        table = JsonTable(self.part.files[role], {**_IDS, **_FIELDS[role]}, required=[*_IDS, *_FIELDS[role]])
+        frame = table.read()
+        self._note(role, table, table.layout)
+        return frame
+
+    def _aligned_table(self, role: str) -> pl.DataFrame:
+        frame, path = self._table(role), self.part.files[role]
+        self._refuse_row_count(len(frame), path, frame["pid"])
+        ids = pl.DataFrame({"uid": self.uids, "pid": self.pids})
+        _refuse_other_ids(frame, ids, path, self.part.files["category"], 0)
+        return frame
+
+    def _lines(self, role: str) -> pl.Series:
+        path = self.part.files[role]
+        lines = read_lines(path)
+        self.notes.files[str(path)] = {"role": role, "layout": "lines", "rows": len(lines)}
+        self._refuse_row_count(len(lines), path)
+        return lines
+
+    def _parser(self, role: str) -> Parser:
+        return Parser(Rows(self.part.files[role].name, 0, self.pids), self.quarantine)
+
+    def _note(self, role: str, table: JsonTable, layout: str) -> None:
+        self.notes.files[str(table.path)] = {
+            "role": role,
+            "layout": layout,
+            "rows": table.rows,
+            "ignored_fields": table.unknown,
+            "absent_fields": [name for name in table.absent if name not in _IDS],
+        }
+        if table.unknown:
+            log.info("%s: ignored the unknown fields %s", table.path, ", ".join(table.unknown))
+
+    def _refuse_row_count(self, rows: int, path: Path, pids: pl.Series | None = None) -> None:
+        """`pids`: those of the file, where it has them; they tell which row was lost or added."""
+        if rows == len(self.pids):
+            return
+        row = shared = min(rows, len(self.pids))
+        if pids is not None:
+            differing = pids[:shared].ne_missing(self.pids[:shared]).arg_true()
+            row = int(differing[0]) if len(differing) else shared
+        raise DataError(
+            f"{rows} rows, but {self.part.files['category'].name} has {len(self.pids)}; this row differs first",
+            file=path,
+            row=row,
+            expected=f"{len(self.pids)} rows, in the same order",
+            fix="compare both files with the published ones and repair the incomplete one",
+        )
+
+
+def _refuse_unusable_ids(ids: pl.Series, name: str, path: Path) -> None:
+    """Ids name folders and files: an empty one, or one that could leave its folder, is refused."""
+    usable = (ids.str.contains(r"^[^/\x00\r\n]+$") & ~ids.is_in([".", ".."])).fill_null(False)
+    if not usable.all():
+        row = int((~usable).arg_true()[0])
+        expected = f"a {name} of at least one character, without '/' and line breaks"
+        raise DataError(f"{name} {ids[row]!r} cannot be used", file=path, row=row, expected=expected)
+
+
+def _refuse_other_ids(frame: pl.DataFrame, ids: pl.DataFrame, path: Path, reference: Path, start: int) -> None:
+    """Uid and Pid of `frame`, where it has them, must be those of the category file."""
+    for name, (published,) in _IDS.items():
+        if frame[name].null_count() < len(frame):
+            _refuse_difference(frame[name], ids[name], published, path, reference, start)
+
+
+def _refuse_difference(
+    found: pl.Series, expected: pl.Series, what: str, path: Path, reference: Path, start: int = 0
+) -> None:
+    differing = found.ne_missing(expected)
+    if differing.any():
+        row = int(differing.arg_true()[0])
+        raise DataError(
+            f"{what} is {found[row]!r}",
+            file=path,
+            row=start + row,
+            expected=f"{expected[row]!r}, as in the same row of {reference.name}",
+            fix="all files of a part list the same posts in the same order: find the row that was added, lost or moved",
+        )
+
+
+def _refuse_shared_pids(posts: pl.DataFrame, parts: Sequence[PartFiles]) -> None:
+    shared = posts.filter(posts["pid"].is_duplicated())
+    if len(shared):
+        test, train = (shared.filter(split=split).row(0, named=True) for split in ("test", "train"))
+        raise DataError(
+            f"Pid {test['pid']} is also row {train['source_index']} of the training part",
+            file=parts[-1].files["category"],
+            row=test["source_index"],
+            expected="no post in both parts",
+        )

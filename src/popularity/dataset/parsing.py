@@ -1,0 +1,200 @@
+"""Columns of text to columns of their declared type; what cannot be used is set aside, counted and named."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from popularity.schema import QUARANTINE
+
+MISSING = ("", "None")  # beside null; the second is what the publishers' tools write
+SET_TO_NULL = "set to null"
+VALUE_SHOWN = 80  # characters of a bad value kept for the report
+
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+
+_INLINE_TAGS = "a|abbr|b|big|code|em|font|i|q|s|small|span|strike|strong|sub|sup|tt|u"
+_LONGEST_OFFSET = 14 * 60  # minutes: UTC+14 is the farthest zone
+
+
+@dataclass
+class Quarantine:
+    """Collects values that could not be used as they are."""
+
+    frames: list[pl.DataFrame] = field(default_factory=list)
+
+    def add(self, rows: Rows, name: str, texts: pl.Series, bad: pl.Series, reason: str, action: str) -> None:
+        """Notes the values of `texts` where `bad` is true."""
+        if not bad.any():
+            return
+        listed = pl.DataFrame({"row": rows.start + bad.arg_true().cast(pl.Int64)}).with_columns(
+            pl.lit(rows.file).alias("file"),
+            rows.pids.filter(bad).alias("pid"),
+            pl.lit(name).alias("field"),
+            texts.filter(bad).str.slice(0, VALUE_SHOWN).alias("value"),
+            pl.lit(reason).alias("reason"),
+            pl.lit(action).alias("action"),
+        )
+        self.frames.append(listed.select(list(QUARANTINE.columns)))
+
+    def table(self) -> pl.DataFrame:
+        """All entries, in the form of the contract QUARANTINE."""
+        schema: dict[str, Any] = {name: column.dtype for name, column in QUARANTINE.columns.items()}
+        return pl.concat([pl.DataFrame(schema=schema), *self.frames]).sort(QUARANTINE.key)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a run of values comes from: file name, row of the first, and the post of each."""
+
+    file: str
+    start: int
+    pids: pl.Series
+
+
+@dataclass(frozen=True)
+class Parser:
+    """Turns columns of text from one run of rows into typed columns, noting what it cannot use."""
+
+    rows: Rows
+    quarantine: Quarantine
+
+    def text(self, name: str, texts: pl.Series) -> pl.Series:
+        """The text as published; null becomes "", NUL (also what a lone surrogate was read as) U+FFFD."""
+        bad = texts.str.contains("\x00", literal=True).fill_null(False)
+        self.quarantine.add(self.rows, name, texts, bad, "NUL or lone surrogate", "replaced by U+FFFD")
+        return texts.fill_null("").str.replace_all("\x00", "\ufffd", literal=True)
+
+    def optional_text(self, name: str, texts: pl.Series) -> pl.Series:
+        """As `text`, but null where the value is missing."""
+        return _blank_to_null(self.text(name, texts))
+
+    def plain_text(self, name: str, texts: pl.Series) -> pl.Series:
+        """HTML as text: without tags, comments, scripts and entities; null where nothing remains."""
+        return strip_html(self.text(name, texts))
+
+    def number(self, name: str, texts: pl.Series, low: float, high: float) -> pl.Series:
+        """Float64 within [low, high], else null."""
+        values = _numbers(texts)
+        return self._limited(name, texts, values, values.is_between(low, high), "a number", (low, high))
+
+    def integer(self, name: str, texts: pl.Series, low: int, high: int, action: str = SET_TO_NULL) -> pl.Series:
+        """Int64 within [low, high], else null; `action` says what the caller makes of the null."""
+        values = integers(texts)
+        return self._limited(name, texts, values, values.is_between(low, high), "an integer", (low, high), action)
+
+    def flag(self, name: str, texts: pl.Series) -> pl.Series:
+        """Boolean from 0, 1, true or false, else null."""
+        words = {"0": False, "1": True, "false": False, "true": True}
+        values = _present(texts).str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean)
+        return self._known(name, texts, values, "neither 0 nor 1")
+
+    def moment(self, name: str, texts: pl.Series, earliest: datetime, latest: datetime) -> pl.Series:
+        """UTC time from unix seconds or "YYYY-MM-DD HH:MM:SS", else null."""
+        seconds = integers(texts)
+        written = _present(texts).str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False).dt.epoch("s")
+        seconds = seconds.fill_null(written) if seconds.null_count() else seconds
+        low, high = int(earliest.timestamp()), int(latest.timestamp())
+        kept = self._limited(
+            name, texts, seconds, seconds.is_between(low, high), "a time", (earliest.year, latest.year)
+        )
+        return from_seconds(kept)
+
+    def offset(self, name: str, texts: pl.Series) -> pl.Series:
+        """Int32 minutes east of UTC from "-08:00", minutes or (where too large for these) seconds, else null."""
+        present = _present(texts)
+        hours, minutes = (present.str.extract(r"^[+-]?(\d{1,2}):(\d{2})$", group).cast(pl.Int64) for group in (1, 2))
+        clock = (hours * 60 + minutes) * (1 - 2 * present.str.starts_with("-").cast(pl.Int64))
+        counted = integers(texts)
+        values = pl.select(
+            pl.when(clock.is_not_null())
+            .then(clock)
+            .when(counted.abs() <= _LONGEST_OFFSET)
+            .then(counted)
+            .when(counted % 60 == 0)
+            .then(counted // 60)
+        ).to_series()
+        usable = values.abs() <= _LONGEST_OFFSET
+        limits = (-_LONGEST_OFFSET, _LONGEST_OFFSET)
+        return self._limited(name, texts, values, usable, "an offset in minutes", limits).cast(pl.Int32)
+
+    def vector(self, name: str, texts: pl.Series, length: int) -> pl.Series:
+        """List(Float32) of `length` finite numbers separated by commas, else null."""
+        values = _present(texts).str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Float32, strict=False))
+        finite = values.list.eval(pl.element().is_finite().fill_null(False)).list.all()
+        usable = finite & (values.list.len() == length)
+        values = pl.select(pl.when(usable).then(values)).to_series()
+        return self._known(name, texts, values, f"not {length} finite numbers separated by commas")
+
+    def _limited(
+        self,
+        name: str,
+        texts: pl.Series,
+        values: pl.Series,
+        usable: pl.Series,
+        kind: str,
+        limits: tuple[Any, Any],
+        action: str = SET_TO_NULL,
+    ) -> pl.Series:
+        """`values` where `usable`; a value that is no `kind` and one beyond `limits` are noted as such."""
+        self._known(name, texts, values, f"not {kind}", action)
+        beyond = values.is_not_null() & ~usable.fill_null(False)
+        self.quarantine.add(self.rows, name, texts, beyond, f"outside {limits[0]} to {limits[1]}", action)
+        return values.set(beyond, None)
+
+    def _known(
+        self, name: str, texts: pl.Series, values: pl.Series, reason: str, action: str = SET_TO_NULL
+    ) -> pl.Series:
+        bad = values.is_null() & _present(texts).is_not_null()
+        self.quarantine.add(self.rows, name, texts, bad, reason, action)
+        return values
+
+
+def integers(texts: pl.Series) -> pl.Series:
+    """Int64 where the text is an integer ("2.0" is one, as numbers in a column with gaps are written), else null."""
+    present = _present(texts)
+    values = present.cast(pl.Int64, strict=False)
+    if values.null_count() == present.null_count():
+        return values
+    numbers = _numbers(texts)
+    whole = (numbers == numbers.floor()) & (numbers.abs() < 2.0**53)
+    return values.fill_null(pl.select(pl.when(whole).then(numbers)).to_series().cast(pl.Int64))
+
+
+def from_seconds(seconds: pl.Series) -> pl.Series:
+    """Unix seconds as the schema's UTC time."""
+    return pl.from_epoch(seconds, "s").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def strip_html(texts: pl.Series) -> pl.Series:
+    """The readable text of HTML fragments, white space collapsed; null where none remains."""
+    plain = (
+        texts.str.replace_all(r"(?is)<script\b.*?</script\s*>|<style\b.*?</style\s*>|<!--.*?-->", " ")
+        .str.replace_all(rf"(?i)</?(?:{_INLINE_TAGS})(?:\s[^>]*)?/?>", "")
+        .str.replace_all(r"(?i)</?[a-z][^>]*>", " ")
+    )
+    coded = plain.str.contains("&", literal=True).fill_null(False)
+    if coded.any():
+        # Users repeat in the table, and so do their descriptions: each is decoded once.
+        decoded = {text: html.unescape(text) for text in plain.filter(coded).unique()}
+        plain = plain.replace(list(decoded), list(decoded.values()))
+    return _blank_to_null(plain.str.replace_all(r"\s+", " ").str.strip_chars())
+
+
+def _present(texts: pl.Series) -> pl.Series:
+    """Stripped texts, null where the value is missing."""
+    return _blank_to_null(texts.str.strip_chars())
+
+
+def _blank_to_null(texts: pl.Series) -> pl.Series:
+    return texts.set(texts.is_in(MISSING).fill_null(False), None)
+
+
+def _numbers(texts: pl.Series) -> pl.Series:
+    """Float64 where the text is a finite number, else null."""
+    values = _present(texts).cast(pl.Float64, strict=False)
+    return values.set(~values.is_finite().fill_null(False), None)

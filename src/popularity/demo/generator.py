@@ -1,0 +1,91 @@
+"""The demo data set and its truth, from parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from popularity.demo.effects import EFFECTS, add_up
+from popularity.demo.layout import picture_names, profiles_of, write_labels, write_metadata, write_pictures
+from popularity.demo.params import DemoParams
+from popularity.demo.pictures import draw
+from popularity.demo.posts import SubcategoryPlace, choose_classes, draw_posts
+from popularity.demo.users import draw_users
+from popularity.errors import DataError
+from popularity.files import write_json
+from popularity.schema import SPLITS
+
+logger = logging.getLogger(__name__)
+
+
+def generate(params: DemoParams, root: Path, truth: Path) -> None:
+    """Writes a small SMPD look-alike in the official layout into `root`, and what is true about it into `truth`.
+
+    `truth` gets effects.parquet (pid, split, every effect, noise, expected, label), latents.parquet (pid, quality,
+    agreement, mood, views), test_labels.parquet (pid, label) and truth.json (best reachable SRC and MAE). They are for
+    tests and benchmarks alone. The same parameters give the same bytes.
+
+    Raises:
+        DataError: `truth` lies inside `root`, where a reader of the data set could find it.
+    """
+    if truth.resolve().is_relative_to(root.resolve()):
+        raise DataError("the truth may not lie inside the data set", file=truth, expected=f"a folder outside {root}")
+    streams = [np.random.default_rng(stream) for stream in np.random.SeedSequence(params.seed).spawn(5)]
+    user_rng, post_rng, effect_rng, profile_rng, picture_rng = streams
+    classes = choose_classes(params.subcategories)
+    users = draw_users(params, np.array([place.share for place in classes]), user_rng)
+    posts = draw_posts(params, users, classes, post_rng)
+    effects = add_up(posts, users, classes, effect_rng)
+    profiles = profiles_of(users, params.user_file, classes, profile_rng)
+    for split in SPLITS:
+        folder = root / f"{split}_allmetadata_json"
+        folder.mkdir(parents=True, exist_ok=True)
+        part = posts.filter(pl.col("split") == split)
+        write_metadata(folder, split, part, users, classes, profiles)
+        if split == "train":
+            write_labels(folder, split, effects.filter(pl.col("split") == split)["label"])
+        names = picture_names(split, part, users)
+        pictures = _pictures(part, classes, params.image_size, picture_rng)
+        progress = tqdm(zip(names, pictures, strict=True), total=len(names), desc=f"{split} pictures", unit="post")
+        write_pictures(root / f"{split}_images.tar", progress)
+    _write_truth(truth, params, posts, effects)
+
+
+def _pictures(
+    posts: pl.DataFrame, classes: list[SubcategoryPlace], size: int, rng: np.random.Generator
+) -> Iterator[bytes]:
+    for place, concept, quality in posts.select("place", "concept", "quality").iter_rows():
+        here = classes[place]
+        yield draw(here.category, here.subcategory, concept, quality, size, rng)
+
+
+def _write_truth(truth: Path, params: DemoParams, posts: pl.DataFrame, effects: pl.DataFrame) -> None:
+    truth.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "effects": effects.select("pid", "split", *EFFECTS, "noise", "expected", "label"),
+        "latents": posts.select("pid", "quality", "agreement", "mood").with_columns(effects["views"]),
+        "test_labels": effects.filter(pl.col("split") == "test").select("pid", "label"),
+    }
+    for name, table in tables.items():
+        table.sort("pid").write_parquet(truth / f"{name}.parquet", compression="zstd", statistics=False)
+    best = {split: _best(effects.filter(pl.col("split") == split)) for split in SPLITS} | {"all": _best(effects)}
+    logger.info("best reachable on the test part: SRC %.4f, MAE %.4f", best["test"]["src"], best["test"]["mae"])
+    write_json(truth / "truth.json", {"parameters": dataclasses.asdict(params), "effects": EFFECTS, "best": best})
+
+
+def _best(effects: pl.DataFrame) -> dict[str, Any]:
+    """Scores of the noise-free expectation against the label: what no model can beat but by luck."""
+    expected, label = effects["expected"].to_numpy(), effects["label"].to_numpy()
+    return {
+        "posts": len(effects),
+        "src": round(float(spearmanr(expected, label).statistic), 4),
+        "mae": round(float(np.abs(expected - label).mean()), 4),
+    }

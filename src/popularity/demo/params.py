@@ -1,0 +1,37 @@
+"""The section `demo` of params.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from popularity.config import Section
+
+
+@dataclass(frozen=True)
+class DemoParams(Section):
+    """Size and form of the demo data set; the same values give the same bytes.
+
+    Args:
+        seed: of every draw.
+        posts: in both parts together.
+        users: at most; at least 3 posts each on average.
+        subcategories: second-level classes, spread over the first-level ones.
+        image_size: pixels, longer side.
+        test_share: the last part of the posts in time.
+        user_file: A = row-aligned list with vectors, B = columns with ids and texts.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    posts: Annotated[int, Field(ge=50)]
+    users: Annotated[int, Field(ge=10)]
+    subcategories: Annotated[int, Field(ge=2, le=33)]
+    image_size: Annotated[int, Field(ge=16)]
+    test_share: Annotated[float, Field(ge=0.1, le=0.5)]
+    user_file: Literal["A", "B"]
+
+    def __post_init__(self) -> None:
+        if self.posts < 3 * self.users:
+            raise ValueError(f"posts must be at least 3 times users, found {self.posts} and {self.users}")

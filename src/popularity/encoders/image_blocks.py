@@ -1,0 +1,131 @@
+"""What the stage embed_image computes: a table of pictures in, a block of vectors in canonical order out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from popularity.encoders.image import EmbedImageParams, load_image_encoder, picture_transform
+from popularity.encoders.parts import (
+    Arrays,
+    Cut,
+    as_float16,
+    autocast,
+    encode_parts,
+    gather,
+    read_parts,
+    start_processes,
+)
+from popularity.encoders.sources import describe, find_weights
+from popularity.files import atomic_directory, fingerprint, resume_state
+from popularity.images import ImageDecodeError, PictureReader, decode_picture
+from popularity.schema import IMAGE_STATUS, IMAGES, Block, read_table, write_block, write_table
+
+logger = logging.getLogger(__name__)
+
+
+def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams) -> None:
+    """Writes the block `pooled` and `status.parquet` into the directory `out`.
+
+    Args:
+        root: of the data set, which the shards of `images` are relative to.
+        images: table of contract IMAGES.
+        out: replaced as a whole when all is done.
+        params: section embed_image.
+
+    Raises:
+        MissingWeightsError, ConfigError: see `load_image_encoder`.
+        DataError: a shard cannot be read.
+        ContractError: the encoder gives values that float16 cannot hold.
+    """
+    table = read_table(images, IMAGES)
+    stored = table.filter(pl.col("status") == "ok").sort("shard", "offset", "pid")
+    state, location = start_processes(), find_weights(params)
+    encoder = load_image_encoder(params).to(state.device)
+    cut = Cut(stored.height, params.shard_rows, params.batch_size)
+    prepare = _PictureBatches(root, stored, params, picture_transform(encoder.preprocessing))
+
+    def encode(batch: PictureBatch) -> Arrays:
+        decoded = batch.decoded.cpu().numpy()
+        if not decoded.any():
+            return {"vectors": np.zeros((0, encoder.out_features), np.float16), "decoded": decoded}
+        with torch.inference_mode(), autocast(state.device, params.precision):
+            vectors = encoder(batch.pixels.to(state.device, non_blocking=True))
+        return {"vectors": as_float16(vectors, params.model), "decoded": decoded}
+
+    with resume_state("embed_image", fingerprint(asdict(params), location, images)) as directory:
+        encode_parts(directory, cut, prepare, encode, state, "embed_image")
+        if state.is_main_process:
+            decoded = np.concatenate([np.zeros(0, bool), *(part["decoded"] for part in read_parts(directory, cut))])
+            stored = stored.with_columns(decoded=pl.Series(decoded, dtype=pl.Boolean))
+            encoded = stored.filter("decoded").select("pid").with_row_index("row").sort("pid")
+            vectors = gather(
+                (part["vectors"] for part in read_parts(directory, cut)),
+                encoded["row"].to_numpy().astype(np.int64),
+                directory / "pooled.npy",
+                encoder.out_features,
+            )
+            about = describe(params, location, encoder.describe(), "image", encoder.out_features)
+            with atomic_directory(out) as partial:
+                write_block(Block(vectors, encoded["pid"].to_list(), about), partial, "pooled")
+                write_table(_status(table, stored.filter(~pl.col("decoded"))), partial / "status.parquet", IMAGE_STATUS)
+        state.wait_for_everyone()
+
+
+def _status(table: pl.DataFrame, undecodable: pl.DataFrame) -> pl.DataFrame:
+    """Contract IMAGE_STATUS: the index's verdict, overridden where the full decode failed."""
+    if undecodable.height:
+        logger.warning(
+            "%d pictures have a good header but cannot be decoded, now unreadable: %s",
+            undecodable.height,
+            ", ".join(undecodable["pid"].sort().head(5)) + (" ..." if undecodable.height > 5 else ""),
+        )
+    broken = pl.col("pid").is_in(undecodable["pid"].implode())
+    return table.select("pid", status=pl.when(broken).then(pl.lit("unreadable")).otherwise("status"))
+
+
+class PictureBatch(NamedTuple):
+    """Pictures of n rows, of which k could be decoded.
+
+    Args:
+        pixels: (k, 3, size, size) uint8.
+        decoded: (n,) bool.
+    """
+
+    pixels: Tensor
+    decoded: Tensor
+
+
+class _PictureBatches:
+    """Rows of the stored pictures -> PictureBatch; each loader process opens its own files."""
+
+    def __init__(
+        self, root: Path, stored: pl.DataFrame, params: EmbedImageParams, transform: Callable[[Image.Image], Tensor]
+    ) -> None:
+        self.reader, self.transform, self.size = PictureReader(root), transform, params.image_size
+        self.shards = stored["shard"].to_list()
+        self.places = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
+
+    def __call__(self, rows: range) -> PictureBatch:
+        pixels, decoded = [], []
+        for row in rows:
+            offset, length, announced = (int(value) for value in self.places[row])
+            content = self.reader.read(self.shards[row], offset, length)
+            try:
+                # The header that was accepted announced this many pixels: the content may not have more.
+                pixels.append(self.transform(decode_picture(content, announced)))
+                decoded.append(True)
+            except ImageDecodeError as error:
+                logger.debug("%s at %d: %s", self.shards[row], offset, error)
+                decoded.append(False)
+        none = torch.zeros((0, 3, self.size, self.size), dtype=torch.uint8)
+        return PictureBatch(torch.stack(pixels) if pixels else none, torch.tensor(decoded))

@@ -1,0 +1,213 @@
+"""A data set through an encoder, in parts: resumable, shared out over processes, loading beside computing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from popularity.encoders.sources import Precision
+from popularity.errors import ConfigError, ContractError, PopularityError
+from popularity.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+WORKERS_VARIABLE = "POPULARITY_WORKERS"
+B = TypeVar("B")
+Arrays = dict[str, npt.NDArray[Any]]
+Float16Array = npt.NDArray[np.float16]
+
+
+def start_processes() -> PartialState:
+    """The place of this process among those that `accelerate launch` started: device, index, count.
+
+    PartialState is the part of Accelerator that inference needs; it leaves a later Accelerator free to choose
+    its own precision.
+
+    Raises:
+        ConfigError: more than one process was launched, but they do not know of each other.
+    """
+    # One process may wait for another's last part for longer than the backends' default of minutes.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, but each of them runs alone; "
+            "launch them with a file of configs/accelerate: accelerate launch --config_file ..."
+        )
+    return state
+
+
+def loader_workers() -> int:
+    """Loader processes beside each computing one: POPULARITY_WORKERS, by default its share of the cores."""
+    setting = os.environ.get(WORKERS_VARIABLE)
+    if setting is None:
+        return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if not setting.isdecimal():
+        raise ConfigError(f"{WORKERS_VARIABLE}: expected a whole number from 0 up, found {setting!r}")
+    return int(setting)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """bf16 where it is asked for and the device has it, else plain float32."""
+    wanted = precision == "bf16"
+    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if wanted and not supported:
+        logger.warning("%s has no bf16: running in fp32", device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and supported)
+
+
+def as_float16(values: Tensor, encoder: str) -> Float16Array:
+    """The values on the CPU in float16.
+
+    Raises:
+        ContractError: a NaN, an infinity, or a value beyond float16's 65,504.
+    """
+    half: Float16Array = values.to(torch.float16).cpu().numpy()
+    if not np.isfinite(half).all():
+        raise ContractError(
+            f"{encoder}: output is NaN, infinite or beyond 65,504; check the weights, or try precision: fp32"
+        )
+    return half
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows 0 to `rows` in parts of `part_rows`, each in batches of `batch_size`.
+
+    Batches do not straddle parts, so a row's batch, and with it every bit of the result, is the same
+    however many processes share the parts.
+    """
+
+    rows: int
+    part_rows: int
+    batch_size: int
+
+    def parts(self) -> list[range]:
+        return _pieces(range(self.rows), self.part_rows)
+
+    def batches(self, part: range) -> list[range]:
+        return _pieces(part, self.batch_size)
+
+
+def _pieces(rows: range, size: int) -> list[range]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+class _Prepared(Dataset[B | PopularityError], Generic[B]):
+    """Batches made where they are asked for: in a loader process, or in this one without loaders."""
+
+    def __init__(self, batches: Sequence[range], prepare: Callable[[range], B]) -> None:
+        self.batches, self.prepare = batches, prepare
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> B | PopularityError:
+        try:
+            return self.prepare(self.batches[index])
+        except PopularityError as error:
+            return error  # handed over whole; the loader would wrap the message in a traceback
+
+
+def encode_parts(
+    directory: Path,
+    cut: Cut,
+    prepare: Callable[[range], B],
+    encode: Callable[[B], Arrays],
+    state: PartialState,
+    title: str,
+) -> None:
+    """Leaves every part of `cut` in `directory`; computes those that are not there yet.
+
+    Process k of n takes the parts k, k + n, ...; `directory` lies on a disk that all of them share.
+
+    Args:
+        directory: of finished parts, from `resume_state`.
+        cut: of the rows.
+        prepare: rows -> batch; runs in loader processes, so it holds no model and no open file.
+        encode: batch -> arrays, of which those of one part are concatenated.
+        state: of this process.
+        title: of the progress bar.
+    """
+    parts = cut.parts()
+    own = range(state.process_index, len(parts), state.num_processes)
+    mine = [number for number in own if not _part_path(directory, number).exists()]
+    if len(mine) < len(own):
+        logger.info("%s: %d of %d parts are there from an earlier run", title, len(own) - len(mine), len(own))
+    if state.num_processes > 1:
+        logger.info("%s: process %d of %d has %d parts", title, state.process_index, state.num_processes, len(own))
+    batches = [(number, rows) for number in mine for rows in cut.batches(parts[number])]
+    workers = min(loader_workers(), len(batches))
+    loader = DataLoader(
+        _Prepared([rows for _, rows in batches], prepare),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=state.device.type == "cuda",
+    )
+    total, finished = sum(len(parts[number]) for number in mine), list[Arrays]()
+    with tqdm(total=total, desc=title, unit="post", disable=not state.is_main_process) as progress:
+        for (number, rows), batch in zip(batches, loader, strict=True):
+            if isinstance(batch, PopularityError):
+                raise batch
+            finished.append(encode(batch))
+            progress.update(len(rows))
+            if rows.stop == parts[number].stop:
+                _save_part(_part_path(directory, number), finished)
+                finished = []
+    state.wait_for_everyone()
+
+
+def read_parts(directory: Path, cut: Cut) -> Iterator[Arrays]:
+    """The finished parts in order, one at a time in memory.
+
+    Raises:
+        ContractError: a part is missing: the processes do not share the disk.
+    """
+    for number in range(len(cut.parts())):
+        path = _part_path(directory, number)
+        if not path.is_file():
+            raise ContractError(f"{path} is missing: .state/ must lie on a disk that all processes share")
+        with np.load(path, allow_pickle=False) as stored:
+            yield dict(stored)
+
+
+def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], path: Path, columns: int) -> Float16Array:
+    """Row i of the result (len(index), columns) is row `index[i]` of the concatenated `vectors`.
+
+    The result is a memory map of a new file `path`: only one of `vectors` is in memory at a time.
+    """
+    shape = (len(index), columns)
+    if 0 in shape:  # nothing to map
+        return np.zeros(shape, dtype=np.float16)
+    result: Float16Array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    order = np.argsort(index, kind="stable")
+    ordered, start = index[order], 0
+    for block in vectors:
+        first, last = np.searchsorted(ordered, [start, start + len(block)])
+        result[order[first:last]] = block[ordered[first:last] - start]
+        start += len(block)
+    return result
+
+
+def _part_path(directory: Path, number: int) -> Path:
+    return directory / f"part-{number:06d}.npz"
+
+
+def _save_part(path: Path, batches: Sequence[Arrays]) -> None:
+    arrays: dict[str, Any] = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)

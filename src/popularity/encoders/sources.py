@@ -1,0 +1,118 @@
+"""Where an encoder's weights lie on this machine. Nothing here touches the network."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from pydantic import Field
+
+from popularity.config import Section
+from popularity.errors import ConfigError, MissingWeightsError
+from popularity.files import sha256_of
+
+# All that loading needs, and nothing that could run code when it is read.
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+
+Precision = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class EncoderParams(Section):
+    """What every encoder section of params.yaml states.
+
+    Args:
+        model: a name that timm knows, or a hub repository (owner/name).
+        weights: `package:<module>` of an installed package, `hub`, or `path:<folder>`.
+        revision: commit of the hub repository, 40 hex digits; empty for other sources.
+        batch_size: rows per forward pass.
+        shard_rows: rows per resumable part.
+        precision: bf16 runs under autocast, fp32 does not.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    weights: Annotated[str, Field(pattern=r"^(hub|package:\w+|path:.+)$")]
+    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
+    batch_size: Annotated[int, Field(gt=0)]
+    shard_rows: Annotated[int, Field(gt=0)]
+    precision: Precision
+
+
+def find_weights(params: EncoderParams) -> Path:
+    """The folder with the model's configuration and safetensors, or the one .pth file of a package.
+
+    Raises:
+        MissingWeightsError: they are not on this machine; names the command that brings them.
+        ConfigError: weights from a hub without a pinned revision.
+    """
+    source, _, place = params.weights.partition(":")
+    if source == "package":
+        return _in_package(place)
+    folder = _in_hub_cache(params) if source == "hub" else Path(place)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        advice = "run `make weights`" if source == "hub" else "write the model there with save_pretrained"
+        raise MissingWeightsError(f"{params.model}: {folder} lacks config.json or *.safetensors; {advice}")
+    return folder
+
+
+def require_revision(params: EncoderParams) -> None:
+    """Raises ConfigError unless the hub repository is pinned: a branch may change under a result."""
+    if not params.revision:
+        raise ConfigError(
+            f"{params.model}: weights 'hub' need a revision of 40 hex digits (a commit of that repository)"
+        )
+
+
+def weights_identity(location: Path) -> str:
+    """`sha256:` and the digest of the weights file; of a folder, of its safetensors in name order."""
+    files = sorted(location.glob("*.safetensors")) if location.is_dir() else [location]
+    return "sha256:" + "+".join(sha256_of(file) for file in files)
+
+
+def describe(
+    params: EncoderParams, location: Path, facts: dict[str, Any], column: str, out_features: int
+) -> dict[str, Any]:
+    """What a block's .json says of it; `facts` are its preprocessing and pooling."""
+    return {
+        "encoder": params.model,
+        "weights": weights_identity(location),
+        "revision": params.revision,
+        "precision": params.precision,
+        **facts,
+        "columns": [f"{column}_{number:04d}" for number in range(out_features)],
+    }
+
+
+def _in_package(module: str) -> Path:
+    """The folder or file that a weights package names through its own path function."""
+    try:
+        package = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingWeightsError(
+            f"the Python package {module} is not installed; run `make env`, or `make weights` for an encoder of a hub"
+        ) from error
+    holders = [package, *(value for value in vars(package).values() if isinstance(value, type))]
+    for holder in holders:
+        for function in ("get_model_path", "get_model_file_path"):
+            if hasattr(holder, function):
+                return Path(getattr(holder, function)())
+    raise ConfigError(f"the Python package {module} offers neither get_model_path nor get_model_file_path")
+
+
+def _in_hub_cache(params: EncoderParams) -> Path:
+    require_revision(params)
+    try:
+        return Path(
+            snapshot_download(
+                params.model, revision=params.revision, allow_patterns=list(HUB_FILES), local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise MissingWeightsError(
+            f"{params.model} at revision {params.revision} is not on this machine; "
+            "run `make weights` where the hub can be reached"
+        ) from error

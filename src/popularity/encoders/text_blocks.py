@@ -1,0 +1,134 @@
+"""What the stage embed_text computes: a table of posts in, blocks and tokens in canonical order out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from popularity.encoders.parts import (
+    Arrays,
+    Cut,
+    Float16Array,
+    as_float16,
+    autocast,
+    encode_parts,
+    gather,
+    read_parts,
+    start_processes,
+)
+from popularity.encoders.sources import describe, find_weights
+from popularity.encoders.text import EmbedTextParams, TextBatch, TextTokenizer, load_text_encoder, load_tokenizer
+from popularity.files import atomic_directory, fingerprint, resume_state
+from popularity.schema import POSTS, Block, Tokens, read_table, write_block, write_tokens
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def post_text() -> pl.Expr:
+    """The text r of a post: its title; if that is empty its tags; if both are, the empty string.
+
+    method.md, Sec 3.2. White space alone counts as empty.
+    """
+    chosen = pl.lit("")
+    for column in ("tags", "title"):
+        chosen = pl.when(pl.col(column).str.strip_chars() != "").then(pl.col(column)).otherwise(chosen)
+    return chosen
+
+
+def embed_texts(posts: Path, out: Path, params: EmbedTextParams) -> None:
+    """Writes the blocks `title`, `tags` and `post` (pooled vectors) and the tokens `tokens` into `out`.
+
+    `post` and `tokens` are of the text r (`post_text`); an empty text has the pooled vector of the empty
+    string and no tokens. Each distinct string passes through the encoder once.
+
+    Args:
+        posts: table of contract POSTS.
+        out: replaced as a whole when all is done.
+        params: section embed_text.
+
+    Raises:
+        MissingWeightsError, ConfigError: see `load_text_encoder`.
+        ContractError: the encoder gives values that float16 cannot hold.
+    """
+    table = read_table(posts, POSTS).select("pid", "title", "tags", post=post_text())
+    state, location = start_processes(), find_weights(params)
+    encoder = load_text_encoder(params).to(state.device)
+    texts = _distinct_texts(table)
+    cut = Cut(texts.height, params.shard_rows, params.batch_size)
+    prepare = _TextBatches(texts["text"].to_list(), texts["is_post"].to_numpy(), load_tokenizer(params))
+
+    def encode(batch: TextBatch) -> Arrays:
+        with torch.inference_mode(), autocast(state.device, params.precision):
+            pooled, tokens = encoder(batch.input_ids.to(state.device), batch.attention_mask.to(state.device))
+        return {
+            "vectors": as_float16(pooled, params.model),
+            "tokens": as_float16(tokens[batch.content.to(state.device)], params.model),
+            "lengths": batch.content.sum(dim=1).cpu().numpy(),
+        }
+
+    with resume_state("embed_text", fingerprint(asdict(params), location, posts)) as directory:
+        encode_parts(directory, cut, prepare, encode, state, "embed_text")
+        if state.is_main_process:
+            row_of = dict(zip(texts["text"], range(texts.height), strict=True))
+            rows = {
+                name: np.array([row_of[text] for text in table[name]], np.int64) for name in ("title", "tags", "post")
+            }
+            facts = {
+                "preprocessing": {"max_tokens": params.max_tokens, "split_special_tokens": True},
+                "pooling": encoder.kind.pooling,
+            }
+            with atomic_directory(out) as partial:
+                pids = table["pid"].to_list()
+                for name, index in rows.items():
+                    vectors = gather(
+                        (part["vectors"] for part in read_parts(directory, cut)),
+                        index,
+                        directory / f"{name}.npy",
+                        encoder.out_features,
+                    )
+                    about = describe(params, location, facts, name, encoder.out_features)
+                    write_block(Block(vectors, pids, about), partial, name)
+                about = describe(params, location, {**facts, "pooling": "none"}, "token", encoder.out_features)
+                values, offsets = _gather_tokens(directory, cut, rows["post"], encoder.out_features)
+                write_tokens(Tokens(values, offsets, pids, about), partial, "tokens")
+        state.wait_for_everyone()
+
+
+def _distinct_texts(table: pl.DataFrame) -> pl.DataFrame:
+    """Every string of `table` once: text, and is_post (some post's text r, so its tokens are wanted).
+
+    Ordered by length, so that little of a batch is padding, and by text.
+    """
+    columns = [table.select(text=name, is_post=pl.lit(name == "post")) for name in ("title", "tags", "post")]
+    distinct = pl.concat(columns).group_by("text").agg(pl.col("is_post").any())
+    return distinct.sort(pl.col("text").str.len_chars(), "text")
+
+
+class _TextBatches:
+    """Rows of the distinct texts -> TextBatch, with content marked only where tokens are wanted."""
+
+    def __init__(self, texts: Sequence[str], wanted: npt.NDArray[np.bool_], tokenize: TextTokenizer) -> None:
+        self.texts, self.wanted, self.tokenize = texts, wanted, tokenize
+
+    def __call__(self, rows: range) -> TextBatch:
+        batch = self.tokenize(self.texts[rows.start : rows.stop])
+        wanted = torch.tensor(self.wanted[rows.start : rows.stop])
+        return batch._replace(content=batch.content & wanted[:, None])
+
+
+def _gather_tokens(directory: Path, cut: Cut, index: Int64Array, columns: int) -> tuple[Float16Array, Int64Array]:
+    """Token vectors (total, columns) of the texts `index`, in that order, and their offsets (n + 1,)."""
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part["lengths"] for part in read_parts(directory, cut))])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[index])])
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])  # in the order of encoding
+    # The row of every token among the encoded ones: a run of consecutive rows per text.
+    runs = np.repeat(starts[index] - offsets[:-1], lengths[index]) + np.arange(offsets[-1])
+    return gather(
+        (part["tokens"] for part in read_parts(directory, cut)), runs, directory / "tokens.npy", columns
+    ), offsets

@@ -1,0 +1,54 @@
+"""Towers out of folders that transformers wrote: from safetensors, in float32, with every tensor accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from popularity.errors import ConfigError, MissingWeightsError
+
+
+def read_model_type(folder: Path, supported: Sequence[str]) -> str:
+    """The `model_type` of a folder's config.json.
+
+    Raises:
+        ConfigError: it is none of `supported`.
+        MissingWeightsError: `folder` is a file of weights alone.
+    """
+    if not folder.is_dir():
+        raise MissingWeightsError(f"{folder}: transformers loads a folder with config.json and safetensors")
+    path = folder / "config.json"
+    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    if kind not in supported:
+        raise ConfigError(f"{path}: model_type {kind!r} is not supported here; supported: {', '.join(supported)}")
+    return str(kind)
+
+
+def load_tower(class_name: str, folder: Path, without: str = "", optional: tuple[str, ...] = ()) -> nn.Module:
+    """A model of transformers' class `class_name`, float32, on the CPU.
+
+    Args:
+        class_name: the class that the folder holds. A dual encoder is loaded whole: its towers' own classes
+            take the width of the projection from another place of the configuration, and can get it wrong.
+        folder: as save_pretrained wrote it.
+        without: the model's part that is not needed and is dropped.
+        optional: prefixes of tensors that may be missing because nothing uses them.
+
+    Raises:
+        MissingWeightsError: the folder lacks tensors of the model, which would then be random.
+    """
+    arguments: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+    model, report = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True, **arguments)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(optional))
+    if missing:
+        raise MissingWeightsError(f"{folder}: {class_name} misses {len(missing)} tensors there: {missing[:3]} ...")
+    if without:
+        delattr(model, without)
+    loaded: nn.Module = model
+    return loaded

@@ -1,0 +1,1 @@
+"""Scores with intervals: what a prediction is worth, for whom, and against what."""

@@ -1,0 +1,93 @@
+"""Paired bootstrap over users: posts of one user are alike, so users are drawn, not posts.
+
+Every model is scored on the same draws, so the difference of two models is taken draw by draw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from popularity.evaluation.metrics import FloatArray
+
+# Cells of the (posts, draws) weight matrix that are in memory at once: 32 MiB of float64.
+CELLS = 4_194_304
+
+
+class _Ranks:
+    """Average ranks of fixed values when each row occurs w times: one sort serves every draw."""
+
+    def __init__(self, values: FloatArray) -> None:
+        unique, self._place = np.unique(values, return_inverse=True)
+        self._order = np.argsort(self._place, kind="stable")
+        self._starts = np.searchsorted(self._place[self._order], np.arange(len(unique)))
+
+    def centred(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Ranks minus their mean (n, draws), and their sum of squares (draws,), for weights (n, draws)."""
+        tied = np.add.reduceat(weights[self._order], self._starts, axis=0)
+        ranks = np.cumsum(tied, axis=0)
+        total = ranks[-1].copy()
+        ranks -= (tied + total) / 2
+        return ranks[self._place], np.einsum("gd,gd,gd->d", tied, ranks, ranks)
+
+
+def resample(
+    labels: FloatArray, predictions: FloatArray, users: npt.NDArray[np.int64], *, resamples: int, seed: int
+) -> dict[str, FloatArray]:
+    """Scores of every model on every draw: metric -> (resamples, models), NaN where undefined.
+
+    A draw takes as many users as there are, with replacement, each with all posts.
+
+    Args:
+        labels: (n,).
+        predictions: (n, models).
+        users: (n,) index of each post's user, 0 to users - 1, all occurring.
+        resamples: number of draws.
+        seed: the same seed and number of users give the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    n, models = predictions.shape
+    n_users = int(users.max()) + 1
+    errors = predictions - labels[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(labels[:, None] == 0, np.nan, np.abs(errors) / np.abs(labels[:, None]))
+    means = {"mae": np.abs(errors), "mape": relative, "bias": errors}
+    user_sums = {metric: _sum_by_user(values, users, n_users) for metric, values in means.items()}
+    user_posts = np.bincount(users, minlength=n_users).astype(np.float64)
+    label_ranks, model_ranks = _Ranks(labels), [_Ranks(predictions[:, model]) for model in range(models)]
+
+    scores = {metric: np.empty((resamples, models)) for metric in ("src", *means)}
+    step = max(1, CELLS // n)
+    for start in range(0, resamples, step):
+        draws = slice(start, min(start + step, resamples))
+        size = draws.stop - draws.start
+        drawn = rng.integers(n_users, size=(size, n_users)) + np.arange(size)[:, None] * n_users
+        counts = np.bincount(drawn.ravel(), minlength=size * n_users).reshape(size, n_users).astype(np.float64)
+        posts = counts @ user_posts
+        for metric, sums in user_sums.items():
+            scores[metric][draws] = (counts @ sums) / posts[:, None]
+        weights = np.ascontiguousarray(counts.T)[users]  # (n, draws)
+        ranks, squares = label_ranks.centred(weights)
+        ranks *= weights
+        for model in range(models):
+            other_ranks, other_squares = model_ranks[model].centred(weights)
+            norm = np.sqrt(squares) * np.sqrt(other_squares)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scores["src"][draws, model] = np.where(
+                    norm > 0, np.einsum("nd,nd->d", ranks, other_ranks) / norm, np.nan
+                )
+    return scores
+
+
+def interval(draws: FloatArray, confidence: float) -> tuple[float | None, float | None]:
+    """The percentile interval of (resamples,) scores; (None, None) when no draw has a score."""
+    defined = draws[np.isfinite(draws)]
+    if not len(defined):
+        return None, None
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _sum_by_user(values: FloatArray, users: npt.NDArray[np.int64], n_users: int) -> FloatArray:
+    """(n, models) -> (n_users, models)."""
+    return np.stack([np.bincount(users, weights=column, minlength=n_users) for column in values.T], axis=1)

@@ -1,0 +1,233 @@
+"""Joins predictions to labels and scores them: per scheme, overall and by group, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+from tqdm import tqdm
+
+from popularity.config import Section
+from popularity.errors import ContractError
+from popularity.evaluation.bootstrap import interval, resample
+from popularity.evaluation.metrics import METRICS, FloatArray, score
+from popularity.schema import SCHEMES
+
+MAIN_MODEL = "stack"
+MODELS = (MAIN_MODEL, "metadata", "user_mean", "constant")
+REPORT = "report"  # the one scheme that nothing was selected on
+UNLABELLED = "final"
+COMPARED = ("src", "mae")  # the metrics that rank a team
+TOP_CLASSES = 10  # of each level, by number of scored posts: more would be intervals of nothing
+
+SCORES = {
+    "scheme": pl.String,
+    "used_in_selection": pl.String,
+    "model": pl.String,
+    "minus": pl.String,  # null: the score of `model`; else the difference `model` - `minus`
+    "metric": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "posts": pl.Int64,
+    "users": pl.Int64,
+}
+GROUPS = {**SCORES, "grouping": pl.String, "group": pl.String}
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Section):
+    """Section `evaluate` of params.yaml.
+
+    Args:
+        seed: of the draws of users and of the plotted sample.
+        bootstrap: number of draws.
+        confidence: share of the draws inside an interval.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    bootstrap: Annotated[int, Field(ge=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scored posts of one scheme.
+
+    Args:
+        scheme: its name.
+        models: the main model first.
+        rows: one per (repeat, pid), sorted: repeat, pid, uid, label, seen, category, subcategory, month and
+            `prediction:<model>`, the mean over seeds, for each model.
+        fit_mean: mean label of the fit rows.
+    """
+
+    scheme: str
+    models: tuple[str, ...]
+    rows: pl.DataFrame
+    fit_mean: float | None
+
+
+def check_predictions(splits: pl.DataFrame, predictions: pl.DataFrame) -> None:
+    """Raises ContractError unless, in every scheme that has predictions, every (model, seed) predicts each
+    scored (repeat, fold, pid) exactly once and nothing else."""
+    key = ["scheme", "repeat", "fold", "pid"]
+    runs = predictions.select("scheme", "model", "seed").unique()
+    wanted = splits.filter(pl.col("role") == "score").select(key).join(runs, on="scheme")
+    found = predictions.group_by([*key, "model", "seed"]).len("found")
+    both = wanted.with_columns(wanted=1).join(found, on=[*key, "model", "seed"], how="full", coalesce=True)
+    problems = {
+        "missing": both.filter(pl.col("found").is_null()),
+        "surplus": both.filter(pl.col("wanted").is_null() | (pl.col("found") > 1)),
+    }
+    if any(len(rows) for rows in problems.values()):
+        examples = [
+            f"{len(rows)} {name}, for example {rows.sort(pl.all()).select(*key, 'model', 'seed').row(0, named=True)}"
+            for name, rows in problems.items()
+            if len(rows)
+        ]
+        raise ContractError(
+            f"predictions: expected one for each scored row, model and seed ({len(wanted)} in all); "
+            + "; ".join(examples)
+        )
+
+
+def collect(posts: pl.DataFrame, splits: pl.DataFrame, predictions: pl.DataFrame) -> list[Scored]:
+    """The scored posts of every labelled scheme that has predictions, `report` first.
+
+    Raises:
+        ContractError: predictions are missing or surplus, `report` or the main model is absent, or a
+            scored post has no label.
+    """
+    check_predictions(splits, predictions)
+    present = set(predictions["scheme"]) - {UNLABELLED}
+    if REPORT not in present:
+        raise ContractError(f"predictions: none for scheme '{REPORT}', found {sorted(present)}")
+    return [
+        _collect_scheme(
+            scheme, posts, splits.filter(pl.col("scheme") == scheme), predictions.filter(pl.col("scheme") == scheme)
+        )
+        for scheme in SCHEMES
+        if scheme in present
+    ]
+
+
+def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, predictions: pl.DataFrame) -> Scored:
+    found = set(predictions["model"])
+    if MAIN_MODEL not in found:
+        raise ContractError(f"predictions: scheme '{scheme}' has no model '{MAIN_MODEL}', found {sorted(found)}")
+    models = (*(model for model in MODELS if model in found), *sorted(found - set(MODELS)))
+    facts = posts.select(
+        "pid", "uid", "label", "category", "subcategory", pl.col("posted_at").dt.strftime("%Y-%m").alias("month")
+    )
+    fold = ["repeat", "fold"]
+    roles = splits.join(facts, on="pid", how="left", validate="m:1")
+    fitted = roles.filter(pl.col("role") == "fit")
+    scored = roles.filter(pl.col("role") == "score").join(
+        fitted.select(*fold, "uid", seen=pl.lit(True)).unique(), on=[*fold, "uid"], how="left", validate="m:1"
+    )
+    unlabelled = scored.filter(pl.col("label").is_null())
+    if len(unlabelled):
+        raise ContractError(
+            f"splits: {len(unlabelled)} scored posts of '{scheme}' have no label, for example {unlabelled['pid'][0]}"
+        )
+    means = (
+        predictions.with_columns(model=pl.format("prediction:{}", "model"))
+        .sort("seed")
+        .group_by("repeat", "pid", "model", maintain_order=True)
+        .agg(pl.col("prediction").mean())
+        .pivot(on="model", index=["repeat", "pid"], values="prediction")
+    )
+    rows = (
+        scored.with_columns(pl.col("seen").fill_null(value=False))
+        .join(means, on=["repeat", "pid"], how="left", validate="1:1")
+        .drop("scheme", "role", "fold")
+        .sort("repeat", "pid")
+    )
+    return Scored(scheme, models, rows, fitted.select(pl.col("label").mean()).item())
+
+
+def score_overall(scored: list[Scored], config: EvaluateConfig) -> pl.DataFrame:
+    """Every model's scores and every pair's differences, per scheme: columns SCORES."""
+    rows = [row for one in scored for row in _score_rows(one, one.rows, config)]
+    return pl.DataFrame(rows, schema=SCORES, orient="row")
+
+
+def score_groups(scored: list[Scored], config: EvaluateConfig) -> pl.DataFrame:
+    """The same within groups of posts: columns GROUPS."""
+    parts = [(one, *part) for one in scored for part in _groups(one.rows)]
+    rows = [
+        {**row, "grouping": grouping, "group": group}
+        for one, grouping, group, part in tqdm(parts, desc="scores by group", unit="group")
+        for row in _score_rows(one, part, config)
+    ]
+    return pl.DataFrame(rows, schema=GROUPS).select(
+        "scheme", "grouping", "group", pl.exclude("scheme", "grouping", "group")
+    )
+
+
+def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
+    for seen, group in ((True, "seen"), (False, "unseen")):
+        if len(part := rows.filter(pl.col("seen") == seen)):
+            yield "user", group, part
+    for level in ("category", "subcategory"):
+        counts = rows.group_by(level).len().sort(["len", level], descending=[True, False])
+        for group in counts[level].head(TOP_CLASSES):
+            yield level, group, rows.filter(pl.col(level) == group)
+    for month in rows["month"].unique().sort():
+        yield "month", month, rows.filter(pl.col("month") == month)
+
+
+def _score_rows(one: Scored, rows: pl.DataFrame, config: EvaluateConfig) -> Iterator[dict[str, Any]]:
+    """Rows of the score table for some of a scheme's posts.
+
+    Repeats are pooled: a drawn user comes with its posts of every repeat, so an interval does not shrink by repeating.
+    """
+    labels = rows["label"].to_numpy()
+    predictions = rows.select(f"prediction:{model}" for model in one.models).to_numpy()
+    users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
+    n_users = int(users.max()) + 1
+    draws = resample(labels, predictions, users, resamples=config.bootstrap, seed=config.seed)
+    values = [score(labels, predictions[:, column]) for column in range(len(one.models))]
+
+    def row(model: str, minus: str | None, metric: str, value: float | None, column: FloatArray) -> dict[str, Any]:
+        # One user cannot be drawn differently: no interval, rather than one of width 0.
+        known = value is not None and n_users > 1
+        low, high = interval(column, config.confidence) if known else (None, None)
+        return {
+            "scheme": one.scheme,
+            "used_in_selection": "no" if one.scheme == REPORT else "yes",
+            "model": model,
+            "minus": minus,
+            "metric": metric,
+            "value": _rounded(value),
+            "low": _rounded(low),
+            "high": _rounded(high),
+            "posts": rows["pid"].n_unique(),
+            "users": n_users,
+        }
+
+    for column, model in enumerate(one.models):
+        for metric in METRICS:
+            yield row(model, None, metric, values[column][metric], draws[metric][:, column])
+    for left, right in combinations(range(len(one.models)), 2):
+        for metric in COMPARED:
+            mine, other = values[left][metric], values[right][metric]
+            difference = mine - other if mine is not None and other is not None else None
+            yield row(
+                one.models[left],
+                one.models[right],
+                metric,
+                difference,
+                draws[metric][:, left] - draws[metric][:, right],
+            )
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six decimals, so that the last bits of another machine's arithmetic do not show; no negative zero."""
+    return None if value is None else round(value, 6) + 0.0

@@ -1,0 +1,247 @@
+"""Where each post's picture lies, and what its header says, without decoding any pixel."""
+
+from __future__ import annotations
+
+import logging
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Annotated, Any, NamedTuple
+
+import polars as pl
+from PIL import Image
+from pydantic import Field
+from tqdm import tqdm
+
+from popularity.config import Section
+from popularity.errors import DataError
+from popularity.images.reading import ImageDecodeError, read_header
+from popularity.schema import IMAGE_STATUSES, IMAGES
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 10  # names listed per kind of trouble
+_BLOCK = 512  # bytes of a tar header
+
+
+@dataclass(frozen=True)
+class IndexImagesParams(Section):
+    """Section `index_images` of params.yaml.
+
+    Args:
+        max_bad_share: share of missing, unreadable or too large pictures above which the run stops.
+        max_pixels: a picture whose header announces more is never decoded; Pillow itself opens no more than the limit.
+    """
+
+    max_bad_share: Annotated[float, Field(ge=0, le=1)]
+    max_pixels: Annotated[int, Field(gt=0, le=178_956_970)]
+
+
+@dataclass
+class _Tally:
+    """How often something happened, with the first few names."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(_printable(name))
+
+
+@dataclass
+class _Findings:
+    """What lies in the shards beside the pictures looked for."""
+
+    duplicate: _Tally = field(default_factory=_Tally)
+    not_a_file: _Tally = field(default_factory=_Tally)  # links, devices, pipes, sparse files
+    unsafe_name: _Tally = field(default_factory=_Tally)  # absolute, or with '..'
+    unexpected: _Tally = field(default_factory=_Tally)
+    damaged_shards: dict[str, str] = field(default_factory=dict)  # shard: what is wrong
+    shards: dict[str, int] = field(default_factory=dict)  # shard: pictures used from it
+
+
+class _Picture(NamedTuple):
+    """The columns of IMAGES after pid."""
+
+    shard: str
+    offset: int
+    bytes: int
+    width: int | None
+    height: int | None
+    mode: str | None
+    status: str
+
+
+_MISSING = _Picture("", 0, 0, None, None, None, "missing")
+
+
+def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """One row per post in the form of the contract IMAGES, and a report.
+
+    A part's pictures come from its tar shards `<root>/{split}_images*.tar` or, where there are none, from the
+    folder `<root>/{split}/<Uid>/<Pid>.jpg`.
+
+    Raises:
+        DataError: the share of pictures that cannot be used is above `params.max_bad_share`.
+    """
+    found: dict[str, _Picture] = {}
+    findings = _Findings()
+    with tqdm(total=len(posts), desc="index_images", unit="picture") as progress:
+        for split in sorted(set(posts["split"])):
+            expected = set(posts.filter(split=split)["image_path"])
+            shards = sorted(root.glob(f"{split}_images*.tar"))
+            pictures = (
+                _from_tars(shards, expected, findings, params) if shards else _from_folder(root, expected, params)
+            )
+            for path, picture in pictures:
+                found[path] = picture
+                progress.update()
+    rows = [(pid, *found.get(path, _MISSING)) for pid, path in posts.select("pid", "image_path").iter_rows()]
+    schema: dict[str, Any] = {name: column.dtype for name, column in IMAGES.columns.items()}
+    images = pl.DataFrame(rows, schema=schema, orient="row").sort(IMAGES.key)
+    report = _report(images, posts, findings)
+    _refuse_too_many_bad(report, root, params)
+    return images, report
+
+
+def _from_tars(
+    shards: list[Path], expected: set[str], findings: _Findings, params: IndexImagesParams
+) -> Iterator[tuple[str, _Picture]]:
+    """The expected pictures of some tar shards; of several with the same name the first counts."""
+    seen: set[str] = set()
+    for shard in shards:
+        findings.shards[shard.name] = 0
+        for archive, member in _members(shard, findings):
+            path = _normalised(member.name)
+            if path is None:
+                findings.unsafe_name.add(member.name)
+            elif not member.isreg() or member.issparse():
+                findings.not_a_file.add(member.name)
+            elif path not in expected:
+                findings.unexpected.add(member.name)
+            elif path in seen:
+                findings.duplicate.add(member.name)
+            else:
+                seen.add(path)
+                findings.shards[shard.name] += 1
+                content = archive.extractfile(member)
+                assert content is not None  # a regular file has content
+                yield path, _picture(content, shard.name, member.offset_data, member.size, params)
+
+
+def _members(shard: Path, findings: _Findings) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The members, but for folders, that lie wholly in the shard; one that ends early is noted as damaged.
+
+    tarfile takes a damaged header in the middle for the end of the archive, hence the look at what follows.
+    """
+    size = shard.stat().st_size
+    with shard.open("rb") as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # it would keep every member
+                    if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
+                        findings.damaged_shards[shard.name] = f"cut off within {_printable(member.name)}"
+                        return
+                    if not member.isdir():
+                        yield archive, member
+                end = archive.offset
+        except (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError) as error:
+            findings.damaged_shards[shard.name] = f"damaged: {error}"
+            return
+        stream.seek(end)
+        if stream.read(_BLOCK) != bytes(_BLOCK):
+            findings.damaged_shards[shard.name] = f"cut off or damaged at byte {end} of {size}: no end mark"
+
+
+def _from_folder(root: Path, expected: set[str], params: IndexImagesParams) -> Iterator[tuple[str, _Picture]]:
+    """The expected pictures that lie as files under the root; each is its own shard."""
+    for path in sorted(expected):
+        file = root / path
+        if file.is_file():
+            with file.open("rb") as stream:
+                yield path, _picture(stream, path, 0, file.stat().st_size, params)
+
+
+def _picture(stream: IO[bytes], shard: str, offset: int, length: int, params: IndexImagesParams) -> _Picture:
+    try:
+        header = read_header(stream)
+    except ImageDecodeError:
+        return _Picture(shard, offset, length, None, None, None, "unreadable")
+    except Image.DecompressionBombError:
+        return _Picture(shard, offset, length, None, None, None, "too_large")
+    status = "ok" if header.width * header.height <= params.max_pixels else "too_large"
+    return _Picture(shard, offset, length, header.width, header.height, header.mode, status)
+
+
+def _normalised(name: str) -> str | None:
+    """A member's name without './' and double '/'; None when it is absolute or climbs with '..'."""
+    parts = name.split("/")
+    return None if name.startswith("/") or ".." in parts else "/".join(part for part in parts if part not in ("", "."))
+
+
+def _printable(name: str) -> str:
+    """Names that are not UTF-8 arrive with lone surrogates, which no report can hold."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _report(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) -> dict[str, Any]:
+    joined = images.join(posts.select("pid", "split", "image_path"), on="pid", validate="1:1")
+    statuses = {
+        split: {status: len(part.filter(status=status)) for status in IMAGE_STATUSES}
+        for split in sorted(set(joined["split"]))
+        for part in [joined.filter(split=split)]
+    }
+    bad = joined.filter(pl.col("status") != "ok").sort("image_path")
+    usable = joined.filter(status="ok")
+    return {
+        "pictures": len(images),
+        "statuses": statuses,
+        "bad_share": len(bad) / len(images),
+        "examples": {
+            status: bad.filter(status=status)["image_path"].head(EXAMPLES).to_list() for status in IMAGE_STATUSES[1:]
+        },
+        "modes": dict(usable.group_by("mode").len().sort("mode").iter_rows()),
+        "pixels": {
+            side: {"min": usable[side].min(), "median": usable[side].median(), "max": usable[side].max()}
+            for side in ("width", "height")
+        },
+        "shards": findings.shards,
+        "damaged_shards": findings.damaged_shards,
+        "ignored_members": {
+            "duplicate": asdict(findings.duplicate),
+            "not_a_file": asdict(findings.not_a_file),
+            "unsafe_name": asdict(findings.unsafe_name),
+            "unexpected": asdict(findings.unexpected),
+        },
+    }
+
+
+def _refuse_too_many_bad(report: Mapping[str, Any], root: Path, params: IndexImagesParams) -> None:
+    counts = {status: sum(part[status] for part in report["statuses"].values()) for status in IMAGE_STATUSES}
+    bad = report["pictures"] - counts["ok"]
+    if bad:
+        log.info("%d of %d pictures cannot be used: %s", bad, report["pictures"], counts)
+    for shard, trouble in report["damaged_shards"].items():
+        log.info("%s: %s", root / shard, trouble)
+    if report["bad_share"] <= params.max_bad_share:
+        return
+    found = [f"{count} {status}" for status, count in counts.items() if status != "ok" and count]
+    examples = [path for paths in report["examples"].values() for path in paths[:3]]
+    damaged = [f"{shard} is {trouble}" for shard, trouble in report["damaged_shards"].items()]
+    stray = report["ignored_members"]["unexpected"]["examples"][:3]
+    hints = [f"such as {', '.join(examples)}", *damaged]
+    if stray:
+        hints.append(f"the shards hold members with other names, such as {', '.join(stray)}")
+    raise DataError(
+        f"{bad} of {report['pictures']} pictures cannot be used ({', '.join(found)}): {'; '.join(hints)}",
+        file=root,
+        expected=(
+            f"a share of at most index_images.max_bad_share = {params.max_bad_share}, found {report['bad_share']:.4f}; "
+            "pictures are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
+        ),
+        fix="complete the pictures, or raise index_images.max_bad_share in params.yaml to go on without them",
+    )

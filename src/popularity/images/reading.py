@@ -1,0 +1,130 @@
+"""From a row of images.parquet to an RGB picture: bytes out of a shard, decoded under a pixel limit."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from popularity.errors import DataError, PopularityError
+
+# What photo sites serve. Pillow knows more, some of which start other programs (EPS) or hide text (PDF).
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+
+_EXPECTED = "the file as it was when index_images read it"
+_FIX = "restore the file, or index the pictures again: dvc repro -f index_images"
+
+# What Pillow's decoders raise on hostile or broken content; its UnidentifiedImageError is an OSError.
+_BROKEN_CONTENT = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
+    *(MemoryError, AttributeError, RuntimeError, struct.error, zlib.error),
+)
+
+
+class ImageDecodeError(PopularityError):
+    """A picture whose content cannot be turned into pixels, or that has more of them than allowed."""
+
+
+class PictureReader:
+    """Reads pictures by (shard, offset, length) under the root of a data set.
+
+    Tar shards are opened on first use in each process and read by position, so that DataLoader workers and
+    threads can share a reader without moving each other's file position. A picture file is closed at once.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._shards: dict[str, BinaryIO] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files stay behind when a worker receives the reader."""
+        return {"root": self.root, "_shards": {}}
+
+    def read(self, shard: str, offset: int, length: int) -> bytes:
+        """The `length` bytes from `offset` of the file `shard`.
+
+        Raises:
+            DataError: the shard is gone or shorter than it was when the pictures were indexed.
+        """
+        path = self.root / shard
+        try:
+            if path.suffix == ".tar":
+                stream = self._shards.get(shard) or self._shards.setdefault(shard, path.open("rb"))
+                content = os.pread(stream.fileno(), length, offset)
+            else:
+                with path.open("rb") as stream:
+                    content = os.pread(stream.fileno(), length, offset)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", file=path, expected=_EXPECTED, fix=_FIX) from error
+        if len(content) != length:
+            problem = f"ends {length - len(content)} bytes before the end of the picture at byte {offset}"
+            raise DataError(problem, file=path, expected=_EXPECTED, fix=_FIX)
+        return content
+
+    def close(self) -> None:
+        while self._shards:
+            self._shards.popitem()[1].close()
+
+
+@dataclass(frozen=True)
+class PictureHeader:
+    """Size in pixels and Pillow's mode, as the header states them (before any EXIF rotation)."""
+
+    width: int
+    height: int
+    mode: str
+
+
+def read_header(stream: IO[bytes]) -> PictureHeader:
+    """Size and mode of the picture that starts at the stream's position 0; no pixel is decoded.
+
+    Raises:
+        ImageDecodeError: no header of a known format.
+        Image.DecompressionBombError: so many pixels that Pillow refuses to open it.
+    """
+    try:
+        with Image.open(stream, formats=FORMATS) as picture:
+            return PictureHeader(*picture.size, picture.mode)
+    except _BROKEN_CONTENT as error:
+        raise ImageDecodeError(f"no readable picture header: {error}") from error
+
+
+def decode_picture(content: bytes, max_pixels: int) -> Image.Image:
+    """The picture as upright RGB (first frame, EXIF orientation applied, transparency on white).
+
+    Raises:
+        ImageDecodeError: unknown format, damaged or truncated content, or more than `max_pixels` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ImageDecodeError(f"{width} x {height} pixels, more than the {max_pixels} allowed")
+            picture.load()
+            upright: Image.Image = picture
+            with suppress(*_BROKEN_CONTENT):  # a damaged EXIF block costs the rotation, not the picture
+                upright = ImageOps.exif_transpose(picture)
+            return _as_rgb(upright)
+    except (*_BROKEN_CONTENT, Image.DecompressionBombError) as error:
+        raise ImageDecodeError(f"cannot be decoded: {error}") from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        # convert() would clip 16-bit values at 255: almost everything would turn white.
+        values = np.asarray(picture, dtype=np.float64)
+        scale = 257.0 if picture.mode.startswith("I;16") or values.max() > 255 else 1.0
+        picture = Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    # A copy where the mode is RGB already: the caller's picture must not depend on the closed source.
+    return picture.convert("RGB") if picture.mode != "RGB" else picture.copy()

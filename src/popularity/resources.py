@@ -1,0 +1,64 @@
+"""Time and peak memory of every stage: python -m popularity.resources reports/resources.
+
+Reads the records that `popularity.stage.measured` writes; rows are in the order of dvc.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from popularity.config import read_yaml
+from popularity.errors import DataError
+from popularity.stage import run
+
+FACTS = ("stage", "seconds", "peak_mib", "largest_child_mib")
+
+
+def read_records(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
+    """The records in `folder`, stages in `order` first, others after them by name.
+
+    Raises:
+        DataError: no record, or a file that is none.
+    """
+    records = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"not valid JSON: {error}", file=file, fix="dvc repro --force") from error
+        if not isinstance(record, dict) or set(record) != set(FACTS):
+            raise DataError("not a cost record", file=file, expected=f"keys {', '.join(FACTS)}")
+        records.append(record)
+    if not records:
+        raise DataError("no cost records", file=folder, expected="one JSON file per stage", fix="make repro")
+    rank = {stage: position for position, stage in enumerate(order)}
+    return sorted(records, key=lambda record: (rank.get(record["stage"], len(rank)), record["stage"]))
+
+
+def cost_table(records: Sequence[dict[str, Any]]) -> str:
+    """Fixed-width table with a total: the sum of seconds and the highest peaks.
+
+    A stage that works in several processes needs its own peak and that of each child.
+    """
+    rows = [[record[fact] for fact in FACTS] for record in records]
+    rows.append(["total", sum(row[1] for row in rows), max(row[2] for row in rows), max(row[3] for row in rows)])
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'stage':<{width}}  {'seconds':>9}  {'peak MiB':>9}  {'largest child MiB':>17}"]
+    lines += [f"{name:<{width}}  {seconds:>9.1f}  {peak:>9,}  {child:>17,}" for name, seconds, peak, child in rows]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m popularity.resources", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of cost records")
+    parser.add_argument("--graph", type=Path, default=Path("dvc.yaml"), help="file that orders the stages")
+    args = parser.parse_args(argv)
+    print(cost_table(read_records(args.folder, list(read_yaml(args.graph).get("stages", {})))))
+
+
+if __name__ == "__main__":
+    run(main)

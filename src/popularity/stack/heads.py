@@ -1,0 +1,91 @@
+"""A linear head on a dense block: what a ridge regression reads from it, out of fold on the fit rows.
+
+Trees need many rows to find a direction in an embedding; a ridge finds it in few. Its prediction is fitted
+to popularity, so on fit rows it enters the trees only out of fold, and the folds keep users apart because
+most scored posts are by users never seen (method.md, "Two traps").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.model_selection import GroupKFold
+
+FloatArray = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RidgeHead:
+    """weights (d + 1,) on the standardised vector and a constant; mean and scale (d,) of the fit rows."""
+
+    mean: FloatArray
+    scale: FloatArray
+    weights: Array
+
+    def predict(self, vectors: FloatArray) -> FloatArray:
+        """(n,) predicted labels of (n, d) vectors; NaN where a vector is missing."""
+        return (_design(vectors, self.mean, self.scale) @ self.weights).astype(np.float32)
+
+
+def fit_head(
+    vectors: FloatArray,
+    label: Array,
+    groups: npt.NDArray[np.object_],
+    *,
+    folds: int,
+    penalties: Sequence[float],
+    seed: int,
+) -> tuple[RidgeHead, FloatArray]:
+    """The head fitted on all rows, and its out-of-fold predictions (n,) of those same rows.
+
+    Args:
+        vectors: (n, d) of the fit rows; a row of NaN is a post without a vector.
+        label: (n,).
+        groups: (n,) users; no user is on both sides of a fold.
+        folds: at most; fewer when there are fewer users.
+        penalties: candidates for the ridge penalty; the one with the least out-of-fold squared error is
+            taken, for all rows alike.
+
+    Each fold's normal equations are the sum over all rows minus the fold's own, so the rows are read once.
+    """
+    known = ~np.isnan(vectors).any(axis=1)
+    mean = vectors[known].mean(axis=0, dtype=np.float64).astype(np.float32)
+    scale = np.maximum(vectors[known].std(axis=0, dtype=np.float64), 1e-6).astype(np.float32)
+    design, target = _design(vectors[known], mean, scale), label[known]
+    users = groups[known]
+    count = min(folds, len(np.unique(users.astype(str))))
+    parts = [
+        rows for _, rows in GroupKFold(count, shuffle=True, random_state=seed).split(design, groups=users)
+    ] if count > 1 else [np.arange(len(target))]  # fmt: skip
+    grams = [design[rows].T @ design[rows] for rows in parts]
+    moments = [design[rows].T @ target[rows] for rows in parts]
+    gram, moment = sum(grams[1:], grams[0]), sum(moments[1:], moments[0])
+
+    predictions = {penalty: np.empty(len(target)) for penalty in penalties}
+    for rows, own_gram, own_moment in zip(parts, grams, moments, strict=True):
+        for penalty in penalties:
+            weights = _solve(gram - own_gram, moment - own_moment, penalty)
+            predictions[penalty][rows] = design[rows] @ weights
+    best = min(penalties, key=lambda penalty: float(np.mean((predictions[penalty] - target) ** 2)))
+    out_of_fold = np.full(len(label), np.nan, dtype=np.float32)
+    out_of_fold[known] = predictions[best]
+    return RidgeHead(mean, scale, _solve(gram, moment, best)), out_of_fold
+
+
+def _design(vectors: FloatArray, mean: FloatArray, scale: FloatArray) -> Array:
+    """(n, d + 1): standardised vectors and a column of ones."""
+    standard = ((vectors - mean) / scale).astype(np.float64)
+    return np.hstack([standard, np.ones((len(standard), 1))])
+
+
+def _solve(gram: Array, moment: Array, penalty: float) -> Array:
+    """Ridge weights from normal equations; the constant is not penalised (but kept solvable)."""
+    diagonal = np.full(len(gram), penalty)
+    diagonal[-1] = 1e-9
+    solved: Array = cho_solve(cho_factor(gram + np.diag(diagonal)), moment)
+    return solved

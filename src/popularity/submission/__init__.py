@@ -1,0 +1,1 @@
+"""The two official submission files: writing them, and checking any such file."""

@@ -1,0 +1,238 @@
+"""Checks a submission of either official form against the published test files.
+
+The official evaluators stop at the first fault or, worse, pair rows by position without looking; this
+says which row is wrong and what belongs there.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from popularity.errors import DataError
+
+ID_PREFIX = "post"
+CSV_HEADER = ("post_id", "popularity_score")
+LEAST_DECIMALS = 4
+_NUMBER = re.compile(r"[+-]?[0-9]+\.([0-9]+)([eE][+-]?[0-9]+)?")
+_JSON_KEYS = ("version", "result", "external_data")
+_EXTERNAL_KEYS = ("used", "details")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A valid submission: its number of posts and mean score."""
+
+    posts: int
+    mean: float
+
+    def __str__(self) -> str:
+        return f"valid: {self.posts} posts, mean {self.mean:.4f}"
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A JSON number as it was written: its decimals count."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    place: int | str  # for error messages
+    post: Any
+    score: str  # as written
+
+
+def validate(file: Path, ids: Sequence[str]) -> Checked:
+    """Number of posts and mean score of a valid submission.
+
+    Args:
+        file: JSON or CSV by its suffix.
+        ids: "post" + Pid of the test posts in the order of the test files.
+
+    Raises:
+        DataError: the first fault, with file, row (from 0, the header not counted) and what was expected.
+    """
+    readers = {".json": _read_json, ".csv": _read_csv}
+    if not file.is_file():
+        raise DataError("no such file", file=file, expected="a submission, .json or .csv")
+    if file.suffix.lower() not in readers:
+        raise DataError(f"unknown suffix '{file.suffix}'", file=file, expected=" or ".join(readers))
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 at byte {error.start}", file=file, expected="UTF-8 text") from error
+    rows = readers[file.suffix.lower()](file, text)
+    for row in rows:
+        if not isinstance(row.post, str) or not row.post.startswith(ID_PREFIX):
+            raise DataError(
+                f"post_id {_shown(row.post)}", file=file, row=row.place, expected=f'"{ID_PREFIX}" + Pid, as text'
+            )
+    scores = [_score(file, row) for row in rows]
+    _check_ids(file, rows, ids)
+    return Checked(len(scores), math.fsum(scores) / len(scores))
+
+
+def expected_ids(folder: Path) -> list[str]:
+    """The ids that a submission must hold, in order: "post" + Pid of each row of the test metadata.
+
+    Any one JSON file of the folder with Pids will do (test_category.json first), under its old or new name.
+
+    Raises:
+        DataError: no such file, broken JSON, or a Pid that is missing, doubled or neither text nor an integer.
+    """
+    expected = "a folder such as data/demo/test_allmetadata_json, with test_category.json or another file with Pids"
+    if not folder.is_dir():
+        raise DataError("no such folder", file=folder, expected=expected)
+    for file in sorted(folder.glob("*.json"), key=lambda path: ("category" not in path.name, path.name)):
+        try:
+            # Numbers stay as written: a Pid may be published as text or as a number.
+            content = json.loads(file.read_bytes(), parse_int=_Number)
+        except ValueError as error:
+            raise DataError(f"not valid JSON: {error}", file=file, expected="the published file, unchanged") from error
+        pids = _pids(file, content)
+        if pids:
+            return [ID_PREFIX + pid for pid in pids]
+    raise DataError("no file with Pids", file=folder, expected=expected)
+
+
+def _pids(file: Path, content: Any) -> list[str]:
+    """Pids of a row-wise or columnar file; none when it has no such field (user data of form A)."""
+    if isinstance(content, dict) and isinstance(content.get("Pid"), dict):
+        pids = list(content["Pid"].items())
+    elif isinstance(content, list) and content and isinstance(content[0], dict) and "Pid" in content[0]:
+        pids = [(row, post.get("Pid") if isinstance(post, dict) else None) for row, post in enumerate(content)]
+    else:
+        return []
+    first: dict[str, Any] = {}
+    for row, published in pids:
+        pid = published.text if isinstance(published, _Number) else published
+        if not isinstance(pid, str) or not pid:
+            raise DataError(f"Pid {_shown(pid)}", file=file, row=row, expected="text or an integer")
+        if pid in first:
+            raise DataError(f"Pid {pid} again, first in row {first[pid]}", file=file, row=row, expected="each Pid once")
+        first[pid] = row
+    return list(first)
+
+
+def _read_json(file: Path, text: str) -> list[_Row]:
+    try:
+        content = json.loads(
+            text, parse_float=_Number, parse_int=_Number, parse_constant=_Number, object_pairs_hook=_object
+        )
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"not valid JSON: {error}", file=file, expected=f"an object with {_listed(_JSON_KEYS)}"
+        ) from error
+    _check_keys(file, content, _JSON_KEYS, "the submission")
+    if not isinstance(content["version"], str) or not content["version"]:
+        raise DataError(f"version {_shown(content['version'])}", file=file, expected='text such as "VERSION 1.2"')
+    external = content["external_data"]
+    _check_keys(file, external, _EXTERNAL_KEYS, "external_data")
+    if external["used"] not in ("true", "false"):
+        raise DataError(f"external_data.used is {_shown(external['used'])}", file=file, expected='"true" or "false"')
+    if not isinstance(external["details"], str):
+        raise DataError(f"external_data.details is {_shown(external['details'])}", file=file, expected="text")
+    if not isinstance(content["result"], list):
+        raise DataError(f"result is {type(content['result']).__name__}", file=file, expected="a list of posts")
+    for place, row in enumerate(content["result"]):
+        _check_keys(file, row, CSV_HEADER, "a post", place)
+        if not isinstance(row["popularity_score"], _Number):
+            raise DataError(
+                f"popularity_score {_shown(row['popularity_score'])}",
+                file=file,
+                row=place,
+                expected="a number, not text",
+            )
+    return [_Row(place, row["post_id"], row["popularity_score"].text) for place, row in enumerate(content["result"])]
+
+
+def _read_csv(file: Path, text: str) -> list[_Row]:
+    expected = ",".join(CSV_HEADER)
+    try:
+        lines = list(csv.reader(text.splitlines(), strict=True))
+    except csv.Error as error:
+        raise DataError(f"not valid CSV: {error}", file=file, expected=f"lines of {expected}") from error
+    if not lines or tuple(lines[0]) != CSV_HEADER:
+        raise DataError(f"header {','.join(lines[0]) if lines else ''!r}", file=file, row="header", expected=expected)
+    for place, cells in enumerate(lines[1:]):
+        if len(cells) != len(CSV_HEADER):
+            raise DataError(f"{len(cells)} cells", file=file, row=f"{place} (line {place + 2})", expected=expected)
+    return [_Row(f"{place} (line {place + 2})", *cells) for place, cells in enumerate(lines[1:])]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that occurs twice is an error, because parsers differ in which one they keep."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError(f"a key occurs twice in {_listed(key for key, _ in pairs)}")
+    return result
+
+
+def _check_keys(file: Path, value: Any, keys: Sequence[str], what: str, row: int | None = None) -> None:
+    if not isinstance(value, dict) or set(value) != set(keys):
+        found = _listed(value) if isinstance(value, dict) else type(value).__name__
+        raise DataError(f"{what} has {found or 'no key'}", file=file, row=row, expected=f"exactly {_listed(keys)}")
+
+
+def _score(file: Path, row: _Row) -> float:
+    """The finite score of a row, written with enough decimals."""
+    try:
+        score = float(row.score)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise DataError(f"popularity_score {row.score}", file=file, row=row.place, expected="a finite number")
+    written = _NUMBER.fullmatch(row.score)
+    if not written or len(written[1]) < LEAST_DECIMALS:
+        raise DataError(
+            f"popularity_score {row.score}", file=file, row=row.place, expected=f"at least {LEAST_DECIMALS} decimals"
+        )
+    return score
+
+
+def _check_ids(file: Path, rows: Sequence[_Row], ids: Sequence[str]) -> None:
+    """Raises DataError unless the rows' ids are exactly `ids`, in that order."""
+    first: dict[str, int | str] = {}
+    wanted = set(ids)
+    for row in rows:
+        if row.post in first:
+            raise DataError(
+                f"{row.post} again, first in row {first[row.post]}", file=file, row=row.place, expected="each post once"
+            )
+        if row.post not in wanted:
+            raise DataError(
+                f"{row.post} is not in the test files",
+                file=file,
+                row=row.place,
+                expected=f"only the {len(ids)} test posts",
+            )
+        first[row.post] = row.place
+    if len(rows) < len(ids):
+        place, missing = next((place, post) for place, post in enumerate(ids) if post not in first)
+        raise DataError(
+            f"{len(ids) - len(rows)} test posts are missing, the first is {missing}",
+            file=file,
+            row=place,
+            expected=f"{len(ids)} rows, one for each test post",
+        )
+    for row, post in zip(rows, ids, strict=True):
+        if row.post != post:
+            raise DataError(
+                f"{row.post} is out of order", file=file, row=row.place, expected=f"{post}, as in the test files"
+            )
+
+
+def _listed(keys: Any) -> str:
+    return ", ".join(str(key) for key in keys)
+
+
+def _shown(value: Any) -> str:
+    return value.text if isinstance(value, _Number) else json.dumps(value, default=str)

@@ -1,0 +1,110 @@
+"""Submission files from the final predictions, in the row order of the published test files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+from pydantic import Field
+
+from popularity.config import Section
+from popularity.errors import ContractError
+from popularity.files import atomic_directory
+from popularity.submission.validate import CSV_HEADER, ID_PREFIX, LEAST_DECIMALS, validate
+
+logger = logging.getLogger(__name__)
+
+MODEL, SCHEME = "stack", "final"
+
+
+@dataclass(frozen=True)
+class SubmitConfig(Section):
+    """Section `submit` of params.yaml.
+
+    Args:
+        version: of the official JSON form.
+        decimals: written after the point.
+        external_data: what was used besides the data set; empty: nothing was.
+    """
+
+    version: Annotated[str, Field(min_length=1)]
+    decimals: Annotated[int, Field(ge=LEAST_DECIMALS, le=17)]
+    external_data: str
+
+
+def submit(posts: pl.DataFrame, predictions: pl.DataFrame, config: SubmitConfig, directory: Path) -> list[Path]:
+    """Writes and validates submission.json and submission.csv; returns their paths.
+
+    The directory is replaced as a whole, and only by files that passed the validator. Without a test part it
+    holds NO_SUBMISSION.txt alone, and the list is empty.
+
+    Raises:
+        ContractError: a test post has no prediction in some seed, or there are predictions of other posts.
+    """
+    test = posts.filter(pl.col("split") == "test").sort("source_index")
+    if test.is_empty():
+        reason = "The data set has no test part (test_allmetadata_json), so there is nothing to submit."
+        logger.warning("no submission: %s", reason)
+        with atomic_directory(directory) as partial:
+            (partial / "NO_SUBMISSION.txt").write_text(reason + "\n", encoding="utf-8")
+        return []
+    scores = _scores(test, predictions)
+    ids = [ID_PREFIX + pid for pid in test["pid"]]
+    written = [f"{score:.{config.decimals}f}" for score in scores]
+    with atomic_directory(directory) as partial:
+        for name, text in (
+            ("submission.json", _json_text(ids, written, config)),
+            ("submission.csv", _csv_text(ids, written)),
+        ):
+            (partial / name).write_text(text, encoding="utf-8")
+            checked = validate(partial / name, ids)
+            logger.info("%s: %s", directory / name, checked)
+    return [directory / "submission.json", directory / "submission.csv"]
+
+
+def _scores(test: pl.DataFrame, predictions: pl.DataFrame) -> list[float]:
+    """The mean over seeds for each row of `test`, in its order."""
+    positions = test["source_index"]
+    if not positions.equals(pl.Series("source_index", range(len(test)), dtype=pl.Int64)):
+        raise ContractError(
+            f"posts: expected the test rows' source_index to be 0 to {len(test) - 1} without a gap, found "
+            f"{positions[0]} to {positions[-1]}: a submission needs every row of the test files"
+        )
+    final = predictions.filter((pl.col("scheme") == SCHEME) & (pl.col("model") == MODEL))
+    runs = final.select("repeat", "seed").n_unique()
+    means = final.sort("repeat", "seed").group_by("pid", maintain_order=True).agg(pl.mean("prediction"), runs=pl.len())
+    joined = test.select("pid").join(means, on="pid", how="left", validate="1:1", maintain_order="left")
+    for name, wrong in (
+        ("lack a prediction", joined.filter(pl.col("runs").is_null())),
+        ("are predicted in some seeds only", joined.filter(pl.col("runs") != runs)),
+        ("are predicted but not in the test part", means.join(test, on="pid", how="anti")),
+    ):
+        if len(wrong):
+            raise ContractError(
+                f"predictions of '{MODEL}' in scheme '{SCHEME}': {len(wrong)} posts {name}, for example "
+                f"{wrong['pid'][0]}; expected each of the {len(test)} test posts once per seed"
+            )
+    return joined["prediction"].to_list()
+
+
+def _json_text(ids: Sequence[str], scores: Sequence[str], config: SubmitConfig) -> str:
+    """One result a line. Scores are set as text, because a JSON writer would cut trailing zeros."""
+    rows = ",\n".join(
+        f'    {{"post_id": {json.dumps(post)}, "popularity_score": {score}}}'
+        for post, score in zip(ids, scores, strict=True)
+    )
+    external = {"used": "true" if config.external_data else "false", "details": config.external_data}
+    return (
+        f'{{\n  "version": {json.dumps(config.version)},\n  "result": [\n{rows}\n  ],\n'
+        f'  "external_data": {json.dumps(external, ensure_ascii=False)}\n}}\n'
+    )
+
+
+def _csv_text(ids: Sequence[str], scores: Sequence[str]) -> str:
+    lines = (f"{post},{score}" for post, score in zip(ids, scores, strict=True))
+    return "\n".join((",".join(CSV_HEADER), *lines)) + "\n"

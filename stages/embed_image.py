@@ -1,0 +1,40 @@
+"""Pictures to vectors: the frozen image encoder of params.yaml over every readable picture.
+
+Reads: the data set's picture shards, data/interim/images.parquet.
+Writes: data/embeddings/image/ with the block `pooled` and status.parquet (contract IMAGE_STATUS, in which a
+picture that cannot be decoded in full is unreadable; posts without a picture have no row in the block).
+
+    python -m stages.embed_image --root data/demo --images data/interim/images.parquet \
+        --out data/embeddings/image --resources reports/resources/embed_image.json
+    accelerate launch --config_file configs/accelerate/... -m stages.embed_image ...   # several processes
+
+A killed run resumes at its last finished part. POPULARITY_WORKERS sets the number of loader processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.encoders.image import EmbedImageParams
+from popularity.encoders.image_blocks import embed_images
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    parser.add_argument("--root", type=Path, required=True, help="data set in the official layout")
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resources", type=Path, required=True)
+    args = parser.parse_args(argv)
+    params = load_params("embed_image", EmbedImageParams, args.params)
+    with measured("embed_image", args.resources):
+        embed_images(args.root, args.images, args.out, params)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Texts to vectors: the frozen text encoder of params.yaml over titles, tags and the text r of each post.
+
+Reads: data/interim/posts.parquet.
+Writes: data/embeddings/text/ with the blocks `title`, `tags` and `post` (pooled) and the ragged `tokens` of r
+(the title; if empty the tags; if both are empty the empty string, which has no tokens).
+
+    python -m stages.embed_text --posts data/interim/posts.parquet \
+        --out data/embeddings/text --resources reports/resources/embed_text.json
+    accelerate launch --config_file configs/accelerate/... -m stages.embed_text ...   # several processes
+
+A killed run resumes at its last finished part. POPULARITY_WORKERS sets the number of loader processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text_blocks import embed_texts
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    parser.add_argument("--posts", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resources", type=Path, required=True)
+    args = parser.parse_args(argv)
+    params = load_params("embed_text", EmbedTextParams, args.params)
+    with measured("embed_text", args.resources):
+        embed_texts(args.posts, args.out, params)
+
+
+if __name__ == "__main__":
+    run(main)

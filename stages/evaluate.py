@@ -1,0 +1,48 @@
+r"""Scores every scheme's predictions, with intervals, and prints the score table.
+
+Reads data/interim/posts.parquet, data/interim/splits.parquet, data/stack/predictions.parquet and
+data/stack/importance.csv; writes reports/metrics.json, reports/scores.csv, reports/scores_by_group.csv and
+reports/plots/.
+
+    python -m stages.evaluate --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
+        --predictions data/stack/predictions.parquet --importance data/stack/importance.csv \
+        --metrics reports/metrics.json --scores reports/scores.csv --groups reports/scores_by_group.csv \
+        --plots reports/plots --resources reports/resources/evaluate.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.evaluation.report import evaluate, read_importance, write_evaluation
+from popularity.evaluation.scores import EvaluateConfig
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("posts", "splits", "predictions", "importance"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help="input")
+    for name in ("metrics", "scores", "groups", "plots", "resources"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help="output")
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    args = parser.parse_args(argv)
+    config = load_params("evaluate", EvaluateConfig, args.params)
+    with measured("evaluate", args.resources):
+        evaluation = evaluate(
+            read_table(args.posts, POSTS),
+            read_table(args.splits, FOLDS),
+            read_table(args.predictions, PREDICTIONS),
+            read_importance(args.importance),
+            config,
+        )
+        write_evaluation(evaluation, metrics=args.metrics, scores=args.scores, groups=args.groups, plots=args.plots)
+    print(evaluation.table)
+
+
+if __name__ == "__main__":
+    run(main)

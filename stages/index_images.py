@@ -1,0 +1,41 @@
+r"""Finds every post's picture and reads its header; no pixel is decoded.
+
+Reads posts.parquet and the tar shards (or the picture folder) under --root.
+Writes images.parquet (shard, offset, bytes, width, height, mode, status) and the report images.json.
+
+    python -m stages.index_images --root data/demo --posts data/interim/posts.parquet \
+        --images data/interim/images.parquet --report reports/images.json \
+        --resources reports/resources/index_images.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.files import write_json
+from popularity.images import IndexImagesParams, index_images
+from popularity.schema import IMAGES, POSTS, read_table, write_table
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="data set in the official layout")
+    parser.add_argument("--posts", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--resources", type=Path, required=True)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    args = parser.parse_args(argv)
+    params = load_params("index_images", IndexImagesParams, args.params)
+    with measured("index_images", args.resources):
+        images, report = index_images(read_table(args.posts, POSTS), args.root, params)
+        write_table(images, args.images, IMAGES)
+        write_json(args.report, report)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,41 @@
+r"""Checks a data set in the official layout and writes it as tables keyed by post.
+
+Reads the metadata folders under --root (the pictures are left to index_images).
+Writes posts.parquet, users.parquet, quarantine.parquet and the report ingest.json.
+
+    python -m stages.ingest --root data/demo --posts data/interim/posts.parquet \
+        --users data/interim/users.parquet --quarantine data/interim/quarantine.parquet \
+        --report reports/ingest.json --resources reports/resources/ingest.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.dataset import ingest
+from popularity.files import write_json
+from popularity.schema import POSTS, QUARANTINE, USERS, write_table
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="data set in the official layout")
+    parser.add_argument("--posts", type=Path, required=True)
+    parser.add_argument("--users", type=Path, required=True)
+    parser.add_argument("--quarantine", type=Path, required=True)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--resources", type=Path, required=True)
+    args = parser.parse_args(argv)
+    with measured("ingest", args.resources):
+        ingested = ingest(args.root)
+        write_table(ingested.posts, args.posts, POSTS)
+        write_table(ingested.users, args.users, USERS)
+        write_table(ingested.quarantine, args.quarantine, QUARANTINE)
+        write_json(args.report, ingested.report)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,33 @@
+"""Fixtures for every test: a tiny data set with a known truth, and no way to a model hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from popularity.demo import DemoParams, generate
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+class Dataset(NamedTuple):
+    """A generated data set: its root in the official layout, and the folder of its truth."""
+
+    root: Path
+    truth: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_params() -> DemoParams:
+    return DemoParams(seed=20, posts=300, users=80, subcategories=8, image_size=32, test_share=0.3, user_file="A")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_params: DemoParams, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("tiny")
+    dataset = Dataset(folder / "data", folder / "truth")
+    generate(tiny_params, *dataset)
+    return dataset

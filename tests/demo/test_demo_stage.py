@@ -1,0 +1,50 @@
+"""The stage: parameters from a file, whole folders or nothing, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from popularity.errors import ConfigError
+from popularity.files import fingerprint
+from stages.demo_data import main
+from tests.conftest import Dataset
+
+TINY = "demo: {seed: 20, posts: 300, users: 80, subcategories: 8, image_size: 32, test_share: 0.3, user_file: A}\n"
+
+
+def arguments(folder: Path, params: str) -> list[str]:
+    (folder / "params.yaml").write_text(params)
+    names = {"params": "params.yaml", "root": "data/demo", "truth": "data/demo_truth", "resources": "resources.json"}
+    return [part for name, path in names.items() for part in (f"--{name}", str(folder / path))]
+
+
+def test_stage_replaces_both_folders_and_records_its_cost(tmp_path: Path, tiny_dataset: Dataset) -> None:
+    for name in ("demo", "demo_truth"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "stale").touch()
+    main(arguments(tmp_path, TINY))
+    assert fingerprint(tmp_path / "data" / "demo") == fingerprint(tiny_dataset.root)
+    assert fingerprint(tmp_path / "data" / "demo_truth") == fingerprint(tiny_dataset.truth)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["demo", "demo_truth"]
+    record = json.loads((tmp_path / "resources.json").read_text())
+    assert record["stage"] == "demo_data"
+    assert record["seconds"] < 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("users: 80", "users: 150"), "posts must be at least 3 times users"),
+        (("subcategories: 8", "subcategories: 99"), "demo.subcategories: .*33"),
+        (("user_file: A", "user_file: C"), "demo.user_file: .*'A' or 'B'"),
+        (("seed: 20", "sead: 20"), "demo.sead: unknown key; allowed here: seed, posts"),
+        (("test_share: 0.3", "test_share: 0.9"), "demo.test_share"),
+    ],
+)
+def test_bad_parameters_stop_before_anything_is_written(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(arguments(tmp_path, TINY.replace(*change)))
+    assert not (tmp_path / "data").exists()

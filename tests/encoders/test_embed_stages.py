@@ -1,0 +1,326 @@
+"""The two stages: contracts, bad pictures, kills, resumption, and one or several processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from ruamel.yaml import YAML
+
+from popularity.encoders.image import load_image_encoder, picture_transform
+from popularity.encoders.image_blocks import embed_images
+from popularity.encoders.parts import Cut, as_float16, gather, loader_workers
+from popularity.encoders.text import load_text_encoder, load_tokenizer
+from popularity.encoders.text_blocks import embed_texts
+from popularity.errors import ConfigError, ContractError, DataError
+from popularity.schema import IMAGE_STATUS, IMAGES, POSTS, read_block, read_table, read_tokens, write_table
+from stages import embed_image, embed_text
+from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
+from tests.small_tables import small_posts
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """.state/ lies in the working directory; loaders are off where a test does not ask for them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    return make_pictures(tmp_path)
+
+
+def write_params(path: Path) -> Path:
+    sections = {"embed_image": asdict(image_params()), "embed_text": asdict(text_params())}
+    YAML().dump(sections, path)
+    return path
+
+
+def image_arguments(pictures: Pictures, out: Path) -> list[str]:
+    places = {"root": pictures.root, "images": pictures.table, "out": out, "resources": out.with_suffix(".json")}
+    return ["--params", str(write_params(Path("params.yaml"))), *arguments(places)]
+
+
+def arguments(places: dict[str, Path]) -> list[str]:
+    return [part for name, path in places.items() for part in (f"--{name}", str(path.absolute()))]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def direct(pictures: Pictures, pid: str) -> np.ndarray:
+    """The vector of one picture, without tables, parts or loaders."""
+    encoder = load_image_encoder(image_params())
+    image = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
+    with torch.inference_mode():
+        vector: np.ndarray = encoder(picture_transform(encoder.preprocessing)(image)[None])[0].numpy()
+    return vector
+
+
+def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    embed_image.main(image_arguments(pictures, Path("out")))
+    block, table = read_block(Path("out"), "pooled"), read_table(pictures.table, IMAGES)
+    without = {pictures.broken, pictures.missing}
+    assert list(block.pids) == [pid for pid in table["pid"] if pid not in without]
+    for pid in (block.pids[0], block.pids[7], block.pids[-1]):
+        np.testing.assert_allclose(block.values[block.rows([pid])[0]], direct(pictures, pid), rtol=2e-3, atol=2e-3)
+    status = dict(read_table(Path("out/status.parquet"), IMAGE_STATUS).iter_rows())
+    assert set(status) == set(table["pid"])
+    assert {pid for pid in status if status[pid] != "ok"} == without
+    assert (status[pictures.broken], status[pictures.missing]) == ("unreadable", "missing")
+    assert f"1 pictures have a good header but cannot be decoded, now unreadable: {pictures.broken}" in caplog.text
+    assert block.about["encoder"] == "tf_efficientnet_lite0"
+    assert block.about["weights"].startswith("sha256:")
+    assert json.loads(Path("out.json").read_text())["stage"] == "embed_image"
+    assert not list(Path(".state/embed_image").iterdir())
+
+
+def test_same_bytes_again_and_with_loaders(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, workers in enumerate(("0", "0", "2")):
+        monkeypatch.setenv("POPULARITY_WORKERS", workers)
+        embed_images(pictures.root, pictures.table, Path(f"out{number}"), image_params())
+    assert contents(Path("out0")) == contents(Path("out1")) == contents(Path("out2"))
+
+
+def test_bf16_is_near_fp32(pictures: Pictures) -> None:
+    embed_images(pictures.root, pictures.table, Path("fp32"), image_params())
+    embed_images(pictures.root, pictures.table, Path("bf16"), image_params(precision="bf16"))
+    full, half = (read_block(Path(name), "pooled") for name in ("fp32", "bf16"))
+    assert full.pids == half.pids
+    assert not np.array_equal(full.values, half.values)
+    left, right = full.values.astype(float), half.values.astype(float)
+    cosine = (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+    assert cosine.min() > 0.98
+
+
+def test_a_data_set_without_a_readable_picture(pictures: Pictures) -> None:
+    table = read_table(pictures.table, IMAGES)
+    for keep in (pl.col("pid") == pictures.broken, pl.col("pid") == pictures.missing):
+        write_table(table.filter(keep), pictures.table, IMAGES)
+        embed_images(pictures.root, pictures.table, Path("out"), image_params())
+        block = read_block(Path("out"), "pooled")
+        assert block.values.shape == (0, 1280)
+        assert read_table(Path("out/status.parquet"), IMAGE_STATUS)["status"].to_list() != ["ok"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_lost_shard_stops_the_run_and_keeps_the_old_output(
+    pictures: Pictures, workers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_images(pictures.root, pictures.table, Path("out"), image_params())
+    before = contents(Path("out"))
+    (pictures.root / "train_images_1.tar").unlink()
+    monkeypatch.setenv("POPULARITY_WORKERS", workers)
+    with pytest.raises(DataError, match=r"train_images_1\.tar: cannot be read") as caught:
+        embed_images(pictures.root, pictures.table, Path("out"), image_params(batch_size=3))
+    assert "Traceback" not in str(caught.value)
+    assert contents(Path("out")) == before
+
+
+def parts_of(stage: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(Path(".state").glob(f"{stage}/*/part-*.npz"))}
+
+
+def start(module: str, given: Sequence[str], launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, *launcher, "-m", module, *given]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_resumes_at_its_last_finished_part(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+    given = image_arguments(pictures, Path("out"))
+    embed_image.main(image_arguments(pictures, Path("whole")))
+    # A named pipe in place of the last shard: whoever reads it waits, so the kill comes at a known point.
+    last = pictures.root / "zoo/single.jpg"
+    content = last.read_bytes()
+    last.unlink()
+    os.mkfifo(last)
+    process = start("stages.embed_image", given)
+    deadline = time.monotonic() + 100
+    while len(parts_of("embed_image")) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = parts_of("embed_image")
+    assert len(left) == 3  # of four, with six pictures each
+    assert not Path("out").exists()
+    last.unlink()
+    last.write_bytes(content)
+    # Proof that finished parts are taken as they are: one of them is marked.
+    marked = next(iter(left))
+    with np.load(marked) as stored:
+        arrays = dict(stored)
+    changed = arrays["vectors"].copy()
+    changed[0] = 0.5
+    np.savez(marked, vectors=changed, decoded=arrays["decoded"])
+    caplog.set_level(logging.INFO)
+    embed_image.main(given)
+    assert "3 of 4 parts are there from an earlier run" in caplog.text
+    resumed, whole = read_block(Path("out"), "pooled"), read_block(Path("whole"), "pooled")
+    differs = (resumed.values != whole.values).any(axis=1)
+    assert differs.sum() == 1
+    assert (resumed.values[differs] == 0.5).all()
+    assert contents(Path("out"))["status.parquet"] == contents(Path("whole"))["status.parquet"]
+    assert not parts_of("embed_image")
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed_images(pictures.root, pictures.table, Path("whole"), image_params())
+    lost, kept = pictures.root / "train_images_1.tar", pictures.root / "kept"
+    lost.rename(kept)
+    with pytest.raises(DataError):
+        embed_images(pictures.root, pictures.table, Path("out"), image_params())
+    left = parts_of("embed_image")
+    assert len(left) == 1
+    kept.rename(lost)
+    with pytest.raises(ConfigError):  # parts of other parameters are another run's
+        embed_images(pictures.root, pictures.table, Path("out"), image_params(image_size=40, model="unknown_model"))
+    embed_images(pictures.root, pictures.table, Path("other"), image_params(batch_size=5))
+    assert parts_of("embed_image") == left
+    embed_images(pictures.root, pictures.table, Path("out"), image_params())
+    assert contents(Path("out")) == contents(Path("whole"))
+
+
+def test_two_processes_equal_one(pictures: Pictures, posts: Path) -> None:
+    """`accelerate launch` with two CPU processes, through the stages' command lines."""
+    topology = Path("two.yaml")
+    topology.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nuse_cpu: true\nnum_machines: 1\n"
+        "machine_rank: 0\nnum_processes: 2\nmain_process_port: 0\nmain_training_function: main\n"
+        "mixed_precision: 'no'\ndebug: false\nrdzv_backend: static\nsame_network: true\n"
+    )
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology.absolute())]
+    process = start("stages.embed_image", image_arguments(pictures, Path("two")), launcher)
+    _, messages = process.communicate(timeout=150)
+    assert process.returncode == 0, messages
+    assert "process 0 of 2 has 2 parts" in messages
+    assert "process 1 of 2 has 2 parts" in messages
+    embed_image.main(image_arguments(pictures, Path("one")))
+    one, two = read_block(Path("one"), "pooled"), read_block(Path("two"), "pooled")
+    assert one.pids == two.pids
+    # Other thread counts may sum in another order: the last bit of float16 is allowed to differ.
+    np.testing.assert_allclose(one.values, two.values, rtol=2e-3, atol=1e-3)
+    assert contents(Path("one"))["status.parquet"] == contents(Path("two"))["status.parquet"]
+
+
+@pytest.fixture
+def posts(tmp_path: Path) -> Path:
+    """Titles and tags of every kind: both, one, none, white space, shared between posts, very long."""
+    titles = ["cat at the sea", "", "   ", "cat at the sea", "sunset", "", "x" * 2_000, "日本 \U0001f600", "dog [SEP]"]
+    tags = ["cat sea", "dog beach", "sunset", "", "cat sea", "", "long", "", "dog"]
+    table = small_posts(train=24, test=6)
+    picked = [number % len(titles) for number in range(table.height)]
+    table = table.with_columns(
+        title=pl.Series([titles[number] for number in picked]), tags=pl.Series([tags[number] for number in picked])
+    )
+    write_table(table, tmp_path / "posts.parquet", POSTS)
+    return tmp_path / "posts.parquet"
+
+
+def test_embed_text_stage(posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPULARITY_WORKERS", "1")
+    places = {"posts": posts, "out": Path("out"), "resources": Path("resources.json")}
+    embed_text.main(["--params", str(write_params(Path("params.yaml"))), *arguments(places)])
+    table, params = read_table(posts, POSTS), text_params()
+    encoder, tokenize = load_text_encoder(params), load_tokenizer(params)
+    blocks = {name: read_block(Path("out"), name) for name in ("title", "tags", "post")}
+    tokens = read_tokens(Path("out"), "tokens")
+    assert all(list(block.pids) == list(tokens.pids) == table["pid"].to_list() for block in blocks.values())
+    for row, (title, tags) in enumerate(table.select("title", "tags").head(9).iter_rows()):
+        text = title if title.strip() else tags  # r of method.md; the last case is the empty string
+        for name, expected in (("title", title), ("tags", tags), ("post", text)):
+            batch = tokenize([expected])
+            with torch.inference_mode():
+                pooled, hidden = encoder(batch.input_ids, batch.attention_mask)
+            np.testing.assert_allclose(blocks[name].values[row], pooled[0], atol=2e-3)
+        own = tokens.values[tokens.offsets[row] : tokens.offsets[row + 1]]
+        np.testing.assert_allclose(own, hidden[0][batch.content[0]], rtol=2e-3, atol=5e-3)
+        assert len(own) == batch.input_ids.shape[1] - 2
+    empty = ((table["title"].str.strip_chars() == "") & (table["tags"] == "")).to_numpy()
+    assert empty.any()
+    assert (np.diff(tokens.offsets)[empty] == 0).all()
+    assert (np.diff(tokens.offsets)[~empty] > 0).all()
+    np.testing.assert_allclose(np.linalg.norm(blocks["title"].values.astype(float), axis=1), 1, atol=2e-3)
+
+
+def test_texts_give_the_same_bytes_again_and_after_an_interruption(
+    posts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_texts(posts, Path("whole"), text_params())
+    monkeypatch.setenv("POPULARITY_WORKERS", "2")
+    embed_texts(posts, Path("again"), text_params())
+    assert contents(Path("whole")) == contents(Path("again"))
+    rename = os.replace
+
+    def full_disk(source: Path, target: Path) -> None:
+        if Path(target).name == "part-000001.npz":
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        embed_texts(posts, Path("out"), text_params())
+    monkeypatch.setattr(os, "replace", rename)
+    assert len(parts_of("embed_text")) == 1
+    assert not Path("out").exists()
+    embed_texts(posts, Path("out"), text_params())
+    assert contents(Path("out")) == contents(Path("whole"))
+
+
+def test_processes_that_do_not_know_of_each_other(
+    pictures: Pictures, posts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="each of them runs alone"):
+        embed_texts(posts, Path("out"), text_params())
+
+
+def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loader_workers() == 0
+    monkeypatch.setenv("POPULARITY_WORKERS", "many")
+    with pytest.raises(ConfigError, match="POPULARITY_WORKERS: expected a whole number"):
+        loader_workers()
+    monkeypatch.delenv("POPULARITY_WORKERS")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert loader_workers() == 1
+
+
+def test_values_that_float16_cannot_hold() -> None:
+    assert as_float16(torch.tensor([65_504.0]), "tiny").dtype == np.float16
+    for bad in (float("nan"), float("inf"), 70_000.0):
+        with pytest.raises(ContractError, match="tiny: output is NaN"):
+            as_float16(torch.tensor([[1.0, bad]]), "tiny")
+
+
+def test_batches_do_not_straddle_parts() -> None:
+    cut = Cut(rows=14, part_rows=6, batch_size=4)
+    parts = [[list(batch) for batch in cut.batches(part)] for part in cut.parts()]
+    assert parts == [[[0, 1, 2, 3], [4, 5]], [[6, 7, 8, 9], [10, 11]], [[12, 13]]]
+
+
+def test_gather_is_plain_indexing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(50, 3)).astype(np.float16)
+    index = rng.integers(50, size=200)
+    result = gather(iter(np.split(values, [7, 7, 30])), index, tmp_path / "result.npy", 3)
+    np.testing.assert_array_equal(result, values[index])
+    assert gather(iter([values]), index[:0], tmp_path / "none.npy", 3).shape == (0, 3)

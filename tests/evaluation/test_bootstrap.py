@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from popularity.evaluation import bootstrap
+from popularity.evaluation.bootstrap import interval, resample
+from popularity.evaluation.metrics import FloatArray, score
+
+
+def _data(
+    n: int, users: int, seed: int = 0
+) -> tuple[FloatArray, FloatArray, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Labels with ties, two models with ties, users of unequal size."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(1, 12, n).astype(float)
+    predictions = np.stack([labels + rng.integers(-3, 4, n), rng.integers(0, 12, n).astype(float)], axis=1)
+    return labels, predictions, np.concatenate([np.arange(users), rng.integers(users, size=n - users)])
+
+
+def test_each_draw_is_scored_as_if_its_rows_were_written_out() -> None:
+    labels, predictions, users = _data(60, 12)
+    draws = resample(labels, predictions, users, resamples=20, seed=3)
+    rng = np.random.default_rng(3)
+    chosen = rng.integers(12, size=(20, 12))
+    for draw in range(20):
+        rows = np.concatenate([np.flatnonzero(users == user) for user in chosen[draw]])
+        for model in range(2):
+            for metric, value in score(labels[rows], predictions[rows, model]).items():
+                assert draws[metric][draw, model] == pytest.approx(value, abs=1e-12), metric
+
+
+def test_seeded_and_independent_of_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, predictions, users = _data(80, 15)
+    once = resample(labels, predictions, users, resamples=50, seed=1)
+    again = resample(labels, predictions, users, resamples=50, seed=1)
+    other = resample(labels, predictions, users, resamples=50, seed=2)
+    assert all(np.array_equal(once[metric], again[metric]) for metric in once)
+    assert not np.array_equal(once["src"], other["src"])
+    monkeypatch.setattr(bootstrap, "CELLS", 80 * 7)
+    blocks = resample(labels, predictions, users, resamples=50, seed=1)
+    assert all(np.allclose(once[metric], blocks[metric], atol=1e-12, rtol=0) for metric in once)
+
+
+def test_paired_differences_are_antisymmetric_and_zero_for_the_same_model() -> None:
+    labels, predictions, users = _data(80, 15)
+    draws = resample(labels, predictions[:, [0, 1, 0]], users, resamples=200, seed=0)["src"]
+    forward, backward = interval(draws[:, 0] - draws[:, 1], 0.9), interval(draws[:, 1] - draws[:, 0], 0.9)
+    assert forward[0] is not None
+    assert forward[1] is not None
+    assert backward == pytest.approx((-forward[1], -forward[0]))
+    assert interval(draws[:, 0] - draws[:, 2], 0.9) == (0.0, 0.0)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """200 samples of 60 users whose errors share a user part: the 90 % interval of MAE must hold its mean."""
+    truth, hits = 1.0, 0
+    for sample in range(200):
+        rng = np.random.default_rng(sample)
+        users = np.repeat(np.arange(60), 4)
+        size = np.repeat(rng.exponential(truth, 60), 4)  # absolute error, equal within a user
+        labels = rng.uniform(1, 9, 240)
+        draws = resample(labels, (labels + size)[:, None], users, resamples=200, seed=sample)
+        low, high = interval(draws["mae"][:, 0], 0.9)
+        assert low is not None
+        assert high is not None
+        hits += low <= truth <= high
+    # Binomial(200, .9) has sd .021; drawing posts instead of users would cover about .6.
+    assert 0.82 <= hits / 200 <= 0.96
+
+
+def test_a_constant_model_has_no_rank_interval() -> None:
+    labels, predictions, users = _data(40, 8)
+    predictions[:, 1] = 5.0
+    draws = resample(labels, predictions, users, resamples=30, seed=0)
+    assert interval(draws["src"][:, 1], 0.95) == (None, None)
+    assert interval(draws["mae"][:, 1], 0.95) != (None, None)
+
+
+def test_a_thousand_draws_of_seven_thousand_posts_take_seconds() -> None:
+    labels, predictions, users = _data(7_000, 1_000)
+    started = time.process_time()
+    resample(labels, predictions, users, resamples=1_000, seed=0)
+    assert time.process_time() - started < 10

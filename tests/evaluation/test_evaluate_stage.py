@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from dvc_render.vega import VegaRenderer  # type: ignore[import-untyped]
+
+from popularity.errors import ContractError
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, write_table
+from stages import evaluate
+from tests.small_tables import small_posts, small_predictions, small_splits
+
+# plot -> template, x and the y fields, as declared in dvc.yaml
+PLOTS = {
+    "predicted_true": ("scatter", "label", ["prediction"]),
+    "residual_by_month": ("simple", "year", ["residual", "low", "high"]),
+    "importance_by_block": ("bar_horizontal", "share", ["block"]),
+    "score_by_scheme": ("bar_horizontal", "src", ["score_of"]),
+}
+
+
+def _arguments(folder: Path) -> list[str]:
+    posts = small_posts()
+    splits = small_splits(posts)
+    write_table(posts, folder / "posts.parquet", POSTS)
+    write_table(splits, folder / "splits.parquet", FOLDS)
+    write_table(small_predictions(posts, splits), folder / "predictions.parquet", PREDICTIONS)
+    (folder / "importance.csv").write_text("block,feature,gain\nmetadata,hour,6\nimage,pc_0,1\nimage,pc_1,1\n")
+    (folder / "params.yaml").write_text("evaluate:\n  seed: 0\n  bootstrap: 40\n  confidence: 0.95\n")
+    names = {
+        "posts": "posts.parquet",
+        "splits": "splits.parquet",
+        "predictions": "predictions.parquet",
+        "importance": "importance.csv",
+        "params": "params.yaml",
+        "metrics": "reports/metrics.json",
+        "scores": "reports/scores.csv",
+        "groups": "reports/scores_by_group.csv",
+        "plots": "reports/plots",
+        "resources": "reports/resources/evaluate.json",
+    }
+    return [part for option, name in names.items() for part in (f"--{option}", str(folder / name))]
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.*")) if file.is_file()}
+
+
+def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main(_arguments(tmp_path))
+    reports = tmp_path / "reports"
+    metrics = json.loads((reports / "metrics.json").read_text())
+    assert list(metrics) == ["report", "user"]
+    assert set(metrics["report"]) == {"stack", "metadata", "user_mean", "constant"}
+    assert set(metrics["report"]["stack"]) == {"src", "mae", "mape", "bias"}
+    assert metrics["report"]["constant"]["src"] is None
+    assert metrics["report"]["stack"]["src"] > metrics["report"]["user_mean"]["src"]
+    scores = pl.read_csv(reports / "scores.csv")
+    assert scores["scheme"][0] == "report"
+    assert set(scores.filter(pl.col("scheme") == "report")["used_in_selection"]) == {"no"}
+    assert set(scores.filter(pl.col("scheme") == "user")["used_in_selection"]) == {"yes"}
+    assert set(pl.read_csv(reports / "scores_by_group.csv")["grouping"]) == {"user", "category", "subcategory", "month"}
+    assert json.loads((reports / "resources/evaluate.json").read_text())["stage"] == "evaluate"
+    lines = capsys.readouterr().out.splitlines()
+    assert "used in selection" in lines[1]
+    assert lines[3].split()[:5] == ["report", "no", "stack", "30", str(scores["users"][0])]
+    assert any(line.startswith("stack - metadata") for line in lines)
+    assert any("shift" in line for line in lines)
+    assert not any("nan" in line.lower() for line in lines)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path)
+    evaluate.main(arguments)
+    reports = tmp_path / "reports"
+    first = _contents(reports)
+    evaluate.main(arguments)
+    second = _contents(reports)
+    first.pop("resources/evaluate.json"), second.pop("resources/evaluate.json")
+    assert first == second
+
+
+def test_every_plot_has_its_columns_and_fits_its_template(tmp_path: Path) -> None:
+    evaluate.main(_arguments(tmp_path))
+    plots = tmp_path / "reports" / "plots"
+    assert {file.stem for file in plots.iterdir()} == set(PLOTS)
+    for name, (template, x, fields) in PLOTS.items():
+        points = pl.read_csv(plots / f"{name}.csv").to_dicts()
+        for y in fields:
+            rows = [{**point, "rev": "workspace"} for point in points]
+            content = VegaRenderer(rows, name, template=template, x=x, y=y).get_filled_template()
+            assert content["encoding"]["x"]["field"] == x
+            assert content["encoding"]["y"]["field"] == y
+    importance = pl.read_csv(plots / "importance_by_block.csv")
+    assert importance.rows() == [("metadata", 0.75), ("image", 0.25)]
+    months = pl.read_csv(plots / "residual_by_month.csv")
+    assert months["posts"].sum() == 30
+    assert months["month"].is_sorted()
+    assert months["year"].is_between(2016, 2017).all()
+
+
+def test_a_missing_prediction_leaves_the_reports_as_they_were(tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path)
+    evaluate.main(arguments)
+    before = _contents(tmp_path / "reports")
+    predictions = pl.read_parquet(tmp_path / "predictions.parquet")
+    write_table(predictions.filter(pl.col("scheme") != "user").head(-1), tmp_path / "predictions.parquet", PREDICTIONS)
+    with pytest.raises(ContractError, match="1 missing"):
+        evaluate.main(arguments)
+    assert _contents(tmp_path / "reports") == before
+
+
+def test_an_importance_file_of_another_shape_is_an_error(tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path)
+    (tmp_path / "importance.csv").write_text("feature,gain\nhour,6\n")
+    with pytest.raises(ContractError, match="expected columns"):
+        evaluate.main(arguments)
+
+
+def test_the_scatter_is_a_seeded_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = _arguments(tmp_path)
+    evaluate.main(arguments)
+    file = tmp_path / "reports" / "plots" / "predicted_true.csv"
+    everything = set(pl.read_csv(file).rows())
+    assert len(everything) == 30
+    monkeypatch.setattr("popularity.evaluation.report.SCATTER_ROWS", 10)
+    evaluate.main(arguments)
+    sample = pl.read_csv(file).rows()
+    assert len(sample) == 10
+    assert set(sample) < everything

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from scipy.stats import spearmanr
+
+from popularity.errors import ContractError
+from popularity.evaluation.scores import EvaluateConfig, collect, score_groups, score_overall
+from tests.small_tables import small_posts, small_predictions, small_splits
+
+CONFIG = EvaluateConfig(seed=0, bootstrap=60, confidence=0.9)
+POSTS = small_posts()
+SPLITS = small_splits(POSTS)
+PREDICTIONS = small_predictions(POSTS, SPLITS)
+
+
+def _value(table: pl.DataFrame, **wanted: str | None) -> float:
+    rows = table.filter(
+        *(pl.col(name).is_null() if value is None else pl.col(name) == value for name, value in wanted.items())
+    )
+    assert len(rows) == 1, rows
+    return float(rows["value"][0])
+
+
+def test_report_is_first_and_final_is_not_scored() -> None:
+    assert [one.scheme for one in collect(POSTS, SPLITS, PREDICTIONS)] == ["report", "user"]
+
+
+def test_seeds_are_averaged_before_scoring() -> None:
+    scores = score_overall(collect(POSTS, SPLITS, PREDICTIONS), CONFIG)
+    rows = (
+        PREDICTIONS.filter((pl.col("scheme") == "report") & (pl.col("model") == "stack"))
+        .group_by("pid")
+        .agg(pl.mean("prediction"))
+        .join(POSTS, on="pid")
+    )
+    expected = spearmanr(rows["label"], rows["prediction"]).statistic
+    found = _value(scores, scheme="report", model="stack", minus=None, metric="src")
+    assert found == pytest.approx(expected, abs=1e-6)
+    mae = (rows["label"] - rows["prediction"]).abs().mean()
+    assert _value(scores, scheme="report", model="stack", minus=None, metric="mae") == pytest.approx(mae, abs=1e-6)
+
+
+def test_intervals_hold_the_value_and_pairs_are_differences() -> None:
+    scores = score_overall(collect(POSTS, SPLITS, PREDICTIONS), CONFIG)
+    plain = scores.filter(pl.col("value").is_not_null() & pl.col("minus").is_null())
+    assert (plain["low"] < plain["high"]).all()
+    assert len(plain.filter(pl.col("value").is_between("low", "high"))) > 0.9 * len(plain)
+    pair = _value(scores, scheme="user", model="stack", minus="metadata", metric="mae")
+    single = [_value(scores, scheme="user", model=model, minus=None, metric="mae") for model in ("stack", "metadata")]
+    assert pair == pytest.approx(single[0] - single[1], abs=2e-6)
+    assert pair < 0  # the stack has half the noise
+
+
+def test_the_constant_has_no_rank_score_and_no_nan_is_written() -> None:
+    scores = score_overall(collect(POSTS, SPLITS, PREDICTIONS), CONFIG)
+    constant = scores.filter((pl.col("model") == "constant") & (pl.col("metric") == "src"))
+    assert constant.select("value", "low", "high").null_count().row(0) == (len(constant),) * 3
+    assert scores.filter((pl.col("minus") == "constant") & (pl.col("metric") == "src"))["value"].null_count() > 0
+    assert scores.select(pl.col(pl.Float64).is_nan().any()).row(0) == (False, False, False)
+
+
+def test_seen_means_a_fit_post_in_the_same_fold() -> None:
+    """Slow reference: look each scored user up among the fit rows of its scheme, repeat and fold."""
+    uid = dict(POSTS.select("pid", "uid").iter_rows())
+    for one in collect(POSTS, SPLITS, PREDICTIONS):
+        roles = SPLITS.filter(pl.col("scheme") == one.scheme)
+        seen = {(row["repeat"], row["pid"]): row["seen"] for row in one.rows.iter_rows(named=True)}
+        for _, repeat, fold, pid, _ in roles.filter(pl.col("role") == "score").iter_rows():
+            fit = roles.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold) & (pl.col("role") == "fit"))
+            assert seen[repeat, pid] == (uid[pid] in {uid[other] for other in fit["pid"]})
+        assert len(seen) == len(one.rows)
+    report = collect(POSTS, SPLITS, PREDICTIONS)[0].rows
+    assert set(report["seen"]) == {True, False}  # dropped users count as unseen
+
+
+def test_groups_partition_the_posts() -> None:
+    groups = score_groups(collect(POSTS, SPLITS, PREDICTIONS), CONFIG)
+    one = groups.filter((pl.col("model") == "stack") & (pl.col("metric") == "mae") & pl.col("minus").is_null())
+    total = one.filter(pl.col("scheme") == "report").group_by("grouping").agg(pl.col("posts").sum()).sort("grouping")
+    assert total.rows() == [("category", 30), ("month", 30), ("subcategory", 30), ("user", 30)]
+    assert set(groups.filter(pl.col("grouping") == "month")["group"]) <= {f"2016-{month:02}" for month in range(1, 13)}
+    assert groups.filter(pl.col("users") == 1)["low"].null_count() == groups.filter(pl.col("users") == 1).height
+
+
+def test_a_missing_prediction_is_an_error() -> None:
+    hit = PREDICTIONS.filter((pl.col("scheme") == "user") & (pl.col("model") == "metadata"))["pid"][4]
+    hole = PREDICTIONS.filter(
+        ~((pl.col("scheme") == "user") & (pl.col("model") == "metadata") & (pl.col("pid") == hit))
+    )
+    with pytest.raises(ContractError, match=rf"2 missing, for example .*'pid': '{hit}'.*'metadata'"):
+        collect(POSTS, SPLITS, hole)
+
+
+def test_a_surplus_prediction_is_an_error() -> None:
+    dropped = SPLITS.filter((pl.col("scheme") == "report") & (pl.col("role") == "dropped"))["pid"][0]
+    extra = PREDICTIONS.filter((pl.col("scheme") == "report") & (pl.col("model") == "stack")).head(1)
+    extra = extra.with_columns(pid=pl.lit(dropped))
+    with pytest.raises(ContractError, match=rf"1 surplus, for example .*'{dropped}'"):
+        collect(POSTS, SPLITS, pl.concat([PREDICTIONS, extra]))
+
+
+def test_a_double_prediction_is_an_error() -> None:
+    with pytest.raises(ContractError, match="1 surplus"):
+        collect(POSTS, SPLITS, pl.concat([PREDICTIONS, PREDICTIONS.head(1)]))
+
+
+def test_a_scheme_without_stack_or_report_is_an_error() -> None:
+    with pytest.raises(ContractError, match="none for scheme 'report'"):
+        collect(POSTS, SPLITS, PREDICTIONS.filter(pl.col("scheme") != "report"))
+    with pytest.raises(ContractError, match="has no model 'stack'"):
+        collect(POSTS, SPLITS, PREDICTIONS.filter(pl.col("model") != "stack"))
+
+
+def test_row_order_of_the_inputs_does_not_matter() -> None:
+    shuffled = [frame.sample(fraction=1, shuffle=True, seed=5) for frame in (POSTS, SPLITS, PREDICTIONS)]
+    straight = collect(POSTS, SPLITS, PREDICTIONS)
+    for left, right in zip(straight, collect(*shuffled), strict=True):
+        assert left.rows.equals(right.rows.select(left.rows.columns))

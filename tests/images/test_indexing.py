@@ -1,0 +1,249 @@
+"""Every expected picture is found or counted, and nothing else in a shard is believed."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+from PIL import Image
+
+from popularity.config import load_params
+from popularity.dataset import ingest
+from popularity.errors import ConfigError, DataError
+from popularity.images import IndexImagesParams, PictureReader, index_images
+from popularity.schema import IMAGES, POSTS, check_table, read_table, write_table
+from stages import index_images as stage
+from tests.small_pictures import picture, write_tar
+
+LENIENT = IndexImagesParams(max_bad_share=1.0, max_pixels=10_000)
+STRICT = IndexImagesParams(max_bad_share=0.0, max_pixels=10_000)
+
+
+def posts(train: int = 4, test: int = 2) -> pl.DataFrame:
+    """The columns that matter here."""
+    rows = [("train", f"{number}") for number in range(train)] + [("test", f"{90 + number}") for number in range(test)]
+    return pl.DataFrame(
+        {
+            "pid": [pid for _, pid in rows],
+            "split": [split for split, _ in rows],
+            "image_path": [f"{split}/7@N/{pid}.jpg" for split, pid in rows],
+        }
+    )
+
+
+def members(split: str) -> list[tuple[str, bytes]]:
+    return [(path, picture(seed)) for seed, path in enumerate(posts().filter(split=split)["image_path"])]
+
+
+def link(name: str, kind: bytes, target: str = "train/7@N/1.jpg") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def statuses(images: pl.DataFrame) -> dict[str, str]:
+    return dict(images.select("pid", "status").iter_rows())
+
+
+def test_pictures_in_tars(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train_images_0.tar", members("train")[:2])
+    write_tar(tmp_path / "train_images_1.tar", members("train")[2:])
+    write_tar(tmp_path / "test_images.tar", members("test"))
+    images, report = index_images(posts(), tmp_path, STRICT)
+    check_table(images, IMAGES)
+    assert set(images["status"]) == {"ok"}
+    assert set(images.select("width", "height", "mode").iter_rows()) == {(24, 16, "RGB")}
+    assert report["shards"] == {"train_images_0.tar": 2, "train_images_1.tar": 2, "test_images.tar": 2}
+    reader, contents = PictureReader(tmp_path), {**dict(members("train")), **dict(members("test"))}
+    for row in images.join(posts(), on="pid").iter_rows(named=True):
+        assert reader.read(row["shard"], row["offset"], row["bytes"]) == contents[row["image_path"]]
+
+
+def test_pictures_in_a_folder(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for path, content in members(split):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(content)
+    (tmp_path / "train/7@N/2.jpg").unlink()
+    images, report = index_images(posts(), tmp_path, LENIENT)
+    assert statuses(images) == {"0": "ok", "1": "ok", "2": "missing", "3": "ok", "90": "ok", "91": "ok"}
+    row = images.row(by_predicate=pl.col("pid") == "3", named=True)
+    assert (row["shard"], row["offset"]) == ("train/7@N/3.jpg", 0)
+    assert PictureReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture(3)
+    assert report["examples"]["missing"] == ["train/7@N/2.jpg"]
+
+
+def test_names_are_normalised_and_long_names_read(tmp_path: Path) -> None:
+    long = "train/" + "u" * 200 + "/5.jpg"
+    table = posts(train=2, test=0).with_columns(image_path=pl.Series(["train/7@N/0.jpg", long]))
+    write_tar(tmp_path / "train_images.tar", [("./train//7@N/./0.jpg", picture(0)), (long, picture(1))])
+    images, _ = index_images(table, tmp_path, STRICT)
+    assert set(images["status"]) == {"ok"}
+
+
+def test_only_regular_expected_members_count(tmp_path: Path) -> None:
+    content = picture(50)
+    write_tar(
+        tmp_path / "train_images.tar",
+        [
+            link("train/7@N/0.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+            link("train/7@N/0.jpg", tarfile.LNKTYPE),
+            link("train/7@N/0.jpg", tarfile.CHRTYPE),
+            link("train/7@N/0.jpg", tarfile.FIFOTYPE),
+            link("train/7@N", tarfile.DIRTYPE),
+            ("../train/7@N/0.jpg", content),
+            ("train/x/../7@N/0.jpg", content),
+            ("/train/7@N/0.jpg", content),
+            ("train/7@N/notes.txt", b"text"),
+            ("train/7@N/\udcff.jpg", content),
+            ("test/7@N/90.jpg", content),
+            *members("train")[1:],
+            ("train/7@N/1.jpg", content),
+        ],
+    )
+    images, report = index_images(posts(test=0), tmp_path, LENIENT)
+    assert statuses(images) == {"0": "missing", "1": "ok", "2": "ok", "3": "ok"}
+    counts = {kind: found["count"] for kind, found in report["ignored_members"].items()}
+    assert counts == {"duplicate": 1, "not_a_file": 4, "unsafe_name": 3, "unexpected": 3}
+    first = images.row(by_predicate=pl.col("pid") == "1", named=True)
+    assert PictureReader(tmp_path).read(first["shard"], first["offset"], first["bytes"]) == picture(1)
+    orjson.dumps(report)  # names that are no text do not break the report
+
+
+def test_a_duplicate_in_a_later_shard_is_ignored(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train_images_0.tar", members("train"))
+    write_tar(tmp_path / "train_images_1.tar", [("train/7@N/2.jpg", picture(50))])
+    images, report = index_images(posts(test=0), tmp_path, STRICT)
+    assert set(images["shard"]) == {"train_images_0.tar"}
+    assert report["ignored_members"]["duplicate"] == {"count": 1, "examples": ["train/7@N/2.jpg"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", "unreadable"),
+        (b"<html>not found</html>", "unreadable"),
+        (picture()[:20], "unreadable"),
+        (picture(size=(100, 100)), "ok"),
+        (picture(size=(100, 101)), "too_large"),
+    ],
+)
+def test_headers(tmp_path: Path, content: bytes, status: str) -> None:
+    write_tar(tmp_path / "train_images.tar", [("train/7@N/0.jpg", content), *members("train")[1:]])
+    images, _ = index_images(posts(test=0), tmp_path, LENIENT)
+    assert statuses(images) == {"0": status, "1": "ok", "2": "ok", "3": "ok"}
+    row = images.row(0, named=True)
+    assert (row["bytes"], row["width"] is None) == (len(content), status == "unreadable")
+
+
+def test_a_bomb_is_too_large(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
+    write_tar(tmp_path / "train_images.tar", [("train/7@N/0.jpg", stream.getvalue())])
+    images, _ = index_images(posts(1, 0), tmp_path, LENIENT)
+    assert statuses(images) == {"0": "too_large"}
+
+
+def test_only_headers_are_read(tmp_path: Path) -> None:
+    content = picture(3, size=(90, 90))
+    damaged = content[:700] + bytes(len(content) - 700)  # the header whole, the pixels gone
+    write_tar(tmp_path / "train_images.tar", [("train/7@N/0.jpg", damaged)])
+    images, _ = index_images(posts(1, 0), tmp_path, STRICT)
+    assert statuses(images) == {"0": "ok"}
+
+
+@pytest.mark.parametrize("cut", ["in content", "in header", "between members", "in the end mark"])
+def test_truncated_tar(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "train_images.tar"
+    write_tar(path, members("train"))
+    whole = path.read_bytes()
+    header = whole.index(b"train/7@N/2.jpg")
+    length = {
+        "in content": header + 512 + 100,
+        "in header": header + 100,
+        "between members": header,
+        "in the end mark": len(whole.rstrip(b"\0")) // 512 * 512 + 512,
+    }[cut]
+    path.write_bytes(whole[:length])
+    images, report = index_images(posts(test=0), tmp_path, LENIENT)
+    lost = "ok" if cut == "in the end mark" else "missing"
+    assert statuses(images) == {"0": "ok", "1": "ok", "2": lost, "3": lost}
+    assert list(report["damaged_shards"]) == ["train_images.tar"]
+    if lost == "missing":
+        assert report["examples"]["missing"] == ["train/7@N/2.jpg", "train/7@N/3.jpg"]
+        with pytest.raises(DataError, match=r"train_images\.tar is .*cut off"):
+            index_images(posts(test=0), tmp_path, STRICT)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar" * 200, bytes(10_240)])
+def test_a_shard_that_is_no_tar(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "train_images.tar").write_bytes(content)
+    images, report = index_images(posts(test=0), tmp_path, LENIENT)
+    assert set(images["status"]) == {"missing"}
+    assert bool(report["damaged_shards"]) == (content != bytes(10_240))  # that one is an empty archive
+
+
+def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
+    path = tmp_path / "train_images.tar"
+    write_tar(path, members("train"))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"train/7@N/2.jpg") + 148] ^= 0xFF  # its checksum
+    path.write_bytes(content)
+    images, report = index_images(posts(test=0), tmp_path, LENIENT)
+    assert statuses(images) == {"0": "ok", "1": "ok", "2": "missing", "3": "missing"}
+    assert "damaged" in report["damaged_shards"]["train_images.tar"]
+
+
+def test_too_many_bad_pictures_stop_the_run(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train_images.tar", [*members("train")[1:], ("elsewhere/0.jpg", picture())])
+    write_tar(tmp_path / "test_images.tar", [members("test")[0], ("test/7@N/91.jpg", b"broken")])
+    index_images(posts(), tmp_path, IndexImagesParams(max_bad_share=2 / 6, max_pixels=10_000))
+    with pytest.raises(DataError) as caught:
+        index_images(posts(), tmp_path, IndexImagesParams(max_bad_share=0.33, max_pixels=10_000))
+    message = str(caught.value)
+    for part in ("2 of 6", "1 missing, 1 unreadable", "train/7@N/0.jpg", "test/7@N/91.jpg", "elsewhere/0.jpg"):
+        assert part in message
+    assert "index_images.max_bad_share = 0.33" in str(caught.value.expected)
+    assert "params.yaml" in str(caught.value.fix)
+
+
+def test_no_pictures_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="6 of 6 pictures cannot be used"):
+        index_images(posts(), tmp_path, IndexImagesParams(max_bad_share=0.99, max_pixels=10_000))
+
+
+def write_params(path: Path, **values: Any) -> Path:
+    path.write_text(orjson.dumps({"index_images": {"max_bad_share": 0.05, "max_pixels": 10_000, **values}}).decode())
+    return path
+
+
+def test_params_are_checked(tmp_path: Path) -> None:
+    for wrong in ({"max_bad_share": 1.5}, {"max_pixels": 0}, {"max_pixels": 10**9}, {"extra": 1}):
+        with pytest.raises(ConfigError, match="index_images"):
+            load_params("index_images", IndexImagesParams, write_params(tmp_path / "params.yaml", **wrong))
+
+
+def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
+    table = ingest(tiny_dataset.root).posts
+    write_table(table, tmp_path / "posts.parquet", POSTS)
+    params = write_params(tmp_path / "params.yaml")
+    contents = []
+    for attempt in ("first", "second"):
+        paths = {name: tmp_path / attempt / name for name in ("images", "report", "resources")}
+        arguments = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+        stage.main(
+            [
+                *("--root", str(tiny_dataset.root), "--posts", str(tmp_path / "posts.parquet")),
+                *("--params", str(params), *arguments),
+            ]
+        )
+        contents.append([paths["images"].read_bytes(), paths["report"].read_bytes()])
+    assert contents[0] == contents[1]
+    images = read_table(paths["images"], IMAGES)
+    assert set(images["status"]) == {"ok"}
+    assert images["pid"].equals(table["pid"])

@@ -1,0 +1,195 @@
+"""Bytes out of shards, and every kind of picture as upright RGB."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from popularity.errors import DataError
+from popularity.images import ImageDecodeError, PictureReader, decode_picture
+from tests.small_pictures import picture, write_tar
+
+LIMIT = 10_000
+
+
+def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def colour() -> Image.Image:
+    """30 x 20; red on the left, blue on the right."""
+    image = Image.new("RGB", (30, 20), (200, 0, 0))
+    image.paste((0, 0, 200), (15, 0, 30, 20))
+    return image
+
+
+def gray16(value: int) -> bytes:
+    return encoded(Image.fromarray(np.full((20, 30), value, np.uint16)), "PNG")
+
+
+def transparent() -> Image.Image:
+    image = colour().convert("RGBA")
+    image.putalpha(0)
+    return image
+
+
+GRAY, RED, WHITE = (128, 128, 128), (200, 0, 0), (255, 255, 255)
+KINDS: dict[str, tuple[Callable[[], bytes], tuple[int, int, int]]] = {
+    "jpeg": (lambda: encoded(colour(), "JPEG", quality=95), RED),
+    "cmyk jpeg": (lambda: encoded(colour().convert("CMYK"), "JPEG", quality=95), RED),
+    "png": (lambda: encoded(colour(), "PNG"), RED),
+    "webp": (lambda: encoded(colour(), "WEBP", lossless=True), RED),
+    "bmp": (lambda: encoded(colour(), "BMP"), RED),
+    "tiff": (lambda: encoded(colour(), "TIFF"), RED),
+    "palette": (lambda: encoded(colour().quantize(4), "PNG"), RED),
+    "palette, transparent": (lambda: encoded(transparent().quantize(4), "PNG"), WHITE),
+    "alpha": (lambda: encoded(transparent(), "PNG"), WHITE),
+    "gray": (lambda: encoded(Image.new("L", (30, 20), 128), "JPEG", quality=95), GRAY),
+    "gray, alpha": (lambda: encoded(Image.new("LA", (30, 20), (128, 255)), "PNG"), GRAY),
+    "one bit": (lambda: encoded(Image.new("1", (30, 20), 1), "PNG"), WHITE),
+    "16 bit": (lambda: gray16(128 * 257), GRAY),
+    "16 bit, dark": (lambda: gray16(200), (1, 1, 1)),
+    "32 bit": (lambda: encoded(Image.fromarray(np.full((20, 30), 128 * 257, np.int32)), "TIFF"), GRAY),
+    "float": (lambda: encoded(Image.fromarray(np.full((20, 30), 128, np.float32)), "TIFF"), GRAY),
+    "animated": (lambda: encoded(colour(), "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))]), RED),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_rgb(kind: str) -> None:
+    make, expected = KINDS[kind]
+    image = decode_picture(make(), LIMIT)
+    assert (image.mode, image.size) == ("RGB", (30, 20))
+    assert image.getpixel((4, 10)) == pytest.approx(expected, abs=6)
+
+
+@pytest.mark.parametrize(("orientation", "left"), [(1, 200), (2, 0), (3, 0)])
+def test_exif_orientation(orientation: int, left: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode_picture(encoded(colour(), "JPEG", exif=exif, quality=95), LIMIT)
+    pixel = image.getpixel((4, 10))
+    assert isinstance(pixel, tuple)
+    assert pixel[0] == pytest.approx(left, abs=6)
+
+
+def test_exif_rotation_swaps_the_sides() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_picture(encoded(colour(), "JPEG", exif=exif), LIMIT).size == (20, 30)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_costs_only_the_rotation() -> None:
+    exif = b"Exif\x00\x00II*\x00\xff\xff\xff\x7f" + b"\xff" * 40
+    assert decode_picture(encoded(colour(), "JPEG", exif=exif), LIMIT).size == (30, 20)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "animated"])
+def test_truncated_content(kind: str) -> None:
+    content = KINDS[kind][0]()
+    with pytest.raises(ImageDecodeError, match="cannot be decoded"):
+        decode_picture(content[: int(len(content) * 0.6)], LIMIT)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_no_picture(content: bytes) -> None:
+    with pytest.raises(ImageDecodeError):
+        decode_picture(content, LIMIT)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_bytes_never_raise_anything_else() -> None:
+    generator = np.random.default_rng(0)
+    decoded = 0
+    for make, _ in KINDS.values():
+        content = np.frombuffer(make(), np.uint8)
+        for _ in range(40):
+            damaged = content.copy()
+            damaged[generator.integers(0, len(damaged), 8)] = generator.integers(0, 256, 8)
+            try:
+                decode_picture(damaged.tobytes(), LIMIT)
+                decoded += 1
+            except ImageDecodeError:
+                pass
+    assert 0 < decoded < 40 * len(KINDS)
+
+
+def test_pixel_limit() -> None:
+    assert decode_picture(picture(size=(100, 100)), 10_000).size == (100, 100)
+    with pytest.raises(ImageDecodeError, match="100 x 101 pixels, more than the 10000 allowed"):
+        decode_picture(picture(size=(100, 101)), 10_000)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    with pytest.raises(ImageDecodeError):
+        decode_picture(bomb, LIMIT)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> list[tuple[int, int]]:
+    """Offsets and lengths of the pictures 0, 1, ... in pictures.tar."""
+    contents = [picture(number) for number in range(12)]
+    write_tar(tmp_path / "pictures.tar", [(f"{number}.jpg", content) for number, content in enumerate(contents)])
+    whole = (tmp_path / "pictures.tar").read_bytes()
+    return [(whole.index(content), len(content)) for content in contents]
+
+
+def test_reads_by_position(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "single.jpg").write_bytes(picture(99))
+    reader = PictureReader(tmp_path)
+    for number, (offset, length) in reversed(list(enumerate(shard))):
+        assert reader.read("pictures.tar", offset, length) == picture(number)
+    assert reader.read("folder/single.jpg", 0, len(picture(99))) == picture(99)
+    reader.close()
+    assert reader.read("pictures.tar", *shard[0]) == picture(0)
+
+
+def test_threads_share_a_reader(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
+    reader = PictureReader(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        contents = list(pool.map(lambda place: reader.read("pictures.tar", *place), shard * 50))
+    assert contents == [picture(number) for number in range(12)] * 50
+
+
+class Pictures(Dataset[bytes]):
+    def __init__(self, reader: PictureReader, places: list[tuple[int, int]]) -> None:
+        self.reader, self.places = reader, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.reader.read("pictures.tar", *self.places[index])
+
+
+def test_loader_workers_share_a_reader(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
+    reader = PictureReader(tmp_path)
+    reader.read("pictures.tar", *shard[0])  # opened before the workers start
+    copied = pickle.loads(pickle.dumps(reader))
+    assert copied.read("pictures.tar", *shard[3]) == picture(3)
+    loader = DataLoader(Pictures(reader, shard), batch_size=None, num_workers=2)
+    assert list(loader) == [picture(number) for number in range(12)]
+
+
+def test_a_shard_that_changed(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
+    reader = PictureReader(tmp_path)
+    with pytest.raises(DataError, match=r"gone\.tar: cannot be read"):
+        reader.read("gone.tar", 0, 10)
+    path = tmp_path / "pictures.tar"
+    path.write_bytes(path.read_bytes()[: shard[5][0] + 10])
+    with pytest.raises(DataError, match="before the end of the picture"):
+        reader.read("pictures.tar", *shard[5])

@@ -1,0 +1,82 @@
+"""Hand-made tables that keep the contracts of popularity.schema, for tests of what stands on them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, check_table
+
+MODEL_NOISE = {"stack": 0.5, "metadata": 1.0, "user_mean": 2.0}
+
+
+def small_posts(train: int = 120, test: int = 30, users: int = 24, seed: int = 0) -> pl.DataFrame:
+    """Posts in time order over a year, pids in no relation to it; labels 1 to 16 with two decimals, null in test."""
+    rng = np.random.default_rng(seed)
+    n = train + test
+    split = ["train"] * train + ["test"] * test
+    classes = rng.integers(4, size=n)
+    start = datetime(2016, 1, 1, tzinfo=UTC)
+    values = {
+        "pid": [str(pid) for pid in rng.permutation(np.arange(9_000, 9_000 + n) * 7)],
+        "split": split,
+        "source_index": [*range(train), *range(test)],
+        "uid": [f"{user}@N{user % 7}" for user in rng.integers(users, size=n)],
+        "label": [round(float(x), 2) for x in rng.uniform(1, 16, train)] + [None] * test,
+        "category": [f"Category {c % 2}" for c in classes],
+        "subcategory": [f"Category {c % 2}/Class {c}" for c in classes],
+        "concept": [f"Category {c % 2}/Class {c}/Concept" for c in classes],
+        "posted_at": [start + timedelta(days=365 * row / n) for row in range(n)],
+        "geo_accuracy": [0] * n,
+        "has_path_alias": [False] * n,
+    }
+    empty = {name: None if rule.nullable else "" for name, rule in POSTS.columns.items() if name not in values}
+    posts = pl.DataFrame({**values, **{name: [value] * n for name, value in empty.items()}})
+    posts = posts.select(pl.col(name).cast(rule.dtype) for name, rule in POSTS.columns.items()).sort("pid")
+    check_table(posts, POSTS)
+    return posts
+
+
+def small_splits(posts: pl.DataFrame) -> pl.DataFrame:
+    """`report`: the last quarter of the training posts is scored, a few earlier users are dropped; `user`: two
+    folds by user, two repeats, over the rows before; `final`."""
+    train = posts.filter(pl.col("split") == "train").sort("source_index")
+    cut = len(train) * 3 // 4
+    uids = train["uid"].unique().sort().to_list()
+    dropped = set(uids[:5])
+    rows: list[tuple[str, int, int, str, str]] = []
+    for position, (pid, uid) in enumerate(train.select("pid", "uid").iter_rows()):
+        role = "score" if position >= cut else "dropped" if uid in dropped else "fit"
+        rows.append(("report", 0, 0, pid, role))
+        rows.append(("final", 0, 0, pid, "fit"))
+        if position < cut:
+            for repeat in range(2):
+                for fold in range(2):
+                    mine = (uids.index(uid) // (repeat + 1)) % 2 == fold
+                    rows.append(("user", repeat, fold, pid, "score" if mine else "fit"))
+    rows += [("final", 0, 0, pid, "score") for pid in posts.filter(pl.col("split") == "test")["pid"]]
+    splits = pl.DataFrame(rows, schema={name: rule.dtype for name, rule in FOLDS.columns.items()}, orient="row")
+    splits = splits.sort(FOLDS.key)
+    check_table(splits, FOLDS)
+    return splits
+
+
+def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[int, ...] = (1, 2)) -> pl.DataFrame:
+    """Label plus noise, less for better models; `constant` is 5. The stack has several seeds."""
+    rng = np.random.default_rng(7)
+    scored = splits.filter(pl.col("role") == "score").join(posts.select("pid", "label"), on="pid")
+    truth = scored["label"].fill_null(6.0).to_numpy()
+    frames = []
+    for model in (*MODEL_NOISE, "constant"):
+        for seed in seeds if model == "stack" else seeds[:1]:
+            values = truth + rng.normal(0, MODEL_NOISE[model], len(truth)) if model in MODEL_NOISE else 0 * truth + 5
+            frames.append(
+                scored.select("pid", "scheme", "repeat", "fold").with_columns(
+                    seed=pl.lit(seed, dtype=pl.Int64), model=pl.lit(model), prediction=pl.Series(values)
+                )
+            )
+    predictions = pl.concat(frames).sort(PREDICTIONS.key)
+    check_table(predictions, PREDICTIONS)
+    return predictions

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from popularity.config import load_params, read_yaml
+from popularity.errors import ConfigError
+from popularity.evaluation.scores import EvaluateConfig
+from popularity.profile import leaves, main, read_profiles
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A copy of the repository's params.yaml, in the demo profile, and of its profiles."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "configs" / "profiles", tmp_path / "profiles")
+    _switch(tmp_path, "demo")
+    return tmp_path
+
+
+def _switch(place: Path, name: str, *more: str) -> None:
+    main([name, "--params", str(place / "params.yaml"), "--profiles", str(place / "profiles"), *more])
+
+
+def _text(place: Path) -> str:
+    return (place / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_params_hold_the_values_of_the_profile_they_name() -> None:
+    """In a clean clone that is demo."""
+    params = leaves(read_yaml(ROOT / "params.yaml"))
+    profile = read_profiles(ROOT / "configs" / "profiles")[params["profile",]]
+    assert {key: params[key] for key in profile} == profile
+
+
+def test_the_three_profiles_exist_and_leave_the_data_set_alone() -> None:
+    profiles = read_profiles(ROOT / "configs" / "profiles")
+    assert set(profiles) == {"tiny", "demo", "full"}
+    assert not any(key[0] in ("dataset", "profile") for values in profiles.values() for key in values)
+
+
+def test_there_and_back_gives_the_same_bytes(place: Path) -> None:
+    before = _text(place)
+    for name in ("tiny", "full", "tiny", "demo"):
+        _switch(place, name)
+    assert _text(place) == before
+
+
+@pytest.mark.parametrize("name", ["tiny", "full"])
+def test_only_listed_values_change_and_comments_stay(place: Path, name: str) -> None:
+    before, old = leaves(read_yaml(place / "params.yaml")), _text(place)
+    _switch(place, name)
+    after = leaves(read_yaml(place / "params.yaml"))
+    assert list(after) == list(before)
+    profile = leaves(read_yaml(place / "profiles" / f"{name}.yaml"))
+    assert after == {**before, **profile, ("profile",): name}
+    assert [line.partition("#")[2] for line in _text(place).splitlines()] == [
+        line.partition("#")[2] for line in old.splitlines()
+    ]
+
+
+def test_tiny_is_read_by_the_stages(place: Path) -> None:
+    _switch(place, "tiny")
+    assert load_params("evaluate", EvaluateConfig, place / "params.yaml").bootstrap == 50
+    assert read_yaml(place / "params.yaml")["demo"]["posts"] == 300
+
+
+def test_the_printed_diff_says_what_changed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    before = _text(place)
+    _switch(place, "tiny", "--show")
+    lines = capsys.readouterr().out.splitlines()
+    assert "-profile: demo" in lines
+    assert "+profile: tiny" in lines
+    assert _text(place) == before
+    _switch(place, "demo")
+    assert "already" in capsys.readouterr().out
+
+
+def test_values_set_by_hand_outside_the_profile_stay(place: Path) -> None:
+    (place / "params.yaml").write_text(_text(place).replace("root: data/demo", "root: /elsewhere/data"))
+    _switch(place, "full")
+    assert read_yaml(place / "params.yaml")["dataset"]["root"] == "/elsewhere/data"
+
+
+def test_a_key_that_params_lack_is_an_error(place: Path) -> None:
+    for file in (place / "profiles").iterdir():
+        file.write_text(file.read_text() + "nowhere:\n  trees: 5\n")
+    with pytest.raises(ConfigError, match=r"has no nowhere\.trees"):
+        _switch(place, "tiny")
+
+
+def test_profiles_with_different_keys_are_an_error(place: Path) -> None:
+    with (place / "profiles" / "tiny.yaml").open("a") as stream:
+        stream.write("submit:\n  decimals: 5\n")
+    with pytest.raises(ConfigError, match=r"demo\.yaml: every profile must list the same keys.*submit\.decimals"):
+        _switch(place, "tiny")
+
+
+def test_an_unknown_name_is_an_error(place: Path) -> None:
+    with pytest.raises(ConfigError, match="no profile 'huge'; there are demo, full, tiny"):
+        _switch(place, "huge")

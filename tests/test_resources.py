@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from popularity.errors import DataError
+from popularity.resources import main
+from popularity.stage import measured
+
+
+def _record(folder: Path, stage: str, seconds: float, peak: int) -> None:
+    folder.mkdir(exist_ok=True)
+    values = {"stage": stage, "seconds": seconds, "peak_mib": peak, "largest_child_mib": 5}
+    (folder / f"{stage}.json").write_text(json.dumps(values))
+
+
+def _graph(folder: Path) -> Path:
+    graph = folder / "dvc.yaml"
+    graph.write_text("stages:\n  ingest:\n    cmd: a\n  absent:\n    cmd: b\n  evaluate:\n    cmd: c\n")
+    return graph
+
+
+def test_rows_in_graph_order_with_a_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "resources"
+    for stage, seconds, peak in (("evaluate", 2.5, 1300), ("aside", 0.25, 10), ("ingest", 10.0, 700)):
+        _record(folder, stage, seconds, peak)
+    main([str(folder), "--graph", str(_graph(tmp_path))])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["ingest", "evaluate", "aside", "total"]
+    assert rows[1] == ["evaluate", "2.5", "1,300", "5"]
+    assert rows[3] == ["total", "12.8", "1,300", "5"]
+
+
+def test_reads_what_stages_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with measured("ingest", tmp_path / "resources" / "ingest.json"):
+        pass
+    main([str(tmp_path / "resources"), "--graph", str(_graph(tmp_path))])
+    stage, seconds, peak, _ = capsys.readouterr().out.splitlines()[1].split()
+    assert (stage, seconds) == ("ingest", "0.0")
+    assert int(peak.replace(",", "")) > 10
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ('{"stage": "a"}', "not a cost record")])
+def test_a_broken_record_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(DataError, match=rf"bad\.json: {message}"):
+        main([str(tmp_path), "--graph", str(_graph(tmp_path))])
+
+
+def test_no_records(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no cost records"):
+        main([str(tmp_path / "absent"), "--graph", str(_graph(tmp_path))])
