@@ -2,7 +2,7 @@
 
 Reads posts, splits, features and the blocks of both encoders; writes predictions.parquet and
 importance.csv, and the models of the final fit. The scheme `random`, which flatters every model, is
-fitted only with --all-schemes or stack.all_schemes.
+fitted only with --all-schemes or when stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
@@ -27,10 +27,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("posts", "splits", "features", "image", "text", "predictions", "models", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
-    parser.add_argument("--all-schemes", action="store_true", help="fit the scheme random too")
+    parser.add_argument("--all-schemes", action="store_true", help="fit every scheme, random too")
     args = parser.parse_args(argv)
     params = load_params("stack", StackParams, args.params)
-    params = replace(params, all_schemes=params.all_schemes or args.all_schemes)
+    if args.all_schemes:
+        params = replace(params, schemes=("report", "matched", "user", "random"))
     key = fingerprint(asdict(params), args.posts, args.splits, args.features, args.image, args.text)
     blocks = {
         "image": read_block(args.image, "pooled"),

@@ -52,7 +52,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams) 
     state, location = start_processes(), find_weights(params)
     encoder = load_image_encoder(params).to(state.device)
     cut = Cut(stored.height, params.shard_rows, params.batch_size)
-    prepare = _PictureBatches(root, stored, params, picture_transform(encoder.preprocessing))
+    prepare = _PictureBatches(root, stored, params.image_size, picture_transform(encoder.preprocessing))
 
     def encode(batch: PictureBatch) -> Arrays:
         decoded = batch.decoded.cpu().numpy()
@@ -65,11 +65,11 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams) 
     with resume_state("embed_image", fingerprint(asdict(params), location, images)) as directory:
         encode_parts(directory, cut, prepare, encode, state, "embed_image")
         if state.is_main_process:
-            decoded = np.concatenate([np.zeros(0, bool), *(part["decoded"] for part in read_parts(directory, cut))])
+            decoded = np.concatenate([np.zeros(0, bool), *read_parts(directory, cut, "decoded")])
             stored = stored.with_columns(decoded=pl.Series(decoded, dtype=pl.Boolean))
             encoded = stored.filter("decoded").select("pid").with_row_index("row").sort("pid")
             vectors = gather(
-                (part["vectors"] for part in read_parts(directory, cut)),
+                read_parts(directory, cut, "vectors"),
                 encoded["row"].to_numpy().astype(np.int64),
                 directory / "pooled.npy",
                 encoder.out_features,
@@ -108,10 +108,8 @@ class PictureBatch(NamedTuple):
 class _PictureBatches:
     """Rows of the stored pictures -> PictureBatch; each loader process opens its own files."""
 
-    def __init__(
-        self, root: Path, stored: pl.DataFrame, params: EmbedImageParams, transform: Callable[[Image.Image], Tensor]
-    ) -> None:
-        self.reader, self.transform, self.size = PictureReader(root), transform, params.image_size
+    def __init__(self, root: Path, stored: pl.DataFrame, size: int, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.reader, self.transform, self.size = PictureReader(root), transform, size
         self.shards = stored["shard"].to_list()
         self.places = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 

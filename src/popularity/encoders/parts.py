@@ -171,8 +171,8 @@ def encode_parts(
     state.wait_for_everyone()
 
 
-def read_parts(directory: Path, cut: Cut) -> Iterator[Arrays]:
-    """The finished parts in order, one at a time in memory.
+def read_parts(directory: Path, cut: Cut, name: str) -> Iterator[npt.NDArray[Any]]:
+    """The array `name` of each finished part in order, one at a time in memory.
 
     Raises:
         ContractError: a part is missing: the processes do not share the disk.
@@ -182,7 +182,7 @@ def read_parts(directory: Path, cut: Cut) -> Iterator[Arrays]:
         if not path.is_file():
             raise ContractError(f"{path} is missing: .state/ must lie on a disk that all processes share")
         with np.load(path, allow_pickle=False) as stored:
-            yield dict(stored)
+            yield stored[name]
 
 
 def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], path: Path, columns: int) -> Float16Array:

@@ -87,7 +87,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams) -> None:
                 pids = table["pid"].to_list()
                 for name, index in rows.items():
                     vectors = gather(
-                        (part["vectors"] for part in read_parts(directory, cut)),
+                        read_parts(directory, cut, "vectors"),
                         index,
                         directory / f"{name}.npy",
                         encoder.out_features,
@@ -124,11 +124,9 @@ class _TextBatches:
 
 def _gather_tokens(directory: Path, cut: Cut, index: Int64Array, columns: int) -> tuple[Float16Array, Int64Array]:
     """Token vectors (total, columns) of the texts `index`, in that order, and their offsets (n + 1,)."""
-    lengths = np.concatenate([np.zeros(0, np.int64), *(part["lengths"] for part in read_parts(directory, cut))])
+    lengths = np.concatenate([np.zeros(0, np.int64), *read_parts(directory, cut, "lengths")])
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[index])])
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])  # in the order of encoding
     # The row of every token among the encoded ones: a run of consecutive rows per text.
     runs = np.repeat(starts[index] - offsets[:-1], lengths[index]) + np.arange(offsets[-1])
-    return gather(
-        (part["tokens"] for part in read_parts(directory, cut)), runs, directory / "tokens.npy", columns
-    ), offsets
+    return gather(read_parts(directory, cut, "tokens"), runs, directory / "tokens.npy", columns), offsets

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from popularity.config import Section
 from popularity.features import read_features
-from popularity.schema import PREDICTIONS, SCHEMES, Block, check_table, write_table
+from popularity.schema import PREDICTIONS, Block, check_table, write_table
 from popularity.splits import rows_of
 from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
 from popularity.stack.model import StackModel
@@ -57,7 +57,7 @@ class StackParams(Section):
     patience: Positive
     inner_cuts: Positive
     inner_share: Annotated[float, Field(gt=0, lt=1)]
-    all_schemes: bool
+    schemes: tuple[Literal["report", "matched", "user", "random"], ...]
     threads: Positive
     trees: TreeParams
 
@@ -90,9 +90,8 @@ def fit_schemes(
     Models: `stack` (all blocks), `metadata` (that block alone), `user_mean`, `constant`. The models of
     `final` are saved into `model_folder`. Finished folds are kept in `state` and not fitted again.
     """
-    schemes = [name for name in SCHEMES if name != "random" or params.all_schemes]
     parts: list[pl.DataFrame] = []
-    for (scheme, repeat, fold), rows in rows_of(splits, schemes):
+    for (scheme, repeat, fold), rows in rows_of(splits, [*params.schemes, "final"]):
         finished = state / f"{scheme}-{repeat}-{fold}.parquet"
         if scheme != "final" and finished.exists():
             parts.append(pl.read_parquet(finished))
