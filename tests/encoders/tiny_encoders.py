@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import timm
 import torch
 import transformers
 from PIL import Image
@@ -66,13 +67,17 @@ def jpeg(image: Image.Image) -> bytes:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A data set's pictures: contents by pid, and the table that points into the shards below root."""
+    """A data set's pictures: contents by pid, the table that points into the shards below root, and a tiny model."""
 
     root: Path
     table: Path
     contents: dict[str, bytes]
     broken: str
     missing: str
+    model: Path
+
+    def params(self, **changes: Any) -> EmbedImageParams:
+        return image_params(**{"model": "test_efficientnet", "weights": f"path:{self.model}", **changes})
 
 
 def make_pictures(folder: Path) -> Pictures:
@@ -102,7 +107,15 @@ def make_pictures(folder: Path) -> Pictures:
     schema = {name: column.dtype for name, column in IMAGES.columns.items()}
     table = folder / "images.parquet"
     write_table(pl.DataFrame(rows, schema=schema, orient="row"), table, IMAGES)
-    return Pictures(root, table, contents, broken, pids[19])
+    save_timm("test_efficientnet", folder / "model")
+    return Pictures(root, table, contents, broken, pids[19], folder / "model")
+
+
+def save_timm(name: str, folder: Path) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model: torch.nn.Module = timm.create_model(name, num_classes=5).eval()
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+    return model
 
 
 def word_tokenizer(start: str | None, end: str, pad: str) -> Any:

@@ -51,12 +51,17 @@ def fit_head(
         penalties: candidates for the ridge penalty; the one with the least out-of-fold squared error is
             taken, for all rows alike.
 
-    Each fold's normal equations are the sum over all rows minus the fold's own, so the rows are read once.
+    Each fold's normal equations are the sum over all rows minus the fold's own, so the rows are read once. With
+    fewer rows than columns they are solved in the rows' own span, where a ridge's weights always lie.
     """
     known = ~np.isnan(vectors).any(axis=1)
     mean = vectors[known].mean(axis=0, dtype=np.float64).astype(np.float32)
     scale = np.maximum(vectors[known].std(axis=0, dtype=np.float64), 1e-6).astype(np.float32)
     design, target = _design(vectors[known], mean, scale), label[known]
+    width = design.shape[1] - 1
+    basis = np.linalg.qr(design[:, :-1].T)[0] if len(design) < width else None
+    if basis is not None:
+        design = np.hstack([design[:, :-1] @ basis, design[:, -1:]])
     users = groups[known]
     count = min(folds, len(np.unique(users.astype(str))))
     parts = [
@@ -74,7 +79,10 @@ def fit_head(
     best = min(penalties, key=lambda penalty: float(np.mean((predictions[penalty] - target) ** 2)))
     out_of_fold = np.full(len(label), np.nan, dtype=np.float32)
     out_of_fold[known] = predictions[best]
-    return RidgeHead(mean, scale, _solve(gram, moment, best)), out_of_fold
+    weights = _solve(gram, moment, best)
+    if basis is not None:
+        weights = np.append(basis @ weights[:-1], weights[-1])
+    return RidgeHead(mean, scale, weights), out_of_fold
 
 
 def _design(vectors: FloatArray, mean: FloatArray, scale: FloatArray) -> Array:

@@ -84,11 +84,13 @@ class BlockReducer:
     def fit(cls, values: npt.NDArray[np.floating[Any]], components: int) -> BlockReducer:
         """From the (n, d) vectors of the fit rows; `components` = 0 keeps the raw columns."""
         width = values.shape[1]
+        if len(values) < 2:
+            raise ContractError(
+                f"a dense block has {len(values)} vectors among the fit rows: leave it out of stack.columns.blocks"
+            )
         if components == 0:
             return cls(np.zeros(width, dtype=np.float32), None)
         count = min(components, width, len(values))
-        if count < 1:
-            raise ContractError("a dense block has no vector among the fit rows: leave it out of stack.blocks")
         fitted = PCA(count, svd_solver="covariance_eigh").fit(np.asarray(values, dtype=np.float32))
         return cls(fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32))
 
@@ -138,11 +140,11 @@ def block_rows(blocks: Mapping[str, Block], name: str, pids: Sequence[str]) -> F
 class EncoderParams(Section):
     """How features and blocks become columns."""
 
-    blocks: tuple[Literal["metadata", "image", "text"], ...]
+    blocks: Annotated[tuple[Literal["metadata", "image", "text"], ...], Field(min_length=1)]
     components: Annotated[int, Field(ge=0)]
     heads: tuple[Literal["image", "text"], ...]
     head_folds: Annotated[int, Field(ge=2)]
-    head_penalties: tuple[Annotated[float, Field(gt=0)], ...]
+    head_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     uid_category: bool
     category_min_posts: Annotated[int, Field(ge=1)]
 

@@ -1,0 +1,196 @@
+"""Does every step pay? stack over metadata-only over user mean over constant, on several demo data sets.
+
+For each seed the generator makes another data set and the stages of dvc.yaml run on it, in this process. Scored
+are the rows of `report`, and the test part, whose labels only the generator knows. A score is the mean over the
+seeds of each seed's score. Its interval comes from a bootstrap in which every seed draws its own users: it says
+how far the users scored could mislead about these models, not how models of other training data would differ.
+
+    python -m benchmarks.demo_ladder
+    python -m benchmarks.demo_ladder --seeds 1 2 --posts 900 --work .state/ladder --out ladder.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, chdir
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+import popularity
+from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.evaluation.bootstrap import interval, resample
+from popularity.evaluation.metrics import score
+from popularity.evaluation.scores import COMPARED, MODELS, REPORT, UNLABELLED, EvaluateConfig, check_predictions
+from popularity.files import atomic_path, fingerprint, write_json
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.stage import run
+
+STAGES = ("demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text", "stack")
+POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
+PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
+TRUTH = Path("data/demo_truth")
+SCORED = {REPORT: REPORT, "test truth": UNLABELLED}  # name in the table -> scheme
+BEST = "best reachable"  # the generator's expectation without the noise
+HIGHER_IS_BETTER = {"src": True, "mae": False}
+BETTER, WORSE, UNDECIDED = "outside: better", "outside: WORSE", "INSIDE"
+TABLE = {
+    "rows": pl.String,
+    "model": pl.String,
+    "minus": pl.String,  # null: the score of `model`; else the difference `model` - `minus`
+    "metric": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "each_seed": pl.String,
+    "verdict": pl.String,  # of a difference: is 0 outside its interval?
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the generator")
+    parser.add_argument("--posts", type=int, help="per data set, with users in proportion; default: demo.posts")
+    parser.add_argument("--work", type=Path, help="keeps each seed's data; finished stages are not run again")
+    parser.add_argument("--out", type=Path, help="the table as CSV")
+    args = parser.parse_args(argv)
+    config = load_params("evaluate", EvaluateConfig, args.params)
+    seeds = sorted(set(args.seeds))
+    with ExitStack() as stack:
+        work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ladder.")))
+        folders = {seed: make_predictions(params_of(seed, args.posts, args.params), work.resolve()) for seed in seeds}
+        frames = {name: {seed: scored_rows(folders[seed], SCORED[name]) for seed in seeds} for name in SCORED}
+    table = pl.concat(ladder(name, by_seed, config) for name, by_seed in frames.items())
+    if args.out:
+        with atomic_path(args.out) as partial:
+            table.write_csv(partial)
+    print(f"Demo data, seeds {seeds}, {config.confidence:.0%} intervals by bootstrap over users")
+    for name, by_seed in frames.items():
+        users = sum(rows["uid"].n_unique() for rows in by_seed.values())
+        print(f"{name}: {sum(map(len, by_seed.values())):,} posts of {users:,} users")
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=100, float_precision=4,
+        tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="ASCII_BORDERS_ONLY_CONDENSED",
+    ):  # fmt: skip
+        print(table.with_columns(pl.col("minus", "verdict").fill_null("")))
+    open_steps = table.filter(pl.col("minus").is_not_null() & (pl.col("verdict") != BETTER))
+    named = [f"{row['rows']} {row['model']} - {row['minus']} ({row['metric']})" for row in open_steps.to_dicts()]
+    print(f"steps that do not hold: {', '.join(named)}" if named else "every step holds")
+
+
+def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
+    """The content of params.yaml for one data set of the ladder."""
+    params: dict[str, Any] = read_yaml(file)
+    demo = params["demo"]
+    if posts is not None:
+        demo |= {"posts": posts, "users": round(demo["users"] * posts / demo["posts"])}
+    demo["seed"] = seed
+    params["dataset"]["root"] = "data/demo"
+    params["stack"]["schemes"] = [REPORT]
+    return params
+
+
+def make_predictions(params: Mapping[str, Any], work: Path) -> Path:
+    """The folder below `work` in which the stages have run with `params`, named by what its content depends on."""
+    graph = read_yaml(Path("dvc.yaml"))["stages"]
+    commands = {name: graph[name]["cmd"].replace("${dataset.root}", params["dataset"]["root"]) for name in STAGES}
+    roots = (Path(popularity.__file__).parent, Path("stages"))
+    code = [file for root in roots for file in sorted(root.rglob("*.py"))]
+    seed = params["demo"]["seed"]
+    folder = work / f"seed_{seed}-{fingerprint(params, commands, *code)}"
+    write_json(folder / PARAMS_FILE, params)  # JSON is YAML
+    with chdir(folder):  # the commands of dvc.yaml name paths relative to where they run
+        for name in (progress := tqdm(STAGES, unit="stage")):
+            progress.set_description(f"seed {seed} {name}")
+            if Path(f"reports/resources/{name}.json").exists():  # a stage's cost record is the last that it writes
+                continue
+            arguments = shlex.split(commands[name])[3:]  # after `python -m stages.<name>`
+            importlib.import_module(f"stages.{name}").main(arguments)
+    return folder
+
+
+def scored_rows(folder: Path, scheme: str) -> pl.DataFrame:
+    """pid, uid, label, and one column per model and BEST: the scored posts of a scheme, sorted by pid."""
+    posts = read_table(folder / POSTS_FILE, POSTS)
+    predictions = read_table(folder / PREDICTIONS_FILE, PREDICTIONS)
+    check_predictions(read_table(folder / SPLITS_FILE, FOLDS), predictions)
+    labels = pl.concat(
+        [posts.select("pid", "label").drop_nulls(), pl.read_parquet(folder / TRUTH / "test_labels.parquet")]
+    )
+    best = pl.read_parquet(folder / TRUTH / "effects.parquet").select("pid", pl.col("expected").alias(BEST))
+    means = predictions.filter(pl.col("scheme") == scheme).group_by("pid", "model").agg(pl.col("prediction").mean())
+    rows = means.pivot(on="model", index="pid", values="prediction").sort("pid")
+    for facts in (posts.select("pid", "uid"), labels, best):
+        rows = rows.join(facts, on="pid", how="left", validate="1:1", maintain_order="left")
+    return rows.select("pid", "uid", "label", *MODELS, BEST)
+
+
+def ladder(name: str, by_seed: Mapping[int, pl.DataFrame], config: EvaluateConfig) -> pl.DataFrame:
+    """Scores of all models, then the steps between neighbours of MODELS: columns TABLE.
+
+    Args:
+        name: of the scored rows.
+        by_seed: seed -> `scored_rows`; users of different seeds are different people.
+        config: number of draws and width of the intervals.
+    """
+    models = [*MODELS, BEST]
+    values = {metric: np.empty((len(by_seed), len(models))) for metric in COMPARED}
+    draws = {metric: np.zeros((config.bootstrap, len(models))) for metric in COMPARED}
+    for place, (seed, rows) in enumerate(by_seed.items()):
+        labels, predictions = rows["label"].to_numpy(), rows.select(models).to_numpy()
+        users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
+        # Another seed for each data set: equal ones would draw the same places in every list of users.
+        drawn = resample(labels, predictions, users, resamples=config.bootstrap, seed=config.seed + seed)
+        scores = [score(labels, column) for column in predictions.T]
+        for metric in COMPARED:
+            values[metric][place] = [np.nan if one[metric] is None else one[metric] for one in scores]
+            draws[metric] += drawn[metric] / len(by_seed)
+    # A constant ranks nothing: its SRC is undefined, and a step from it is measured from 0.
+    constant = MODELS.index("constant")
+    values["src"][:, constant] = draws["src"][:, constant] = 0.0
+
+    def row(metric: str, model: int, minus: int | None) -> dict[str, Any]:
+        each, drawn = values[metric][:, model], draws[metric][:, model]
+        if minus is not None:
+            each, drawn = each - values[metric][:, minus], drawn - draws[metric][:, minus]
+        low, high = interval(drawn, config.confidence)
+        return {
+            "rows": name,
+            "model": models[model],
+            "minus": None if minus is None else models[minus],
+            "metric": metric,
+            "value": float(each.mean()),
+            "low": low,
+            "high": high,
+            "each_seed": " ".join(f"{value:{'' if minus is None else '+'}.3f}" for value in each),
+            "verdict": None if minus is None else verdict(low, high, higher_is_better=HIGHER_IS_BETTER[metric]),
+        }
+
+    alone = [
+        row(metric, model, None)
+        for model in range(len(models))
+        for metric in COMPARED
+        if (metric, model) != ("src", constant)
+    ]
+    steps = [row(metric, *step) for step in pairwise(range(len(MODELS))) for metric in COMPARED]
+    return pl.DataFrame(alone + steps, schema=TABLE)
+
+
+def verdict(low: float | None, high: float | None, *, higher_is_better: bool) -> str:
+    """Whether 0 lies outside the interval of a difference, and on which side."""
+    if low is None or high is None or low <= 0 <= high:
+        return UNDECIDED
+    return BETTER if (low > 0) == higher_is_better else WORSE
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,184 @@
+"""Which labels reach what, through split, featurize and stack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from popularity.evaluation.metrics import spearman
+from popularity.features import featurize
+from popularity.schema import Block
+from popularity.splits import rows_of
+from popularity.stack.fit import _load_fold
+from popularity.stack.matrix import Matrix, MatrixEncoder
+from tests.random_posts import random_images
+from tests.stack.small_stack import FEATURIZE, STACK, Run, posts_with_signal, run_all
+
+VALIDATED = ("report", "matched", "user")
+USER_FOLDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    posts, blocks = posts_with_signal(0)
+    return run_all(posts, blocks, tmp_path_factory.mktemp("leakage"))
+
+
+def scored(run: Run, scheme: str, fold: int = 0) -> list[str]:
+    rows = run.splits.filter(
+        (pl.col("scheme") == scheme) & (pl.col("fold") == fold) & (pl.col("role") == "score"),
+    )
+    return rows["pid"].to_list()
+
+
+def with_other_labels(posts: pl.DataFrame, pids: list[str]) -> pl.DataFrame:
+    """Labels of `pids` far away from what they were, each in its own way."""
+    other = pl.Series(np.random.default_rng(9).uniform(-60, 60, posts.height).round(2))
+    changed = posts.with_columns(label=pl.when(pl.col("pid").is_in(pids)).then(other).otherwise("label"))
+    assert (changed["label"] != posts["label"]).sum() == len(pids)
+    return changed
+
+
+def file_of(run: Run, scheme: str, fold: int = 0) -> bytes:
+    """Predictions of one fold by every model."""
+    return run.finished(scheme)[f"{scheme}-0-{fold}.parquet"]
+
+
+def label_table(run: Run, scheme: str, fold: int = 0) -> pl.DataFrame:
+    return run.table("label", scheme).filter(pl.col("fold") == fold)
+
+
+@pytest.mark.parametrize(("scheme", "fold"), [("report", 0), ("matched", 0), *(("user", fold) for fold in USER_FOLDS)])
+def test_labels_of_scored_rows_change_no_feature_and_no_prediction_of_their_fold(
+    made: Run, scheme: str, fold: int, tmp_path: Path
+) -> None:
+    posts = with_other_labels(made.posts, scored(made, scheme, fold))
+    changed = run_all(posts, made.blocks, tmp_path, fitted=VALIDATED)
+    assert changed.splits.equals(made.splits)
+    for name in ("row", "context"):
+        assert (changed.features / f"{name}.parquet").read_bytes() == (made.features / f"{name}.parquet").read_bytes()
+    assert label_table(changed, scheme, fold).equals(label_table(made, scheme, fold))
+    assert file_of(changed, scheme, fold) == file_of(made, scheme, fold)
+    # Where those rows are fitted on, the same change shows: the test can fail.
+    assert not changed.table("label", "final").equals(made.table("label", "final"))
+    assert not final(changed).equals(final(made))
+    if scheme == "user":
+        other = (fold + 1) % len(USER_FOLDS)
+        assert not label_table(changed, scheme, other).equals(label_table(made, scheme, other))
+        assert file_of(changed, scheme, other) != file_of(made, scheme, other)
+
+
+def final(run: Run) -> pl.DataFrame:
+    return run.predictions.filter(pl.col("scheme") == "final")
+
+
+def test_labels_of_report_rows_influence_nothing_but_the_final_fit(made: Run, tmp_path: Path) -> None:
+    """Not the splits, not a feature, not the rounds, heads or trees of any scheme that selects or is scored."""
+    changed = run_all(with_other_labels(made.posts, scored(made, "report")), made.blocks, tmp_path)
+    schemes = (*VALIDATED, "random")
+    assert changed.splits.equals(made.splits)
+    assert changed.table("context", *schemes, "final").equals(made.table("context", *schemes, "final"))
+    assert changed.table("label", *schemes).equals(made.table("label", *schemes))
+    assert changed.finished(*VALIDATED) == made.finished(*VALIDATED)
+    assert len(made.finished(*VALIDATED)) == 2 + len(USER_FOLDS)
+    assert not final(changed).equals(final(made))
+
+
+def test_no_label_reaches_row_and_context_features(made: Run, tmp_path: Path) -> None:
+    train = made.posts.filter(pl.col("split") == "train")["pid"].to_list()
+    changed = run_all(with_other_labels(made.posts, train), made.blocks, tmp_path, fitted=())
+    for name in ("row", "context"):
+        assert (changed.features / f"{name}.parquet").read_bytes() == (made.features / f"{name}.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("scheme", ["report", "user"])
+def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme: str, tmp_path: Path) -> None:
+    """Histories end before the post, and head columns are out of fold with all posts of a user on one side."""
+    columns = replace(STACK.columns, head_penalties=(10.0,))
+    (key, rows) = next(iter(rows_of(made.splits, [scheme])))
+    fit = rows.filter(pl.col("role") == "fit").join(made.posts, on="pid").sort("posted_at", "pid")
+    ((uid, _),) = fit["uid"].value_counts().sort("count", "uid").tail(1).iter_rows()
+    mine = fit.filter(pl.col("uid") == uid)["pid"].to_list()
+    assert len(mine) > 3
+
+    def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
+        splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))  # matched gives the blocks of time
+        featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
+        data = _load_fold(key, rows, posts, folder)
+        return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
+
+    before = matrix_of(made.posts, tmp_path / "before")
+    heads = [before.names.index(f"{block}_head") for block in columns.heads]
+    for pid in (mine[0], mine[-1]):
+        after = matrix_of(with_other_labels(made.posts, [pid]), tmp_path / pid)
+        own, user = before.pids.index(pid), [before.pids.index(other) for other in mine]
+        np.testing.assert_allclose(after.values[own], before.values[own], rtol=1e-5)
+        np.testing.assert_allclose(after.values[user][:, heads], before.values[user][:, heads], rtol=1e-5)
+        assert not np.allclose(after.values, before.values, rtol=1e-5, equal_nan=True)
+
+
+def scores(run: Run) -> dict[tuple[str, str], tuple[float, float]]:
+    """(scheme, model) -> SRC and the bound on its size that chance stays within: 3 / sqrt(users scored)."""
+    rows = run.predictions.filter(pl.col("scheme") != "final").join(run.posts, on="pid", how="left", validate="m:1")
+    result = {}
+    for (scheme, model), part in rows.group_by("scheme", "model"):
+        src = spearman(part["label"].to_numpy(), part["prediction"].to_numpy())
+        if model != "constant" and src is not None:
+            result[str(scheme), str(model)] = (src, 3 / part["uid"].n_unique() ** 0.5)
+    return result
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[pl.DataFrame, Mapping[str, Block]]:
+    """More posts and users, for a bound that is worth something."""
+    return posts_with_signal(0, train=900, test=300, users=500)
+
+
+def permuted(posts: pl.DataFrame) -> pl.DataFrame:
+    """Labels of the training posts dealt out anew."""
+    train = posts.filter(pl.col("split") == "train")
+    shuffled = train.with_columns(label=pl.col("label").shuffle(seed=4))
+    return pl.concat([shuffled, posts.filter(pl.col("split") == "test")]).sort("pid")
+
+
+def test_permuted_labels_leave_nothing_to_predict(
+    many: tuple[pl.DataFrame, Mapping[str, Block]], tmp_path: Path
+) -> None:
+    posts, blocks = many
+    found = scores(run_all(permuted(posts), blocks, tmp_path))
+    assert {scheme for scheme, _ in found} == set(VALIDATED)
+    assert {model for _, model in found} >= {"stack", "metadata"}
+    for where, (src, bound) in found.items():
+        assert abs(src) < bound, (where, src, bound)
+
+
+def test_true_labels_are_predicted_beyond_the_bound(
+    many: tuple[pl.DataFrame, Mapping[str, Block]], tmp_path: Path
+) -> None:
+    found = scores(run_all(*many, tmp_path))
+    for scheme in VALIDATED:
+        src, bound = found[scheme, "stack"]
+        assert src > 2 * bound, (scheme, src, bound)
+
+
+def test_a_planted_leak_shows_under_permuted_labels(
+    many: tuple[pl.DataFrame, Mapping[str, Block]], tmp_path: Path
+) -> None:
+    """A block that carries the label, as an encoder fitted on scored rows would."""
+    posts, blocks = many
+    leaking = permuted(posts)
+    label = dict(leaking.select("pid", "label").iter_rows())
+    values = blocks["image"].values.copy()
+    noise = np.random.default_rng(0).normal(0, 1, len(values))
+    values[:, 0] = [label[pid] or 0.0 for pid in blocks["image"].pids] + noise
+    image = Block(values, blocks["image"].pids, blocks["image"].about)
+    found = scores(run_all(leaking, {**blocks, "image": image}, tmp_path))
+    for scheme in VALIDATED:
+        src, bound = found[scheme, "stack"]
+        assert src > 2 * bound, (scheme, src, bound)
+        assert abs(found[scheme, "metadata"][0]) < bound

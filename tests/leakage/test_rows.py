@@ -1,0 +1,152 @@
+"""Dropped rows, row order and row names: none of them may be seen in a feature or a prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from popularity.features import read_features
+from popularity.schema import Block
+from popularity.splits import rows_of
+from popularity.stack import StackModel
+from popularity.stack.fit import _fit_trees, _load_fold
+from tests.random_posts import random_images
+from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree_bytes
+
+VALIDATED = ("report", "matched", "user")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    posts, blocks = posts_with_signal(7)
+    return run_all(posts, blocks, tmp_path_factory.mktemp("rows"), fitted=(*VALIDATED, "random"))
+
+
+def without(blocks: dict[str, Block], pids: set[str]) -> dict[str, Block]:
+    """The blocks as they would be if `pids` had never been published."""
+    result = {}
+    for name, block in blocks.items():
+        kept = [row for row, pid in enumerate(block.pids) if pid not in pids]
+        result[name] = Block(block.values[kept], [block.pids[row] for row in kept], block.about)
+    return result
+
+
+@pytest.mark.parametrize("scheme", [*VALIDATED, "random"])
+def test_deleting_the_dropped_rows_changes_nothing_in_the_scheme(made: Run, scheme: str, tmp_path: Path) -> None:
+    """Not even the last bit of a prediction: they are neither fitted on, nor counted, nor scored."""
+    mine = made.splits.filter((pl.col("scheme") == scheme) & (pl.col("repeat") == 0))
+    dropped = set(mine.filter(pl.col("role") == "dropped")["pid"])
+    assert dropped
+    images = random_images(made.posts, seed=0)
+    run = run_all(
+        made.posts.filter(~pl.col("pid").is_in(dropped)),
+        without(dict(made.blocks), dropped),
+        tmp_path,
+        splits=made.splits.filter(~pl.col("pid").is_in(dropped)),
+        images=images.filter(~pl.col("pid").is_in(dropped)),
+        fitted=(scheme,),
+    )
+    for name in ("context", "label"):
+        table = made.table(name, scheme)
+        assert table.height
+        assert run.table(name, scheme).equals(table)
+    row = pl.read_parquet(made.features / "row.parquet").filter(~pl.col("pid").is_in(dropped))
+    assert pl.read_parquet(run.features / "row.parquet").equals(row)
+    assert run.finished(scheme) == made.finished(scheme)
+    # The rows do count where they are shown.
+    assert not run.table("context", "final").equals(
+        made.table("context", "final").filter(pl.col("pid").is_in(row["pid"]))
+    )
+
+
+def test_a_pretended_unseen_user_loses_his_history(made: Run) -> None:
+    """Users whose posts were dropped: scored posts of theirs show no earlier post and no past label."""
+    rows = made.splits.filter(pl.col("scheme") == "report").join(made.posts.select("pid", "uid"), on="pid")
+    unseen = rows.filter(pl.col("role") == "dropped")["uid"].unique()
+    scored = rows.filter((pl.col("role") == "score") & pl.col("uid").is_in(unseen.to_list()))
+    assert scored.height > 5
+    label = made.table("label", "report").join(scored.select("pid"), on="pid")
+    assert label["uid_history_posts"].unique().to_list() == [0]
+    assert label["uid_history_level"].null_count() == label.height
+    context = made.table("context", "report").join(scored.select("pid", "uid"), on="pid")
+    own = scored.group_by("uid").len()
+    assert context.join(own, on="uid").select((pl.col("user_posts") == pl.col("len")).all()).item()
+
+
+def test_row_order_of_the_inputs_changes_nothing(made: Run, tmp_path: Path) -> None:
+    def shuffled(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+        return frame.sample(fraction=1.0, shuffle=True, seed=seed)
+
+    run = run_all(
+        shuffled(made.posts, 1),
+        made.blocks,
+        tmp_path,
+        splits=shuffled(made.splits, 2),
+        images=shuffled(random_images(made.posts, seed=0), 3),
+        fitted=(*VALIDATED, "random"),
+    )
+    assert tree_bytes(run.folder) == tree_bytes(made.folder)
+    assert run.predictions.equals(made.predictions)
+
+
+def test_position_and_name_of_a_post_never_reach_the_matrix(made: Run) -> None:
+    hidden = {"pid", "source_index", "label", "split", "posted_at", "image_path", "scheme", "repeat", "fold", "role"}
+    for key, rows in rows_of(made.splits, [*VALIDATED, "final"]):
+        features = read_features(made.features, *key, rows)
+        assert features.columns[0] == "pid"
+        assert not hidden & set(features.columns[1:])
+    for name in ("stack", "metadata"):
+        model = StackModel.load(made.models / name)
+        for booster in model.boosters:
+            assert not (hidden | {"uid"}) & set(booster.feature_name())
+
+
+def test_file_order_changes_nothing(made: Run, tmp_path: Path) -> None:
+    order = pl.Series(np.random.default_rng(0).permutation(made.posts.height).astype(np.int64))
+    posts = made.posts.with_columns(source_index=order, image_path=pl.lit("elsewhere"))
+    run = run_all(posts, made.blocks, tmp_path, splits=made.splits, fitted=("report",))
+    assert tree_bytes(run.features) == tree_bytes(made.features)
+    assert run.finished("report") == made.finished("report")
+    assert tree_bytes(run.models) == tree_bytes(made.models)
+
+
+def test_names_of_the_posts_change_nothing(made: Run, tmp_path: Path) -> None:
+    """Other pids in the same order: the same numbers under the new names."""
+    pids = made.posts["pid"].to_list()
+    name = {pid: f"{place * place:08d}" for place, pid in enumerate(pids)}
+
+    def renamed(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.with_columns(pid=pl.col("pid").replace_strict(name))
+
+    blocks = {
+        part: Block(block.values, [name[pid] for pid in block.pids], block.about) for part, block in made.blocks.items()
+    }
+    images = renamed(random_images(made.posts, seed=0))
+    run = run_all(renamed(made.posts), blocks, tmp_path, splits=renamed(made.splits), images=images, fitted=("report",))
+    mine = made.predictions.filter(pl.col("scheme").is_in(["report", "final"]))
+    assert run.predictions.equals(renamed(mine))
+    assert tree_bytes(run.models) == tree_bytes(made.models)
+
+
+@pytest.mark.parametrize("scheme", VALIDATED)
+def test_scored_rows_change_nothing_in_the_model_that_scores_them(made: Run, scheme: str) -> None:
+    """Vectors and features of scored rows: no encoder, number of rounds or tree has seen them."""
+    (key, rows) = next(iter(rows_of(made.splits, [scheme])))
+    data = _load_fold(key, rows, made.posts, made.features)
+    fit = set(data.fit["pid"])
+    strange = {
+        name: Block(
+            np.where([[pid in fit] for pid in block.pids], block.values, np.float16(50)), block.pids, block.about
+        )
+        for name, block in made.blocks.items()
+    }
+    before, after = (_fit_trees(data, blocks, STACK.columns, STACK, "stack") for blocks in (made.blocks, strange))
+    for left, right in zip(before.boosters, after.boosters, strict=True):
+        assert left.model_to_string() == right.model_to_string()
+    assert before.encoder.categories == after.encoder.categories
+    for name, head in before.encoder.heads.items():
+        np.testing.assert_array_equal(head.weights, after.encoder.heads[name].weights)
+    assert not np.array_equal(before.predict(data.score, made.blocks), after.predict(data.score, strange))

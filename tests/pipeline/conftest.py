@@ -1,0 +1,79 @@
+"""A clean clone of this working tree on profile tiny, run once with the real DVC for all tests of the graph."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone of the repository and how to run commands in it, with this environment and its own sources."""
+
+    root: Path
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+        environment |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.root / "src"),
+            "HF_HUB_OFFLINE": "1",
+            "GIT_CONFIG_COUNT": "2",
+            "GIT_CONFIG_KEY_0": "user.name",
+            "GIT_CONFIG_VALUE_0": "test",
+            "GIT_CONFIG_KEY_1": "user.email",
+            "GIT_CONFIG_VALUE_1": "test@localhost",
+        }
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)} exited {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
+        return done
+
+    def stages_run(self, output: str) -> list[str]:
+        """The stages that a `dvc repro` started, from what it printed."""
+        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def make_clone(root: Path) -> Clone:
+    """The tracked and untracked-but-not-ignored files of this tree, committed in a repository of their own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (REPOSITORY / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, root / name)
+    clone = Clone(root)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
+        clone.run("git", *command)
+    return clone
+
+
+def switch_to_tiny(clone: Clone) -> None:
+    clone.run("python", "-m", "popularity.profile", "tiny")
+    clone.run("git", "commit", "-q", "-a", "-m", "tiny", check=False)
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose graph has run once; what it printed is in `.git/first-run`."""
+    made = make_clone(tmp_path_factory.mktemp("clone"))
+    switch_to_tiny(made)
+    (made.root / ".git" / "first-run").write_text(made.run("dvc", "repro").stdout, encoding="utf-8")
+    return made
+
+
+def files_below(root: Path, folders: Sequence[str]) -> set[Path]:
+    return {path.relative_to(root) for folder in folders for path in (root / folder).rglob("*") if path.is_file()}

@@ -1,0 +1,88 @@
+"""What dvc.yaml says of the stages against what their code does: no stage reads or imports what it does not declare."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from popularity.config import read_yaml
+from tests.pipeline.conftest import REPOSITORY
+
+STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
+SOURCES = REPOSITORY / "src"
+
+
+def module_file(module: str) -> Path | None:
+    """The file of a module of the package, None for other modules and names."""
+    path = SOURCES / Path(*module.split("."))
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+
+
+def imported(file: Path) -> set[Path]:
+    """Files of the package that `file` imports, and the `__init__` of every package on the way."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = {".".join(name.split(".")[:length]) for name in names for length in range(1, name.count(".") + 2)}
+    return {found for name in parts if name.startswith("popularity") and (found := module_file(name))}
+
+
+def closure(file: Path) -> set[Path]:
+    """All files of the package that `file` needs, however indirectly."""
+    seen: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        for found in imported(waiting.pop()) - seen:
+            seen.add(found)
+            waiting.append(found)
+    return seen
+
+
+def dependencies(stage: str) -> list[Path]:
+    return [REPOSITORY / str(path) for path in STAGES[stage]["deps"]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_cover_the_imports(stage: str) -> None:
+    deps = dependencies(stage)
+    empty = SOURCES / "popularity" / "__init__.py"  # holds a docstring and nothing to depend on
+    for file in closure(REPOSITORY / "stages" / f"{stage}.py") - {empty}:
+        assert any(dep == file or dep in file.parents for dep in deps), f"{stage} imports {file}, which no dep covers"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_dep_on_code_that_is_not_imported(stage: str) -> None:
+    needed = closure(REPOSITORY / "stages" / f"{stage}.py")
+    for dep in dependencies(stage):
+        if SOURCES in dep.parents:
+            assert any(dep == file or dep in file.parents for file in needed), f"{stage} never imports {dep}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_shape(stage: str) -> None:
+    """The stage file is thin, imports no other stage, and its command is the module of its name."""
+    file = REPOSITORY / "stages" / f"{stage}.py"
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    assert "import stages" not in text
+    assert "from stages" not in text
+    assert STAGES[stage]["cmd"].startswith(f"python -m stages.{stage} ")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_path_on_the_command_line_is_a_dep_or_an_out(stage: str) -> None:
+    """A flag that is no dep must lie in an out, and the other way round for data deps."""
+    words = STAGES[stage]["cmd"].split()
+    paths = [word for word in words if "/" in word or word == "submissions" or word.startswith("${")]
+    listed = [*STAGES[stage]["outs"], *STAGES[stage].get("metrics", [])]
+    outs = [next(iter(out)) if isinstance(out, dict) else out for out in listed]
+    declared = [*map(str, STAGES[stage]["deps"]), *map(str, outs)]
+    for path in paths:
+        assert any(path == entry or path.startswith(f"{entry}/") for entry in declared), f"{stage}: {path}"

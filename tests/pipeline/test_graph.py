@@ -1,0 +1,118 @@
+"""The graph as a user runs it: real DVC in a clean clone, profile tiny."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import polars as pl
+
+from popularity.config import read_yaml
+from popularity.demo import DemoParams, generate
+from popularity.schema import PREDICTIONS, read_table
+from popularity.submission.validate import expected_ids, validate
+from tests.pipeline.conftest import Clone, files_below
+
+ALL_STAGES = [
+    "demo_data",
+    "ingest",
+    "index_images",
+    "split",
+    "featurize",
+    "embed_image",
+    "embed_text",
+    "stack",
+    "evaluate",
+    "submit",
+]
+
+
+def test_first_run_runs_every_stage_and_prints_scores_and_submission(clone: Clone) -> None:
+    output = (clone.root / ".git" / "first-run").read_text(encoding="utf-8")
+    assert sorted(clone.stages_run(output)) == sorted(ALL_STAGES)
+    assert "Scores with 95% intervals" in output
+    assert "valid submission: submissions/submission.csv" in output
+
+
+def test_second_run_does_nothing(clone: Clone) -> None:
+    assert clone.stages_run(clone.run("dvc", "repro").stdout) == []
+    assert "up to date" in clone.run("dvc", "status").stdout
+
+
+def test_submission_is_valid_and_in_the_order_of_the_published_files(clone: Clone) -> None:
+    published = json.loads((clone.root / "data/demo/test_allmetadata_json/test_category.json").read_text("utf-8"))
+    rows = pl.read_csv(clone.root / "submissions/submission.csv", schema_overrides={"post_id": pl.String})
+    assert rows["post_id"].to_list() == [f"post{row['Pid']}" for row in published]
+    ids = expected_ids(clone.root / "data/demo/test_allmetadata_json")
+    for form in ("json", "csv"):
+        validate(clone.root / f"submissions/submission.{form}", ids)
+
+
+def test_every_file_is_an_out_or_in_git(clone: Clone) -> None:
+    outs = _outs(clone)
+    assert len(outs) > len(ALL_STAGES)
+    tracked = {Path(line) for line in clone.run("git", "ls-files").stdout.splitlines()}
+    for path in files_below(clone.root, ["data", "models", "reports", "submissions"]):
+        is_out = any(out == path or out in path.parents for out in outs)
+        assert is_out or path in tracked or path.name == ".gitignore", path
+
+
+def _outs(clone: Clone) -> list[Path]:
+    """Paths of all outs, as DVC resolved them."""
+    code = "from dvc.repo import Repo; print(*(out.def_path for out in Repo().index.outs), sep='\\n')"
+    return [Path(line) for line in clone.run("python", "-c", code).stdout.splitlines()]
+
+
+def test_every_declared_plot_has_data(clone: Clone) -> None:
+    shown = json.loads(clone.run("dvc", "plots", "show", "--json").stdout)
+    declared = [next(iter(plot)) for plot in read_yaml(clone.root / "dvc.yaml")["plots"]]
+    drawn = {name.split("::")[-1] for name in shown["data"]}
+    assert drawn == set(declared)
+    assert not shown.get("errors")
+    for name, renders in shown["data"].items():
+        for render in renders:
+            content = render["content"]
+            values = json.loads(content) if isinstance(content, str) else content
+            assert values["data"]["values"], name
+
+
+def test_a_changed_stack_parameter_reruns_only_what_follows(clone: Clone) -> None:
+    params = clone.root / "params.yaml"
+    before = params.read_text(encoding="utf-8")
+    predictions = clone.root / "data/stack/predictions.parquet"
+    old = read_table(predictions, PREDICTIONS)
+    try:
+        assert "num_leaves: 15" in before
+        params.write_text(before.replace("num_leaves: 15", "num_leaves: 4"), encoding="utf-8")
+        assert clone.stages_run(clone.run("dvc", "repro").stdout) == ["stack", "evaluate", "submit"]
+        assert not read_table(predictions, PREDICTIONS).equals(old)
+    finally:
+        params.write_text(before, encoding="utf-8")
+        clone.run("dvc", "repro")
+    assert read_table(predictions, PREDICTIONS).equals(old)
+
+
+def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, tmp_path: Path) -> None:
+    """`--temp -S dataset.root=...` on a folder of pictures and user file form B; the workspace stays as it is."""
+    root = tmp_path / "other"
+    generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B"), root, tmp_path / "truth")
+    for shard in root.glob("*_images*.tar"):
+        with tarfile.open(shard) as archive:
+            archive.extractall(root, filter="data")
+        shard.unlink()
+    before = (clone.root / "reports/metrics.json").read_bytes()
+    clone.run("dvc", "exp", "run", "--temp", "--name", "other", "--set-param", f"dataset.root={root}")
+    assert (clone.root / "reports/metrics.json").read_bytes() == before
+    (reference,) = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/other").stdout.split()
+    metrics = json.loads(clone.run("git", "show", f"{reference}:reports/metrics.json").stdout)
+    assert metrics["report"]["stack"]["mae"] != json.loads(before)["report"]["stack"]["mae"]
+    assert str(root) in clone.run("git", "show", f"{reference}:dvc.lock").stdout
+
+
+def test_a_user_error_is_one_message_without_a_traceback(clone: Clone) -> None:
+    flags = [f"--{name}=x" for name in ("root", "posts", "users", "quarantine", "report", "resources")]
+    done = clone.run("python", "-m", "stages.ingest", *flags, check=False)
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,160 @@
+"""Split, featurize and stack on random posts: in process, on one thread, in a second or two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from popularity.features import FeaturizeParams, featurize
+from popularity.schema import Block, check_block
+from popularity.splits import SplitParams, make_splits
+from popularity.stack import StackParams, TreeParams, fit_schemes
+from popularity.stack.matrix import EncoderParams
+from tests.random_posts import random_images, random_posts
+
+SPLIT = SplitParams(
+    seed=0, report_share=0.15, matched_share=0.15, folds=3, repeats=1, unseen_user_share=0.64, tolerance=0.02
+)
+FEATURIZE = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
+STACK = StackParams(
+    seed=5,
+    seeds=1,
+    columns=EncoderParams(
+        blocks=("metadata", "image", "text"),
+        components=3,
+        heads=("image", "text"),
+        head_folds=3,
+        head_penalties=(10.0, 100.0),
+        uid_category=False,
+        category_min_posts=3,
+    ),
+    max_rounds=12,
+    patience=4,
+    inner_cuts=2,
+    inner_share=0.15,
+    schemes=("report", "matched", "user"),
+    threads=1,
+    trees=TreeParams(
+        objective="regression_l1",
+        learning_rate=0.2,
+        num_leaves=6,
+        min_data_in_leaf=10,
+        feature_fraction=0.5,
+        bagging_fraction=0.8,
+        lambda_l2=1.0,
+        cat_smooth=5.0,
+        cat_l2=5.0,
+        min_data_per_group=10,
+        max_bin=63,
+    ),
+)
+
+
+def random_block(pids: Sequence[str], width: int, seed: int, missing: float = 0.05) -> Block:
+    """Vectors without meaning; some posts have none."""
+    rng = np.random.default_rng(seed)
+    kept = sorted(pid for pid in pids if rng.random() >= missing)
+    about = {
+        "encoder": "random",
+        "weights": "none",
+        "preprocessing": "none",
+        "pooling": "none",
+        "columns": [f"v{index}" for index in range(width)],
+    }
+    block = Block(rng.normal(size=(len(kept), width)).astype(np.float16), kept, about)
+    check_block(block)
+    return block
+
+
+def random_blocks(posts: pl.DataFrame, seed: int = 0) -> dict[str, Block]:
+    pids = posts["pid"].to_list()
+    widths = {"image": 8, "title": 5, "tags": 5}
+    return {name: random_block(pids, width, seed + place) for place, (name, width) in enumerate(widths.items())}
+
+
+def posts_with_signal(
+    seed: int, train: int = 400, test: int = 100, users: int = 140
+) -> tuple[pl.DataFrame, dict[str, Block]]:
+    """Posts whose labels follow class, user, pro status and picture vector; and their blocks."""
+    posts = random_posts(seed, train=train, test=test, users=users)
+    blocks = random_blocks(posts, seed)
+    rng = np.random.default_rng(seed + 100)
+    renown = {uid: rng.normal(0, 0.8) for uid in sorted(posts["uid"].unique())}
+    picture = np.zeros(posts.height)
+    rows = blocks["image"].rows(posts["pid"].to_list())
+    picture[rows >= 0] = blocks["image"].values[rows[rows >= 0], :3].sum(axis=1)
+    level = (
+        6.0
+        + 1.5 * (posts["category"] == "C1").to_numpy()
+        + 1.0 * posts["is_pro"].fill_null(value=False).to_numpy()
+        + np.array([renown[uid] for uid in posts["uid"]])
+        + 0.7 * picture
+        + rng.normal(0, 0.7, posts.height)
+    )
+    label = pl.when(pl.col("split") == "train").then(pl.Series(level.round(2)))
+    return posts.with_columns(label=label), blocks
+
+
+@dataclass(frozen=True)
+class Run:
+    """What split, featurize and stack left in `folder`: features/, state/, models/."""
+
+    posts: pl.DataFrame
+    blocks: Mapping[str, Block]
+    splits: pl.DataFrame
+    folder: Path
+    predictions: pl.DataFrame
+    importance: pl.DataFrame
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features"
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "models"
+
+    def table(self, name: str, *schemes: str) -> pl.DataFrame:
+        """`context` or `label` features of `schemes`."""
+        return pl.read_parquet(self.features / f"{name}.parquet").filter(pl.col("scheme").is_in(schemes))
+
+    def finished(self, *schemes: str) -> dict[str, bytes]:
+        """Predictions of every finished fold of `schemes`, as the bytes of its file."""
+        files = sorted((self.folder / "state").glob("*.parquet"))
+        return {file.name: file.read_bytes() for file in files if file.name.split("-")[0] in schemes}
+
+
+def run_all(
+    posts: pl.DataFrame,
+    blocks: Mapping[str, Block],
+    folder: Path,
+    *,
+    splits: pl.DataFrame | None = None,
+    images: pl.DataFrame | None = None,
+    params: StackParams = STACK,
+    fitted: tuple[str, ...] = ("report", "matched", "user"),
+) -> Run:
+    """Every step in process; `fitted` names the schemes that are fitted beside `final`."""
+    images = random_images(posts.sort("pid"), seed=0) if images is None else images
+    splits = make_splits(posts, SPLIT)[0] if splits is None else splits
+    featurize(posts, images, splits, FEATURIZE, folder / "features")
+    (folder / "state").mkdir(exist_ok=True)
+    predictions, importance = fit_schemes(
+        posts,
+        splits,
+        folder / "features",
+        blocks,
+        replace(params, schemes=fitted),  # type: ignore[arg-type]
+        state=folder / "state",
+        model_folder=folder / "models",
+    )
+    return Run(posts, blocks, splits, folder, predictions, importance)
+
+
+def tree_bytes(folder: Path) -> dict[str, bytes]:
+    """Content of every file below `folder`, by its relative path."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -1,0 +1,119 @@
+"""Split, featurize and stack as stages, on files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from popularity.errors import ConfigError
+from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, read_table, write_block, write_table
+from popularity.stack import StackModel
+from stages import featurize, split, stack
+from tests.random_posts import random_images
+from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes
+
+
+def flags(**paths: Path) -> list[str]:
+    return [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the stage `stack` reads."""
+    root = tmp_path_factory.mktemp("stage")
+    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(STACK)}
+    (root / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
+    posts, blocks = posts_with_signal(6, train=200, test=60, users=70)
+    write_table(posts, root / "posts.parquet", POSTS)
+    write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
+    write_block(blocks["image"], root / "image", "pooled")
+    for name in ("title", "tags"):
+        write_block(blocks[name], root / "text", name)
+    given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
+    split.main(flags(**given, report=root / "split.json", resources=root / "resources" / "split.json"))
+    featurize.main(
+        flags(
+            **given,
+            images=root / "images.parquet",
+            out=root / "features",
+            resources=root / "resources" / "featurize.json",
+        )
+    )
+    return root
+
+
+def run_stack(inputs: Path, out: Path, params: Path | None = None, *more: str) -> None:
+    names = ("splits", "posts")
+    stack.main(
+        [
+            *flags(**{name: inputs / f"{name}.parquet" for name in names}),
+            *flags(**{name: inputs / name for name in ("features", "image", "text")}),
+            *flags(params=params or inputs / "params.yaml", predictions=out / "stack", models=out / "models"),
+            *flags(resources=out / "resources.json", state=out / "state"),
+            *more,
+        ]
+    )
+
+
+def test_outs(inputs: Path, tmp_path: Path) -> None:
+    run_stack(inputs, tmp_path)
+    predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
+    splits = read_table(inputs / "splits.parquet", FOLDS)
+    scored = splits.filter((pl.col("role") == "score") & (pl.col("scheme") != "random"))
+    assert predictions.filter(pl.col("model") == "stack").height == scored.height
+    importance = pl.read_csv(tmp_path / "stack" / "importance.csv")
+    assert importance.columns == ["block", "feature", "gain"]
+    assert importance["gain"][0] > 0
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["metadata", "stack"]
+    assert set(StackModel.load(tmp_path / "models" / "stack").encoder.heads) == {"image", "text"}
+    assert json.loads((tmp_path / "resources.json").read_text(encoding="utf-8"))["stage"] == "stack"
+    assert not list((tmp_path / "state").rglob("*.parquet"))  # resume state goes once all is written
+    run_stack(inputs, tmp_path / "again")
+    for out in ("stack", "models"):
+        assert tree_bytes(tmp_path / "again" / out) == tree_bytes(tmp_path / out)
+
+
+def test_random_is_fitted_when_asked_for(inputs: Path, tmp_path: Path) -> None:
+    run_stack(inputs, tmp_path, None, "--all-schemes")
+    predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
+    assert sorted(predictions["scheme"].unique()) == ["final", "matched", "random", "report", "user"]
+
+
+def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, tmp_path: Path) -> None:
+    """Label features that hold the rows of `user` twice: the folds before it are finished when the run stops."""
+    run_stack(inputs, tmp_path)
+    before = {out: tree_bytes(tmp_path / out) for out in ("stack", "models")}
+    torn = tmp_path / "torn"
+    shutil.copytree(inputs, torn)
+    label = pl.read_parquet(torn / "features" / "label.parquet")
+    pl.concat([label, label.filter(pl.col("scheme") == "user")]).write_parquet(torn / "features" / "label.parquet")
+    with pytest.raises(pl.exceptions.ComputeError):
+        run_stack(torn, tmp_path)
+    assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "resources.json", "stack", "state", "torn"]
+    finished = [path.name for path in (tmp_path / "state").rglob("*.parquet")]
+    assert sorted(finished) == ["matched-0-0.parquet", "report-0-0.parquet"]
+    run_stack(inputs, tmp_path)  # sound inputs have another fingerprint: nothing of the torn run is picked up
+    assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trees": {**asdict(STACK.trees), "num_leafs": 3}}, "stack.trees.num_leafs: unknown key"),
+        ({"columns": asdict(replace(STACK.columns, blocks=()))}, "stack.columns.blocks"),
+        ({"columns": asdict(replace(STACK.columns, head_penalties=()))}, "stack.columns.head_penalties"),
+        ({"schemes": ["report", "reprot"]}, "stack.schemes.1"),
+    ],
+)
+def test_bad_parameters_are_named(inputs: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(json.dumps({"stack": {**asdict(STACK), **change}}), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        run_stack(inputs, tmp_path, params)
+    assert message in str(caught.value)
