@@ -20,7 +20,8 @@ help: ## show this list
 
 env: $(READY) ## create the environment (6 GB; once)
 
-$(READY): requirements.lock
+# Order only: the name holds the lock's checksum, and a fresh clone's lock is always newer than the marker.
+$(READY): | requirements.lock
 	@echo "==> creating the environment in $(VENV) from requirements.lock"
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +33,8 @@ repro: env ## run the whole graph: data -> validated submission and score table
 	@echo "==> dvc repro (profile and data set: params.yaml)"
 	dvc repro
 	@python -m popularity.resources reports/resources
-	@python -m popularity.evaluation reports/scores.csv
-	@python -m popularity.submission submissions
+	@echo && cat reports/scores.txt
+	@python -m popularity.submission
 
 dataset: env ## choose a data set in the official layout: make dataset ROOT=path
 	@test -n "$(ROOT)" || { echo "error: say which: make dataset ROOT=path/to/data" >&2; exit 1; }
@@ -52,4 +53,5 @@ lint: env ## ruff and mypy
 
 clean: ## remove what runs and tools leave behind (not the environment, not the DVC cache)
 	rm -rf .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info
+	find data models reports submissions -name '.*.partial' -prune -exec rm -rf {} + 2> /dev/null || true
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -36,6 +36,7 @@ def _arguments(folder: Path) -> list[str]:
         "importance": "importance.csv",
         "params": "params.yaml",
         "metrics": "reports/metrics.json",
+        "table": "reports/scores.txt",
         "scores": "reports/scores.csv",
         "groups": "reports/scores_by_group.csv",
         "plots": "reports/plots",

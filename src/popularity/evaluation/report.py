@@ -20,7 +20,7 @@ from popularity.evaluation.scores import (
     score_groups,
     score_overall,
 )
-from popularity.files import atomic_directory, atomic_path, write_json
+from popularity.files import atomic_directory, atomic_path, write_json, write_text
 
 SCATTER_ROWS = 2_000  # a sample that a browser still draws at once
 IMPORTANCE = {"block": pl.String, "feature": pl.String, "gain": pl.Float64}
@@ -78,9 +78,12 @@ def read_importance(path: Path) -> pl.DataFrame:
     return frame
 
 
-def write_evaluation(evaluation: Evaluation, *, metrics: Path, scores: Path, groups: Path, plots: Path) -> None:
-    """Writes metrics.json, the two score tables and one CSV per plot."""
+def write_evaluation(
+    evaluation: Evaluation, *, metrics: Path, table: Path, scores: Path, groups: Path, plots: Path
+) -> None:
+    """Writes metrics.json, the table for people, the two score tables and one CSV per plot."""
     write_json(metrics, evaluation.metrics)
+    write_text(table, evaluation.table + "\n")
     for frame, path in ((evaluation.scores, scores), (evaluation.groups, groups)):
         with atomic_path(path) as partial:
             frame.write_csv(partial)

@@ -1,6 +1,7 @@
 """Checks a submission file: python -m popularity.submission FILE TEST_METADATA_FOLDER.
 
     python -m popularity.submission submissions/submission.json data/demo/test_allmetadata_json
+    python -m popularity.submission          # both files of the last run, against dataset.root of params.yaml
 
 Prints "valid: N posts, mean M" and exits 0, or names file, row and what was expected and exits 1.
 """
@@ -11,8 +12,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from popularity.config import PARAMS_FILE, read_yaml
 from popularity.stage import run
 from popularity.submission.validate import expected_ids, validate
+
+OUT = Path("submissions")
+NO_SUBMISSION = "NO_SUBMISSION.txt"  # as the stage submit names it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,10 +26,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, help="submission, .json or .csv")
-    parser.add_argument("folder", type=Path, help="test metadata in the official layout")
+    parser.add_argument("file", type=Path, nargs="?", help="submission, .json or .csv")
+    parser.add_argument("folder", type=Path, nargs="?", help="test metadata in the official layout")
     args = parser.parse_args(argv)
-    print(validate(args.file, expected_ids(args.folder)))
+    if args.file is not None and args.folder is None:
+        parser.error("the folder of the test metadata is missing")
+    if args.file is None and (OUT / NO_SUBMISSION).exists():
+        print((OUT / NO_SUBMISSION).read_text(encoding="utf-8").strip())
+        return
+    folder = args.folder or Path(read_yaml(PARAMS_FILE)["dataset"]["root"]) / "test_allmetadata_json"
+    for file in [args.file] if args.file else [OUT / "submission.json", OUT / "submission.csv"]:
+        print(validate(file, expected_ids(folder)))
 
 
 if __name__ == "__main__":
