@@ -6,7 +6,8 @@ picture that cannot be decoded in full is unreadable; posts without a picture ha
 
     python -m stages.embed_image --root data/demo --images data/interim/images.parquet \
         --out data/embeddings/image --resources reports/resources/embed_image.json
-    accelerate launch --config_file configs/accelerate/... -m stages.embed_image ...   # several processes
+    ACCELERATE_USE_CPU=true accelerate launch \
+        --config_file configs/accelerate/two_cpu_processes.yaml -m stages.embed_image ...
 
 A killed run resumes at its last finished part. POPULARITY_WORKERS sets the number of loader processes.
 """

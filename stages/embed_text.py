@@ -6,7 +6,8 @@ Writes: data/embeddings/text/ with the blocks `title`, `tags` and `post` (pooled
 
     python -m stages.embed_text --posts data/interim/posts.parquet \
         --out data/embeddings/text --resources reports/resources/embed_text.json
-    accelerate launch --config_file configs/accelerate/... -m stages.embed_text ...   # several processes
+    ACCELERATE_USE_CPU=true accelerate launch \
+        --config_file configs/accelerate/two_cpu_processes.yaml -m stages.embed_text ...
 
 A killed run resumes at its last finished part. POPULARITY_WORKERS sets the number of loader processes.
 """

@@ -201,13 +201,8 @@ def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Pictures, monkeypat
 
 def test_two_processes_equal_one(pictures: Pictures, posts: Path) -> None:
     """`accelerate launch` with two CPU processes, through the stages' command lines."""
-    topology = Path("two.yaml")
-    topology.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nuse_cpu: true\nnum_machines: 1\n"
-        "machine_rank: 0\nnum_processes: 2\nmain_process_port: 0\nmain_training_function: main\n"
-        "mixed_precision: 'no'\ndebug: false\nrdzv_backend: static\nsame_network: true\n"
-    )
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology.absolute())]
+    topology = REPOSITORY / "configs" / "accelerate" / "two_cpu_processes.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology)]
     process = start("stages.embed_image", image_arguments(pictures, Path("two")), launcher)
     _, messages = process.communicate(timeout=150)
     assert process.returncode == 0, messages
