@@ -32,6 +32,7 @@ STACK = StackParams(
         uid_category=False,
         category_min_posts=3,
     ),
+    half_life_days=200.0,
     max_rounds=12,
     patience=4,
     inner_cuts=2,

@@ -12,7 +12,7 @@ import pytest
 
 from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.stack import StackModel, StackParams
-from popularity.stack.fit import Fold, _dataset, _learn_rounds, _lightgbm
+from popularity.stack.fit import Fold, _dataset, _learn_rounds, _lightgbm, recency_weights
 from popularity.stack.matrix import Matrix
 from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree_bytes
 
@@ -39,7 +39,7 @@ def slow_rounds(matrix: Matrix, fold: Fold, params: StackParams) -> int:
     errors = []
     for cut in range(1, params.inner_cuts + 1):
         start = len(order) - length * cut
-        whole = _dataset(matrix, fold.label, params)
+        whole = _dataset(matrix, fold, params)
         inner, scored = (
             whole.subset(sorted(int(row) for row in rows)) for rows in (order[:start], order[start : start + length])
         )
@@ -187,3 +187,26 @@ def test_schemes_say_what_is_fitted(tmp_path: Path) -> None:
     posts, blocks = posts_with_signal(2, train=150, test=40, users=50)
     run = run_all(posts, blocks, tmp_path, fitted=("random",))
     assert run.predictions["scheme"].unique().sort().to_list() == ["final", "random"]
+
+
+def test_recency_weights_halve_with_the_half_life() -> None:
+    day = 86_400_000_000
+    posted_at = np.array([0, 100 * day, 200 * day], dtype=np.int64)
+    weights = recency_weights(posted_at, 100.0)
+    assert weights is not None
+    np.testing.assert_allclose(weights, [0.25, 0.5, 1.0])
+    assert recency_weights(posted_at, 0.0) is None
+
+
+def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:
+    """The level falls by 4 half way through the fit rows: with a short half-life final predicts the later level."""
+    posts, blocks = posts_with_signal(11)
+    middle = posts.filter(pl.col("split") == "train")["posted_at"].median()
+    fall = pl.when(pl.col("posted_at") < middle).then(0.0).otherwise(-4.0)
+    posts = posts.with_columns(label=pl.col("label") + fall)
+    means = []
+    for half_life in (0.0, 5.0):
+        params = replace(STACK, half_life_days=half_life)
+        run = run_all(posts, blocks, tmp_path / str(half_life), params=params, fitted=())
+        means.append(float(run.predictions.filter(scheme="final", model="metadata")["prediction"].to_numpy().mean()))
+    assert means[1] < means[0] - 0.3

@@ -55,6 +55,7 @@ class StackParams(Section):
     columns: EncoderParams
     max_rounds: Positive
     patience: Positive
+    half_life_days: Annotated[float, Field(ge=0)]
     inner_cuts: Positive
     inner_share: Annotated[float, Field(gt=0, lt=1)]
     schemes: tuple[Literal["report", "matched", "user", "random"], ...]
@@ -142,7 +143,7 @@ def _fit_trees(
     encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, columns)
     rounds = _learn_rounds(matrix, data, params)
     boosters = [
-        lgb.train(_lightgbm(params, seed), _dataset(matrix, data.label, params), num_boost_round=rounds)
+        lgb.train(_lightgbm(params, seed), _dataset(matrix, data, params), num_boost_round=rounds)
         for seed in _seeds(params)
     ]
     logger.info(
@@ -167,7 +168,7 @@ def _learn_rounds(matrix: Matrix, data: Fold, params: StackParams) -> int:
         return params.max_rounds
     history: Mapping[str, Any] = lgb.cv(
         _lightgbm(params, params.seed),
-        _dataset(matrix, data.label, params),
+        _dataset(matrix, data, params),
         num_boost_round=params.max_rounds,
         folds=cuts,
         callbacks=[lgb.early_stopping(params.patience, verbose=False)],
@@ -176,10 +177,26 @@ def _learn_rounds(matrix: Matrix, data: Fold, params: StackParams) -> int:
     return len(errors)
 
 
-def _dataset(matrix: Matrix, label: npt.NDArray[np.float64], params: StackParams) -> lgb.Dataset:
+def recency_weights(posted_at: npt.NDArray[np.int64], half_life_days: float) -> npt.NDArray[np.float64] | None:
+    """(n,) weights that halve with every `half_life_days` before the last post; None (all alike) for 0.
+
+    The label's level drifts and trees do not extrapolate, so the present counts for more.
+    """
+    if half_life_days == 0:
+        return None
+    age_days = (posted_at.max() - posted_at) / MICROSECONDS_A_DAY
+    weights: npt.NDArray[np.float64] = 0.5 ** (age_days / half_life_days)
+    return weights
+
+
+MICROSECONDS_A_DAY = 86_400e6
+
+
+def _dataset(matrix: Matrix, data: Fold, params: StackParams) -> lgb.Dataset:
     return lgb.Dataset(
         matrix.values,
-        label,
+        data.label,
+        weight=recency_weights(data.posted_at, params.half_life_days),
         feature_name=list(matrix.names),
         categorical_feature=list(matrix.categorical),
         params={"max_bin": params.trees.max_bin, "num_threads": params.threads, "verbosity": -1, "seed": params.seed},
