@@ -83,8 +83,8 @@ def test_a_changed_stack_parameter_reruns_only_what_follows(clone: Clone) -> Non
     predictions = clone.root / "data/stack/predictions.parquet"
     old = read_table(predictions, PREDICTIONS)
     try:
-        assert "learning_rate: 0.1 " in before
-        params.write_text(before.replace("learning_rate: 0.1 ", "learning_rate: 0.05 "), encoding="utf-8")
+        assert "learning_rate: 0.1\n" in before
+        params.write_text(before.replace("learning_rate: 0.1\n", "learning_rate: 0.05\n"), encoding="utf-8")
         assert clone.stages_run(clone.run("dvc", "repro").stdout) == ["stack", "evaluate", "submit"]
         assert not read_table(predictions, PREDICTIONS).equals(old)
     finally:

@@ -105,5 +105,5 @@ def label_features(
     rows = rows.join(as_of_dates(rows, interleaved_horizon), on="pid", how="left", validate="1:1")
     table = rows.select("pid").sort("pid")
     for key in keys:
-        table = table.join(history(rows, key, prior_weight), on="pid", how="left", validate="1:1")
+        table = table.join(history(rows, key, prior_weight), on="pid", how="left", validate="1:1", maintain_order="left")
     return table

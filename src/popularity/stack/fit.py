@@ -125,7 +125,8 @@ def _load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFram
     roles = dict(rows.iter_rows())
     is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
     fit = features.filter(is_fit)
-    facts = fit.select("pid").join(posts.select("pid", "label", "posted_at"), on="pid", how="left", validate="1:1")
+    known = posts.select("pid", "label", "posted_at")
+    facts = fit.select("pid").join(known, on="pid", how="left", validate="1:1", maintain_order="left")
     return Fold(
         *key,
         fit=fit,
