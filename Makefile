@@ -2,7 +2,6 @@
 VENV ?= .venv
 PYTHON ?= python3.11
 
-
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)/src
 export HF_HUB_OFFLINE ?= 1

@@ -89,7 +89,7 @@ def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path
     """The directory `.state/<stage>/<key>/` in which a stage keeps finished parts.
 
     It outlives a kill or an error and is removed on success; `key` is a `fingerprint` of the stage's
-    parameters and inputs, so parts made from anything else are never picked up.
+    parameters and inputs, so parts made from others are never picked up. After a change of code, remove `.state`.
     """
     directory = root / stage / key
     directory.mkdir(parents=True, exist_ok=True)

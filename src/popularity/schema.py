@@ -172,22 +172,6 @@ def class_key(*names: str) -> str:
     return "/".join(name.replace("\\", "\\\\").replace("/", "\\/") for name in names)
 
 
-def class_names(key: str) -> list[str]:
-    """The names on a class key's path: the inverse of `class_key`."""
-    names, current, escaped = [], "", False
-    for character in key:
-        if escaped:
-            current, escaped = current + character, False
-        elif character == "\\":
-            escaped = True
-        elif character == "/":
-            names.append(current)
-            current = ""
-        else:
-            current += character
-    return [*names, current]
-
-
 def check_table(frame: pl.DataFrame, contract: Contract) -> None:
     """Raises ContractError unless `frame` keeps `contract`: columns, types, nulls, values, unique key,
     finite numbers, and rows sorted by the key."""

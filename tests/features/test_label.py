@@ -108,6 +108,18 @@ def test_history_of_scored_rows_ends_at_the_cut() -> None:
     assert (dates["as_of"] <= dates["posted_at"]).all()
 
 
+def test_a_scored_post_before_the_last_fit_row_moves_no_other_history() -> None:
+    """Published parts overlap by a few posts: their own histories end earlier, the rest stay as they are."""
+    rows = fold(2, cut_in_time=True).sort("posted_at", "pid")
+    early = rows.filter(pl.col("role") == "score")["pid"][5]
+    moved = rows.with_columns(
+        posted_at=pl.when(pl.col("pid") == early).then(pl.col("posted_at").min()).otherwise("posted_at")
+    )
+    before, after = (as_of_dates(table, HORIZON).sort("pid") for table in (rows, moved))
+    assert after.filter(pl.col("pid") != early).equals(before.filter(pl.col("pid") != early))
+    assert (after.join(moved, on="pid").select(pl.col("as_of") <= pl.col("posted_at"))).to_series().all()
+
+
 def test_one_scored_second() -> None:
     """Posts of one instant span no time: blocks are then a day long."""
     start = datetime(2020, 1, 1, tzinfo=UTC)

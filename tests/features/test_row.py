@@ -32,7 +32,7 @@ def slow(post: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
         "account_age_days": age,
         "first_taken_age_days": days(post["first_taken_at"]),
         "photo_count": post["photo_count"],
-        "photos_per_day": None if post["photo_count"] is None else post["photo_count"] / max(age or 1.0, 1.0),
+        "photos_per_day": None if None in (post["photo_count"], age) else post["photo_count"] / max(age or 0.0, 1.0),
         "is_pro": post["is_pro"],
         "can_buy_pro": post["can_buy_pro"],
         "is_public": post["is_public"],

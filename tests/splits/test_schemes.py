@@ -13,6 +13,7 @@ import pytest
 from popularity.errors import DataError
 from popularity.schema import FOLDS, POSTS, check_table, read_table, write_table
 from popularity.splits import SplitParams, make_splits, rows_of
+from popularity.splits.schemes import LEAST_FIT
 from stages import split
 from tests.random_posts import random_posts
 
@@ -117,6 +118,36 @@ def test_says_so_when_dropping_all_is_too_little() -> None:
     (row,) = (row for row in report["schemes"] if row["scheme"] == "report")
     assert row["unseen_post_share"] != pytest.approx(0.64, abs=0.01)
     assert "scored posts are by unseen users" in row["note"]
+
+
+def at_days(posts: pl.DataFrame, days: list[int]) -> pl.DataFrame:
+    times = [datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day) for day in days]
+    return posts.with_columns(posted_at=pl.Series(times).cast(POSTS.columns["posted_at"].dtype))
+
+
+def test_fit_rows_remain_when_every_user_should_go() -> None:
+    """Six users who post all the time, and a test part by others: no choice of users gives its share."""
+    posts = random_posts(seed=3, train=200, test=60).sort("split", "source_index", descending=[True, False])
+    uids = [f"{row % 6}@N0" if row < 200 else f"new{row}@N0" for row in range(260)]
+    splits, report = make_splits(at_days(posts.with_columns(uid=pl.Series(uids)), list(range(260))), PARAMS)
+    rows = {row["scheme"]: row for row in report["schemes"]}
+    for scheme in ("report", "matched"):
+        assert rows[scheme]["fit"] >= LEAST_FIT * (200 * 0.85 * (0.85 if scheme == "matched" else 1) - 1)
+        assert rows[scheme]["unseen_post_share"] > 0.5
+        assert "cannot be reached by dropping" in rows[scheme]["note"]
+    check_table(splits, FOLDS)
+
+
+def test_cuts_leave_fit_rows_when_most_posts_have_the_first_date() -> None:
+    train = random_posts(seed=4, train=200, test=1).filter(pl.col("split") == "train")
+    splits, _ = make_splits(at_days(train, [max(0, row - 150) for row in range(200)]), PARAMS)
+    roles = splits.group_by("scheme", "repeat", "fold").agg(pl.col("role").unique())
+    assert all({"fit", "score"} <= set(row) for row in roles.filter(pl.col("scheme") != "final")["role"])
+
+
+def test_posts_of_one_second_are_a_named_error() -> None:
+    with pytest.raises(DataError, match="0 posts before the report cut"):
+        make_splits(at_days(random_posts(seed=5), [0] * 130), PARAMS)
 
 
 def test_too_few_users_is_a_named_error() -> None:

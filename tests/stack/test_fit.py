@@ -191,11 +191,23 @@ def test_schemes_say_what_is_fitted(tmp_path: Path) -> None:
 
 def test_recency_weights_halve_with_the_half_life() -> None:
     day = 86_400_000_000
-    posted_at = np.array([0, 100 * day, 200 * day], dtype=np.int64)
+    posted_at = np.arange(0, 1_000 * day, day, dtype=np.int64)
     weights = recency_weights(posted_at, 100.0)
     assert weights is not None
-    np.testing.assert_allclose(weights, [0.25, 0.5, 1.0])
+    assert weights.mean() == pytest.approx(1.0)
+    np.testing.assert_allclose(weights[100:900] / weights[:800], 2.0)
     assert recency_weights(posted_at, 0.0) is None
+
+
+def test_one_post_dated_far_ahead_leaves_the_weights_of_the_others() -> None:
+    day = 86_400_000_000
+    posted_at = np.arange(0, 1_000 * day, day, dtype=np.int64)
+    ahead = posted_at.copy()
+    ahead[0] = 30_000 * day
+    usual, weights = recency_weights(posted_at, 100.0), recency_weights(ahead, 100.0)
+    assert usual is not None
+    assert weights is not None
+    np.testing.assert_allclose(weights[1:], usual[1:], rtol=0.02)
 
 
 def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:

@@ -20,13 +20,15 @@ from popularity.features.row import days
 def as_of_dates(rows: pl.DataFrame, interleaved_horizon: timedelta) -> pl.DataFrame:
     """(pid, as_of) for fit and score rows (pid, role, posted_at): when each row's history ends.
 
-    In a scheme cut in time, blocks are as long as the scored span. When fit and score rows interleave
-    (schemes user and random), blocks of `interleaved_horizon` are counted back from the last post.
+    When most score rows lie after the last fit row (a scheme cut in time; published parts may overlap a
+    little), the first of those is the cut, and blocks are as long as their span. When fit and score rows
+    interleave (schemes user and random), blocks of `interleaved_horizon` are counted back from the last post.
     """
     fit, score = (rows.filter(pl.col("role") == role)["posted_at"] for role in ("fit", "score"))
-    start, last_fit = score.min(), fit.max()
-    if isinstance(start, datetime) and isinstance(last_fit, datetime) and start > last_fit:
-        end = score.max()
+    later = score.filter(score > fit.max())
+    if 2 * len(later) > len(score):
+        start, end = later.min(), later.max()
+        assert isinstance(start, datetime)
         assert isinstance(end, datetime)
         return rows.select("pid", as_of=_block_start(start, max(end - start, timedelta(days=1))))
     latest = rows["posted_at"].max()
@@ -105,5 +107,7 @@ def label_features(
     rows = rows.join(as_of_dates(rows, interleaved_horizon), on="pid", how="left", validate="1:1")
     table = rows.select("pid").sort("pid")
     for key in keys:
-        table = table.join(history(rows, key, prior_weight), on="pid", how="left", validate="1:1", maintain_order="left")
+        table = table.join(
+            history(rows, key, prior_weight), on="pid", how="left", validate="1:1", maintain_order="left"
+        )
     return table

@@ -41,7 +41,7 @@ def account_features(posts: pl.LazyFrame) -> pl.LazyFrame:
         account_age_days=age,
         first_taken_age_days=taken_age,
         photo_count="photo_count",
-        photos_per_day=pl.col("photo_count") / pl.max_horizontal(age, pl.lit(1.0)),
+        photos_per_day=pl.col("photo_count") / age.clip(lower_bound=1.0),
         is_pro=pl.col("is_pro").cast(pl.Int32),
         can_buy_pro=pl.col("can_buy_pro").cast(pl.Int32),
         is_public=pl.col("is_public").cast(pl.Int32),

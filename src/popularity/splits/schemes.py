@@ -13,6 +13,7 @@ Dropped rows are neither fitted on, nor counted in any feature, nor scored.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -62,13 +63,13 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
     wanted, origin = _wanted_unseen_share(train, test, params)
     report_start = _cut(train, params.report_share)
     before_report = train.filter(pl.col("posted_at") < report_start)
-    matched_start = _cut(before_report, params.matched_share)
     if before_report["posted_at"].n_unique() < 2 or before_report["uid"].n_unique() < params.folds:
         raise DataError(
             f"{before_report.height} posts before the report cut at {report_start}",
             expected="training posts spread over time, with more users than split.folds",
             fix="check the Postdate column, or lower split.report_share in params.yaml",
         )
+    matched_start = _cut(before_report, params.matched_share)
     parts: list[pl.DataFrame] = []
     summary: list[dict[str, Any]] = []
 
@@ -115,6 +116,7 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
 
 
 FOLDS_SEED = {"report": 1, "matched": 2, "user": 3, "random": 4}
+LEAST_FIT = 0.25  # share of the rows before a cut in time that is fitted on, however many users should go
 
 
 def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[tuple[str, int, int], pl.DataFrame]]:
@@ -134,8 +136,13 @@ def _wanted_unseen_share(train: pl.DataFrame, test: pl.DataFrame, params: SplitP
 
 
 def _cut(rows: pl.DataFrame, share: float) -> Any:
-    """The time from which the last `share` of `rows` (sorted by time) was posted; ties are not parted."""
-    return rows["posted_at"][min(rows.height - 1, rows.height - max(1, round(share * rows.height)))]
+    """The time from which the last `share` of `rows` (sorted by time) was posted.
+
+    Ties are not parted; where times differ, the first posts lie before the cut.
+    """
+    times = rows["posted_at"]
+    start, after_first = times[-max(1, round(share * rows.height))], times.filter(times > times[0])
+    return start if after_first.is_empty() else max(start, after_first[0])
 
 
 def _cut_roles(
@@ -168,9 +175,11 @@ def _users_to_drop(
     """Users whose fit posts go, so that about `wanted` of the scored posts are by unseen users.
 
     Users come in random order; one that would overshoot is passed over. When the users left are all too
-    large, the one that ends nearest is taken. The second value says why the share was missed, if it was.
+    large, the one that ends nearest is taken. No user goes with whom less than LEAST_FIT of the fit rows would
+    be left. The second value says why the share was missed, if it was.
     """
-    known = set(fit_uids.tolist())
+    known = Counter(fit_uids.tolist())
+    spare = len(fit_uids) * (1 - LEAST_FIT)
     users, counts = np.unique(score_uids.astype(str), return_counts=True)
     seen = np.array([user in known for user in users], dtype=bool)
     total = len(score_uids)
@@ -183,11 +192,15 @@ def _users_to_drop(
     for index in candidates:
         if unseen / total >= wanted - tolerance:
             break
+        if known[users[index]] > spare:
+            continue
         if (unseen + counts[index]) / total <= wanted + tolerance:
             unseen += int(counts[index])
+            spare -= known[users[index]]
             dropped.append(str(users[index]))
         else:
             passed_over.append(int(index))
+    passed_over = [index for index in passed_over if known[users[index]] <= spare]
     if unseen / total < wanted - tolerance and passed_over:
         nearest = min(passed_over, key=lambda index: (abs((unseen + counts[index]) / total - wanted), index))
         if abs((unseen + counts[nearest]) / total - wanted) < abs(unseen / total - wanted):

@@ -139,7 +139,7 @@ def _load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFram
 def _fit_trees(
     data: Fold, blocks: Mapping[str, Block], columns: EncoderParams, params: StackParams, model: str
 ) -> StackModel:
-    """Encoders and one booster a seed; the number of rounds comes from the last part of the fit rows."""
+    """Encoders and one booster a seed; the number of rounds comes from cuts in time inside the fit rows."""
     started = time.perf_counter()
     encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, columns)
     rounds = _learn_rounds(matrix, data, params)
@@ -179,15 +179,18 @@ def _learn_rounds(matrix: Matrix, data: Fold, params: StackParams) -> int:
 
 
 def recency_weights(posted_at: npt.NDArray[np.int64], half_life_days: float) -> npt.NDArray[np.float64] | None:
-    """(n,) weights that halve with every `half_life_days` before the last post; None (all alike) for 0.
+    """(n,) weights of mean 1 that halve with every `half_life_days` before the end; None (all alike) for 0.
 
-    The label's level drifts and trees do not extrapolate, so the present counts for more.
+    The label's level drifts and trees do not extrapolate, so the present counts for more. The end is the 99 %
+    quantile of the dates: one post dated far ahead must not make all others weightless.
     """
     if half_life_days == 0:
         return None
-    age_days = (posted_at.max() - posted_at) / MICROSECONDS_A_DAY
-    weights: npt.NDArray[np.float64] = 0.5 ** (age_days / half_life_days)
-    return weights
+    end = np.quantile(posted_at, 0.99)
+    age_days = np.maximum(end - posted_at, 0.0) / MICROSECONDS_A_DAY
+    weights = 0.5 ** (age_days / half_life_days)
+    normalised: npt.NDArray[np.float64] = weights / weights.mean()
+    return normalised
 
 
 MICROSECONDS_A_DAY = 86_400e6
