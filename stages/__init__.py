@@ -8,6 +8,6 @@ import os
 import sys
 from pathlib import Path
 
-# OpenMP threads that spin while they wait made LightGBM 10 to 30 times slower beside another busy process.
+# OpenMP threads that spin while they wait make LightGBM many times slower beside another busy process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
