@@ -1,12 +1,12 @@
 """Fits LightGBM on metadata and dense blocks in every scheme, then on all training posts.
 
-Reads posts, splits, features and the blocks of both encoders; writes predictions.parquet and
+Reads posts, splits, features and the blocks of both encoders and of the network; writes predictions.parquet and
 importance.csv, and the models of the final fit. The scheme `random`, which flatters every model, is
 fitted only with --all-schemes or when stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
-        --predictions data/stack --models models/stack
+        --prototype data/embeddings/prototype --predictions data/stack --models models/stack
 """
 
 import argparse
@@ -16,15 +16,15 @@ from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint, resume_state
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_block, read_table, write_table
-from popularity.stack import StackParams, fit_schemes
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.stack import StackParams, fit_schemes, read_blocks
 from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
-    for name in ("posts", "splits", "features", "image", "text", "predictions", "models", "resources"):
+    for name in ("posts", "splits", "features", "image", "text", "prototype", "predictions", "models", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     parser.add_argument("--all-schemes", action="store_true", help="fit every scheme, random too")
@@ -32,12 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load_params("stack", StackParams, args.params)
     if args.all_schemes:
         params = replace(params, schemes=("report", "matched", "user", "random"))
-    key = fingerprint(asdict(params), args.posts, args.splits, args.features, args.image, args.text)
-    blocks = {
-        "image": read_block(args.image, "pooled"),
-        "title": read_block(args.text, "title"),
-        "tags": read_block(args.text, "tags"),
-    }
+    key = fingerprint(asdict(params), args.posts, args.splits, args.features, args.image, args.text, args.prototype)
+    blocks = read_blocks(args.image, args.text, args.prototype)
     with (
         measured("stack", args.resources),
         resume_state("stack", key, args.state) as state,

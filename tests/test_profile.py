@@ -37,9 +37,9 @@ def test_params_hold_the_values_of_the_profile_they_name() -> None:
     assert {key: params[key] for key in profile} == profile
 
 
-def test_the_three_profiles_exist_and_leave_the_data_set_alone() -> None:
+def test_the_profiles_exist_and_leave_the_data_set_alone() -> None:
     profiles = read_profiles(ROOT / "configs" / "profiles")
-    assert set(profiles) == {"tiny", "demo", "full"}
+    assert set(profiles) == {"tiny", "demo", "full", "paper"}
     assert not any(key[0] in ("dataset", "profile") for values in profiles.values() for key in values)
 
 
@@ -50,7 +50,7 @@ def test_there_and_back_gives_the_same_bytes(place: Path) -> None:
     assert _text(place) == before
 
 
-@pytest.mark.parametrize("name", ["tiny", "full"])
+@pytest.mark.parametrize("name", ["tiny", "full", "paper"])
 def test_only_listed_values_change_and_comments_stay(place: Path, name: str) -> None:
     before, old = leaves(read_yaml(place / "params.yaml")), _text(place)
     _switch(place, name)
@@ -102,5 +102,5 @@ def test_profiles_with_different_keys_are_an_error(place: Path) -> None:
 
 
 def test_an_unknown_name_is_an_error(place: Path) -> None:
-    with pytest.raises(ConfigError, match="no profile 'huge'; there are demo, full, tiny"):
+    with pytest.raises(ConfigError, match="no profile 'huge'; there are demo, full, paper, tiny"):
         _switch(place, "huge")

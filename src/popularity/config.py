@@ -10,7 +10,7 @@ import dataclasses
 import json
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -65,16 +65,25 @@ def parse_section(name: str, values: Any, section: type[T], source: str = "param
         raise ConfigError("\n".join(lines)) from error
 
 
-def load_params(name: str, section: type[T], path: Path = PARAMS_FILE) -> T:
+@overload
+def load_params(name: str, section: type[T], path: Path = PARAMS_FILE) -> T: ...
+@overload
+def load_params(name: str, section: Any, path: Path = PARAMS_FILE) -> Any: ...
+def load_params(name: str, section: Any, path: Path = PARAMS_FILE) -> Any:
     """The section `name` of params.yaml as an instance of `section`.
+
+    A dotted name (`train.rows`) is one value of another stage's section, and `section` its type, a Literal say.
 
     Raises:
         ConfigError: the file, the section or one of its keys is missing, unknown or ill-typed.
     """
-    content = read_yaml(path)
-    if name not in content:
-        raise ConfigError(f"{path}: section '{name}' is missing; sections found: {', '.join(content)}")
-    return parse_section(name, content[name], section, str(path))
+    content: Any = read_yaml(path)
+    for part in name.split("."):
+        if not isinstance(content, dict) or part not in content:
+            found = ", ".join(content) if isinstance(content, dict) else repr(content)
+            raise ConfigError(f"{path}: section '{name}' is missing; found: {found}")
+        content = content[part]
+    return parse_section(name, content, section, str(path))
 
 
 def _schema_at(section: type, location: tuple[Any, ...]) -> type:

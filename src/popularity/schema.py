@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,10 @@ FOLDS = Contract(
 
 FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
+# What the network says of a post in single numbers: nullable Float32 columns named <part>.<what> (losses.global,
+# logits.own_global, agreement.cosine, distance.visual) and class_unseen.
+PROTOTYPE_SCALARS = Contract("prototype scalars", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+
 PREDICTIONS = Contract(
     "predictions",
     {
@@ -146,6 +151,72 @@ PREDICTIONS = Contract(
         "prediction": Column(pl.Float64),
     },
     key=("scheme", "repeat", "model", "seed", "pid"),
+)
+
+LEVELS = ("category", "subcategory", "concept")  # of classes, from the top down; columns of POSTS
+# Classes of the training posts. Rows of a level, by index, are those of its arrays.
+CLASSES = Contract(
+    "classes",
+    {
+        "level": Column(pl.String, values=LEVELS),
+        "index": Column(pl.Int32),  # 0 ... k - 1 in key order
+        "key": Column(pl.String),
+        "name": Column(pl.String),  # readable: what a prompt says
+        "parent": Column(pl.Int32, nullable=True),  # index in the level above
+        "posts": Column(pl.Int64),  # training posts
+    },
+    key=("level", "index"),
+)
+
+MODALITIES = ("visual", "text")
+MEMBERS = Contract(
+    "members",
+    {
+        "level": Column(pl.String, values=LEVELS),
+        "index": Column(pl.Int32),
+        "modality": Column(pl.String, values=MODALITIES),
+        "pid": Column(pl.String),
+    },
+    key=("level", "index", "modality", "pid"),
+)
+
+# What explains the network's view of a post. Classes are those of the second level.
+NEAREST = Contract(
+    "nearest",
+    {
+        "pid": Column(pl.String),
+        "head": Column(pl.String, values=("visual", "text", "attention")),
+        "rank": Column(pl.Int32),  # 0 is the nearest
+        "index": Column(pl.Int32),  # of the class
+        "key": Column(pl.String),
+        # cosine of picture or text to the class's prototype (the own one without the post), or q of Eq 7
+        "value": Column(pl.Float32),
+    },
+    key=("pid", "head", "rank"),
+)
+ATTENTION = Contract(
+    "attention",
+    {
+        "pid": Column(pl.String),
+        "modality": Column(pl.String, values=MODALITIES),  # of the prototype
+        "rank": Column(pl.Int32),
+        "index": Column(pl.Int32),
+        "key": Column(pl.String),
+        "weight": Column(pl.Float32),  # attention of the picture's token, mean over heads and layers
+    },
+    key=("pid", "modality", "rank"),
+)
+# How that attention is shared out; the columns add up to 1.
+ATTENTION_MASS = Contract(
+    "attention mass",
+    {
+        "pid": Column(pl.String),
+        "image": Column(pl.Float32),  # on the picture itself
+        "visual": Column(pl.Float32),  # on the prototypes of the second level
+        "text": Column(pl.Float32),
+        "other_levels": Column(pl.Float32),
+    },
+    key=("pid",),
 )
 
 QUARANTINE = Contract(
@@ -170,6 +241,16 @@ def class_key(*names: str) -> str:
     'Food/Sea\\/Lake'
     """
     return "/".join(name.replace("\\", "\\\\").replace("/", "\\/") for name in names)
+
+
+def class_names(key: str) -> tuple[str, ...]:
+    r"""The names on the path that `class_key` joined.
+
+    >>> class_names("Food/Sea\\/Lake")
+    ('Food', 'Sea/Lake')
+    """
+    parts = re.findall(r"(?:^|/)((?:\\.|[^/\\])*)", key, flags=re.DOTALL)
+    return tuple(re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts)
 
 
 def check_table(frame: pl.DataFrame, contract: Contract) -> None:

@@ -35,6 +35,7 @@ def measured(name: str, record: Path) -> Iterator[None]:
 def run(main: Callable[[], None]) -> None:
     """Entry point of a stage or command: logs to stderr; a PopularityError exits 1 with its message."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file of a checkpoint
     try:
         main()
     except PopularityError as error:

@@ -118,9 +118,10 @@ def save_timm(name: str, folder: Path) -> torch.nn.Module:
     return model
 
 
-def word_tokenizer(start: str | None, end: str, pad: str) -> Any:
-    """One id per known word, wrapped in the special tokens `start` and `end`."""
-    special = list(dict.fromkeys([pad, *([start] if start else []), end, "<unk>"]))
+def word_tokenizer(start: str | None, end: str, pad: str, pad_first: bool = True) -> Any:
+    """One id per known word, wrapped in the special tokens `start` and `end`; padding is id 0 or follows `start`."""
+    ends = [start] if start else []
+    special = list(dict.fromkeys([*([pad, *ends] if pad_first else [*ends, pad]), end, "<unk>"]))
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -140,6 +141,22 @@ _VISION: dict[str, Any] = {**_WIDTHS, "image_size": 32, "patch_size": 8}
 def pretrained(class_name: str, folder: Path) -> Any:
     """The model as transformers itself loads it."""
     return getattr(transformers, class_name).from_pretrained(folder).eval()
+
+
+def save_bert(folder: Path, kind: str = "bert") -> Path:
+    """A tower of model type `kind`: bert, distilbert, roberta or mpnet."""
+    shifted = kind in ("roberta", "mpnet")  # position 0 is that of padding, whose id is 1
+    tokenizer = word_tokenizer("<s>", "</s>", "<pad>", pad_first=not shifted)
+    names: dict[str, Any] = (
+        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4} if kind == "distilbert" else _WIDTHS
+    )
+    positions = {"max_position_embeddings": 14 if shifted else 12, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(4)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **names, **positions)
+    auto: Any = transformers.AutoModel
+    auto.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_clip(folder: Path) -> Path:

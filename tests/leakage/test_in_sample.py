@@ -11,10 +11,10 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
-from popularity.schema import Block
+from popularity.stack import Blocks
 from popularity.stack.fit import _lightgbm
 from popularity.stack.matrix import Matrix, MatrixEncoder
-from tests.stack.small_stack import STACK, random_block
+from tests.stack.small_stack import STACK, random_block, random_scalars
 
 Floats = npt.NDArray[np.float64]
 FIT, NEW, USERS, WIDTH = 300, 600, 90, 150
@@ -22,7 +22,7 @@ COLUMNS = replace(STACK.columns, blocks=("metadata", "image"), heads=("image",),
 
 
 @pytest.fixture(scope="module")
-def posts() -> tuple[pl.DataFrame, Floats, dict[str, Block]]:
+def posts() -> tuple[pl.DataFrame, Floats, Blocks]:
     """Features of FIT + NEW posts with one column that matters, labels, and vectors that say nothing."""
     rng = np.random.default_rng(11)
     n = FIT + NEW
@@ -32,10 +32,14 @@ def posts() -> tuple[pl.DataFrame, Floats, dict[str, Block]]:
     text = pl.Series([f"{user}@N0" for user in rng.integers(USERS, size=n)])
     categories = {name: pl.lit("same") for name in ("category", "subcategory", "concept", "media_type", "timezone_id")}
     features = pl.DataFrame({"pid": pids, "level": level, "uid": text}).with_columns(**categories)
-    return features, label, {"image": random_block(pids, WIDTH, seed=1, missing=0.0)}
+    return (
+        features,
+        label,
+        Blocks({"image": random_block(pids, WIDTH, seed=1, missing=0.0)}, random_scalars(pids, seed=1)),
+    )
 
 
-def matrices(posts: tuple[pl.DataFrame, Floats, dict[str, Block]]) -> tuple[Matrix, Matrix, Matrix]:
+def matrices(posts: tuple[pl.DataFrame, Floats, Blocks]) -> tuple[Matrix, Matrix, Matrix]:
     """Of the fit rows out of fold; of the fit rows in sample, which is the trap; of the new rows."""
     features, label, blocks = posts
     encoder, out_of_fold = MatrixEncoder.fit(features.head(FIT), label[:FIT], blocks, COLUMNS)
@@ -46,7 +50,7 @@ def correlation(left: npt.NDArray[np.floating[Any]], right: Floats) -> float:
     return float(np.corrcoef(left, right)[0, 1])
 
 
-def test_the_head_column_of_fit_rows_is_out_of_fold(posts: tuple[pl.DataFrame, Floats, dict[str, Block]]) -> None:
+def test_the_head_column_of_fit_rows_is_out_of_fold(posts: tuple[pl.DataFrame, Floats, Blocks]) -> None:
     label = posts[1]
     out_of_fold, in_sample, new = matrices(posts)
     column = out_of_fold.names.index("image_head")
@@ -59,7 +63,7 @@ def test_the_head_column_of_fit_rows_is_out_of_fold(posts: tuple[pl.DataFrame, F
 
 
 def test_trees_on_the_in_sample_column_look_brilliant_and_fail(
-    posts: tuple[pl.DataFrame, Floats, dict[str, Block]],
+    posts: tuple[pl.DataFrame, Floats, Blocks],
 ) -> None:
     label = posts[1]
     out_of_fold, in_sample, new = matrices(posts)

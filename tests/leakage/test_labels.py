@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import pytest
 
 from popularity.evaluation.metrics import spearman
 from popularity.features import featurize
-from popularity.schema import Block
 from popularity.splits import rows_of
-from popularity.stack.fit import _load_fold
+from popularity.stack import Blocks
+from popularity.stack.fit import load_fold
 from popularity.stack.matrix import Matrix, MatrixEncoder
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, STACK, Run, posts_with_signal, run_all
@@ -109,7 +108,7 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
     def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
         splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))  # matched gives the blocks of time
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
-        data = _load_fold(key, rows, posts, folder)
+        data = load_fold(key, rows, posts, folder)
         return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
 
     before = matrix_of(made.posts, tmp_path / "before")
@@ -134,7 +133,7 @@ def scores(run: Run) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 @pytest.fixture(scope="module")
-def many() -> tuple[pl.DataFrame, Mapping[str, Block]]:
+def many() -> tuple[pl.DataFrame, Blocks]:
     """More posts and users, for a bound that is worth something."""
     return posts_with_signal(0, train=900, test=300, users=500)
 
@@ -146,9 +145,7 @@ def permuted(posts: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([shuffled, posts.filter(pl.col("split") == "test")]).sort("pid")
 
 
-def test_permuted_labels_leave_nothing_to_predict(
-    many: tuple[pl.DataFrame, Mapping[str, Block]], tmp_path: Path
-) -> None:
+def test_permuted_labels_leave_nothing_to_predict(many: tuple[pl.DataFrame, Blocks], tmp_path: Path) -> None:
     posts, blocks = many
     found = scores(run_all(permuted(posts), blocks, tmp_path))
     assert {scheme for scheme, _ in found} == set(VALIDATED)
@@ -157,27 +154,24 @@ def test_permuted_labels_leave_nothing_to_predict(
         assert abs(src) < bound, (where, src, bound)
 
 
-def test_true_labels_are_predicted_beyond_the_bound(
-    many: tuple[pl.DataFrame, Mapping[str, Block]], tmp_path: Path
-) -> None:
+def test_true_labels_are_predicted_beyond_the_bound(many: tuple[pl.DataFrame, Blocks], tmp_path: Path) -> None:
     found = scores(run_all(*many, tmp_path))
     for scheme in VALIDATED:
         src, bound = found[scheme, "stack"]
         assert src > 2 * bound, (scheme, src, bound)
 
 
-def test_a_planted_leak_shows_under_permuted_labels(
-    many: tuple[pl.DataFrame, Mapping[str, Block]], tmp_path: Path
-) -> None:
+def test_a_planted_leak_shows_under_permuted_labels(many: tuple[pl.DataFrame, Blocks], tmp_path: Path) -> None:
     """A block that carries the label, as an encoder fitted on scored rows would."""
     posts, blocks = many
     leaking = permuted(posts)
     label = dict(leaking.select("pid", "label").iter_rows())
-    values = blocks["image"].values.copy()
+    image = blocks.vectors["image"]
+    values = image.values.copy()
     noise = np.random.default_rng(0).normal(0, 1, len(values))
-    values[:, 0] = [label[pid] or 0.0 for pid in blocks["image"].pids] + noise
-    image = Block(values, blocks["image"].pids, blocks["image"].about)
-    found = scores(run_all(leaking, {**blocks, "image": image}, tmp_path))
+    values[:, 0] = [label[pid] or 0.0 for pid in image.pids] + noise
+    planted = replace(blocks, vectors={**blocks.vectors, "image": replace(image, values=values)})
+    found = scores(run_all(leaking, planted, tmp_path))
     for scheme in VALIDATED:
         src, bound = found[scheme, "stack"]
         assert src > 2 * bound, (scheme, src, bound)

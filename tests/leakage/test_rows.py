@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from popularity.features import read_features
 from popularity.schema import Block
 from popularity.splits import rows_of
-from popularity.stack import StackModel
-from popularity.stack.fit import _fit_trees, _load_fold
+from popularity.stack import Blocks, StackModel
+from popularity.stack.fit import _fit_trees, load_fold
 from tests.random_posts import random_images
-from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree_bytes
+from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree_bytes, with_vectors
 
 VALIDATED = ("report", "matched", "user")
 
@@ -25,13 +26,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_all(posts, blocks, tmp_path_factory.mktemp("rows"), fitted=(*VALIDATED, "random"))
 
 
-def without(blocks: dict[str, Block], pids: set[str]) -> dict[str, Block]:
+def without(blocks: Blocks, pids: set[str]) -> Blocks:
     """The blocks as they would be if `pids` had never been published."""
-    result = {}
-    for name, block in blocks.items():
+
+    def rest(_: str, block: Block) -> Block:
         kept = [row for row, pid in enumerate(block.pids) if pid not in pids]
-        result[name] = Block(block.values[kept], [block.pids[row] for row in kept], block.about)
-    return result
+        return Block(block.values[kept], [block.pids[row] for row in kept], block.about)
+
+    return Blocks(with_vectors(blocks, rest).vectors, blocks.scalars.filter(~pl.col("pid").is_in(pids)))
 
 
 @pytest.mark.parametrize("scheme", [*VALIDATED, "random"])
@@ -43,7 +45,7 @@ def test_deleting_the_dropped_rows_changes_nothing_in_the_scheme(made: Run, sche
     images = random_images(made.posts, seed=0)
     run = run_all(
         made.posts.filter(~pl.col("pid").is_in(dropped)),
-        without(dict(made.blocks), dropped),
+        without(made.blocks, dropped),
         tmp_path,
         splits=made.splits.filter(~pl.col("pid").is_in(dropped)),
         images=images.filter(~pl.col("pid").is_in(dropped)),
@@ -121,9 +123,8 @@ def test_names_of_the_posts_change_nothing(made: Run, tmp_path: Path) -> None:
     def renamed(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.with_columns(pid=pl.col("pid").replace_strict(name))
 
-    blocks = {
-        part: Block(block.values, [name[pid] for pid in block.pids], block.about) for part, block in made.blocks.items()
-    }
+    blocks = with_vectors(made.blocks, lambda _, block: replace(block, pids=[name[pid] for pid in block.pids]))
+    blocks = replace(blocks, scalars=renamed(made.blocks.scalars))
     images = renamed(random_images(made.posts, seed=0))
     run = run_all(renamed(made.posts), blocks, tmp_path, splits=renamed(made.splits), images=images, fitted=("report",))
     mine = made.predictions.filter(pl.col("scheme").is_in(["report", "final"]))
@@ -135,18 +136,28 @@ def test_names_of_the_posts_change_nothing(made: Run, tmp_path: Path) -> None:
 def test_scored_rows_change_nothing_in_the_model_that_scores_them(made: Run, scheme: str) -> None:
     """Vectors and features of scored rows: no encoder, number of rounds or tree has seen them."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
-    data = _load_fold(key, rows, made.posts, made.features)
+    data = load_fold(key, rows, made.posts, made.features)
     fit = set(data.fit["pid"])
-    strange = {
-        name: Block(
-            np.where([[pid in fit] for pid in block.pids], block.values, np.float16(50)), block.pids, block.about
-        )
-        for name, block in made.blocks.items()
-    }
+    strange = with_vectors(
+        made.blocks,
+        lambda _, block: replace(
+            block, values=np.where([[pid in fit] for pid in block.pids], block.values, np.float16(50))
+        ),
+    )
+    scored = ~pl.col("pid").is_in(fit)
+    strange = replace(
+        strange,
+        scalars=strange.scalars.with_columns(
+            pl.when(scored).then(pl.lit(50, pl.Float32)).otherwise(pl.exclude("pid")).name.keep()
+        ),
+    )
     before, after = (_fit_trees(data, blocks, STACK.columns, STACK, "stack") for blocks in (made.blocks, strange))
     for left, right in zip(before.boosters, after.boosters, strict=True):
         assert left.model_to_string() == right.model_to_string()
     assert before.encoder.categories == after.encoder.categories
-    for name, head in before.encoder.heads.items():
-        np.testing.assert_array_equal(head.weights, after.encoder.heads[name].weights)
+    for name, dense in before.encoder.dense.items():
+        one, other = dense.head, after.encoder.dense[name].head
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(one.weights, other.weights)
     assert not np.array_equal(before.predict(data.score, made.blocks), after.predict(data.score, strange))

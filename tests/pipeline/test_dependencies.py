@@ -13,6 +13,7 @@ from tests.pipeline.conftest import REPOSITORY
 
 STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
 SOURCES = REPOSITORY / "src"
+LAUNCHED = "python -m popularity.launch "
 
 
 def module_file(module: str) -> Path | None:
@@ -45,6 +46,13 @@ def closure(file: Path) -> set[Path]:
     return seen
 
 
+def code_of(stage: str) -> set[Path]:
+    """The files of the package that the command of `stage` runs."""
+    launched = STAGES[stage]["cmd"].startswith(LAUNCHED)
+    files = [REPOSITORY / "stages" / f"{stage}.py", *([SOURCES / "popularity" / "launch.py"] if launched else [])]
+    return {*files[1:], *(found for file in files for found in closure(file))}
+
+
 def dependencies(stage: str) -> list[Path]:
     return [REPOSITORY / str(path) for path in STAGES[stage]["deps"]]
 
@@ -53,13 +61,13 @@ def dependencies(stage: str) -> list[Path]:
 def test_deps_cover_the_imports(stage: str) -> None:
     deps = dependencies(stage)
     empty = SOURCES / "popularity" / "__init__.py"  # holds a docstring and nothing to depend on
-    for file in closure(REPOSITORY / "stages" / f"{stage}.py") - {empty}:
+    for file in code_of(stage) - {empty}:
         assert any(dep == file or dep in file.parents for dep in deps), f"{stage} imports {file}, which no dep covers"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_dep_on_code_that_is_not_imported(stage: str) -> None:
-    needed = closure(REPOSITORY / "stages" / f"{stage}.py")
+    needed = code_of(stage)
     for dep in dependencies(stage):
         if SOURCES in dep.parents:
             assert any(dep == file or dep in file.parents for file in needed), f"{stage} never imports {dep}"
@@ -73,7 +81,7 @@ def test_stage_shape(stage: str) -> None:
     assert len(text.splitlines()) <= 80
     assert "import stages" not in text
     assert "from stages" not in text
-    assert STAGES[stage]["cmd"].startswith(f"python -m stages.{stage} ")
+    assert STAGES[stage]["cmd"].startswith((f"python -m stages.{stage} ", f"{LAUNCHED}stages.{stage} "))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -81,8 +89,14 @@ def test_every_path_on_the_command_line_is_a_dep_or_an_out(stage: str) -> None:
     """A flag that is no dep must lie in an out, and the other way round for data deps."""
     words = STAGES[stage]["cmd"].split()
     paths = [word for word in words if "/" in word or word == "submissions" or word.startswith("${")]
-    listed = [*STAGES[stage]["outs"], *STAGES[stage].get("metrics", [])]
-    outs = [next(iter(out)) if isinstance(out, dict) else out for out in listed]
-    declared = [*map(str, STAGES[stage]["deps"]), *map(str, outs)]
+    outs = listed(stage, "outs", "metrics", "plots")
+    live = {str(Path(path).parent) for path in outs if Path(path).name == "plots"}  # DVCLive's folder, as a whole
     for path in paths:
+        declared = [*map(str, STAGES[stage]["deps"]), *outs, *live]
         assert any(path == entry or path.startswith(f"{entry}/") for entry in declared), f"{stage}: {path}"
+
+
+def listed(stage: str, *kinds: str) -> list[str]:
+    """The paths under the keys `kinds` of a stage."""
+    entries = [entry for kind in kinds for entry in STAGES[stage].get(kind, [])]
+    return [str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries]

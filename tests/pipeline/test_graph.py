@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from popularity.config import read_yaml
 from popularity.demo import DemoParams, generate
@@ -22,6 +23,9 @@ ALL_STAGES = [
     "featurize",
     "embed_image",
     "embed_text",
+    "prototypes",
+    "train",
+    "embed_posts",
     "stack",
     "evaluate",
     "submit",
@@ -77,15 +81,24 @@ def test_every_declared_plot_has_data(clone: Clone) -> None:
             assert values["data"]["values"], name
 
 
-def test_a_changed_stack_parameter_reruns_only_what_follows(clone: Clone) -> None:
+@pytest.mark.parametrize(
+    ("old_line", "new_line", "rerun"),
+    [
+        ("learning_rate: 0.1\n", "learning_rate: 0.05\n", ["stack", "evaluate", "submit"]),
+        ("lr_prompt: 0.005\n", "lr_prompt: 0.01\n", ["train", "embed_posts", "stack", "evaluate", "submit"]),
+    ],
+)
+def test_a_changed_parameter_reruns_only_what_follows(
+    clone: Clone, old_line: str, new_line: str, rerun: list[str]
+) -> None:
     params = clone.root / "params.yaml"
     before = params.read_text(encoding="utf-8")
     predictions = clone.root / "data/stack/predictions.parquet"
     old = read_table(predictions, PREDICTIONS)
     try:
-        assert "learning_rate: 0.1\n" in before
-        params.write_text(before.replace("learning_rate: 0.1\n", "learning_rate: 0.05\n"), encoding="utf-8")
-        assert clone.stages_run(clone.run("dvc", "repro").stdout) == ["stack", "evaluate", "submit"]
+        assert old_line in before
+        params.write_text(before.replace(old_line, new_line), encoding="utf-8")
+        assert clone.stages_run(clone.run("dvc", "repro").stdout) == rerun
         assert not read_table(predictions, PREDICTIONS).equals(old)
     finally:
         params.write_text(before, encoding="utf-8")

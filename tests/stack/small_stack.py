@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 
 from popularity.features import FeaturizeParams, featurize
-from popularity.schema import Block, check_block
+from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table
 from popularity.splits import SplitParams, make_splits
-from popularity.stack import StackParams, TreeParams, fit_schemes
+from popularity.stack import Blocks, KeepParams, StackParams, TreeParams, fit_schemes
+from popularity.stack.blocks import PROTOTYPE_VECTORS
 from popularity.stack.matrix import EncoderParams
 from tests.random_posts import random_images, random_posts
 
@@ -24,14 +25,16 @@ STACK = StackParams(
     seed=5,
     seeds=1,
     columns=EncoderParams(
-        blocks=("metadata", "image", "text"),
+        blocks=("metadata", "image", "text", "prototype"),
+        prototype_parts=(*PROTOTYPE_VECTORS, "losses", "agreement", "distance", "unseen"),
         components=3,
-        heads=("image", "text"),
+        heads=("image", "text", "prototype"),
         head_folds=3,
         head_penalties=(10.0, 100.0),
         uid_category=False,
         category_min_posts=3,
     ),
+    keep=KeepParams(share=1.0, by="low_loss"),
     half_life_days=200.0,
     max_rounds=12,
     patience=4,
@@ -71,23 +74,48 @@ def random_block(pids: Sequence[str], width: int, seed: int, missing: float = 0.
     return block
 
 
-def random_blocks(posts: pl.DataFrame, seed: int = 0) -> dict[str, Block]:
+SCALARS = (
+    "losses.global", "losses.local", "losses.attention", "logits.own_global", "agreement.cosine", "distance.visual",
+    "class_unseen",
+)  # fmt: skip
+
+
+def random_scalars(pids: Sequence[str], seed: int, missing: float = 0.05) -> pl.DataFrame:
+    """Numbers without meaning; some are null and some posts are not in it. class_unseen is 0."""
+    rng = np.random.default_rng(seed)
+    frame = pl.DataFrame({"pid": sorted(pids)}, schema={"pid": pl.String}).with_columns(
+        pl.Series(column, rng.exponential(size=len(pids)), pl.Float32).set(
+            pl.Series(rng.random(len(pids)) < missing), None
+        )
+        for column in SCALARS[:-1]
+    )
+    frame = frame.with_columns(class_unseen=pl.lit(0.0, pl.Float32))
+    frame = frame.filter(pl.Series(rng.random(len(pids)) >= missing))
+    check_table(frame, PROTOTYPE_SCALARS)
+    return frame
+
+
+def random_blocks(posts: pl.DataFrame, seed: int = 0) -> Blocks:
     pids = posts["pid"].to_list()
-    widths = {"image": 8, "title": 5, "tags": 5}
-    return {name: random_block(pids, width, seed + place) for place, (name, width) in enumerate(widths.items())}
+    widths = {"image": 8, "title": 5, "tags": 5} | {part: 6 if part == "logits" else 4 for part in PROTOTYPE_VECTORS}
+    vectors = {name: random_block(pids, width, seed + place) for place, (name, width) in enumerate(widths.items())}
+    return Blocks(vectors, random_scalars(pids, seed))
 
 
-def posts_with_signal(
-    seed: int, train: int = 400, test: int = 100, users: int = 140
-) -> tuple[pl.DataFrame, dict[str, Block]]:
+def with_vectors(blocks: Blocks, change: Callable[[str, Block], Block]) -> Blocks:
+    """The blocks with every stored block replaced by `change(name, block)`."""
+    return replace(blocks, vectors={name: change(name, block) for name, block in blocks.vectors.items()})
+
+
+def posts_with_signal(seed: int, train: int = 400, test: int = 100, users: int = 140) -> tuple[pl.DataFrame, Blocks]:
     """Posts whose labels follow class, user, pro status and picture vector; and their blocks."""
     posts = random_posts(seed, train=train, test=test, users=users)
     blocks = random_blocks(posts, seed)
     rng = np.random.default_rng(seed + 100)
     renown = {uid: rng.normal(0, 0.8) for uid in sorted(posts["uid"].unique())}
     picture = np.zeros(posts.height)
-    rows = blocks["image"].rows(posts["pid"].to_list())
-    picture[rows >= 0] = blocks["image"].values[rows[rows >= 0], :3].sum(axis=1)
+    rows = blocks.vectors["image"].rows(posts["pid"].to_list())
+    picture[rows >= 0] = blocks.vectors["image"].values[rows[rows >= 0], :3].sum(axis=1)
     level = (
         6.0
         + 1.5 * (posts["category"] == "C1").to_numpy()
@@ -105,7 +133,7 @@ class Run:
     """What split, featurize and stack left in `folder`: features/, state/, models/."""
 
     posts: pl.DataFrame
-    blocks: Mapping[str, Block]
+    blocks: Blocks
     splits: pl.DataFrame
     folder: Path
     predictions: pl.DataFrame
@@ -131,7 +159,7 @@ class Run:
 
 def run_all(
     posts: pl.DataFrame,
-    blocks: Mapping[str, Block],
+    blocks: Blocks,
     folder: Path,
     *,
     splits: pl.DataFrame | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import lightgbm as lgb
 import numpy as np
@@ -11,8 +12,18 @@ import polars as pl
 import pytest
 
 from popularity.schema import PREDICTIONS, check_table, write_table
-from popularity.stack import StackModel, StackParams
-from popularity.stack.fit import Fold, _dataset, _learn_rounds, _lightgbm, recency_weights
+from popularity.splits import rows_of
+from popularity.stack import KeepParams, StackModel, StackParams
+from popularity.stack.fit import (
+    Fold,
+    _dataset,
+    _fit_trees,
+    _keep,
+    _learn_rounds,
+    _lightgbm,
+    load_fold,
+    recency_weights,
+)
 from popularity.stack.matrix import Matrix
 from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree_bytes
 
@@ -134,7 +145,8 @@ def test_importance(made: Run) -> None:
     assert importance["gain"].is_sorted(descending=True)
     assert importance["feature"].is_unique().all()
     assert {"image_head", "text_head", "image_norm", "category", "uid_history_level"} <= set(importance["feature"])
-    assert set(importance["block"]) == {"metadata", "image", "text"}
+    assert {"prototype_head", "logits_component_000", "losses.global"} <= set(importance["feature"])
+    assert set(importance["block"]) == {"metadata", "image", "text", "prototype"}
     assert importance.filter(pl.col("feature") == "image_head")["block"].item() == "image"
     boosters = StackModel.load(made.models / "stack").boosters
     total = sum(booster.feature_importance("gain").sum() for booster in boosters)
@@ -187,6 +199,32 @@ def test_schemes_say_what_is_fitted(tmp_path: Path) -> None:
     posts, blocks = posts_with_signal(2, train=150, test=40, users=50)
     run = run_all(posts, blocks, tmp_path, fitted=("random",))
     assert run.predictions["scheme"].unique().sort().to_list() == ["final", "random"]
+
+
+@pytest.mark.parametrize("by", ["low_loss", "random"])
+def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
+    made: Run, by: Literal["low_loss", "random"], tmp_path: Path
+) -> None:
+    """The stack of the kept rows is the one that was never shown the others, and the baselines stay as they were."""
+    params = replace(STACK, seeds=2, keep=KeepParams(share=0.6, by=by))
+    run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("user",))
+    rows = made.predictions.filter(pl.col("scheme").is_in(["user", "final"]))
+    assert run.predictions.drop("prediction").equals(rows.drop("prediction"))
+    baselines = pl.col("model") != "stack"
+    assert run.predictions.filter(baselines).equals(rows.filter(baselines))
+    assert not run.predictions.filter(~baselines).equals(rows.filter(~baselines))
+    # The count of posts that the root of a tree without bagging saw.
+    whole = replace(params, trees=replace(params.trees, bagging_fraction=1.0))
+    (key, split) = next(iter(rows_of(made.splits, ["final"])))
+    data = load_fold(key, split, made.posts, made.features)
+    kept = _keep(data, made.blocks, whole)
+    model = _fit_trees(kept, made.blocks, whole.columns, whole, "stack")
+    roots = {int(tree["tree_structure"]["internal_count"]) for tree in model.boosters[0].dump_model()["tree_info"]}
+    assert roots == {kept.fit.height}
+    assert 0.55 < kept.fit.height / data.fit.height < 0.7
+    assert kept.score.equals(data.score)
+    label = dict(made.posts.select("pid", "label").iter_rows())
+    assert [label[pid] for pid in kept.fit["pid"]] == kept.label.tolist()
 
 
 def test_recency_weights_halve_with_the_half_life() -> None:

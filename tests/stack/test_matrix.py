@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,11 @@ from sklearn.decomposition import PCA
 from popularity.errors import ContractError
 from popularity.features import CATEGORIES
 from popularity.schema import Block
-from popularity.stack.matrix import BlockReducer, CategoryEncoder, MatrixEncoder, block_rows, block_scalars, dense_rows
-from tests.stack.small_stack import STACK, posts_with_signal, random_block
+from popularity.stack import Blocks
+from popularity.stack.blocks import PROTOTYPE_VECTORS
+from popularity.stack.heads import FloatArray
+from popularity.stack.matrix import BlockReducer, CategoryEncoder, Matrix, MatrixEncoder
+from tests.stack.small_stack import SCALARS, STACK, posts_with_signal, with_vectors
 
 
 def frame(**columns: list[str | None]) -> pl.DataFrame:
@@ -71,8 +75,8 @@ def test_zero_components_pass_the_block_on_raw() -> None:
     np.testing.assert_array_equal(BlockReducer.fit(values, 0).apply(values), values.astype(np.float32))
 
 
-@pytest.mark.parametrize(("rows", "components", "kept"), [(3, 8, 3), (2, 8, 2), (50, 8, 6), (50, 2, 2)])
-def test_no_more_components_than_rows_or_columns(rows: int, components: int, kept: int) -> None:
+@pytest.mark.parametrize(("rows", "components", "kept"), [(3, 8, 2), (2, 8, 1), (50, 8, 6), (50, 2, 2)])
+def test_no_more_components_than_the_rows_span_or_columns(rows: int, components: int, kept: int) -> None:
     values = np.random.default_rng(2).normal(size=(rows, 6)).astype(np.float32)
     reduced = BlockReducer.fit(values, components).apply(values)
     assert reduced.shape == (rows, kept)
@@ -86,27 +90,20 @@ def test_a_block_with_hardly_a_vector_among_the_fit_rows_is_a_named_error(rows: 
         BlockReducer.fit(np.ones((rows, 6), dtype=np.float32), components)
 
 
-def test_a_missing_vector_is_missing_everywhere() -> None:
-    block = Block(np.array([[3, 4], [1, 0]], dtype=np.float16), ["a", "c"], {})
-    blocks = {"image": block, "title": block, "tags": random_block(["a", "b"], 2, seed=0, missing=0.0)}
-    vectors = dense_rows(blocks, "image", ["c", "b", "a"])
-    np.testing.assert_array_equal(vectors, np.array([[1, 0], [np.nan, np.nan], [3, 4]], dtype=np.float32))
-    assert np.isnan(BlockReducer.fit(vectors[[0, 2]], 1).apply(vectors)[:, 0]).tolist() == [False, True, False]
-    norms = block_scalars("image", blocks, ["c", "b", "a"])["image_norm"]
-    np.testing.assert_array_equal(norms, np.array([1, np.nan, 5], dtype=np.float32))
-    assert np.isnan(block_rows(blocks, "text", ["a", "b", "c"])).any(axis=1).tolist() == [False, True, True]
-    assert np.isnan(block_scalars("text", blocks, ["a", "b", "c"])["title_tags_cosine"]).tolist() == [False, True, True]
+def test_vectors_that_are_constant_within_a_class_keep_the_components_that_the_classes_span() -> None:
+    """K classes differ in K - 1 directions: what is left is rounding noise, in which trees would find splits."""
+    rng = np.random.default_rng(4)
+    prompts = rng.normal(size=(5, 40)).astype(np.float16).astype(np.float32)
+    classes = rng.integers(5, size=300)
+    reducer = BlockReducer.fit(prompts[classes], 32)
+    reduced = reducer.apply(prompts[classes])
+    assert reduced.shape == (300, 4)
+    distance = np.linalg.norm(prompts[:, None] - prompts[None], axis=2)
+    again = reducer.apply(prompts)
+    np.testing.assert_allclose(np.linalg.norm(again[:, None] - again[None], axis=2), distance, rtol=1e-4)
 
 
-def test_cosine_of_title_and_tags() -> None:
-    pids = ["a", "b", "c", "d"]
-    title = Block(np.array([[1, 0], [1, 1], [2, 0], [0, 0]], dtype=np.float16), pids, {})
-    tags = Block(np.array([[5, 0], [1, -1], [-3, 0], [1, 0]], dtype=np.float16), pids, {})
-    cosine = block_scalars("text", {"title": title, "tags": tags}, pids)["title_tags_cosine"]
-    np.testing.assert_allclose(cosine, [1, 0, -1, 0], atol=1e-6)
-
-
-Fold = tuple[pl.DataFrame, pl.DataFrame, npt.NDArray[np.float64], dict[str, Block]]
+Fold = tuple[pl.DataFrame, pl.DataFrame, npt.NDArray[np.float64], Blocks]
 
 
 @pytest.fixture(scope="module")
@@ -120,28 +117,75 @@ def fold() -> Fold:
     return fit, features.filter(~is_fit), label, blocks
 
 
+PROTOTYPE = tuple(f"{part}_component_{index:03d}" for part in PROTOTYPE_VECTORS for index in range(3))
+NAMES = (
+    "category", "subcategory", "concept", "media_type", "timezone_id", "photo_count", "latitude",
+    "image_component_000", "image_component_001", "image_component_002", "image_norm", "image_head",
+    "text_component_000", "text_component_001", "text_component_002", "title_tags_cosine", "text_head",
+    *PROTOTYPE, *SCALARS, "prototype_head",
+)  # fmt: skip
+
+
+def columns_of(matrix: Matrix, names: Sequence[str]) -> FloatArray:
+    return matrix.values[:, [matrix.names.index(name) for name in names]]
+
+
 def test_columns_of_the_matrix(fold: Fold) -> None:
     fit, score, label, blocks = fold
     encoder, matrix = MatrixEncoder.fit(fit, label, blocks, STACK.columns)
     applied = encoder.apply(score, blocks)
-    assert matrix.names == applied.names
-    assert matrix.names == (
-        "category", "subcategory", "concept", "media_type", "timezone_id", "photo_count", "latitude",
-        "image_component_000", "image_component_001", "image_component_002", "image_norm", "image_head",
-        "text_component_000", "text_component_001", "text_component_002", "title_tags_cosine", "text_head",
-    )  # fmt: skip
-    assert matrix.blocks == ("metadata",) * 7 + ("image",) * 5 + ("text",) * 5
+    assert matrix.names == applied.names == NAMES
+    own = len(PROTOTYPE) + len(SCALARS) + 1
+    assert matrix.blocks == ("metadata",) * 7 + ("image",) * 5 + ("text",) * 5 + ("prototype",) * own
     assert matrix.categorical == (0, 1, 2, 3, 4)
     for rows, table in ((fit, matrix), (score, applied)):
         assert list(table.pids) == rows["pid"].to_list()
-        assert table.values.shape == (rows.height, 17)
+        assert table.values.shape == (rows.height, len(NAMES))
         assert table.values.dtype == np.float32
-        column = table.values[:, table.names.index("photo_count")]
-        np.testing.assert_array_equal(column, rows["photo_count"].cast(pl.Float32).to_numpy())
-        missing = blocks["image"].rows(rows["pid"].to_list()) < 0
-        assert missing.any()
-        image = table.values[:, [position for position, block in enumerate(table.blocks) if block == "image"]]
-        np.testing.assert_array_equal(np.isnan(image), np.repeat(missing[:, None], 5, axis=1))
+        np.testing.assert_array_equal(
+            columns_of(table, ["photo_count"])[:, 0], rows["photo_count"].cast(pl.Float32).to_numpy()
+        )
+        image = [name for name, block in zip(table.names, table.blocks, strict=True) if block == "image"]
+        assert missing(blocks, "image", rows).any()
+        np.testing.assert_array_equal(
+            np.isnan(columns_of(table, image)), np.repeat(missing(blocks, "image", rows)[:, None], 5, axis=1)
+        )
+
+
+def missing(blocks: Blocks, name: str, rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    """(n,) whether a post has no vector in a stored block."""
+    return blocks.vectors[name].rows(rows["pid"].to_list()) < 0
+
+
+def test_each_part_of_the_prototype_block_is_reduced_and_missing_on_its_own(fold: Fold) -> None:
+    fit, score, label, blocks = fold
+    encoder, matrix = MatrixEncoder.fit(fit, label, blocks, STACK.columns)
+    applied = encoder.apply(score, blocks)
+    gone = {part: missing(blocks, part, score) for part in PROTOTYPE_VECTORS}
+    for part in PROTOTYPE_VECTORS:
+        names = [f"{part}_component_{index:03d}" for index in range(3)]
+        np.testing.assert_array_equal(np.isnan(columns_of(applied, names)), np.repeat(gone[part][:, None], 3, axis=1))
+        block = blocks.vectors[part]
+        fitted = block.values[block.rows(fit.filter(~missing(blocks, part, fit))["pid"].to_list())]
+        reducer = BlockReducer.fit(fitted.astype(np.float32), 3)
+        known = block.values[block.rows(score.filter(~gone[part])["pid"].to_list())]
+        np.testing.assert_array_equal(columns_of(applied, names)[~gone[part]], reducer.apply(known))
+    assert any((gone["logits"] != gone[part]).any() for part in PROTOTYPE_VECTORS)
+    # The head reads all parts together: it has nothing to say of a post that lacks one of them.
+    any_gone = np.logical_or.reduce(list(gone.values()))
+    assert 0 < any_gone.sum() < len(any_gone)
+    np.testing.assert_array_equal(np.isnan(columns_of(applied, ["prototype_head"])[:, 0]), any_gone)
+    assert not np.isnan(columns_of(matrix, ["prototype_head"])).all()
+
+
+def test_scalars_are_columns_as_they_are(fold: Fold) -> None:
+    fit, score, label, blocks = fold
+    encoder, matrix = MatrixEncoder.fit(fit, label, blocks, STACK.columns)
+    table = {row["pid"]: row for row in blocks.scalars.iter_rows(named=True)}
+    for rows, made in ((fit, matrix), (score, encoder.apply(score, blocks))):
+        expected = [[table.get(pid, {}).get(name) for name in SCALARS] for pid in rows["pid"]]
+        np.testing.assert_array_equal(columns_of(made, SCALARS), np.array(expected, dtype=np.float32))
+        assert any(pid not in table for pid in rows["pid"])
 
 
 def test_switches_of_the_matrix(fold: Fold) -> None:
@@ -152,27 +196,71 @@ def test_switches_of_the_matrix(fold: Fold) -> None:
 
     everything = names()
     assert set(names(uid_category=True)) - set(everything) == {"uid"}
-    assert set(everything) - set(names(heads=("text",))) == {"image_head"}
+    assert set(everything) - set(names(heads=("text", "prototype"))) == {"image_head"}
     assert names(blocks=("image",), heads=())[-1] == "image_norm"
     assert names(blocks=("metadata",)) == everything[:7]
     assert sum(name.startswith("text_component") for name in names(components=0)) == 10
+    assert names(blocks=("metadata", "image", "text")) == everything[:17]
+
+
+PARTS_GONE = {
+    "local_prompt": {f"local_prompt_component_{index:03d}" for index in range(3)},
+    "logits": {*(f"logits_component_{index:03d}" for index in range(3)), "logits.own_global"},
+    "losses": {"losses.global", "losses.local", "losses.attention"},
+    "agreement": {"agreement.cosine"},
+    "distance": {"distance.visual"},
+    "unseen": {"class_unseen"},
+}
+
+
+@pytest.mark.parametrize("part", PARTS_GONE)
+def test_a_part_of_the_prototype_block_is_left_out_by_choice_of_columns(fold: Fold, part: str) -> None:
+    """What stays has the bits it had, but for the head, which reads the vectors that are left."""
+    fit, _, label, blocks = fold
+    whole = MatrixEncoder.fit(fit, label, blocks, STACK.columns)[1]
+    rest = tuple(name for name in STACK.columns.prototype_parts if name != part)
+    without = MatrixEncoder.fit(fit, label, blocks, replace(STACK.columns, prototype_parts=rest))[1]
+    assert set(whole.names) - set(without.names) == PARTS_GONE[part]
+    kept = [name for name in without.names if name != "prototype_head"]
+    np.testing.assert_array_equal(columns_of(whole, kept), columns_of(without, kept))
+    head = (columns_of(whole, ["prototype_head"]), columns_of(without, ["prototype_head"]))
+    assert np.array_equal(*head, equal_nan=True) == (part not in PROTOTYPE_VECTORS)
+    turned = replace(STACK.columns, prototype_parts=STACK.columns.prototype_parts[::-1])
+    assert MatrixEncoder.fit(fit, label, blocks, turned)[1].names == whole.names  # the order is fixed
+
+
+def test_scalars_alone_and_no_part_at_all(fold: Fold) -> None:
+    fit, _, label, blocks = fold
+
+    def names(*parts: str) -> tuple[str, ...]:
+        columns = replace(STACK.columns, blocks=("prototype", "metadata"), prototype_parts=parts)  # type: ignore[arg-type]
+        return MatrixEncoder.fit(fit, label, blocks, columns)[1].names[7:]
+
+    assert names("losses", "unseen") == ("losses.global", "losses.local", "losses.attention", "class_unseen")
+    assert names() == ()
 
 
 def test_encoders_are_fitted_on_fit_rows_alone(fold: Fold) -> None:
     """Vectors of other posts, whatever they are, change nothing in the fitted encoder or its matrix."""
     fit, score, label, blocks = fold
     known = set(fit["pid"])
-    changed = {}
-    for name, block in blocks.items():
+
+    def strange(_: str, block: Block) -> Block:
         values = block.values.copy()
         values[[pid not in known for pid in block.pids]] = 1000.0
-        changed[name] = Block(values, block.pids, block.about)
+        return replace(block, values=values)
+
+    changed = with_vectors(blocks, strange)
     (before, matrix), (after, other) = (
         MatrixEncoder.fit(fit, label, vectors, STACK.columns) for vectors in (blocks, changed)
     )
     np.testing.assert_array_equal(matrix.values, other.values)
-    for name, reducer in before.reducers.items():
-        np.testing.assert_array_equal(reducer.mean, after.reducers[name].mean)
-        np.testing.assert_array_equal(reducer.components, after.reducers[name].components)
-        np.testing.assert_array_equal(before.heads[name].weights, after.heads[name].weights)
+    for name, dense in before.dense.items():
+        for part, reducer in dense.reducers.items():
+            np.testing.assert_array_equal(reducer.mean, after.dense[name].reducers[part].mean)
+            np.testing.assert_array_equal(reducer.components, after.dense[name].reducers[part].components)
+        head, same = dense.head, after.dense[name].head
+        assert head is not None
+        assert same is not None
+        np.testing.assert_array_equal(head.weights, same.weights)
     assert not np.array_equal(before.apply(score, blocks).values, after.apply(score, changed).values, equal_nan=True)

@@ -18,7 +18,7 @@ from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     columns = replace(STACK.columns, uid_category=True)
     if request.param == "raw":
-        columns = replace(columns, components=0, heads=("text",))
+        columns = replace(columns, components=0, heads=("text",), prototype_parts=("logits", "losses"))
     posts, blocks = posts_with_signal(4, train=200, test=60, users=60)
     params = replace(STACK, seeds=2, columns=columns)
     return run_all(posts, blocks, tmp_path_factory.mktemp("model"), params=params, fitted=())

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from popularity.errors import ConfigError
-from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, read_table, write_block, write_table
+from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, PROTOTYPE_SCALARS, read_table, write_block, write_table
 from popularity.stack import StackModel
+from popularity.stack.blocks import PROTOTYPE_VECTORS
 from stages import featurize, split, stack
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes
@@ -31,9 +32,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     posts, blocks = posts_with_signal(6, train=200, test=60, users=70)
     write_table(posts, root / "posts.parquet", POSTS)
     write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
-    write_block(blocks["image"], root / "image", "pooled")
+    write_block(blocks.vectors["image"], root / "image", "pooled")
     for name in ("title", "tags"):
-        write_block(blocks[name], root / "text", name)
+        write_block(blocks.vectors[name], root / "text", name)
+    for name in PROTOTYPE_VECTORS:
+        write_block(blocks.vectors[name], root / "prototype", name)
+    write_table(blocks.scalars, root / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
     split.main(flags(**given, report=root / "split.json", resources=root / "resources" / "split.json"))
     featurize.main(
@@ -52,7 +56,7 @@ def run_stack(inputs: Path, out: Path, params: Path | None = None, *more: str) -
     stack.main(
         [
             *flags(**{name: inputs / f"{name}.parquet" for name in names}),
-            *flags(**{name: inputs / name for name in ("features", "image", "text")}),
+            *flags(**{name: inputs / name for name in ("features", "image", "text", "prototype")}),
             *flags(params=params or inputs / "params.yaml", predictions=out / "stack", models=out / "models"),
             *flags(resources=out / "resources.json", state=out / "state"),
             *more,
@@ -70,7 +74,9 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"][0] > 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["metadata", "stack"]
-    assert set(StackModel.load(tmp_path / "models" / "stack").encoder.heads) == {"image", "text"}
+    dense = StackModel.load(tmp_path / "models" / "stack").encoder.dense
+    assert list(dense) == ["image", "text", "prototype"]
+    assert all(one.head is not None for one in dense.values())
     assert json.loads((tmp_path / "resources.json").read_text(encoding="utf-8"))["stage"] == "stack"
     assert not list((tmp_path / "state").rglob("*.parquet"))  # resume state goes once all is written
     run_stack(inputs, tmp_path / "again")
@@ -108,6 +114,9 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
         ({"trees": {**asdict(STACK.trees), "num_leafs": 3}}, "stack.trees.num_leafs: unknown key"),
         ({"columns": asdict(replace(STACK.columns, blocks=()))}, "stack.columns.blocks"),
         ({"columns": asdict(replace(STACK.columns, head_penalties=()))}, "stack.columns.head_penalties"),
+        ({"columns": asdict(replace(STACK.columns, prototype_parts=("logit",)))}, "stack.columns.prototype_parts.0"),  # type: ignore[arg-type]
+        ({"keep": {"share": 0.0, "by": "random"}}, "stack.keep.share"),
+        ({"keep": {"share": 0.77, "by": "loss"}}, "stack.keep.by"),
         ({"schemes": ["report", "reprot"]}, "stack.schemes.1"),
     ],
 )

@@ -10,9 +10,7 @@ from typing import Any
 import polars as pl
 
 from popularity.dataset.layout import PartFiles
-from popularity.schema import POSTS
-
-LEVELS = ("category", "subcategory", "concept")
+from popularity.schema import LEVELS, POSTS
 
 
 @dataclass

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import timm
 import torch
@@ -104,6 +104,11 @@ class ImageEncoder(nn.Module):
         """Vectors (n, d) of pictures (n, 3, size, size) with values 0 to 255."""
         normalised = (pixels.float() - self.mean) / self.std
         return self.features(self.tower, normalised.contiguous(memory_format=torch.channels_last))
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, also when blocks of it are trained: no dropout, fixed batch statistics."""
+        del mode
+        return super().train(False)
 
     def describe(self) -> dict[str, Any]:
         return {"pooling": self.pooling, "preprocessing": asdict(self.preprocessing)}

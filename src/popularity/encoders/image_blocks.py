@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams) 
     state, location = start_processes(), find_weights(params)
     encoder = load_image_encoder(params).to(state.device)
     cut = Cut(stored.height, params.shard_rows, params.batch_size)
-    prepare = _PictureBatches(root, stored, params.image_size, picture_transform(encoder.preprocessing))
+    prepare = PictureBatches(root, stored, params.image_size, picture_transform(encoder.preprocessing))
 
     def encode(batch: PictureBatch) -> Arrays:
         decoded = batch.decoded.cpu().numpy()
@@ -105,7 +105,7 @@ class PictureBatch(NamedTuple):
     decoded: Tensor
 
 
-class _PictureBatches:
+class PictureBatches:
     """Rows of the stored pictures -> PictureBatch; each loader process opens its own files."""
 
     def __init__(self, root: Path, stored: pl.DataFrame, size: int, transform: Callable[[Image.Image], Tensor]) -> None:
@@ -113,7 +113,7 @@ class _PictureBatches:
         self.shards = stored["shard"].to_list()
         self.places = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 
-    def __call__(self, rows: range) -> PictureBatch:
+    def __call__(self, rows: Sequence[int]) -> PictureBatch:
         pixels, decoded = [], []
         for row in rows:
             offset, length, announced = (int(value) for value in self.places[row])

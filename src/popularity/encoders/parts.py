@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,28 +27,33 @@ from popularity.files import atomic_path
 logger = logging.getLogger(__name__)
 
 WORKERS_VARIABLE = "POPULARITY_WORKERS"
+PROCESSES_VARIABLE = "POPULARITY_PROCESSES"  # how many `popularity.launch` asked for
 B = TypeVar("B")
 Arrays = dict[str, npt.NDArray[Any]]
 Float16Array = npt.NDArray[np.float16]
 
 
 def start_processes() -> PartialState:
-    """The place of this process among those that `accelerate launch` started: device, index, count.
+    """The place of this process among those that `popularity.launch` started: device, index, count.
 
     PartialState is the part of Accelerator that inference needs; it leaves a later Accelerator free to choose
     its own precision.
 
     Raises:
-        ConfigError: more than one process was launched, but they do not know of each other.
+        ConfigError: the processes are not as many as were asked for: they do not know of each other.
     """
     # One process may wait for another's last part for longer than the backends' default of minutes.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = int(os.environ.get(PROCESSES_VARIABLE) or os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
+        alone = "each of them runs alone" if state.num_processes == 1 else f"{state.num_processes} form a group"
         raise ConfigError(
-            f"{launched} processes were launched, but each of them runs alone; "
-            "launch them with a file of configs/accelerate: accelerate launch --config_file ..."
+            f"{launched} processes were asked for, but {alone}; launch them with a file of configs/accelerate: "
+            "POPULARITY_TOPOLOGY=... python -m popularity.launch ..."
         )
+    if state.num_processes > 1:
+        # Left open, the group's threads may abort a process that ends after the one that it looks to.
+        atexit.register(state.destroy_process_group)
     return state
 
 

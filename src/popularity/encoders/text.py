@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 import transformers
@@ -66,18 +66,24 @@ class TextEncoder(nn.Module):
 
     Attributes:
         out_features: d.
+        longest: tokens that the tower has positions for.
     """
 
     def __init__(self, tower: nn.Module, kind: TextTower) -> None:
         super().__init__()
-        self.tower, self.kind = tower.eval().requires_grad_(False), kind
-        one = torch.ones(1, _longest(self.tower) if kind.fixed_length else 3, dtype=torch.int64)
+        self.tower, self.kind, self.longest = tower.eval().requires_grad_(False), kind, _longest(tower)
+        one = torch.ones(1, self.longest if kind.fixed_length else 3, dtype=torch.int64)
         with torch.inference_mode():
             self.out_features = self(one, one)[0].shape[1]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled vectors (n, d) and token vectors (n, l, d), both in the space of the pooled ones."""
         return self.kind.outputs(self.tower, input_ids, attention_mask)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, also when blocks of it are trained: no dropout."""
+        del mode
+        return super().train(False)
 
 
 class TextTokenizer:

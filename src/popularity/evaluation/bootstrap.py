@@ -5,6 +5,8 @@ Every model is scored on the same draws, so the difference of two models is take
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -45,8 +47,7 @@ def resample(
         resamples: number of draws.
         seed: the same seed and number of users give the same draws.
     """
-    rng = np.random.default_rng(seed)
-    n, models = predictions.shape
+    models = predictions.shape[1]
     n_users = int(users.max()) + 1
     errors = predictions - labels[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -57,12 +58,7 @@ def resample(
     label_ranks, model_ranks = _Ranks(labels), [_Ranks(predictions[:, model]) for model in range(models)]
 
     scores = {metric: np.empty((resamples, models)) for metric in ("src", *means)}
-    step = max(1, CELLS // n)
-    for start in range(0, resamples, step):
-        draws = slice(start, min(start + step, resamples))
-        size = draws.stop - draws.start
-        drawn = rng.integers(n_users, size=(size, n_users)) + np.arange(size)[:, None] * n_users
-        counts = np.bincount(drawn.ravel(), minlength=size * n_users).reshape(size, n_users).astype(np.float64)
+    for draws, counts in _draws(users, resamples, seed):
         posts = counts @ user_posts
         for metric, sums in user_sums.items():
             scores[metric][draws] = (counts @ sums) / posts[:, None]
@@ -77,6 +73,40 @@ def resample(
                     norm > 0, np.einsum("nd,nd->d", ranks, other_ranks) / norm, np.nan
                 )
     return scores
+
+
+def resample_auc(
+    scores: FloatArray, positive: npt.NDArray[np.bool_], users: npt.NDArray[np.int64], *, resamples: int, seed: int
+) -> FloatArray:
+    """(resamples,) area under the ROC curve of `scores` (n,) for `positive` (n,); draws as in `resample`.
+
+    Ties count half; NaN where a draw holds one kind alone.
+    """
+    ranks = _Ranks(scores)
+    areas = np.empty(resamples)
+    for draws, counts in _draws(users, resamples, seed):
+        weights = np.ascontiguousarray(counts.T)[users]  # (n, draws)
+        centred, _ = ranks.centred(weights)
+        positives = weights[positive].sum(axis=0)
+        pairs = positives * (weights.sum(axis=0) - positives)
+        # Ranks less their mean, summed over the positives, are pairs * (area - 1 / 2): Mann-Whitney.
+        above = np.einsum("nd,nd->d", weights[positive], centred[positive])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            areas[draws] = np.where(pairs > 0, 0.5 + above / pairs, np.nan)
+    return areas
+
+
+def _draws(users: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[tuple[slice, FloatArray]]:
+    """Draws of users, some at a time: which draws, and how often each user is in them (draws, n_users)."""
+    rng = np.random.default_rng(seed)
+    n_users = int(users.max()) + 1
+    step = max(1, CELLS // len(users))
+    for start in range(0, resamples, step):
+        draws = slice(start, min(start + step, resamples))
+        size = draws.stop - draws.start
+        drawn = rng.integers(n_users, size=(size, n_users)) + np.arange(size)[:, None] * n_users
+        counts = np.bincount(drawn.ravel(), minlength=size * n_users).reshape(size, n_users)
+        yield draws, counts.astype(np.float64)
 
 
 def interval(draws: FloatArray, confidence: float) -> tuple[float | None, float | None]:

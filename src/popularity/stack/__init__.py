@@ -1,6 +1,8 @@
 """LightGBM over metadata features and dense blocks: fits, out-of-fold predictions, saved models."""
 
+from popularity.stack.blocks import Blocks, read_blocks
 from popularity.stack.fit import StackParams, TreeParams, fit_schemes
 from popularity.stack.model import StackModel
+from popularity.stack.selection import KeepParams
 
-__all__ = ["StackModel", "StackParams", "TreeParams", "fit_schemes"]
+__all__ = ["Blocks", "KeepParams", "StackModel", "StackParams", "TreeParams", "fit_schemes", "read_blocks"]

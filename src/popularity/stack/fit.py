@@ -20,10 +20,12 @@ from pydantic import Field
 
 from popularity.config import Section
 from popularity.features import read_features
-from popularity.schema import PREDICTIONS, Block, check_table, write_table
+from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
+from popularity.stack.blocks import Blocks
 from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
 from popularity.stack.model import StackModel
+from popularity.stack.selection import KeepParams, kept_rows
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class StackParams(Section):
     seed: int
     seeds: Positive
     columns: EncoderParams
+    keep: KeepParams
     max_rounds: Positive
     patience: Positive
     half_life_days: Annotated[float, Field(ge=0)]
@@ -80,7 +83,7 @@ def fit_schemes(
     posts: pl.DataFrame,
     splits: pl.DataFrame,
     features: Path,
-    blocks: Mapping[str, Block],
+    blocks: Blocks,
     params: StackParams,
     *,
     state: Path,
@@ -88,8 +91,8 @@ def fit_schemes(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Predictions (contract PREDICTIONS) of every model in every scheme, and importance (block, feature, gain).
 
-    Models: `stack` (all blocks), `metadata` (that block alone), `user_mean`, `constant`. The models of
-    `final` are saved into `model_folder`. Finished folds are kept in `state` and not fitted again.
+    Models: `stack` (all blocks, on the kept fit rows), `metadata` (that block alone), `user_mean`, `constant`. The
+    models of `final` are saved into `model_folder`. Finished folds are kept in `state` and not fitted again.
     """
     parts: list[pl.DataFrame] = []
     for (scheme, repeat, fold), rows in rows_of(splits, [*params.schemes, "final"]):
@@ -97,8 +100,11 @@ def fit_schemes(
         if scheme != "final" and finished.exists():
             parts.append(pl.read_parquet(finished))
             continue
-        data = _load_fold((scheme, repeat, fold), rows, posts, features)
-        models = {name: _fit_trees(data, blocks, columns, params, name) for name, columns in _systems(params).items()}
+        data = load_fold((scheme, repeat, fold), rows, posts, features)
+        models = {
+            name: _fit_trees(fitted_on, blocks, columns, params, name)
+            for name, (fitted_on, columns) in _systems(data, blocks, params).items()
+        }
         predictions = pl.concat(
             [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
             + [_predict_simple(data, params, name) for name in ("user_mean", "constant")]
@@ -115,12 +121,15 @@ def fit_schemes(
     return result, importance
 
 
-def _systems(params: StackParams) -> dict[str, EncoderParams]:
-    """What each tree model sees."""
-    return {"stack": params.columns, "metadata": replace(params.columns, blocks=("metadata",))}
+def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple[Fold, EncoderParams]]:
+    """The fit rows and the columns that each tree model sees; the baseline knows nothing of stage 1."""
+    return {
+        "stack": (_keep(data, blocks, params), params.columns),
+        "metadata": (data, replace(params.columns, blocks=("metadata",))),
+    }
 
 
-def _load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
+def load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
     features = read_features(folder, *key, rows)
     roles = dict(rows.iter_rows())
     is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
@@ -136,9 +145,19 @@ def _load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFram
     )
 
 
-def _fit_trees(
-    data: Fold, blocks: Mapping[str, Block], columns: EncoderParams, params: StackParams, model: str
-) -> StackModel:
+def fit_and_predict(data: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
+    """Predictions (contract PREDICTIONS) of the model `stack` for the scored rows of one fold."""
+    model = _fit_trees(_keep(data, blocks, params), blocks, params.columns, params, "stack")
+    return _predict_trees(data, blocks, model, params, "stack")
+
+
+def _keep(data: Fold, blocks: Blocks, params: StackParams) -> Fold:
+    """The fold with the fit rows that `stack.keep` leaves; its scored rows are as they were."""
+    kept = kept_rows(data.fit["pid"].to_list(), blocks.scalars, params.keep, params.seed)
+    return replace(data, fit=data.fit.filter(kept), label=data.label[kept], posted_at=data.posted_at[kept])
+
+
+def _fit_trees(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackParams, model: str) -> StackModel:
     """Encoders and one booster a seed; the number of rounds comes from cuts in time inside the fit rows."""
     started = time.perf_counter()
     encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, columns)
@@ -224,9 +243,7 @@ def _seeds(params: StackParams) -> list[int]:
     return [params.seed + offset for offset in range(params.seeds)]
 
 
-def _predict_trees(
-    data: Fold, blocks: Mapping[str, Block], model: StackModel, params: StackParams, name: str
-) -> pl.DataFrame:
+def _predict_trees(data: Fold, blocks: Blocks, model: StackModel, params: StackParams, name: str) -> pl.DataFrame:
     if data.score.is_empty():
         return _predictions(data, name, {})
     each = model.predict_each(model.encoder.apply(data.score, blocks))
@@ -272,7 +289,7 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, npt.NDArray[np.float
     return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
 
 
-def _importance(model: StackModel, data: Fold, blocks: Mapping[str, Block]) -> pl.DataFrame:
+def _importance(model: StackModel, data: Fold, blocks: Blocks) -> pl.DataFrame:
     """(block, feature, gain): total gain over the boosters, largest first."""
     matrix = model.encoder.apply(data.fit.head(1), blocks)
     gain = np.sum([booster.feature_importance("gain") for booster in model.boosters], axis=0)

@@ -87,8 +87,9 @@ def fit_head(
 
 def _design(vectors: FloatArray, mean: FloatArray, scale: FloatArray) -> Array:
     """(n, d + 1): standardised vectors and a column of ones."""
-    standard = ((vectors - mean) / scale).astype(np.float64)
-    return np.hstack([standard, np.ones((len(standard), 1))])
+    design = np.ones((len(vectors), vectors.shape[1] + 1))
+    design[:, :-1] = (vectors - mean) / scale
+    return design
 
 
 def _solve(gram: Array, moment: Array, penalty: float) -> Array:

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from popularity.config import Section
 from popularity.errors import ContractError
 from popularity.features import CATEGORIES
-from popularity.schema import Block
+from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
 
 
@@ -68,9 +68,12 @@ class CategoryEncoder:
         )
 
 
+NO_VARIANCE = 1e-6  # of the first component's: what float32 cannot tell from none
+
+
 @dataclass(frozen=True)
 class BlockReducer:
-    """PCA of a dense block, fitted without labels on fit rows; `components` None passes the block on raw.
+    """PCA of a part, fitted without labels on fit rows; `components` None passes it on raw.
 
     Args:
         mean: (d,) of the fit rows.
@@ -82,17 +85,21 @@ class BlockReducer:
 
     @classmethod
     def fit(cls, values: npt.NDArray[np.floating[Any]], components: int) -> BlockReducer:
-        """From the (n, d) vectors of the fit rows; `components` = 0 keeps the raw columns."""
+        """From the (n, d) vectors of the fit rows: at most `components` axes, 0 keeps the raw columns."""
         width = values.shape[1]
         if len(values) < 2:
             raise ContractError(
-                f"a dense block has {len(values)} vectors among the fit rows: leave it out of stack.columns.blocks"
+                f"a dense block has {len(values)} vectors among the fit rows: leave it out of stack.columns.blocks "
+                "(a part of the prototype block: out of stack.columns.prototype_parts)"
             )
         if components == 0:
             return cls(np.zeros(width, dtype=np.float32), None)
         count = min(components, width, len(values))
         fitted = PCA(count, svd_solver="covariance_eigh").fit(np.asarray(values, dtype=np.float32))
-        return cls(fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32))
+        # Vectors that are constant within a class span few directions; the rest would be rounding noise to split on.
+        variance = fitted.explained_variance_
+        kept = max(1, int((variance > NO_VARIANCE * variance[0]).sum()))
+        return cls(fitted.mean_.astype(np.float32), fitted.components_[:kept].astype(np.float32))
 
     def apply(self, values: npt.NDArray[np.floating[Any]]) -> FloatArray:
         """(n, k) projections of (n, d) vectors."""
@@ -102,51 +109,78 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
-def block_scalars(name: str, blocks: Mapping[str, Block], pids: Sequence[str]) -> dict[str, FloatArray]:
-    """Named scalars (n,) of a dense block, kept beside its components.
-
-    image: the vector's norm (how much the encoder responds). text: cosine of title and tags.
-    """
-    if name == "image":
-        vectors = dense_rows(blocks, "image", pids)
-        return {"image_norm": np.linalg.norm(vectors, axis=1).astype(np.float32)}
-    if name == "text":
-        title, tags = (dense_rows(blocks, part, pids) for part in ("title", "tags"))
-        norms = np.linalg.norm(title, axis=1) * np.linalg.norm(tags, axis=1)
-        return {"title_tags_cosine": ((title * tags).sum(axis=1) / np.maximum(norms, 1e-6)).astype(np.float32)}
-    return {}
-
-
-# Which stored vectors, side by side, make up a dense block of the stack.
-BLOCK_PARTS = {"image": ("image",), "text": ("title", "tags")}
-
-
-def dense_rows(blocks: Mapping[str, Block], name: str, pids: Sequence[str]) -> FloatArray:
-    """(n, d) float32 vectors of `pids`; a post without a vector is a row of NaN."""
-    block = blocks[name]
-    rows = block.rows(pids)
-    result = np.full((len(pids), block.values.shape[1]), np.nan, dtype=np.float32)
-    known = rows >= 0
-    result[known] = block.values[rows[known]]
-    return result
-
-
-def block_rows(blocks: Mapping[str, Block], name: str, pids: Sequence[str]) -> FloatArray:
-    """(n, sum of d) vectors of a stack block: its parts side by side."""
-    return np.hstack([dense_rows(blocks, part, pids) for part in BLOCK_PARTS[name]])
-
-
 @dataclass(frozen=True)
 class EncoderParams(Section):
     """How features and blocks become columns."""
 
-    blocks: Annotated[tuple[Literal["metadata", "image", "text"], ...], Field(min_length=1)]
+    blocks: Annotated[tuple[Literal["metadata", "image", "text", "prototype"], ...], Field(min_length=1)]
+    prototype_parts: tuple[PrototypePart, ...]
     components: Annotated[int, Field(ge=0)]
-    heads: tuple[Literal["image", "text"], ...]
+    heads: tuple[Literal["image", "text", "prototype"], ...]
     head_folds: Annotated[int, Field(ge=2)]
     head_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     uid_category: bool
     category_min_posts: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class DenseEncoder:
+    """What was fitted on one dense block.
+
+    Args:
+        reducers: of each part, in the order of the columns.
+        scalars: names of the columns that are taken as they are.
+        head: on all parts side by side, or None.
+    """
+
+    reducers: Mapping[str, BlockReducer]
+    scalars: tuple[str, ...]
+    head: RidgeHead | None
+
+    @classmethod
+    def fit(
+        cls,
+        name: str,
+        features: pl.DataFrame,
+        label: npt.NDArray[np.float64],
+        blocks: Blocks,
+        params: EncoderParams,
+    ) -> tuple[DenseEncoder, FloatArray | None]:
+        """The encoder of the block `name`, and the head's out-of-fold predictions (n,) of the fit rows."""
+        pids = features["pid"].to_list()
+        parts = {part: part_rows(blocks, part, pids) for part in dense_parts(name, params.prototype_parts)}
+        reducers = {
+            part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.components)
+            for part, vectors in parts.items()
+        }
+        head = out_of_fold = None
+        if parts and name in params.heads:
+            head, out_of_fold = fit_head(
+                np.hstack(list(parts.values())),
+                label,
+                features["uid"].to_numpy(),
+                folds=params.head_folds,
+                penalties=params.head_penalties,
+                seed=0,
+            )
+        return cls(reducers, scalar_names(name, blocks, params.prototype_parts), head), out_of_fold
+
+    def columns(
+        self, name: str, blocks: Blocks, pids: Sequence[str], out_of_fold: FloatArray | None
+    ) -> tuple[list[str], list[FloatArray]]:
+        """Names and values [(n, k), ...] of the block's columns; `out_of_fold` replaces the head's predictions."""
+        parts = {part: part_rows(blocks, part, pids) for part in self.reducers}
+        names: list[str] = []
+        values: list[FloatArray] = []
+        for part, vectors in parts.items():
+            reduced = self.reducers[part].apply(vectors)
+            names += [f"{part}_component_{index:03d}" for index in range(reduced.shape[1])]
+            values.append(reduced)
+        scalars = scalar_columns(name, self.scalars, blocks, pids)
+        if self.head is not None:
+            together = np.hstack(list(parts.values()))
+            scalars[f"{name}_head"] = self.head.predict(together) if out_of_fold is None else out_of_fold
+        return [*names, *scalars], [*values, *(column[:, None] for column in scalars.values())]
 
 
 @dataclass(frozen=True)
@@ -155,12 +189,11 @@ class MatrixEncoder:
 
     numeric: tuple[str, ...]
     categories: CategoryEncoder
-    reducers: Mapping[str, BlockReducer]
-    heads: Mapping[str, RidgeHead]
+    dense: Mapping[str, DenseEncoder]  # by block
 
     @classmethod
     def fit(
-        cls, features: pl.DataFrame, label: npt.NDArray[np.float64], blocks: Mapping[str, Block], params: EncoderParams
+        cls, features: pl.DataFrame, label: npt.NDArray[np.float64], blocks: Blocks, params: EncoderParams
     ) -> tuple[MatrixEncoder, Matrix]:
         """The encoder fitted on `features` (pid, features), which hold the fit rows of a fold, and their matrix.
 
@@ -170,32 +203,19 @@ class MatrixEncoder:
         categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
         numeric = tuple(column for column in features.columns if column not in ("pid", *CATEGORIES)) if metadata else ()
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
-        reducers: dict[str, BlockReducer] = {}
-        heads: dict[str, RidgeHead] = {}
-        out_of_fold: dict[str, FloatArray] = {}
+        dense: dict[str, DenseEncoder] = {}
+        out_of_fold: dict[str, FloatArray | None] = {}
         for name in params.blocks:
-            if name in BLOCK_PARTS:
-                vectors = block_rows(blocks, name, features["pid"].to_list())
-                reducers[name] = BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.components)
-                if name in params.heads:
-                    heads[name], out_of_fold[name] = fit_head(
-                        vectors,
-                        label,
-                        features["uid"].to_numpy(),
-                        folds=params.head_folds,
-                        penalties=params.head_penalties,
-                        seed=0,
-                    )
-        fitted = cls(numeric, encoder, reducers, heads)
+            if name != "metadata":
+                dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
+        fitted = cls(numeric, encoder, dense)
         return fitted, fitted._matrix(features, blocks, out_of_fold)
 
-    def apply(self, features: pl.DataFrame, blocks: Mapping[str, Block]) -> Matrix:
+    def apply(self, features: pl.DataFrame, blocks: Blocks) -> Matrix:
         """The matrix of posts that were not fitted on: `features` (pid, features), in its row order."""
-        return self._matrix(features, blocks, None)
+        return self._matrix(features, blocks, {})
 
-    def _matrix(
-        self, features: pl.DataFrame, blocks: Mapping[str, Block], out_of_fold: Mapping[str, FloatArray] | None
-    ) -> Matrix:
+    def _matrix(self, features: pl.DataFrame, blocks: Blocks, out_of_fold: Mapping[str, FloatArray | None]) -> Matrix:
         pids = features["pid"].to_list()
         codes = self.categories.apply(features) if self.categories.codes else pl.DataFrame()
         parts: list[FloatArray] = []
@@ -206,14 +226,9 @@ class MatrixEncoder:
                 parts.append(frame.to_numpy().astype(np.float32, copy=False))
                 names += frame.columns
                 origin += ["metadata"] * frame.width
-        for name, reducer in self.reducers.items():
-            vectors = block_rows(blocks, name, pids)
-            reduced = reducer.apply(vectors)
-            scalars = block_scalars(name, blocks, pids)
-            if name in self.heads:
-                head = self.heads[name].predict(vectors) if out_of_fold is None else out_of_fold[name]
-                scalars[f"{name}_head"] = head
-            parts += [reduced, *(column[:, None] for column in scalars.values())]
-            names += [f"{name}_component_{index:03d}" for index in range(reduced.shape[1])] + list(scalars)
-            origin += [name] * (reduced.shape[1] + len(scalars))
+        for name, encoder in self.dense.items():
+            own_names, own_parts = encoder.columns(name, blocks, pids, out_of_fold.get(name))
+            parts += own_parts
+            names += own_names
+            origin += [name] * len(own_names)
         return Matrix(np.hstack(parts), pids, tuple(names), tuple(origin), tuple(range(codes.width)))

@@ -1,0 +1,206 @@
+"""From a batch and the network's outputs to the columns of each post: Eq 11 and ours (method.md, "Feature vector")."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from popularity.network.losses import cosines
+from popularity.network.model import CLASS_LEVEL, Batch, LevelOutputs, Outputs, PrototypeNetwork
+from popularity.training.loop import head_log_probabilities, rank_of_target
+
+HEADS = {"global": "global_prompt", "local": "local_prompt", "attention": "attention"}  # names there and in the network
+# Of the array `scalars`, in order; NaN where a post has no such value.
+SCALARS = (
+    *(f"losses.{head}" for head in HEADS),  # cross-entropies of Eq 4, 5, 7
+    *(f"logits.own_{head}" for head in HEADS),  # p_y, p'_y, q_y
+    *(f"logits.margin_{head}" for head in HEADS),  # own class less the best other
+    *(f"logits.entropy_{head}" for head in HEADS),  # nats: how undecided the head is
+    "logits.rank",  # of the own class by the mean of the heads, from 0
+    "agreement.projected",  # cos(P_I x, P_T h)
+    "agreement.aligned",  # cos(x, h), where both towers share a space
+    "agreement.classes",  # log sum_i softmax(p / tau_g)_i softmax(q)_i: does the text speak of what the picture shows
+    "distance.visual_own",  # 1 - cos to the own class's prototype without the post
+    "distance.visual_other",  # 1 - cos to the nearest prototype of another class
+    "distance.text_own",
+    "distance.text_other",
+    "class_unseen",  # 1 where no training post is of the class
+)
+NEAREST_HEADS = ("visual", "text", "attention")
+MASSES = ("image", "visual", "text", "other_levels")
+
+
+@torch.inference_mode()
+def describe_posts(
+    network: PrototypeNetwork,
+    prompts: tuple[Tensor, Tensor],
+    batch: Batch,
+    nearest: int,
+    autocast: AbstractContextManager[Any],
+) -> dict[str, Tensor]:
+    """Float32 arrays of the b posts of `batch`, by name.
+
+    A post of an unseen class takes each vector of its class as the mixture over all classes, by the probabilities of
+    the mean head (`head_log_probabilities`) over the heads it has: without a picture the two text heads.
+
+    Args:
+        network: in evaluation mode, so that a post's own class prototypes leave it out.
+        prompts: G and L of `class_prompts`.
+        batch: on the network's device.
+        nearest: classes that are listed for the explanation.
+        autocast: precision of the forward pass.
+
+    Returns:
+        global_prompt, local_prompt (b, d_T): G_y, L_y. attended_image, attended_visual, attended_text (b, D): x~,
+        V~_y, T~_y; the latter two as far as the network has such tokens. logits (b, 3K): p, p', q; where a post has
+        no picture q is its row mean, as p' of an empty text is that of p. scalars (b, len(SCALARS)).
+        nearest_class, nearest_value (b, 3, m): see NEAREST_HEADS. attention_class, attention_weight (b, kinds, m): the
+        class tokens that x looks at most, by kind of token; attention_mass (b, 4): see MASSES. NaN where undefined.
+    """
+    looks: list[Tensor] = []
+    with autocast:
+        outputs = network(batch, prompts, looks)
+    level = outputs.levels[CLASS_LEVEL]
+    target = batch.target[:, network.level_names.index(CLASS_LEVEL)]
+    has = {"global": torch.ones_like(batch.has_image), "local": batch.facts.has_token, "attention": batch.has_image}
+    log_probabilities = {head: head_log_probabilities(network, outputs)[name] for head, name in HEADS.items()}
+    mean = _mean_head(log_probabilities, has)
+    own_class = functional.one_hot(target.clamp(min=0), mean.shape[1]).float()
+    mixture = torch.where((target >= 0)[:, None], own_class, mean.exp())  # (b, K)
+    row_mean = level.logits.mean(dim=1, keepdim=True).expand_as(level.logits)
+    attention_logits = torch.where(batch.has_image[:, None], level.logits, row_mean)
+    similarity = _similarities(network, batch)
+    values = {"global": outputs.global_logits, "local": outputs.local_logits, "attention": level.logits}
+    scalars = {
+        **_class_scalars(values, log_probabilities, has, target),
+        "logits.rank": _where(target >= 0, rank_of_target(mean, target).float()),
+        **_agreements(batch, outputs, log_probabilities),
+        **_distances(similarity, target),
+        "class_unseen": (target < 0).float(),
+    }
+    ranked = {**similarity, "attention": _where(batch.has_image, level.logits)}
+    found = {
+        "global_prompt": mixture @ outputs.global_prompts.float(),
+        "local_prompt": mixture @ outputs.local_prompts.float(),
+        "attended_image": outputs.attended.float(),
+        **{
+            f"attended_{kind}": torch.einsum("bk,bkd->bd", mixture, tokens.float())
+            for kind, tokens in (("visual", level.visual), ("text", level.text))
+            if tokens is not None
+        },
+        "logits": torch.cat([outputs.global_logits, outputs.local_logits, attention_logits], dim=1),
+        "scalars": torch.stack([scalars[name] for name in SCALARS], dim=1),
+    }
+    top = [_top(ranked[head], nearest) for head in NEAREST_HEADS]
+    found["nearest_class"], found["nearest_value"] = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
+    return found | _attention(network, batch, level, torch.stack(looks).mean(dim=0) if looks else None, nearest)
+
+
+def _mean_head(log_probabilities: dict[str, Tensor], has: dict[str, Tensor]) -> Tensor:
+    """(b, K) log-probabilities: the normalised geometric mean of the heads that a post has."""
+    stacked = torch.stack(list(log_probabilities.values()))  # (heads, b, K)
+    counts = torch.stack(list(has.values())).unsqueeze(2)  # (heads, b, 1)
+    mean: Tensor = ((stacked * counts).sum(dim=0) / counts.sum(dim=0)).log_softmax(dim=1)
+    return mean
+
+
+def _class_scalars(
+    logits: dict[str, Tensor], log_probabilities: dict[str, Tensor], has: dict[str, Tensor], target: Tensor
+) -> dict[str, Tensor]:
+    """Losses, own-class logits, margins and entropies of each head, each (b,)."""
+    column = target.clamp(min=0)[:, None]
+    names: dict[str, dict[str, Tensor]] = {
+        "losses.": {},
+        "logits.own_": {},
+        "logits.margin_": {},
+        "logits.entropy_": {},
+    }
+    for head, values in logits.items():
+        log_share, known = log_probabilities[head], has[head] & (target >= 0)
+        own, best_other = values.gather(1, column)[:, 0], values.scatter(1, column, -torch.inf).amax(dim=1)
+        names["losses."][head] = _where(known, -log_share.gather(1, column)[:, 0])
+        names["logits.own_"][head] = _where(known, own)
+        names["logits.margin_"][head] = _where(known, own - best_other)
+        names["logits.entropy_"][head] = _where(has[head], -(log_share.exp() * log_share).sum(dim=1))
+    return {prefix + head: values for prefix, heads in names.items() for head, values in heads.items()}
+
+
+def _agreements(batch: Batch, outputs: Outputs, log_probabilities: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How well picture and text of the same post fit, (b,); NaN where it lacks one of them."""
+    both = batch.has_image & batch.facts.has_token
+    shared = (log_probabilities["global"] + log_probabilities["attention"]).logsumexp(dim=1)
+    projected = functional.cosine_similarity(outputs.projected_image.float(), outputs.projected_text.float())
+    one_space = batch.image.shape == batch.pooled.shape
+    aligned = (
+        functional.cosine_similarity(batch.image, batch.pooled) if one_space else torch.full_like(shared, torch.nan)
+    )
+    found = {"projected": projected, "aligned": aligned, "classes": shared}
+    return {f"agreement.{name}": _where(both, values) for name, values in found.items()}
+
+
+def _similarities(network: PrototypeNetwork, batch: Batch) -> dict[str, Tensor]:
+    """Cosines (b, K) of the post's frozen vectors to the class prototypes, the own one without the post.
+
+    By modality; a row of NaN where the post has no picture or no text.
+    """
+    number = network.level_names.index(CLASS_LEVEL)
+    target = batch.target[:, number]
+    found = {}
+    for kind, vectors, own, there in (
+        ("visual", batch.image, batch.own_visual, batch.has_image),
+        ("text", batch.pooled, batch.own_text, batch.facts.has_token),
+    ):
+        similarity = cosines(vectors, network.get_buffer(f"{CLASS_LEVEL}_{kind}"))
+        itself = functional.cosine_similarity(vectors, own[:, number])
+        column = target.clamp(min=0)[:, None]
+        itself = torch.where(target >= 0, itself, similarity.gather(1, column)[:, 0])
+        found[kind] = _where(there, similarity.scatter(1, column, itself[:, None]))
+    return found
+
+
+def _distances(similarity: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+    """1 - cosine to the own prototype and to the nearest other one, (b,)."""
+    column, known = target.clamp(min=0)[:, None], target >= 0
+    found = {}
+    for kind, values in similarity.items():
+        others = torch.where(known[:, None], values.scatter(1, column, -torch.inf), values)
+        found[f"distance.{kind}_own"] = _where(known, 1 - values.gather(1, column)[:, 0])
+        found[f"distance.{kind}_other"] = 1 - others.amax(dim=1)  # of a row of NaN: NaN
+    return found
+
+
+def _attention(
+    network: PrototypeNetwork, batch: Batch, level: LevelOutputs, weights: Tensor | None, nearest: int
+) -> dict[str, Tensor]:
+    """What x looks at, of weights (b, n) over the sequence; None, without layers, and no picture give NaN."""
+    one = Batch._make([*(part[:1] for part in batch[:9]), None, None])  # only the places matter
+    sequence, places = network.sequence(network.attention.project(one.image, "image"), one)
+    if weights is None:
+        weights = torch.full((len(level.logits), sequence.shape[1]), torch.nan, device=level.logits.device)
+    weights = _where(batch.has_image, weights)
+    visual, text, *_ = places[CLASS_LEVEL]
+    kinds = {"visual": visual, "text": text}
+    none = torch.zeros_like(weights[:, 0])
+    mass = {"image": weights[:, 0]} | {
+        kind: none if place is None else weights[:, place].sum(dim=1) for kind, place in kinds.items()
+    }
+    total = torch.stack(list(mass.values())).sum(dim=0)
+    top = [_top(weights[:, place], nearest) for place in kinds.values() if place is not None]
+    classes, values = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
+    masses = torch.stack([*mass.values(), weights.sum(dim=1) - total], dim=1)
+    return {"attention_class": classes, "attention_weight": values, "attention_mass": masses}
+
+
+def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Columns and values (b, m) of the largest of `values` (b, K), the first of equals first."""
+    ordered, columns = values.sort(dim=1, descending=True, stable=True)
+    return columns[:, :count], ordered[:, :count]
+
+
+def _where(condition: Tensor, values: Tensor) -> Tensor:
+    """`values` (b,) or (b, n), NaN where `condition` (b,) is false."""
+    return torch.where(condition if values.ndim == 1 else condition[:, None], values, torch.nan)

@@ -1,0 +1,257 @@
+"""What the stage prototypes computes: representatives of every class, and the prototypes V and T (Sec 3.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from popularity.config import Section
+from popularity.errors import DataError
+from popularity.files import atomic_path, write_json
+from popularity.prototypes.classes import ClassIndex, ClassPath, choose_class_path, level_keys, make_classes
+from popularity.prototypes.sampling import diverse_sample
+from popularity.prototypes.vectors import ClassSums, Int64Array, normalise, prototypes
+from popularity.schema import CLASSES, LEVELS, MEMBERS, MODALITIES, Block, write_table
+
+logger = logging.getLogger(__name__)
+
+Rows = Literal["all", "train"]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PrototypesParams(Section):
+    """Section prototypes of params.yaml."""
+
+    seed: int
+    limit: Annotated[int, Field(ge=1)]
+    class_path: Literal["auto", "whole", "own"]
+
+
+@dataclass(frozen=True)
+class Representatives:
+    """The posts that stand for the classes of one level in one modality.
+
+    Args:
+        rows: (m,) positions in the posts, by class, ascending within a class.
+        classes: (m,) index of each one's class.
+    """
+
+    rows: Int64Array
+    classes: Int64Array
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """A folder models/prototypes in memory.
+
+    Args:
+        classes: contract CLASSES.
+        members: contract MEMBERS.
+        tensors: `<level>.<modality>` (k, d) float32 prototypes, normalised; `<level>.<modality>_sum` (k, d) float32 and
+            `<level>.<modality>_count` (k,) int64 of the representatives; `<level>.parent` (k,) int64, -1 for none.
+        about: how they were made.
+        report: counts for people.
+    """
+
+    classes: pl.DataFrame
+    members: pl.DataFrame
+    tensors: Mapping[str, npt.NDArray[Any]]
+    about: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+
+def build_prototypes(
+    posts: pl.DataFrame, image: Block, text: Block, params: PrototypesParams, rows: Rows
+) -> Prototypes:
+    """Prototypes of all three levels; no popularity label is read.
+
+    The visual prototype of a class is made of posts with a picture, the text prototype of posts with a title; of posts
+    with tags where none of the class has a title. Classes are those of the training posts.
+
+    Args:
+        posts: table of contract POSTS.
+        image: block `pooled` of the pictures; a post without a readable one is absent.
+        text: block `post`, of the text r of every post.
+        params: section prototypes.
+        rows: `all`: test posts of known classes may be representatives too; `train`: training posts only.
+
+    Raises:
+        DataError: fewer than two second-level classes, or vectors of other posts.
+    """
+    posts = posts.drop("label").sort("pid")
+    class_path = choose_class_path(posts) if params.class_path == "auto" else params.class_path
+    classes = make_classes(posts, class_path)
+    index = ClassIndex.from_posts(posts, classes, class_path)
+    blocks = {"visual": image, "text": text}
+    positions = {modality: block.rows(posts["pid"].to_list()) for modality, block in blocks.items()}
+    _refuse_other_posts(positions)
+    eligible = np.ones(posts.height, bool) if rows == "all" else (posts["split"] == "train").to_numpy()
+    has_title, has_tags = ((posts[name].str.strip_chars() != "").to_numpy() for name in ("title", "tags"))
+    chosen: dict[tuple[str, str], Representatives] = {}
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    sample = _Sampler(posts, class_path, params)
+    for level in LEVELS:
+        of_class = np.where(eligible, index.rows[level], -1)
+        parent = classes.filter(level=level)["parent"].fill_null(-1).to_numpy().astype(np.int64)
+        tensors[f"{level}.parent"] = parent
+        candidates = {
+            "visual": positions["visual"] >= 0,
+            "text": has_title | (has_tags & ~_any_of_class(of_class, has_title)),
+        }
+        for modality in MODALITIES:
+            found = sample(np.where(candidates[modality], of_class, -1), f"{level} {modality}")
+            chosen[level, modality] = found
+            total, count = _sums(blocks[modality], positions[modality], found, len(parent))
+            tensors[f"{level}.{modality}_sum"], tensors[f"{level}.{modality}_count"] = total, count
+    for modality in MODALITIES:
+        sums = [
+            ClassSums(
+                tensors[f"{level}.{modality}_sum"], tensors[f"{level}.{modality}_count"], tensors[f"{level}.parent"]
+            )
+            for level in LEVELS
+        ]
+        for depth, level in enumerate(LEVELS):
+            tensors[f"{level}.{modality}"] = prototypes(sums[: depth + 1])
+    about = {
+        "seed": params.seed,
+        "limit": params.limit,
+        "rows": rows,
+        "class_path": class_path,
+        "encoders": {
+            modality: {
+                "encoder": block.about["encoder"],
+                "weights": block.about["weights"],
+                "width": block.values.shape[1],
+            }
+            for modality, block in blocks.items()
+        },
+    }
+    report = _report(posts, classes, index, tensors, params) | {"class_path": class_path, "rows": rows}
+    return Prototypes(classes, _members(posts, chosen), tensors, about, report)
+
+
+def write_prototypes(built: Prototypes, out: Path) -> None:
+    """Writes classes.parquet, members.parquet, prototypes.safetensors and about.json into `out`."""
+    write_table(built.classes, out / "classes.parquet", CLASSES)
+    write_table(built.members, out / "members.parquet", MEMBERS)
+    with atomic_path(out / "prototypes.safetensors") as partial:
+        partial.write_bytes(save(dict(built.tensors)))
+    write_json(out / "about.json", dict(built.about))
+
+
+def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modality: str) -> Int64Array:
+    """(n,) index of the class that each of `posts` represents, or -1: an item of `members` of `leave_one_out`."""
+    of_level = members.filter(level=level, modality=modality).select("pid", "index")
+    joined = posts.select("pid").join(of_level, on="pid", how="left", validate="1:1", maintain_order="left")
+    return joined["index"].fill_null(-1).to_numpy().astype(np.int64)
+
+
+class _Sampler:
+    """Diverse sampling for every class of a level, from the same seeded draw whatever the class."""
+
+    def __init__(self, posts: pl.DataFrame, class_path: ClassPath, params: PrototypesParams) -> None:
+        self.limit = params.limit
+        self.seconds = posts["posted_at"].dt.epoch("s").to_numpy()
+        concepts = level_keys(posts, class_path)["concept"].fill_null("")
+        self.concepts, self.users = (
+            codes.rank("dense").to_numpy().astype(np.int64) for codes in (concepts, posts["uid"])
+        )
+        self.draw = np.random.default_rng(params.seed).permutation(posts.height)
+
+    def __call__(self, classes: Int64Array, what: str) -> Representatives:
+        """Of the candidates: posts whose class, given in `classes` (n,), is not -1."""
+        order = np.argsort(classes, kind="stable")
+        order = order[np.searchsorted(classes[order], 0) :]
+        groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1) if len(order) else []
+        parts = [np.zeros(0, np.int64)]
+        for group in tqdm(groups, desc=what, unit="class", leave=False):
+            taken = diverse_sample(
+                self.seconds[group], self.concepts[group], self.users[group], self.draw[group], self.limit
+            )
+            parts.append(group[taken])
+        rows = np.concatenate(parts)
+        return Representatives(rows, classes[rows])
+
+
+def _any_of_class(classes: Int64Array, condition: BoolArray) -> BoolArray:
+    """(n,) whether any post of the same class meets `condition`; False for posts without a class."""
+    meets = np.zeros(classes.max(initial=-1) + 2, dtype=bool)  # the last place is that of -1
+    meets[classes[condition]] = True
+    meets[-1] = False
+    return meets[classes]
+
+
+def _sums(
+    block: Block, positions: Int64Array, found: Representatives, k: int
+) -> tuple[npt.NDArray[np.float32], Int64Array]:
+    """(k, d) sums of the normalised vectors of the representatives and their (k,) numbers."""
+    count = np.bincount(found.classes, minlength=k).astype(np.int64)
+    total = np.zeros((k, block.values.shape[1]), dtype=np.float32)
+    stops = np.cumsum(count)
+    for index in np.flatnonzero(count):
+        rows = found.rows[stops[index] - count[index] : stops[index]]
+        vectors = np.asarray(block.values[positions[rows]], dtype=np.float64)
+        total[index] = normalise(vectors).sum(axis=0)
+    return total, count
+
+
+def _members(posts: pl.DataFrame, chosen: Mapping[tuple[str, str], Representatives]) -> pl.DataFrame:
+    schema = {name: rule.dtype for name, rule in MEMBERS.columns.items()}
+    frames = [
+        pl.DataFrame(
+            {"level": level, "index": found.classes, "modality": modality, "pid": posts["pid"].gather(found.rows)},
+            schema=schema,
+        )
+        for (level, modality), found in chosen.items()
+    ]
+    return pl.concat(frames).sort(MEMBERS.key)
+
+
+def _refuse_other_posts(positions: Mapping[str, Int64Array]) -> None:
+    lost = int((positions["text"] < 0).sum())
+    if lost:
+        raise DataError(
+            f"{lost} of {len(positions['text'])} posts have no text vector",
+            expected="a vector of every post in the block 'post'",
+            fix="dvc repro embed_text",
+        )
+    if not (positions["visual"] >= 0).any():
+        logger.warning("no post has a picture vector: all visual prototypes are zero")
+
+
+def _report(
+    posts: pl.DataFrame,
+    classes: pl.DataFrame,
+    index: ClassIndex,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    params: PrototypesParams,
+) -> dict[str, Any]:
+    """Counts per level: classes, those with fewer representatives than the limit or none, and posts of no class."""
+    is_test = (posts["split"] == "test").to_numpy()
+    levels: dict[str, Any] = {}
+    for level in LEVELS:
+        keys = classes.filter(level=level)["key"].to_list()
+        counts = {modality: tensors[f"{level}.{modality}_count"] for modality in MODALITIES}
+        without = index.rows[level] < 0
+        levels[level] = {
+            "classes": len(keys),
+            "fewer_than_limit": {modality: int((count < params.limit).sum()) for modality, count in counts.items()},
+            "representatives": {modality: int(count.sum()) for modality, count in counts.items()},
+            "classes_without_pictures": [keys[row] for row in np.flatnonzero(counts["visual"] == 0)],
+            "classes_without_texts": [keys[row] for row in np.flatnonzero(counts["text"] == 0)],
+            "training_posts_without_class": int(without[~is_test].sum()),
+            "test_share_unseen": round(float(without[is_test].mean()), 6) if is_test.any() else None,
+        }
+    counts_by_split = {"train": int((~is_test).sum()), "test": int(is_test.sum())}
+    return {"posts": counts_by_split, "limit": params.limit, "levels": levels}

@@ -1,0 +1,133 @@
+"""The classes of the three levels, from the training posts, and the class of every post."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from popularity.errors import DataError
+from popularity.prototypes.names import readable_names
+from popularity.prototypes.vectors import Int64Array
+from popularity.schema import CLASSES, LEVELS, check_table, class_key, class_names
+
+ClassPath = Literal["whole", "own"]
+
+
+def choose_class_path(posts: pl.DataFrame) -> ClassPath:
+    """`own` where the levels are crossed rather than nested, else `whole` (ours).
+
+    Crossed: more than half of the second-level names of the training posts occur under several first-level ones.
+    """
+    paths = {class_names(key) for key in posts.filter(split="train")["subcategory"].unique()}
+    parents = Counter(path[-1] for path in paths if path[-1])
+    return "own" if 2 * sum(count > 1 for count in parents.values()) > len(parents) else "whole"
+
+
+def level_key(published: str, level: str, class_path: ClassPath) -> str | None:
+    """The key of a class from a key of POSTS; None where its own name, or for a concept its subcategory's, is empty.
+
+    Args:
+        published: the whole path down to `level`.
+        level: one of LEVELS.
+        class_path: `whole` keeps the path; `own` starts it at the second level, so that "A/Beach" and "B/Beach" are
+            one class.
+    """
+    names, depth = class_names(published), LEVELS.index(level)
+    own = names[min(depth, 1) : depth + 1]
+    if not own or not all(own):
+        return None
+    return class_key(*own) if class_path == "own" else published
+
+
+def level_keys(posts: pl.DataFrame, class_path: ClassPath) -> pl.DataFrame:
+    """The key of each post's class at each of LEVELS, null for an empty class; rows as in `posts`."""
+    columns = []
+    for level in LEVELS:
+        published = posts[level].unique().to_list()
+        keys = [level_key(key, level, class_path) for key in published]
+        columns.append(posts[level].replace_strict(published, keys, return_dtype=pl.String))
+    return pl.DataFrame(columns)
+
+
+def make_classes(posts: pl.DataFrame, class_path: ClassPath) -> pl.DataFrame:
+    """Contract CLASSES, from the training posts alone.
+
+    A class's parent is the class of the level above that most of its posts have (ties: key order); null if that name
+    is empty in all of them.
+
+    Raises:
+        DataError: fewer than two second-level classes.
+    """
+    train = posts.filter(split="train")
+    keys = level_keys(train, class_path)
+    tables: list[pl.DataFrame] = []
+    for depth, level in enumerate(LEVELS):
+        found = keys[level].drop_nulls().value_counts(name="posts").sort(level)
+        parents: list[int | None] = [None] * found.height
+        parent_names: list[str | None] = [None] * found.height
+        if depth:
+            above = tables[-1]
+            index = dict(above.select("key", "index").iter_rows())
+            name = dict(above.select("key", "name").iter_rows())
+            parent = _usual_parents(keys, level, LEVELS[depth - 1])
+            parents = [index.get(parent.get(key)) for key in found[level]]
+            parent_names = [name.get(parent.get(key)) for key in found[level]]
+        names = readable_names([class_names(key)[-1] for key in found[level]], level, parent_names)
+        columns = {
+            "level": [level] * found.height,
+            "index": range(found.height),
+            "key": found[level],
+            "name": names,
+            "parent": parents,
+            "posts": found["posts"],
+        }
+        tables.append(pl.DataFrame(columns, schema={name: rule.dtype for name, rule in CLASSES.columns.items()}))
+    if tables[LEVELS.index("subcategory")].height < 2:
+        raise DataError(
+            f"the training posts have {tables[LEVELS.index('subcategory')].height} second-level classes",
+            expected="at least 2 different names in the field Subcategory: the network learns to tell them apart",
+            fix="see 'classes' and 'empty_class_names' in reports/ingest.json",
+        )
+    classes = pl.concat(tables).sort(CLASSES.key)
+    check_table(classes, CLASSES)
+    return classes
+
+
+def _usual_parents(keys: pl.DataFrame, level: str, above: str) -> dict[str, str]:
+    """For each key of `level` the most frequent key of the level above, the first in key order of equals."""
+    counts = keys.drop_nulls([level, above]).group_by(level, above).len()
+    usual = counts.sort("len", above, descending=[True, False]).unique(level, keep="first", maintain_order=True)
+    return dict(usual.select(level, above).iter_rows())
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """The class of each post at each level.
+
+    Levels are looked up apart: a post of an unseen concept has its subcategory and category all the same.
+
+    Args:
+        rows: by level, (n,) index in CLASSES, -1 for a class that is empty or that no training post has.
+        counts: by level, the number of classes.
+    """
+
+    rows: Mapping[str, Int64Array]
+    counts: Mapping[str, int]
+
+    @classmethod
+    def from_posts(cls, posts: pl.DataFrame, classes: pl.DataFrame, class_path: ClassPath) -> ClassIndex:
+        """Of all `posts`, in their order; `class_path` is the one that `classes` were made with."""
+        keys = level_keys(posts, class_path)
+        rows: dict[str, Int64Array] = {}
+        counts: dict[str, int] = {}
+        for level in LEVELS:
+            table = classes.filter(level=level)
+            found = keys[level].replace_strict(table["key"], table["index"], default=-1, return_dtype=pl.Int64)
+            rows[level] = found.fill_null(-1).to_numpy().astype(np.int64)
+            counts[level] = table.height
+        return cls(rows, counts)

@@ -1,0 +1,103 @@
+"""Prototypes as arrays: normalised sums of normalised vectors, and what is left of them without a post (Sec 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from popularity.errors import ContractError
+
+Vectors = npt.NDArray[np.floating[Any]]
+Int64Array = npt.NDArray[np.int64]
+
+
+def normalise(vectors: Vectors) -> Vectors:
+    """(..., d) vectors of length 1; a zero vector stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.where(length > 0, length, 1))
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """What a level's prototypes of one modality are made of.
+
+    Args:
+        total: (k, d) sum of the normalised vectors of each class's representatives.
+        count: (k,) number of representatives.
+        parent: (k,) index of each class in the level above, -1 for none.
+    """
+
+    total: Vectors
+    count: Int64Array
+    parent: Int64Array
+
+    @classmethod
+    def read(cls, file: Path, level: str, modality: str) -> ClassSums:
+        """Of `prototypes.safetensors`."""
+        stored = load_file(file)
+        return cls(stored[f"{level}.{modality}_sum"], stored[f"{level}.{modality}_count"], stored[f"{level}.parent"])
+
+
+def prototypes(levels: Sequence[ClassSums]) -> Vectors:
+    """(k, d) prototypes V or T of the last of `levels`, which lead down to it from the top.
+
+    A class without a representative has its parent's prototype; at the top, the normalised mean of the other
+    classes' prototypes; the zero vector where no class has any.
+    """
+    k = len(levels[-1].total)
+    nobody = np.full(k, -1, dtype=np.int64)
+    return leave_one_out(levels, np.arange(k), np.zeros_like(levels[-1].total), [nobody] * len(levels))
+
+
+def leave_one_out(
+    levels: Sequence[ClassSums], classes: Int64Array, own: Vectors, members: Sequence[Int64Array]
+) -> Vectors:
+    """(n, d) prototypes of the classes as if the posts themselves had never been representatives: exact.
+
+    The vector of a representative is taken out of its class's sum. Where nothing is left, or the class never had a
+    representative, the parent's prototype stands in, again without the post; at the top (or for a class without a
+    parent) the normalised mean of the level's other prototypes without it; the zero vector if there is none.
+
+    Args:
+        levels: sums of one modality from the top level down to the level that is asked for.
+        classes: (n,) index at the last level of the class wanted for each post: its own, as a rule.
+        own: (n, d) normalised vectors of the posts; whatever for posts that represent nothing.
+        members: of each of `levels`, (n,) index of the class that the post represents there, or -1.
+
+    Raises:
+        ContractError: a class that does not exist; unseen classes (-1) have no prototype.
+    """
+    if len(classes) and not 0 <= classes.min() <= classes.max() < len(levels[-1].total):
+        raise ContractError(
+            f"leave_one_out: class {classes.min()} or {classes.max()}, expected 0 to {len(levels[-1].total) - 1}"
+        )
+    result = np.zeros(own.shape, dtype=np.result_type(own, levels[-1].total))
+    posts, current = np.arange(len(classes)), np.asarray(classes)
+    for sums, member in zip(reversed(levels), reversed(members), strict=True):
+        inside = member[posts] == current
+        enough = sums.count[current] > inside
+        found = posts[enough]
+        rest = sums.total[current[enough]] - np.where(inside[enough, None], own[found], 0)
+        result[found] = normalise(rest)
+        posts, current = posts[~enough], current[~enough]
+        top = np.full(len(posts), sums is levels[0]) | (sums.parent[current] < 0)
+        for post, index in zip(posts[top], current[top], strict=True):
+            result[post] = _mean_of_others(sums, index, own[post], member[post])
+        posts, current = posts[~top], sums.parent[current[~top]]
+    return result
+
+
+def _mean_of_others(sums: ClassSums, index: int, own: Vectors, member: int) -> Vectors:
+    """(d,) normalised mean of the prototypes except that of class `index`, without a representative of `member`."""
+    total, count = sums.total.copy(), sums.count.copy()
+    if member >= 0:
+        total[member] -= own
+        count[member] -= 1
+    count[index] = 0
+    return normalise(normalise(total[count > 0]).sum(axis=0))

@@ -1,0 +1,117 @@
+"""AdamW over the network's parts, each at its own rate and with its own clipping (Sec 4.1)."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+
+from popularity.network.model import PrototypeNetwork
+from popularity.training.params import TrainParams
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def parts(network: PrototypeNetwork) -> dict[str, Named]:
+    """The parameters that train, by part: what is clipped together.
+
+    With frozen towers and without the wider reading's terms the parts share no loss. A temperature belongs to the
+    part whose loss it scales.
+    """
+    found: dict[str, Named] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault(_part_of(name), []).append((name, parameter))
+    return found
+
+
+def make_optimizer(network: PrototypeNetwork, params: TrainParams) -> AdamW:
+    """AdamW with one group per rate and weight decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for part, named in parts(network).items():
+        for name, parameter in named:
+            groups.setdefault((_rate(part, name, params), _decay(part, parameter, params)), []).append(parameter)
+    return AdamW([{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()])
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, steps: int, params: TrainParams) -> LRScheduler:
+    """Rates over `steps`: a linear warm-up, then constant or half a cosine down to 0."""
+    name = "cosine" if params.schedule == "cosine" else "constant_with_warmup"
+    schedule: LRScheduler = transformers.get_scheduler(
+        name, optimizer, num_warmup_steps=round(params.warmup_share * steps), num_training_steps=steps
+    )
+    return schedule
+
+
+def clip(network: PrototypeNetwork, norm: float) -> None:
+    """Clips the gradient of each part to `norm`, apart from the others."""
+    for named in parts(network).values():
+        nn.utils.clip_grad_norm_([parameter for _, parameter in named], norm)
+
+
+def freeze_unused(network: PrototypeNetwork) -> None:
+    """Stops the gradient of all that no term of the objective reaches: several processes would wait for it in vain."""
+    for name, parameter in network.named_parameters():
+        if not _is_used(name, network):
+            parameter.requires_grad_(False)
+
+
+def _is_used(name: str, network: PrototypeNetwork) -> bool:
+    """Whether a term with a weight reads the parameter `name`."""
+    weights, kinds = network.params.weights, network.params.attention.prototypes
+    attention, contrastive = weights.attention > 0, weights.contrastive > 0
+    prototypes = attention or weights.consistency > 0
+    visual, text = prototypes and "visual" in kinds, prototypes and "text" in kinds
+    read_text = weights.global_prompt > 0 or weights.local_prompt > 0 or contrastive
+    instance = network.instance_prompt is not None and read_text
+    used = {
+        "global_prompt": weights.global_prompt > 0,
+        "local_prompt": weights.local_prompt > 0,
+        "instance_prompt": instance,
+        "tower": read_text,
+        "image_tower": attention or contrastive or instance,
+        "attention.image_projection": attention or contrastive or visual,
+        "attention.text_projection": contrastive or text,
+        "attention.kinds.image": attention,
+        "attention.kinds.visual": visual,
+        "attention.kinds.text": text,
+        "attention.layers": attention,
+        "attention.norm": attention,
+        "log_temperatures.global_prompt": weights.global_prompt > 0,
+        "log_temperatures.local_prompt": weights.local_prompt > 0,
+        "log_temperatures.tokens": weights.local_prompt > 0,
+        "log_temperatures.visual": attention and visual,
+        "log_temperatures.text": attention and text,
+        "log_temperatures.contrastive": contrastive,
+    }
+    return next(value for prefix, value in used.items() if name == prefix or name.startswith(f"{prefix}."))
+
+
+_TEMPERATURES = {
+    "global_prompt": "global_prompt",
+    "local_prompt": "local_prompt",
+    "tokens": "local_prompt",
+    "visual": "attention",
+    "text": "attention",
+    "contrastive": "attention",
+}
+
+
+def _part_of(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return _TEMPERATURES[rest] if first == "log_temperatures" else first
+
+
+def _rate(part: str, name: str, params: TrainParams) -> float:
+    if name.startswith("log_temperatures"):
+        return params.lr_temperature
+    if part.endswith("prompt"):
+        return params.lr_prompt
+    return params.lr_tower if part.endswith("tower") else params.lr_attention
+
+
+def _decay(part: str, parameter: nn.Parameter, params: TrainParams) -> float:
+    """Matrices of attention and towers decay; prompts, temperatures, norms, biases and type embeddings do not."""
+    return 0.0 if part.endswith("prompt") or parameter.ndim < 2 else params.weight_decay

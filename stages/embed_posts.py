@@ -1,0 +1,66 @@
+r"""Every post through the trained network: its vectors, class logits, losses and agreement, and what explains them.
+
+Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes, models/network;
+        of a network with unfrozen towers pictures below the root of the data set.
+Writes: data/embeddings/prototype/ with the vectors of Eq 11, logits and scalars.parquet; data/explain/ with the nearest
+        prototypes of each post and what its picture attends to.
+
+    python -m popularity.launch stages.embed_posts --root data/demo --posts data/interim/posts.parquet \
+        --images data/interim/images.parquet --image data/embeddings/image --text data/embeddings/text \
+        --prototypes models/prototypes --network models/network --out data/embeddings/prototype \
+        --explain data/explain --resources reports/resources/embed_posts.json
+
+A killed run resumes at its last finished part. POPULARITY_TOPOLOGY picks a file of configs/accelerate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.encoders.image import EmbedImageParams
+from popularity.encoders.text import EmbedTextParams
+from popularity.files import STATE_ROOT, fingerprint, resume_state
+from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts, trained_params
+from popularity.schema import IMAGES, POSTS, read_table
+from popularity.stage import measured, run
+from popularity.training.assembly import Towers
+from popularity.training.loop import make_accelerator
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    inputs = ("root", "posts", "images", "image", "text", "prototypes", "network")
+    for name in (*inputs, "out", "explain", "resources"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--state", type=Path, default=STATE_ROOT)
+    args = parser.parse_args(argv)
+    params = load_params("embed_posts", EmbedPostsParams, args.params)
+    towers = Towers(
+        load_params("embed_image", EmbedImageParams, args.params),
+        load_params("embed_text", EmbedTextParams, args.params),
+    )
+    folders = Folders(args.root, args.image, args.text, args.prototypes, args.network)
+    accelerator = make_accelerator(trained_params(args.network).precision)
+    inputs_read = (args.posts, args.images, args.image, args.text, args.prototypes, args.network)
+    key = fingerprint(asdict(params), asdict(towers), accelerator.mixed_precision, *inputs_read)
+    with measured("embed_posts", args.resources), resume_state("embed_posts", key, args.state) as state:
+        embed_posts(
+            read_table(args.posts, POSTS),
+            read_table(args.images, IMAGES),
+            folders,
+            towers,
+            params,
+            accelerator,
+            state=state,
+            out=args.out,
+            explain=args.explain,
+        )
+
+
+if __name__ == "__main__":
+    run(main)

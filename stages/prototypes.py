@@ -1,0 +1,43 @@
+r"""Class prototypes: for every class at three levels, the mean picture and text vector of its representatives.
+
+Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
+        data/embeddings/text; section `prototypes` and `train.rows` of params.yaml.
+Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors and about.json, and a report.
+
+    python -m stages.prototypes --posts data/interim/posts.parquet --image data/embeddings/image \
+        --text data/embeddings/text --out models/prototypes --report reports/prototypes.json \
+        --resources reports/resources/prototypes.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.files import atomic_directory, write_json
+from popularity.prototypes.build import PrototypesParams, Rows, build_prototypes, write_prototypes
+from popularity.schema import POSTS, read_block, read_table
+from popularity.stage import measured, run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    for name in ("posts", "image", "text"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help="input")
+    for name in ("out", "report", "resources"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help="output")
+    args = parser.parse_args(argv)
+    params = load_params("prototypes", PrototypesParams, args.params)
+    rows: Rows = load_params("train.rows", Rows, args.params)
+    with measured("prototypes", args.resources), atomic_directory(args.out) as out:
+        blocks = (read_block(args.image, "pooled"), read_block(args.text, "post"))
+        built = build_prototypes(read_table(args.posts, POSTS), *blocks, params, rows)
+        write_prototypes(built, out)
+        write_json(args.report, dict(built.report))
+
+
+if __name__ == "__main__":
+    run(main)

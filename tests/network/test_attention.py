@@ -1,0 +1,134 @@
+"""Eq 6: the encoder over image and prototypes, what x looks at, and where the projections start."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from popularity.config import parse_section
+from popularity.errors import ConfigError
+from popularity.network.attention import AttentionParams, CrossModalAttention, Layer
+from tests.network.small_network import VALUES, network_params, unit_rows
+
+SHAPES = {"image": 4, "visual": 6, "text": 8}
+
+
+def params(**changes: Any) -> AttentionParams:
+    return network_params({f"attention.{name}": value for name, value in changes.items()}).attention
+
+
+def module(**changes: Any) -> CrossModalAttention:
+    torch.manual_seed(0)
+    return CrossModalAttention(params(**changes), unit_rows(5, 6), unit_rows(5, 8, seed=1)).eval()
+
+
+def sequence(attention: CrossModalAttention, posts: int = 3) -> Tensor:
+    image = attention.project(unit_rows(posts, 1, 6, seed=2), "image")
+    visual = attention.project(unit_rows(posts, 5, 6, seed=3), "visual")
+    return torch.cat([image, visual, attention.project(unit_rows(posts, 5, 8, seed=4), "text")], dim=1)
+
+
+def manual_layer(layer: Layer, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (b, n, D) after a pre-norm layer, and the weights (b, heads, n, n), from its matrices alone."""
+    mix, heads = layer.attention, layer.attention.num_heads
+    normed = functional.layer_norm(tokens, tokens.shape[-1:], layer.attention_norm.weight, layer.attention_norm.bias)
+    query, key, value = (
+        part.reshape(*part.shape[:2], heads, -1).transpose(1, 2)
+        for part in (normed @ mix.in_proj_weight.T + mix.in_proj_bias).chunk(3, dim=-1)
+    )
+    weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+    tokens = tokens + mix.out_proj((weights @ value).transpose(1, 2).flatten(2))
+    return tokens + layer.forward_part(layer.forward_norm(tokens)), weights
+
+
+def test_the_encoder_and_its_weights_are_the_formulas() -> None:
+    attention = module(layers=2)
+    tokens = sequence(attention)
+    looks, expected = torch.zeros(3, 11), tokens
+    for layer in attention.layers:
+        assert isinstance(layer, Layer)
+        expected, weights = manual_layer(layer, expected)
+        looks += weights[:, :, 0].mean(dim=1) / 2
+    each: list[torch.Tensor] = []
+    torch.testing.assert_close(attention(tokens, each), attention.norm(expected), atol=1e-5, rtol=1e-5)
+    found = torch.stack(each).mean(dim=0)
+    torch.testing.assert_close(found, looks, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(3))
+    assert found.std(dim=1).min() > 1e-4
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_evaluation_equals_training_without_dropout(gradient: bool, autocast: bool) -> None:
+    """PyTorch takes other kernels in evaluation mode; they must not change the numbers."""
+    attention = module(dropout=0.0)
+    tokens = sequence(attention)
+    exact = attention.train()(tokens).detach()
+    with (
+        torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext(),
+        nullcontext() if gradient else torch.inference_mode(),
+    ):
+        looks: list[torch.Tensor] = []
+        found = attention.eval()(tokens, looks)
+    tolerance = 0.05 if autocast else 1e-5
+    torch.testing.assert_close(found.float(), exact, atol=tolerance, rtol=0)
+    for layer in looks:
+        torch.testing.assert_close(layer.sum(dim=1), torch.ones(3), atol=tolerance, rtol=0)
+
+
+def test_dropout_is_for_training() -> None:
+    attention = module(dropout=0.5)
+    tokens = sequence(attention)
+    assert torch.equal(attention(tokens), attention(tokens))
+    attention.train()
+    assert (attention(tokens) - attention(tokens)).abs().max() > 0.1
+
+
+def test_without_layers_the_projections_stand_alone() -> None:
+    attention = module(layers=0)
+    tokens = sequence(attention)
+    looks: list[torch.Tensor] = []
+    torch.testing.assert_close(attention(tokens, looks), functional.layer_norm(tokens, (16,)))
+    assert not looks
+
+
+def test_types_tell_the_kinds_apart() -> None:
+    attention = module()
+    vectors = unit_rows(4, 6)
+    image, visual = attention.project(vectors, "image"), attention.project(vectors, "visual")
+    difference = attention.kinds["image"] - attention.kinds["visual"]
+    assert difference.abs().max() > 1e-3
+    torch.testing.assert_close(image - visual, difference.expand(4, -1))
+
+
+@pytest.mark.parametrize("share", [0.0, 5.0])
+def test_projections_start_centred_with_unit_variance(share: float) -> None:
+    """However large the part that all prototypes have in common."""
+    torch.manual_seed(0)
+    common = functional.normalize(torch.randn(24), dim=0)
+    visual = functional.normalize(share * common + functional.normalize(torch.randn(40, 24), dim=1), dim=1)
+    attention = CrossModalAttention(params(width=512), visual, unit_rows(40, 8))
+    tokens = attention.image_projection(visual)
+    torch.testing.assert_close(tokens.mean(dim=0), torch.zeros(512), atol=1e-4, rtol=0)
+    assert tokens.var().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("visual", [torch.zeros(5, 6), unit_rows(1, 6).expand(5, -1)], ids=["none", "one for all"])
+def test_prototypes_without_spread_start_at_the_scale_of_unit_vectors(visual: Tensor) -> None:
+    torch.manual_seed(0)
+    attention = CrossModalAttention(params(width=512), visual, unit_rows(5, 8)).eval()
+    torch.testing.assert_close(attention.image_projection(visual), torch.zeros(5, 512), atol=1e-4, rtol=0)
+    image = attention.image_projection(unit_rows(9, 6, seed=7))
+    assert 0.3 < image.std().item() < 3
+    assert attention(sequence(attention)).isfinite().all()
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    values = {**VALUES["attention"], "heads": 3}
+    with pytest.raises(ConfigError, match=r"train\.network\.attention: .*heads must divide width, found 3 and 16"):
+        parse_section("train.network.attention", values, AttentionParams)

@@ -1,0 +1,141 @@
+"""What the stage embed_posts reads, made of random vectors: posts of every awkward kind, prototypes, a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from ruamel.yaml import YAML
+
+from popularity.post_features.embed import EmbedPostsParams
+from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
+from popularity.schema import IMAGES, POSTS, Block, read_block, read_table, write_block, write_table, write_tokens
+from popularity.training.assembly import Towers, build_network, save_network
+from popularity.training.params import TrainParams
+from popularity.training.reading import Inputs, TowerOutputs, read_inputs
+from stages import embed_posts
+from tests.encoders.tiny_encoders import image_params, text_params
+from tests.network.small_network import total_loss
+from tests.random_posts import random_images, random_posts
+from tests.training.small_inputs import random_block, random_outputs
+from tests.training.small_training import train_params
+
+EMBED = EmbedPostsParams(batch_size=8, shard_rows=20, nearest=3, shrinkage=0.5)
+LONE, UNSEEN = "C0/the sea", "C1/never"
+NAMES = ("cat", "dog", "sunset", "sea")  # words of the tiny tokenizer, for the classes S0 to S3
+
+
+def readable_posts(train: int, test: int, seed: int = 0) -> pl.DataFrame:
+    """Random posts of classes that the tiny tower tells apart."""
+    names = {f"/S{number}": f"/{name}" for number, name in enumerate(NAMES)}
+    return random_posts(seed, train, test).with_columns(
+        pl.col(level).str.replace_many(names) for level in ("subcategory", "concept")
+    )
+
+
+def awkward_posts() -> pl.DataFrame:
+    """40 training and 16 test posts: one training post alone in its class, three test posts of an unseen class."""
+    posts = readable_posts(train=40, test=16)
+    alone = posts.filter(split="train")["pid"][0]
+    unseen = posts.filter(split="test")["pid"].head(3)
+    key = (
+        pl.when(pl.col("pid") == alone)
+        .then(pl.lit(LONE))
+        .when(pl.col("pid").is_in(unseen.implode()))
+        .then(pl.lit(UNSEEN))
+    )
+    return posts.with_columns(
+        category=key.str.slice(0, 2).fill_null(pl.col("category")),
+        subcategory=key.fill_null(pl.col("subcategory")),
+        concept=(key + "/x").fill_null(pl.col("concept")),
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything in one folder, under the names of the stage's flags.
+
+    Args:
+        folder: posts.parquet, images.parquet, image/, text/, prototypes/, network/.
+        towers: sections embed_image and embed_text.
+    """
+
+    folder: Path
+    towers: Towers
+
+    def posts(self) -> pl.DataFrame:
+        return read_table(self.folder / "posts.parquet", POSTS)
+
+    def outputs(self) -> TowerOutputs:
+        return TowerOutputs.read(self.folder / "image", self.folder / "text")
+
+    def inputs(self, params: TrainParams) -> Inputs:
+        levels = params.network.prototypes.levels
+        return read_inputs(self.posts(), self.outputs(), self.folder / "prototypes", levels)
+
+    def make_prototypes(self, without: Sequence[str] = ()) -> None:
+        """Every post is a representative, but for those in `without`."""
+        posts, outputs = self.posts().filter(~pl.col("pid").is_in(list(without))), self.outputs()
+        params = PrototypesParams(seed=0, limit=256, class_path="whole")
+        write_prototypes(
+            build_prototypes(posts, outputs.image, outputs.text, params, "all"), self.folder / "prototypes"
+        )
+
+    def make_network(self, **changes: Any) -> TrainParams:
+        """A network one step away from where its seed put it."""
+        params = train_params(**changes)
+        inputs = self.inputs(params)
+        network = build_network(params, inputs, self.towers)
+        optimizer = torch.optim.SGD([each for each in network.parameters() if each.requires_grad], lr=0.1)
+        rows = (inputs.vectors.target[:, 0] >= 0).nonzero()[0][:24]
+        total_loss(network, inputs.vectors.batch(rows)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        save_network(network, params, [], self.folder / "network")
+        return params
+
+    def arguments(self, name: str = "out", **changes: int) -> list[str]:
+        """Of the stage, with outputs <name> and <name>-explain."""
+        sections = {"embed_image": self.towers.image, "embed_text": self.towers.text}
+        values = {key: asdict(section) for key, section in sections.items()}
+        params = self.folder / f"{name}.yaml"
+        YAML().dump(values | {"embed_posts": {**asdict(EMBED), **changes}}, params)
+        places = {"params": params.name, "posts": "posts.parquet", "images": "images.parquet"}
+        places |= {key: key for key in ("root", "image", "text", "prototypes", "network")}
+        places |= {"out": name, "explain": f"{name}-explain", "resources": f"{name}.json", "state": ".state"}
+        return [part for key, path in places.items() for part in (f"--{key}", str(self.folder / path))]
+
+    def embed(self, name: str = "out", **changes: int) -> Path:
+        """The folder that the stage writes, run in this process."""
+        embed_posts.main(self.arguments(name, **changes))
+        return self.folder / name
+
+
+def make_world(folder: Path, bert: Path) -> World:
+    """Without a network yet. Some posts lack a picture, some texts, some both; among the unseen classes too."""
+    posts = awkward_posts()
+    write_table(posts, folder / "posts.parquet", POSTS)
+    write_table(random_images(posts, seed=0), folder / "images.parquet", IMAGES)
+    unseen = posts.filter(subcategory=UNSEEN)["pid"].to_list()
+    known = posts.filter(~pl.col("subcategory").is_in([UNSEEN, LONE]))["pid"].to_list()
+    outputs = random_outputs(posts, {unseen[0], *known[2:10:3]}, {unseen[1], *known[5:15:3]})
+    write_block(outputs.image, folder / "image", "pooled")
+    for name in ("title", "tags"):
+        write_block(random_block(posts["pid"].to_list(), 4, seed=3), folder / "text", name)
+    write_block(outputs.text, folder / "text", "post")
+    write_tokens(outputs.tokens, folder / "text", "tokens")
+    world = World(folder, Towers(image_params(), text_params(weights=f"path:{bert}", max_tokens=12)))
+    world.make_prototypes()
+    return world
+
+
+def contents(*folders: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
+
+
+def vectors(folder: Path) -> dict[str, Block]:
+    """All blocks of an output folder by name."""
+    return {path.stem: read_block(folder, path.stem) for path in sorted(folder.glob("*.npy"))}

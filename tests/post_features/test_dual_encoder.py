@@ -1,0 +1,118 @@
+"""A tiny randomly initialised CLIP from pictures and texts through training to the posts' columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from accelerate import Accelerator
+
+from popularity.encoders.image_blocks import embed_images
+from popularity.encoders.text_blocks import embed_texts
+from popularity.post_features.embed import trained_params
+from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, read_block, read_table, read_tokens, write_table
+from popularity.training.assembly import Towers, build_network, posts_for, save_network
+from popularity.training.loop import train_network
+from popularity.training.reading import training_rows
+from tests.encoders.tiny_encoders import image_params, make_pictures, save_clip, text_params
+from tests.post_features.small_world import World, readable_posts, vectors
+from tests.training.small_training import train_params
+
+TITLES = ("cat of the sea", "dog", "", "sunset sea", "the dog")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """20 posts with the pictures of `make_pictures`; every fifth is without text."""
+    folder = tmp_path_factory.mktemp("clip")
+    place = f"path:{save_clip(folder / 'clip')}"
+    towers = Towers(
+        image_params(library="transformers", model="tiny", weights=place),
+        text_params(model="tiny", weights=place, max_tokens=10),
+    )
+    pictures = make_pictures(folder)
+    (folder / "data").rename(folder / "root")
+    pictures.table.rename(folder / "all.parquet")
+    images = read_table(folder / "all.parquet", IMAGES)
+    write_table(images, folder / "images.parquet", IMAGES)
+    posts = readable_posts(train=14, test=6).with_columns(
+        pid=images["pid"], title=pl.Series([TITLES[row % 5] for row in range(20)]), tags=pl.lit("")
+    )
+    write_table(posts, folder / "posts.parquet", POSTS)
+    world = World(folder, towers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("POPULARITY_WORKERS", "0")
+        embed_images(folder / "root", folder / "images.parquet", folder / "image", towers.image)
+        embed_texts(folder / "posts.parquet", folder / "text", towers.text)
+    world.make_prototypes()
+    return world
+
+
+def train(world: World, state: Path, **changes: Any) -> None:
+    """A few real steps."""
+    params = train_params(batch_size=5, epochs=2, **changes)
+    inputs, posts = world.inputs(params), world.posts()
+    network = build_network(params, inputs, world.towers)
+    images = read_table(world.folder / "images.parquet", IMAGES)
+    read = posts_for(network, inputs, posts, images, world.folder / "root", world.towers)
+    rows, held_out = training_rows(posts, inputs.vectors, params.rows, params.validation_share, params.seed)
+    history = train_network(network, read, rows, held_out, params, Accelerator(cpu=True), state=state)
+    save_network(network, params, history, world.folder / "network")
+
+
+LIVE = {"prompts.instance_length": 2, "unfreeze_blocks": 1}
+
+
+@pytest.mark.parametrize("changes", [{}, LIVE], ids=["cached", "live"])
+def test_clip_goes_through_train_and_embed(
+    world: World, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    train(world, tmp_path, **changes)
+    assert trained_params(world.folder / "network").unfreeze_blocks == changes.get("unfreeze_blocks", 0)
+    out = world.embed()
+    image, text = read_block(world.folder / "image", "pooled"), read_block(world.folder / "text", "post")
+    tokens = read_tokens(world.folder / "text", "tokens")
+    lengths = dict(zip(tokens.pids, np.diff(tokens.offsets), strict=True))
+    scalars = read_table(out / "scalars.parquet", PROTOTYPE_SCALARS)
+    assert scalars.height == 20
+    absent = 0
+    for pid, found in scalars.select("pid", "agreement.aligned").iter_rows():
+        (picture,) = image.rows([pid])
+        if picture < 0 or not lengths[pid]:
+            assert found is None
+            absent += 1
+        else:
+            x, h = image.values[picture].astype(float), text.values[text.rows([pid])[0]].astype(float)
+            assert found == pytest.approx(x @ h / np.linalg.norm(x) / np.linalg.norm(h), abs=1e-5)
+    assert 3 < absent < 10
+    blocks = vectors(out)
+    assert blocks["attended_image"].pids == image.pids
+    assert blocks["global_prompt"].values.shape == (20, 24)
+    for name, block in blocks.items():
+        assert np.ptp(block.values.astype(float), axis=0).max() > 1e-3, name  # posts differ
+
+
+def test_trained_towers_are_read(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other pixels give other columns of a network with unfrozen towers, and the same of one without."""
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    images = read_table(world.folder / "images.parquet", IMAGES)
+    known = images.filter(pl.col("status") == "ok").sort("shard", "offset")
+    place = ["shard", "offset", "bytes", "width", "height"]
+    for name, changes, expected in (("cached", {}, False), ("live", LIVE, True)):
+        train(world, tmp_path / name, **changes)
+        before = vectors(world.embed("before"))["attended_image"].values
+        # Two posts of one shard exchange their pictures; the cached vectors stay.
+        first, second = known["pid"][0], known["pid"][1]
+        other = {first: second, second: first}
+        moved = images.select(pl.col("pid").replace(other), *place).sort("pid")
+        write_table(images.with_columns(moved.select(place)), world.folder / "images.parquet", IMAGES)
+        after = vectors(world.embed("after"))["attended_image"]
+        write_table(images, world.folder / "images.parquet", IMAGES)
+        changed = (after.values != before).any(axis=1)
+        assert changed[after.rows([first, second])].tolist() == [expected, expected]
+        assert changed.sum() == 2 * expected

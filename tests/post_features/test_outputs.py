@@ -1,0 +1,118 @@
+"""The columns of a batch: classes and posts in any order, lower precision, and posts of unseen classes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from popularity.encoders.prompting import PromptTower, load_prompt_tower
+from popularity.network.model import Batch, Level, PrototypeNetwork
+from popularity.post_features.outputs import SCALARS, describe_posts
+from tests.encoders.tiny_encoders import text_params
+from tests.network.small_network import NAMES, NEAR, make_network, small_batch, small_levels, without_picture
+
+K = len(NAMES)
+
+
+@pytest.fixture(scope="module")
+def tower(bert: Path) -> PromptTower:
+    return load_prompt_tower(text_params(weights=f"path:{bert}", max_tokens=12))
+
+
+def awkward_batch(network: PrototypeNetwork) -> Batch:
+    """Post 0 has no picture, post 1 no text, post 2 an unseen class, post 3 neither picture nor a seen class."""
+    batch = without_picture(without_picture(small_batch(network, lengths=[2, 0, 3, 1, 4, 2, 1]), 0), 3)
+    target = batch.target.clone()
+    target[2:4] = -1
+    return batch._replace(target=target)
+
+
+def described(network: PrototypeNetwork, batch: Batch, nearest: int = 3, autocast: Any = None) -> dict[str, Tensor]:
+    network.eval()
+    with torch.no_grad():
+        prompts = network.class_prompts()
+    return describe_posts(network, prompts, batch, nearest, autocast or nullcontext())
+
+
+def rows_of(batch: Batch, order: Tensor) -> Batch:
+    return Batch._make([*(part[order] for part in batch[:9]), None, None])
+
+
+def test_a_post_is_described_alike_in_any_company(tower: PromptTower) -> None:
+    network = make_network(tower, NEAR)
+    batch = awkward_batch(network)
+    order = torch.tensor([4, 1, 3, 0])
+    all_of_them, some = described(network, batch), described(network, rows_of(batch, order))
+    for name, values in all_of_them.items():
+        torch.testing.assert_close(some[name], values[order], equal_nan=True, msg=name)
+
+
+def test_a_permutation_of_classes_permutes_the_columns(tower: PromptTower) -> None:
+    network = make_network(tower)
+    batch = awkward_batch(network)
+    order = torch.tensor([3, 0, 4, 1, 2])  # new class j is old class order[j]
+    level = small_levels()["subcategory"]
+    levels = {"subcategory": Level(*(values[order] for values in level))}
+    other = make_network(tower, levels=levels, names=[NAMES[index] for index in order])
+    other.load_state_dict(network.state_dict())
+    place = order.argsort()
+    target = torch.where(batch.target >= 0, place[batch.target.clamp(min=0)], -1)
+    first, second = described(network, batch), described(other, batch._replace(target=target))
+    columns = torch.cat([order + head * K for head in range(3)])
+    torch.testing.assert_close(second.pop("logits"), first.pop("logits")[:, columns])
+    for name in ("nearest_class", "attention_class"):
+        expected, found = first.pop(name), second.pop(name)
+        value = {"nearest_class": "nearest_value", "attention_class": "attention_weight"}[name]
+        defined = ~first[value].isnan()
+        assert torch.equal(order[found][defined], expected[defined])
+    for name, values in first.items():
+        torch.testing.assert_close(second[name], values, equal_nan=True, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_bf16_is_near_fp32(tower: PromptTower) -> None:
+    network = make_network(tower)
+    batch = awkward_batch(network)
+    full = described(network, batch)
+    half = described(network, batch, autocast=torch.autocast("cpu", dtype=torch.bfloat16))
+    for name, values in full.items():
+        assert half[name].dtype == values.dtype, name
+        assert torch.equal(half[name].isnan(), values.isnan()), name
+    for name in ("global_prompt", "attended_image", "attended_visual", "logits"):
+        assert torch.cosine_similarity(half[name], full[name]).min() > 0.99, name
+        assert not torch.equal(half[name], full[name]), name
+
+
+def test_fewer_classes_than_are_to_be_listed(tower: PromptTower) -> None:
+    network = make_network(tower)
+    found = described(network, awkward_batch(network), nearest=50)
+    assert found["nearest_class"].shape == (7, 3, K)
+    assert found["nearest_class"][4].sort(dim=1).values.tolist() == [list(range(K))] * 3
+
+
+def test_masses_of_attention_are_sums_over_tokens(tower: PromptTower) -> None:
+    network = make_network(tower)
+    batch = awkward_batch(network)
+    found = described(network, batch)
+    with torch.inference_mode():
+        sequence, places = network.sequence(network.attention.project(batch.image, "image"), batch)
+        looks: list[torch.Tensor] = []
+        network.attention(sequence, looks)
+    expected = torch.stack(looks).mean(dim=0)
+    visual, text, *_ = places["subcategory"]
+    assert visual is not None
+    assert text is not None
+    masses = torch.stack([expected[:, 0], expected[:, visual].sum(dim=1), expected[:, text].sum(dim=1)], dim=1)
+    torch.testing.assert_close(found["attention_mass"][4:, :3], masses[4:])
+    assert found["attention_mass"][[0, 3]].isnan().all()
+
+
+def test_agreement_of_aligned_towers_needs_equal_widths(tower: PromptTower) -> None:
+    network = make_network(tower)
+    found = described(network, awkward_batch(network))["scalars"]
+    assert found[:, SCALARS.index("agreement.aligned")].isnan().all()
+    assert not found[4:, SCALARS.index("agreement.projected")].isnan().any()

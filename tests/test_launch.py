@@ -1,0 +1,214 @@
+"""Real launches of a small module that tells who it is: topologies, their traps, exit codes and signals."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from popularity.config import read_yaml
+from popularity.errors import ConfigError
+from popularity.launch import Launch
+
+REPOSITORY = Path(__file__).parents[1]
+TOLD = """
+import os
+import sys
+import time
+
+import torch
+
+from popularity.encoders.parts import start_processes
+from popularity.errors import ConfigError
+from popularity.stage import run
+
+
+def main():
+    state = start_processes()
+    total = torch.tensor([state.process_index + 1.0])
+    if state.num_processes > 1:
+        torch.distributed.all_reduce(total)
+    settings = torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"], "--flag" in sys.argv
+    told = ("told", state.process_index, state.num_processes, int(total), *settings)
+    sys.stdout.write(" ".join(map(str, told)) + "\\n")  # whole lines: the processes share one pipe
+    sys.stdout.flush()
+    if "--refuse" in sys.argv:
+        raise ConfigError("this is refused")
+    if "--exit" in sys.argv and state.process_index == state.num_processes - 1:
+        sys.exit(7)
+    while "--wait" in sys.argv:
+        time.sleep(0.1)
+
+
+run(main)
+"""
+NODE = ("POPULARITY_NODES", "POPULARITY_NODE_RANK", "POPULARITY_MAIN_ADDRESS", "POPULARITY_MAIN_PORT")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the module and the repository's topologies; no GPU, and a home with other settings."""
+    shutil.copytree(REPOSITORY / "configs" / "accelerate", tmp_path / "configs" / "accelerate")
+    (tmp_path / "told.py").write_text(TOLD)
+    home = tmp_path / "home" / "accelerate"
+    home.mkdir(parents=True)
+    (home / "default_config.yaml").write_text("num_processes: 5\nunknown_key: true\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("POPULARITY_TOPOLOGY", "POPULARITY_PROCESSES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", *NODE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+    return tmp_path
+
+
+def launch(topology: str | None, *given: str, **environment: str) -> subprocess.Popen[str]:
+    chosen = {} if topology is None else {"POPULARITY_TOPOLOGY": topology}
+    command = [sys.executable, "-m", "popularity.launch", *given]
+    return subprocess.Popen(
+        command, env={**os.environ, **chosen, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
+    """Exit code, sorted lines of `told`, what was said on stderr."""
+    told, messages = process.communicate(timeout=120)
+    return process.returncode, sorted(line for line in told.splitlines() if line.startswith("told")), messages
+
+
+def test_without_a_gpu_the_default_is_one_process_with_all_threads() -> None:
+    code, told, messages = finish(launch(None, "told", "--flag", "--exit"))
+    assert told == [f"told 0 1 1 {torch.get_num_threads()} PASSIVE True"], messages
+    assert code == 7
+    assert "error" not in messages
+
+
+def test_one_process_keeps_the_threads_that_were_asked_for() -> None:
+    code, told, messages = finish(launch("cpu", "told", "--refuse", OMP_NUM_THREADS="1"))
+    assert told == ["told 0 1 1 1 PASSIVE False"]
+    assert (code, messages.splitlines()[-1]) == (1, "error: this is refused")
+    assert "Traceback" not in messages
+
+
+def test_two_processes_form_one_group_and_pass_their_exit_code_on() -> None:
+    code, told, messages = finish(launch("two_cpu_processes", "told", "--flag", "--exit"))
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    assert told == [f"told {index} 2 3 {threads} PASSIVE True" for index in range(2)], messages
+    assert code == 7
+    assert "Traceback" not in messages
+
+
+def test_settings_that_accelerate_runs_as_one_process_are_caught(place: Path) -> None:
+    """MULTI_CPU with two processes starts one, silently (recipes of accelerate 1.15)."""
+    topologies = place / "configs" / "accelerate"
+    text = (topologies / "two_cpu_processes.yaml").read_text()
+    (topologies / "trap.yaml").write_text(text.replace("distributed_type: MULTI_GPU", "distributed_type: MULTI_CPU"))
+    code, told, messages = finish(launch("trap", "told"))
+    assert (code, told) == (1, [])
+    assert "error: 2 processes were asked for, but each of them runs alone" in messages
+    assert "Traceback" not in messages
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_processes(number: signal.Signals) -> None:
+    process = launch("two_cpu_processes", "told", "--wait")
+    assert process.stdout is not None
+    assert [process.stdout.readline()[:4] for _ in range(2)] == ["told", "told"]
+    children = children_of(process.pid)
+    assert len(children) == 2
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    process.communicate()
+
+
+def children_of(pid: int) -> list[str]:
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def test_a_killed_process_ends_the_run() -> None:
+    process = launch("two_cpu_processes", "told", "--wait")
+    assert process.stdout is not None
+    assert [process.stdout.readline()[:4] for _ in range(2)] == ["told", "told"]
+    os.kill(int(children_of(process.pid)[0]), signal.SIGKILL)
+    code, _, messages = finish(process)
+    assert code == 128 + signal.SIGKILL, messages
+
+
+def test_two_nodes_on_loopback_form_one_group() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    node = dict(zip(NODE, ("2", "", "127.0.0.1", str(port)), strict=True))
+    nodes = [launch("nodes", "told", "--flag", **{**node, "POPULARITY_NODE_RANK": rank}) for rank in ("1", "0")]
+    for index, process in zip((1, 0), nodes, strict=True):
+        code, told, messages = finish(process)
+        assert told == [f"told {index} 2 3 {os.cpu_count()} PASSIVE True"], messages
+        assert code == 0, messages
+
+
+def test_an_unknown_topology_and_a_missing_module() -> None:
+    code, told, messages = finish(launch("three", "told"))
+    known = ", ".join(sorted(path.stem for path in (REPOSITORY / "configs" / "accelerate").glob("*.yaml")))
+    wanted = f"error: no topology 'three' in configs/accelerate; POPULARITY_TOPOLOGY may be: {known}"
+    assert (code, told, messages.splitlines()) == (1, [], [wanted])
+    code, _, messages = finish(launch(None, "--flag"))
+    assert (code, messages.splitlines()[0][:26]) == (1, "error: say which module: p")
+
+
+def test_a_node_needs_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPULARITY_TOPOLOGY", "nodes")
+    monkeypatch.setenv("POPULARITY_NODES", "2")
+    missing = "POPULARITY_NODE_RANK, POPULARITY_MAIN_ADDRESS, POPULARITY_MAIN_PORT"
+    with pytest.raises(ConfigError, match=f"topology 'nodes' needs {missing}: set on every node"):
+        Launch.read()
+    monkeypatch.setenv("POPULARITY_MAIN_ADDRESS", "127.0.0.1")
+    monkeypatch.setenv("POPULARITY_MAIN_PORT", "http")
+    monkeypatch.setenv("POPULARITY_NODE_RANK", "2")
+    with pytest.raises(ConfigError, match="POPULARITY_MAIN_PORT: expected a whole number, found 'http'"):
+        Launch.read()
+    monkeypatch.setenv("POPULARITY_MAIN_PORT", "29500")
+    with pytest.raises(ConfigError, match=r"POPULARITY_NODE_RANK: expected 0 to POPULARITY_NODES - 1 = 1, found 2"):
+        Launch.read()
+    monkeypatch.setenv("POPULARITY_NODE_RANK", "1")
+    assert Launch.read() == Launch(Path("configs/accelerate/nodes.yaml"), processes=2, nodes=2, on_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "topology", "expected"),
+    [(0, "cpu", (1, 1, True)), (1, "gpu", (1, 1, False)), (4, "gpus", (4, 1, False)), (4, "nodes", (12, 3, False))],
+)
+def test_the_machine_decides(
+    gpus: int, topology: str, expected: tuple[int, int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if topology == "nodes":
+        for name, value in zip(("POPULARITY_TOPOLOGY", *NODE), ("nodes", "3", "0", "10.0.0.1", "29500"), strict=True):
+            monkeypatch.setenv(name, value)
+    assert Launch.read() == Launch(Path(f"configs/accelerate/{topology}.yaml"), *expected)
+
+
+@pytest.mark.parametrize("topology", ["gpu", "gpus"])
+def test_a_gpu_that_is_not_there(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("POPULARITY_TOPOLOGY", topology)
+    with pytest.raises(ConfigError, match=f"{topology}.yaml wants a GPU, and this machine has none"):
+        Launch.read()
+
+
+def test_topologies_say_nothing_about_the_model() -> None:
+    """The precision is a parameter: accelerate would otherwise take it from here."""
+    for file in (REPOSITORY / "configs" / "accelerate").glob("*.yaml"):
+        topology = read_yaml(file)
+        assert topology["mixed_precision"] == "no"
+        assert topology["compute_environment"] == "LOCAL_MACHINE"

@@ -1,0 +1,34 @@
+"""Runs of several settings, for processes that `popularity.launch` starts.
+
+python -m popularity.launch tests.training.launched <settings.json> <folder of the tower> <folder for results>
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from popularity.encoders.parts import start_processes
+from popularity.files import write_json
+from popularity.stage import run
+from tests.training.small_training import small_run, train_params
+
+
+def main() -> None:
+    settings, tower, out = map(Path, sys.argv[1:])
+    start_processes()
+    for name, changes in json.loads(settings.read_text(encoding="utf-8")).items():
+        accelerator = Accelerator(cpu=True)
+        history, weights = small_run(train_params(**changes), tower, out / name / "state", accelerator)
+        if accelerator.is_main_process:
+            save_file(weights, out / name / "weights.safetensors")
+            write_json(out / name / "history.json", {"processes": accelerator.num_processes, "history": history})
+        accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,143 @@
+"""Batches equal what one reads post by post; steps hold the same posts for any number of processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from popularity.encoders.prompting import PromptTokens
+from popularity.network.model import Batch
+from popularity.training.data import (
+    Float32Array,
+    Int64Array,
+    PostVectors,
+    load_batches,
+    steps_of_epoch,
+    to_device,
+    unit,
+)
+
+LEVELS = ("category", "subcategory")
+
+
+def own_prototypes(level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
+    """Numbers that say what was asked for."""
+    return np.float32(LEVELS.index(level) + 1) * vectors + np.float32(kind == "text") + rows[:, None].astype(np.float32)
+
+
+def post_vectors(posts: int = 9) -> PostVectors:
+    """Posts 1 and 4 have no picture, posts 0, 4 and 8 no token; nothing stands in the order of the posts."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([0, 3, 1, 5, 0, 2, 2, 4, 0][:posts])
+    order = rng.permutation(posts)
+    starts = np.zeros(posts, np.int64)
+    starts[order] = np.cumsum(lengths[order]) - lengths[order]
+    image_row = np.array([4, -1, 0, 3, -1, 6, 1, 2, 5])
+    return PostVectors(
+        pids=[f"p{row}" for row in range(posts)],
+        image=rng.normal(size=(7, 4)).astype(np.float16),
+        image_row=image_row,
+        pooled=rng.normal(size=(posts + 2, 6)).astype(np.float16),
+        pooled_row=rng.permutation(posts + 2)[:posts],
+        tokens=rng.normal(size=(int(lengths.sum()), 6)).astype(np.float16),
+        starts=starts,
+        lengths=lengths,
+        target=rng.integers(-1, 3, (posts, 2)),
+        levels=LEVELS,
+        own=own_prototypes,
+    )
+
+
+def normalised(vector: Float32Array) -> Float32Array:
+    wide = vector.astype(np.float32)
+    return np.asarray(wide / np.linalg.norm(wide), np.float32)
+
+
+@pytest.mark.parametrize("rows", [[3, 0, 4, 8, 1, 3], [5], [0], [4, 0, 8], [2, -1, 7, -1]], ids=str)
+def test_a_batch_equals_its_posts_one_by_one(rows: list[int]) -> None:
+    vectors = post_vectors()
+    batch = vectors.batch(np.array(rows))
+    longest = max(1, *(vectors.lengths[max(row, 0)] for row in rows))
+    assert batch.tokens.shape == (len(rows), longest, 6)
+    assert batch.valid.tolist() == [row >= 0 for row in rows]
+    for place, row in enumerate(max(row, 0) for row in rows):
+        there = vectors.image_row[row] >= 0
+        image = normalised(vectors.image[vectors.image_row[row]]) if there else np.zeros(4, np.float32)
+        pooled = normalised(vectors.pooled[vectors.pooled_row[row]])
+        assert bool(batch.has_image[place]) == there
+        np.testing.assert_allclose(batch.image[place], image, atol=1e-6)
+        np.testing.assert_allclose(batch.pooled[place], pooled, atol=1e-6)
+        start, length = vectors.starts[row], vectors.lengths[row]
+        np.testing.assert_array_equal(batch.tokens[place, :length], vectors.tokens[start : start + length])
+        assert (batch.tokens[place, length:] == 0).all()
+        assert batch.content[place].tolist() == [True] * length + [False] * (longest - length)
+        assert batch.target[place].tolist() == vectors.target[row].tolist()
+        for number in (0, 1):
+            np.testing.assert_allclose(batch.own_visual[place, number], (number + 1) * image + row, atol=1e-5)
+            np.testing.assert_allclose(batch.own_text[place, number], (number + 1) * pooled + 1 + row, atol=1e-5)
+    assert all(part.dtype in (torch.float32, torch.bool, torch.int64) for part in batch if isinstance(part, Tensor))
+
+
+def test_facts_say_of_a_post_what_its_batch_says() -> None:
+    vectors, rows = post_vectors(), np.array([4, 0, 7, 1])
+    for found, expected in zip(vectors.facts(rows), vectors.batch(rows).facts, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_zero_vectors_stay_zero() -> None:
+    found = unit(np.array([[0, 0], [3, 4]], np.float16))
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0, 0], pytest.approx([0.6, 0.8])]
+
+
+def test_steps_hold_the_same_posts_for_any_number_of_processes() -> None:
+    rows = np.arange(100, 150)
+    alone = steps_of_epoch(rows, 3, batch_size=16, micro_batch=16, processes=1, process=0, seed=5)
+    assert sorted(np.concatenate([step.everywhere for step in alone]).tolist()) == rows.tolist()
+    assert [len(step.everywhere) for step in alone] == [16, 16, 16, 2]
+    assert all(np.array_equal(step.passes[0], step.everywhere) for step in alone)
+    for processes, micro_batch in ((2, 16), (3, 4), (1, 5), (4, 1)):
+        shares = [
+            steps_of_epoch(
+                rows, 3, batch_size=16, micro_batch=micro_batch, processes=processes, process=process, seed=5
+            )
+            for process in range(processes)
+        ]
+        for number, step in enumerate(alone):
+            found = [part for share in shares for part in share[number].passes]
+            assert len({len(part) for part in found}) == 1  # equally long everywhere: nobody waits
+            assert len({len(share[number].passes) for share in shares}) == 1
+            assert len(found[0]) <= micro_batch
+            together = np.concatenate(found)
+            assert sorted(together[together >= 0].tolist()) == sorted(step.everywhere.tolist())
+            assert all(np.array_equal(share[number].everywhere, step.everywhere) for share in shares)
+
+
+def test_the_order_follows_seed_and_epoch() -> None:
+    def order(epoch: int, seed: int) -> list[int]:
+        steps = steps_of_epoch(np.arange(30), epoch, batch_size=8, micro_batch=8, processes=1, process=0, seed=seed)
+        return [int(row) for step in steps for row in step.everywhere]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(epoch, seed)) for epoch in (0, 1) for seed in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_come_in_order(workers: int) -> None:
+    vectors = post_vectors()
+    passes = [np.array([3, 1]), np.array([8, -1]), np.array([0])]
+    found = list(load_batches(vectors.batch, passes, torch.device("cpu"), workers))
+    for batch, rows in zip(found, passes, strict=True):
+        for name, expected in vectors.batch(rows)._asdict().items():
+            part = getattr(batch, name)
+            assert torch.equal(part, expected) if isinstance(expected, Tensor) else part is expected
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    texts = PromptTokens(torch.ones(2, 3).long(), torch.tensor([3, 1]))
+    batch = post_vectors().batch(np.array([3, 1]))._replace(texts=texts, pixels=torch.zeros(2, 3, 4, 4))
+    moved: Batch = to_device(batch, torch.device("meta"))
+    for name, part in moved._asdict().items():
+        assert part.device.type == "meta" if name != "texts" else part is texts  # the tower moves what it reads

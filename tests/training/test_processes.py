@@ -1,0 +1,89 @@
+"""Two processes against one, in real launches: the same losses, accuracies and weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.network.small_network import ALL_LEVELS
+from tests.training.small_training import small_run, train_params
+
+REPOSITORY = Path(__file__).parents[2]
+EVERYTHING = {
+    "prototypes.levels": list(ALL_LEVELS),
+    "weights.contrastive": 0.5,
+    "weights.consistency": 0.3,
+    "same_class_positives": True,
+    "temperatures.learn": True,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    # One step an epoch, so that the history holds every step; 51 posts are 26 and 25.
+    "every_step": {"epochs": 20, "batch_size": 51, **EVERYTHING},
+    # 51 posts are steps of 25, 25 and 1, where one process has filler alone; a step is accumulated in passes of 4.
+    "accumulated": {"epochs": 7, "batch_size": 25, "micro_batch": 4},
+    # Instance prompts; temperatures and projections that no term reaches must not stop the processes.
+    "unreached": {"prompts.instance_length": 2, "temperatures.learn": True, "attention.prototypes": ["visual"]},
+    "unfrozen": {"unfreeze_blocks": 1, "weights.global_prompt": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def two(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of two processes under every setting."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    environment = {**os.environ, "POPULARITY_TOPOLOGY": "two_cpu_processes", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(REPOSITORY / "src"), "POPULARITY_WORKERS": "0"}
+    command = [sys.executable, "-m", "popularity.launch", "tests.training.launched"]
+    command += [str(path) for path in (folder / "settings.json", bert, folder)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=170, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_equal_one(name: str, two: Path, bert: Path, tmp_path: Path) -> None:
+    stored = json.loads((two / name / "history.json").read_text())
+    assert stored["processes"] == 2
+    history, weights = small_run(train_params(**SETTINGS[name]), bert, tmp_path / "state")
+    assert len(history) == len(stored["history"])
+    for one, other in zip(history, stored["history"], strict=True):
+        assert one.keys() == other.keys()
+        for value in one:
+            if "top" in value:
+                assert one[value] == other[value], value
+            else:
+                assert other[value] == pytest.approx(one[value], rel=1e-5), value
+    assert {value[6:] for value in history[0] if value.startswith("train/")} == TRAINED[name]
+    for key, values in load_file(two / name / "weights.safetensors").items():
+        torch.testing.assert_close(
+            with_gradient(key, values), with_gradient(key, weights[key]), rtol=1e-3, atol=1e-4, msg=key
+        )
+
+
+def with_gradient(name: str, values: Tensor) -> Tensor:
+    """Without the biases of keys: a softmax does not see them, so AdamW blows up what rounding leaves of their
+    gradients."""
+    if name.endswith("in_proj_bias"):
+        return values.view(3, -1)[[0, 2]]
+    return values[:0] if name.endswith("key.bias") else values
+
+
+AS_PRINTED = {"loss", "global_prompt", "local_prompt", "attention"}
+TRAINED = {
+    "every_step": AS_PRINTED | {"attention_category", "attention_concept", "contrastive", "consistency"},
+    "accumulated": AS_PRINTED,
+    "unreached": AS_PRINTED,
+    "unfrozen": AS_PRINTED - {"global_prompt"},
+}

@@ -1,0 +1,229 @@
+"""The stage on a small data set with real tiny encoders: outputs, kills, live towers, DVCLive's curves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+
+from popularity.encoders.image import load_image_encoder
+from popularity.encoders.image_blocks import embed_images
+from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
+from popularity.encoders.text_blocks import embed_texts
+from popularity.errors import DataError
+from popularity.schema import IMAGES, POSTS, read_block, read_table, write_table
+from popularity.training.assembly import Towers, load_network
+from popularity.training.reading import TowerOutputs, read_inputs
+from stages import prototypes, train
+from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
+from tests.network.small_network import VALUES, changed
+from tests.small_tables import small_posts
+from tests.training.small_training import TRAIN
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder in which all stages before `train` ran."""
+
+    folder: Path
+    towers: Towers
+
+    def write_params(self, **changes: Any) -> None:
+        network = changed(VALUES, {name: value for name, value in changes.items() if name not in TRAIN})
+        own = {name: value for name, value in changes.items() if name in TRAIN}
+        sections = {
+            "embed_image": vars(self.towers.image),
+            "embed_text": vars(self.towers.text),
+            "prototypes": {"seed": 0, "limit": 8, "class_path": "auto"},
+            "train": {**TRAIN, "batch_size": 8, **own, "network": network},
+        }
+        YAML().dump(sections, self.folder / "params.yaml")
+
+    def arguments(self, name: str) -> list[str]:
+        """Of the stage, with outputs below `name`."""
+        given = {
+            "params": "params.yaml",
+            "root": "data",
+            "posts": "posts.parquet",
+            "images": "images.parquet",
+            "image": "image",
+            "text": "text",
+            "prototypes": "prototypes",
+            "out": f"{name}/network",
+            "live": f"{name}/live",
+            "resources": f"{name}/train.json",
+            "state": f"{name}/state",
+        }
+        return [part for flag, path in given.items() for part in (f"--{flag}", str(self.folder / path))]
+
+    def train(self, name: str) -> dict[str, bytes]:
+        """The bytes of what the stage wrote below `name`."""
+        AcceleratorState._reset_state()
+        train.main(self.arguments(name))
+        written = [*self.folder.glob(f"{name}/network/*"), *self.folder.glob(f"{name}/live/**/*")]
+        return {str(file.relative_to(self.folder / name)): file.read_bytes() for file in written if file.is_file()}
+
+
+def make_project(folder: Path, towers: Towers) -> Project:
+    """20 posts, two of them without a readable picture, one without a text."""
+    posts = small_posts(train=16, test=4)
+    texts = ["cat at the sea", "dog", "sunset of the sea", "", "the cat"]
+    pids = read_table(folder / "images.parquet", IMAGES)["pid"].sort()
+    named = [
+        pl.col(name).str.replace_many([f"Class {number}" for number in range(4)], ["cat", "dog", "sea", "the sunset"])
+        for name in ("subcategory", "concept")
+    ]
+    posts = posts.with_columns(*named, pid=pids, title=pl.Series([texts[row % 5] for row in range(20)]))
+    write_table(posts, folder / "posts.parquet", POSTS)
+    project = Project(folder, towers)
+    project.write_params()
+    embed_images(folder / "data", folder / "images.parquet", folder / "image", towers.image)
+    embed_texts(folder / "posts.parquet", folder / "text", towers.text)
+    places = {"params": "params.yaml", "posts": "posts.parquet", "out": "prototypes"}
+    places |= {name: name for name in ("image", "text", "report", "resources")}
+    prototypes.main([f"--{flag}={folder / path}" for flag, path in places.items()])
+    return project
+
+
+@pytest.fixture(scope="module", params=["clip", "timm and bert"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("project")
+    pictures = make_pictures(folder)
+    if request.param == "clip":
+        weights = f"path:{save_clip(folder / 'clip')}"
+        image, text = image_params(library="transformers", model="clip", weights=weights), text_params(weights=weights)
+    else:
+        image, text = pictures.params(), text_params(weights=f"path:{save_bert(folder / 'bert')}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("POPULARITY_WORKERS", "0")
+        return make_project(folder, Towers(image, type(text)(**{**vars(text), "max_tokens": 12, "model": image.model})))
+
+
+@pytest.fixture
+def project(made: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy that a test may change; the working directory is its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    for path in made.folder.iterdir():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    return Project(tmp_path, made.towers)
+
+
+def test_outputs(project: Project) -> None:
+    written = project.train("one")
+    about = json.loads(written["network/network.json"])
+    epochs = len(about["history"])
+    assert epochs == TRAIN["epochs"]
+    table = written["live/plots/metrics/train/loss.tsv"].decode().splitlines()
+    assert table[0].split("\t") == ["step", "loss"]
+    assert [float(line.split("\t")[1]) for line in table[1:]] == [epoch["train/loss"] for epoch in about["history"]]
+    last = json.loads(written["live/metrics.json"])
+    assert last["validation"]["top1"]["mean"] == about["history"][-1]["validation/top1/mean"]
+    assert json.loads(Path("one/train.json").read_text())["stage"] == "train"
+    assert not list(Path("one/state/train").iterdir())
+    # A frozen tower is no part of the network: it stays with its encoder.
+    names = load_file("one/network/network.safetensors").keys()
+    assert {name.partition(".")[0] for name in names} == {
+        "global_prompt",
+        "local_prompt",
+        "attention",
+        "log_temperatures",
+    }
+    inputs = read_inputs(
+        read_table(Path("posts.parquet"), POSTS),
+        TowerOutputs.read(Path("image"), Path("text")),
+        Path("prototypes"),
+        ("subcategory",),
+    )
+    network, params = load_network(Path("one/network"), inputs, project.towers)
+    assert params.epochs == epochs
+    assert not network.training
+    assert project.train("again") == written
+
+
+def test_a_killed_run_goes_on_after_its_last_epoch(project: Project) -> None:
+    project.write_params(epochs=40, **{"attention.dropout": 0.2})
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "stages.train", *project.arguments("stopped")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not finished_epochs("stopped") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < finished_epochs("stopped") < 40
+    assert not Path("stopped/network").exists()
+    threads = torch.get_num_threads()
+    stopped, whole = project.train("stopped"), project.train("whole")
+    assert stopped.keys() == whole.keys()
+    assert [name for name in whole if stopped[name] != whole[name]] == []
+    assert torch.get_num_threads() == threads
+
+
+def finished_epochs(name: str) -> int:
+    found = list(Path(name).glob("state/train/*/checkpoint/history.json"))
+    return len(json.loads(found[0].read_text())) if found else 0
+
+
+def test_unfrozen_towers_read_pictures_and_texts_and_train_their_last_blocks(project: Project) -> None:
+    pictures = read_block(Path("image"), "pooled")
+    assert len(pictures.pids) == 18  # of 20 posts: some that train lack a picture
+    project.write_params(unfreeze_blocks=1, lr_tower=1e-2, validation_share=0.0)
+    project.train("live")
+    trained = load_file("live/network/network.safetensors")
+    for name, tower in (
+        ("tower", load_prompt_tower(project.towers.text)),
+        ("image_tower", load_image_encoder(project.towers.image)),
+    ):
+        chosen = {id(parameter) for parameter in unfreeze_last(tower, 1)}
+        expected = {key for key, parameter in tower.named_parameters() if id(parameter) in chosen}
+        before = tower.state_dict()
+        assert expected
+        assert expected < set(before)
+        after = {key.removeprefix(f"{name}."): value for key, value in trained.items() if key.startswith(f"{name}.")}
+        assert after.keys() == before.keys()
+        moved = {key for key in before if not torch.equal(before[key], after[key])}
+        assert moved <= expected  # neither the blocks before nor running statistics
+        # A key's bias has no gradient (a softmax does not see it), nor has an activation that is never on.
+        assert len(moved) > 0.8 * len(expected)
+
+
+def test_pictures_that_are_read_are_those_of_the_post(project: Project) -> None:
+    """Live towers at rate 0 train as cached vectors do, up to the float16 in which those are stored."""
+    project.write_params(epochs=2)
+    project.train("cached")
+    project.write_params(epochs=2, unfreeze_blocks=1, lr_tower=0.0)
+    project.train("live")
+    cached, live = (
+        json.loads(Path(f"{name}/network/network.json").read_text())["history"] for name in ("cached", "live")
+    )
+    for one, other in zip(cached, live, strict=True):
+        for name in one:
+            if "top" not in name:
+                assert other[name] == pytest.approx(one[name], rel=0.02), name
+
+
+def test_a_repository_without_a_commit(project: Project) -> None:
+    subprocess.run(["git", "init", "--quiet", "."], check=True)
+    with pytest.raises(DataError, match="at least one commit"):
+        project.train("one")
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "start"], check=True)
+    assert "live/metrics.json" in project.train("one")
