@@ -34,7 +34,10 @@ from popularity.files import atomic_path, fingerprint, write_json
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.stage import run
 
-STAGES = ("demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text", "stack")
+STAGES = (
+    "demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text", "prototypes", "train",
+    "embed_posts", "stack",
+)  # fmt: skip
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
 TRUTH = Path("data/demo_truth")
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = sorted(set(args.seeds))
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ladder.")))
-        folders = {seed: make_predictions(params_of(seed, args.posts, args.params), work.resolve()) for seed in seeds}
+        folders = {seed: run_stages(STAGES, params_of(seed, args.posts, args.params), work.resolve()) for seed in seeds}
         frames = {name: {seed: scored_rows(folders[seed], SCORED[name]) for seed in seeds} for name in SCORED}
     table = pl.concat(ladder(name, by_seed, config) for name, by_seed in frames.items())
     if args.out:
@@ -99,21 +102,22 @@ def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
     return params
 
 
-def make_predictions(params: Mapping[str, Any], work: Path) -> Path:
-    """The folder below `work` in which the stages have run with `params`, named by what its content depends on."""
+def run_stages(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> Path:
+    """The folder below `work`, named by what it depends on, in which the stages have run with `params`, in process."""
     graph = read_yaml(Path("dvc.yaml"))["stages"]
-    commands = {name: graph[name]["cmd"].replace("${dataset.root}", params["dataset"]["root"]) for name in STAGES}
+    commands = {name: graph[name]["cmd"].replace("${dataset.root}", params["dataset"]["root"]) for name in stages}
     roots = (Path(popularity.__file__).parent, Path("stages"))
     code = [file for root in roots for file in sorted(root.rglob("*.py"))]
     seed = params["demo"]["seed"]
     folder = work / f"seed_{seed}-{fingerprint(params, commands, *code)}"
     write_json(folder / PARAMS_FILE, params)  # JSON is YAML
     with chdir(folder):  # the commands of dvc.yaml name paths relative to where they run
-        for name in (progress := tqdm(STAGES, unit="stage")):
+        for name in (progress := tqdm(stages, unit="stage")):
             progress.set_description(f"seed {seed} {name}")
             if Path(f"reports/resources/{name}.json").exists():  # a stage's cost record is the last that it writes
                 continue
-            arguments = shlex.split(commands[name])[3:]  # after `python -m stages.<name>`
+            words = shlex.split(commands[name])
+            arguments = words[words.index(f"stages.{name}") + 1 :]
             importlib.import_module(f"stages.{name}").main(arguments)
     return folder
 

@@ -1,0 +1,310 @@
+"""Which parts of the method pay: a table of the stack without each part, on the scheme `matched`.
+
+For each seed one network is trained whole. Rows that only leave out columns reuse it; rows that change the attention
+retrain the attention alone and keep its prompts (the parts share no loss); only instance prompts train all again.
+Every network, block and fit is cached below .state/benchmarks: a broken-off run goes on, a second one only prints.
+
+    python -m benchmarks.ablation                                # 3 seeds, as params.yaml trains
+    python -m benchmarks.ablation --seeds 0 --steps 100          # a look
+    python -m benchmarks.ablation --folder ../other --only "metadata" "Eq 11 as printed"
+
+Needs `dvc repro featurize embed_image embed_text`. A score is the mean over the seeds; an interval is over users and
+seeds, of the difference to the row REFERENCE, on the same draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from benchmarks.networks import Bench
+from popularity.config import load_params
+from popularity.evaluation.metrics import score
+from popularity.evaluation.probes import class_scores, paired_interval, retrieval, silhouette
+from popularity.files import fingerprint, write_text
+from popularity.network.losses import cosines
+from popularity.network.model import CLASS_LEVEL, LevelName, NetworkParams
+from popularity.post_features.embed import trained_params
+from popularity.schema import FOLDS, Block, read_table
+from popularity.splits import rows_of
+from popularity.stack import StackParams
+from popularity.stack.blocks import Blocks, PrototypePart, read_blocks
+from popularity.stack.fit import Fold, fit_and_predict, load_fold
+from popularity.stack.selection import KeepParams
+from popularity.stage import run
+from popularity.training.data import load_batches
+from popularity.training.loop import head_log_probabilities
+from popularity.training.params import TrainParams
+from popularity.training.reading import training_rows
+
+logger = logging.getLogger(__name__)
+Head = Literal["global", "local", "attention"]
+Change = Callable[[NetworkParams], NetworkParams]
+
+ATTENDED: tuple[PrototypePart, ...] = ("attended_image", "attended_visual", "attended_text")
+EQ_11: tuple[PrototypePart, ...] = ("global_prompt", "local_prompt", *ATTENDED)
+ALL_ROWS = KeepParams(1.0, "low_loss")
+LEVELS: tuple[LevelName, ...] = ("category", "subcategory", "concept")
+CLASS_FEATURES = ("category", "subcategory", "concept")
+REFERENCE = "Eq 11 + logits and losses"
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the table.
+
+    Args:
+        blocks: of the stack.
+        parts: of the block prototype.
+        without_heads: heads whose logits, losses and own values are left out.
+        network: what is different about the network.
+        whole: the network is trained from the start, prompts too.
+        keep: fit rows that the stack learns from.
+        classes: metadata says the class.
+    """
+
+    blocks: tuple[str, ...] = ("metadata", "image", "text", "prototype")
+    parts: tuple[PrototypePart, ...] = (*EQ_11, "logits", "losses")
+    without_heads: tuple[Head, ...] = ()
+    network: Change | None = None
+    whole: bool = False
+    keep: KeepParams = ALL_ROWS
+    classes: bool = True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="train so many steps instead of params.yaml's length")
+    parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="rows; the reference is always there")
+    parser.add_argument("--out", type=Path, help="CSV of the table")
+    parser.add_argument("--resamples", type=int, default=1000)
+    args = parser.parse_args(argv)
+    bench = Bench.here(args.folder)
+    names = [name for name in SYSTEMS if not args.only or name in args.only or name == REFERENCE]
+    folds = _matched(bench)
+    predictions: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
+    looks: list[pl.DataFrame] = []
+    for seed in args.seeds:
+        params = _lengthened(replace(bench.train, seed=seed), args.steps)
+        for name in names:
+            predictions[name].append(_predict(bench, SYSTEMS[name], params, folds, seed))
+            logger.info("seed %d: %s", seed, name)
+        looks.append(_look(bench, bench.network(params), seed))
+    table = _table(bench, predictions, args.resamples)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=80, tbl_width_chars=160, tbl_hide_dataframe_shape=True):
+        print(table)
+        print(pl.concat(looks).group_by("what", maintain_order=True).agg(pl.exclude("seed").mean()))
+    if args.out is not None:
+        write_text(args.out, table.write_csv())
+
+
+def _lengthened(params: TrainParams, steps: int | None) -> TrainParams:
+    return params if steps is None else replace(params, epochs=1, min_steps=steps)
+
+
+def _with_attention(**changes: object) -> Change:
+    return lambda network: replace(network, attention=replace(network.attention, **changes))  # type: ignore[arg-type]
+
+
+def _with_levels(network: NetworkParams) -> NetworkParams:
+    return replace(network, prototypes=replace(network.prototypes, levels=LEVELS, tokens="near"))
+
+
+def _with_weights(network: NetworkParams, **changes: float) -> NetworkParams:
+    return replace(network, weights=replace(network.weights, **changes))
+
+
+def _with_consistency(network: NetworkParams) -> NetworkParams:
+    return _with_weights(_with_levels(network), consistency=1.0)
+
+
+def _supervised(network: NetworkParams) -> NetworkParams:
+    return replace(_with_weights(network, contrastive=1.0), same_class_positives=True)
+
+
+def _with_instances(network: NetworkParams) -> NetworkParams:
+    return replace(network, prompts=replace(network.prompts, instance_length=4))
+
+
+def _minus(*parts: PrototypePart) -> tuple[PrototypePart, ...]:
+    return tuple(part for part in (*EQ_11, "logits", "losses") if part not in parts)
+
+
+SYSTEMS: Mapping[str, System] = {
+    "metadata without classes": System(blocks=("metadata",), classes=False),
+    "metadata + class ids (metadata only)": System(blocks=("metadata",)),
+    "raw embeddings only": System(blocks=("image", "text")),
+    "metadata + raw embeddings": System(blocks=("metadata", "image", "text")),
+    "Eq 11 as printed": System(parts=EQ_11),
+    REFERENCE: System(),
+    "all our columns": System(parts=(*EQ_11, "logits", "losses", "agreement", "distance", "unseen")),
+    "- global prompt": System(parts=_minus("global_prompt"), without_heads=("global",)),
+    "- local prompt": System(parts=_minus("local_prompt"), without_heads=("local",)),
+    "- visual prototypes": System(parts=_minus("attended_visual"), network=_with_attention(prototypes=("text",))),
+    "- text prototypes": System(parts=_minus("attended_text"), network=_with_attention(prototypes=("visual",))),
+    "- attention (projections only)": System(network=_with_attention(layers=0)),
+    "- all prototypes": System(parts=_minus(*ATTENDED), without_heads=("attention",)),
+    "keep 77 % of least loss": System(keep=KeepParams(0.77, "low_loss")),
+    "keep 77 % at random": System(keep=KeepParams(0.77, "random")),
+    "keep 77 % of most loss": System(keep=KeepParams(0.77, "high_loss")),
+    "+ prototypes at three levels": System(network=_with_levels),
+    "+ three levels, consistency": System(network=_with_consistency),
+    "+ InfoNCE of image and text": System(network=partial(_with_weights, contrastive=1.0)),
+    "+ InfoNCE, supervised": System(network=_supervised),
+    "+ instance prompts": System(network=_with_instances, whole=True),
+}
+
+
+def _matched(bench: Bench) -> list[Fold]:
+    splits = read_table(bench.data / "interim/splits.parquet", FOLDS)
+    return [load_fold(key, rows, bench.posts, bench.data / "features") for key, rows in rows_of(splits, ["matched"])]
+
+
+def _predict(bench: Bench, system: System, params: TrainParams, folds: list[Fold], seed: int) -> pl.DataFrame:
+    """(pid, prediction) of the scored rows of `matched`."""
+    base = bench.network(params)
+    network = base
+    if system.network is not None:
+        changed = replace(params, network=system.network(params.network))
+        network = bench.network(changed, prompts=None if system.whole else base)
+    vectors, _ = bench.embed(network)
+    stack = load_params("stack", StackParams, bench.params)
+    columns = replace(
+        stack.columns,
+        blocks=system.blocks,  # type: ignore[arg-type]
+        prototype_parts=system.parts,
+        heads=tuple(head for head in stack.columns.heads if head in system.blocks),
+    )
+    stack = replace(stack, seed=seed, seeds=1, columns=columns, keep=system.keep)
+    key = fingerprint(asdict(stack), system.classes, system.without_heads, vectors, bench.data / "features")
+    path = bench.cache / "fits" / f"{key}.parquet"
+    if not path.exists():
+        blocks = read_blocks(bench.data / "embeddings/image", bench.data / "embeddings/text", vectors)
+        blocks = _without(blocks, system.without_heads)
+        parts = [fit_and_predict(_classless(fold) if not system.classes else fold, blocks, stack) for fold in folds]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pl.concat(parts).select("pid", "prediction").sort("pid").write_parquet(path)
+    return pl.read_parquet(path)
+
+
+def _classless(fold: Fold) -> Fold:
+    """The fold without any feature of the class."""
+    named = [name for name in fold.fit.columns if any(level in name for level in CLASS_FEATURES)]
+    kept = [level for level in CLASS_FEATURES if level in named]  # the stack encodes these three columns: made null
+    others = [name for name in named if name not in kept]
+    fit, scored = (
+        frame.drop(others).with_columns(pl.lit(None, pl.String).alias(level) for level in kept)
+        for frame in (fold.fit, fold.score)
+    )
+    return replace(fold, fit=fit, score=scored)
+
+
+def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
+    """The blocks without the logits and scalars of some heads."""
+    if not heads:
+        return blocks
+    prefixes = tuple({"global": "p.", "local": "p_local.", "attention": "q."}[head] for head in heads)
+    logits = blocks.vectors["logits"]
+    names = logits.about["columns"]
+    kept = [place for place, name in enumerate(names) if not name.startswith(prefixes)]
+    about = {**logits.about, "columns": [names[place] for place in kept]}
+    vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, about)}
+    endings = tuple(f"{mark}{head}" for head in heads for mark in "._")
+    dropped = [name for name in blocks.scalars.columns if name.endswith(endings)]
+    return Blocks(vectors, blocks.scalars.drop(dropped))
+
+
+def _table(bench: Bench, predictions: Mapping[str, list[pl.DataFrame]], resamples: int) -> pl.DataFrame:
+    facts = predictions[REFERENCE][0].select("pid").join(bench.posts, on="pid", how="left", maintain_order="left")
+    labels, users = facts["label"].to_numpy(), facts["uid"].to_numpy()
+    matrices = {
+        name: np.stack([frame["prediction"].to_numpy() for frame in frames], axis=1)
+        for name, frames in predictions.items()
+    }
+    rows = []
+    for name, values in matrices.items():
+        row: dict[str, object] = {"system": name}
+        for metric, sign in (("src", 1), ("mae", -1)):
+            row[metric] = float(np.mean([float(score(labels, column)[metric] or 0.0) for column in values.T]))
+            found = paired_interval(
+                labels, values, matrices[REFERENCE], users,
+                metric="src" if metric == "src" else "mae", resamples=resamples, confidence=0.95, seed=0,
+            )  # fmt: skip
+            low, high = (np.nan if bound is None else bound for bound in (found.low, found.high))
+            row[f"{metric} - reference"] = f"{found.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+            row[f"{metric} verdict"] = "" if not low * high > 0 else "better" if sign * low > 0 else "worse"
+        rows.append(row)
+    return pl.DataFrame(rows)
+
+
+@torch.inference_mode()
+def _look(bench: Bench, network_folder: Path, seed: int) -> pl.DataFrame:
+    """Recall of a post's own text by its picture, class accuracy and silhouette, before and after each part, on the
+    posts that the network was not trained on.
+
+    Frozen towers of different models share no space: there, picture and text meet in the space of the classes, as the K
+    cosines to their prototypes (before), p (prompts) and q (attention).
+    """
+    network, posts, inputs = bench.load(network_folder)
+    params = trained_params(network_folder)
+    _, rows = training_rows(bench.posts, inputs.vectors, params.rows, params.validation_share, params.seed)
+    facts = posts.facts(rows)
+    rows = rows[(facts.has_image & facts.has_token).numpy()]
+    parts: dict[str, list[torch.Tensor]] = {}
+    prompts = network.class_prompts()
+    passes = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+    for batch in load_batches(posts.read, passes, torch.device("cpu"), 0):
+        out = network(batch, prompts)
+        heads = head_log_probabilities(network, out)
+        found = {
+            "image": batch.image,
+            "text": batch.pooled,
+            "near V": cosines(batch.image, network.get_buffer(f"{CLASS_LEVEL}_visual")),
+            "near T": cosines(batch.pooled, network.get_buffer(f"{CLASS_LEVEL}_text")),
+            "x~": out.attended,
+            "P_I x": out.projected_image,
+            "P_T h": out.projected_text,
+            "y": batch.target[:, network.level_names.index(CLASS_LEVEL)],
+            **heads,
+        }
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    arrays: dict[str, npt.NDArray[np.float32]] = {
+        name: torch.cat(values).float().numpy() for name, values in parts.items()
+    }
+    y = arrays.pop("y").astype(np.int64)
+    table = []
+    for what, image, text, logits, vectors in (
+        ("before: pictures and V", "near V", "near T", "near V", "image"),
+        ("before: texts and T", "near V", "near T", "near T", "text"),
+        ("after global prompts", "attention", "global_prompt", "global_prompt", "global_prompt"),
+        ("after local prompts", "attention", "local_prompt", "local_prompt", "local_prompt"),
+        ("after attention", "P_I x", "P_T h", "attention", "x~"),
+        ("mean of the heads", "attention", "global_prompt", "mean", "mean"),
+    ):
+        ranks = retrieval(_centred(arrays[image]), _centred(arrays[text]))["image_to_text"]
+        scores = class_scores(arrays[logits], y)
+        shape = silhouette(arrays[vectors], y, max_posts=2000, seed=seed)
+        table.append({"what": what, **ranks, **scores, "silhouette": shape, "seed": seed})
+    return pl.DataFrame(table)
+
+
+def _centred(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    centred: npt.NDArray[np.float32] = values - values.mean(axis=0)
+    return centred
+
+
+if __name__ == "__main__":
+    run(main)
