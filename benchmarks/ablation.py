@@ -34,7 +34,6 @@ from popularity.evaluation.probes import class_scores, paired_interval, retrieva
 from popularity.files import fingerprint, write_text
 from popularity.network.losses import cosines
 from popularity.network.model import CLASS_LEVEL, LevelName, NetworkParams
-from popularity.post_features.embed import trained_params
 from popularity.schema import FOLDS, Block, read_table
 from popularity.splits import rows_of
 from popularity.stack import StackParams
@@ -42,6 +41,7 @@ from popularity.stack.blocks import Blocks, PrototypePart, read_blocks
 from popularity.stack.fit import Fold, fit_and_predict, load_fold
 from popularity.stack.selection import KeepParams
 from popularity.stage import run
+from popularity.training.assembly import trained_params
 from popularity.training.data import load_batches
 from popularity.training.loop import head_log_probabilities
 from popularity.training.params import TrainParams

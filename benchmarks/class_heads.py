@@ -15,7 +15,7 @@ Needs `dvc repro embed_image embed_text`. Intervals are over users and seeds, of
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +28,9 @@ from benchmarks.networks import Bench
 from popularity.evaluation.bootstrap import interval
 from popularity.evaluation.probes import linear_probe
 from popularity.network.losses import global_logits
-from popularity.network.model import CLASS_LEVEL, Batch
+from popularity.network.model import CLASS_LEVEL
 from popularity.stage import run
-from popularity.training.data import Int64Array, load_batches
+from popularity.training.data import load_batches
 from popularity.training.loop import HEADS, head_log_probabilities
 from popularity.training.reading import training_rows
 
@@ -69,7 +69,8 @@ def _hits(bench: Bench, seed: int) -> tuple[Hits, npt.NDArray[np.str_]]:
     network, posts, inputs = bench.load(folder, without=without)
     users = bench.posts["uid"].to_numpy().astype(np.str_)
     target = inputs.vectors.target[:, inputs.vectors.levels.index(CLASS_LEVEL)]
-    image, text = _vectors(posts.read, np.arange(bench.posts.height))
+    every = np.arange(bench.posts.height)
+    image, text = inputs.vectors.images(every), inputs.vectors.texts(every)
     found: Hits = {}
     with torch.inference_mode():
         names = global_logits(torch.from_numpy(text[held_out]), network.text_tower(None, network.names).pooled)
@@ -89,14 +90,6 @@ def _hits(bench: Bench, seed: int) -> tuple[Hits, npt.NDArray[np.str_]]:
         )  # fmt: skip
         found[f"probe {name}"] = shares.argmax(axis=1) == target[held_out]
     return found, users[held_out]
-
-
-def _vectors(
-    read: Callable[[Int64Array], Batch], rows: Int64Array
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """L2-normalised picture and text vectors (n, d_I), (n, d_T)."""
-    parts = [read(rows[start : start + 1024]) for start in range(0, len(rows), 1024)]
-    return torch.cat([part.image for part in parts]).numpy(), torch.cat([part.pooled for part in parts]).numpy()
 
 
 def _difference(

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.network.model import PrototypeNetwork
-from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts, trained_params
+from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import IMAGES, POSTS, read_block, read_table
-from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network
+from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network, trained_params
 from popularity.training.loop import Posts, make_accelerator, train_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows

@@ -21,13 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
-from popularity.encoders.image import EmbedImageParams
-from popularity.encoders.text import EmbedTextParams
 from popularity.files import STATE_ROOT, fingerprint, resume_state
-from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts, trained_params
+from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run
-from popularity.training.assembly import Towers
+from popularity.training.assembly import Towers, trained_params
 from popularity.training.loop import make_accelerator
 
 
@@ -40,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("embed_posts", EmbedPostsParams, args.params)
-    towers = Towers(
-        load_params("embed_image", EmbedImageParams, args.params),
-        load_params("embed_text", EmbedTextParams, args.params),
-    )
+    towers = Towers.load(args.params)
     folders = Folders(args.root, args.image, args.text, args.prototypes, args.network)
     accelerator = make_accelerator(trained_params(args.network).precision)
     inputs_read = (args.posts, args.images, args.image, args.text, args.prototypes, args.network)

@@ -12,9 +12,8 @@ from accelerate import Accelerator
 
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.text_blocks import embed_texts
-from popularity.post_features.embed import trained_params
 from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, read_block, read_table, read_tokens, write_table
-from popularity.training.assembly import Towers, build_network, posts_for, save_network
+from popularity.training.assembly import Towers, build_network, posts_for, save_network, trained_params
 from popularity.training.loop import train_network
 from popularity.training.reading import training_rows
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_clip, text_params

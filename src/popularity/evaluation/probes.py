@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from popularity.errors import ContractError
 from popularity.evaluation.bootstrap import interval, resample, resample_auc
 from popularity.evaluation.metrics import FloatArray, mean_absolute_error, spearman
+from popularity.prototypes.vectors import normalise
 
 logger = logging.getLogger(__name__)
 
@@ -315,9 +316,7 @@ def paired_interval(
 
 def _unit(vectors: Vectors) -> Single:
     """(n, d) of length 1; a zero vector stays zero."""
-    values = vectors.astype(np.float32)
-    unit: Single = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.float32(1e-12))
-    return unit
+    return normalise(vectors.astype(np.float32)).astype(np.float32, copy=False)
 
 
 def _check_finite(*parts: Vectors) -> None:

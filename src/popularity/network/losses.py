@@ -20,7 +20,7 @@ def cosines(left: Tensor, right: Tensor) -> Tensor:
 
 
 def global_logits(pooled: Tensor, prompts: Tensor) -> Tensor:
-    """P of Eq 4: p_i = cos(h, G_i).
+    """Logits p of Eq 4: p_i = cos(h, G_i).
 
     Args:
         pooled: h, (b, d), one vector per text.
@@ -33,7 +33,7 @@ def global_logits(pooled: Tensor, prompts: Tensor) -> Tensor:
 
 
 def local_logits(tokens: Tensor, content: Tensor, prompts: Tensor, temperature: Tensor | float) -> Tensor:
-    """P' of Eq 5: P_ij = cos(H_j, L_i), a_ij = softmax_j(P_ij / tau_s), p'_i = sum_j a_ij P_ij.
+    """Logits p' of Eq 5: P_ij = cos(H_j, L_i), a_ij = softmax_j(P_ij / tau_s), p'_i = sum_j a_ij P_ij.
 
     Args:
         tokens: H, (b, l, d).
@@ -55,7 +55,7 @@ def local_logits(tokens: Tensor, content: Tensor, prompts: Tensor, temperature: 
 def attention_logits(
     image: Tensor, visual: Tensor | None, text: Tensor | None, tau_visual: Tensor | float, tau_text: Tensor | float
 ) -> Tensor:
-    """Q of Eq 7: logits_i = (cos(x~, V~_i) / tau_v + cos(x~, T~_i) / tau_t) / 2.
+    """Logits q of Eq 7: logits_i = (cos(x~, V~_i) / tau_v + cos(x~, T~_i) / tau_t) / 2.
 
     Args:
         image: x~, (b, D).

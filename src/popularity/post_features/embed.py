@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field
 
-from popularity.config import Section, parse_section
+from popularity.config import Section
 from popularity.encoders.parts import Arrays, Cut, as_float16, encode_parts, gather, read_parts, start_processes
 from popularity.encoders.prompting import is_aligned
 from popularity.encoders.sources import weights_identity
@@ -36,8 +35,8 @@ from popularity.schema import (
     write_block,
     write_table,
 )
-from popularity.training.assembly import Towers, load_network, posts_for
-from popularity.training.data import PostVectors, to_device, unit
+from popularity.training.assembly import Towers, load_network, posts_for, trained_params
+from popularity.training.data import PostVectors, to_device
 from popularity.training.params import TrainParams
 from popularity.training.reading import TowerOutputs, read_inputs
 
@@ -81,12 +80,6 @@ class Folders:
     text: Path
     prototypes: Path
     network: Path
-
-
-def trained_params(network: Path) -> TrainParams:
-    """Section train as it was when the network in this folder was trained."""
-    about = json.loads((network / "network.json").read_text(encoding="utf-8"))
-    return parse_section("train", about["train"], TrainParams, str(network / "network.json"))
 
 
 def embed_posts(
@@ -220,7 +213,7 @@ def _linear_agreement(
     users = posts["uid"].rank("dense").to_numpy().astype(np.int64)
 
     def read(rows: Int64Array) -> tuple[Float32Array, Float32Array]:
-        return unit(vectors.image[vectors.image_row[rows]]), unit(vectors.pooled[vectors.pooled_row[rows]])
+        return vectors.images(rows), vectors.texts(rows)
 
     found = np.full(posts.height, np.nan, np.float32)
     found[np.concatenate([fitted, others])] = linear_agreement(read, fitted, others, users[fitted], shrinkage)

@@ -67,7 +67,8 @@ def describe_posts(
     level = outputs.levels[CLASS_LEVEL]
     target = batch.target[:, network.level_names.index(CLASS_LEVEL)]
     has = {"global": torch.ones_like(batch.has_image), "local": batch.facts.has_token, "attention": batch.has_image}
-    log_probabilities = {head: head_log_probabilities(network, outputs)[name] for head, name in HEADS.items()}
+    by_term = head_log_probabilities(network, outputs)
+    log_probabilities = {head: by_term[name] for head, name in HEADS.items()}
     mean = _mean_head(log_probabilities, has)
     own_class = functional.one_hot(target.clamp(min=0), mean.shape[1]).float()
     mixture = torch.where((target >= 0)[:, None], own_class, mean.exp())  # (b, K)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from popularity.errors import ContractError
 
@@ -40,8 +40,9 @@ class ClassSums:
     @classmethod
     def read(cls, file: Path, level: str, modality: str) -> ClassSums:
         """Of `prototypes.safetensors`."""
-        stored = load_file(file)
-        return cls(stored[f"{level}.{modality}_sum"], stored[f"{level}.{modality}_count"], stored[f"{level}.parent"])
+        names = (f"{level}.{modality}_sum", f"{level}.{modality}_count", f"{level}.parent")
+        with safe_open(file, "numpy") as stored:
+            return cls(*(stored.get_tensor(name) for name in names))
 
 
 def prototypes(levels: Sequence[ClassSums]) -> Vectors:

@@ -113,14 +113,19 @@ def save_network(network: PrototypeNetwork, params: TrainParams, history: list[E
     write_json(folder / "network.json", {"train": asdict(params), "classes": _classes_of(network), "history": history})
 
 
+def trained_params(folder: Path) -> TrainParams:
+    """Section train as it was when the network in `folder` was trained."""
+    about = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+    return parse_section("train", about["train"], TrainParams, str(folder / "network.json"))
+
+
 def load_network(folder: Path, inputs: Inputs, towers: Towers) -> tuple[PrototypeNetwork, TrainParams]:
     """The network that `save_network` wrote, in evaluation mode on the CPU.
 
     Raises:
         ContractError: it was trained with other classes or encoders than those at hand.
     """
-    about = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-    params = parse_section("train", about["train"], TrainParams, str(folder / "network.json"))
+    params = trained_params(folder)
     network = build_network(params, inputs, towers)
     tensors = load_file(folder / "network.safetensors")
     own = network.state_dict()
@@ -129,6 +134,7 @@ def load_network(folder: Path, inputs: Inputs, towers: Towers) -> tuple[Prototyp
         for name in {*own, *tensors}
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape
     )
+    about = json.loads((folder / "network.json").read_text(encoding="utf-8"))
     if about["classes"] != _classes_of(network):
         other = ["classes"]
     if other:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from popularity.network.model import Batch, Facts
+from popularity.prototypes.vectors import normalise
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -56,11 +57,7 @@ class PostVectors:
     def batch(self, rows: Int64Array) -> Batch:
         """The posts `rows`; -1 stands for a row that only fills the batch."""
         valid, rows = rows >= 0, np.maximum(rows, 0)
-        image_row = self.image_row[rows]
-        has_image = image_row >= 0
-        image = np.zeros((len(rows), self.image.shape[1]), np.float32)
-        image[has_image] = unit(self.image[image_row[has_image]])
-        pooled = unit(self.pooled[self.pooled_row[rows]])
+        image, pooled = self.images(rows), self.texts(rows)
         tokens, content = self._tokens(rows)
         vectors = {"visual": image, "text": pooled}
         own = {
@@ -69,7 +66,7 @@ class PostVectors:
         }
         return Batch(
             image=torch.from_numpy(image),
-            has_image=torch.from_numpy(has_image),
+            has_image=torch.from_numpy(self.image_row[rows] >= 0),
             pooled=torch.from_numpy(pooled),
             tokens=torch.from_numpy(tokens),
             content=torch.from_numpy(content),
@@ -78,6 +75,17 @@ class PostVectors:
             own_text=torch.from_numpy(own["text"]),
             valid=torch.from_numpy(valid),
         )
+
+    def images(self, rows: Int64Array) -> Float32Array:
+        """(b, d_I) f_I(x), L2-normalised; zeros without a picture."""
+        row = self.image_row[rows]
+        vectors = np.zeros((len(rows), self.image.shape[1]), np.float32)
+        vectors[row >= 0] = unit(self.image[row[row >= 0]])
+        return vectors
+
+    def texts(self, rows: Int64Array) -> Float32Array:
+        """(b, d_T) h, L2-normalised."""
+        return unit(self.pooled[self.pooled_row[rows]])
 
     def facts(self, rows: Int64Array) -> Facts:
         """Without reading a vector; all rows are posts."""
@@ -100,10 +108,7 @@ class PostVectors:
 
 def unit(values: npt.NDArray[Any]) -> Float32Array:
     """Rows of (n, d), L2-normalised in float32; a zero row stays zero."""
-    wide = np.asarray(values, dtype=np.float32)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    normalised: Float32Array = wide / np.maximum(norms, 1e-12)
-    return normalised
+    return normalise(np.asarray(values, dtype=np.float32)).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,8 @@ def train_network(
                     name: int(mask.sum()) for name, mask in network.eligible(posts.facts(step.everywhere)).items()
                 }
                 sums.append(_step(model, network, batches, len(step.passes), counts, accelerator))
-                if accelerator.sync_gradients:
-                    accelerator.unscale_gradients(optimizer)
-                    clip(network, params.clip_norm)
+                accelerator.unscale_gradients(optimizer)
+                clip(network, params.clip_norm)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -166,7 +165,7 @@ def _workers(accelerator: Accelerator) -> int:
 def _step(
     model: nn.Module,
     network: PrototypeNetwork,
-    batches: Iterable[Batch],
+    batches: Iterator[Batch],
     passes: int,
     counts: Mapping[str, int],
     accelerator: Accelerator,
@@ -176,11 +175,9 @@ def _step(
     Returns this process's share of each term's mean.
     """
     shares: dict[str, Tensor] = {}
-    iterator = iter(batches)
     for number in range(passes):
-        batch = next(iterator)
-        last = number == passes - 1
-        with _sync(accelerator, model, last):
+        batch = next(batches)
+        with nullcontext() if number == passes - 1 else accelerator.no_sync(model):
             with accelerator.autocast():
                 outputs = model(batch)
                 terms = network.loss_terms(outputs, batch)
@@ -191,10 +188,6 @@ def _step(
         for name, mean in means.items():
             shares[name] = shares.get(name, torch.zeros((), device=mean.device)) + mean.detach()
     return shares
-
-
-def _sync(accelerator: Accelerator, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    return nullcontext() if last else accelerator.no_sync(model)
 
 
 def _training_means(sums: Sequence[dict[str, Tensor]], network: PrototypeNetwork, accelerator: Accelerator) -> Epoch:

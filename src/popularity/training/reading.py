@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
+from safetensors import safe_open
 
 from popularity.errors import DataError
 from popularity.network.model import CLASS_LEVEL, Level
 from popularity.prototypes.build import member_classes
 from popularity.prototypes.classes import ClassIndex
 from popularity.prototypes.vectors import ClassSums, leave_one_out
-from popularity.prototypes.vectors import prototypes as all_prototypes
 from popularity.schema import (
     CLASSES,
     LEVELS,
@@ -80,7 +79,7 @@ def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, lev
     about = json.loads((prototypes / "about.json").read_text(encoding="utf-8"))
     index = ClassIndex.from_posts(posts, classes, about["class_path"])
     token_rows = _rows(blocks.tokens.pids, pids)
-    own = _OwnPrototypes(prototypes / "prototypes.safetensors", members, posts, index)
+    file = prototypes / "prototypes.safetensors"
     vectors = PostVectors(
         pids=pids,
         image=blocks.image.values,
@@ -92,10 +91,10 @@ def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, lev
         lengths=np.diff(blocks.tokens.offsets)[token_rows],
         target=np.stack([index.rows[level] for level in levels], axis=1),
         levels=levels,
-        own=own,
+        own=_OwnPrototypes(file, members, posts, index),
     )
     names = classes.filter(level=CLASS_LEVEL)["name"].to_list()
-    return Inputs(vectors, {level: own.level(level) for level in levels}, names)
+    return Inputs(vectors, {level: _level(file, level) for level in levels}, names)
 
 
 class _OwnPrototypes:
@@ -122,13 +121,10 @@ class _OwnPrototypes:
         )
         return result
 
-    def level(self, level: str) -> Level:
-        above = LEVELS[: LEVELS.index(level) + 1]
-        visual, text = (
-            torch.from_numpy(all_prototypes([self.sums[name, kind] for name in above]).astype(np.float32))
-            for kind in MODALITIES
-        )
-        return Level(visual, text, torch.from_numpy(self.sums[level, "visual"].parent))
+
+def _level(file: Path, level: str) -> Level:
+    with safe_open(file, "pt") as stored:
+        return Level(*(stored.get_tensor(f"{level}.{name}") for name in ("visual", "text", "parent")))
 
 
 def _rows(order: Sequence[str], pids: Sequence[str]) -> Int64Array:
