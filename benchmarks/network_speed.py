@@ -35,11 +35,12 @@ from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
 from popularity.network.model import CLASS_LEVEL, Level, LevelName, PrototypeNetwork
-from popularity.prototypes.vectors import ClassSums, leave_one_out, prototypes
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 from popularity.stage import run
-from popularity.training.data import Float32Array, Int64Array, PostVectors, unit
+from popularity.training.data import PostVectors, unit
 from popularity.training.loop import Posts, make_accelerator, train_network
 from popularity.training.params import TrainParams
+from popularity.training.reading import draw_folds
 
 OFFICIAL_POSTS = 305_613  # training posts of SMPD
 MEAN_TOKENS = 8  # of a title
@@ -78,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tower = load_prompt_tower(clip_sized(folder / "clip") if args.tower == "clip" else minilm())
-        content = random_content(folder, args.posts, args.classes, IMAGE_WIDTHS[args.tower], tower.facts.width)
+        content = random_content(
+            folder, args.posts, args.classes, IMAGE_WIDTHS[args.tower], tower.facts.width, network.prototypes.folds
+        )
         train(content, tower, params, args.warm_up, folder)
         accelerator = make_accelerator(params.precision)
         if accelerator.device.type == "cuda":
@@ -96,19 +99,25 @@ class Content:
     """Random posts and the prototypes of their classes."""
 
     vectors: PostVectors
-    sums: dict[str, ClassSums]
+    sums: dict[tuple[str, str], ClassSums]
 
     def network(self, tower: PromptTower, params: TrainParams) -> PrototypeNetwork:
         visual, text = (
-            torch.from_numpy(prototypes([self.sums[kind]]).astype(np.float32)) for kind in ("visual", "text")
+            torch.from_numpy(prototypes([self.sums[CLASS_LEVEL, kind]]).astype(np.float32))
+            for kind in ("visual", "text")
         )
-        level = Level(visual, text, torch.full((len(visual),), -1))
+        folds = params.network.prototypes.folds
+        of_folds = (
+            self.vectors.prototypes.without_folds(CLASS_LEVEL, kind, self.vectors.fold, folds, read)
+            for kind, read in (("visual", self.vectors.images), ("text", self.vectors.texts))
+        )
+        level = Level(visual, text, torch.full((len(visual),), -1), *map(torch.from_numpy, of_folds))
         names = tower.tokenize([f"class {WORDS[number]}" for number in range(len(visual))], max_tokens=16)
         torch.manual_seed(0)
         return PrototypeNetwork(params.network, {CLASS_LEVEL: level}, tower, names)
 
 
-def random_content(folder: Path, posts: int, classes: int, image_width: int, text_width: int) -> Content:
+def random_content(folder: Path, posts: int, classes: int, image_width: int, text_width: int, folds: int) -> Content:
     """`posts` with a picture, a text and a class each; the vectors are memory maps in `folder`."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 2 * MEAN_TOKENS, posts)
@@ -129,11 +138,9 @@ def random_content(folder: Path, posts: int, classes: int, image_width: int, tex
             chosen = np.flatnonzero(target == index)[:REPRESENTATIVES]
             member[chosen] = index
             total[index], count[index] = unit(values[chosen]).sum(axis=0), len(chosen)
-        sums[kind] = ClassSums(total, count, np.full(classes, -1))
+        sums[CLASS_LEVEL, kind] = ClassSums(total, count, np.full(classes, -1))
 
-    def own(_level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
-        return leave_one_out([sums[kind]], target[rows], vectors, [member[rows]]).astype(np.float32)
-
+    members = dict.fromkeys(sums, member)
     vectors = PostVectors(
         pids=[str(number) for number in range(posts)],
         image=image,
@@ -145,7 +152,8 @@ def random_content(folder: Path, posts: int, classes: int, image_width: int, tex
         lengths=lengths,
         target=target[:, None],
         levels=(CLASS_LEVEL,),
-        own=own,
+        fold=draw_folds(target, folds, seed=0),
+        prototypes=ClassPrototypes((CLASS_LEVEL,), sums, {CLASS_LEVEL: target}, members),
     )
     return Content(vectors, sums)
 

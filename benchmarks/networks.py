@@ -91,7 +91,7 @@ class Bench:
         return self._once("prototypes", make, asdict(params), rows, left_out, self._inputs)
 
     def inputs(self, prototypes: Path, params: TrainParams) -> Inputs:
-        return read_inputs(self.posts, self.blocks, prototypes, params.network.prototypes.levels)
+        return read_inputs(self.posts, self.blocks, prototypes, params)
 
     def network(self, params: TrainParams, prompts: Path | None = None, without: pl.Series | None = None) -> Path:
         """A folder like models/network, trained by `params`.

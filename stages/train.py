@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     key = fingerprint(asdict(params), asdict(towers), args.posts, args.image, args.text, args.prototypes)
     accelerator = make_accelerator(params.precision)
     with measured("train", args.resources), resume_state("train", key, args.state) as state:
-        read = read_inputs(posts, blocks, args.prototypes, params.network.prototypes.levels)
+        read = read_inputs(posts, blocks, args.prototypes, params)
         network = build_network(params, read, towers)
         rows, held_out = training_rows(posts, read.vectors, params.rows, params.validation_share, params.seed)
         reader = posts_for(network, read, posts, images, args.root, towers)

@@ -27,7 +27,7 @@ VALUES: dict[str, Any] = {
         "dropout": 0.0,
         "prototypes": ["visual", "text"],
     },
-    "prototypes": {"levels": ["subcategory"], "tokens": "all", "near": 3, "leave_one_out": True},
+    "prototypes": {"levels": ["subcategory"], "tokens": "all", "near": 3, "folds": 4},
     "temperatures": {
         "global_prompt": 0.07,
         "local_prompt": 0.07,
@@ -76,6 +76,22 @@ def small_levels(seed: int = 0) -> dict[str, Level]:
     return levels
 
 
+def with_folds(levels: Mapping[str, Level]) -> dict[str, Level]:
+    """With other prototypes for each fold."""
+    folds = VALUES["prototypes"]["folds"]
+    return {
+        name: level._replace(
+            fold_visual=unit_rows(folds, *level.visual.shape, seed=90 + number),
+            fold_text=unit_rows(folds, *level.text.shape, seed=95 + number),
+        )
+        for number, (name, level) in enumerate(levels.items())
+    }
+
+
+def taken(level: Level, classes: Tensor | slice) -> Level:
+    return Level(level.visual[classes], level.text[classes], level.parent[classes])
+
+
 def make_network(
     tower: PromptTower,
     changes: Mapping[str, Any] | None = None,
@@ -103,6 +119,7 @@ def small_batch(
         tokens=torch.randn((posts, longest, TEXT_WIDTH), generator=generator),
         content=torch.arange(longest) < counts[:, None],
         target=target,
+        fold=torch.arange(posts) % VALUES["prototypes"]["folds"],
         own_visual=unit_rows(posts, len(levels), IMAGE_WIDTH, seed=seed + 3),
         own_text=unit_rows(posts, len(levels), TEXT_WIDTH, seed=seed + 4),
         valid=torch.ones(posts, dtype=torch.bool),

@@ -24,6 +24,7 @@ from tests.network.small_network import (
     network_params,
     small_batch,
     small_levels,
+    taken,
 )
 
 CONSISTENT = {**THREE_LEVELS, "weights.consistency": 1.0}
@@ -84,7 +85,7 @@ def test_near_concepts_are_the_nearest_ones(tower: PromptTower) -> None:
     target[:5] = -1
     batch = batch._replace(target=target)
     outputs = network(batch)
-    classes, column = outputs.levels["concept"].classes, outputs.levels["concept"].target
+    classes, column = outputs.levels["concept"].places.classes, outputs.levels["concept"].places.target
     assert classes is not None
     found = [near_by_hand(3, batch, levels, row) == set(classes[row].tolist()) for row in range(20)]
     assert all(found)
@@ -124,7 +125,7 @@ def test_near_concepts_of_posts_without_picture_or_text(tower: PromptTower) -> N
     network = make_network(tower, NEAR).eval()
     batch = small_batch(network)
     batch = batch._replace(image=torch.zeros_like(batch.image))
-    classes = network(batch).levels["concept"].classes
+    classes = network(batch).levels["concept"].places.classes
     assert classes is not None
     for row in range(7):
         assert set(classes[row].tolist()) == near_by_hand(3, batch, small_levels(), row)
@@ -212,6 +213,6 @@ def test_consistency_needs_two_levels() -> None:
 
 def test_a_level_without_classes_is_refused(tower: PromptTower) -> None:
     levels = small_levels()
-    levels["concept"] = type(levels["concept"])(*(values[:0] for values in levels["concept"]))
+    levels["concept"] = taken(levels["concept"], slice(0))
     with pytest.raises(ConfigError, match=r"prototypes\.levels: no training post has a concept"):
         make_network(tower, THREE_LEVELS, levels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from popularity.encoders.prompting import PromptTower, unfreeze_last
 from popularity.errors import ConfigError
 from popularity.network.losses import attention_logits
-from popularity.network.model import Batch, Level, LevelOutputs, Outputs, PrototypeNetwork
+from popularity.network.model import Batch, Level, LevelOutputs, Outputs, Places, PrototypeNetwork
 from tests.network.small_network import (
     ALL_LEVELS,
     INSTANCE,
@@ -32,8 +32,10 @@ from tests.network.small_network import (
     network_params,
     small_batch,
     small_levels,
+    taken,
     total_loss,
     unit_rows,
+    with_folds,
     without_picture,
 )
 
@@ -65,6 +67,7 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
         tokens=given["H"],
         content=given["mask"],
         target=given["y"][:, None],
+        fold=torch.zeros(posts).long(),
         own_visual=unit_rows(posts, 1, 6),
         own_text=unit_rows(posts, 1, level.text.shape[1]),
         valid=torch.ones(posts).bool(),
@@ -73,7 +76,7 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
     logits = attention_logits(
         given["x"], given["V"], given["T"], network.temperature("visual"), network.temperature("text")
     )
-    attended = LevelOutputs(given["V"], given["T"], logits, given["y"], None)
+    attended = LevelOutputs(given["V"], given["T"], logits, Places(slice(1, 4), slice(4, 7), None, given["y"]))
     outputs = outputs._replace(levels={"subcategory": attended})
     losses = {name: values.mean() for name, values in network.loss_terms(outputs, batch).items()}
     found = {
@@ -92,10 +95,11 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
 def permuted(network: PrototypeNetwork, tower: PromptTower, order: Tensor) -> PrototypeNetwork:
     """The network with its K classes in another order: new class i is the old `order[i]`."""
     levels: dict[str, Level] = {
-        name: Level(*(network.get_buffer(f"{name}_{kind}") for kind in Level._fields)) for name in network.level_names
+        name: Level(*(network.get_buffer(f"{name}_{kind}") for kind in ("visual", "text", "parent")))
+        for name in network.level_names
     }
     own = levels["subcategory"]
-    levels["subcategory"] = Level(*(values[order] for values in own))
+    levels["subcategory"] = taken(own, order)
     if "concept" in levels:
         below = levels["concept"]
         levels["concept"] = below._replace(parent=order.argsort()[below.parent])
@@ -210,29 +214,33 @@ def test_filler_rows_count_for_nothing(tower: PromptTower) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, THREE_LEVELS, NEAR])
-@pytest.mark.parametrize(
-    ("switch", "training", "replaced"), [(True, True, True), (False, True, False), (False, False, True)]
-)
-def test_a_posts_own_classes_leave_it_out(
-    changes: dict[str, Any], switch: bool, training: bool, replaced: bool, tower: PromptTower
+@pytest.mark.parametrize(("training", "folds"), [(False, True), (True, True), (True, False)])
+def test_what_a_post_sees_of_the_classes(
+    changes: dict[str, Any], training: bool, folds: bool, tower: PromptTower
 ) -> None:
-    """Its tokens of its own classes are those without it; everything else is what all posts share."""
-    network = make_network(tower, {**changes, "prototypes.leave_one_out": switch}).train(training)
+    """As a feature: its own classes without it, and the others whole. In training: all of them without its fold."""
+    levels = with_folds(small_levels()) if folds else small_levels()
+    network = make_network(tower, changes, levels).train(training)
     batch = small_batch(network)
     sequence, places = network.sequence(network.attention.project(batch.image, "image"), batch)
     torch.testing.assert_close(sequence[:, 0], network.attention.project(batch.image, "image"))
     for number, name in enumerate(network.level_names):
-        place = places[name]
-        for kind, where, own in (("visual", place.visual, batch.own_visual), ("text", place.text, batch.own_text)):
+        place, level = places[name], levels[name]
+        for kind, where, whole, of_folds, own in (
+            ("visual", place.visual, level.visual, level.fold_visual, batch.own_visual),
+            ("text", place.text, level.text, level.fold_text, batch.own_text),
+        ):
             assert where is not None
-            shared = network.attention.project(network.get_buffer(f"{name}_{kind}"), kind)  # type: ignore[arg-type]
-            without = network.attention.project(own[:, number], kind)  # type: ignore[arg-type]
             for row in range(7):
-                classes = torch.arange(SIZES[name]) if place.classes is None else place.classes[row]
-                expected = shared[classes].clone()
-                for column in (classes == batch.target[row, number]).nonzero()[:, 0].tolist() if replaced else []:
-                    expected[column] = without[row]
-                torch.testing.assert_close(sequence[row, where], expected)
+                expected = whole.clone()
+                if training and of_folds is not None:
+                    expected = of_folds[batch.fold[row]]
+                elif not training:
+                    expected[batch.target[row, number]] = own[row, number]
+                if place.classes is not None:
+                    expected = expected[place.classes[row]]
+                tokens = network.attention.project(expected, kind)  # type: ignore[arg-type]
+                torch.testing.assert_close(sequence[row, where], tokens)
 
 
 def test_leaving_one_out_changes_the_post_alone(tower: PromptTower) -> None:

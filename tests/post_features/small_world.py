@@ -74,8 +74,7 @@ class World:
         return TowerOutputs.read(self.folder / "image", self.folder / "text")
 
     def inputs(self, params: TrainParams) -> Inputs:
-        levels = params.network.prototypes.levels
-        return read_inputs(self.posts(), self.outputs(), self.folder / "prototypes", levels)
+        return read_inputs(self.posts(), self.outputs(), self.folder / "prototypes", params)
 
     def make_prototypes(self, without: Sequence[str] = ()) -> None:
         """Every post is a representative, but for those in `without`."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
-from popularity.network.model import Batch, Level, PrototypeNetwork
+from popularity.network.model import Batch, PrototypeNetwork
 from popularity.post_features.outputs import SCALARS, describe_posts
 from tests.encoders.tiny_encoders import text_params
-from tests.network.small_network import NAMES, NEAR, make_network, small_batch, small_levels, without_picture
+from tests.network.small_network import NAMES, NEAR, make_network, small_batch, small_levels, taken, without_picture
 
 K = len(NAMES)
 
@@ -40,7 +40,7 @@ def described(network: PrototypeNetwork, batch: Batch, nearest: int = 3, autocas
 
 
 def rows_of(batch: Batch, order: Tensor) -> Batch:
-    return Batch._make([*(part[order] for part in batch[:9]), None, None])
+    return Batch._make([*(part[order] for part in batch[:10]), None, None])
 
 
 def test_a_post_is_described_alike_in_any_company(tower: PromptTower) -> None:
@@ -57,7 +57,7 @@ def test_a_permutation_of_classes_permutes_the_columns(tower: PromptTower) -> No
     batch = awkward_batch(network)
     order = torch.tensor([3, 0, 4, 1, 2])  # new class j is old class order[j]
     level = small_levels()["subcategory"]
-    levels = {"subcategory": Level(*(values[order] for values in level))}
+    levels = {"subcategory": taken(level, order)}
     other = make_network(tower, levels=levels, names=[NAMES[index] for index in order])
     other.load_state_dict(network.state_dict())
     place = order.argsort()

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,16 @@ import pytest
 
 from popularity.errors import ContractError
 from popularity.prototypes import vectors
-from popularity.prototypes.vectors import ClassSums, Int64Array, Vectors, leave_one_out, normalise, prototypes
+from popularity.prototypes.vectors import (
+    ClassPrototypes,
+    ClassSums,
+    Float32Array,
+    Int64Array,
+    Vectors,
+    leave_one_out,
+    normalise,
+    prototypes,
+)
 
 
 @dataclass(frozen=True)
@@ -174,3 +184,53 @@ def test_the_arrays_need_neither_polars_nor_pydantic() -> None:
     environment = {**os.environ, "PYTHONPATH": sources}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+LEVELS = ("top", "middle", "bottom")
+
+
+def class_prototypes(visual: Tree, text: Tree) -> ClassPrototypes:
+    """Of posts with vectors in two modalities, which need not represent a class in both."""
+    trees = {"visual": visual, "text": text}
+    return ClassPrototypes(
+        LEVELS,
+        {(level, kind): tree.sums()[depth] for kind, tree in trees.items() for depth, level in enumerate(LEVELS)},
+        dict(zip(LEVELS, visual.classes, strict=True)),
+        {(level, kind): tree.members[depth] for kind, tree in trees.items() for depth, level in enumerate(LEVELS)},
+    )
+
+
+def two_trees() -> tuple[Tree, Tree]:
+    """The second has other representatives of the same classes, and other vectors."""
+    tree, rng = random_tree(3), np.random.default_rng(4)
+    members = [np.where(rng.random(60) < 0.7, of, -1) for of in tree.classes]
+    return tree, replace(tree, vectors=normalise(rng.normal(size=(60, 6))), members=members)
+
+
+def test_own_prototypes_are_without_the_post() -> None:
+    trees = two_trees()
+    found = class_prototypes(*trees)
+    for kind, tree in zip(("visual", "text"), trees, strict=True):
+        for depth, level in enumerate(LEVELS):
+            rows = np.array([5, 0, 40, 33])
+            own = found.own(level, kind, rows, single(tree, rows))
+            expected = [brute_force(tree, depth, int(row)) for row in rows]
+            np.testing.assert_allclose(own, expected, atol=1e-5)
+
+
+def test_prototypes_without_a_fold() -> None:
+    """As if none of its posts had ever been a representative; all the others stay."""
+    trees = two_trees()
+    given, fold = class_prototypes(*trees), np.arange(60) % 3
+    for kind, tree in zip(("visual", "text"), trees, strict=True):
+        for depth, level in enumerate(LEVELS):
+            found = given.without_folds(level, kind, fold, 3, partial(single, tree))
+            for number in range(3):
+                kept = replace(tree, members=[np.where(fold == number, -1, of) for of in tree.members])
+                expected = prototypes(kept.sums()[: depth + 1])
+                np.testing.assert_allclose(found[number], expected, atol=1e-5)
+                assert np.abs(found[number] - prototypes(tree.sums()[: depth + 1])).max() > 0.01
+
+
+def single(tree: Tree, rows: Int64Array) -> Float32Array:
+    return tree.vectors[rows].astype(np.float32)

@@ -15,13 +15,16 @@ from torch import Tensor
 from popularity.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
 from popularity.network.model import Batch, Level, PrototypeNetwork
-from popularity.training.data import Float32Array, Int64Array, PostVectors, unit
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
+from popularity.training.data import Int64Array, PostVectors, unit
 from popularity.training.loop import Epoch, Posts, say_nothing, train_network
 from popularity.training.params import TrainParams
+from popularity.training.reading import draw_folds
 from tests.encoders.tiny_encoders import WORDS, text_params
 from tests.network.small_network import IMAGE_WIDTH, NAMES, SIZES, TEXT_WIDTH, VALUES, changed
 
 POSTS = 68
+FOLDS = 4
 WIDTHS = {"visual": IMAGE_WIDTH, "text": TEXT_WIDTH}
 TRAIN: dict[str, Any] = {
     "rows": "all",
@@ -53,7 +56,7 @@ def train_params(**changes: Any) -> TrainParams:
 
 def random_vectors(levels: Sequence[str] = ("subcategory",), posts: int = POSTS, seed: int = 0) -> PostVectors:
     """Vectors near the centre of their class. Post 0 has no picture, post 1 no token, post 2 neither, post 3 a class
-    that training does not know. Prototypes leave the post out (`leave_out`)."""
+    that training does not know. All of them represent their classes."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(SIZES["subcategory"], size=posts)
     classes[3] = -1
@@ -83,35 +86,40 @@ def random_vectors(levels: Sequence[str] = ("subcategory",), posts: int = POSTS,
         lengths=lengths,
         target=np.stack([of_level[name] for name in levels], axis=1),
         levels=tuple(levels),
-        own=LeaveOut({name: of_level[name] for name in levels}, values),
+        fold=draw_folds(classes, FOLDS, seed),
+        prototypes=class_prototypes({name: of_level[name] for name in levels}, values),
     )
 
 
-class LeaveOut:
-    """Prototypes of posts' own classes: the normalised sum of their vectors, with and without the post itself."""
+def class_prototypes(classes: Mapping[str, Int64Array], values: Mapping[str, Any]) -> ClassPrototypes:
+    """Every post of a class represents it."""
+    sums, above = {}, 0
+    for level, own in classes.items():
+        size = SIZES[level]
+        parent = np.arange(size) % above if above else np.full(size, -1)
+        for kind, vectors in values.items():
+            total = np.zeros((size, vectors.shape[1]), np.float32)
+            np.add.at(total, own[own >= 0], unit(vectors[own >= 0]))
+            sums[level, kind] = ClassSums(total, np.bincount(own[own >= 0], minlength=size), parent)
+        above = size
+    return ClassPrototypes(tuple(classes), sums, classes, {place: classes[place[0]] for place in sums})
 
-    def __init__(self, classes: Mapping[str, Int64Array], values: Mapping[str, Any]) -> None:
-        self.classes = classes
-        self.sums: dict[tuple[str, str], Float32Array] = {}
-        for level, own in classes.items():
-            for kind, vectors in values.items():
-                sums = np.zeros((SIZES[level], vectors.shape[1]), np.float32)
-                np.add.at(sums, own[own >= 0], unit(vectors[own >= 0]))
-                self.sums[level, kind] = sums
 
-    def __call__(self, level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
-        own = self.classes[level][rows]
-        return np.where(own[:, None] >= 0, unit(self.sums[level, kind][own] - vectors), 0).astype(np.float32)
-
-    def levels(self) -> dict[str, Level]:
-        result: dict[str, Level] = {}
-        above = 0
-        for level in self.classes:
-            visual, text = (torch.from_numpy(unit(self.sums[level, kind])) for kind in WIDTHS)
-            size = SIZES[level]
-            result[level] = Level(visual, text, torch.arange(size) % above if above else torch.full((size,), -1))
-            above = size
-        return result
+def stored_levels(vectors: PostVectors, folds: int) -> dict[str, Level]:
+    result: dict[str, Level] = {}
+    given, read = vectors.prototypes, {"visual": vectors.images, "text": vectors.texts}
+    for depth, level in enumerate(given.levels):
+        above = given.levels[: depth + 1]
+        visual, text = (
+            torch.from_numpy(prototypes([given.sums[name, kind] for name in above]).astype(np.float32))
+            for kind in WIDTHS
+        )
+        parent = torch.from_numpy(given.sums[level, "visual"].parent)
+        of_folds = [
+            torch.from_numpy(given.without_folds(level, kind, vectors.fold, folds, read[kind])) for kind in WIDTHS
+        ]
+        result[level] = Level(visual, text, parent, *of_folds) if folds > 1 else Level(visual, text, parent)
+    return result
 
 
 def small_tower(folder: Path) -> PromptTower:
@@ -120,10 +128,11 @@ def small_tower(folder: Path) -> PromptTower:
 
 
 def small_network(params: TrainParams, vectors: PostVectors, tower: PromptTower) -> PrototypeNetwork:
-    assert isinstance(vectors.own, LeaveOut)
     torch.manual_seed(params.seed)
     unfreeze_last(tower, params.unfreeze_blocks)
-    return PrototypeNetwork(params.network, vectors.own.levels(), tower, tower.tokenize(NAMES, 12))
+    return PrototypeNetwork(
+        params.network, stored_levels(vectors, params.network.prototypes.folds), tower, tower.tokenize(NAMES, 12)
+    )
 
 
 def reader(vectors: PostVectors, tower: PromptTower) -> Posts:

@@ -14,13 +14,13 @@ import torch
 
 from popularity.encoders.image import load_image_encoder
 from popularity.errors import ContractError
-from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.model import PrototypeNetwork
 from popularity.schema import IMAGES, read_table
 from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, read_inputs
 from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
-from tests.network.small_network import INSTANCE, NEAR, total_loss
+from tests.network.small_network import INSTANCE, NEAR, taken, total_loss
 from tests.random_posts import random_posts
 from tests.training.small_inputs import make_prototypes, random_block, random_outputs
 from tests.training.small_training import train_params
@@ -44,7 +44,7 @@ def towers(bert: Path) -> Towers:
 
 
 def inputs_of(posts: pl.DataFrame, prototypes: Path, params: TrainParams) -> Inputs:
-    return read_inputs(posts, random_outputs(posts, set(), set()), prototypes, params.network.prototypes.levels)
+    return read_inputs(posts, random_outputs(posts, set(), set()), prototypes, params)
 
 
 def one_step(network: PrototypeNetwork, inputs: Inputs) -> None:
@@ -96,7 +96,7 @@ def fewer(inputs: Inputs, count: int) -> Inputs:
     level = inputs.levels["subcategory"]
     return replace(
         inputs,
-        levels={**inputs.levels, "subcategory": Level(*(values[:count] for values in level))},
+        levels={**inputs.levels, "subcategory": taken(level, slice(count))},
         names=inputs.names[:count],
     )
 
@@ -138,7 +138,7 @@ def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: Tow
         image=random_block([pid for pid in posts["pid"] if pid not in lost], encoder.out_features, 1),
     )
     params = train_params(**INSTANCE, unfreeze_blocks=1)
-    inputs = read_inputs(posts, blocks, make_prototypes(posts, blocks, tmp_path / "prototypes"), ("subcategory",))
+    inputs = read_inputs(posts, blocks, make_prototypes(posts, blocks, tmp_path / "prototypes"), params)
     network = build_network(params, inputs, towers)
     reader = posts_for(network, inputs, posts, images, pictures.root, towers)
     rows = np.array([4, 0, posts["pid"].to_list().index(pictures.missing), 19, -1])

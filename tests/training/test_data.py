@@ -9,6 +9,7 @@ from torch import Tensor
 
 from popularity.encoders.prompting import PromptTokens
 from popularity.network.model import Batch
+from popularity.prototypes.vectors import ClassPrototypes
 from popularity.training.data import (
     Float32Array,
     Int64Array,
@@ -22,9 +23,12 @@ from popularity.training.data import (
 LEVELS = ("category", "subcategory")
 
 
-def own_prototypes(level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
+class NumberedPrototypes(ClassPrototypes):
     """Numbers that say what was asked for."""
-    return np.float32(LEVELS.index(level) + 1) * vectors + np.float32(kind == "text") + rows[:, None].astype(np.float32)
+
+    def own(self, level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
+        number = np.float32(LEVELS.index(level) + 1)
+        return number * vectors + np.float32(kind == "text") + rows[:, None].astype(np.float32)
 
 
 def post_vectors(posts: int = 9) -> PostVectors:
@@ -46,7 +50,8 @@ def post_vectors(posts: int = 9) -> PostVectors:
         lengths=lengths,
         target=rng.integers(-1, 3, (posts, 2)),
         levels=LEVELS,
-        own=own_prototypes,
+        fold=rng.integers(4, size=posts),
+        prototypes=NumberedPrototypes(LEVELS, {}, {}, {}),
     )
 
 
@@ -74,6 +79,7 @@ def test_a_batch_equals_its_posts_one_by_one(rows: list[int]) -> None:
         assert (batch.tokens[place, length:] == 0).all()
         assert batch.content[place].tolist() == [True] * length + [False] * (longest - length)
         assert batch.target[place].tolist() == vectors.target[row].tolist()
+        assert batch.fold[place] == vectors.fold[row]
         for number in (0, 1):
             np.testing.assert_allclose(batch.own_visual[place, number], (number + 1) * image + row, atol=1e-5)
             np.testing.assert_allclose(batch.own_text[place, number], (number + 1) * pooled + 1 + row, atol=1e-5)

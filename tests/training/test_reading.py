@@ -14,9 +14,10 @@ from popularity.errors import DataError
 from popularity.prototypes.vectors import normalise
 from popularity.schema import CLASSES, LEVELS, MEMBERS, Block, Tokens, read_table
 from popularity.training.data import PostVectors
-from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
+from popularity.training.reading import Inputs, TowerOutputs, draw_folds, read_inputs, training_rows
 from tests.random_posts import random_posts
 from tests.training.small_inputs import make_prototypes, random_outputs
+from tests.training.small_training import train_params
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,9 @@ def prototypes(posts: pl.DataFrame, blocks: TowerOutputs, tmp_path_factory: pyte
     return make_prototypes(posts, blocks, tmp_path_factory.mktemp("prototypes"))
 
 
-def read(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path) -> Inputs:
-    return read_inputs(posts, blocks, prototypes, LEVELS)
+def read(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, folds: int = 3) -> Inputs:
+    params = train_params(**{"prototypes.levels": list(LEVELS), "prototypes.folds": folds})
+    return read_inputs(posts, blocks, prototypes, params)
 
 
 def test_vectors_are_those_of_the_pid(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path) -> None:
@@ -132,6 +134,45 @@ def test_own_prototypes_leave_out_representatives_alone(
                 same = torch.allclose(own[row, number], whole[target], atol=1e-6)
                 assert same == (pid not in stands)
                 assert own[row, number].norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_in_training_posts_see_what_their_fold_did_not_make(
+    posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path
+) -> None:
+    inputs, members = read(posts, blocks, prototypes), read_table(prototypes / "members.parquet", MEMBERS)
+    vectors = inputs.vectors
+    batch, place = vectors.batch(np.arange(posts.height)), {pid: row for row, pid in enumerate(posts["pid"])}
+    for level in LEVELS:
+        given = inputs.levels[level]
+        for kind, found, whole, of_posts in (
+            ("visual", given.fold_visual, given.visual, batch.image),
+            ("text", given.fold_text, given.text, batch.pooled),
+        ):
+            assert found is not None
+            assert found.shape == (3, *whole.shape)
+            compared = 0
+            for index in range(len(whole)):
+                pids = members.filter(level=level, modality=kind, index=index)["pid"]
+                rows = np.array([place[pid] for pid in pids], np.int64)
+                for number in range(3):
+                    kept = rows[vectors.fold[rows] != number]
+                    if len(kept):
+                        expected = normalise(of_posts[kept].numpy().sum(axis=0))
+                        np.testing.assert_allclose(found[number, index], expected, atol=1e-5)
+                        compared += len(kept) < len(rows)
+            assert compared > len(whole)
+    assert read(posts, blocks, prototypes, folds=1).levels["subcategory"].fold_visual is None
+
+
+def test_folds_hold_as_many_posts_of_every_class() -> None:
+    classes = np.random.default_rng(0).integers(-1, 6, 200)
+    fold = draw_folds(classes, 4, seed=1)
+    for index in range(-1, 6):
+        counts = np.bincount(fold[classes == index], minlength=4)
+        assert counts.sum() == (classes == index).sum()
+        assert counts.max() - counts.min() <= 1
+    assert (draw_folds(classes, 4, seed=2) != fold).any()
+    assert (draw_folds(classes, 1, seed=1) == 0).all()
 
 
 def test_a_post_without_text_vector_is_refused(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path) -> None:

@@ -32,7 +32,7 @@ from stages import prototypes, train
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
 from tests.small_tables import small_posts
-from tests.training.small_training import TRAIN
+from tests.training.small_training import TRAIN, train_params
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -150,7 +150,7 @@ def test_outputs(project: Project) -> None:
         read_table(Path("posts.parquet"), POSTS),
         TowerOutputs.read(Path("image"), Path("text")),
         Path("prototypes"),
-        ("subcategory",),
+        train_params(),
     )
     network, params = load_network(Path("one/network"), inputs, project.towers)
     assert params.epochs == epochs

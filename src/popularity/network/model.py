@@ -63,13 +63,14 @@ class LevelParams(Section):
         tokens: `all` of them, or, of the concepts, only the `near` ones to the post. (Coarser levels stay whole: a
             post's ancestors alone would give its class away.)
         near: number of concepts in the sequence under `near`.
-        leave_one_out: a post's own embedding is taken out of its class prototype in training as in features.
+        folds: in training a post sees prototypes that no post of its fold represents. Were it taken out of its own
+            class alone, as in features, the network would learn to find the class that lacks it. 1: the whole ones.
     """
 
     levels: tuple[LevelName, ...]
     tokens: Literal["all", "near"]
     near: Annotated[int, Field(ge=1)]
-    leave_one_out: bool
+    folds: Annotated[int, Field(ge=1)]
 
     def __post_init__(self) -> None:
         in_order = tuple(name for name in get_args(LevelName) if name in self.levels)
@@ -119,14 +120,21 @@ class NetworkParams(Section):
 
 
 class Level(NamedTuple):
-    """Prototypes of one level: visual (k, d_I) and text (k, d_T), L2-normalised.
+    """Prototypes of one level, L2-normalised.
 
-    Their parent (k,) is a row of the level above, -1 for none.
+    Args:
+        visual: (k, d_I).
+        text: (k, d_T).
+        parent: (k,) row of the level above, -1 for none.
+        fold_visual: (folds, k, d_I) those that the posts of each fold see in training; None: the whole ones.
+        fold_text: (folds, k, d_T) likewise.
     """
 
     visual: Tensor
     text: Tensor
     parent: Tensor
+    fold_visual: Tensor | None = None
+    fold_text: Tensor | None = None
 
 
 class Facts(NamedTuple):
@@ -148,6 +156,7 @@ class Batch(NamedTuple):
         tokens: (b, l, d_T) H, padded.
         content: (b, l) bool, true where a token is.
         target: (b, levels) class of each level, -1 where it is not among those of training.
+        fold: (b,) whose prototypes the post sees in training.
         own_visual: (b, levels, d_I) the visual prototype of the post's class without the post itself.
         own_text: (b, levels, d_T) likewise.
         valid: (b,) bool, false on rows that only fill the batch.
@@ -161,6 +170,7 @@ class Batch(NamedTuple):
     tokens: Tensor
     content: Tensor
     target: Tensor
+    fold: Tensor
     own_visual: Tensor
     own_text: Tensor
     valid: Tensor
@@ -172,6 +182,22 @@ class Batch(NamedTuple):
         return Facts(self.valid, self.has_image, self.content.any(dim=1), self.target)
 
 
+class Places(NamedTuple):
+    """Where the k tokens of one level stand in the sequence.
+
+    Args:
+        visual: places of the visual prototypes, None where there are none.
+        text: likewise.
+        classes: (b, k) the class of each; None: token i is class i.
+        target: (b,) token of the post's class, -1 where it is not among them.
+    """
+
+    visual: slice | None
+    text: slice | None
+    classes: Tensor | None
+    target: Tensor
+
+
 class LevelOutputs(NamedTuple):
     """Attended tokens of one level, and Eq 7 over them.
 
@@ -179,24 +205,13 @@ class LevelOutputs(NamedTuple):
         visual: (b, k, D) V~, None where the sequence has no visual prototypes.
         text: (b, k, D) T~, likewise.
         logits: (b, k) q, temperatures applied.
-        target: (b,) column of the post's class, -1 where it is not among the columns.
-        classes: (b, k) the class of each column; None: column i is class i.
+        places: of the tokens.
     """
 
     visual: Tensor | None
     text: Tensor | None
     logits: Tensor
-    target: Tensor
-    classes: Tensor | None
-
-
-class Places(NamedTuple):
-    """Where the tokens of one level stand in the sequence; classes and target as in LevelOutputs."""
-
-    visual: slice | None
-    text: slice | None
-    classes: Tensor | None
-    target: Tensor
+    places: Places
 
 
 class Outputs(NamedTuple):
@@ -364,7 +379,7 @@ class PrototypeNetwork(nn.Module):
             values["local_prompt"] = class_loss(outputs.local_logits / self.temperature("local_prompt"), target)
         if self.params.weights.attention:
             for name, level in outputs.levels.items():
-                values[_attention_term(name)] = class_loss(level.logits, level.target)
+                values[_attention_term(name)] = class_loss(level.logits, level.places.target)
         if "contrastive" in posts:
             values["contrastive"] = contrastive_loss(
                 outputs.projected_image,
@@ -406,13 +421,14 @@ class PrototypeNetwork(nn.Module):
             visual = out[:, place.visual] if place.visual is not None else None
             text = out[:, place.text] if place.text is not None else None
             logits = attention_logits(attended, visual, text, self.temperature("visual"), self.temperature("text"))
-            levels[name] = LevelOutputs(visual, text, logits, place.target, place.classes)
+            levels[name] = LevelOutputs(visual, text, logits, place)
         return attended, levels
 
     def sequence(self, image: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Places]]:
         """The projected tokens (b, n, D) of Eq 6, and where those of each level stand.
 
-        What the batch shares is projected once; only the post's own classes, which leave it out, are its own.
+        What posts share is projected once. In training those of a fold share all; else only the post's own classes,
+        which leave it out, are its own.
         """
         parts, places, start = [image.unsqueeze(1)], dict[str, Places](), 1
         rows = torch.arange(len(image), device=image.device)
@@ -425,9 +441,15 @@ class PrototypeNetwork(nn.Module):
             for kind, own in (("visual", batch.own_visual), ("text", batch.own_text)):
                 if kind not in self.params.attention.prototypes:
                     continue
-                shared = self.attention.project(getattr(self, f"{name}_{kind}"), kind)  # (k, D)
-                tokens = shared.expand(len(image), -1, -1) if classes is None else shared[classes]
-                if self.params.prototypes.leave_one_out or not self.training:
+                prototypes, fold = self._shared(name, kind, batch)
+                shared = self.attention.project(prototypes, kind)  # (folds, k, D)
+                k, width = shared.shape[1:]
+                # The gradient of an embedding has one order of summation, that of an index has not.
+                if classes is None:
+                    tokens = nn.functional.embedding(fold, shared.flatten(1)).view(-1, k, width)
+                else:
+                    tokens = nn.functional.embedding(fold[:, None] * k + classes, shared.flatten(0, 1))
+                if not self.training:
                     own_tokens = self.attention.project(own[:, number], kind)  # (b, D)
                     tokens = tokens.index_put(replaced, own_tokens[found])
                 parts.append(tokens)
@@ -436,16 +458,30 @@ class PrototypeNetwork(nn.Module):
             places[name] = Places(**slices, classes=classes, target=torch.where(found, column, -1))
         return torch.cat(parts, dim=1), places
 
+    def _shared(self, level: str, kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(folds, k, d) prototypes that the posts of each fold share, and the posts' folds (b,).
+
+        Outside of training there is one fold.
+        """
+        folds: Tensor | None = getattr(self, f"{level}_fold_{kind}")
+        if self.training and folds is not None:
+            return folds, batch.fold
+        return self.get_buffer(f"{level}_{kind}")[None], torch.zeros_like(batch.fold)
+
     def _is_cut(self, name: str) -> bool:
         settings = self.params.prototypes
         return name == "concept" and settings.tokens == "near" and settings.near < len(getattr(self, f"{name}_visual"))
 
     def _near_classes(self, batch: Batch, number: int) -> Tensor:
-        """(b, near) concepts nearest to the post in both modalities; its own one competes without the post in it."""
+        """(b, near) concepts nearest to the post in both modalities, of the prototypes that stand in its sequence."""
         name, target = self.level_names[number], batch.target[:, number]
         near = torch.zeros(len(target), 1, device=target.device)
         for values, kind, own in ((batch.image, "visual", batch.own_visual), (batch.pooled, "text", batch.own_text)):
-            similarity = cosines(values, getattr(self, f"{name}_{kind}"))
+            prototypes, fold = self._shared(name, kind, batch)
+            similarity = cosines(values, prototypes)[fold, torch.arange(len(fold), device=fold.device)]
+            if self.training:
+                near = near + similarity
+                continue
             itself = (values * own[:, number]).sum(dim=1, keepdim=True).to(similarity.dtype)
             similarity = similarity.scatter(
                 1, target.clamp(min=0)[:, None], torch.where(target[:, None] >= 0, itself, similarity[:, :1])

@@ -111,8 +111,8 @@ def embed_posts(
         ContractError: the network was trained with other classes or encoders, or gives values beyond float16.
     """
     posts = posts.drop("label")
-    levels = trained_params(folders.network).network.prototypes.levels
-    inputs = read_inputs(posts, TowerOutputs.read(folders.image, folders.text), folders.prototypes, levels)
+    blocks = TowerOutputs.read(folders.image, folders.text)
+    inputs = read_inputs(posts, blocks, folders.prototypes, trained_params(folders.network))
     network, trained = load_network(folders.network, inputs, towers)
     read = posts_for(network, inputs, posts, images, folders.root, towers).read
     network.to(accelerator.device)

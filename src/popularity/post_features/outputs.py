@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from popularity.network.losses import cosines
-from popularity.network.model import CLASS_LEVEL, Batch, LevelOutputs, Outputs, PrototypeNetwork
+from popularity.network.model import CLASS_LEVEL, Batch, Outputs, PrototypeNetwork
 from popularity.training.loop import head_log_probabilities, rank_of_target
 
 HEADS = {"global": "global_prompt", "local": "local_prompt", "attention": "attention"}  # names there and in the network
@@ -98,7 +98,8 @@ def describe_posts(
     }
     top = [_top(ranked[head], nearest) for head in NEAREST_HEADS]
     found["nearest_class"], found["nearest_value"] = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
-    return found | _attention(network, batch, level, torch.stack(looks).mean(dim=0) if looks else None, nearest)
+    weights = torch.stack(looks).mean(dim=0) if looks else None
+    return found | _attention(outputs, batch.has_image, weights, nearest)
 
 
 def _mean_head(log_probabilities: dict[str, Tensor], has: dict[str, Tensor]) -> Tensor:
@@ -174,16 +175,13 @@ def _distances(similarity: dict[str, Tensor], target: Tensor) -> dict[str, Tenso
     return found
 
 
-def _attention(
-    network: PrototypeNetwork, batch: Batch, level: LevelOutputs, weights: Tensor | None, nearest: int
-) -> dict[str, Tensor]:
+def _attention(outputs: Outputs, has_image: Tensor, weights: Tensor | None, nearest: int) -> dict[str, Tensor]:
     """What x looks at, of weights (b, n) over the sequence; None, without layers, and no picture give NaN."""
-    one = Batch._make([*(part[:1] for part in batch[:9]), None, None])  # only the places matter
-    sequence, places = network.sequence(network.attention.project(one.image, "image"), one)
     if weights is None:
-        weights = torch.full((len(level.logits), sequence.shape[1]), torch.nan, device=level.logits.device)
-    weights = _where(batch.has_image, weights)
-    visual, text, *_ = places[CLASS_LEVEL]
+        places = [place for level in outputs.levels.values() for place in level.places[:2] if place is not None]
+        weights = outputs.attended.new_full((len(has_image), max(place.stop for place in places)), torch.nan)
+    weights = _where(has_image, weights)
+    visual, text, *_ = outputs.levels[CLASS_LEVEL].places
     kinds = {"visual": visual, "text": text}
     none = torch.zeros_like(weights[:, 0])
     mass = {"image": weights[:, 0]} | {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from safetensors import safe_open
 from popularity.errors import ContractError
 
 Vectors = npt.NDArray[np.floating[Any]]
+Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 def normalise(vectors: Vectors) -> Vectors:
@@ -92,6 +94,61 @@ def leave_one_out(
             result[post] = _mean_of_others(sums, index, own[post], member[post])
         posts, current = posts[~top], sums.parent[current[~top]]
     return result
+
+
+@dataclass(frozen=True)
+class ClassPrototypes:
+    """The prototypes of classes as n posts see them: without the post itself, or without its fold.
+
+    Args:
+        levels: from the top down.
+        sums: by level and modality.
+        classes: by level, (n,) index of each post's class, -1 for none.
+        members: by level and modality, (n,) index of the class that each post represents, or -1.
+    """
+
+    levels: Sequence[str]
+    sums: Mapping[tuple[str, str], ClassSums]
+    classes: Mapping[str, Int64Array]
+    members: Mapping[tuple[str, str], Int64Array]
+
+    def own(self, level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
+        """(b, d) prototypes of the own classes of the posts `rows`, with vectors (b, d), without the posts themselves.
+
+        Zeros for a post without a class.
+        """
+        classes = self.classes[level][rows]
+        known = classes >= 0
+        result = np.zeros(vectors.shape, np.float32)
+        above = [(name, kind) for name in self.levels[: self.levels.index(level) + 1]]
+        members = [self.members[at][rows[known]] for at in above]
+        result[known] = leave_one_out([self.sums[at] for at in above], classes[known], vectors[known], members)
+        return result
+
+    def without_folds(
+        self, level: str, kind: str, fold: Int64Array, folds: int, read: Callable[[Int64Array], Float32Array]
+    ) -> Float32Array:
+        """(folds, k, d) prototypes of all classes, each time as if the posts of a fold represented nothing.
+
+        Args:
+            level: of the classes.
+            kind: modality.
+            fold: (n,) of each post, from 0.
+            folds: their number.
+            read: rows -> the posts' normalised vectors (b, d).
+        """
+        above = [(name, kind) for name in self.levels[: self.levels.index(level) + 1]]
+        return np.stack(
+            [prototypes([self._sums_without(at, fold == number, read) for at in above]) for number in range(folds)]
+        )
+
+    def _sums_without(
+        self, at: tuple[str, str], left_out: BoolArray, read: Callable[[Int64Array], Float32Array]
+    ) -> ClassSums:
+        sums, rows = self.sums[at], np.flatnonzero(left_out & (self.members[at] >= 0))
+        total, classes = sums.total.copy(), self.members[at][rows]
+        np.subtract.at(total, classes, read(rows))
+        return ClassSums(total, sums.count - np.bincount(classes, minlength=len(total)), sums.parent)
 
 
 def _mean_of_others(sums: ClassSums, index: int, own: Vectors, member: int) -> Vectors:

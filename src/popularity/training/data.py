@@ -13,15 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from popularity.network.model import Batch, Facts
-from popularity.prototypes.vectors import normalise
+from popularity.prototypes.vectors import ClassPrototypes, normalise
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Float32Array = npt.NDArray[np.float32]
 HalfArray = npt.NDArray[np.float16]
-
-# (level, modality, rows of the posts, their vectors (b, d)) -> prototypes of their classes without themselves (b, d)
-OwnPrototypes = Callable[[str, str, Int64Array, Float32Array], Float32Array]
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,8 @@ class PostVectors:
         lengths: (n,) number of its tokens.
         target: (n, levels) class of each level, -1 where training does not know it.
         levels: their names.
-        own: prototypes of a post's own classes without the post.
+        fold: (n,) whose representatives are left out of the prototypes that the post sees in training.
+        prototypes: of the classes.
     """
 
     pids: Sequence[str]
@@ -52,7 +50,8 @@ class PostVectors:
     lengths: Int64Array
     target: Int64Array
     levels: tuple[str, ...]
-    own: OwnPrototypes
+    fold: Int64Array
+    prototypes: ClassPrototypes
 
     def batch(self, rows: Int64Array) -> Batch:
         """The posts `rows`; -1 stands for a row that only fills the batch."""
@@ -61,7 +60,7 @@ class PostVectors:
         tokens, content = self._tokens(rows)
         vectors = {"visual": image, "text": pooled}
         own = {
-            kind: np.stack([self.own(level, kind, rows, values) for level in self.levels], axis=1)
+            kind: np.stack([self.prototypes.own(level, kind, rows, values) for level in self.levels], axis=1)
             for kind, values in vectors.items()
         }
         return Batch(
@@ -71,6 +70,7 @@ class PostVectors:
             tokens=torch.from_numpy(tokens),
             content=torch.from_numpy(content),
             target=torch.from_numpy(self.target[rows]),
+            fold=torch.from_numpy(self.fold[rows]),
             own_visual=torch.from_numpy(own["visual"]),
             own_text=torch.from_numpy(own["text"]),
             valid=torch.from_numpy(valid),

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from safetensors import safe_open
 
 from popularity.errors import DataError
 from popularity.network.model import CLASS_LEVEL, Level
 from popularity.prototypes.build import member_classes
 from popularity.prototypes.classes import ClassIndex
-from popularity.prototypes.vectors import ClassSums, leave_one_out
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums
 from popularity.schema import (
     CLASSES,
     LEVELS,
@@ -27,7 +28,8 @@ from popularity.schema import (
     read_table,
     read_tokens,
 )
-from popularity.training.data import Float32Array, Int64Array, PostVectors
+from popularity.training.data import Int64Array, PostVectors
+from popularity.training.params import TrainParams
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,20 @@ class Inputs:
     names: Sequence[str]
 
 
-def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, levels: tuple[str, ...]) -> Inputs:
-    """What the network needs of `posts`, at `levels`.
+def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, params: TrainParams) -> Inputs:
+    """What the network needs of `posts`.
 
     Args:
         posts: contract POSTS.
         blocks: of the same posts.
         prototypes: folder models/prototypes.
-        levels: from the top down, with subcategory.
+        params: of the network.
 
     Raises:
         DataError: a post without a text vector.
     """
-    pids = posts["pid"].to_list()
+    pids, folds = posts["pid"].to_list(), params.network.prototypes.folds
+    levels: tuple[str, ...] = params.network.prototypes.levels
     classes, members = (
         read_table(prototypes / "classes.parquet", CLASSES),
         read_table(prototypes / "members.parquet", MEMBERS),
@@ -80,6 +83,9 @@ def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, lev
     index = ClassIndex.from_posts(posts, classes, about["class_path"])
     token_rows = _rows(blocks.tokens.pids, pids)
     file = prototypes / "prototypes.safetensors"
+    places = [(level, kind) for level in LEVELS for kind in MODALITIES]
+    sums = {place: ClassSums.read(file, *place) for place in places}
+    own = {place: member_classes(members, posts, *place) for place in places}
     vectors = PostVectors(
         pids=pids,
         image=blocks.image.values,
@@ -91,40 +97,32 @@ def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, lev
         lengths=np.diff(blocks.tokens.offsets)[token_rows],
         target=np.stack([index.rows[level] for level in levels], axis=1),
         levels=levels,
-        own=_OwnPrototypes(file, members, posts, index),
+        fold=draw_folds(index.rows[CLASS_LEVEL], folds, params.seed),
+        prototypes=ClassPrototypes(LEVELS, sums, index.rows, own),
     )
     names = classes.filter(level=CLASS_LEVEL)["name"].to_list()
-    return Inputs(vectors, {level: _level(file, level) for level in levels}, names)
+    return Inputs(vectors, {level: _level(file, level, vectors, folds) for level in levels}, names)
 
 
-class _OwnPrototypes:
-    """The prototypes of posts' own classes, each without the post itself."""
-
-    def __init__(self, file: Path, members: pl.DataFrame, posts: pl.DataFrame, index: ClassIndex) -> None:
-        self.index = index
-        self.sums = {(level, kind): ClassSums.read(file, level, kind) for level in LEVELS for kind in MODALITIES}
-        self.members = {
-            (level, kind): member_classes(members, posts, level, kind) for level in LEVELS for kind in MODALITIES
-        }
-
-    def __call__(self, level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
-        """(b, d) of the posts `rows` with vectors (b, d); zeros for a post whose class training does not know."""
-        above = LEVELS[: LEVELS.index(level) + 1]
-        classes = self.index.rows[level][rows]
-        known = classes >= 0
-        result = np.zeros(vectors.shape, np.float32)
-        result[known] = leave_one_out(
-            [self.sums[name, kind] for name in above],
-            classes[known],
-            vectors[known],
-            [self.members[name, kind][rows[known]] for name in above],
-        )
-        return result
+def draw_folds(classes: Int64Array, folds: int, seed: int) -> Int64Array:
+    """(n,) fold of each post, drawn so that those of a class (n,) are spread evenly."""
+    order = np.random.default_rng(seed).permutation(len(classes))
+    order = order[np.argsort(classes[order], kind="stable")]
+    fold = np.empty(len(classes), np.int64)
+    fold[order] = np.arange(len(classes)) % folds
+    return fold
 
 
-def _level(file: Path, level: str) -> Level:
+def _level(file: Path, level: str, vectors: PostVectors, folds: int) -> Level:
     with safe_open(file, "pt") as stored:
-        return Level(*(stored.get_tensor(f"{level}.{name}") for name in ("visual", "text", "parent")))
+        whole = Level(*(stored.get_tensor(f"{level}.{name}") for name in ("visual", "text", "parent")))
+    if folds == 1:
+        return whole
+    visual, text = (
+        torch.from_numpy(vectors.prototypes.without_folds(level, kind, vectors.fold, folds, read))
+        for kind, read in (("visual", vectors.images), ("text", vectors.texts))
+    )
+    return whole._replace(fold_visual=visual, fold_text=text)
 
 
 def _rows(order: Sequence[str], pids: Sequence[str]) -> Int64Array:
