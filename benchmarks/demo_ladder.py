@@ -36,7 +36,7 @@ from popularity.stage import run
 
 STAGES = (
     "demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text", "prototypes", "train",
-    "embed_posts", "stack",
+    "embed_posts", "tune", "stack",
 )  # fmt: skip
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
-    """The content of params.yaml for one data set of the ladder."""
+    """The content of params.yaml for one data set of the ladder; the stack is taken as it stands there, untuned."""
     params: dict[str, Any] = read_yaml(file)
     demo = params["demo"]
     if posts is not None:
@@ -99,17 +99,27 @@ def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
     demo["seed"] = seed
     params["dataset"]["root"] = "data/demo"
     params["stack"]["schemes"] = [REPORT]
+    params["tune"]["trials"] = 0
     return params
 
 
-def run_stages(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> Path:
-    """The folder below `work`, named by what it depends on, in which the stages have run with `params`, in process."""
+def commands_of(stages: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:
+    """The commands of dvc.yaml by stage."""
     graph = read_yaml(Path("dvc.yaml"))["stages"]
-    commands = {name: graph[name]["cmd"].replace("${dataset.root}", params["dataset"]["root"]) for name in stages}
+    return {name: graph[name]["cmd"].replace("${dataset.root}", params["dataset"]["root"]) for name in stages}
+
+
+def stage_folder(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> Path:
+    """The folder below `work` in which the stages run with `params`, named by what they depend on."""
     roots = (Path(popularity.__file__).parent, Path("stages"))
     code = [file for root in roots for file in sorted(root.rglob("*.py"))]
+    return work / f"seed_{params['demo']['seed']}-{fingerprint(params, commands_of(stages, params), *code)}"
+
+
+def run_stages(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> Path:
+    """The `stage_folder` after the stages have run in it, in process."""
+    commands, folder = commands_of(stages, params), stage_folder(stages, params, work)
     seed = params["demo"]["seed"]
-    folder = work / f"seed_{seed}-{fingerprint(params, commands, *code)}"
     write_json(folder / PARAMS_FILE, params)  # JSON is YAML
     with chdir(folder):  # the commands of dvc.yaml name paths relative to where they run
         for name in (progress := tqdm(stages, unit="stage")):

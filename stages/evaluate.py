@@ -2,12 +2,14 @@ r"""Scores every scheme's predictions, with intervals, and prints the score tabl
 
 Reads data/interim/posts.parquet, data/interim/splits.parquet, data/stack/predictions.parquet and
 data/stack/importance.csv; writes reports/metrics.json, reports/scores.txt (the table
-it prints), reports/scores.csv, reports/scores_by_group.csv and reports/plots/.
+it prints), reports/scores.csv, reports/scores_by_group.csv, reports/calibration.json and reports/coverage.csv (of the
+intervals around the predictions) and reports/plots/.
 
     python -m stages.evaluate --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --predictions data/stack/predictions.parquet --importance data/stack/importance.csv \
         --metrics reports/metrics.json --table reports/scores.txt --scores reports/scores.csv \
-        --groups reports/scores_by_group.csv --plots reports/plots --resources reports/resources/evaluate.json
+        --groups reports/scores_by_group.csv --calibration reports/calibration.json --coverage reports/coverage.csv \
+        --plots reports/plots --resources reports/resources/evaluate.json
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("posts", "splits", "predictions", "importance"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="input")
-    for name in ("metrics", "table", "scores", "groups", "plots", "resources"):
+    for name in ("metrics", "table", "scores", "groups", "calibration", "coverage", "plots", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="output")
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             table=args.table,
             scores=args.scores,
             groups=args.groups,
+            calibration=args.calibration,
+            coverage=args.coverage,
             plots=args.plots,
         )
     print(evaluation.table)

@@ -2,7 +2,8 @@ r"""Class prototypes: for every class at three levels, the mean picture and text
 
 Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
         data/embeddings/text; section `prototypes` and `train.rows` of params.yaml.
-Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors and about.json, and a report.
+Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, about.json and manifest.json;
+        a report.
 
     python -m stages.prototypes --posts data/interim/posts.parquet --image data/embeddings/image \
         --text data/embeddings/text --out models/prototypes --report reports/prototypes.json \
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import atomic_directory, write_json
+from popularity.manifest import write_manifest
 from popularity.prototypes.build import PrototypesParams, Rows, build_prototypes, write_prototypes
 from popularity.schema import POSTS, read_block, read_table
 from popularity.stage import measured, run
@@ -36,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         blocks = (read_block(args.image, "pooled"), read_block(args.text, "post"))
         built = build_prototypes(read_table(args.posts, POSTS), *blocks, params, rows)
         write_prototypes(built, out)
+        write_manifest(
+            out,
+            params={"prototypes": asdict(params), "train": {"rows": rows}},
+            inputs={name: vars(args)[name] for name in ("posts", "image", "text")},
+            metrics={
+                "representatives": {level: facts["representatives"] for level, facts in built.report["levels"].items()}
+            },
+        )
         write_json(args.report, dict(built.report))
 
 

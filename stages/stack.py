@@ -1,12 +1,13 @@
 """Fits LightGBM on metadata and dense blocks in every scheme, then on all training posts.
 
 Reads posts, splits, features and the blocks of both encoders and of the network; writes predictions.parquet and
-importance.csv, and the models of the final fit. The scheme `random`, which flatters every model, is
+importance.csv, and the models of the final fit with their manifest. The scheme `random`, which flatters every model, is
 fitted only with --all-schemes or when stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
-        --prototype data/embeddings/prototype --predictions data/stack --models models/stack
+        --prototype data/embeddings/prototype --tuned models/tuning/best_params.yaml \
+        --predictions data/stack --models models/stack
 """
 
 import argparse
@@ -16,8 +17,10 @@ from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint, resume_state
+from popularity.manifest import write_manifest
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.stack import StackParams, fit_schemes, read_blocks
+from popularity.stack.scores import scheme_scores
 from popularity.stage import measured, run
 
 
@@ -26,13 +29,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     for name in ("posts", "splits", "features", "image", "text", "prototype", "predictions", "models", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--tuned", type=Path, help="best_params.yaml, whose keys replace those of section stack")
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     parser.add_argument("--all-schemes", action="store_true", help="fit every scheme, random too")
     args = parser.parse_args(argv)
-    params = load_params("stack", StackParams, args.params)
+    params = load_params("stack", StackParams, args.params, args.tuned)
     if args.all_schemes:
         params = replace(params, schemes=("report", "matched", "user", "random"))
-    key = fingerprint(asdict(params), args.posts, args.splits, args.features, args.image, args.text, args.prototype)
+    inputs = {name: vars(args)[name] for name in ("posts", "splits", "features", "image", "text", "prototype")}
+    key = fingerprint(asdict(params), *inputs.values())
+    posts = read_table(args.posts, POSTS)
     blocks = read_blocks(args.image, args.text, args.prototype)
     with (
         measured("stack", args.resources),
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_directory(args.predictions) as out,
     ):
         predictions, importance = fit_schemes(
-            read_table(args.posts, POSTS),
+            posts,
             read_table(args.splits, FOLDS),
             args.features,
             blocks,
@@ -52,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)
         with atomic_path(out / "importance.csv") as partial:
             importance.write_csv(partial)
+        scores = scheme_scores(posts, predictions)
+        write_manifest(models, params={"stack": asdict(params)}, inputs=inputs, metrics=scores)
 
 
 if __name__ == "__main__":

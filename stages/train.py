@@ -2,7 +2,8 @@ r"""Trains the prototype network: prompts, projections and attention, by the pos
 
 Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes; with
         train.unfreeze_blocks pictures below the root of the data set.
-Writes: models/network/ with network.safetensors and network.json; curves and the last epoch's values by DVCLive.
+Writes: models/network/ with network.safetensors, network.json and manifest.json; curves and the last epoch's values by
+        DVCLive.
 
     python -m popularity.launch stages.train --root data/demo --posts data/interim/posts.parquet \
         --images data/interim/images.parquet --image data/embeddings/image --text data/embeddings/text \
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
+from popularity.manifest import write_manifest
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run
 from popularity.training.assembly import Towers, build_network, posts_for, save_network
@@ -54,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process:
             with atomic_directory(args.out) as out:
                 save_network(network, params, history, out)
+                write_manifest(
+                    out,
+                    params={
+                        "train": asdict(params),
+                        "embed_image": asdict(towers.image),
+                        "embed_text": asdict(towers.text),
+                    },
+                    inputs={name: vars(args)[name] for name in inputs if name != "root"},
+                    metrics={name: value for name, value in history[-1].items() if name.startswith("validation/")},
+                )
         accelerator.wait_for_everyone()
 
 

@@ -74,7 +74,10 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
             values = truth + rng.normal(0, MODEL_NOISE[model], len(truth)) if model in MODEL_NOISE else 0 * truth + 5
             frames.append(
                 scored.select("pid", "scheme", "repeat", "fold").with_columns(
-                    seed=pl.lit(seed, dtype=pl.Int64), model=pl.lit(model), prediction=pl.Series(values)
+                    seed=pl.lit(seed, dtype=pl.Int64),
+                    model=pl.lit(model),
+                    prediction=pl.Series(values),
+                    scale=pl.lit(MODEL_NOISE["stack"] if model == "stack" else None, pl.Float64),
                 )
             )
     predictions = pl.concat(frames).sort(PREDICTIONS.key)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from popularity.config import load_params, read_yaml
+from popularity.config import leaves, load_params, read_yaml
 from popularity.errors import ConfigError
 from popularity.evaluation.scores import EvaluateConfig
-from popularity.profile import leaves, main, read_profiles
+from popularity.profile import main, read_profiles
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -20,6 +21,7 @@ from popularity.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
+Key = tuple[str, ...]  # from the top of a file of parameters down
 
 
 class Section:
@@ -66,24 +68,48 @@ def parse_section(name: str, values: Any, section: type[T], source: str = "param
 
 
 @overload
-def load_params(name: str, section: type[T], path: Path = PARAMS_FILE) -> T: ...
+def load_params(name: str, section: type[T], path: Path = PARAMS_FILE, tuned: Path | None = None) -> T: ...
 @overload
-def load_params(name: str, section: Any, path: Path = PARAMS_FILE) -> Any: ...
-def load_params(name: str, section: Any, path: Path = PARAMS_FILE) -> Any:
+def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path | None = None) -> Any: ...
+def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path | None = None) -> Any:
     """The section `name` of params.yaml as an instance of `section`.
 
     A dotted name (`train.rows`) is one value of another stage's section, and `section` its type, a Literal say.
+    The keys of the file `tuned`, nested as in params.yaml, replace those there.
 
     Raises:
         ConfigError: the file, the section or one of its keys is missing, unknown or ill-typed.
     """
     content: Any = read_yaml(path)
+    if tuned is not None:
+        content = patched(content, read_yaml(tuned))
     for part in name.split("."):
         if not isinstance(content, dict) or part not in content:
             found = ", ".join(content) if isinstance(content, dict) else repr(content)
             raise ConfigError(f"{path}: section '{name}' is missing; found: {found}")
         content = content[part]
-    return parse_section(name, content, section, str(path))
+    return parse_section(name, content, section, str(path) if tuned is None else f"{path} with {tuned}")
+
+
+def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `patch` in their places, mapping by mapping.
+
+    >>> patched({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    result = dict(values)
+    for name, value in patch.items():
+        old = result.get(name)
+        result[name] = patched(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def leaves(mapping: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
+    """Key path -> value of everything in nested mappings that is no mapping itself."""
+    result: dict[Key, Any] = {}
+    for name, value in mapping.items():
+        result.update(leaves(value, (*above, name)) if isinstance(value, dict) else {(*above, name): value})
+    return result
 
 
 def _schema_at(section: type, location: tuple[Any, ...]) -> type:

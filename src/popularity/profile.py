@@ -1,7 +1,8 @@
 """Switches params.yaml between tiny, demo and full: python -m popularity.profile NAME [--show].
 
 Edits only the keys that configs/profiles/NAME.yaml lists, keeps every comment, and prints what changed. The data
-set (dataset.root) is no part of a profile: `make dataset` sets it.
+set (dataset.root) is no part of a profile: `make dataset` sets it. With `--patch FILE` instead of a name the keys are
+those of any other file: what a search found, say.
 """
 
 from __future__ import annotations
@@ -15,21 +16,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from popularity.config import PARAMS_FILE, read_yaml
+from popularity.config import PARAMS_FILE, Key, leaves, read_yaml
 from popularity.errors import ConfigError
 from popularity.files import write_text
 from popularity.stage import run
 
 PROFILES = Path("configs/profiles")
-Key = tuple[str, ...]
-
-
-def leaves(mapping: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
-    """Key path -> value of everything in nested mappings that is no mapping itself."""
-    result: dict[Key, Any] = {}
-    for name, value in mapping.items():
-        result.update(leaves(value, (*above, name)) if isinstance(value, dict) else {(*above, name): value})
-    return result
 
 
 def read_profiles(folder: Path) -> dict[str, dict[Key, Any]]:
@@ -50,19 +42,19 @@ def read_profiles(folder: Path) -> dict[str, dict[Key, Any]]:
     return profiles
 
 
-def switched(text: str, name: str, values: dict[Key, Any], source: str = "params.yaml") -> str:
-    """The text of params.yaml with `profile: name` and the profile's values; comments and order stay.
+def edited(text: str, values: dict[Key, Any], what: str, source: str = "params.yaml") -> str:
+    """The text of params.yaml with other values; comments and order stay.
 
     Raises:
-        ConfigError: the profile has a key that params.yaml lacks.
+        ConfigError: there is a key that params.yaml lacks; `what` says whose.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096  # never break a long line
     content = yaml.load(text)
     if unknown := set(values) - set(leaves(content)):
-        raise ConfigError(f"profile '{name}': {source} has no {_listed(unknown)}")
-    for key, value in {("profile",): name, **values}.items():
+        raise ConfigError(f"{what}: {source} has no {_listed(unknown)}")
+    for key, value in values.items():
         section = content
         for part in key[:-1]:
             section = section[part]
@@ -75,21 +67,27 @@ def switched(text: str, name: str, values: dict[Key, Any], source: str = "params
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m popularity.profile", description=__doc__)
-    parser.add_argument("name", help="tiny, demo or full")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("name", nargs="?", help="tiny, demo, full or paper")
+    source.add_argument("--patch", type=Path, help="file of values, nested as in params.yaml")
     parser.add_argument("--show", action="store_true", help="only print what would change")
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     parser.add_argument("--profiles", type=Path, default=PROFILES)
     args = parser.parse_args(argv)
-    profiles = read_profiles(args.profiles)
-    if args.name not in profiles:
-        raise ConfigError(f"no profile '{args.name}'; there are {', '.join(profiles)}")
+    if args.patch is not None:
+        what, values = str(args.patch), leaves(read_yaml(args.patch))
+    else:
+        profiles = read_profiles(args.profiles)
+        if args.name not in profiles:
+            raise ConfigError(f"no profile '{args.name}'; there are {', '.join(profiles)}")
+        what, values = f"profile '{args.name}'", {("profile",): args.name, **profiles[args.name]}
     read_yaml(args.params)
     before = args.params.read_text(encoding="utf-8")
-    after = switched(before, args.name, profiles[args.name], str(args.params))
+    after = edited(before, values, what, str(args.params))
     difference = difflib.unified_diff(
-        before.splitlines(keepends=True), after.splitlines(keepends=True), str(args.params), f"profile {args.name}"
+        before.splitlines(keepends=True), after.splitlines(keepends=True), str(args.params), what.replace("'", "")
     )
-    print("".join(difference).rstrip("\n") or f"{args.params}: already as profile '{args.name}' says")
+    print("".join(difference).rstrip("\n") or f"{args.params}: already as {what} says")
     if not args.show and after != before:
         write_text(args.params, after)
 

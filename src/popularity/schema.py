@@ -149,6 +149,7 @@ PREDICTIONS = Contract(
         "seed": Column(pl.Int64),
         "model": Column(pl.String),
         "prediction": Column(pl.Float64),
+        "scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
     },
     key=("scheme", "repeat", "model", "seed", "pid"),
 )

@@ -12,7 +12,10 @@ from popularity.files import fingerprint
 from stages.demo_data import main
 from tests.conftest import Dataset
 
-TINY = "demo: {seed: 20, posts: 300, users: 80, subcategories: 8, image_size: 32, test_share: 0.3, user_file: A}\n"
+TINY = (
+    "demo: {seed: 20, posts: 300, users: 80, subcategories: 8, image_size: 32, test_share: 0.3, user_file: A, "
+    "trend: 2.3}\n"
+)
 
 
 def arguments(folder: Path, params: str) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
-from popularity.demo import DemoParams
+from popularity.demo import DemoParams, generate
 from popularity.demo.effects import EFFECTS, label_of, views_of
 from popularity.demo.pictures import SHAPES, TEXTURES
 from popularity.demo.posts import choose_classes
@@ -79,6 +81,18 @@ def test_level_falls_over_time(effects: pl.DataFrame) -> None:
     assert np.std(train["label"].to_numpy()) == pytest.approx(2.4, abs=0.5)
 
 
+def test_without_a_trend_the_level_stays_and_all_else_is_as_it_was(
+    effects: pl.DataFrame, tiny_params: DemoParams, tmp_path: Path
+) -> None:
+    generate(replace(tiny_params, trend=0.0), tmp_path / "data", tmp_path / "truth")
+    level = pl.read_parquet(tmp_path / "truth" / "effects.parquet")
+    assert (level["trend"] == 0).all()
+    changed = ["trend", "expected", "label"]
+    assert level.drop(changed).equals(effects.drop(changed))
+    train, test = (level.filter(split=split)["expected"].to_numpy().mean() for split in ("train", "test"))
+    assert abs(train - test) < 0.6
+
+
 def test_effects_follow_what_can_be_seen(effects: pl.DataFrame, tiny_dataset: Dataset) -> None:
     latents = pl.read_parquet(tiny_dataset.truth / "latents.parquet").join(effects, on="pid", validate="1:1")
     told = latents.drop_nulls("agreement")
@@ -102,7 +116,7 @@ def test_some_texts_contradict_the_picture(tiny_dataset: Dataset) -> None:
 @pytest.mark.parametrize("posts", [300, 3000])
 @pytest.mark.parametrize("test_share", [0.1, 0.3, 0.5])
 def test_unseen_share_lands_for_other_sizes(posts: int, test_share: float) -> None:
-    params = DemoParams(1, posts, posts // 5, 33, 32, test_share, "A")
+    params = DemoParams(1, posts, posts // 5, 33, 32, test_share, "A", 2.3)
     shares = np.array([place.share for place in choose_classes(33)])
     users = draw_users(params, shares, np.random.default_rng(1))
     assert users.train_posts.sum() + users.test_posts.sum() == posts

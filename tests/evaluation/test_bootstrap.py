@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from popularity.evaluation import bootstrap
-from popularity.evaluation.bootstrap import interval, resample, resample_auc
+from popularity.evaluation.bootstrap import interval, resample, resample_auc, resample_means
 from popularity.evaluation.metrics import FloatArray, score
 
 
@@ -31,6 +31,15 @@ def test_each_draw_is_scored_as_if_its_rows_were_written_out() -> None:
         for model in range(2):
             for metric, value in score(labels[rows], predictions[rows, model]).items():
                 assert draws[metric][draw, model] == pytest.approx(value, abs=1e-12), metric
+
+
+def test_means_are_drawn_as_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, predictions, users = _data(60, 12)
+    bias = resample(labels, predictions, users, resamples=20, seed=3)["bias"][:, 0]
+    errors = predictions[:, 0] - labels
+    np.testing.assert_allclose(resample_means(errors, users, resamples=20, seed=3), bias, atol=1e-12)
+    monkeypatch.setattr(bootstrap, "CELLS", 60 * 7)
+    np.testing.assert_allclose(resample_means(errors, users, resamples=20, seed=3), bias, atol=1e-12)
 
 
 def test_seeded_and_independent_of_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ def _arguments(folder: Path) -> list[str]:
         "table": "reports/scores.txt",
         "scores": "reports/scores.csv",
         "groups": "reports/scores_by_group.csv",
+        "calibration": "reports/calibration.json",
+        "coverage": "reports/coverage.csv",
         "plots": "reports/plots",
         "resources": "reports/resources/evaluate.json",
     }
@@ -64,11 +66,16 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     assert set(scores.filter(pl.col("scheme") == "user")["used_in_selection"]) == {"yes"}
     assert set(pl.read_csv(reports / "scores_by_group.csv")["grouping"]) == {"user", "category", "subcategory", "month"}
     assert json.loads((reports / "resources/evaluate.json").read_text())["stage"] == "evaluate"
+    calibration = json.loads((reports / "calibration.json").read_text())
+    assert calibration == {"scheme": "matched", "posts": 0, "quantiles": {"0.5": None, "0.8": None, "0.9": None}}
+    coverage = pl.read_csv(reports / "coverage.csv")
+    assert coverage["coverage"].null_count() == coverage.height == 9
     lines = capsys.readouterr().out.splitlines()
     assert "used in selection" in lines[1]
     assert lines[3].split()[:5] == ["report", "no", "stack", "30", str(scores["users"][0])]
     assert any(line.startswith("stack - metadata") for line in lines)
     assert any("shift" in line for line in lines)
+    assert any(line.startswith("No intervals: 'matched' is not among stack.schemes") for line in lines)
     assert not any("nan" in line.lower() for line in lines)
 
 

@@ -6,11 +6,15 @@ import math
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from popularity.features import context_features
-from popularity.features.context import text_components
+from popularity.features import TextReducer
+from popularity.features.context import TEXT_COMPONENTS, context_features, count_features
+from popularity.schema import check_table
 from tests.random_posts import random_posts
 
 
@@ -58,7 +62,7 @@ def slow(post: dict[str, Any], posts: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_equal_to_the_slow_reference(seed: int) -> None:
     posts = random_posts(seed)
-    table = context_features(posts, components=0, seed=0)
+    table = count_features(posts)
     assert table["pid"].to_list() == posts["pid"].to_list()
     listed = posts.to_dicts()
     for post, found in zip(listed, table.to_dicts(), strict=True):
@@ -76,14 +80,15 @@ def test_labels_and_row_order_change_nothing() -> None:
     other = posts.with_columns(label=pl.lit(0.0), source_index=pl.lit(0, pl.Int64)).sample(
         fraction=1.0, shuffle=True, seed=1
     )
-    assert context_features(other, components=4, seed=0).equals(context_features(posts, components=4, seed=0))
+    found, again = (context_features(each, TextReducer.fit(each, components=4, seed=0)) for each in (posts, other))
+    assert found.equals(again)
 
 
 def test_text_components_place_equal_texts_together() -> None:
     posts = random_posts(4)
     tags = pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("sun2 sun2")).otherwise(pl.lit("dog"))
     texts = posts.with_columns(title=pl.lit(""), tags=tags)
-    table = text_components(texts, components=1, seed=0).join(texts.select("pid", "tags"), on="pid")
+    table = TextReducer.fit(texts, components=1, seed=0).apply(texts).join(texts.select("pid", "tags"), on="pid")
     first, second = (table.filter(pl.col("tags") == text)["text_component_00"] for text in ("sun2 sun2", "dog"))
     assert first.n_unique() == second.n_unique() == 1
     assert abs(first[0] - second[0]) > 0.5
@@ -91,4 +96,26 @@ def test_text_components_place_equal_texts_together() -> None:
 
 def test_no_words_means_no_text_columns() -> None:
     silent = random_posts(5).with_columns(title=pl.lit(""), tags=pl.lit(""))
-    assert text_components(silent, components=8, seed=0).columns == ["pid"]
+    reducer = TextReducer.fit(silent, components=8, seed=0)
+    check_table(reducer.table, TEXT_COMPONENTS)
+    assert reducer.apply(silent).columns == ["pid"]
+    assert TextReducer.fit(random_posts(5), components=0, seed=0).apply(silent).columns == ["pid"]
+
+
+def test_text_components_are_those_of_scikit_learn() -> None:
+    posts = random_posts(6)
+    reducer = TextReducer.fit(posts, components=3, seed=0)
+    check_table(reducer.table, TEXT_COMPONENTS)
+    texts = (posts["title"] + " " + posts["tags"]).to_list()
+    matrix = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
+    expected = TruncatedSVD(3, random_state=0).fit_transform(matrix)
+    assert np.allclose(reducer.apply(posts).drop("pid").to_numpy(), expected, atol=1e-6)
+
+
+def test_text_components_of_a_further_post_leave_the_others_as_they_were() -> None:
+    posts = random_posts(7)
+    further = posts.head(1).with_columns(pid=pl.lit("further"), title=pl.lit("a word never seen"), tags=pl.lit("dog"))
+    reducer = TextReducer.fit(posts, components=3, seed=0)
+    both = reducer.apply(pl.concat([posts, further]))
+    assert both.filter(pl.col("pid") != "further").equals(reducer.apply(posts))
+    assert both.filter(pid="further").equals(reducer.apply(further))

@@ -15,7 +15,7 @@ from PIL import Image
 from popularity.config import load_params
 from popularity.dataset import ingest
 from popularity.errors import ConfigError, DataError
-from popularity.images import IndexImagesParams, PictureReader, index_images
+from popularity.images import IndexImagesParams, PictureReader, index_files, index_images
 from popularity.schema import IMAGES, POSTS, check_table, read_table, write_table
 from stages import index_images as stage
 from tests.small_pictures import picture, write_tar
@@ -247,3 +247,17 @@ def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
     images = read_table(paths["images"], IMAGES)
     assert set(images["status"]) == {"ok"}
     assert images["pid"].equals(table["pid"])
+
+
+def test_files_of_any_name_and_place(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("a.jpg", "below/b.png"):
+        (tmp_path / name).write_bytes(picture())
+    (tmp_path / "c.jpg").write_bytes(b"no picture")
+    paths = ["a.jpg", str(tmp_path / "below/b.png"), "c.jpg", "", "a.jpg", "gone.jpg"]
+    table = pl.DataFrame({"pid": [str(number) for number in range(6)], "image_path": paths})
+    images = index_files(table, tmp_path, STRICT)
+    check_table(images, IMAGES)
+    assert list(statuses(images).values()) == ["ok", "ok", "unreadable", "missing", "ok", "missing"]
+    row = images.row(1, named=True)
+    assert PictureReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture()

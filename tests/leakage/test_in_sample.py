@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from popularity.stack import Blocks
-from popularity.stack.fit import _lightgbm
+from popularity.stack.lightgbm_learner import lightgbm_params
 from popularity.stack.matrix import Matrix, MatrixEncoder
 from tests.stack.small_stack import STACK, random_block, random_scalars
 
@@ -71,7 +71,7 @@ def test_trees_on_the_in_sample_column_look_brilliant_and_fail(
 
     def scores(matrix: Matrix) -> tuple[float, float]:
         """Correlation with the label on the fit rows as `matrix` shows them, and on new rows."""
-        booster = lgb.train(_lightgbm(params, 0), lgb.Dataset(matrix.values, label[:FIT]), 30)
+        booster = lgb.train(lightgbm_params(params, 0), lgb.Dataset(matrix.values, label[:FIT]), 30)
         seen, unseen = (np.asarray(booster.predict(values)) for values in (matrix.values, new.values))
         return correlation(seen, label[:FIT]), correlation(unseen, label[FIT:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,19 @@ from popularity.evaluation.metrics import spearman
 from popularity.features import featurize
 from popularity.splits import rows_of
 from popularity.stack import Blocks
-from popularity.stack.fit import load_fold
+from popularity.stack.fit import fit_model, load_fold
 from popularity.stack.matrix import Matrix, MatrixEncoder
 from tests.random_posts import random_images
-from tests.stack.small_stack import FEATURIZE, STACK, Run, posts_with_signal, run_all
+from tests.stack.small_stack import (
+    FEATURIZE,
+    STACK,
+    WITH_SECOND,
+    Run,
+    needs_catboost,
+    posts_with_signal,
+    run_all,
+    tree_bytes,
+)
 
 VALIDATED = ("report", "matched", "user")
 USER_FOLDS = (0, 1, 2)
@@ -119,6 +129,28 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
         np.testing.assert_allclose(after.values[own], before.values[own], rtol=1e-5)
         np.testing.assert_allclose(after.values[user][:, heads], before.values[user][:, heads], rtol=1e-5)
         assert not np.allclose(after.values, before.values, rtol=1e-5, equal_nan=True)
+
+
+@needs_catboost
+@pytest.mark.parametrize("scheme", ["report", "matched"])
+def test_labels_of_scored_rows_change_no_rounds_blend_or_scale(made: Run, scheme: str, tmp_path: Path) -> None:
+    """The whole saved model of a fold, with two learners and a fitted target, stays; a fit row's label shows."""
+    (key, rows) = next(iter(rows_of(made.splits, [scheme])))
+    splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))
+
+    def saved(posts: pl.DataFrame, name: str) -> dict[str, bytes]:
+        featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, tmp_path / name / "features")
+        data = load_fold(key, rows, posts, tmp_path / name / "features")
+        fit_model(data, made.blocks, WITH_SECOND.columns, WITH_SECOND, "stack").save(tmp_path / name / "model")
+        return tree_bytes(tmp_path / name / "model")
+
+    before = saved(made.posts, "before")
+    assert {"booster_0.txt", "second_0.cbm", "model.json", "scale.txt"} <= set(before)
+    assert 0 < json.loads(before["model.json"])["share"] < 1
+    assert saved(with_other_labels(made.posts, scored(made, scheme)), "scored") == before
+    fitted = rows.filter(pl.col("role") == "fit")["pid"].to_list()
+    after = saved(with_other_labels(made.posts, fitted[::5]), "fitted")
+    assert all(after[name] != before[name] for name in ("booster_0.txt", "second_0.cbm", "model.json", "scale.txt"))
 
 
 def scores(run: Run) -> dict[tuple[str, str], tuple[float, float]]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,11 @@ class Clone:
 
     root: Path
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+    def run(
+        self, *command: str, check: bool = True, more: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """What the command printed, in an environment without the user's own DVC and S3 settings, and with `more`."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "AWS_"))}
         environment |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root / "src"),
@@ -32,6 +35,7 @@ class Clone:
             "GIT_CONFIG_VALUE_0": "test",
             "GIT_CONFIG_KEY_1": "user.email",
             "GIT_CONFIG_VALUE_1": "test@localhost",
+            **(more or {}),
         }
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
         if check and done.returncode:
@@ -73,6 +77,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     switch_to_tiny(made)
     (made.root / ".git" / "first-run").write_text(made.run("dvc", "repro").stdout, encoding="utf-8")
     return made
+
+
+def copy_of(clone: Clone, root: Path) -> Clone:
+    """A copy that a test may change, cache included, its last run committed."""
+    shutil.copytree(clone.root, root, symlinks=True)
+    copy = Clone(root)
+    copy.run("git", "commit", "-q", "-a", "-m", "run", "--allow-empty")
+    return copy
 
 
 def files_below(root: Path, folders: Sequence[str]) -> set[Path]:

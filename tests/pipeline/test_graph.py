@@ -13,7 +13,7 @@ from popularity.config import read_yaml
 from popularity.demo import DemoParams, generate
 from popularity.schema import PREDICTIONS, read_table
 from popularity.submission.validate import expected_ids, validate
-from tests.pipeline.conftest import Clone, files_below
+from tests.pipeline.conftest import Clone, copy_of, files_below
 
 ALL_STAGES = [
     "demo_data",
@@ -26,9 +26,11 @@ ALL_STAGES = [
     "prototypes",
     "train",
     "embed_posts",
+    "tune",
     "stack",
     "evaluate",
     "submit",
+    "report",
 ]
 
 
@@ -84,8 +86,12 @@ def test_every_declared_plot_has_data(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("old_line", "new_line", "rerun"),
     [
-        ("learning_rate: 0.1\n", "learning_rate: 0.05\n", ["stack", "evaluate", "submit"]),
-        ("lr_prompt: 0.005\n", "lr_prompt: 0.01\n", ["train", "embed_posts", "stack", "evaluate", "submit"]),
+        ("max_bin: 255\n", "max_bin: 31\n", ["tune", "stack", "evaluate", "submit", "report"]),
+        (
+            "lr_prompt: 0.005\n",
+            "lr_prompt: 0.01\n",
+            ["train", "embed_posts", "tune", "stack", "evaluate", "submit", "report"],
+        ),
     ],
 )
 def test_a_changed_parameter_reruns_only_what_follows(
@@ -106,10 +112,33 @@ def test_a_changed_parameter_reruns_only_what_follows(
     assert read_table(predictions, PREDICTIONS).equals(old)
 
 
+def test_a_manifest_follows_the_code_and_reruns_nothing(clone: Clone, tmp_path: Path) -> None:
+    """After a commit that touches no code a repeated stage gives the same bytes; after one that does, all but this."""
+    copy = copy_of(clone, tmp_path / "clone")
+    folder = copy.root / "models/prototypes"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    append(copy, "README.md", "A note.\n")
+    assert copy.stages_run(copy.run("dvc", "repro", "--force", "--single-item", "prototypes").stdout) == ["prototypes"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    append(copy, "stages/prototypes.py", "# A note.\n")
+    assert copy.stages_run(copy.run("dvc", "repro", "embed_posts").stdout) == ["prototypes"]
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert [name for name in before if after[name] != before[name]] == ["manifest.json"]
+    revision = copy.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert json.loads(after["manifest.json"])["code"] == {"modified": False, "revision": revision}
+
+
+def append(clone: Clone, name: str, text: str) -> None:
+    """Commits `text` at the end of a file."""
+    with (clone.root / name).open("a", encoding="utf-8") as stream:
+        stream.write(text)
+    clone.run("git", "commit", "-q", "-a", "-m", "note")
+
+
 def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, tmp_path: Path) -> None:
     """`--temp -S dataset.root=...` on a folder of pictures and user file form B; the workspace stays as it is."""
     root = tmp_path / "other"
-    generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B"), root, tmp_path / "truth")
+    generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B", 2.3), root, tmp_path / "truth")
     for shard in root.glob("*_images*.tar"):
         with tarfile.open(shard) as archive:
             archive.extractall(root, filter="data")

@@ -118,3 +118,13 @@ def test_too_little_to_fit_on() -> None:
 def test_vectors_that_are_all_alike_agree_nowhere() -> None:
     same = (np.ones((POSTS, 3), np.float32), np.ones((POSTS, 2), np.float32))
     np.testing.assert_allclose(run(same, np.arange(POSTS), np.arange(0)), 0, atol=1e-9)
+
+
+def test_posts_that_are_not_asked_for_change_no_other() -> None:
+    image, text = pairs()
+    fitted, others = np.arange(0, 200), np.arange(200, POSTS)
+    wanted = np.zeros(POSTS, np.bool_)
+    wanted[[3, 77, 250]] = True
+    found = linear_agreement(lambda rows: (image[rows], text[rows]), fitted, others, users()[fitted], 0.1, wanted)
+    np.testing.assert_allclose(found[wanted], run((image, text), fitted, others)[wanted], rtol=1e-9)
+    assert np.isnan(found[~wanted]).all()

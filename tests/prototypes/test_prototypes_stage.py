@@ -106,7 +106,11 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
         "members.parquet",
         "prototypes.safetensors",
         "about.json",
+        "manifest.json",
     }
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["params"] == {"prototypes": {"seed": 0, "limit": 5, "class_path": "auto"}, "train": {"rows": "all"}}
+    assert set(manifest["inputs"]) == {"posts", "image", "text"}
     classes, members = read_table(out / "classes.parquet", CLASSES), read_table(out / "members.parquet", MEMBERS)
     tensors = load_file(out / "prototypes.safetensors")
     for level in LEVELS:
@@ -124,6 +128,8 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
     assert (about["seed"], about["limit"], about["rows"], about["class_path"]) == (0, 5, "all", "whole")
     assert about["encoders"]["visual"] == {"encoder": "encoder 6", "weights": "sha256:6", "width": 6}
     report = json.loads((tmp_path / "report.json").read_text())
+    counted = report["levels"]["concept"]["representatives"]
+    assert manifest["metrics"]["representatives"]["concept"] == counted
     assert report["posts"] == {"train": 90, "test": 40}
     assert report["levels"]["subcategory"]["classes"] == 4
     assert report["levels"]["subcategory"]["test_share_unseen"] == 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from popularity.features import FeaturizeParams, featurize
 from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table
 from popularity.splits import SplitParams, make_splits
-from popularity.stack import Blocks, KeepParams, StackParams, TreeParams, fit_schemes
+from popularity.stack import Blocks, KeepParams, SecondParams, StackParams, TreeParams, fit_schemes
 from popularity.stack.blocks import PROTOTYPE_VECTORS
 from popularity.stack.matrix import EncoderParams
 from tests.random_posts import random_images, random_posts
@@ -24,6 +26,7 @@ FEATURIZE = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcateg
 STACK = StackParams(
     seed=5,
     seeds=1,
+    target="raw",
     columns=EncoderParams(
         blocks=("metadata", "image", "text", "prototype"),
         prototype_parts=(*PROTOTYPE_VECTORS, "losses", "agreement", "distance", "unseen"),
@@ -55,7 +58,22 @@ STACK = StackParams(
         min_data_per_group=10,
         max_bin=63,
     ),
+    second=SecondParams(
+        use=False,
+        loss_function="MAE",
+        learning_rate=0.2,
+        depth=3,
+        l2_leaf_reg=3.0,
+        rsm=0.5,
+        subsample=0.8,
+        border_count=32,
+    ),
 )
+
+
+WITH_SECOND = replace(STACK, target="normal", max_rounds=40, second=replace(STACK.second, use=True))
+needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
+EITHER = [pytest.param(STACK, id="one learner"), pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost)]
 
 
 def random_block(pids: Sequence[str], width: int, seed: int, missing: float = 0.05) -> Block:

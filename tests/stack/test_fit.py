@@ -1,95 +1,24 @@
-"""Rounds, predictions, importance, resume, repeatability."""
+"""Predictions, importance, resume, repeatability."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import lightgbm as lgb
 import numpy as np
 import polars as pl
 import pytest
 
+from popularity.errors import ConfigError
 from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
-from popularity.stack import KeepParams, StackModel, StackParams
-from popularity.stack.fit import (
-    Fold,
-    _dataset,
-    _fit_trees,
-    _keep,
-    _learn_rounds,
-    _lightgbm,
-    load_fold,
-    recency_weights,
-)
-from popularity.stack.matrix import Matrix
-from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree_bytes
+from popularity.stack import KeepParams, StackModel
+from popularity.stack.fit import fit_model, kept_fold, load_fold
+from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
 
 MODELS = ["constant", "metadata", "stack", "user_mean"]
-
-
-def rounds_problem(n: int, seed: int = 0) -> tuple[Matrix, Fold]:
-    """A matrix whose rows are in no relation to time, and labels that drift with it."""
-    rng = np.random.default_rng(seed)
-    pids = [f"{row:04d}" for row in range(n)]
-    values = rng.normal(size=(n, 4)).astype(np.float32)
-    posted_at = rng.permutation(n).astype(np.int64)
-    label = values[:, 0] + 2 * values[:, 1] * posted_at / n + rng.normal(0, 0.5, n)
-    names = ("a", "b", "c", "d")
-    frame = pl.DataFrame({"pid": pids})
-    fold = Fold("report", 0, 0, frame, frame.head(0), label, posted_at)
-    return Matrix(values, pids, names, ("metadata",) * 4, ()), fold
-
-
-def slow_rounds(matrix: Matrix, fold: Fold, params: StackParams) -> int:
-    """One booster a cut, fitted on the rows before the slice; the round with the least mean error."""
-    order = np.argsort(fold.posted_at)
-    length = round(len(order) * params.inner_share)
-    errors = []
-    for cut in range(1, params.inner_cuts + 1):
-        start = len(order) - length * cut
-        whole = _dataset(matrix, fold, params)
-        inner, scored = (
-            whole.subset(sorted(int(row) for row in rows)) for rows in (order[:start], order[start : start + length])
-        )
-        found: dict[str, dict[str, list[float]]] = {}
-        lgb.train(
-            _lightgbm(params, params.seed), inner, params.max_rounds, [scored], callbacks=[lgb.record_evaluation(found)]
-        )
-        errors.append(found["valid_0"]["l1"])
-    return int(np.argmin(np.mean(errors, axis=0))) + 1
-
-
-@pytest.mark.parametrize("cuts", [1, 3])
-def test_rounds_are_learned_on_the_last_slices_of_time(cuts: int) -> None:
-    params = replace(STACK, max_rounds=60, patience=60, inner_cuts=cuts)
-    matrix, fold = rounds_problem(200)
-    rounds = _learn_rounds(matrix, fold, params)
-    assert rounds == slow_rounds(matrix, fold, params)
-    assert 1 < rounds < params.max_rounds
-    assert rounds == _learn_rounds(matrix, fold, params)
-
-
-def test_rounds_need_no_gain_longer_than_the_patience() -> None:
-    matrix, fold = rounds_problem(200)
-    noise = replace(fold, label=np.random.default_rng(1).normal(size=200))
-    patient, hasty = (
-        _learn_rounds(matrix, noise, replace(STACK, max_rounds=200, patience=patience)) for patience in (200, 1)
-    )
-    assert hasty <= patient < 200
-
-
-@pytest.mark.parametrize("n", [1, 5, 10])
-def test_few_rows_give_some_number_of_rounds(n: int) -> None:
-    matrix, fold = rounds_problem(n)
-    assert 1 <= _learn_rounds(matrix, fold, STACK) <= STACK.max_rounds
-
-
-def test_without_room_for_a_cut_all_rounds_are_taken() -> None:
-    matrix, fold = rounds_problem(20)
-    assert _learn_rounds(matrix, fold, replace(STACK, inner_share=0.9)) == STACK.max_rounds
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +41,61 @@ def test_every_scored_row_is_predicted_once_by_every_model_and_seed(made: Run) -
         assert rows.select("scheme", "repeat", "fold", "pid").sort(pl.all()).equals(expected), model
     seeds = {model: part["seed"].n_unique() for (model,), part in made.predictions.group_by("model")}
     assert seeds == {"constant": 1, "metadata": 2, "stack": 2, "user_mean": 1}
+
+
+def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
+    """One a post: that of the mean over the seeds."""
+    assert made.predictions.filter(pl.col("model") != "stack")["scale"].null_count() > 0
+    assert made.predictions.filter(pl.col("scale").is_not_null())["model"].unique().to_list() == ["stack"]
+    rows = made.predictions.filter(pl.col("model") == "stack")
+    assert (rows["scale"] > 0).all()
+    each = rows.group_by("scheme", "repeat", "pid").agg(pl.col("scale").n_unique())
+    assert each["scale"].unique().to_list() == [1]
+    assert rows["scale"].n_unique() > 20
+
+
+@needs_catboost
+def test_a_second_learner_leaves_the_first_as_it_is(made: Run, tmp_path: Path) -> None:
+    params = replace(STACK, seeds=2, second=replace(STACK.second, use=True))
+    run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("report",))
+    rows = made.predictions.filter(pl.col("scheme").is_in(["report", "final"]))
+    simple = pl.col("model").is_in(["user_mean", "constant"])
+    assert run.predictions.filter(simple).equals(rows.filter(simple))
+    for name in ("stack", "metadata"):
+        alone, both = (StackModel.load(one.models / name) for one in (made, run))
+        assert [one.model_to_string() for one in alone.boosters] == [one.model_to_string() for one in both.boosters]
+        assert (len(alone.second), alone.share) == (0, 1.0)
+        assert len(both.second) == 2
+        assert 0 <= both.share <= 1
+        assert not list((made.models / name).glob("second*"))
+    blended, first = (one.filter(scheme="final", model="stack") for one in (run.predictions, rows))
+    assert not blended["prediction"].equals(first["prediction"])
+    again = run_all(made.posts, made.blocks, tmp_path / "again", params=params, fitted=("report",))
+    assert tree_bytes(again.models) == tree_bytes(run.models)
+    assert again.finished("report") == run.finished("report")
+
+
+def test_a_second_learner_that_is_not_there_stops_before_the_first_fit(
+    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "catboost", None)
+    with pytest.raises(ConfigError, match=r"stack\.second\.use"):
+        run_all(made.posts, made.blocks, tmp_path, params=WITH_SECOND)
+    assert not list((tmp_path / "state").iterdir())
+
+
+def test_normal_scores_as_the_target(made: Run, tmp_path: Path) -> None:
+    """Predictions are labels all the same, inside the range of those of the fit rows, and follow the signal."""
+    run = run_all(made.posts, made.blocks, tmp_path, params=replace(STACK, target="normal"), fitted=("report",))
+    rows = run.predictions.filter(scheme="report", model="stack")
+    assert not rows["prediction"].equals(
+        made.predictions.filter(scheme="report", model="stack", seed=STACK.seed)["prediction"]
+    )
+    fitted = made.splits.filter(scheme="report", role="fit").join(made.posts, on="pid")["label"]
+    assert rows["prediction"].is_between(fitted.min(), fitted.max()).all()
+    truth = rows.join(made.posts, on="pid").with_columns(median=pl.lit(fitted.median()))
+    error, spread = ((truth["label"] - truth[name]).abs().to_numpy().mean() for name in ("prediction", "median"))
+    assert error < spread
 
 
 def test_simple_models_against_a_slow_reference(made: Run) -> None:
@@ -209,7 +193,7 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     params = replace(STACK, seeds=2, keep=KeepParams(share=0.6, by=by))
     run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("user",))
     rows = made.predictions.filter(pl.col("scheme").is_in(["user", "final"]))
-    assert run.predictions.drop("prediction").equals(rows.drop("prediction"))
+    assert run.predictions.drop("prediction", "scale").equals(rows.drop("prediction", "scale"))
     baselines = pl.col("model") != "stack"
     assert run.predictions.filter(baselines).equals(rows.filter(baselines))
     assert not run.predictions.filter(~baselines).equals(rows.filter(~baselines))
@@ -217,35 +201,14 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     whole = replace(params, trees=replace(params.trees, bagging_fraction=1.0))
     (key, split) = next(iter(rows_of(made.splits, ["final"])))
     data = load_fold(key, split, made.posts, made.features)
-    kept = _keep(data, made.blocks, whole)
-    model = _fit_trees(kept, made.blocks, whole.columns, whole, "stack")
+    kept = kept_fold(data, made.blocks, whole)
+    model = fit_model(kept, made.blocks, whole.columns, whole, "stack")
     roots = {int(tree["tree_structure"]["internal_count"]) for tree in model.boosters[0].dump_model()["tree_info"]}
     assert roots == {kept.fit.height}
     assert 0.55 < kept.fit.height / data.fit.height < 0.7
     assert kept.score.equals(data.score)
     label = dict(made.posts.select("pid", "label").iter_rows())
     assert [label[pid] for pid in kept.fit["pid"]] == kept.label.tolist()
-
-
-def test_recency_weights_halve_with_the_half_life() -> None:
-    day = 86_400_000_000
-    posted_at = np.arange(0, 1_000 * day, day, dtype=np.int64)
-    weights = recency_weights(posted_at, 100.0)
-    assert weights is not None
-    assert weights.mean() == pytest.approx(1.0)
-    np.testing.assert_allclose(weights[100:900] / weights[:800], 2.0)
-    assert recency_weights(posted_at, 0.0) is None
-
-
-def test_one_post_dated_far_ahead_leaves_the_weights_of_the_others() -> None:
-    day = 86_400_000_000
-    posted_at = np.arange(0, 1_000 * day, day, dtype=np.int64)
-    ahead = posted_at.copy()
-    ahead[0] = 30_000 * day
-    usual, weights = recency_weights(posted_at, 100.0), recency_weights(ahead, 100.0)
-    assert usual is not None
-    assert weights is not None
-    np.testing.assert_allclose(weights[1:], usual[1:], rtol=0.02)
 
 
 def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:

@@ -11,50 +11,109 @@ import pytest
 
 from popularity.features import read_features
 from popularity.stack import StackModel
-from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all, tree_bytes
+from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
+
+KINDS = {
+    "components": STACK,
+    "raw": replace(
+        STACK, columns=replace(STACK.columns, components=0, heads=("text",), prototype_parts=("logits", "losses"))
+    ),
+    "normal": replace(STACK, target="normal"),
+    "second": WITH_SECOND,
+    "no cuts": replace(WITH_SECOND, inner_share=0.9),
+}
 
 
-@pytest.fixture(scope="module", params=["components", "raw"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[needs_catboost] if params.second.use else []) for name, params in KINDS.items()],
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    columns = replace(STACK.columns, uid_category=True)
-    if request.param == "raw":
-        columns = replace(columns, components=0, heads=("text",), prototype_parts=("logits", "losses"))
+    params = KINDS[request.param]
+    params = replace(params, seeds=2, columns=replace(params.columns, uid_category=True))
     posts, blocks = posts_with_signal(4, train=200, test=60, users=60)
-    params = replace(STACK, seeds=2, columns=columns)
     return run_all(posts, blocks, tmp_path_factory.mktemp("model"), params=params, fitted=())
+
+
+def features_of_test(made: Run) -> pl.DataFrame:
+    return read_features(made.features, "final", 0, 0, made.posts.filter(pl.col("split") == "test").select("pid"))
 
 
 @pytest.mark.parametrize("name", ["stack", "metadata"])
 def test_loaded_model_predicts_the_same_bits(made: Run, name: str, tmp_path: Path) -> None:
     final = made.predictions.filter((pl.col("scheme") == "final") & (pl.col("model") == name))
-    test = made.posts.filter(pl.col("split") == "test").select("pid")
-    features = read_features(made.features, "final", 0, 0, test)
+    features = features_of_test(made)
     model = StackModel.load(made.models / name)
     each = model.predict_each(model.encoder.apply(features, made.blocks))
+    predicted = model.predict(features, made.blocks)
     for position, seed in enumerate((STACK.seed, STACK.seed + 1)):
         expected = final.filter(pl.col("seed") == seed)
         assert expected["pid"].to_list() == features["pid"].to_list()
         np.testing.assert_array_equal(each[position], expected["prediction"].to_numpy())
-    np.testing.assert_array_equal(model.predict(features, made.blocks), each.mean(axis=0))
+        if name == "stack":
+            np.testing.assert_array_equal(predicted.scale, expected["scale"].to_numpy())
+        else:
+            assert expected["scale"].null_count() == len(expected)
+    np.testing.assert_array_equal(predicted.values, each.mean(axis=0))
+    assert (predicted.scale > 0).all()
     model.save(tmp_path)
-    assert tree_bytes(tmp_path) == tree_bytes(made.models / name)
+    again = StackModel.load(tmp_path).predict(features, made.blocks)
+    np.testing.assert_array_equal(again.values, predicted.values)
+    np.testing.assert_array_equal(again.scale, predicted.scale)
 
 
 def test_rows_are_predicted_one_by_one_as_together(made: Run) -> None:
-    test = made.posts.filter(pl.col("split") == "test").select("pid")
-    features = read_features(made.features, "final", 0, 0, test)
+    features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
     together = model.predict(features, made.blocks)
-    alone = [model.predict(features[row], made.blocks)[0] for row in range(5)]
-    np.testing.assert_allclose(alone, together[:5], rtol=1e-6)
+    alone = [model.predict(features[row], made.blocks) for row in range(5)]
+    np.testing.assert_allclose([one.values[0] for one in alone], together.values[:5], rtol=1e-6)
+    np.testing.assert_allclose([one.scale[0] for one in alone], together.scale[:5], rtol=1e-6)
+
+
+def test_contributions_add_up_to_the_prediction(made: Run) -> None:
+    """In the scale of the learners: of the one mean over seeds that they share."""
+    features = features_of_test(made)
+    model = StackModel.load(made.models / "stack")
+    found = model.contributions(features, made.blocks, largest=10_000)
+    sums = [
+        frame.group_by("pid").agg(pl.col("contribution").sum()).sort("pid")["contribution"].to_numpy() + found.base
+        for frame in (found.blocks, found.features)
+    ]
+    np.testing.assert_allclose(sums[0], sums[1], atol=1e-9)
+    if model.target.kind == "raw":
+        np.testing.assert_allclose(sums[0], model.predict(features, made.blocks).values, atol=1e-6)
+    else:
+        one = replace(model, boosters=model.boosters[:1], second=model.second[:1])
+        found = one.contributions(features, made.blocks, largest=1)
+        total = found.blocks.group_by("pid").agg(pl.col("contribution").sum()).sort("pid")["contribution"].to_numpy()
+        predicted = one.predict(features, made.blocks).values
+        np.testing.assert_allclose(model.target.invert(total + found.base), predicted, atol=1e-6)
+
+
+def test_the_largest_features_of_each_post(made: Run) -> None:
+    features = features_of_test(made)
+    model = StackModel.load(made.models / "stack")
+    few, every = (model.contributions(features, made.blocks, largest).features for largest in (3, 10_000))
+    assert few.equals(every.filter(pl.col("rank") < 3))
+    assert few["pid"].to_list() == [pid for pid in features["pid"] for _ in range(3)]
+    matrix = model.encoder.apply(features, made.blocks)
+    assert every.height == matrix.values.size
+    for _, part in every.group_by("pid"):
+        assert part["contribution"].abs().is_sorted(descending=True)
+    pid, _, block, feature, value, _ = every.filter(pl.col("value").is_not_null()).row(0)
+    column = matrix.names.index(feature)
+    assert matrix.blocks[column] == block
+    assert matrix.values[matrix.pids.index(pid), column] == np.float32(value)
+    assert not every["value"].is_nan().any()
 
 
 def test_nothing_is_pickled(made: Run) -> None:
     files = tree_bytes(made.models)
-    assert {name.rsplit(".")[-1] for name in files} == {"json", "npz", "txt"}
+    assert {name.rsplit(".")[-1] for name in files} <= {"json", "npz", "txt", "cbm"}
     for name, content in files.items():
         if name.endswith(".npz"):
             with np.load(made.models / name, allow_pickle=False) as arrays:
                 assert all(arrays[key].dtype.kind == "f" for key in arrays)
-        else:
+        elif not name.endswith(".cbm"):
             content.decode("utf-8")

@@ -12,6 +12,7 @@ from popularity.schema import POSTS, PREDICTIONS, write_table
 from stages import submit
 from tests.small_tables import small_posts, small_predictions, small_splits
 
+REPORT = {"bias": 0.1, "mae": 1.5, "mape": None, "src": 0.6}
 PARAMS = 'submit:\n  version: VERSION 1.2\n  decimals: 4\n  external_data: "ImageNet weights, naïvely"\n'
 
 
@@ -19,9 +20,11 @@ def _write(folder: Path, posts: pl.DataFrame, predictions: pl.DataFrame, params:
     write_table(posts, folder / "posts.parquet", POSTS)
     write_table(predictions, folder / "predictions.parquet", PREDICTIONS)
     (folder / "params.yaml").write_text(params, encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps({"report": {"stack": REPORT, "constant": {}}}), encoding="utf-8")
     names = {
         "posts": "posts.parquet",
         "predictions": "predictions.parquet",
+        "metrics": "metrics.json",
         "out": "submissions",
         "resources": "resources/submit.json",
         "params": "params.yaml",
@@ -38,7 +41,7 @@ def test_both_forms_hold_every_test_post_in_file_order(tmp_path: Path, capsys: p
     posts, predictions = _small()
     submit.main(_write(tmp_path, posts, predictions))
     out = tmp_path / "submissions"
-    assert {file.name for file in out.iterdir()} == {"submission.json", "submission.csv"}
+    assert {file.name for file in out.iterdir()} == {"submission.json", "submission.csv", "manifest.json"}
     test = posts.filter(pl.col("split") == "test").sort("source_index")
     assert test["pid"].to_list() != sorted(test["pid"])  # or the order would prove nothing
     means = dict(
@@ -68,11 +71,19 @@ def test_shuffled_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in sorted((tmp_path / "submissions").iterdir())] == first
 
 
+def test_the_manifest_says_what_was_submitted_and_what_the_model_scored(tmp_path: Path) -> None:
+    submit.main(_write(tmp_path, *_small()))
+    manifest = json.loads((tmp_path / "submissions/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["metrics"] == {"report": REPORT}
+    assert manifest["params"]["submit"]["external_data"] == "ImageNet weights, naïvely"
+    assert set(manifest["inputs"]) == {"posts", "predictions"}
+
+
 def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     submit.main(_write(tmp_path, *_small()))
     submit.main(_write(tmp_path, *_small(test=0)))
     out = tmp_path / "submissions"
-    assert [file.name for file in out.iterdir()] == ["NO_SUBMISSION.txt"]
+    assert sorted(file.name for file in out.iterdir()) == ["NO_SUBMISSION.txt", "manifest.json"]
     assert "no test part" in (out / "NO_SUBMISSION.txt").read_text()
     assert "no submission" in capsys.readouterr().out
 

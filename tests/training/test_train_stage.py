@@ -136,6 +136,12 @@ def test_outputs(project: Project) -> None:
     assert [float(line.split("\t")[1]) for line in table[1:]] == [epoch["train/loss"] for epoch in about["history"]]
     last = json.loads(written["live/metrics.json"])
     assert last["validation"]["top1"]["mean"] == about["history"][-1]["validation/top1/mean"]
+    manifest = json.loads(written["network/manifest.json"])
+    assert manifest["metrics"]["validation/top1/mean"] == about["history"][-1]["validation/top1/mean"]
+    assert not any(name.startswith("train/") for name in manifest["metrics"])
+    assert manifest["params"]["train"] == about["train"]
+    assert set(manifest["params"]) == {"train", "embed_image", "embed_text"}
+    assert set(manifest["inputs"]) == {"posts", "images", "image", "text", "prototypes"}
     assert json.loads(Path("one/train.json").read_text())["stage"] == "train"
     assert not list(Path("one/state/train").iterdir())
     # A frozen tower is no part of the network: it stays with its encoder.

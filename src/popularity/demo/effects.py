@@ -10,7 +10,6 @@ from popularity.demo.posts import SubcategoryPlace
 from popularity.demo.users import DAY, SPAN, START, Floats, Users
 
 BASE = 6.4  # mean label of the training part, as in SMPD
-TREND_FALL = 2.3  # over the whole span; the test part's mean then lies about 1 lower, as in SMPD
 NOISE = 1.25  # standard deviation
 # Standard deviation of each effect over the posts, in units of the label (doublings of views).
 SPREADS = {
@@ -29,7 +28,7 @@ EFFECTS = ("base", *SPREADS, "trend")
 
 
 def add_up(
-    posts: pl.DataFrame, users: Users, classes: list[SubcategoryPlace], rng: np.random.Generator
+    posts: pl.DataFrame, users: Users, classes: list[SubcategoryPlace], trend: float, rng: np.random.Generator
 ) -> pl.DataFrame:
     """pid, split, the effects, noise, expected (their sum without the noise), views and label; rows as in `posts`.
 
@@ -57,7 +56,7 @@ def add_up(
     }
     effects = {name: (values - values.mean()) / values.std() * SPREADS[name] for name, values in raw.items()}
     time = (posts["posted_at"].to_numpy() - START) / SPAN
-    effects["trend"] = -TREND_FALL * (time - time[(posts["split"] == "train").to_numpy()].mean())
+    effects["trend"] = -trend * (time - time[(posts["split"] == "train").to_numpy()].mean())
     effects = {"base": np.full(len(posts), BASE)} | effects
     expected = np.sum(list(effects.values()), axis=0)
     noise = rng.normal(0.0, NOISE, len(posts))

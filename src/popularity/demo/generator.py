@@ -43,7 +43,7 @@ def generate(params: DemoParams, root: Path, truth: Path) -> None:
     classes = choose_classes(params.subcategories)
     users = draw_users(params, np.array([place.share for place in classes]), user_rng)
     posts = draw_posts(params, users, classes, post_rng)
-    effects = add_up(posts, users, classes, effect_rng)
+    effects = add_up(posts, users, classes, params.trend, effect_rng)
     profiles = profiles_of(users, params.user_file, classes, profile_rng)
     for split in SPLITS:
         folder = root / f"{split}_allmetadata_json"

@@ -22,6 +22,8 @@ class DemoParams(Section):
         image_size: pixels, longer side.
         test_share: the last part of the posts in time.
         user_file: A = row-aligned list with vectors, B = columns with ids and texts.
+        trend: fall of the label's level over the whole time span; at 2.3 the test part's mean lies about 1 lower, as
+            in SMPD, and at 0 the parts are alike.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -31,6 +33,7 @@ class DemoParams(Section):
     image_size: Annotated[int, Field(ge=16)]
     test_share: Annotated[float, Field(ge=0.1, le=0.5)]
     user_file: Literal["A", "B"]
+    trend: float
 
     def __post_init__(self) -> None:
         if self.posts < 3 * self.users:

@@ -26,14 +26,14 @@ from popularity.encoders.parts import (
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
-from popularity.files import atomic_directory, fingerprint, resume_state
+from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.images import ImageDecodeError, PictureReader, decode_picture
 from popularity.schema import IMAGE_STATUS, IMAGES, Block, read_table, write_block, write_table
 
 logger = logging.getLogger(__name__)
 
 
-def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams) -> None:
+def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, state_root: Path = STATE_ROOT) -> None:
     """Writes the block `pooled` and `status.parquet` into the directory `out`.
 
     Args:
@@ -41,6 +41,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams) 
         images: table of contract IMAGES.
         out: replaced as a whole when all is done.
         params: section embed_image.
+        state_root: below it finished parts wait for a run that resumes.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_image_encoder`.
@@ -62,7 +63,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams) 
             vectors = encoder(batch.pixels.to(state.device, non_blocking=True))
         return {"vectors": as_float16(vectors, params.model), "decoded": decoded}
 
-    with resume_state("embed_image", fingerprint(asdict(params), location, images)) as directory:
+    with resume_state("embed_image", fingerprint(asdict(params), location, images), state_root) as directory:
         encode_parts(directory, cut, prepare, encode, state, "embed_image")
         if state.is_main_process:
             decoded = np.concatenate([np.zeros(0, bool), *read_parts(directory, cut, "decoded")])

@@ -157,7 +157,7 @@ def encode_parts(
     if state.num_processes > 1:
         logger.info("%s: process %d of %d has %d parts", title, state.process_index, state.num_processes, len(own))
     batches = [(number, rows) for number in mine for rows in cut.batches(parts[number])]
-    workers = min(loader_workers(), len(batches))
+    workers = min(loader_workers(), len(batches)) if len(batches) > 1 else 0  # one has nothing to load beside
     loader = DataLoader(
         _Prepared([rows for _, rows in batches], prepare),
         batch_size=None,

@@ -24,7 +24,7 @@ from popularity.encoders.parts import (
 )
 from popularity.encoders.sources import describe, find_weights
 from popularity.encoders.text import EmbedTextParams, TextBatch, TextTokenizer, load_text_encoder, load_tokenizer
-from popularity.files import atomic_directory, fingerprint, resume_state
+from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.schema import POSTS, Block, Tokens, read_table, write_block, write_tokens
 
 Int64Array = npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ def post_text() -> pl.Expr:
     return chosen
 
 
-def embed_texts(posts: Path, out: Path, params: EmbedTextParams) -> None:
+def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Path = STATE_ROOT) -> None:
     """Writes the blocks `title`, `tags` and `post` (pooled vectors) and the tokens `tokens` into `out`.
 
     `post` and `tokens` are of the text r (`post_text`); an empty text has the pooled vector of the empty
@@ -51,6 +51,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams) -> None:
         posts: table of contract POSTS.
         out: replaced as a whole when all is done.
         params: section embed_text.
+        state_root: below it finished parts wait for a run that resumes.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_text_encoder`.
@@ -72,7 +73,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams) -> None:
             "lengths": batch.content.sum(dim=1).cpu().numpy(),
         }
 
-    with resume_state("embed_text", fingerprint(asdict(params), location, posts)) as directory:
+    with resume_state("embed_text", fingerprint(asdict(params), location, posts), state_root) as directory:
         encode_parts(directory, cut, prepare, encode, state, "embed_text")
         if state.is_main_process:
             row_of = dict(zip(texts["text"], range(texts.height), strict=True))

@@ -96,6 +96,14 @@ def resample_auc(
     return areas
 
 
+def resample_means(values: FloatArray, users: npt.NDArray[np.int64], *, resamples: int, seed: int) -> FloatArray:
+    """(resamples,) means of `values` (n,); draws as in `resample`."""
+    n_users = int(users.max()) + 1
+    sums = np.bincount(users, weights=values, minlength=n_users)
+    posts = np.bincount(users, minlength=n_users)
+    return np.concatenate([(counts @ sums) / (counts @ posts) for _, counts in _draws(users, resamples, seed)])
+
+
 def _draws(users: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[tuple[slice, FloatArray]]:
     """Draws of users, some at a time: which draws, and how often each user is in them (draws, n_users)."""
     rng = np.random.default_rng(seed)

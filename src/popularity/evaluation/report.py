@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from popularity.errors import ContractError
+from popularity.evaluation.intervals import CALIBRATED_ON, Calibration, calibrate_on, coverage_table
 from popularity.evaluation.metrics import METRICS
 from popularity.evaluation.scores import (
     MAIN_MODEL,
@@ -36,6 +37,8 @@ class Evaluation:
         metrics: scheme -> model -> metric -> value or None.
         scores: long table, columns SCORES.
         groups: long table, columns GROUPS.
+        calibration: of the intervals.
+        coverage: of the intervals in `report`, columns COVERAGE.
         plots: file stem -> data of one plot.
         table: fixed-width text for people.
     """
@@ -43,6 +46,8 @@ class Evaluation:
     metrics: Metrics
     scores: pl.DataFrame
     groups: pl.DataFrame
+    calibration: Calibration
+    coverage: pl.DataFrame
     plots: dict[str, pl.DataFrame]
     table: str
 
@@ -54,12 +59,14 @@ def evaluate(
     importance: pl.DataFrame,
     config: EvaluateConfig,
 ) -> Evaluation:
-    """Scores of every model in every labelled scheme, with intervals, tables and plot data.
+    """Scores of every model in every labelled scheme and coverage of the intervals, with tables and plot data.
 
     Raises:
-        ContractError: predictions do not match the scored rows one to one; see `collect`.
+        ContractError: predictions do not match the scored rows one to one, see `collect`, or lack a scale.
     """
     scored = collect(posts, splits, predictions)
+    calibration = calibrate_on(scored)
+    coverage = coverage_table(scored[0], calibration, config)
     scores, groups = score_overall(scored, config), score_groups(scored, config)
     plots = {
         "predicted_true": _predicted_true(scored[0], config.seed),
@@ -67,7 +74,8 @@ def evaluate(
         "importance_by_block": _importance_by_block(importance),
         "score_by_scheme": _score_by_scheme(scores),
     }
-    return Evaluation(_metrics(scores), scores, groups, plots, _table(scored, scores, groups, config.confidence))
+    table = "\n\n".join([_table(scored, scores, groups, config.confidence), _coverage_table(calibration, coverage)])
+    return Evaluation(_metrics(scores), scores, groups, calibration, coverage, plots, table)
 
 
 def read_importance(path: Path) -> pl.DataFrame:
@@ -79,12 +87,22 @@ def read_importance(path: Path) -> pl.DataFrame:
 
 
 def write_evaluation(
-    evaluation: Evaluation, *, metrics: Path, table: Path, scores: Path, groups: Path, plots: Path
+    evaluation: Evaluation,
+    *,
+    metrics: Path,
+    table: Path,
+    scores: Path,
+    groups: Path,
+    calibration: Path,
+    coverage: Path,
+    plots: Path,
 ) -> None:
-    """Writes metrics.json, the table for people, the two score tables and one CSV per plot."""
+    """Writes metrics.json, the table for people, the score tables, calibration.json, coverage and one CSV per plot."""
     write_json(metrics, evaluation.metrics)
     write_text(table, evaluation.table + "\n")
-    for frame, path in ((evaluation.scores, scores), (evaluation.groups, groups)):
+    evaluation.calibration.write(calibration)
+    tables = ((evaluation.scores, scores), (evaluation.groups, groups), (evaluation.coverage, coverage))
+    for frame, path in tables:
         with atomic_path(path) as partial:
             frame.write_csv(partial)
     with atomic_directory(plots) as partial:
@@ -170,6 +188,25 @@ def _table(scored: list[Scored], scores: pl.DataFrame, groups: pl.DataFrame, con
     return "\n\n".join(f"{title}\n{part}" for title, part in parts.items())
 
 
+def _coverage_table(calibration: Calibration, coverage: pl.DataFrame) -> str:
+    """Stated against found coverage; says so where a level could not be stated."""
+    title = f"Intervals in '{REPORT}', calibrated on {calibration.posts:,} posts of '{calibration.scheme}'"
+    if not calibration.posts:
+        return f"No intervals: '{CALIBRATED_ON}' is not among stack.schemes, and nothing else calibrates them"
+    lines = [
+        [
+            f"{row['level']:.0%}",
+            row["group"],
+            *(f"{row[count]:,}" for count in ("posts", "users")),
+            "infinite: too few posts to calibrate" if row["coverage"] is None else _with_interval(row, of="coverage"),
+            "-" if row["width"] is None else f"{row['width']:.3f}",
+        ]
+        for row in coverage.iter_rows(named=True)
+    ]
+    header = ["stated", "users are", "posts", "users", "coverage", "mean width"]
+    return f"{title}\n{_fixed_width(header, lines)}"
+
+
 def _score_lines(scores: pl.DataFrame, names: list[str]) -> list[list[str]]:
     """One line per combination of `names`, in the order of the table."""
     lines = []
@@ -186,10 +223,10 @@ def _score_lines(scores: pl.DataFrame, names: list[str]) -> list[list[str]]:
     return lines
 
 
-def _with_interval(row: dict[str, Any], sign: str = "") -> str:
-    if row["value"] is None:
+def _with_interval(row: dict[str, Any], sign: str = "", of: str = "value") -> str:
+    if row[of] is None:
         return "-"
-    value = f"{row['value']:{sign}.4f}"
+    value = f"{row[of]:{sign}.4f}"
     return value if row["low"] is None else f"{value} [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
 
 

@@ -62,8 +62,8 @@ class Scored:
     Args:
         scheme: its name.
         models: the main model first.
-        rows: one per (repeat, pid), sorted: repeat, pid, uid, label, seen, category, subcategory, month and
-            `prediction:<model>`, the mean over seeds, for each model.
+        rows: one per (repeat, pid), sorted: repeat, pid, uid, label, seen, category, subcategory, month,
+            `prediction:<model>`, the mean over seeds, for each model, and `scale`, the main model's.
         fit_mean: mean label of the fit rows.
     """
 
@@ -143,9 +143,14 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
         .agg(pl.col("prediction").mean())
         .pivot(on="model", index=["repeat", "pid"], values="prediction")
     )
+    # The scale belongs to the mean over the seeds and stands beside each of them.
+    scales = (
+        predictions.filter(pl.col("model") == MAIN_MODEL).sort("seed").group_by("repeat", "pid").agg(pl.first("scale"))
+    )
     rows = (
         scored.with_columns(pl.col("seen").fill_null(value=False))
         .join(means, on=["repeat", "pid"], how="left", validate="1:1")
+        .join(scales, on=["repeat", "pid"], how="left", validate="1:1")
         .drop("scheme", "role", "fold")
         .sort("repeat", "pid")
     )
@@ -205,9 +210,9 @@ def _score_rows(one: Scored, rows: pl.DataFrame, config: EvaluateConfig) -> Iter
             "model": model,
             "minus": minus,
             "metric": metric,
-            "value": _rounded(value),
-            "low": _rounded(low),
-            "high": _rounded(high),
+            "value": rounded(value),
+            "low": rounded(low),
+            "high": rounded(high),
             "posts": rows["pid"].n_unique(),
             "users": n_users,
         }
@@ -228,6 +233,6 @@ def _score_rows(one: Scored, rows: pl.DataFrame, config: EvaluateConfig) -> Iter
             )
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Six decimals, so that the last bits of another machine's arithmetic do not show; no negative zero."""
     return None if value is None else round(value, 6) + 0.0

@@ -4,16 +4,18 @@ Three kinds, one module each: `row` from the post alone; `context` label-free st
 that a scheme shows; `label` fitted on labels of fit rows only, causal in time.
 """
 
-from popularity.features.build import FeaturizeParams, featurize, read_features
-from popularity.features.context import context_features
+from popularity.features.build import FeaturizeParams, featurize, further_features, read_features
+from popularity.features.context import TextReducer, context_features
 from popularity.features.label import label_features
 from popularity.features.row import CATEGORIES, row_features
 
 __all__ = [
     "CATEGORIES",
     "FeaturizeParams",
+    "TextReducer",
     "context_features",
     "featurize",
+    "further_features",
     "label_features",
     "read_features",
     "row_features",

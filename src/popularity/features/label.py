@@ -17,21 +17,28 @@ import polars as pl
 from popularity.features.row import days
 
 
-def as_of_dates(rows: pl.DataFrame, interleaved_horizon: timedelta) -> pl.DataFrame:
+def as_of_dates(
+    rows: pl.DataFrame, interleaved_horizon: timedelta, timed_by: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """(pid, as_of) for fit and score rows (pid, role, posted_at): when each row's history ends.
 
     When most score rows lie after the last fit row (a scheme cut in time; published parts may overlap a
     little), the first of those is the cut, and blocks are as long as their span. When fit and score rows
     interleave (schemes user and random), blocks of `interleaved_horizon` are counted back from the last post.
+
+    `timed_by`: the rows by which that is judged, where others come to them; by default all of `rows`. Such others may
+    lie between the last fit row and the cut: they see all labels too.
     """
-    fit, score = (rows.filter(pl.col("role") == role)["posted_at"] for role in ("fit", "score"))
+    timed_by = rows if timed_by is None else timed_by
+    fit, score = (timed_by.filter(pl.col("role") == role)["posted_at"] for role in ("fit", "score"))
     later = score.filter(score > fit.max())
     if 2 * len(later) > len(score):
         start, end = later.min(), later.max()
         assert isinstance(start, datetime)
         assert isinstance(end, datetime)
-        return rows.select("pid", as_of=_block_start(start, max(end - start, timedelta(days=1))))
-    latest = rows["posted_at"].max()
+        block = _block_start(start, max(end - start, timedelta(days=1)))
+        return rows.select("pid", as_of=pl.when(pl.col("posted_at") > fit.max()).then(pl.lit(start)).otherwise(block))
+    latest = timed_by["posted_at"].max()
     assert isinstance(latest, datetime)
     return rows.select("pid", as_of=_block_start(latest + timedelta(seconds=1), interleaved_horizon))
 
@@ -96,15 +103,23 @@ def history(rows: pl.DataFrame, key: str, prior_weight: float) -> pl.DataFrame:
 
 
 def label_features(
-    rows: pl.DataFrame, keys: tuple[str, ...], prior_weight: float, interleaved_horizon: timedelta
+    rows: pl.DataFrame,
+    keys: tuple[str, ...],
+    prior_weight: float,
+    interleaved_horizon: timedelta,
+    timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """(pid, histories of every key) for the fit and score rows of one fold.
 
     Args:
         rows: (pid, role, posted_at, label, every key). Labels of score rows are blanked before use.
+        keys: see `history`.
+        prior_weight: see `history`.
+        interleaved_horizon: see `as_of_dates`.
+        timed_by: see `as_of_dates`.
     """
     rows = rows.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
-    rows = rows.join(as_of_dates(rows, interleaved_horizon), on="pid", how="left", validate="1:1")
+    rows = rows.join(as_of_dates(rows, interleaved_horizon, timed_by), on="pid", how="left", validate="1:1")
     table = rows.select("pid").sort("pid")
     for key in keys:
         table = table.join(

@@ -99,12 +99,21 @@ def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> 
             for path, picture in pictures:
                 found[path] = picture
                 progress.update()
-    rows = [(pid, *found.get(path, _MISSING)) for pid, path in posts.select("pid", "image_path").iter_rows()]
-    schema: dict[str, Any] = {name: column.dtype for name, column in IMAGES.columns.items()}
-    images = pl.DataFrame(rows, schema=schema, orient="row").sort(IMAGES.key)
+    images = _table(posts, found)
     report = _report(images, posts, findings)
     _refuse_too_many_bad(report, root, params)
     return images, report
+
+
+def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> pl.DataFrame:
+    """Contract IMAGES of posts whose `image_path` is a file below `root` (or absolute), whatever its name."""
+    return _table(posts, dict(_from_folder(root, set(posts["image_path"]), params)))
+
+
+def _table(posts: pl.DataFrame, found: Mapping[str, _Picture]) -> pl.DataFrame:
+    rows = [(pid, *found.get(path, _MISSING)) for pid, path in posts.select("pid", "image_path").iter_rows()]
+    schema: dict[str, Any] = {name: column.dtype for name, column in IMAGES.columns.items()}
+    return pl.DataFrame(rows, schema=schema, orient="row").sort(IMAGES.key)
 
 
 def _from_tars(

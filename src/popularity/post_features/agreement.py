@@ -12,6 +12,7 @@ from scipy.linalg import cholesky, eigh, solve_triangular
 Float32Array = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 Read = Callable[[Int64Array], tuple[Float32Array, Float32Array]]
 
 CHUNK = 8192  # posts whose vectors are in memory at once
@@ -33,7 +34,14 @@ class _Moments:
         return _Moments(self.count + other.count, self.total + other.total, self.products + other.products)
 
 
-def linear_agreement(read: Read, fitted: Int64Array, others: Int64Array, users: Int64Array, shrinkage: float) -> Array:
+def linear_agreement(
+    read: Read,
+    fitted: Int64Array,
+    others: Int64Array,
+    users: Int64Array,
+    shrinkage: float,
+    wanted: BoolArray | None = None,
+) -> Array:
     """(n + m,) agreements in [-1, 1] of the posts `fitted` (n,), then of the posts `others` (m,).
 
     Canonical correlation analysis: the cosine of picture and text in the space of canonical directions, each
@@ -47,7 +55,10 @@ def linear_agreement(read: Read, fitted: Int64Array, others: Int64Array, users: 
         others: rows that are only read.
         users: (n,) numbers of the users of `fitted`.
         shrinkage: of the mean variance, added to every variance, so that few posts do not make correlations of chance.
+        wanted: (n + m,) the posts whose agreement is asked for, NaN for the rest; a map that none of them needs is not
+            made. By default all.
     """
+    asked = np.ones(len(fitted) + len(others), np.bool_) if wanted is None else wanted
     _, number = np.unique(users, return_inverse=True)
     fold = np.random.default_rng(0).permutation(number.max(initial=-1) + 1)[number] % FOLDS
     moments = [_moments(read, fitted[fold == part]) for part in range(FOLDS)]
@@ -56,8 +67,10 @@ def linear_agreement(read: Read, fitted: Int64Array, others: Int64Array, users: 
         whole = whole + other
     found = np.full(len(fitted) + len(others), np.nan)
     for part, own in enumerate(moments):
-        found[: len(fitted)][fold == part] = _agreements(read, fitted[fold == part], whole - own, shrinkage)
-    found[len(fitted) :] = _agreements(read, others, whole, shrinkage)
+        rows = (fold == part) & asked[: len(fitted)]
+        found[: len(fitted)][rows] = _agreements(read, fitted[rows], whole - own, shrinkage)
+    rest = asked[len(fitted) :]
+    found[len(fitted) :][rest] = _agreements(read, others[rest], whole, shrinkage)
     return found
 
 

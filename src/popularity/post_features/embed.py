@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from accelerate import Accelerator
 from pydantic import Field
+from torch import Tensor
 
 from popularity.config import Section
 from popularity.encoders.parts import Arrays, Cut, as_float16, encode_parts, gather, read_parts, start_processes
@@ -21,7 +22,14 @@ from popularity.encoders.sources import weights_identity
 from popularity.files import atomic_directory
 from popularity.network.model import CLASS_LEVEL, Batch, PrototypeNetwork
 from popularity.post_features.agreement import linear_agreement
-from popularity.post_features.outputs import HEADS, MASSES, NEAREST_HEADS, SCALARS, describe_posts
+from popularity.post_features.outputs import (
+    HEADS,
+    MASSES,
+    NEAREST_HEADS,
+    SCALARS,
+    class_probabilities,
+    describe_posts,
+)
 from popularity.schema import (
     ATTENTION,
     ATTENTION_MASS,
@@ -36,9 +44,9 @@ from popularity.schema import (
     write_table,
 )
 from popularity.training.assembly import Towers, load_network, posts_for, trained_params
-from popularity.training.data import PostVectors, to_device
+from popularity.training.data import PostVectors, to_device, unit
 from popularity.training.params import TrainParams
-from popularity.training.reading import TowerOutputs, read_inputs
+from popularity.training.reading import Inputs, TowerOutputs, read_inputs
 
 Array = npt.NDArray[Any]
 Float32Array = npt.NDArray[np.float32]
@@ -82,6 +90,14 @@ class Folders:
     network: Path
 
 
+@dataclass(frozen=True)
+class EmbeddedPosts:
+    """Posts (contract POSTS) and the outputs of the frozen towers for them."""
+
+    posts: pl.DataFrame
+    blocks: TowerOutputs
+
+
 def embed_posts(
     posts: pl.DataFrame,
     images: pl.DataFrame,
@@ -93,6 +109,7 @@ def embed_posts(
     state: Path,
     out: Path,
     explain: Path,
+    known: EmbeddedPosts | None = None,
 ) -> None:
     """Writes the block `prototype` into `out` and what explains it into `explain`; no popularity label is read.
 
@@ -106,23 +123,19 @@ def embed_posts(
         state: folder of finished parts, shared by all processes.
         out: replaced as a whole: the vectors of VECTORS, and scalars.parquet.
         explain: likewise: nearest.parquet, attention.parquet and attention_mass.parquet.
+        known: posts of an earlier run that `posts` come to; agreement.linear is fitted on them too.
 
     Raises:
         ContractError: the network was trained with other classes or encoders, or gives values beyond float16.
     """
     posts = posts.drop("label")
     blocks = TowerOutputs.read(folders.image, folders.text)
-    inputs = read_inputs(posts, blocks, folders.prototypes, trained_params(folders.network))
-    network, trained = load_network(folders.network, inputs, towers)
-    read = posts_for(network, inputs, posts, images, folders.root, towers).read
-    network.to(accelerator.device)
-    network.text_tower.to(accelerator.device)
-    with torch.inference_mode(), accelerator.autocast():
-        prompts = network.class_prompts()
+    loaded = _Loaded.load(posts, images, blocks, folders, towers, accelerator)
+    network, trained, inputs = loaded.network, loaded.trained, loaded.inputs
 
     def encode(batch: Batch) -> Arrays:
         batch = to_device(batch, accelerator.device)
-        found = describe_posts(network, prompts, batch, params.nearest, accelerator.autocast())
+        found = describe_posts(network, loaded.prompts, batch, params.nearest, accelerator.autocast())
         return {
             name: as_float16(values, "prototype network") if name in VECTORS else values.cpu().numpy()
             for name, values in found.items()
@@ -130,12 +143,13 @@ def embed_posts(
 
     cut = Cut(posts.height, params.shard_rows, params.batch_size)
     processes = start_processes()
-    encode_parts(state, cut, _Batches(read), encode, processes, "embed_posts")
+    encode_parts(state, cut, _Batches(loaded.read), encode, processes, "embed_posts")
     if processes.is_main_process:
         keys = read_table(folders.prototypes / "classes.parquet", CLASSES).filter(level=CLASS_LEVEL)["key"]
         with atomic_directory(out) as partial:
             _write_vectors(state, cut, inputs.vectors, network, folders.network, keys, partial)
-            agreement = _linear_agreement(posts, inputs.vectors, trained, params.shrinkage)
+            embedded = [EmbeddedPosts(posts, blocks), *([] if known is None else [known])]
+            agreement = _linear_agreement(embedded, trained, params.shrinkage)
             scalars = np.concatenate(list(read_parts(state, cut, "scalars")))
             table = {"agreement.linear": agreement} | dict(zip(SCALARS, scalars.T, strict=True))
             names = written_scalars(trained, aligned=is_aligned(towers.image, towers.text))
@@ -145,6 +159,59 @@ def embed_posts(
         with atomic_directory(explain) as partial:
             _write_explanation(state, cut, posts["pid"], network, keys, partial)
     processes.wait_for_everyone()
+
+
+def probable_classes(
+    posts: pl.DataFrame,
+    images: pl.DataFrame,
+    folders: Folders,
+    towers: Towers,
+    params: EmbedPostsParams,
+    accelerator: Accelerator,
+) -> Float32Array:
+    """(n, K) probabilities of the classes by the mean head, for posts without a class; arguments as in `embed_posts`.
+
+    The prototypes of a post's own class leave it out, so a post of a known class would be told from the others by it.
+    """
+    posts = posts.drop("label")
+    blocks = TowerOutputs.read(folders.image, folders.text)
+    loaded = _Loaded.load(posts, images, blocks, folders, towers, accelerator)
+    cut = Cut(posts.height, posts.height, params.batch_size)
+    found = []
+    for rows in cut.batches(range(posts.height)):
+        batch = to_device(_Batches(loaded.read)(rows), accelerator.device)
+        found.append(class_probabilities(loaded.network, loaded.prompts, batch, accelerator.autocast()).cpu().numpy())
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The trained network, on the accelerator, and how it reads the posts."""
+
+    network: PrototypeNetwork
+    trained: TrainParams
+    inputs: Inputs
+    prompts: tuple[Tensor, Tensor]
+    read: Callable[[Int64Array], Batch]
+
+    @classmethod
+    def load(
+        cls,
+        posts: pl.DataFrame,
+        images: pl.DataFrame,
+        blocks: TowerOutputs,
+        folders: Folders,
+        towers: Towers,
+        accelerator: Accelerator,
+    ) -> _Loaded:
+        inputs = read_inputs(posts, blocks, folders.prototypes, trained_params(folders.network))
+        network, trained = load_network(folders.network, inputs, towers)
+        read = posts_for(network, inputs, posts, images, folders.root, towers).read
+        network.to(accelerator.device)
+        network.text_tower.to(accelerator.device)
+        with torch.inference_mode(), accelerator.autocast():
+            prompts = network.class_prompts()
+        return cls(network, trained, inputs, prompts, read)
 
 
 @dataclass(frozen=True)
@@ -203,21 +270,49 @@ def _write_vectors(
         write_block(Block(values, [vectors.pids[row] for row in rows.tolist()], about), out, name)
 
 
-def _linear_agreement(
-    posts: pl.DataFrame, vectors: PostVectors, trained: TrainParams, shrinkage: float
-) -> Float32Array:
-    """(n,) agreement.linear, its map fitted on the posts that the network was shown; NaN without picture or text."""
-    both = (vectors.image_row >= 0) & (vectors.lengths > 0)
-    shown = both & ((posts["split"] == "train").to_numpy() if trained.rows == "train" else True)
+def _linear_agreement(embedded: Sequence[EmbeddedPosts], trained: TrainParams, shrinkage: float) -> Float32Array:
+    """agreement.linear of the first of `embedded`, (n,); NaN without picture or text.
+
+    Its map is fitted on the posts that the network was shown, of all of `embedded`.
+    """
+    everyone = pl.concat(
+        [
+            each.posts.select("pid", "uid", "split", source=pl.lit(number), **_pair_rows(each))
+            for number, each in enumerate(embedded)
+        ]
+    ).sort("pid")
+    source, image, text = (everyone[name].to_numpy() for name in ("source", "image", "text"))
+    both = (image >= 0) & (text >= 0)
+    shown = both & ((everyone["split"] == "train").to_numpy() if trained.rows == "train" else True)
     fitted, others = np.flatnonzero(shown), np.flatnonzero(both & ~shown)
-    users = posts["uid"].rank("dense").to_numpy().astype(np.int64)
+    users = everyone["uid"].rank("dense").to_numpy().astype(np.int64)
 
     def read(rows: Int64Array) -> tuple[Float32Array, Float32Array]:
-        return vectors.images(rows), vectors.texts(rows)
+        pictures, texts = ([getattr(each.blocks, name).values for each in embedded] for name in ("image", "text"))
+        return _unit_rows(pictures, source[rows], image[rows]), _unit_rows(texts, source[rows], text[rows])
 
-    found = np.full(posts.height, np.nan, np.float32)
-    found[np.concatenate([fitted, others])] = linear_agreement(read, fitted, others, users[fitted], shrinkage)
+    rows = np.concatenate([fitted, others])
+    agreement = np.full(everyone.height, np.nan, np.float32)
+    agreement[rows] = linear_agreement(read, fitted, others, users[fitted], shrinkage, source[rows] == 0)
+    of_first: Float32Array = agreement[source == 0]
+    return of_first
+
+
+def _unit_rows(values: Sequence[Array], source: Array, row: Array) -> Float32Array:
+    """(b, d) row `row` (b,) of the one of `values` that `source` (b,) numbers, L2-normalised."""
+    found = np.empty((len(row), values[0].shape[1]), np.float32)
+    for number, each in enumerate(values):
+        own = source == number
+        found[own] = unit(each[row[own]])
     return found
+
+
+def _pair_rows(embedded: EmbeddedPosts) -> dict[str, pl.Series]:
+    """Row of each post's vectors in the blocks `image` and `text`; -1 without a picture, or without a token."""
+    pids, blocks = embedded.posts["pid"].to_list(), embedded.blocks
+    empty = {pid for pid, length in zip(blocks.tokens.pids, np.diff(blocks.tokens.offsets), strict=True) if not length}
+    text = [-1 if pid in empty else row for pid, row in zip(pids, blocks.text.rows(pids), strict=True)]
+    return {"image": pl.Series(blocks.image.rows(pids)), "text": pl.Series(text, dtype=pl.Int64)}
 
 
 def _write_explanation(

@@ -66,9 +66,7 @@ def describe_posts(
         outputs = network(batch, prompts, looks)
     level = outputs.levels[CLASS_LEVEL]
     target = batch.target[:, network.level_names.index(CLASS_LEVEL)]
-    has = {"global": torch.ones_like(batch.has_image), "local": batch.facts.has_token, "attention": batch.has_image}
-    by_term = head_log_probabilities(network, outputs)
-    log_probabilities = {head: by_term[name] for head, name in HEADS.items()}
+    log_probabilities, has = _heads(network, outputs, batch)
     mean = _mean_head(log_probabilities, has)
     own_class = functional.one_hot(target.clamp(min=0), mean.shape[1]).float()
     mixture = torch.where((target >= 0)[:, None], own_class, mean.exp())  # (b, K)
@@ -100,6 +98,23 @@ def describe_posts(
     found["nearest_class"], found["nearest_value"] = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
     weights = torch.stack(looks).mean(dim=0) if looks else None
     return found | _attention(outputs, batch.has_image, weights, nearest)
+
+
+@torch.inference_mode()
+def class_probabilities(
+    network: PrototypeNetwork, prompts: tuple[Tensor, Tensor], batch: Batch, autocast: AbstractContextManager[Any]
+) -> Tensor:
+    """(b, K) probabilities of the classes by the mean head, over the heads that a post has; see `describe_posts`."""
+    with autocast:
+        outputs = network(batch, prompts)
+    return _mean_head(*_heads(network, outputs, batch)).exp()
+
+
+def _heads(network: PrototypeNetwork, outputs: Outputs, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of each of HEADS: log-probabilities (b, K), and which posts (b,) have it."""
+    has = {"global": torch.ones_like(batch.has_image), "local": batch.facts.has_token, "attention": batch.has_image}
+    by_term = head_log_probabilities(network, outputs)
+    return {head: by_term[name] for head, name in HEADS.items()}, has
 
 
 def _mean_head(log_probabilities: dict[str, Tensor], has: dict[str, Tensor]) -> Tensor:

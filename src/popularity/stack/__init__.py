@@ -1,8 +1,18 @@
-"""LightGBM over metadata features and dense blocks: fits, out-of-fold predictions, saved models."""
+"""Boosted trees over metadata features and dense blocks: fits, out-of-fold predictions, saved models."""
 
 from popularity.stack.blocks import Blocks, read_blocks
-from popularity.stack.fit import StackParams, TreeParams, fit_schemes
+from popularity.stack.fit import fit_schemes
 from popularity.stack.model import StackModel
+from popularity.stack.params import SecondParams, StackParams, TreeParams
 from popularity.stack.selection import KeepParams
 
-__all__ = ["Blocks", "KeepParams", "StackModel", "StackParams", "TreeParams", "fit_schemes", "read_blocks"]
+__all__ = [
+    "Blocks",
+    "KeepParams",
+    "SecondParams",
+    "StackModel",
+    "StackParams",
+    "TreeParams",
+    "fit_schemes",
+    "read_blocks",
+]

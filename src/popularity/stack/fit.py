@@ -7,63 +7,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 
-from popularity.config import Section
 from popularity.features import read_features
 from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
+from popularity.stack import catboost_learner, lightgbm_learner
 from popularity.stack.blocks import Blocks
-from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
+from popularity.stack.inner import Array, Sample, blend, blend_share, inner_cuts, recency_weights, scored_rows
+from popularity.stack.matrix import EncoderParams, MatrixEncoder
 from popularity.stack.model import StackModel
-from popularity.stack.selection import KeepParams, kept_rows
+from popularity.stack.params import StackParams
+from popularity.stack.scale import ScaleModel
+from popularity.stack.selection import kept_rows
+from popularity.stack.target import Target
 
 logger = logging.getLogger(__name__)
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class TreeParams(Section):
-    """Passed to LightGBM under these names."""
-
-    objective: Literal["regression", "regression_l1", "huber"]
-    learning_rate: Annotated[float, Field(gt=0)]
-    num_leaves: Annotated[int, Field(ge=2)]
-    min_data_in_leaf: Positive
-    feature_fraction: Share
-    bagging_fraction: Share
-    lambda_l2: Annotated[float, Field(ge=0)]
-    cat_smooth: Annotated[float, Field(ge=0)]
-    cat_l2: Annotated[float, Field(ge=0)]
-    min_data_per_group: Positive
-    max_bin: Annotated[int, Field(ge=2, le=255)]
-
-
-@dataclass(frozen=True)
-class StackParams(Section):
-    seed: int
-    seeds: Positive
-    columns: EncoderParams
-    keep: KeepParams
-    max_rounds: Positive
-    patience: Positive
-    half_life_days: Annotated[float, Field(ge=0)]
-    inner_cuts: Positive
-    inner_share: Annotated[float, Field(gt=0, lt=1)]
-    schemes: tuple[Literal["report", "matched", "user", "random"], ...]
-    threads: Positive
-    trees: TreeParams
+MAIN = "stack"  # the model of all blocks, whose errors have a scale
 
 
 @dataclass(frozen=True)
@@ -93,7 +60,12 @@ def fit_schemes(
 
     Models: `stack` (all blocks, on the kept fit rows), `metadata` (that block alone), `user_mean`, `constant`. The
     models of `final` are saved into `model_folder`. Finished folds are kept in `state` and not fitted again.
+
+    Raises:
+        ConfigError: a second learner is asked for and not installed.
     """
+    if params.second.use:
+        catboost_learner.catboost()
     parts: list[pl.DataFrame] = []
     for (scheme, repeat, fold), rows in rows_of(splits, [*params.schemes, "final"]):
         finished = state / f"{scheme}-{repeat}-{fold}.parquet"
@@ -102,7 +74,7 @@ def fit_schemes(
             continue
         data = load_fold((scheme, repeat, fold), rows, posts, features)
         models = {
-            name: _fit_trees(fitted_on, blocks, columns, params, name)
+            name: fit_model(fitted_on, blocks, columns, params, name)
             for name, (fitted_on, columns) in _systems(data, blocks, params).items()
         }
         predictions = pl.concat(
@@ -112,7 +84,7 @@ def fit_schemes(
         if scheme == "final":
             for name, model in models.items():
                 model.save(model_folder / name)
-            importance = _importance(models["stack"], data, blocks)
+            importance = _importance(models[MAIN], data, blocks)
         else:
             write_table(predictions, finished, PREDICTIONS)
         parts.append(predictions)
@@ -124,7 +96,7 @@ def fit_schemes(
 def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple[Fold, EncoderParams]]:
     """The fit rows and the columns that each tree model sees; the baseline knows nothing of stage 1."""
     return {
-        "stack": (_keep(data, blocks, params), params.columns),
+        MAIN: (kept_fold(data, blocks, params), params.columns),
         "metadata": (data, replace(params.columns, blocks=("metadata",))),
     }
 
@@ -147,107 +119,56 @@ def load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame
 
 def fit_and_predict(data: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
     """Predictions (contract PREDICTIONS) of the model `stack` for the scored rows of one fold."""
-    model = _fit_trees(_keep(data, blocks, params), blocks, params.columns, params, "stack")
-    return _predict_trees(data, blocks, model, params, "stack")
+    model = fit_model(kept_fold(data, blocks, params), blocks, params.columns, params, MAIN)
+    return _predict_trees(data, blocks, model, params, MAIN)
 
 
-def _keep(data: Fold, blocks: Blocks, params: StackParams) -> Fold:
+def kept_fold(data: Fold, blocks: Blocks, params: StackParams) -> Fold:
     """The fold with the fit rows that `stack.keep` leaves; its scored rows are as they were."""
     kept = kept_rows(data.fit["pid"].to_list(), blocks.scalars, params.keep, params.seed)
     return replace(data, fit=data.fit.filter(kept), label=data.label[kept], posted_at=data.posted_at[kept])
 
 
-def _fit_trees(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackParams, model: str) -> StackModel:
-    """Encoders and one booster a seed; the number of rounds comes from cuts in time inside the fit rows."""
+def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackParams, name: str) -> StackModel:
+    """Encoders, one booster a seed and learner, their blend and the scale of the error, all from the fit rows.
+
+    Rounds, blend and scale come from cuts in time inside them: out of fold, at the rounds that were learned.
+    """
     started = time.perf_counter()
     encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, columns)
-    rounds = _learn_rounds(matrix, data, params)
-    boosters = [
-        lgb.train(_lightgbm(params, seed), _dataset(matrix, data, params), num_boost_round=rounds)
-        for seed in _seeds(params)
-    ]
+    target = Target.fit(data.label, params.target)
+    sample = Sample(matrix, target.apply(data.label), recency_weights(data.posted_at, params.half_life_days))
+    cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
+    rows = scored_rows(cuts)
+    first = lightgbm_learner.learn(sample, cuts, params)
+    boosters = [lightgbm_learner.fit(sample, first.rounds, params, seed) for seed in params.each_seed]
+    second: list[Any] = []
+    share, out_of_fold, note = 1.0, first.out_of_fold, ""
+    if params.second.use:
+        other = catboost_learner.learn(sample, cuts, params)
+        second = [catboost_learner.fit(sample, other.rounds, params, seed) for seed in params.each_seed]
+        share = blend_share(first.out_of_fold, other.out_of_fold, data.label[rows], target)
+        out_of_fold = blend(first.out_of_fold, other.out_of_fold, share)
+        note = f"  CatBoost {other.rounds} rounds, {1 - share:.0%} of the blend"
+    scale = ScaleModel.fit(
+        matrix, rows, target.invert(out_of_fold), data.label, seed=params.seed, threads=params.threads
+    )
     logger.info(
-        "%-8s repeat %d fold %d  %-8s  %5d fit rows  %4d columns  %4d trees  %5.1f s",
-        data.scheme, data.repeat, data.fold, model,
-        len(data.label), len(matrix.names), rounds * len(boosters), time.perf_counter() - started,
+        "%-8s repeat %d fold %d  %-8s  %5d fit rows  %4d columns  %4d trees  %5.1f s%s",
+        data.scheme, data.repeat, data.fold, name,
+        len(data.label), len(matrix.names), first.rounds * len(boosters), time.perf_counter() - started, note,
     )  # fmt: skip
-    return StackModel(encoder, boosters)
-
-
-def _learn_rounds(matrix: Matrix, data: Fold, params: StackParams) -> int:
-    """Rounds at which the mean error over the inner cuts of the fit rows is least.
-
-    Each inner cut fits on the rows before a slice of time and scores that slice; the slices are the last
-    `inner_cuts` of length `inner_share`. A single cut is too noisy a judge of when to stop.
-    """
-    order = np.argsort(data.posted_at, kind="stable")
-    length = max(1, round(len(order) * params.inner_share))
-    starts = [len(order) - length * cut for cut in range(1, params.inner_cuts + 1)]
-    cuts = [(np.sort(order[:start]), np.sort(order[start : start + length])) for start in starts if start >= length]
-    if not cuts:
-        return params.max_rounds
-    history: Mapping[str, Any] = lgb.cv(
-        _lightgbm(params, params.seed),
-        _dataset(matrix, data, params),
-        num_boost_round=params.max_rounds,
-        folds=cuts,
-        callbacks=[lgb.early_stopping(params.patience, verbose=False)],
-    )
-    (errors,) = (values for name, values in history.items() if name.endswith("-mean"))
-    return len(errors)
-
-
-def recency_weights(posted_at: npt.NDArray[np.int64], half_life_days: float) -> npt.NDArray[np.float64] | None:
-    """(n,) weights of mean 1 that halve with every `half_life_days` before the end; None (all alike) for 0.
-
-    The label's level drifts and trees do not extrapolate, so the present counts for more. The end is the 99 %
-    quantile of the dates: one post dated far ahead must not make all others weightless.
-    """
-    if half_life_days == 0:
-        return None
-    end = np.quantile(posted_at, 0.99)
-    age_days = np.maximum(end - posted_at, 0.0) / MICROSECONDS_A_DAY
-    weights = 0.5 ** (age_days / half_life_days)
-    normalised: npt.NDArray[np.float64] = weights / weights.mean()
-    return normalised
-
-
-MICROSECONDS_A_DAY = 86_400e6
-
-
-def _dataset(matrix: Matrix, data: Fold, params: StackParams) -> lgb.Dataset:
-    return lgb.Dataset(
-        matrix.values,
-        data.label,
-        weight=recency_weights(data.posted_at, params.half_life_days),
-        feature_name=list(matrix.names),
-        categorical_feature=list(matrix.categorical),
-        params={"max_bin": params.trees.max_bin, "num_threads": params.threads, "verbosity": -1, "seed": params.seed},
-    )
-
-
-def _lightgbm(params: StackParams, seed: int) -> dict[str, Any]:
-    """LightGBM's parameters: the tunable ones and those that make the bytes repeatable."""
-    return {
-        **asdict(params.trees),
-        "bagging_freq": 1,
-        "seed": seed,
-        "num_threads": params.threads,
-        "deterministic": True,
-        "force_row_wise": True,
-        "verbosity": -1,
-    }
-
-
-def _seeds(params: StackParams) -> list[int]:
-    return [params.seed + offset for offset in range(params.seeds)]
+    return StackModel(encoder, boosters, second, share, target, scale)
 
 
 def _predict_trees(data: Fold, blocks: Blocks, model: StackModel, params: StackParams, name: str) -> pl.DataFrame:
+    """Predictions of every seed; the scale of the main model is that of their mean."""
     if data.score.is_empty():
         return _predictions(data, name, {})
-    each = model.predict_each(model.encoder.apply(data.score, blocks))
-    return _predictions(data, name, dict(zip(_seeds(params), each, strict=True)))
+    matrix = model.encoder.apply(data.score, blocks)
+    each = model.predict_each(matrix)
+    scale = model.scale.predict(matrix, each.mean(axis=0)) if name == MAIN else None
+    return _predictions(data, name, dict(zip(params.each_seed, each, strict=True)), scale)
 
 
 def _predict_simple(data: Fold, params: StackParams, name: str) -> pl.DataFrame:
@@ -269,7 +190,7 @@ def _predict_simple(data: Fold, params: StackParams, name: str) -> pl.DataFrame:
 USER_PRIOR = 1.0  # posts' worth of the overall mean in `user_mean`
 
 
-def _predictions(data: Fold, model: str, by_seed: dict[int, npt.NDArray[np.float64]]) -> pl.DataFrame:
+def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array | None = None) -> pl.DataFrame:
     schema = {name: column.dtype for name, column in PREDICTIONS.columns.items()}
     frames = [
         pl.DataFrame(
@@ -281,6 +202,7 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, npt.NDArray[np.float
                 "seed": seed,
                 "model": model,
                 "prediction": values,
+                "scale": scale,
             },
             schema=schema,
         )
@@ -290,7 +212,7 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, npt.NDArray[np.float
 
 
 def _importance(model: StackModel, data: Fold, blocks: Blocks) -> pl.DataFrame:
-    """(block, feature, gain): total gain over the boosters, largest first."""
+    """(block, feature, gain): total gain over LightGBM's boosters, largest first."""
     matrix = model.encoder.apply(data.fit.head(1), blocks)
     gain = np.sum([booster.feature_importance("gain") for booster in model.boosters], axis=0)
     frame = pl.DataFrame({"block": matrix.blocks, "feature": matrix.names, "gain": gain})

@@ -14,7 +14,6 @@ from pydantic import Field
 
 from popularity.config import Section
 from popularity.errors import ContractError
-from popularity.files import atomic_directory
 from popularity.submission.validate import CSV_HEADER, ID_PREFIX, LEAST_DECIMALS, validate
 
 logger = logging.getLogger(__name__)
@@ -40,31 +39,32 @@ class SubmitConfig(Section):
 def submit(posts: pl.DataFrame, predictions: pl.DataFrame, config: SubmitConfig, directory: Path) -> list[Path]:
     """Writes and validates submission.json and submission.csv; returns their paths.
 
-    The directory is replaced as a whole, and only by files that passed the validator. Without a test part it
-    holds NO_SUBMISSION.txt alone, and the list is empty.
+    Without a test part it writes NO_SUBMISSION.txt, and the list is empty.
+
+    Args:
+        posts: contract POSTS.
+        predictions: contract PREDICTIONS.
+        config: section submit.
+        directory: still the temporary one of `files.atomic_directory`: what the validator refuses must not stay.
 
     Raises:
         ContractError: a test post has no prediction in some seed, or there are predictions of other posts.
+        DataError: the validator refuses a file.
     """
     test = posts.filter(pl.col("split") == "test").sort("source_index")
     if test.is_empty():
         reason = "The data set has no test part (test_allmetadata_json), so there is nothing to submit."
         logger.warning("no submission: %s", reason)
-        with atomic_directory(directory) as partial:
-            (partial / "NO_SUBMISSION.txt").write_text(reason + "\n", encoding="utf-8")
+        (directory / "NO_SUBMISSION.txt").write_text(reason + "\n", encoding="utf-8")
         return []
     scores = _scores(test, predictions)
     ids = [ID_PREFIX + pid for pid in test["pid"]]
     written = [f"{score:.{config.decimals}f}" for score in scores]
-    with atomic_directory(directory) as partial:
-        for name, text in (
-            ("submission.json", _json_text(ids, written, config)),
-            ("submission.csv", _csv_text(ids, written)),
-        ):
-            (partial / name).write_text(text, encoding="utf-8")
-            checked = validate(partial / name, ids)
-            logger.info("%s: %s", directory / name, checked)
-    return [directory / "submission.json", directory / "submission.csv"]
+    files = {"submission.json": _json_text(ids, written, config), "submission.csv": _csv_text(ids, written)}
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
+        logger.info("%s: %s", name, validate(directory / name, ids))
+    return [directory / name for name in files]
 
 
 def _scores(test: pl.DataFrame, predictions: pl.DataFrame) -> list[float]:

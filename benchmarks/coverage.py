@@ -1,0 +1,262 @@
+"""Do the intervals hold what they state? Their coverage of the demo's test labels, which only the generator knows.
+
+For each seed two data sets are generated, alike but for the trend of the level: without it, posts to come are like
+those that calibrated, and stated coverage should be found; with it they are not, and the loss is what this prints. The
+stages of dvc.yaml run on both, with the parameters as they are (no search); stages that read no label run once.
+
+Coverage is measured on the test part with the quantiles of reports/calibration.json. Its interval is the binomial one
+(Clopper and Pearson) for as many independent posts as would be as uncertain as these, whose users post several (Korn
+and Graubard 1998): first by the chance of the test posts alone, then with that of the calibrating posts too, which a
+stated coverage is a mean over.
+
+    python -m benchmarks.coverage
+    python -m benchmarks.coverage --seeds 1 --posts 600 --work .state/coverage --out coverage.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy.stats import beta
+
+from benchmarks.demo_ladder import POSTS_FILE, PREDICTIONS_FILE, SPLITS_FILE, TRUTH, params_of, run_stages, stage_folder
+from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.evaluation.intervals import CALIBRATED_ON, Calibration
+from popularity.evaluation.metrics import FloatArray
+from popularity.evaluation.scores import MAIN_MODEL, REPORT, UNLABELLED, EvaluateConfig, collect
+from popularity.files import atomic_directory, atomic_path
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.stage import run
+
+# What a generator without the trend changes: labels. Pictures, texts, and the network of them stay.
+READ_LABELS = ("demo_data", "ingest", "split", "featurize", "tune", "stack", "evaluate")
+WITH, WITHOUT = "with trend", "without trend"
+TABLE = {
+    "data": pl.String,
+    "seed": pl.String,
+    "users are": pl.String,
+    "stated": pl.Float64,
+    "posts": pl.Int64,
+    "users": pl.Int64,
+    "width": pl.Float64,
+    "coverage": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "verdict": pl.String,
+    "low, both": pl.Float64,
+    "high, both": pl.Float64,
+    "verdict, both": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Posts of one part of a data set: |label - prediction|, its scale, and whose post it is."""
+
+    error: FloatArray
+    scale: FloatArray
+    user: npt.NDArray[np.str_]
+
+    def inside(self, quantile: float) -> FloatArray:
+        """(n,) 1 where the label is in the interval."""
+        return (self.error <= quantile * self.scale).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One data set: its calibration, the posts that made it, and the test posts by kind of user."""
+
+    calibration: Calibration
+    calibrating: Group
+    test: Mapping[str, Group]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the generator")
+    parser.add_argument("--posts", type=int, help="per data set, with users in proportion; default: demo.posts")
+    parser.add_argument("--work", type=Path, help="keeps each data set; finished stages are not run again")
+    parser.add_argument("--out", type=Path, help="the table as CSV")
+    args = parser.parse_args(argv)
+    confidence = load_params("evaluate", EvaluateConfig, args.params).confidence
+    seeds = sorted(set(args.seeds))
+    measured: dict[str, dict[str, Measured]] = {WITH: {}, WITHOUT: {}}
+    with ExitStack() as stack:
+        work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="coverage.")))
+        for seed in seeds:
+            for name, folder in run_both(seed, args.posts, args.params, work.resolve()):
+                measured[name][str(seed)] = measure(folder)
+    table = pl.DataFrame(
+        [row for name, by_seed in measured.items() for row in coverage(name, by_seed, confidence)], schema=TABLE
+    )
+    if args.out:
+        with atomic_path(args.out) as partial:
+            table.write_csv(partial)
+    print(f"Coverage of the demo's test labels, seeds {seeds}, {confidence:.0%} intervals clustered by user")
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_width_chars=220, fmt_str_lengths=40, float_precision=3,
+        tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="ASCII_BORDERS_ONLY_CONDENSED",
+    ):  # fmt: skip
+        print(table)
+    for name in measured:
+        pooled = table.filter((pl.col("data") == name) & (pl.col("seed") == "all") & (pl.col("users are") == "any"))
+        for column in ("verdict", "verdict, both"):
+            missed = pooled.filter(pl.col(column) != INSIDE)
+            levels = ", ".join(f"{level:.0%} ({said})" for level, said in missed.select("stated", column).iter_rows())
+            by = "test posts" if column == "verdict" else "test and calibrating posts"
+            print(f"{name}, by chance of the {by}: stated coverage outside at {levels or 'no level'}")
+
+
+INSIDE, LESS, MORE, INFINITE = "inside", "OUTSIDE: covers less", "OUTSIDE: covers more", "infinite"
+
+
+def run_both(seed: int, posts: int | None, file: Path, work: Path) -> Iterator[tuple[str, Path]]:
+    """The finished folders of a seed with the trend of `file` and without."""
+    graph = list(read_yaml(Path("dvc.yaml"))["stages"])
+    stages = graph[: graph.index("evaluate") + 1]
+    params = params_of(seed, posts, file)
+    params["stack"]["schemes"] = [REPORT, CALIBRATED_ON]
+    first = run_stages(stages, params, work)
+    yield WITH, first
+    level: dict[str, Any] = copy.deepcopy(params)
+    level["demo"]["trend"] = 0.0
+    folder = stage_folder(stages, level, work)
+    if not folder.exists():
+        with atomic_directory(folder) as partial:
+            copy_tree(first, partial)
+    yield WITHOUT, run_stages(stages, level, work)
+
+
+def copy_tree(first: Path, folder: Path) -> None:
+    """Everything but the outs of stages that read labels, which are to run again."""
+    graph = read_yaml(Path("dvc.yaml"))["stages"]
+    for name, stage in graph.items():
+        if name in READ_LABELS:
+            continue
+        for out in stage["outs"]:
+            source = first / out
+            if source.is_dir():
+                shutil.copytree(source, folder / out)
+            elif source.exists():
+                (folder / out).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, folder / out)
+
+
+def measure(folder: Path) -> Measured:
+    """What a data set says: errors and scales of the posts that calibrated and of the test part."""
+    posts, splits = read_table(folder / POSTS_FILE, POSTS), read_table(folder / SPLITS_FILE, FOLDS)
+    predictions = read_table(folder / PREDICTIONS_FILE, PREDICTIONS)
+    (matched,) = (one.rows for one in collect(posts, splits, predictions) if one.scheme == CALIBRATED_ON)
+    truth = pl.read_parquet(folder / TRUTH / "test_labels.parquet")
+    known = posts.filter(pl.col("split") == "train").select("uid", seen=pl.lit(True)).unique()
+    rows = (
+        predictions.filter((pl.col("scheme") == UNLABELLED) & (pl.col("model") == MAIN_MODEL))
+        .group_by("pid")
+        .agg(pl.mean("prediction").alias(f"prediction:{MAIN_MODEL}"), pl.first("scale"))
+        .join(truth, on="pid", validate="1:1")
+        .join(posts.select("pid", "uid"), on="pid", validate="1:1")
+        .join(known, on="uid", how="left", validate="m:1")
+        .with_columns(pl.col("seen").fill_null(value=False))
+        .sort("pid")
+    )
+    test = {
+        "any": group_of(rows),
+        "seen": group_of(rows.filter(pl.col("seen"))),
+        "unseen": group_of(rows.filter(~pl.col("seen"))),
+    }
+    return Measured(Calibration.read(folder / "reports/calibration.json"), group_of(matched), test)
+
+
+def group_of(rows: pl.DataFrame) -> Group:
+    error = np.abs(rows["label"].to_numpy() - rows[f"prediction:{MAIN_MODEL}"].to_numpy())
+    return Group(error, rows["scale"].to_numpy(), rows["uid"].to_numpy().astype(np.str_))
+
+
+def coverage(name: str, by_seed: Mapping[str, Measured], confidence: float) -> Iterator[dict[str, Any]]:
+    """Rows TABLE: each seed for users of any kind, then all seeds together, also by kind of user."""
+    chosen = [([seed], seed, "any") for seed in by_seed]
+    chosen += [(list(by_seed), "all", kind) for kind in ("any", "seen", "unseen")]
+    for seeds, called, kind in chosen:
+        for level in next(iter(by_seed.values())).calibration.quantiles:
+            yield {"data": name, "seed": called, "users are": kind, "stated": level} | coverage_at(
+                level, [by_seed[seed] for seed in seeds], kind, confidence
+            )
+
+
+def coverage_at(level: float, parts: Sequence[Measured], kind: str, confidence: float) -> dict[str, Any]:
+    """Coverage of a level over several data sets, whose users are different people."""
+    groups = [part.test[kind] for part in parts]
+    posts = sum(len(group.error) for group in groups)
+    users = sum(len(np.unique(group.user)) for group in groups)
+    result: dict[str, Any] = {"posts": posts, "users": users}
+    quantiles = [part.calibration.quantiles[level] for part in parts]
+    if not posts or any(quantile is None for quantile in quantiles):
+        return result | {"verdict": INFINITE, "verdict, both": INFINITE}
+    known = [quantile for quantile in quantiles if quantile is not None]
+    inside = [group.inside(quantile) for group, quantile in zip(groups, known, strict=True)]
+    found = float(np.concatenate(inside).mean())
+    clusters = np.concatenate([np.char.add(f"{place} ", group.user) for place, group in enumerate(groups)])
+    test = clustered_variance(np.concatenate(inside), clusters)
+    # A quantile too low or too high by chance moves the coverage of all posts of its data set together.
+    calibrating = sum(
+        (len(group.error) / posts) ** 2 * clustered_variance(part.calibrating.inside(quantile), part.calibrating.user)
+        for group, part, quantile in zip(groups, parts, known, strict=True)
+    )
+    width = (
+        sum(float((2 * quantile * group.scale).sum()) for group, quantile in zip(groups, known, strict=True)) / posts
+    )
+    low, high = binomial_interval(found, test, posts, confidence)
+    wide_low, wide_high = binomial_interval(found, test + calibrating, posts, confidence)
+    return result | {
+        "width": width,
+        "coverage": found,
+        "low": low,
+        "high": high,
+        "verdict": verdict(level, low, high),
+        "low, both": wide_low,
+        "high, both": wide_high,
+        "verdict, both": verdict(level, wide_low, wide_high),
+    }
+
+
+def clustered_variance(inside: FloatArray, users: npt.NDArray[np.str_]) -> float:
+    """Of the mean of `inside` (n,), when users are drawn with all their posts; 0 for a single user."""
+    places = np.unique(users, return_inverse=True)[1]
+    sums = np.bincount(places, weights=inside - inside.mean())
+    count = len(sums)
+    return float(count / (count - 1) * (sums**2).sum() / len(inside) ** 2) if count > 1 else 0.0
+
+
+def binomial_interval(share: float, variance: float, posts: int, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's for a share found with `variance`: of as many independent posts as would have it.
+
+    Where all posts are alike the variance says nothing, and each counts for itself.
+    """
+    count = share * (1 - share) / variance if variance > 0 else float(posts)
+    hits, tail = share * count, (1 - confidence) / 2
+    low = float(beta.ppf(tail, hits, count - hits + 1)) if share > 0 else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if share < 1 else 1.0
+    return low, high
+
+
+def verdict(level: float, low: float, high: float) -> str:
+    """Whether the stated level lies in the interval of the found coverage."""
+    if low <= level <= high:
+        return INSIDE
+    return LESS if high < level else MORE
+
+
+if __name__ == "__main__":
+    run(main)

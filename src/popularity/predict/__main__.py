@@ -1,0 +1,87 @@
+r"""Predicts the popularity of new posts, with intervals and reasons, in a folder where `dvc repro` has finished.
+
+    python -m popularity.predict --image photo.jpg --title "Sunset at the beach" --tags "sea sand" \
+        --user 12@N34 --date 2016-05-01T12:00 --category Travel --subcategory Beach
+    python -m popularity.predict --posts posts.csv --out predictions.csv
+
+A file of posts, .csv or .jsonl, has the same fields as columns (pid too, if you like); paths of pictures start at its
+folder. Dates without a zone are UTC. What is not given is said, and predicted without. A row that cannot be used is set
+aside: it keeps its place in the output and says why. --json prints everything as JSON, a file of posts line by line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+from popularity.errors import DataError
+from popularity.predict.asked import FIELDS, Asked, make_posts, read_posts, why_unreadable
+from popularity.predict.prediction import predict
+from popularity.predict.project import Project
+from popularity.predict.show import record, refuse_other_suffix, summary, text_of, write_file
+from popularity.schema import POSTS, read_table
+from popularity.stage import run
+
+LARGEST = 8  # features listed for each post
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m popularity.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in FIELDS:
+        parser.add_argument(f"--{name}", help=_HELP.get(name))
+    parser.add_argument("--posts", type=Path, help="file of posts, .csv or .jsonl")
+    parser.add_argument("--out", type=Path, help="file of predictions to write, .csv or .jsonl")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    given = {name: value for name in FIELDS if (value := vars(args)[name]) is not None}
+    if (args.posts is None) == (not given):
+        parser.error("give either the fields of one post or a file of --posts")
+    if args.out is not None:
+        refuse_other_suffix(args.out)
+    asked = [Asked(0, given)] if args.posts is None else read_posts(args.posts)
+    if given.get("image") and (reason := why_unreadable(Path(given["image"]))):
+        raise DataError(f"cannot be read: {reason}", file=given["image"], expected="a picture, or no --image")
+    project = Project(Path())
+    settings = project.settings()
+    known = read_table(project.posts, POSTS)
+    new = make_posts(asked, known, Path() if args.posts is None else args.posts.parent)
+    if new.table.is_empty():
+        if args.posts is None:
+            raise DataError(asked[0].problem)
+        raise DataError(
+            f"none of {len(asked)} posts can be predicted, not this one: {asked[0].problem}", file=args.posts, row=0
+        )
+    # Progress is for files of posts: for one post its bars would outnumber the lines of the answer.
+    with redirect_stderr(StringIO()) if args.posts is None else nullcontext():
+        predictions = {found.pid: found for found in predict(project, settings, known, new, LARGEST)}
+    if args.out is not None:
+        write_file(args.out, asked, predictions)
+    if args.json:
+        for each in asked:
+            content = record(each, predictions.get(each.pid))
+            print(json.dumps(content, ensure_ascii=False, indent=2 if args.posts is None else None))
+    elif args.out is None:
+        print("\n\n".join(text_of(each, predictions.get(each.pid)) for each in asked))
+    if args.posts is not None and not args.json:
+        print(("" if args.out else "\n") + summary(asked, predictions, args.out))
+
+
+_HELP = {
+    "image": "picture",
+    "user": "Uid of the data set; the profile of a known user is that of the latest stored post",
+    "date": "2016-05-01T12:00 (UTC), 2016-05-01T14:00+02:00 or unix seconds",
+    "tags": "separated by spaces",
+    "category": "first-level class, as the data set names it",
+    "subcategory": "second-level class",
+    "concept": "third-level class",
+}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,272 @@
+"""Posts as people give them, from flags or a file, to rows of contract POSTS; what cannot be used is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from popularity.dataset.parsing import EARLIEST, LATEST
+from popularity.errors import DataError
+from popularity.schema import POSTS, check_table, class_key
+
+FIELDS = (
+    *("pid", "image", "title", "tags", "user", "date"),
+    *("category", "subcategory", "concept", "latitude", "longitude"),
+)
+# Of a known user these are taken from the latest stored post; of an unknown one they are empty.
+PROFILE = (
+    *("has_path_alias", "photo_count", "is_pro", "can_buy_pro", "first_photo_at", "first_taken_at"),
+    *("timezone_offset", "timezone_id", "user_description", "location_description"),
+)
+# What a post has and nobody is asked for: what most stored posts have.
+USUAL = ("media_type", "media_status", "is_public", "has_path_alias")
+PLACED, UNPLACED = 16, 0  # geo_accuracy of coordinates that were given, and of none
+_UNIX_SECONDS = re.compile(r"\d{9,10}")
+_UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, as in a data set
+
+
+@dataclass
+class Asked:
+    """A post as it was given, and what became of it.
+
+    Args:
+        row: zero-based place among the posts that were given.
+        fields: texts by name of the field; one that was not given is absent or empty.
+        problem: why there is no prediction; "" if there is one.
+        pid: the given one, or one made up.
+        notes: what was missing and what stood in for it, each as "kind: what".
+    """
+
+    row: int
+    fields: Mapping[str, str]
+    problem: str = ""
+    pid: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.fields = {name: _UNPRINTABLE.sub("\ufffd", text) for name, text in self.fields.items()}
+
+    def get(self, name: str) -> str:
+        """The field without white space around it; "" if it was not given."""
+        return self.fields.get(name, "").strip()
+
+
+@dataclass(frozen=True)
+class NewPosts:
+    """Posts to predict.
+
+    Args:
+        table: contract POSTS, those that can be predicted.
+        asked: all that were given, in their order.
+        root: folder that the paths of pictures are relative to.
+    """
+
+    table: pl.DataFrame
+    asked: Sequence[Asked]
+    root: Path
+
+
+def read_posts(path: Path) -> list[Asked]:
+    """The posts of a .csv or .jsonl file, one a row or line, with FIELDS as columns or keys.
+
+    A row that cannot be read keeps its place and says its problem. Other columns are left out.
+
+    Raises:
+        DataError: no such file, of another kind, not UTF-8, without a column `date`, or without a post.
+    """
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise DataError("neither .csv nor .jsonl", file=path, expected=f"a file of posts with {', '.join(FIELDS)}")
+    try:
+        posts = list(readers[path.suffix](path))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=path) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: byte {error.start}", file=path, expected="text in UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"not CSV: {error}", file=path) from error
+    if not posts:
+        raise DataError("no posts", file=path, expected="a post in each row after the names of the columns")
+    return posts
+
+
+def _read_csv(path: Path) -> Iterator[Asked]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = (row for row in csv.reader(stream) if row)
+        names = [name.strip() for name in next(rows, [])]
+        if len(set(names)) < len(names) or "date" not in names:
+            raise DataError(
+                f"columns {', '.join(names) or '(none)'}",
+                file=path,
+                expected=f"each name once, `date` among them; known are {', '.join(FIELDS)}",
+            )
+        for number, row in enumerate(rows):
+            if len(row) != len(names):
+                yield Asked(number, {}, problem=f"{len(row)} fields where the file has {len(names)} columns")
+            else:
+                yield Asked(number, {name: text for name, text in zip(names, row, strict=True) if name in FIELDS})
+
+
+def _read_jsonl(path: Path) -> Iterator[Asked]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(line for line in stream if line.strip()):
+            try:
+                content = json.loads(line)
+            except ValueError as error:
+                yield Asked(number, {}, problem=f"not JSON: {error}")
+                continue
+            if not isinstance(content, dict):
+                yield Asked(number, {}, problem=f"expected an object, found {type(content).__name__}")
+                continue
+            texts = {name: _as_text(content.get(name)) for name in FIELDS}
+            wrong = [name for name, text in texts.items() if text is None]
+            problem = f"{', '.join(wrong)}: expected a text or a number" if wrong else ""
+            yield Asked(number, {name: text for name, text in texts.items() if text is not None}, problem)
+
+
+def _as_text(value: Any) -> str | None:
+    """A JSON value as text, a list of tags as words; None: it cannot stand for one."""
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return " ".join(value)
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+
+
+def make_posts(asked: Sequence[Asked], known: pl.DataFrame, root: Path) -> NewPosts:
+    """Rows of contract POSTS beside the stored posts `known`; what is wrong with a post is noted in its `asked`."""
+    maker = _Maker(known, root, {each.get("user") for each in asked})
+    rows = []
+    for each in asked:
+        if not each.problem:
+            try:
+                rows.append(maker.row(each))
+            except _UnusableError as error:
+                each.problem = str(error)
+    schema = {name: rule.dtype for name, rule in POSTS.columns.items()}
+    table = pl.DataFrame(rows, schema=schema, orient="row").sort(POSTS.key)
+    check_table(table, POSTS)
+    return NewPosts(table, asked, root)
+
+
+def why_unreadable(path: Path) -> str:
+    """Why a file cannot be opened; "" if it can."""
+    try:
+        with path.open("rb"):
+            return ""
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", "") or str(error)
+
+
+class _UnusableError(ValueError):
+    """Why a post cannot be predicted."""
+
+
+class _Maker:
+    def __init__(self, known: pl.DataFrame, root: Path, users: set[str]) -> None:
+        self.root = root
+        self.taken: dict[str, int | None] = dict.fromkeys(known["pid"])
+        self.index = known.filter(split="test")["source_index"].len()
+        self.usual = {name: known[name].drop_nulls().mode().sort().first() for name in USUAL}
+        latest = known.filter(pl.col("uid").is_in(list(users))).sort("posted_at", "pid").unique("uid", keep="last")
+        self.profiles = {row["uid"]: row for row in latest.select("uid", *PROFILE).iter_rows(named=True)}
+
+    def row(self, asked: Asked) -> dict[str, Any]:
+        """The post in the form of POSTS; its pid and notes go to `asked`."""
+        date = _date(asked.get("date"))
+        asked.pid = self._pid(asked)
+        latitude, longitude = (
+            _degrees(asked, name, limit) for name, limit in (("latitude", 90.0), ("longitude", 180.0))
+        )
+        if (latitude is None) != (longitude is None):
+            asked.notes.append("unusable value: a latitude or a longitude alone is no place")
+            latitude = longitude = None
+        names = [asked.get(name) for name in ("category", "subcategory", "concept")]
+        levels = {
+            level: class_key(*names[: depth + 1]) for depth, level in enumerate(("category", "subcategory", "concept"))
+        }
+        return {
+            **dict.fromkeys(POSTS.columns),
+            **self.usual,
+            **self._user(asked),
+            **levels,
+            "pid": asked.pid,
+            "split": "test",
+            "source_index": self.index + asked.row,
+            "title": asked.fields.get("title", ""),
+            "tags": asked.fields.get("tags", ""),
+            "posted_at": date,
+            "latitude": latitude,
+            "longitude": longitude,
+            "geo_accuracy": UNPLACED if latitude is None else PLACED,
+            "image_path": self._picture(asked),
+        }
+
+    def _pid(self, asked: Asked) -> str:
+        given = asked.get("pid")
+        if given in self.taken:
+            row = self.taken[given]
+            stored = "is that of a stored post, whose prediction is in data/stack/predictions.parquet"
+            raise _UnusableError(f"pid {given} {stored if row is None else f'occurs again: it is that of row {row}'}")
+        pid = given or f"new-{asked.row}"
+        while pid in self.taken:
+            pid += "_"
+        self.taken[pid] = asked.row
+        return pid
+
+    def _user(self, asked: Asked) -> dict[str, Any]:
+        user = asked.get("user")
+        if user in self.profiles:
+            return self.profiles[user]
+        asked.notes.append(
+            f"unknown user: {user} has no stored post; profile fields are empty"
+            if user
+            else "unknown user: none given; profile fields are empty"
+        )
+        # Posts without a user are nobody's: they must not count as one user's.
+        return {"uid": user or f"user of {asked.pid}"}
+
+    def _picture(self, asked: Asked) -> str:
+        """The path as given; "" where there is nothing to read."""
+        path = asked.get("image")
+        if not path:
+            asked.notes.append("no picture: predicted from the rest")
+            return ""
+        if reason := why_unreadable(self.root / path):
+            asked.notes.append(f"no picture: {path} cannot be read ({reason}); predicted from the rest")
+            return ""
+        return path
+
+
+def _date(text: str) -> datetime:
+    try:
+        date = datetime.fromtimestamp(int(text), UTC) if _UNIX_SECONDS.fullmatch(text) else datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        found = f"date {text!r} is no date" if text else "no date"
+        raise _UnusableError(
+            f"{found}; expected 2016-05-01T12:00 (UTC), 2016-05-01T14:00+02:00 or unix seconds"
+        ) from None
+    date = date.replace(tzinfo=UTC) if date.tzinfo is None else date
+    if not EARLIEST <= date <= LATEST:
+        raise _UnusableError(f"date {text} lies outside {EARLIEST.year} to {LATEST.year}")
+    return date.astimezone(UTC)
+
+
+def _degrees(asked: Asked, name: str, limit: float) -> float | None:
+    text = asked.get(name)
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        value = limit + 1
+    if value is None or -limit <= value <= limit:
+        return value
+    asked.notes.append(f"unusable value: {name} {text} is no number from {-limit:g} to {limit:g}; left out")
+    return None

@@ -1,0 +1,77 @@
+"""The classes of new posts: given, unseen, or the likeliest where none was given."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from popularity.network.model import CLASS_LEVEL
+from popularity.prototypes.classes import ClassPath, level_key
+from popularity.schema import CLASSES, class_key, class_names, read_table
+
+LEVEL_ABOVE = "category"
+
+
+@dataclass(frozen=True)
+class KnownClasses:
+    """The classes that the network knows.
+
+    Args:
+        table: contract CLASSES.
+        class_path: that they were made with.
+    """
+
+    table: pl.DataFrame
+    class_path: ClassPath
+
+    @classmethod
+    def read(cls, folder: Path) -> KnownClasses:
+        """Of models/prototypes."""
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return cls(read_table(folder / "classes.parquet", CLASSES), about["class_path"])
+
+    @property
+    def of_level(self) -> pl.DataFrame:
+        """The K classes, by index."""
+        return self.table.filter(level=CLASS_LEVEL)
+
+    def without(self, posts: pl.DataFrame) -> pl.DataFrame:
+        """Those of `posts` (contract POSTS) that have no class."""
+        empty = [key for key in posts[CLASS_LEVEL].unique() if level_key(key, CLASS_LEVEL, self.class_path) is None]
+        return posts.filter(pl.col(CLASS_LEVEL).is_in(empty))
+
+    def likeliest(self, post: dict[str, str], probabilities: npt.NDArray[np.float32]) -> tuple[dict[str, str], float]:
+        """The class keys of POSTS of the likeliest class, and its probability among those that come into question.
+
+        Args:
+            post: its own keys; where its first-level class is known, classes below it alone come into question.
+            probabilities: (K,) of the classes.
+        """
+        above = self.table.filter(level=LEVEL_ABOVE)
+        parents = self.of_level["parent"].fill_null(-1).to_numpy()
+        given = above.filter(key=post[LEVEL_ABOVE])["index"]
+        below = parents == given[0] if len(given) else np.ones(len(parents), bool)
+        possible = np.where(below if below.any() else True, probabilities, 0.0)
+        best = int(possible.argmax())
+        name = class_names(self.of_level["key"][best])[-1]
+        top = class_names(above["key"][int(parents[best])])[0] if parents[best] >= 0 else ""
+        path = (top, name, class_names(post["concept"])[-1])
+        keys = {
+            level: class_key(*path[: depth + 1]) for depth, level in enumerate((LEVEL_ABOVE, CLASS_LEVEL, "concept"))
+        }
+        return keys, float(possible[best] / possible.sum())
+
+    def note(self, published: str) -> str:
+        """What to say of a class of POSTS that the network does not know; "" of one that it knows."""
+        key, keys = level_key(published, CLASS_LEVEL, self.class_path), self.of_level["key"].to_list()
+        if key is None or key in keys:
+            return ""
+        alike = difflib.get_close_matches(key, keys, n=3)
+        spelled = f" (spelled alike: {', '.join(alike)})" if alike else ""
+        return f"unseen class: {key}; a mixture of the known ones stands in{spelled}"

@@ -1,0 +1,1 @@
+"""The report that a person reads: one HTML page that needs nothing beside itself, and a model card."""

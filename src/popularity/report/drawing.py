@@ -1,0 +1,302 @@
+"""Charts as SVG that take their colours from the page: readable on light and on dark, the same bytes each time.
+
+Text stays text, 11 pixels or more at natural size. Colours are told apart by people who do not see red or green.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.stats import rankdata
+
+from popularity.evaluation.metrics import FloatArray
+from popularity.report.placement import place_labels, text_width
+
+INK, MUTED, GRID, SURFACE = "#1f2328", "#59636e", "#d8dee4", "#fefefe"
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#00805e", "#8a4f9e"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE)
+_VARIABLES = {
+    **{INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"},
+    **{BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple"},
+}
+SMALL = (352, 280)  # pixels; a narrow telephone shows it whole
+FONT = 11
+MAP = (760, 600)
+LEADER = 20  # pixels from a point to its label beyond which a line joins them
+_STYLE: dict[Any, Any] = {  # of matplotlib
+    "svg.fonttype": "none",
+    "svg.hashsalt": "popularity",
+    "text.parse_math": False,  # a class may be called "$"
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+    "font.size": FONT,
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize"), FONT),
+    "legend.fontsize": FONT,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.major.pad": 6,  # or the first label touches that of the other axis
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: x and y (n,), and the bounds of a band (n,) if there is one; NaN leaves a gap.
+
+    Without a name it is not in the legend.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    colour: str = BLUE
+    style: str = "-"
+    marker: str = ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with bounds, None where undefined, in a group of rows."""
+
+    group: str
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class _Canvas:
+    """One axes of a given size in pixels, and the SVG that came of it."""
+
+    def __init__(self, size: tuple[float, float], label: str) -> None:
+        self.label = label
+        self.figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
+        self.axes: Axes = self.figure.subplots()
+        self.svg = Markup("")
+
+
+@contextmanager
+def _canvas(size: tuple[float, float], label: str) -> Iterator[_Canvas]:
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has other fonts
+        canvas = _Canvas(size, label)
+        yield canvas
+        stream = io.StringIO()
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        canvas.figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    canvas.svg = _for_page(stream.getvalue(), size, label)
+
+
+def _for_page(svg: str, size: tuple[float, float], label: str) -> Markup:
+    """The drawing alone, without what would reach beyond it: ids that two drawings share, a style for all elements."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(f": {colour}", f": var(--{name})")
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    opening = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}" style="min-width: {}px">')
+    body = re.sub(r"\s*\n\s*", "\n", svg[svg.index(">") + 1 :])
+    return opening.format(label, *size, size[0]) + Markup(body)
+
+
+def predicted_against_true(
+    label: FloatArray, prediction: FloatArray, limits: tuple[float, float], title: str, description: str
+) -> Markup:
+    """Posts in hexagons, the more the darker; the diagonal; the mean label of each tenth of the predictions."""
+    with _canvas(SMALL, description) as canvas:
+        axes = canvas.axes
+        low, high = limits
+        cells = axes.hexbin(prediction, label, gridsize=(26, 15), extent=(low, high, low, high), mincnt=1, linewidths=0)
+        counts = np.asarray(cells.get_array(), dtype=np.float64)
+        cells.set_array(None)
+        shade = np.round(0.18 + 0.82 * np.sqrt(counts / counts.max()), 2) if len(counts) else counts
+        cells.set_facecolor([mpl.colors.to_rgba(BLUE, alpha) for alpha in shade])
+        axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="equal")
+        order = np.argsort(prediction, kind="stable")
+        tenths = [part for part in np.array_split(order, 10) if len(part)]
+        axes.plot(
+            [prediction[part].mean() for part in tenths],
+            [label[part].mean() for part in tenths],
+            color=ORANGE, marker="o", label="mean of each tenth",
+        )  # fmt: skip
+        axes.set(xlim=(low, high), ylim=(low, high), xlabel="predicted", ylabel="true", title=title)
+        canvas.figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
+    return canvas.svg
+
+
+def intervals(
+    rows: Sequence[Interval], title: str, description: str, *, strong: str | None = None, zero: bool = False
+) -> Markup:
+    """Values with their intervals, one below the other in the order given, groups apart.
+
+    Args:
+        rows: at least one.
+        title: what is on the axis.
+        description: for those who do not see the drawing.
+        strong: the only group in colour; None: all are.
+        zero: marked by a line.
+    """
+    groups = list(dict.fromkeys(row.group for row in rows))
+    height = 54 + 19 * len(rows) + 22 * len(groups)
+    with _canvas((SMALL[0], height), description) as canvas:
+        axes = canvas.axes
+        position, ticks, names = 0.0, [], []
+        for group in groups:
+            axes.text(0, position, f"{group}  ", transform=axes.get_yaxis_transform(), ha="right", va="center",
+                      fontweight="bold")  # fmt: skip
+            for row in (row for row in rows if row.group == group):
+                position += 1
+                ticks.append(position)
+                names.append(row.name)
+                colour = BLUE if strong in (None, group) else MUTED
+                if row.low is not None and row.high is not None:
+                    axes.plot([row.low, row.high], [position] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
+                if row.value is not None:
+                    axes.plot([row.value], [position], "o", color=colour, markersize=6.5)
+            position += 1.25
+        if zero:
+            axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_yticks(ticks, names)
+        axes.tick_params(axis="y", length=0)
+        axes.set(ylim=(position - 0.5, -0.7), title=title)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+    return canvas.svg
+
+
+def lines(
+    curves: Sequence[Line],
+    title: str,
+    description: str,
+    *,
+    x: str = "",
+    names: Sequence[str] = (),
+    bottom: float | None = None,
+    level: float | None = None,
+) -> Markup:
+    """Curves over a common axis.
+
+    Args:
+        curves: at least one.
+        title: what is on the vertical axis.
+        description: for those who do not see the drawing.
+        x: what is on the horizontal axis.
+        names: of the positions 0, 1, ... of that axis (months); as many are written as there is room for.
+        bottom: lowest value of the vertical axis.
+        level: height of a line for comparison.
+    """
+    with _canvas(SMALL, description) as canvas:
+        axes = canvas.axes
+        for curve in curves:
+            if curve.low is not None and curve.high is not None:
+                axes.fill_between(
+                    curve.x, _floats(curve.low), _floats(curve.high), color=curve.colour, alpha=0.2, linewidth=0
+                )
+            marker = curve.marker or ("o" if len(curve.x) == 1 else "")
+            name = curve.name or "_nolegend_"
+            axes.plot(curve.x, _floats(curve.y), color=curve.colour, linestyle=curve.style, marker=marker, label=name)
+        if level is not None:
+            axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        if names:
+            step = -(-len(names) // 5)
+            axes.set_xticks(range(0, len(names), step), names[::step])
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel=x)
+        axes.set_title(title)
+        if bottom is not None:
+            axes.set_ylim(bottom=bottom)
+        if len(curves) > 1:
+            canvas.figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
+    return canvas.svg
+
+
+def _floats(values: Sequence[float]) -> FloatArray:
+    return np.asarray(values, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A class on the map: position, number of posts, which third of the mean labels (0 low to 2 high)."""
+
+    name: str
+    x: float
+    y: float
+    posts: int
+    third: int
+
+
+THIRDS = (("lower third of mean popularity", BLUE), ("middle", MUTED), ("upper third", ORANGE))
+
+
+def class_map(places: Sequence[Place], labelled: int, description: str) -> Markup:
+    """Classes by position, area by posts; the `labelled` largest, which come first, carry their names.
+
+    A place is halfway between where the class lies and its rank there, or a lone class far out would squeeze the rest.
+    """
+    width, height = MAP
+    at = np.array([[place.x, place.y] for place in places])
+    span = np.ptp(at, axis=0)
+    ranks = rankdata(at, axis=0) - 1
+    share = (at - at.min(axis=0)) / np.where(span > 0, span, 1) / 2 + ranks / max(len(places) - 1, 1) / 2
+    points = np.round([70, 24] + share * [width - 140, height - 78], 1)
+    most = max(place.posts for place in places)
+    radii = np.array([3 + 7 * (place.posts / most) ** 0.5 for place in places])
+    names = [place.name if len(place.name) <= 26 else place.name[:25] + "…" for place in places[:labelled]]
+    widths = np.array([text_width(name, FONT) for name in names])
+    spots = place_labels(points, radii, widths, FONT + 4, (width, height - 30))
+    with _canvas(MAP, description) as canvas:
+        canvas.figure.set_layout_engine("none")
+        axes = canvas.axes
+        axes.set_position((0, 0, 1, 1))
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.axis("off")
+        for point, spot, name, wide in zip(points, spots, names, widths, strict=False):
+            if spot is not None:
+                half = np.array([wide, FONT]) / 2
+                edge = np.clip(point, np.array(spot) - half, np.array(spot) + half)
+                if np.hypot(*(edge - point)) > LEADER:
+                    axes.plot([point[0], edge[0]], [point[1], edge[1]], color=MUTED, linewidth=0.6, zorder=1)
+                axes.text(*spot, name, ha="center", va="center_baseline", zorder=4)
+        for point, radius, place in zip(points, radii, places, strict=True):
+            colour = THIRDS[place.third][1]
+            axes.plot(*point, "o", markersize=2 * radius, color=colour, markeredgecolor=SURFACE, zorder=3)
+        for number, (name, colour) in enumerate(THIRDS):
+            left = 12 + (0, 235, 320)[number]
+            axes.plot(left, height - 14, "o", markersize=9, color=colour, markeredgecolor=SURFACE)
+            axes.text(left + 11, height - 14, name, va="center_baseline")
+    return canvas.svg

@@ -1,0 +1,70 @@
+"""Section `stack` of params.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from popularity.config import Section
+from popularity.stack.matrix import EncoderParams
+from popularity.stack.selection import KeepParams
+from popularity.stack.target import TargetKind
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class TreeParams(Section):
+    """Passed to LightGBM under these names."""
+
+    objective: Literal["regression", "regression_l1", "huber"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    num_leaves: Annotated[int, Field(ge=2)]
+    min_data_in_leaf: Positive
+    feature_fraction: Share
+    bagging_fraction: Share
+    lambda_l2: Annotated[float, Field(ge=0)]
+    cat_smooth: Annotated[float, Field(ge=0)]
+    cat_l2: Annotated[float, Field(ge=0)]
+    min_data_per_group: Positive
+    max_bin: Annotated[int, Field(ge=2, le=255)]
+
+
+@dataclass(frozen=True)
+class SecondParams(Section):
+    """Whether there is a second learner, and what is passed to CatBoost under these names."""
+
+    use: bool
+    loss_function: Literal["MAE", "RMSE"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    depth: Annotated[int, Field(ge=1, le=16)]
+    l2_leaf_reg: Annotated[float, Field(ge=0)]
+    rsm: Share
+    subsample: Share
+    border_count: Annotated[int, Field(ge=1, le=65535)]
+
+
+@dataclass(frozen=True)
+class StackParams(Section):
+    seed: int
+    seeds: Positive
+    target: TargetKind
+    columns: EncoderParams
+    keep: KeepParams
+    max_rounds: Positive
+    patience: Positive
+    half_life_days: Annotated[float, Field(ge=0)]
+    inner_cuts: Positive
+    inner_share: Annotated[float, Field(gt=0, lt=1)]
+    schemes: tuple[Literal["report", "matched", "user", "random"], ...]
+    threads: Positive
+    trees: TreeParams
+    second: SecondParams
+
+    @property
+    def each_seed(self) -> list[int]:
+        """One a bagged fit."""
+        return [self.seed + offset for offset in range(self.seeds)]

@@ -1,0 +1,36 @@
+"""The stack's scores in every labelled scheme: what its manifest says of it."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from popularity.evaluation.metrics import score
+from popularity.schema import PREDICTIONS
+
+TOLD = ("mae", "src")
+DIGITS = 6
+
+
+def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, dict[str, float | None]]:
+    """MAE and SRC of the model `stack` by scheme, as `evaluate` has them: seeds averaged, repeats pooled.
+
+    Args:
+        posts: contract POSTS.
+        predictions: contract PREDICTIONS; `final`, whose posts have no label, is left out.
+    """
+    means = (
+        predictions.filter((pl.col("model") == "stack") & (pl.col("scheme") != "final"))
+        .sort(PREDICTIONS.key)
+        .group_by("scheme", "repeat", "pid", maintain_order=True)
+        .agg(pl.mean("prediction"))
+        .join(posts.select("pid", "label"), on="pid", how="left", validate="m:1", maintain_order="left")
+    )
+    scores: dict[str, dict[str, float | None]] = {}
+    for (scheme,), rows in means.group_by("scheme", maintain_order=True):
+        found = score(rows["label"].to_numpy(), rows["prediction"].to_numpy())
+        scores[str(scheme)] = {name: _rounded(found[name]) for name in TOLD}
+    return scores
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS) + 0.0

@@ -1,0 +1,108 @@
+"""What a search leaves behind: the best values as a patch of params.yaml, a table of the trials, facts about both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import polars as pl
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState, create_trial
+from ruamel.yaml import YAML
+
+from popularity.files import atomic_path, write_json, write_text
+from popularity.tuning.space import Choices, Space, nested
+from popularity.tuning.study import Finished, Search
+
+ENOUGH = 5  # completed trials before one speaks of importance
+DIGITS = 6
+
+
+def best_of(trials: Sequence[Finished]) -> Finished | None:
+    """The completed trial of least value, of equals the first; None if there is none."""
+    completed = [trial for trial in trials if trial.state == "COMPLETE"]
+    return min(completed, key=lambda trial: trial.value) if completed else None
+
+
+def write_results(trials: Sequence[Finished], search: Search, folder: Path) -> None:
+    """Writes best_params.yaml, trials.csv and study.json into `folder`; the same trials give the same bytes.
+
+    best_params.yaml: {<section>: {...}}, the tuned keys of the best trial; an empty mapping without trials.
+    trials.csv: number, state, value, a column a parameter (lists as JSON), then the facts of each trial's last step.
+    study.json: the space, the best and the default trial, importance of the parameters (fANOVA over completed trials),
+    and the least value after each trial.
+    """
+    best = best_of(trials)
+    section = search.space.section
+    with atomic_path(folder / "best_params.yaml") as partial:
+        YAML().dump({section: nested(best.values)} if best else {}, partial)
+    write_text(folder / "trials.csv", _table(trials, search.space).write_csv())
+    default = next((trial for trial in trials if trial.values == search.space.default), None)
+    write_json(
+        folder / "study.json",
+        {
+            "section": section,
+            "seed": search.budget.seed,
+            "space": {key: _axis(search.space, key) for key in search.space.axes},
+            "trials": {state: Counter(trial.state for trial in trials)[state] for state in ("COMPLETE", "PRUNED")},
+            "best": _described(best),
+            "default": _described(default),
+            "importance": _importance(trials, search),
+            "history": _history(trials),
+        },
+    )
+
+
+def _table(trials: Sequence[Finished], space: Space[Any]) -> pl.DataFrame:
+    facts = list(dict.fromkeys(name for trial in trials for name in trial.facts))
+    labels = [space.encode(trial.values) for trial in trials]
+    columns: dict[str, list[Any]] = {
+        "number": [trial.number for trial in trials],
+        "state": [trial.state for trial in trials],
+        "value": [trial.value for trial in trials],
+        **{key: [label[key] for label in labels] for key in space.axes},
+        **{name: [trial.facts.get(name) for trial in trials] for name in facts},
+    }
+    return pl.DataFrame(columns)
+
+
+def _axis(space: Space[Any], key: str) -> dict[str, Any]:
+    axis = space.axes[key]
+    if isinstance(axis, Choices):
+        return {"choices": list(axis.choices)}
+    return {"low": axis.low, "high": axis.high, "log": axis.log, "integer": axis.integer}
+
+
+def _described(trial: Finished | None) -> dict[str, Any] | None:
+    return None if trial is None else {"number": trial.number, "value": trial.value, "params": trial.values}
+
+
+def _history(trials: Sequence[Finished]) -> list[dict[str, Any]]:
+    """The value of each trial and the least among the completed ones so far."""
+    history: list[dict[str, Any]] = []
+    for count, trial in enumerate(trials, start=1):
+        best = best_of(trials[:count])
+        history.append({"number": trial.number, "value": trial.value, "best": None if best is None else best.value})
+    return history
+
+
+def _importance(trials: Sequence[Finished], search: Search) -> dict[str, float]:
+    """Share of the variance between completed trials by parameter; {} where they are too few or all alike."""
+    completed = [trial for trial in trials if trial.state == "COMPLETE"]
+    if len(completed) < ENOUGH or len({trial.value for trial in completed}) == 1:
+        return {}
+    study = optuna.create_study()
+    study.add_trials(
+        create_trial(
+            state=TrialState.COMPLETE,
+            value=trial.value,
+            params=search.space.encode(trial.values),
+            distributions=search.space.distributions(),
+        )
+        for trial in completed
+    )
+    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=search.budget.seed))
+    return {name: round(share, DIGITS) for name, share in found.items()}

@@ -1,0 +1,274 @@
+"""The search over the stack: which parameters of section `stack` predict the scored rows of `matched` and `user` best.
+
+A trial fits one LightGBM booster a fold. Encoders are fitted, and their columns binned, once a fold; a trial takes its
+blocks, its share of the rows, its target and its trees from there. The posts that `report` scores are in no fold of
+these schemes, neither fitted on nor scored nor counted in a feature (popularity.splits), so choosing by them says
+nothing about `report`. Their own scores, once they chose the parameters, flatter the tuned stack.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import Field
+
+from popularity.evaluation.metrics import mean_absolute_error, spearman
+from popularity.files import fingerprint
+from popularity.schema import FOLDS, POSTS, read_table
+from popularity.splits import rows_of
+from popularity.stack.blocks import Blocks, read_blocks
+from popularity.stack.fit import Fold, load_fold
+from popularity.stack.inner import recency_weights
+from popularity.stack.lightgbm_learner import lightgbm_params
+from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
+from popularity.stack.params import StackParams
+from popularity.stack.selection import kept_rows
+from popularity.stack.target import Target
+from popularity.tuning.space import Choices, Space, Values
+from popularity.tuning.study import Budget, Search, Step
+
+Array = npt.NDArray[np.float64]
+BLOCKS = "columns.blocks"
+CACHE_BYTES = 4 * 2**30  # of binned folds; more are binned anew when they are needed again
+
+
+@dataclass(frozen=True)
+class TuneParams(Budget):
+    """Section tune of params.yaml.
+
+    Args:
+        schemes: that trials are judged by; `report` is what the tuned stack is reported on, and is not among them.
+        space: axis by dotted key of section stack: see popularity.tuning.space.
+    """
+
+    schemes: Annotated[tuple[Literal["matched", "user"], ...], Field(min_length=1)]
+    space: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StackInputs:
+    """What the stack is fitted on: the outs of earlier stages."""
+
+    posts: Path
+    splits: Path
+    features: Path
+    image: Path
+    text: Path
+    prototype: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> StackInputs:
+        """Where dvc.yaml puts them in the project `folder`."""
+        interim, embeddings = folder / "data/interim", folder / "data/embeddings"
+        return cls(
+            interim / "posts.parquet",
+            interim / "splits.parquet",
+            folder / "data/features",
+            embeddings / "image",
+            embeddings / "text",
+            embeddings / "prototype",
+        )
+
+
+def stack_search(params: TuneParams, stack: StackParams, inputs: StackInputs) -> tuple[Search, partial[StackObjective]]:
+    """The search, and what makes its objective in any process.
+
+    The study's name stands for parameters and inputs, but not for budget and storage: more trials go on where fewer
+    ended.
+
+    Raises:
+        ConfigError: the space is none.
+    """
+    space = Space.parse("tune.space", params.space, "stack", stack)
+    budget = Budget(params.seed, params.trials, params.hours, params.storage)
+    key = fingerprint(asdict(stack), params.space, params.schemes, params.seed, *vars(inputs).values())
+    return Search(f"stack-{key}", space, budget), partial(StackObjective, inputs, params.schemes, space)
+
+
+@dataclass(frozen=True)
+class BinnedFold:
+    """A fold as LightGBM has it for one choice of columns.
+
+    Args:
+        fit: all fit rows.
+        scored: the scored rows, binned like them.
+        values: (m, columns) the scored rows themselves.
+    """
+
+    fit: lgb.Dataset
+    scored: lgb.Dataset
+    values: npt.NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """Bytes, about: a column is binned to one."""
+        columns = self.values.shape[1]
+        return int(columns * (self.fit.num_data() + len(self.values)) + self.values.nbytes)
+
+
+@dataclass(frozen=True)
+class FittedFold:
+    """A booster, the scored rows that it predicts, and their mean absolute error after each of its rounds."""
+
+    booster: lgb.Booster
+    target: Target
+    values: npt.NDArray[np.float32]
+    errors: Array
+
+
+class StackObjective:
+    """MAE over that of the fit rows' median, minus SRC: of the scored rows of each fold, mean over folds and schemes.
+
+    Rounds are the same in all folds of a trial: those at which the mean of their errors is least, as lgb.cv has it. A
+    fold that has stopped early counts with its last error from there on.
+
+    Unlike in the stage `stack`, encoders are fitted on all fit rows even where a trial keeps a part of them, no feature
+    is left out for having few values (the bins serve every min_data_in_leaf), and rounds come from the scored rows
+    instead of cuts inside the fit rows. So a trial costs one fit a fold.
+    """
+
+    def __init__(self, inputs: StackInputs, schemes: Sequence[str], space: Space[StackParams]) -> None:
+        self.inputs, self.schemes, self.space = inputs, schemes, space
+        self.binned: OrderedDict[str, BinnedFold] = OrderedDict()
+
+    @cached_property
+    def posts(self) -> pl.DataFrame:
+        return read_table(self.inputs.posts, POSTS)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        return read_blocks(self.inputs.image, self.inputs.text, self.inputs.prototype)
+
+    @cached_property
+    def folds(self) -> list[Fold]:
+        splits = read_table(self.inputs.splits, FOLDS)
+        rows = rows_of(splits, list(self.schemes))
+        return [load_fold(key, own, self.posts, self.inputs.features) for key, own in rows]
+
+    @cached_property
+    def labels(self) -> list[Array]:
+        """(m,) of the scored rows of each fold."""
+        known = self.posts.select("pid", "label")
+        joined = [
+            fold.score.select("pid").join(known, on="pid", how="left", validate="1:1", maintain_order="left")
+            for fold in self.folds
+        ]
+        return [rows["label"].to_numpy() for rows in joined]
+
+    @property
+    def steps(self) -> int:
+        return len(self.folds)
+
+    def __call__(self, values: Values) -> Iterator[Step]:
+        """A step a fold; facts are the rounds and the value of each fold so far at these rounds."""
+        params = self.space.apply(values)
+        fitted: list[FittedFold] = []
+        for place in range(self.steps):
+            fitted.append(self._fit(place, params))
+            rounds = best_rounds([fold.errors for fold in fitted])
+            found = [self._value(number, fold, rounds) for number, fold in enumerate(fitted)]
+            names = [f"{fold.scheme}_{fold.repeat}_{fold.fold}" for fold in self.folds[: place + 1]]
+            yield Step(self._mean(found), {"rounds": rounds, **dict(zip(names, found, strict=True))})
+
+    def _mean(self, values: Sequence[float]) -> float:
+        """Every scheme counts alike."""
+        by_scheme: dict[str, list[float]] = {}
+        for fold, value in zip(self.folds, values, strict=False):
+            by_scheme.setdefault(fold.scheme, []).append(value)
+        return float(np.mean([np.mean(own) for own in by_scheme.values()]))
+
+    def _value(self, place: int, fitted: FittedFold, rounds: int) -> float:
+        fold, label = self.folds[place], self.labels[place]
+        raw = fitted.booster.predict(fitted.values, num_iteration=rounds)
+        predicted = fitted.target.invert(np.asarray(raw, dtype=np.float64))
+        constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
+        return mean_absolute_error(label, predicted) / constant - (spearman(label, predicted) or 0.0)
+
+    def _fit(self, place: int, params: StackParams) -> FittedFold:
+        fold, scored = self.folds[place], self.labels[place]
+        binned = self._bin(place, params)
+        kept = np.flatnonzero(kept_rows(fold.fit["pid"].to_list(), self.blocks.scalars, params.keep, params.seed))
+        target = Target.fit(fold.label[kept], params.target)
+        # A subset forgets a label or a weight that it is given before it is constructed, and keeps those of the whole.
+        rows = binned.fit.subset(kept.tolist()).construct()
+        rows.set_label(target.apply(fold.label[kept]))
+        rows.set_weight(recency_weights(fold.posted_at[kept], params.half_life_days))
+        errors: list[float] = []
+
+        def measure(predicted: Array, _rows: lgb.Dataset) -> tuple[str, float, bool]:
+            errors.append(mean_absolute_error(scored, target.invert(predicted)))
+            return "mae", errors[-1], False
+
+        booster = lgb.train(
+            {**lightgbm_params(params, params.seed), "metric": "None", "feature_pre_filter": False},
+            rows,
+            num_boost_round=params.max_rounds,
+            valid_sets=[binned.scored],
+            feval=measure,
+            callbacks=[lgb.early_stopping(params.patience, verbose=False)],
+            keep_training_booster=True,  # or the trees after its own best round are cut off
+        )
+        return FittedFold(booster, target, binned.values, np.array(errors))
+
+    def _bin(self, place: int, params: StackParams) -> BinnedFold:
+        """From the cache, or encoded and binned for every choice of blocks that the space has."""
+        key = _key(place, params)
+        if key not in self.binned:
+            axis = self.space.axes.get(BLOCKS)
+            choices = list(axis.choices) if isinstance(axis, Choices) else [params.columns.blocks]
+            fold = self.folds[place]
+            every = replace(params.columns, blocks=tuple(dict.fromkeys(block for one in choices for block in one)))
+            encoder, fit = MatrixEncoder.fit(fold.fit, fold.label, self.blocks, every)
+            scored = encoder.apply(fold.score, self.blocks)
+            for blocks in choices:
+                chosen = replace(params, columns=replace(params.columns, blocks=tuple(blocks)))
+                self.binned[_key(place, chosen)] = _binned(fit, scored, fold.label, self.labels[place], chosen)
+        self.binned.move_to_end(key)
+        while len(self.binned) > 1 and sum(fold.size for fold in self.binned.values()) > CACHE_BYTES:
+            self.binned.popitem(last=False)
+        return self.binned[key]
+
+
+def _key(place: int, params: StackParams) -> str:
+    """What a binned fold depends on."""
+    return fingerprint(place, asdict(params.columns), params.trees.max_bin, params.seed)
+
+
+def best_rounds(errors: Sequence[Array]) -> int:
+    """The number of rounds at which the mean of the curves is least; a curve that ends goes on as it ended."""
+    length = max(len(curve) for curve in errors)
+    padded = [np.pad(curve, (0, length - len(curve)), mode="edge") for curve in errors]
+    return int(np.argmin(np.mean(padded, axis=0))) + 1
+
+
+def _binned(fit: Matrix, scored: Matrix, label: Array, scored_label: Array, params: StackParams) -> BinnedFold:
+    columns = _columns_of(fit, params.columns)
+    values = scored.values[:, columns]
+    facts: dict[str, Any] = {
+        "feature_name": [fit.names[column] for column in columns],
+        "categorical_feature": [place for place, column in enumerate(columns) if column in fit.categorical],
+        "params": {
+            "max_bin": params.trees.max_bin,
+            "num_threads": params.threads,
+            "verbosity": -1,
+            "seed": params.seed,
+            "feature_pre_filter": False,
+        },
+    }
+    rows = lgb.Dataset(fit.values[:, columns], label, **facts).construct()
+    return BinnedFold(rows, lgb.Dataset(values, scored_label, reference=rows, **facts).construct(), values)
+
+
+def _columns_of(matrix: Matrix, params: EncoderParams) -> list[int]:
+    """Positions of the columns of `params.blocks`, in the order in which MatrixEncoder would put them."""
+    order = sorted(params.blocks, key=lambda block: block != "metadata")
+    return [place for block in order for place, origin in enumerate(matrix.blocks) if origin == block]

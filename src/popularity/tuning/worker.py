@@ -1,0 +1,41 @@
+"""Joins the search of stage `tune` that runs elsewhere: python -m popularity.tuning.worker [--folder PROJECT].
+
+On another machine, in a copy of the project with the same params.yaml and data, `tune.storage` being a journal file on
+a shared disk or a database. Trials count for the study wherever they are run; the stage writes the result. It comes
+back when the last trial is finished. Start it as often as there are processors to use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.errors import ConfigError
+from popularity.stack import StackParams
+from popularity.stage import run
+from popularity.tuning.stack import StackInputs, TuneParams, stack_search
+from popularity.tuning.study import SQLITE, Pulse, open_study, work
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m popularity.tuning.worker", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(), help="project with params.yaml and data")
+    args = parser.parse_args(argv)
+    file = args.folder / PARAMS_FILE
+    params = load_params("tune", TuneParams, file)
+    if params.storage == SQLITE:
+        raise ConfigError(f"{file}: tune.storage is {SQLITE}, which is the stage's own; name a journal or a database")
+    search, objective = stack_search(params, load_params("stack", StackParams, file), StackInputs.below(args.folder))
+    study = open_study(search, args.folder, create=False)
+    deadline = time.time() + params.hours * 3600 if params.hours else float("inf")
+    # Others count their workers from 0: a number from elsewhere keeps the draws apart.
+    number = int.from_bytes(os.urandom(4), "little")
+    work(study, search, objective, worker=number, deadline=deadline, pulse=Pulse())
+
+
+if __name__ == "__main__":
+    run(main)

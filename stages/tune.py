@@ -1,0 +1,58 @@
+"""Searches the stack's parameters by the schemes `matched` and `user`; the next stage takes what it found.
+
+Reads posts, splits, features and the blocks of both encoders and of the network; writes best_params.yaml, trials.csv
+and study.json. With tune.trials 0 it finds nothing, and the stack keeps the values of params.yaml.
+
+    python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
+        --features data/features --image data/embeddings/image --text data/embeddings/text \
+        --prototype data/embeddings/prototype --out models/tuning --resources reports/resources/tune.json
+
+A killed run goes on after its last finished trial. POPULARITY_TUNE_WORKERS is the number of processes, one by default;
+with more of them, or with tune.hours, another run may find something else.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params
+from popularity.files import STATE_ROOT, atomic_directory, resume_state
+from popularity.manifest import write_manifest
+from popularity.stack import StackParams
+from popularity.stage import measured, run
+from popularity.tuning.results import best_of, write_results
+from popularity.tuning.stack import StackInputs, TuneParams, stack_search
+from popularity.tuning.study import run_search, workers_here
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    names = [field.name for field in fields(StackInputs)]
+    for name in (*names, "out", "resources"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--state", type=Path, default=STATE_ROOT)
+    args = parser.parse_args(argv)
+    params = load_params("tune", TuneParams, args.params)
+    stack = load_params("stack", StackParams, args.params)
+    inputs = StackInputs(**{name: vars(args)[name] for name in names})
+    search, objective = stack_search(params, stack, inputs)
+    with (
+        measured("tune", args.resources),
+        resume_state("tune", search.name, args.state) as state,
+        atomic_directory(args.out) as out,
+    ):
+        trials = run_search(search, objective, state=state, workers=workers_here())
+        write_results(trials, search, out)
+        best = best_of(trials)
+        write_manifest(
+            out,
+            params={"tune": asdict(params), "stack": asdict(stack)},
+            inputs=vars(inputs),
+            metrics={"trials": len(trials), "best": best.value if best else None},
+        )
+
+
+if __name__ == "__main__":
+    run(main)

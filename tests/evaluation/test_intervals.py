@@ -1,0 +1,155 @@
+"""Conformal quantiles, their coverage, and what happens without enough to calibrate on."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from popularity.errors import ContractError
+from popularity.evaluation.intervals import COVERAGE, LEVELS, Calibration, calibrate, calibrate_on, coverage_table
+from popularity.evaluation.report import evaluate
+from popularity.evaluation.scores import EvaluateConfig, Scored, collect
+from tests.small_tables import small_posts, small_predictions, small_splits
+
+CONFIG = EvaluateConfig(seed=0, bootstrap=60, confidence=0.9)
+POSTS = small_posts()
+
+
+def with_matched() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Splits and predictions in which the first repeat of `user` is called `matched`; a scale by post."""
+    splits = small_splits(POSTS)
+    predictions = small_predictions(POSTS, splits)
+
+    def renamed(frame: pl.DataFrame) -> pl.DataFrame:
+        first = (pl.col("scheme") == "user") & (pl.col("repeat") == 0)
+        return frame.with_columns(scheme=pl.when(first).then(pl.lit("matched")).otherwise("scheme"))
+
+    scale = 0.3 + pl.col("pid").cast(pl.Int64) % 5 / 5
+    scaled = pl.when(pl.col("model") == "stack").then(scale)
+    return renamed(splits), renamed(predictions).with_columns(scale=scaled)
+
+
+def scored() -> list[Scored]:
+    return collect(POSTS, *with_matched())
+
+
+def test_quantiles_are_the_kth_of_the_normalised_errors() -> None:
+    rng = np.random.default_rng(0)
+    labels, predictions, scale = rng.normal(size=57), rng.normal(size=57), rng.uniform(0.5, 2, 57)
+    calibration = calibrate(labels, predictions, scale, LEVELS)
+    ordered = sorted(abs(labels[i] - predictions[i]) / scale[i] for i in range(57))
+    assert (calibration.scheme, calibration.posts) == ("matched", 57)
+    assert calibration.quantiles == {level: ordered[math.ceil(58 * level) - 1] for level in (0.5, 0.8, 0.9)}
+
+
+@pytest.mark.parametrize(("posts", "known"), [(0, 0), (1, 1), (3, 1), (4, 2), (8, 2), (9, 3)])
+def test_too_few_posts_for_a_level_make_its_interval_infinite(posts: int, known: int) -> None:
+    """k = ceil((n + 1) level) posts are needed: 1 of 1, 4 of 4, 9 of 9. Among 10 * 0.9, exactly 9."""
+    errors = np.arange(posts, dtype=np.float64)
+    calibration = calibrate(errors, np.zeros(posts), np.ones(posts), LEVELS)
+    assert [level for level, quantile in calibration.quantiles.items() if quantile is not None] == [*LEVELS[:known]]
+    reach = calibration.reach(0.9, np.ones(2))
+    assert (reach is None) == (known < 3)
+
+
+def test_coverage_is_what_is_stated_for_posts_from_the_same_source() -> None:
+    """Over many draws of 30 calibrating posts, a new post is inside as often as k / 31; scales are in any relation."""
+    rng = np.random.default_rng(0)
+    inside = dict.fromkeys(LEVELS, 0.0)
+    draws = 2000
+    for _ in range(draws):
+        scale = rng.uniform(0.2, 3, 31)
+        labels = rng.standard_t(3, 31) * scale**2
+        calibration = calibrate(labels[:30], np.zeros(30), scale[:30])
+        for level in LEVELS:
+            reach = calibration.reach(level, scale[30:])
+            assert reach is not None
+            inside[level] += float(abs(labels[30]) <= reach[0]) / draws
+    for level in LEVELS:
+        expected = math.ceil(31 * level) / 31
+        assert inside[level] == pytest.approx(expected, abs=3 * (expected * (1 - expected) / draws) ** 0.5)
+
+
+def test_matched_calibrates_with_the_mean_over_seeds() -> None:
+    splits, predictions = with_matched()
+    rows = (
+        predictions.filter(scheme="matched", model="stack")
+        .group_by("pid")
+        .agg(pl.mean("prediction"), pl.first("scale"))
+    )
+    truth = rows.join(POSTS, on="pid")
+    expected = calibrate(truth["label"].to_numpy(), truth["prediction"].to_numpy(), truth["scale"].to_numpy())
+    found = calibrate_on(collect(POSTS, splits, predictions))
+    assert found.posts == expected.posts == splits.filter(scheme="matched", role="score").height
+    assert found.quantiles == pytest.approx(expected.quantiles)
+
+
+def test_coverage_against_a_slow_reference() -> None:
+    (report, *_), calibration = scored(), calibrate_on(scored())
+    table = coverage_table(report, calibration, CONFIG)
+    assert dict(table.schema) == COVERAGE
+    for group, wanted in (("all", (True, False)), ("seen", (True,)), ("unseen", (False,))):
+        rows = [row for row in report.rows.iter_rows(named=True) if row["seen"] in wanted]
+        for level, quantile in calibration.quantiles.items():
+            assert quantile is not None
+            found = table.filter(group=group, level=level).row(0, named=True)
+            inside = [abs(row["label"] - row["prediction:stack"]) <= quantile * row["scale"] for row in rows]
+            assert found["scheme"] == "report"
+            assert (found["posts"], found["users"]) == (len(rows), len({row["uid"] for row in rows}))
+            assert found["coverage"] == pytest.approx(sum(inside) / len(inside), abs=1e-6)
+            assert found["width"] == pytest.approx(
+                sum(2 * quantile * row["scale"] for row in rows) / len(rows), abs=1e-6
+            )
+            assert found["low"] <= found["coverage"] <= found["high"]
+    widths = table.filter(group="all")["width"]
+    assert widths.is_sorted()
+    assert widths.is_unique().all()
+
+
+def test_infinite_intervals_are_null_and_said_to_be_infinite() -> None:
+    splits, predictions = with_matched()
+    kept = splits.filter(scheme="matched", role="score")["pid"].sort().head(5)
+    gone = (pl.col("scheme") == "matched") & ~pl.col("pid").is_in(kept.to_list())
+    few = splits.with_columns(role=pl.when(gone & (pl.col("role") == "score")).then(pl.lit("fit")).otherwise("role"))
+    importance = pl.DataFrame({"block": ["metadata"], "feature": ["hour"], "gain": [1.0]})
+    result = evaluate(POSTS, few, predictions.filter(~gone), importance, CONFIG)
+    assert result.calibration.posts == 5
+    assert result.calibration.quantiles[0.8] is not None
+    assert result.calibration.quantiles[0.9] is None
+    infinite = result.coverage.filter(level=0.9)
+    assert infinite.select("coverage", "low", "high", "width").null_count().row(0) == (3, 3, 3, 3)
+    lines = [line for line in result.table.splitlines() if line.startswith("90%")]
+    assert len(lines) == 3
+    assert all("infinite: too few posts to calibrate" in line for line in lines)
+    assert "nan" not in result.table.lower()
+
+
+def test_one_user_has_a_coverage_without_bounds() -> None:
+    report = scored()[0]
+    alone = replace(report, rows=report.rows.filter(pl.col("uid") == report.rows["uid"][0]))
+    table = coverage_table(alone, calibrate_on(scored()), CONFIG)
+    assert table["coverage"].null_count() == 0
+    assert table["low"].null_count() == len(table) == len(LEVELS) * 2
+
+
+def test_a_prediction_without_a_scale_is_an_error() -> None:
+    splits, predictions = with_matched()
+    for bad in (None, 0.0):
+        hit = (pl.col("scheme") == "matched") & (pl.col("pid") == predictions.filter(scheme="matched")["pid"][0])
+        holed = predictions.with_columns(scale=pl.when(hit).then(pl.lit(bad)).otherwise("scale"))
+        with pytest.raises(ContractError, match=r"scale above 0 .* 1 have none, .* `dvc repro stack`"):
+            calibrate_on(collect(POSTS, splits, holed))
+
+
+def test_written_and_read(tmp_path: Path) -> None:
+    calibration = Calibration("matched", 12, {0.5: 1.0 / 3, 0.8: 2.5, 0.95: None})
+    calibration.write(tmp_path / "calibration.json")
+    stored = json.loads((tmp_path / "calibration.json").read_text())
+    assert stored == {"scheme": "matched", "posts": 12, "quantiles": {"0.5": 1 / 3, "0.8": 2.5, "0.95": None}}
+    assert Calibration.read(tmp_path / "calibration.json") == calibration

@@ -1,0 +1,87 @@
+"""Features of posts that come to the test part against those that the graph gives posts of the test part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from popularity.features import FeaturizeParams, featurize, further_features, read_features
+from popularity.features.context import count_features
+from popularity.splits import SplitParams, make_splits
+from tests.random_posts import random_images, random_posts
+
+PARAMS = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
+SPLIT = SplitParams(
+    seed=0, report_share=0.2, matched_share=0.2, folds=2, repeats=1, unseen_user_share=0.5, tolerance=0.05
+)
+
+
+@pytest.mark.parametrize("order", ["posted_at", "title"])  # the first posts after the cut, and any
+def test_posts_taken_out_of_the_tables_get_the_features_that_the_graph_gave_them(order: str, tmp_path: Path) -> None:
+    posts = random_posts(0)
+    images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
+    featurize(posts, images, splits, PARAMS, tmp_path)
+    out = pl.col("pid").is_in(posts.filter(split="test").sort(order, "pid")["pid"].head(4).implode())
+    further = posts.filter(out)
+    found = further_features(further, images.filter(out), splits.filter(~out), posts.filter(~out), PARAMS, tmp_path)
+    assert further.height > 3
+    expected = read_features(tmp_path, "final", 0, 0, further)
+    assert_frame_equal(found, expected, check_row_order=True, rel_tol=0, abs_tol=1e-6)
+    exact = [name for name in found.columns if not name.startswith("text_component")]
+    assert_frame_equal(found.select(exact), expected.select(exact), rel_tol=1e-12, abs_tol=0)
+
+
+def test_without_a_test_part_the_label_of_every_earlier_post_counts(tmp_path: Path) -> None:
+    posts = random_posts(1).filter(split="train")
+    images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
+    featurize(posts, images, splits, PARAMS, tmp_path)
+    last = posts.sort("posted_at", "pid").tail(1)
+    new = last.with_columns(
+        pid=pl.lit("new"),
+        split=pl.lit("test"),
+        label=pl.lit(None, pl.Float64),
+        posted_at=pl.col("posted_at").dt.offset_by("3d"),
+    )
+    found = further_features(new, random_images(new, seed=2), splits, posts, PARAMS, tmp_path)
+    of_user = posts.filter(uid=last["uid"][0])
+    assert found["uid_history_posts"].to_list() == [of_user.height]
+    assert found["user_posts"].to_list() == [of_user.height + 1]
+    assert found["uid_history_age"].to_list() == [3.0]
+
+
+def test_a_post_far_ahead_moves_no_history_but_its_own(tmp_path: Path) -> None:
+    posts = random_posts(2)
+    images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
+    featurize(posts, images, splits, PARAMS, tmp_path)
+    amid = posts.filter(split="train").sort("posted_at", "pid")[70]  # dated between posts that are fitted on
+    now = amid.with_columns(pid=pl.lit("now"), split=pl.lit("test"), label=pl.lit(None, pl.Float64))
+    ahead = now.with_columns(pid=pl.lit("ahead"), posted_at=pl.col("posted_at").dt.offset_by("30y"))
+
+    def histories(new: pl.DataFrame) -> pl.DataFrame:
+        found = further_features(new, random_images(new, seed=2), splits, posts, PARAMS, tmp_path)
+        return found.filter(pid="now").select("^.*_history_.*$")
+
+    alone = histories(now)
+    assert alone["subcategory_history_posts"].item() > 0
+    assert alone.equals(histories(pl.concat([ahead, now])))
+
+
+def test_only_counts_see_the_posts_that_come_with_a_post(tmp_path: Path) -> None:
+    posts = random_posts(3)
+    images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
+    featurize(posts, images, splits, PARAMS, tmp_path)
+    new = posts.filter(split="test").head(6).with_columns(pid=pl.format("new-{}", "pid"))
+
+    def features(of: pl.DataFrame) -> pl.DataFrame:
+        pictures = random_images(new, seed=2).filter(pl.col("pid").is_in(of["pid"].implode()))
+        return further_features(of, pictures, splits, posts, PARAMS, tmp_path)
+
+    together = features(new)
+    counts = set(count_features(new).columns) - {"pid"}
+    for post in new.iter_slices(1):
+        alone, beside = features(post), together.filter(pid=post["pid"][0])
+        assert_frame_equal(alone.drop(counts), beside.drop(counts), rel_tol=1e-12, abs_tol=0)
+        assert not alone.equals(beside)  # there are more posts of the class

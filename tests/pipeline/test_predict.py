@@ -1,0 +1,225 @@
+"""`python -m popularity.predict` on what the graph left: posts of the test part again, new posts, and every fault."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from accelerate.state import AcceleratorState
+
+from popularity.errors import ConfigError, ContractError, DataError
+from popularity.images import PictureReader
+from popularity.predict.__main__ import main
+from popularity.predict.asked import PROFILE
+from popularity.schema import FOLDS, IMAGES, MEMBERS, POSTS, PREDICTIONS, class_names, read_table, write_table
+from tests.pipeline.conftest import Clone, files_below
+from tests.small_pictures import picture
+
+DATE = "2016-05-01T12:00"
+
+
+@pytest.fixture
+def project(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a copy of what a prediction reads."""
+    for name in ("data/interim", "data/features", "data/embeddings", "models", "reports"):
+        shutil.copytree(clone.root / name, tmp_path / name, symlinks=True)
+    for name in ("params.yaml", "dvc.lock"):
+        if (clone.root / name).exists():
+            shutil.copy(clone.root / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    AcceleratorState._reset_state()
+    return tmp_path
+
+
+def write_picture(clone: Clone, pid: str, file: Path) -> None:
+    """A picture of the data set as a file of its own."""
+    place = read_table(clone.root / "data/interim/images.parquet", IMAGES).filter(pid=pid).row(0, named=True)
+    file.parent.mkdir(exist_ok=True)
+    reader = PictureReader(clone.root / "data/demo")
+    file.write_bytes(reader.read(place["shard"], place["offset"], place["bytes"]))
+
+
+def write_jsonl(file: Path, posts: Sequence[Mapping[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(post) + "\n" for post in posts), encoding="utf-8")
+    return file
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
+    """What `--json` prints of a file of posts."""
+    main([*argv, "--json"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def repeatable(posts: pl.DataFrame) -> pl.DataFrame:
+    """Test posts of which flags can say everything: a photo, by a user whose latest other post has the same profile."""
+    kept = []
+    for row in posts.filter(split="test", media_type="photo").iter_rows(named=True):
+        others = posts.filter(uid=row["uid"]).filter(pl.col("pid") != row["pid"]).sort("posted_at", "pid")
+        same = others.height and all(others[name][-1] == row[name] for name in PROFILE)
+        if same and row["geo_accuracy"] == (0 if row["latitude"] is None else 16):
+            kept.append(row["pid"])
+    return posts.filter(pl.col("pid").is_in(kept))
+
+
+def as_asked(post: Mapping[str, Any], image: Path) -> dict[str, Any]:
+    """The fields of `--posts` that say what a row of POSTS says."""
+    names = class_names(post["concept"])
+    return {
+        **{name: post[name] for name in ("pid", "title", "tags", "latitude", "longitude")},
+        **dict(zip(("category", "subcategory", "concept"), names, strict=True)),
+        "user": post["uid"],
+        "date": post["posted_at"].isoformat(),
+        "image": str(image),
+    }
+
+
+def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
+    clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own vectors leave the prototypes of its class, which it may represent; all else is as the graph had it."""
+    interim = project / "data/interim"
+    posts = read_table(interim / "posts.parquet", POSTS)
+    chosen = repeatable(posts).head(4)
+    assert chosen.height == 4
+    members = read_table(project / "models/prototypes/members.parquet", MEMBERS)
+    assert members["pid"].is_in(chosen["pid"].implode()).any()
+    others = ~pl.col("pid").is_in(chosen["pid"].implode())
+    write_table(posts.filter(others), interim / "posts.parquet", POSTS)
+    write_table(read_table(interim / "splits.parquet", FOLDS).filter(others), interim / "splits.parquet", FOLDS)
+    asked = []
+    for post in chosen.iter_rows(named=True):
+        file = project / "pictures" / f"{post['pid']}.jpg"
+        write_picture(clone, post["pid"], file)
+        asked.append(as_asked(post, file.relative_to(project)))
+    found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", asked)))
+    stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
+        scheme="final", model="stack"
+    )
+    expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("scale").first())
+    values = {pid: (prediction, scale) for pid, prediction, scale in expected.iter_rows()}
+    for one in found:
+        assert one["notes"] == []
+        assert (one["popularity"], one["scale"]) == pytest.approx(values[one["pid"]], abs=1e-4)
+        assert one["base"] + sum(one["blocks"].values()) == pytest.approx(one["popularity"], abs=1e-6)
+
+
+def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:
+    posts = read_table(clone.root / "data/interim/posts.parquet", POSTS)
+    post = posts.filter(split="test").row(0, named=True)
+    write_picture(clone, post["pid"], tmp_path / "photo.jpg")
+    category, subcategory = class_names(post["subcategory"])
+    flags = {"image": tmp_path / "photo.jpg", "title": "Sea and sand", "tags": "beach sun", "user": post["uid"]}
+    flags |= {"date": DATE, "category": category, "subcategory": subcategory}
+    before = files_below(clone.root, ["."])
+    done = clone.run(
+        "python", "-B", "-m", "popularity.predict", *(f"--{name}={value}" for name, value in flags.items())
+    )
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    for part in ("popularity", "views", "50%", "80%", "90%", "nearest by picture", "nearest by text",
+                 "picture looks at", "what moved it", "metadata", "prototype", "single features"):  # fmt: skip
+        assert part in done.stdout, part
+    assert "note:" not in done.stdout
+    assert "it/s]" not in done.stderr
+    assert files_below(clone.root, ["."]) == before
+
+
+def test_files_of_posts_with_every_fault(clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    posts = read_table(project / "data/interim/posts.parquet", POSTS)
+    known = posts.row(0, named=True)
+    category, subcategory = class_names(known["subcategory"])
+    given = {"date": DATE, "title": "a cat", "category": category, "subcategory": subcategory, "user": known["uid"]}
+    (project / "in").mkdir()
+    (project / "in/good.jpg").write_bytes(picture(size=(40, 30)))
+    (project / "in/text.jpg").write_bytes(b"no picture")
+    (project / "in/cut.jpg").write_bytes(picture(size=(300, 300))[:6000])
+    rows: list[tuple[dict[str, Any], str]] = [
+        ({**given, "image": "good.jpg"}, ""),
+        ({**given, "date": "someday"}, "problem: date 'someday' is no date"),
+        ({**given, "image": "text.jpg"}, "no picture: text.jpg is unreadable"),
+        ({**given, "image": "cut.jpg"}, "no picture: cut.jpg is unreadable"),
+        ({**given, "image": "gone.jpg"}, "no picture: gone.jpg cannot be read"),
+        ({**given, "pid": known["pid"]}, "problem: pid"),
+        ({**given, "user": "nobody@N9"}, "unknown user: nobody@N9"),
+        ({**given, "subcategory": subcategory + "s"}, f"unseen class: {category}/{subcategory}s"),
+        ({"date": DATE}, "no class: "),
+        ({**given, "latitude": 200, "longitude": 1}, "unusable value: latitude 200"),
+    ]
+    asked = [post for post, _ in rows]
+    found = printed(capsys, "--posts", str(write_jsonl(project / "in/posts.jsonl", asked)))
+    assert [one["row"] for one in found] == list(range(len(rows)))
+    for one, (_, said) in zip(found, rows, strict=True):
+        notes = [*one.get("notes", []), *([f"problem: {one['problem']}"] if "problem" in one else [])]
+        assert any(note.startswith(said) for note in notes) if said else notes == [], (said, notes)
+    unseen, blank = found[7], found[8]
+    assert f"spelled alike: {category}/{subcategory}" in unseen["notes"][-1]
+    assert blank["attention"] == {}
+    assert blank["nearest"]["visual"] == []
+    assert found[0]["attention"]
+
+    columns = sorted(set().union(*asked))
+    with (project / "in/posts.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, restval="")
+        writer.writeheader()
+        writer.writerows(asked)
+    capsys.readouterr()
+    main(["--posts", "in/posts.csv", "--out", "out.csv"])
+    text = capsys.readouterr().out
+    assert "8 of 10 posts predicted, 2 set aside; all in out.csv" in text
+    with (project / "out.csv").open(encoding="utf-8", newline="") as stream:
+        written = list(csv.DictReader(stream))
+    assert [int(row["row"]) for row in written] == list(range(len(rows)))
+    assert [row["problem"] for row in written] == [one.get("problem", "") for one in found]
+    for row, one in zip(written, found, strict=True):
+        if "problem" not in one:
+            assert float(row["popularity"]) == pytest.approx(one["popularity"], abs=1e-4)
+            assert row["notes"] == "; ".join(one["notes"])
+
+
+def one_post(*flags: str) -> None:
+    main(["--date", DATE, "--title", "a cat", *flags])
+
+
+def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jpg: cannot be read: No such file"):
+        one_post("--image", "gone.jpg")
+    (project / "posts.csv").write_text("date\nsomeday\nnever\n", encoding="utf-8")
+    with pytest.raises(DataError, match="none of 2 posts can be predicted"):
+        main(["--posts", "posts.csv"])
+    with pytest.raises(DataError, match="someday"):
+        one_post("--date", "someday")
+    with pytest.raises(DataError, match="that of a stored post"):
+        one_post("--pid", read_table(project / "data/interim/posts.parquet", POSTS)["pid"][0])
+    about = project / "data/embeddings/text/post.json"
+    before = about.read_text(encoding="utf-8")
+    about.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
+    with pytest.raises(ContractError, match=r"(?s)text encoder .* weights .*dvc repro"):
+        one_post()
+    about.write_text(before, encoding="utf-8")
+    shutil.rmtree(project / "models/network")
+    with pytest.raises(DataError, match=r"(?s)lacks models/network/network.json.*dvc repro"):
+        one_post()
+
+
+def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -> None:
+    params = project / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    for old, section in (("history_prior: 3.0", "featurize"), ("shrinkage: 1.0", "embed_posts")):
+        assert old in text
+        params.write_text(text.replace(old, old.replace(".0", ".5")), encoding="utf-8")
+        with pytest.raises(ConfigError, match=rf"(?s){section} changed since the graph ran.*dvc repro"):
+            one_post()
+
+
+@pytest.mark.parametrize("argv", [[], ["--posts", "a.csv", "--title", "x"], ["--nonsense", "1"]])
+def test_flags_that_make_no_sense(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert "usage: python -m popularity.predict" in capsys.readouterr().err

@@ -1,0 +1,252 @@
+"""A run's outs as the stage report reads them, of a small generated data set: real stages where they take no second,
+made-up vectors, explanations and trials where they would take more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ruamel.yaml import YAML
+
+from popularity.config import load_params, read_yaml
+from popularity.dataset import ingest
+from popularity.files import write_json
+from popularity.images import IndexImagesParams, index_images
+from popularity.manifest import write_manifest
+from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
+from popularity.schema import (
+    ATTENTION_MASS,
+    FOLDS,
+    IMAGE_STATUS,
+    IMAGES,
+    MODALITIES,
+    NEAREST,
+    POSTS,
+    PREDICTIONS,
+    write_table,
+)
+from popularity.splits import SplitParams, make_splits
+from popularity.stack import StackParams
+from popularity.tuning.results import write_results
+from popularity.tuning.space import Space
+from popularity.tuning.study import Budget, Finished, Search
+from stages import evaluate, report
+from tests.small_tables import small_predictions
+from tests.training.small_inputs import random_block
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOSTILE = "<script>alert('post')</script> $x_1$ & \"quoted\" | `code` " + "w" * 300
+HOSTILE_CLASS = '<img src=x onerror="alert(1)">$|'
+STAGES = ("demo_data", "ingest", "train", "stack", "submit")
+SHOWN = {"thumbnail": 48, "worst_posts": 3, "gallery_classes": 4, "gallery_posts": 2}
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A folder with everything that the stage reads."""
+
+    folder: Path
+
+    def arguments(self, out: Path, **changed: Path) -> list[str]:
+        """The stage's command line, with outs below `out` and some inputs elsewhere."""
+        paths = {
+            "params": "params.yaml",
+            "root": "data",
+            "posts": "posts.parquet",
+            "splits": "splits.parquet",
+            "images": "images.parquet",
+            "statuses": "statuses.parquet",
+            "prototypes": "models/prototypes",
+            "network": "models/network",
+            "stack": "models/stack",
+            "tuning": "models/tuning",
+            "submissions": "submissions",
+            "explain": "explain",
+            "predictions": "predictions.parquet",
+            "importance": "importance.csv",
+            "scores": "reports/scores.csv",
+            "groups": "reports/groups.csv",
+            "coverage": "reports/coverage.csv",
+            "curves": "reports/curves",
+            "ingest": "reports/ingest.json",
+            "pictures": "reports/images.json",
+            "split": "reports/split.json",
+            "classes": "reports/prototypes.json",
+            "ablation": "reports/ablation",
+        }
+        flags = {name: self.folder / path for name, path in paths.items()} | changed
+        flags |= {"html": out / "report.html", "card": out / "model_card.md", "resources": out / "report.json"}
+        costs = [str(self.folder / f"costs/{stage}.json") for stage in STAGES]
+        return [part for name, path in flags.items() for part in (f"--{name}", str(path))] + ["--costs", *costs]
+
+    def write(self, out: Path, **changed: Path) -> tuple[str, str]:
+        """Runs the stage; the page and the card."""
+        report.main(self.arguments(out, **changed))
+        return tuple((out / name).read_text(encoding="utf-8") for name in ("report.html", "model_card.md"))  # type: ignore[return-value]
+
+    def table(self, name: str) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / f"{name}.parquet")
+
+
+def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool = True) -> SmallRun:
+    """A run on a copy of `dataset`, without its test part or its pictures if so wished."""
+    root = folder / "data"
+    shutil.copytree(dataset, root)
+    for path in root.glob("*"):
+        if (not test and path.name.startswith("test")) or (not pictures and path.suffix == ".tar"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / "reports").mkdir()
+    ingested = ingest(root)
+    write_json(folder / "reports/ingest.json", ingested.report)
+    images, found = index_images(ingested.posts, root, IndexImagesParams(max_bad_share=1.0, max_pixels=10**6))
+    write_json(folder / "reports/images.json", found)
+    posts = _with_hostile_words(ingested.posts)
+    write_table(posts, folder / "posts.parquet", POSTS)
+    write_table(images, folder / "images.parquet", IMAGES)
+    write_table(images.select("pid", "status"), folder / "statuses.parquet", IMAGE_STATUS)
+    splits, summary = make_splits(posts, SplitParams(0, 0.15, 0.15, 2, 1, 0.5, 0.05))
+    write_table(splits, folder / "splits.parquet", FOLDS)
+    write_json(folder / "reports/split.json", summary)
+    predictions = small_predictions(posts, splits.filter(pl.col("scheme") != "random"))
+    write_table(predictions, folder / "predictions.parquet", PREDICTIONS)
+    (folder / "importance.csv").write_text("block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n")
+    _params(folder)
+    _evaluation(folder)
+    _explanations(folder, posts, images)
+    _training(folder)
+    _tuning(folder)
+    _models(folder)
+    for stage in STAGES:
+        cost = {"stage": stage, "seconds": 1.25, "peak_mib": 120, "largest_child_mib": 40 if stage == "train" else 0}
+        write_json(folder / f"costs/{stage}.json", cost)
+    return SmallRun(folder)
+
+
+def _with_hostile_words(posts: pl.DataFrame) -> pl.DataFrame:
+    """Every title is hostile, and so is the largest class; one post of 20 lacks a text."""
+    largest = posts.group_by("subcategory").len().sort(["len", "subcategory"], descending=True)["subcategory"][0]
+    own = pl.col("subcategory") == largest
+    silent = pl.int_range(pl.len()) % 20 == 0
+    hostile = pl.col("category") + "/" + pl.lit(HOSTILE_CLASS)
+    return posts.with_columns(
+        title=pl.when(silent).then(pl.lit("")).otherwise(pl.lit(HOSTILE) + pl.col("title")),
+        tags=pl.when(silent).then(pl.lit("")).otherwise(pl.col("tags") + pl.lit(" </style><b>")),
+        subcategory=pl.when(own).then(hostile).otherwise("subcategory"),
+        concept=pl.when(own).then(hostile + "/x").otherwise("concept"),
+    )
+
+
+def _params(folder: Path) -> None:
+    """Those of the repository, but for what is small here."""
+    params = read_yaml(REPOSITORY / "params.yaml")
+    params["dataset"]["root"] = str(folder / "data")
+    params["evaluate"]["bootstrap"] = 40
+    params["report"] = SHOWN
+    with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
+        YAML(typ="safe", pure=True).dump(params, stream)
+
+
+def _evaluation(folder: Path) -> None:
+    names = {
+        "params": "params.yaml",
+        "posts": "posts.parquet",
+        "splits": "splits.parquet",
+        "predictions": "predictions.parquet",
+        "importance": "importance.csv",
+        "metrics": "reports/metrics.json",
+        "table": "reports/scores.txt",
+        "scores": "reports/scores.csv",
+        "groups": "reports/groups.csv",
+        "calibration": "reports/calibration.json",
+        "coverage": "reports/coverage.csv",
+        "plots": "reports/plots",
+        "resources": "reports/evaluate.json",
+    }
+    evaluate.main([part for flag, name in names.items() for part in (f"--{flag}", str(folder / name))])
+
+
+def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> None:
+    """Prototypes of random vectors; to each post three random classes a head, and random shares of attention."""
+    with_picture = images.filter(status="ok")["pid"].to_list()
+    blocks = random_block(with_picture, 12, 1), random_block(posts["pid"].to_list(), 9, 2)
+    built = build_prototypes(posts, *blocks, PrototypesParams(seed=0, limit=5, class_path="auto"), "all")
+    write_prototypes(built, folder / "models/prototypes")
+    write_json(folder / "reports/prototypes.json", dict(built.report))
+    classes = built.classes.filter(level="subcategory")
+    rng = np.random.default_rng(3)
+    rows = []
+    for pid in posts["pid"]:
+        for head in (*(MODALITIES if pid in set(with_picture) else ("text",)), "attention"):
+            for rank, place in enumerate(rng.permutation(len(classes))[:3]):
+                index, key = classes.row(place, named=False)[1:3]
+                rows.append((pid, head, rank, index, key, float(rng.uniform(-1, 1))))
+    schema: dict[str, Any] = {name: rule.dtype for name, rule in NEAREST.columns.items()}
+    write_table(pl.DataFrame(rows, schema=schema, orient="row"), folder / "explain/nearest.parquet", NEAREST)
+    shares = rng.dirichlet(np.ones(4), len(with_picture)).astype(np.float32)
+    columns = dict(zip(("image", "visual", "text", "other_levels"), shares.T, strict=True))
+    masses = pl.DataFrame(
+        {"pid": with_picture, **columns}, schema={name: rule.dtype for name, rule in ATTENTION_MASS.columns.items()}
+    )
+    write_table(masses, folder / "explain/attention_mass.parquet", ATTENTION_MASS)
+
+
+def _training(folder: Path) -> None:
+    for place, name in enumerate(
+        ("train/loss", "train/global_prompt", "validation/global_prompt", "validation/top1/mean")
+    ):
+        file = folder / f"reports/curves/metrics/{name}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(
+            f"step\t{name.split('/')[-1]}\n" + "".join(f"{step}\t{0.9 / (step + 1 + place)}\n" for step in range(4))
+        )
+
+
+def _tuning(folder: Path) -> None:
+    """Twelve trials of three parameters; the default is the first, the eighth the best, the last pruned."""
+    stack = load_params("stack", StackParams, folder / "params.yaml")
+    axes = {
+        "half_life_days": {"low": 100.0, "high": 2000.0, "log": True, "integer": False},
+        "trees.num_leaves": {"low": 7, "high": 63, "log": True, "integer": True},
+        "columns.blocks": {"choices": [["metadata", "image", "text", "prototype"], ["metadata", "text"]]},
+    }
+    space = Space.parse("tune.space", axes, "stack", stack)
+    trials = [Finished(0, "COMPLETE", 0.5, space.default, {"rounds": 30})]
+    for number in range(1, 12):
+        blocks = axes["columns.blocks"]["choices"][number % 2]  # type: ignore[index]
+        values = {"columns.blocks": blocks, "half_life_days": 150.0 + number, "trees.num_leaves": 7 + number}
+        trials.append(Finished(number, "COMPLETE", 0.5 - 0.02 * number, values, {"rounds": 20}))
+    trials[8] = replace(trials[8], value=0.11)
+    trials[11] = replace(trials[11], state="PRUNED")
+    (folder / "models/tuning").mkdir(parents=True)
+    write_results(trials, Search("small", space, Budget(0, 12, 0.0, "sqlite")), folder / "models/tuning")
+
+
+def _models(folder: Path) -> None:
+    """Folders that the report reads for their manifests, and a submission."""
+    for name in ("models/network", "models/stack", "models/prototypes", "models/tuning", "submissions"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_manifest(folder / name, params={}, inputs={"posts": folder / "posts.parquet"}, metrics={})
+    (folder / "submissions/submission.csv").write_text("post_id,popularity_score\n")
+    (folder / "reports/ablation").mkdir()
+    ablation = [
+        {
+            "system": "Eq 11 + logits and losses",
+            "src": 0.5,
+            "src - reference": "+0.0000 [+0.0000, +0.0000]",
+            "src verdict": "",
+        },
+        {"system": "- attention", "src": 0.4, "src - reference": "-0.1000 [-0.1500, -0.0500]", "src verdict": "worse"},
+    ]
+    both = [
+        row | {key.replace("src", "mae"): value for key, value in row.items() if key != "system"} for row in ablation
+    ]
+    pl.DataFrame(both).write_csv(folder / "reports/ablation/ablation.csv")
+
+
+def facts(run: SmallRun, name: str) -> Any:
+    return json.loads((run.folder / f"reports/{name}.json").read_text(encoding="utf-8"))

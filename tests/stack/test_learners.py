@@ -1,0 +1,161 @@
+"""Both learners: rounds and out-of-fold predictions from the inner cuts, seeds, contributions."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from popularity.errors import ConfigError
+from popularity.stack import StackParams, catboost_learner, lightgbm_learner
+from popularity.stack.inner import Cut, Learned, Sample, inner_cuts, scored_rows
+from popularity.stack.matrix import Matrix
+from tests.stack.small_stack import STACK, needs_catboost
+
+LEARNERS = [lightgbm_learner, pytest.param(catboost_learner, marks=needs_catboost)]
+
+
+def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
+    """A sample whose rows are in no relation to time, labels that drift with it, and the times."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(n, 5)).astype(np.float32)
+    values[:, 0] = rng.integers(4, size=n)
+    values[rng.random(values.shape) < 0.05] = np.nan
+    posted_at = rng.permutation(n).astype(np.int64)
+    known = np.nan_to_num(values)
+    target = 2 * (known[:, 0] == 2) + known[:, 1] + 2 * known[:, 2] * posted_at / n + rng.normal(0, 1, n)
+    names = ("category", "a", "b", "c", "d")
+    matrix = Matrix(values, [f"{row:04d}" for row in range(n)], names, ("metadata",) * 5, (0,))
+    return Sample(matrix, target, rng.uniform(0.5, 1.5, n)), posted_at
+
+
+def cuts_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[Cut]:
+    return inner_cuts(posted_at, params.inner_cuts, params.inner_share)
+
+
+def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
+    """The sample with some of its rows."""
+    assert sample.weight is not None
+    matrix = replace(sample.matrix, values=sample.matrix.values[rows], pids=[sample.matrix.pids[row] for row in rows])
+    return Sample(matrix, sample.target[rows], sample.weight[rows])
+
+
+def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: StackParams) -> Learned:
+    """All rounds on the rows before each slice, one round at a time; the round with the least mean error."""
+    whole = lightgbm_learner.dataset(sample, params)
+    curves = []
+    for fit, scored in cuts:
+        mine, other = part(sample, fit), part(sample, scored)
+        if learner is lightgbm_learner:
+            inner = whole.subset([int(row) for row in fit])  # bins of all fit rows, as lgb.cv has them
+            model = lgb.train(lightgbm_learner.lightgbm_params(params, params.seed), inner, params.max_rounds)
+            each = [model.predict(other.matrix.values, num_iteration=end) for end in range(1, params.max_rounds + 1)]
+        else:
+            model = learner.fit(mine, params.max_rounds, params, params.seed)
+            pool = catboost_learner._pool(other.matrix)
+            each = [model.predict(pool, ntree_end=end) for end in range(1, params.max_rounds + 1)]
+        curves.append((np.array(each), other))
+    errors = [np.average(np.abs(each - other.target), axis=1, weights=other.weight) for each, other in curves]
+    best = int(np.argmin(np.mean(errors, axis=0)))
+    return Learned(best + 1, np.concatenate([each[best] for each, _ in curves]))
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, cuts: int) -> None:
+    params = replace(STACK, max_rounds=150, patience=150, inner_cuts=cuts)
+    sample, posted_at = problem(200)
+    inner = cuts_of(posted_at, params)
+    learned = learner.learn(sample, inner, params)
+    slow = slow_learned(learner, sample, inner, params)
+    assert learned.rounds == slow.rounds
+    assert 1 < learned.rounds < params.max_rounds
+    np.testing.assert_allclose(learned.out_of_fold, slow.out_of_fold, rtol=1e-6, atol=1e-6)
+    assert len(learned.out_of_fold) == len(scored_rows(inner)) == 30 * cuts
+    again = learner.learn(sample, inner, params)
+    assert again.rounds == learned.rounds
+    np.testing.assert_array_equal(again.out_of_fold, learned.out_of_fold)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_target_of_a_slice_does_not_reach_its_own_predictions(learner: ModuleType) -> None:
+    """With the rounds held fast (one of one), a scored slice's target moves nothing in what predicts it."""
+    params = replace(STACK, max_rounds=1, inner_cuts=1)
+    sample, posted_at = problem(200)
+    inner = cuts_of(posted_at, params)
+    target = sample.target.copy()
+    target[scored_rows(inner)] += 40
+    before, after = (learner.learn(one, inner, params) for one in (sample, replace(sample, target=target)))
+    np.testing.assert_array_equal(before.out_of_fold, after.out_of_fold)
+    other = sample.target.copy()
+    other[inner[0][0]] *= 3
+    assert not np.array_equal(
+        learner.learn(replace(sample, target=other), inner, params).out_of_fold, before.out_of_fold
+    )
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> None:
+    sample, posted_at = problem(200)
+    noise = replace(sample, target=np.random.default_rng(1).normal(size=200))
+    patient, hasty = (
+        learner.learn(noise, cuts_of(posted_at, STACK), replace(STACK, max_rounds=200, patience=patience)).rounds
+        for patience in (200, 1)
+    )
+    assert hasty <= patient < 200
+
+
+@pytest.mark.parametrize("n", [1, 5, 10])
+def test_few_rows_give_some_number_of_rounds(n: int) -> None:
+    sample, posted_at = problem(n)
+    assert 1 <= lightgbm_learner.learn(sample, cuts_of(posted_at, STACK), STACK).rounds <= STACK.max_rounds
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_without_room_for_a_cut_all_rounds_are_taken(learner: ModuleType) -> None:
+    learned = learner.learn(problem(20)[0], [], STACK)
+    assert learned.rounds == STACK.max_rounds
+    assert len(learned.out_of_fold) == 0
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_seeds_and_contributions(learner: ModuleType) -> None:
+    """The same seed gives the same numbers; what the columns add, with the base, is the prediction."""
+    sample, _ = problem(200)
+    models = [learner.fit(sample, 12, STACK, seed) for seed in (1, 1, 2)]
+    first, again, other = (learner.predict(model, sample.matrix) for model in models)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    added = learner.contributions(models[0], sample.matrix)
+    assert added.shape == (200, 6)
+    np.testing.assert_allclose(added.sum(axis=1), first, atol=1e-9)
+    sizes = np.abs(added[:, :-1]).mean(axis=0)
+    assert min(sizes[:3]) > max(sizes[3:])  # a category and two numbers matter, the others do not
+
+
+@needs_catboost
+def test_catboost_takes_codes_as_categories() -> None:
+    """Which code is which says nothing: a renaming of the categories changes no prediction."""
+    sample, _ = problem(300)
+    values = sample.matrix.values.copy()
+    values[:, 0] = (values[:, 0] * 7 + 3) % 11
+    assert np.isnan(values[:, 0]).any()
+    renamed = replace(sample, matrix=replace(sample.matrix, values=values))
+    plain = replace(sample, matrix=replace(sample.matrix, categorical=()))
+    first, second = (
+        catboost_learner.predict(catboost_learner.fit(one, 10, STACK, 1), one.matrix) for one in (sample, renamed)
+    )
+    np.testing.assert_allclose(first, second)
+    numbers = catboost_learner.predict(catboost_learner.fit(plain, 10, STACK, 1), plain.matrix)
+    assert not np.allclose(first, numbers)
+
+
+def test_without_catboost_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "catboost", None)
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[catboost\]'.*stack.second.use: false"):
+        catboost_learner.learn(problem(50)[0], [(np.arange(30), np.arange(30, 50))], STACK)

@@ -1,0 +1,75 @@
+"""What the stage tune reads, small: posts with signal, split and featurized, a space, and the stage's flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, write_block, write_table
+from popularity.stack import Blocks
+from stages import featurize, split, tune
+from tests.random_posts import random_images
+from tests.stack.small_stack import FEATURIZE, SPLIT, STACK
+
+SMALL = replace(STACK, max_rounds=25)
+SPACE: dict[str, Any] = {
+    "target": {"choices": ["raw", "normal"]},
+    "columns.blocks": {"choices": [["metadata", "image", "text", "prototype"], ["metadata", "image"], ["image"]]},
+    "keep.share": {"choices": [1.0, 0.7]},
+    "half_life_days": {"low": 50.0, "high": 900.0, "log": True, "integer": False},
+    "trees.num_leaves": {"low": 2, "high": 15, "log": True, "integer": True},
+    "trees.learning_rate": {"low": 0.05, "high": 0.5, "log": True, "integer": False},
+    "trees.min_data_in_leaf": {"low": 3, "high": 40, "log": True, "integer": True},
+}
+
+
+def write_params(file: Path, **changes: Any) -> None:
+    """Sections split, featurize, stack and tune, the last with `changes`."""
+    tune_section = {
+        "seed": 1, "trials": 6, "hours": 0.0, "storage": "sqlite", "schemes": ["matched", "user"], "space": SPACE,
+    }  # fmt: skip
+    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)}
+    file.write_text(json.dumps({**sections, "tune": {**tune_section, **changes}}), encoding="utf-8")
+
+
+def flags(paths: Mapping[str, Path]) -> list[str]:
+    return [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+
+
+def write_inputs(root: Path, posts: pl.DataFrame, blocks: Blocks) -> None:
+    """Everything that the stages tune and stack read, in `root`."""
+    write_params(root / "params.yaml")
+    write_table(posts, root / "posts.parquet", POSTS)
+    write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
+    for name, block in blocks.vectors.items():
+        folder, stored = {"image": ("image", "pooled"), "title": ("text", name), "tags": ("text", name)}.get(
+            name, ("prototype", name)
+        )
+        write_block(block, root / folder, stored)
+    write_table(blocks.scalars, root / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
+    given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
+    split.main(flags({**given, "report": root / "split.json", "resources": root / "split.resources.json"}))
+    more = {"images": root / "images.parquet", "out": root / "features"}
+    featurize.main(flags({**given, **more, "resources": root / "featurize.resources.json"}))
+
+
+def input_flags(inputs: Path) -> list[str]:
+    """Those that the stages tune and stack share."""
+    tables = {name: inputs / f"{name}.parquet" for name in ("posts", "splits")}
+    return flags({**tables, **{name: inputs / name for name in ("features", "image", "text", "prototype")}})
+
+
+def tune_flags(inputs: Path, out: Path, params: Path | None = None) -> list[str]:
+    own = {"params": params or inputs / "params.yaml", "out": out / "tuning", "resources": out / "tune.json"}
+    return [*input_flags(inputs), *flags({**own, "state": out / "state"})]
+
+
+def run_tune(inputs: Path, out: Path, params: Path | None = None) -> Path:
+    """The folder that the stage writes, run in this process."""
+    tune.main(tune_flags(inputs, out, params))
+    return out / "tuning"

@@ -1,0 +1,206 @@
+"""The engine on objectives that cost nothing: one worker, several, killed ones, storages that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from popularity.errors import ConfigError, DataError
+from popularity.tuning.results import best_of, write_results
+from popularity.tuning.study import (
+    FACTS,
+    SQLITE,
+    WORKERS_VARIABLE,
+    Finished,
+    Pulse,
+    Search,
+    open_study,
+    run_search,
+    workers_here,
+)
+from tests.tuning.objectives import BowlObjective, bowl_search
+
+QUICK = Pulse(beat=0.2, grace=2.0)
+
+
+def run(search: Search, state: Path, workers: int = 1, seconds: float = 0.0) -> list[Finished]:
+    return run_search(search, partial(BowlObjective, seconds), state=state, workers=workers, pulse=QUICK)
+
+
+def without_facts(trials: list[Finished]) -> list[tuple[object, ...]]:
+    return [(trial.number, trial.state, trial.value, trial.values) for trial in trials]
+
+
+def test_the_default_comes_first_and_the_best_is_better(tmp_path: Path) -> None:
+    search = bowl_search(SQLITE, 20)
+    trials = run(search, tmp_path)
+    assert [trial.number for trial in trials] == list(range(20))
+    assert trials[0].values == search.space.default
+    assert {trial.state for trial in trials} == {"COMPLETE", "PRUNED"}
+    best = best_of(trials)
+    assert best is not None
+    assert best.value < trials[0].value / 5
+    assert isinstance(best.values["n"], int)
+    assert isinstance(best.values["parts"], list)
+
+
+def test_more_trials_go_on_where_fewer_ended(tmp_path: Path) -> None:
+    fewer = run(bowl_search(SQLITE, 8), tmp_path)
+    more = run(bowl_search(SQLITE, 15), tmp_path)
+    assert more[:8] == fewer
+    (tmp_path / "anew").mkdir()
+    assert without_facts(run(bowl_search(SQLITE, 15), tmp_path / "anew")) == without_facts(more)
+    assert run(bowl_search(SQLITE, 8), tmp_path) == fewer  # and a smaller budget takes the first
+
+
+def test_another_seed_draws_other_trials_after_the_default(tmp_path: Path) -> None:
+    first, second = run(bowl_search(SQLITE, 4), tmp_path), run(bowl_search(SQLITE, 4, seed=4), tmp_path)
+    assert first[0].values == second[0].values
+    assert all(one.values != other.values for one, other in zip(first[1:], second[1:], strict=True))
+
+
+def test_a_pruned_trial_was_above_the_median_of_those_before(tmp_path: Path) -> None:
+    trials = run(bowl_search(SQLITE, 18), tmp_path)
+    assert sum(trial.state == "PRUNED" for trial in trials) >= 3
+    firsts = [trial.value + (trial.state == "COMPLETE") for trial in trials]  # the first step is worse by 1
+    for number, trial in enumerate(trials):
+        before = sorted(firsts[:number])
+        middle = len(before) // 2
+        median = (before[middle] + before[-middle - 1]) / 2 if before else 0.0
+        assert (trial.state == "PRUNED") == (number >= 5 and firsts[number] > median)
+
+
+def test_a_trial_that_was_broken_off_is_run_again(tmp_path: Path) -> None:
+    """As a kill leaves it: running, without or with all of its parameters, the default among them."""
+    search = bowl_search(SQLITE, 14)
+    undisturbed = run(search, tmp_path)
+    (tmp_path / "broken").mkdir()
+    study = open_study(search, tmp_path / "broken", create=True)
+    study.enqueue_trial(search.space.encode(search.space.default))
+    study.ask(search.space.distributions())
+    run(bowl_search(SQLITE, 8), tmp_path / "broken")
+    study.ask()
+    assert without_facts(run(search, tmp_path / "broken")) == without_facts(undisturbed)
+    assert [trial.state for trial in study.get_trials()].count(TrialState.FAIL) == 2
+
+
+def test_an_error_in_a_trial_ends_the_search_and_counts_for_nothing(tmp_path: Path) -> None:
+    search = bowl_search(SQLITE, 5)
+    with pytest.raises(ValueError, match="this objective fails"):
+        run_search(search, partial(BowlObjective, fails=True), state=tmp_path)
+    assert run(search, tmp_path)[0].values == search.space.default
+
+
+def test_no_trial_is_started_after_the_hours(tmp_path: Path) -> None:
+    trials = run(bowl_search(SQLITE, 500, hours=1 / 3600), tmp_path, seconds=0.3)
+    assert 1 <= len(trials) < 20
+
+
+def test_no_trials_need_no_storage(tmp_path: Path) -> None:
+    search = bowl_search("postgresql+psycopg://nobody@127.0.0.1:1/none", 0)
+    assert run(search, tmp_path) == []
+    write_results([], search, tmp_path / "out")
+    assert (tmp_path / "out" / "best_params.yaml").read_text(encoding="utf-8") == "{}\n"
+    assert json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))["best"] is None
+    assert (tmp_path / "out" / "trials.csv").read_text(encoding="utf-8") == "number,state,value,n,parts,x\n"
+
+
+def test_several_workers_on_a_journal(tmp_path: Path) -> None:
+    search = bowl_search(f"journal:{tmp_path / 'journal'}", 12)
+    trials = run(search, tmp_path, workers=2, seconds=0.1)
+    assert len(trials) == 12
+    assert len({str(trial.values) for trial in trials}) == 12
+    assert len({trial.facts["pid"] for trial in trials}) == 2
+    assert run(search, tmp_path) == trials  # it stays there: nothing is left to do
+
+
+def test_one_worker_on_a_journal_waits_for_a_dead_one_and_goes_on_like_it(tmp_path: Path) -> None:
+    search = bowl_search(f"journal:{tmp_path / 'journal'}", 14)
+    undisturbed = run(bowl_search(SQLITE, 14), tmp_path)
+    study = open_study(search, tmp_path, create=True)
+    run(bowl_search(f"journal:{tmp_path / 'journal'}", 8), tmp_path)
+    study.ask()
+    started = time.monotonic()
+    assert without_facts(run(search, tmp_path)) == without_facts(undisturbed)
+    assert time.monotonic() - started > QUICK.grace
+
+
+def _kill_one(study: Study, killed: list[object]) -> None:
+    """Kills the process of a trial that runs, once five are finished."""
+    while not killed:
+        trials = study.get_trials(deepcopy=False)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING and FACTS in trial.user_attrs]
+        if running and sum(trial.state.is_finished() for trial in trials) >= 5:
+            os.kill(int(json.loads(running[0].user_attrs[FACTS])["pid"]), signal.SIGKILL)
+            killed.append((running[0].number, running[0].params))
+        time.sleep(0.01)
+
+
+def test_three_workers_on_postgresql_one_killed(postgresql: str, tmp_path: Path) -> None:
+    """As many finished as wanted, none twice, and what the dead worker was trying is tried by another."""
+    search = bowl_search(postgresql, 20)
+    study = open_study(search, tmp_path, create=True)
+    killed: list[tuple[int, dict[str, object]]] = []
+    killer = threading.Thread(target=_kill_one, args=(study, killed), daemon=True)
+    killer.start()
+    trials = run(search, tmp_path, workers=3, seconds=0.4)
+    killer.join(timeout=1)
+    ((number, params),) = killed
+    stored = study.get_trials()
+    assert stored[number].state == TrialState.FAIL
+    finished = [trial for trial in stored if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(finished) == len(trials) == 20
+    assert not any(trial.state in (TrialState.RUNNING, TrialState.WAITING) for trial in stored)
+    assert len({str(trial.values) for trial in trials}) == 20
+    assert search.space.decode(params) in [trial.values for trial in trials]
+    assert len({trial.facts["pid"] for trial in trials}) == 3
+
+
+@pytest.mark.parametrize(
+    ("storage", "error", "message"),
+    [
+        ("postgresql+psycopg://nobody@127.0.0.1:1/none", DataError, "cannot be used.*refused"),
+        ("postgresql+psycopg://user:secret@127.0.0.1/none", ConfigError, r"password.*dvc\.lock.*PGPASSFILE"),
+        ("nothing", ConfigError, "storage 'nothing': expected sqlite, journal:<path> or the URL"),
+        ("oracledb7://x", ConfigError, "storage 'oracledb7://x': expected sqlite"),
+        ("journal:/no/such/folder/journal", DataError, "cannot be used.*No such file"),
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_one_message(
+    storage: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        run(bowl_search(storage, 3), tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"driver is not installed.*psycopg"):
+        run(bowl_search("postgresql+psycopg://nobody@127.0.0.1:1/none", 3), tmp_path)
+
+
+def test_workers_that_all_end_early_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="all 2 workers ended after 0 of 4 trials"):
+        run_search(bowl_search(SQLITE, 4), partial(BowlObjective, fails=True), state=tmp_path, workers=2)
+
+
+def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WORKERS_VARIABLE, raising=False)
+    assert workers_here() == 1
+    monkeypatch.setenv(WORKERS_VARIABLE, "3")
+    assert workers_here() == 3
+    for text in ("0", "two", "-1"):
+        monkeypatch.setenv(WORKERS_VARIABLE, text)
+        with pytest.raises(ConfigError, match="POPULARITY_TUNE_WORKERS: expected a whole number"):
+            workers_here()

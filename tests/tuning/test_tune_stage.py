@@ -1,0 +1,356 @@
+"""The stage tune on files: what it writes, that a kill changes nothing of it, and that the stack takes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import polars as pl
+import pytest
+
+from benchmarks.tuned import main as compare
+from popularity.config import load_params, read_yaml
+from popularity.errors import ConfigError
+from popularity.evaluation.metrics import mean_absolute_error, spearman
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.splits import rows_of
+from popularity.stack import StackParams
+from popularity.stack.fit import load_fold
+from popularity.stack.inner import recency_weights
+from popularity.stack.lightgbm_learner import lightgbm_params
+from popularity.stack.matrix import MatrixEncoder
+from popularity.stack.selection import kept_rows
+from popularity.stack.target import Target
+from popularity.tuning import stack as tuning_stack
+from popularity.tuning.space import Space
+from popularity.tuning.stack import StackInputs, StackObjective, best_rounds
+from popularity.tuning.study import SQLITE, finished_trials, open_study
+from popularity.tuning.worker import main as join
+from stages import featurize, stack
+from tests.stack.small_stack import posts_with_signal, tree_bytes
+from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_tune, tune_flags, write_inputs, write_params
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tune")
+    write_inputs(root, *posts_with_signal(6, train=300, test=60, users=100))
+    return root
+
+
+def small_objective(inputs: Path, base: StackParams = SMALL) -> StackObjective:
+    paths = StackInputs(
+        *(inputs / name for name in ("posts.parquet", "splits.parquet", "features", "image", "text", "prototype"))
+    )
+    return StackObjective(paths, ("matched", "user"), Space.parse("tune.space", SPACE, "stack", base))
+
+
+def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    write_params(params, trials=12)
+    out = run_tune(inputs, tmp_path, params)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "best_params.yaml", "manifest.json", "study.json", "trials.csv",
+    ]  # fmt: skip
+    assert not list((tmp_path / "state" / "tune").iterdir())
+    trials = pl.read_csv(out / "trials.csv")
+    folds = ["matched_0_0", "user_0_0", "user_0_1", "user_0_2"]
+    assert trials.columns == ["number", "state", "value", *sorted(SPACE), "rounds", *folds]
+    assert trials["number"].to_list() == list(range(12))
+    assert (trials["state"] == "PRUNED").any()
+    for row in trials.iter_rows(named=True):
+        seen = [row[fold] for fold in folds if row[fold] is not None]
+        schemes = [seen[:1], *([seen[1:]] if seen[1:] else [])]
+        assert row["value"] == pytest.approx(np.mean([np.mean(own) for own in schemes]))
+        assert (row["state"] == "COMPLETE") == (len(seen) == 4)
+    study = json.loads((out / "study.json").read_text(encoding="utf-8"))
+    assert study["default"] == {"number": 0, "value": trials["value"][0], "params": study["default"]["params"]}
+    assert study["best"]["value"] == trials.filter(state="COMPLETE")["value"].min() == study["history"][-1]["best"]
+    assert study["space"] == SPACE
+    assert set(study["importance"]) == set(SPACE)
+    assert sum(study["importance"].values()) == pytest.approx(1, abs=1e-4)
+    tuned = read_yaml(out / "best_params.yaml")["stack"]
+    assert tuned["trees"]["num_leaves"] == study["best"]["params"]["trees.num_leaves"]
+    assert tree_bytes(run_tune(inputs, tmp_path / "again", params)) == tree_bytes(out)
+
+
+def finished_of(state: Path) -> int:
+    """Finished trials in the database that a running stage writes."""
+    for file in state.rglob("study.db"):
+        try:
+            with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5)) as database:
+                rows = database.execute("select count(*) from trials where state in ('COMPLETE', 'PRUNED')").fetchone()
+                return int(rows[0])
+        except sqlite3.OperationalError:
+            return 0  # the tables are being made
+    return 0
+
+
+def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(inputs: Path, tmp_path: Path) -> None:
+    trials = 26  # 16 past the random ones that TPE starts with
+    params = tmp_path / "params.yaml"
+    write_params(params, trials=trials)
+    undisturbed = run_tune(inputs, tmp_path / "whole", params)
+    rng = np.random.default_rng(20)
+    moments = np.sort(rng.choice(np.arange(1, trials - 2), 3, replace=False))
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "stages.tune", *tune_flags(inputs, out, params)]
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"}
+    for moment in moments:
+        with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and finished_of(out / "state") < moment:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not (out / "tuning").exists()
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert tree_bytes(out / "tuning") == tree_bytes(undisturbed)
+    study = json.loads((undisturbed / "study.json").read_text(encoding="utf-8"))
+    assert study["best"]["number"] >= 1
+    assert study["best"]["value"] < study["default"]["value"]
+
+
+def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) -> tuple[int, float]:
+    """Rounds and value of a trial, from data sets made for it alone; the bins are those of all fit rows."""
+    posts, blocks = objective.posts, objective.blocks
+    labels = dict(posts.select("pid", "label").iter_rows())
+    fitted, curves = [], []
+    for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["matched", "user"]):
+        fold = load_fold(key, rows, posts, inputs / "features")
+        encoder, matrix = MatrixEncoder.fit(fold.fit, fold.label, blocks, params.columns)
+        kept = kept_rows(list(matrix.pids), blocks.scalars, params.keep, params.seed)
+        target = Target.fit(fold.label[kept], params.target)
+        how: dict[str, Any] = {
+            "feature_name": list(matrix.names),
+            "categorical_feature": list(matrix.categorical),
+            "params": {
+                "max_bin": params.trees.max_bin,
+                "seed": params.seed,
+                "feature_pre_filter": False,
+                "verbosity": -1,
+            },
+        }
+        data = lgb.Dataset(
+            matrix.values[kept],
+            target.apply(fold.label[kept]),
+            weight=recency_weights(fold.posted_at[kept], params.half_life_days),
+            reference=None if kept.all() else lgb.Dataset(matrix.values, fold.label, **how),
+            **how,
+        )
+        booster = lgb.train(lightgbm_params(params, params.seed), data, params.max_rounds)
+        scored = encoder.apply(fold.score, blocks)
+        truth = np.array([labels[pid] for pid in scored.pids])
+        predictions = [
+            target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds)))
+            for rounds in range(1, params.max_rounds + 1)
+        ]
+        curve = [mean_absolute_error(truth, predicted) for predicted in predictions]
+        stopped = [
+            place for place in range(len(curve)) if place - int(np.argmin(curve[: place + 1])) == params.patience
+        ]
+        curves.append(np.array(curve[: stopped[0] + 1] if stopped else curve))
+        fitted.append((fold, predictions, truth))
+    rounds = best_rounds(curves)
+    worths: dict[str, list[float]] = {"matched": [], "user": []}
+    for (fold, predictions, truth), errors in zip(fitted, curves, strict=True):
+        predicted = predictions[min(rounds, len(errors)) - 1]
+        constant = np.abs(truth - np.median(fold.label)).mean()
+        src = spearman(truth, predicted)
+        assert src is not None
+        worths[fold.scheme].append(float(np.abs(truth - predicted).mean() / constant - src))
+    return rounds, float(np.mean([np.mean(own) for own in worths.values()]))
+
+
+def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
+    """Target, kept rows, weights and columns of the shared data are the trial's own."""
+    # Few rounds: later, bins that were copied and not made may settle a tie between splits in another way.
+    objective = small_objective(inputs, replace(SMALL, max_rounds=8))
+    default = objective.space.default
+    found = []
+    for change in (
+        {}, {"target": "normal"}, {"columns.blocks": ["metadata", "image"]}, {"half_life_days": 60.0},
+        {"keep.share": 0.7},
+    ):  # fmt: skip
+        *_, step = objective({**default, **change})
+        rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
+        assert step.facts["rounds"] == rounds
+        assert step.value == pytest.approx(value, abs=1e-9)
+        found.append(step.value)
+    assert min(abs(one - other) for one, other in combinations(found, 2)) > 0.001
+
+
+def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small_objective(inputs)
+    default = objective.space.default
+    *_, first = objective(default)
+    assert len(objective.binned) == 4 * len(SPACE["columns.blocks"]["choices"])
+    binned = dict(objective.binned)
+    *_, other = objective({**default, "columns.blocks": ["image"]})
+    assert all(objective.binned[key] is fold for key, fold in binned.items())
+    assert other.value != first.value
+    monkeypatch.setattr(tuning_stack, "CACHE_BYTES", 0)
+    *_, again = objective(default)
+    assert again == first
+    assert len(objective.binned) == 1
+
+
+def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) -> None:
+    splits, posts = read_table(inputs / "splits.parquet", FOLDS), read_table(inputs / "posts.parquet", POSTS)
+    scored = splits.filter(scheme="report", role="score")["pid"]
+    turned = pl.when(pl.col("pid").is_in(scored.implode())).then(20 - pl.col("label")).otherwise(pl.col("label"))
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("splits.parquet", "images.parquet", "params.yaml", "image", "text", "prototype"):
+        (other / name).symlink_to(inputs / name)
+    write_table(posts.with_columns(label=turned), other / "posts.parquet", POSTS)
+    given = {name: other / f"{name}.parquet" for name in ("posts", "splits", "images")}
+    out = {"params": other / "params.yaml", "out": other / "features", "resources": other / "f.json"}
+    featurize.main(flags({**given, **out}))
+    before, after = run_tune(inputs, tmp_path / "before"), run_tune(other, tmp_path / "after")
+    for name in ("trials.csv", "best_params.yaml", "study.json"):
+        assert (after / name).read_bytes() == (before / name).read_bytes()
+
+
+def test_rounds_are_those_of_the_least_mean_error() -> None:
+    assert best_rounds([np.array([3.0, 2.0, 1.0, 2.0])]) == 3
+    assert best_rounds([np.array([3.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0])]) == 3  # ends at 2: 2.0, 2.0, 1.5, 2.0
+
+
+def test_no_trials_leave_the_stack_as_it_is(inputs: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    write_params(params, trials=0)
+    out = run_tune(inputs, tmp_path, params)
+    assert read_yaml(out / "best_params.yaml") == {}
+    assert pl.read_csv(out / "trials.csv").columns == ["number", "state", "value", *sorted(SPACE)]
+    assert load_params("stack", StackParams, params, out / "best_params.yaml") == SMALL
+
+
+def run_stack(inputs: Path, out: Path, *more: str) -> pl.DataFrame:
+    own = {"params": inputs / "params.yaml", "predictions": out / "stack", "models": out / "models"}
+    stack.main([*input_flags(inputs), *flags({**own, "resources": out / "stack.json", "state": out / "state"}), *more])
+    return read_table(out / "stack" / "predictions.parquet", PREDICTIONS)
+
+
+def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "best_params.yaml"
+    tuned.write_text("stack: {trees: {num_leaves: 3}, columns: {blocks: [image]}}\n", encoding="utf-8")
+    changed = run_stack(inputs, tmp_path / "tuned", "--tuned", str(tuned))
+    by_hand = tmp_path / "by_hand"
+    by_hand.mkdir()
+    for file in inputs.iterdir():
+        (by_hand / file.name).symlink_to(file)
+    (by_hand / "params.yaml").unlink()
+    content = json.loads((inputs / "params.yaml").read_text(encoding="utf-8"))
+    content["stack"]["trees"]["num_leaves"], content["stack"]["columns"]["blocks"] = 3, ["image"]
+    (by_hand / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
+    assert run_stack(by_hand, tmp_path / "as_params").equals(changed)
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("{}\n", encoding="utf-8")
+    untuned = run_stack(inputs, tmp_path / "empty", "--tuned", str(empty))
+    assert untuned.equals(run_stack(inputs, tmp_path / "without"))
+    assert not untuned.equals(changed)
+
+
+def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "best_params.yaml"
+    tuned.write_text("stack: {trees: {num_leafs: 3}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"params\.yaml with .*best_params\.yaml: .*\n.*num_leafs: unknown key"):
+        load_params("stack", StackParams, inputs / "params.yaml", tuned)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schemes": ["matched", "report"]}, r"tune\.schemes\.1: Input should be 'matched' or 'user', found 'report'"),
+        ({"schemes": []}, r"tune\.schemes"),
+        ({"trials": -1}, r"tune\.trials"),
+        ({"space": {"trees.leaves": SPACE["trees.num_leaves"]}}, r"tune\.space\.trees\.leaves"),
+        ({"space": {}}, r"search space of section 'stack' is empty"),
+    ],
+)
+def test_bad_parameters_are_named(inputs: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    params = tmp_path / "params.yaml"
+    write_params(params, **change)
+    with pytest.raises(ConfigError, match=message):
+        run_tune(inputs, tmp_path, params)
+
+
+def project(inputs: Path, folder: Path, **changes: object) -> Path:
+    """The inputs where dvc.yaml puts them."""
+    for name in ("posts.parquet", "splits.parquet"):
+        (folder / "data/interim").mkdir(parents=True, exist_ok=True)
+        (folder / "data/interim" / name).symlink_to(inputs / name)
+    (folder / "data/embeddings").mkdir()
+    for name in ("image", "text", "prototype"):
+        (folder / "data/embeddings" / name).symlink_to(inputs / name)
+    (folder / "data/features").symlink_to(inputs / "features")
+    write_params(folder / "params.yaml", **changes)
+    return folder
+
+
+def test_a_worker_joins_from_another_copy_of_the_project(inputs: Path, tmp_path: Path) -> None:
+    """It runs what the stage has not, under the study's name; the stage then writes the result of both."""
+    storage = f"journal:{tmp_path / 'journal'}"
+    elsewhere = project(inputs, tmp_path / "elsewhere", trials=5, storage=storage)
+    with pytest.raises(Exception, match=r"no study stack-.*\n.*expected: .*same parameters and inputs"):
+        join(["--folder", str(elsewhere)])
+    params = load_params("tune", tuning_stack.TuneParams, elsewhere / "params.yaml")
+    search, _ = tuning_stack.stack_search(params, SMALL, StackInputs.below(elsewhere))
+    study = open_study(search, tmp_path, create=True)
+    join(["--folder", str(elsewhere)])
+    trials = finished_trials(study, search)
+    assert len(trials) == 5
+    out = run_tune(inputs, tmp_path / "here", elsewhere / "params.yaml")
+    assert pl.read_csv(out / "trials.csv")["value"].to_list() == [trial.value for trial in trials]
+
+
+def test_a_worker_cannot_join_the_stage_s_own_file(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"tune.storage is {SQLITE}"):
+        join(["--folder", str(project(inputs, tmp_path / "project"))])
+
+
+def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_path: Path) -> None:
+    folder = project(inputs, tmp_path / "project")
+    params, paths = load_params("tune", tuning_stack.TuneParams, folder / "params.yaml"), StackInputs.below(folder)
+
+    def name(params: tuning_stack.TuneParams, stack: StackParams, paths: StackInputs) -> str:
+        return tuning_stack.stack_search(params, stack, paths)[0].name
+
+    own = name(params, SMALL, paths)
+    assert name(replace(params, trials=99, hours=1.0, storage="journal:x"), SMALL, paths) == own
+    assert name(replace(params, seed=9), SMALL, paths) != own
+    assert name(replace(params, schemes=("user",)), SMALL, paths) != own
+    assert name(params, replace(SMALL, patience=9), paths) != own
+    assert name(params, SMALL, replace(paths, posts=paths.splits)) != own
+
+
+def test_the_benchmark_finds_no_difference_where_nothing_was_tuned(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project(inputs, tmp_path / "project")
+    tuned = folder / "models/tuning/best_params.yaml"
+    tuned.parent.mkdir(parents=True)
+    found = []
+    for patch in ("{}", "stack: {trees: {num_leaves: 2, learning_rate: 0.01}}"):
+        tuned.write_text(patch, encoding="utf-8")
+        compare(["--folder", str(folder), "--seeds", "2", "--resamples", "50", "--schemes", "report", "user"])
+        found.append(capsys.readouterr().out)
+    assert found[0].count("+0.0000 [+0.0000, +0.0000]") == 4
+    assert "worse" not in found[0]
+    assert "worse" in found[1]
