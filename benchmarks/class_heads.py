@@ -67,8 +67,10 @@ def _hits(bench: Bench, seed: int) -> tuple[Hits, npt.NDArray[np.str_]]:
     without = bench.posts["pid"].gather(held_out)
     folder = bench.network(params, without=without)
     network, posts, inputs = bench.load(folder, without=without)
-    users = bench.posts["uid"].to_numpy().astype(np.str_)
     target = inputs.vectors.target[:, inputs.vectors.levels.index(CLASS_LEVEL)]
+    # A class may have lost all its posts to those held out.
+    fit, held_out = fit[target[fit] >= 0], held_out[target[held_out] >= 0]
+    users = bench.posts["uid"].to_numpy().astype(np.str_)
     every = np.arange(bench.posts.height)
     image, text = inputs.vectors.images(every), inputs.vectors.texts(every)
     found: Hits = {}

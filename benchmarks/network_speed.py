@@ -37,10 +37,9 @@ from popularity.encoders.text import EmbedTextParams
 from popularity.network.model import CLASS_LEVEL, Level, LevelName, PrototypeNetwork
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 from popularity.stage import run
-from popularity.training.data import PostVectors, unit
+from popularity.training.data import PostVectors, draw_folds, unit
 from popularity.training.loop import Posts, make_accelerator, train_network
 from popularity.training.params import TrainParams
-from popularity.training.reading import draw_folds
 
 OFFICIAL_POSTS = 305_613  # training posts of SMPD
 MEAN_TOKENS = 8  # of a title

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from popularity.config import parse_section
 from popularity.errors import ConfigError
-from popularity.network.attention import AttentionParams, CrossModalAttention, Layer
+from popularity.network.attention import AttentionParams, CrossModalAttention, Dropout, Layer
 from tests.network.small_network import VALUES, network_params, unit_rows
 
 SHAPES = {"image": 4, "visual": 6, "text": 8}
@@ -87,6 +87,29 @@ def test_dropout_is_for_training() -> None:
     assert torch.equal(attention(tokens), attention(tokens))
     attention.train()
     assert (attention(tokens) - attention(tokens)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_dropout_keeps_the_mean(share: float) -> None:
+    torch.manual_seed(0)
+    values = torch.full((3, 1000, 101), 2.0, requires_grad=True)
+    found = Dropout(share).train()(values)
+    left_out = (found == 0).float()
+    assert left_out.mean().item() == pytest.approx(share, abs=0.005)
+    assert found.mean().item() == pytest.approx(2, abs=0.02)
+    assert len(found[found > 0].unique()) == 1
+    # Neighbours fall independently, also across the random words.
+    flat = left_out.flatten()
+    for shift in (1, 4, 8):
+        together = torch.corrcoef(torch.stack([flat[shift:], flat[:-shift]]))[0, 1]
+        assert abs(together) < 0.01
+    found.sum().backward()
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, found / 2)
+    assert torch.equal(Dropout(share).eval()(values), values)
+    assert not torch.equal(found, Dropout(share).train()(values))
+    torch.manual_seed(0)
+    assert torch.equal(found, Dropout(share).train()(values))
 
 
 def test_without_layers_the_projections_stand_alone() -> None:

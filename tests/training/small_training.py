@@ -16,10 +16,9 @@ from popularity.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
 from popularity.network.model import Batch, Level, PrototypeNetwork
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
-from popularity.training.data import Int64Array, PostVectors, unit
+from popularity.training.data import Int64Array, PostVectors, draw_folds, unit
 from popularity.training.loop import Epoch, Posts, say_nothing, train_network
 from popularity.training.params import TrainParams
-from popularity.training.reading import draw_folds
 from tests.encoders.tiny_encoders import WORDS, text_params
 from tests.network.small_network import IMAGE_WIDTH, NAMES, SIZES, TEXT_WIDTH, VALUES, changed
 

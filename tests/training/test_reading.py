@@ -13,8 +13,8 @@ import torch
 from popularity.errors import DataError
 from popularity.prototypes.vectors import normalise
 from popularity.schema import CLASSES, LEVELS, MEMBERS, Block, Tokens, read_table
-from popularity.training.data import PostVectors
-from popularity.training.reading import Inputs, TowerOutputs, draw_folds, read_inputs, training_rows
+from popularity.training.data import PostVectors, draw_folds
+from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
 from tests.random_posts import random_posts
 from tests.training.small_inputs import make_prototypes, random_outputs
 from tests.training.small_training import train_params

@@ -23,7 +23,7 @@ class AttentionParams(Section):
         layers: pre-norm Transformer layers; 0 leaves the projections alone (an ablation).
         heads: per layer; divides D.
         expansion: width of the feed-forward part as a multiple of D.
-        dropout: share.
+        dropout: share, of what a layer adds to its tokens and of the feed-forward part; attention weights have none.
         prototypes: whose tokens stand in the sequence beside the image.
     """
 
@@ -39,6 +39,23 @@ class AttentionParams(Section):
             raise ValueError(f"heads must divide width, found {self.heads} and {self.width}")
 
 
+class Dropout(nn.Module):
+    """As nn.Dropout, but quick on a CPU: there the mask is made of random bytes, and `share` is rounded to 1/256."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape to values of the same shape."""
+        if not self.training or values.device.type != "cpu":
+            return nn.functional.dropout(values, self.share, self.training)
+        left_out = min(round(256 * self.share), 255)
+        words = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= left_out
+        return values * (kept.to(values.dtype) * (256 / (256 - left_out)))
+
+
 class Layer(nn.Module):
     """A pre-norm Transformer layer."""
 
@@ -46,12 +63,12 @@ class Layer(nn.Module):
         super().__init__()
         width, hidden = params.width, params.width * params.expansion
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, params.heads, params.dropout, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, params.heads, batch_first=True)
         self.forward_norm = nn.LayerNorm(width)
         self.forward_part = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(params.dropout), nn.Linear(hidden, width)
+            nn.Linear(width, hidden), nn.GELU(), Dropout(params.dropout), nn.Linear(hidden, width)
         )
-        self.dropout = nn.Dropout(params.dropout)
+        self.dropout = Dropout(params.dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (b, n, D) to tokens (b, n, D)."""

@@ -111,6 +111,15 @@ def unit(values: npt.NDArray[Any]) -> Float32Array:
     return normalise(np.asarray(values, dtype=np.float32)).astype(np.float32, copy=False)
 
 
+def draw_folds(classes: Int64Array, folds: int, seed: int) -> Int64Array:
+    """(n,) fold of each post, drawn so that those of a class (n,) are spread evenly."""
+    order = np.random.default_rng(seed).permutation(len(classes))
+    order = order[np.argsort(classes[order], kind="stable")]
+    fold = np.empty(len(classes), np.int64)
+    fold[order] = np.arange(len(classes)) % folds
+    return fold
+
+
 @dataclass(frozen=True)
 class Step:
     """One process's share of an optimiser step: the rows of each backward pass, and the rows of all processes."""

@@ -28,7 +28,7 @@ from popularity.schema import (
     read_table,
     read_tokens,
 )
-from popularity.training.data import Int64Array, PostVectors
+from popularity.training.data import Int64Array, PostVectors, draw_folds
 from popularity.training.params import TrainParams
 
 
@@ -102,15 +102,6 @@ def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, par
     )
     names = classes.filter(level=CLASS_LEVEL)["name"].to_list()
     return Inputs(vectors, {level: _level(file, level, vectors, folds) for level in levels}, names)
-
-
-def draw_folds(classes: Int64Array, folds: int, seed: int) -> Int64Array:
-    """(n,) fold of each post, drawn so that those of a class (n,) are spread evenly."""
-    order = np.random.default_rng(seed).permutation(len(classes))
-    order = order[np.argsort(classes[order], kind="stable")]
-    fold = np.empty(len(classes), np.int64)
-    fold[order] = np.arange(len(classes)) % folds
-    return fold
 
 
 def _level(file: Path, level: str, vectors: PostVectors, folds: int) -> Level:
