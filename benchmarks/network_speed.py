@@ -35,9 +35,9 @@ from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
 from popularity.network.model import CLASS_LEVEL, Level, LevelName, PrototypeNetwork
-from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
 from popularity.stage import run
-from popularity.training.data import PostVectors, draw_folds, unit
+from popularity.training.data import PostVectors, draw_folds
 from popularity.training.loop import Posts, make_accelerator, train_network
 from popularity.training.params import TrainParams
 

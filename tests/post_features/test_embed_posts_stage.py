@@ -28,6 +28,7 @@ from popularity.schema import (
 )
 from popularity.stack import read_blocks
 from popularity.stack.blocks import PROTOTYPE_SCALAR_PARTS, PROTOTYPE_VECTORS, dense_rows, scalar_names
+from tests.full_disk import full_disk
 from tests.network.small_network import ALL_LEVELS, INSTANCE, NEAR
 from tests.post_features.direct import Equations, of_class
 from tests.post_features.small_world import EMBED, LONE, UNSEEN, World, contents, vectors
@@ -223,17 +224,8 @@ def test_the_stack_reads_it(world: World) -> None:
 def test_an_interrupted_run_ends_in_the_same_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.make_network()
     expected = contents(world.embed("whole"), world.folder / "whole-explain")
-    rename = os.replace
-
-    def full_disk(source: Path, target: Path) -> None:
-        if Path(target).name == "part-000001.npz":
-            raise OSError(28, "No space left on device")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with full_disk("part-000001.npz"):
         world.embed()
-    monkeypatch.setattr(os, "replace", rename)
     (part,) = (world.folder / ".state" / "embed_posts").glob("*/part-*.npz")
     assert not (world.folder / "out").exists()
     with np.load(part) as stored:

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from popularity.features import FeaturizeParams, featurize
-from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table
+from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table, write_block, write_table
 from popularity.splits import SplitParams, make_splits
 from popularity.stack import Blocks, KeepParams, SecondParams, StackParams, TreeParams, fit_schemes
 from popularity.stack.blocks import PROTOTYPE_VECTORS
@@ -205,3 +205,14 @@ def run_all(
 def tree_bytes(folder: Path) -> dict[str, bytes]:
     """Content of every file below `folder`, by its relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def write_blocks(blocks: Blocks, folder: Path) -> tuple[Path, Path, Path]:
+    """The folders of the three embed stages, in `folder`."""
+    write_block(blocks.vectors["image"], folder / "image", "pooled")
+    for name in ("title", "tags"):
+        write_block(blocks.vectors[name], folder / "text", name)
+    for name in PROTOTYPE_VECTORS:
+        write_block(blocks.vectors[name], folder / "prototype", name)
+    write_table(blocks.scalars, folder / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
+    return folder / "image", folder / "text", folder / "prototype"

@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 
 from popularity.errors import ContractError
-from popularity.schema import PROTOTYPE_SCALARS, Block, write_block, write_table
+from popularity.schema import Block
 from popularity.stack import Blocks, read_blocks
-from popularity.stack.blocks import PROTOTYPE_VECTORS, dense_rows, part_rows, scalar_columns, scalar_names
+from popularity.stack.blocks import dense_rows, part_rows, scalar_columns, scalar_names
 from tests.random_posts import random_posts
-from tests.stack.small_stack import SCALARS, STACK, random_block, random_blocks
+from tests.stack.small_stack import SCALARS, STACK, random_block, random_blocks, write_blocks
 
 NO_SCALARS = pl.DataFrame(schema={"pid": pl.String})
 
@@ -55,23 +55,13 @@ def test_scalars_are_joined_by_pid() -> None:
     np.testing.assert_array_equal(found["agreement.cosine"], np.array([np.nan, np.nan, 0.2, 0.1], dtype=np.float32))
 
 
-def written(blocks: Blocks, folder: Path) -> tuple[Path, Path, Path]:
-    write_block(blocks.vectors["image"], folder / "image", "pooled")
-    for name in ("title", "tags"):
-        write_block(blocks.vectors[name], folder / "text", name)
-    for name in PROTOTYPE_VECTORS:
-        write_block(blocks.vectors[name], folder / "prototype", name)
-    write_table(blocks.scalars, folder / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
-    return folder / "image", folder / "text", folder / "prototype"
-
-
 @pytest.fixture(scope="module")
 def blocks() -> Blocks:
     return random_blocks(random_posts(0, train=30, test=10, users=8))
 
 
 def test_what_was_written_is_read(blocks: Blocks, tmp_path: Path) -> None:
-    found = read_blocks(*written(blocks, tmp_path))
+    found = read_blocks(*write_blocks(blocks, tmp_path))
     assert found.scalars.equals(blocks.scalars)
     assert found.scalars.columns == ["pid", *SCALARS]
     assert set(found.vectors) == set(blocks.vectors)
@@ -86,6 +76,6 @@ def test_what_was_written_is_read(blocks: Blocks, tmp_path: Path) -> None:
 def test_a_scalar_of_no_part_or_of_another_type_is_refused_by_name(
     blocks: Blocks, column: pl.Expr, tmp_path: Path
 ) -> None:
-    folders = written(replace(blocks, scalars=blocks.scalars.with_columns(column)), tmp_path)
+    folders = write_blocks(replace(blocks, scalars=blocks.scalars.with_columns(column)), tmp_path)
     with pytest.raises(ContractError, match=column.meta.output_name()):
         read_blocks(*folders)

@@ -11,12 +11,11 @@ import polars as pl
 import pytest
 
 from popularity.errors import ConfigError
-from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, PROTOTYPE_SCALARS, read_table, write_block, write_table
+from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, read_table, write_table
 from popularity.stack import StackModel
-from popularity.stack.blocks import PROTOTYPE_VECTORS
 from stages import featurize, split, stack
 from tests.random_posts import random_images
-from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes
+from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
 
 
 def flags(**paths: Path) -> list[str]:
@@ -32,12 +31,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     posts, blocks = posts_with_signal(6, train=200, test=60, users=70)
     write_table(posts, root / "posts.parquet", POSTS)
     write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
-    write_block(blocks.vectors["image"], root / "image", "pooled")
-    for name in ("title", "tags"):
-        write_block(blocks.vectors[name], root / "text", name)
-    for name in PROTOTYPE_VECTORS:
-        write_block(blocks.vectors[name], root / "prototype", name)
-    write_table(blocks.scalars, root / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
+    write_blocks(blocks, root)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
     split.main(flags(**given, report=root / "split.json", resources=root / "resources" / "split.json"))
     featurize.main(

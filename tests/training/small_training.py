@@ -15,15 +15,15 @@ from torch import Tensor
 from popularity.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
 from popularity.network.model import Batch, Level, PrototypeNetwork
-from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
-from popularity.training.data import Int64Array, PostVectors, draw_folds, unit
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
+from popularity.training.data import Int64Array, PostVectors, draw_folds
 from popularity.training.loop import Epoch, Posts, say_nothing, train_network
 from popularity.training.params import TrainParams
 from tests.encoders.tiny_encoders import WORDS, text_params
 from tests.network.small_network import IMAGE_WIDTH, NAMES, SIZES, TEXT_WIDTH, VALUES, changed
 
 POSTS = 68
-FOLDS = 4
+FOLDS: int = VALUES["prototypes"]["folds"]
 WIDTHS = {"visual": IMAGE_WIDTH, "text": TEXT_WIDTH}
 TRAIN: dict[str, Any] = {
     "rows": "all",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from popularity.encoders.prompting import PromptTokens
 from popularity.network.model import Batch
-from popularity.prototypes.vectors import ClassPrototypes
+from popularity.prototypes.vectors import ClassPrototypes, unit
 from popularity.training.data import (
     Float32Array,
     Int64Array,
@@ -17,7 +17,6 @@ from popularity.training.data import (
     load_batches,
     steps_of_epoch,
     to_device,
-    unit,
 )
 
 LEVELS = ("category", "subcategory")

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from popularity.errors import ContractError
 from popularity.evaluation.bootstrap import interval, resample, resample_auc
 from popularity.evaluation.metrics import FloatArray, mean_absolute_error, spearman
-from popularity.prototypes.vectors import normalise
+from popularity.prototypes.vectors import unit
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def retrieval(image: Vectors, text: Vectors) -> dict[str, dict[str, float]]:
     k / n and (n + 1) / 2.
     """
     _check_finite(image, text)
-    image, text = _unit(image), _unit(text)
+    image, text = unit(image), unit(text)
     return {"image_to_text": _retrieve(image, text), "text_to_image": _retrieve(text, image)}
 
 
@@ -261,7 +261,7 @@ def silhouette(features: Vectors, y: Classes, *, max_posts: int, seed: int) -> f
     rows = np.sort(np.random.default_rng(seed).permutation(len(y))[:max_posts])
     if not 1 < len(np.unique(y[rows])) < len(rows):
         return None
-    return float(silhouette_score(_unit(features[rows]), y[rows], metric="cosine"))
+    return float(silhouette_score(unit(features[rows]), y[rows], metric="cosine"))
 
 
 def paired_interval(
@@ -312,11 +312,6 @@ def paired_interval(
     difference = float(np.mean(values[:seeds]) - np.mean(values[seeds:]))  # type: ignore[arg-type]
     known = int(places.max()) > 0
     return Estimate(sign * difference, *(interval(sign * (left - right), confidence) if known else (None, None)))
-
-
-def _unit(vectors: Vectors) -> Single:
-    """(n, d) of length 1; a zero vector stays zero."""
-    return normalise(vectors.astype(np.float32)).astype(np.float32, copy=False)
 
 
 def _check_finite(*parts: Vectors) -> None:

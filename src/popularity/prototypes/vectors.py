@@ -25,6 +25,11 @@ def normalise(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.where(length > 0, length, 1))
 
 
+def unit(vectors: npt.NDArray[Any]) -> Float32Array:
+    """Vectors (..., d) of length 1 in float32, from any precision; a zero vector stays zero."""
+    return np.asarray(normalise(np.asarray(vectors, np.float32)), np.float32)
+
+
 @dataclass(frozen=True)
 class ClassSums:
     """What a level's prototypes of one modality are made of.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from popularity.network.model import Batch, Facts
-from popularity.prototypes.vectors import ClassPrototypes, normalise
+from popularity.prototypes.vectors import ClassPrototypes, unit
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -104,11 +104,6 @@ class PostVectors:
         places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
         values[content] = self.tokens[places]
         return values, content
-
-
-def unit(values: npt.NDArray[Any]) -> Float32Array:
-    """Rows of (n, d), L2-normalised in float32; a zero row stays zero."""
-    return normalise(np.asarray(values, dtype=np.float32)).astype(np.float32, copy=False)
 
 
 def draw_folds(classes: Int64Array, folds: int, seed: int) -> Int64Array:
