@@ -30,6 +30,7 @@ from popularity.post_features.outputs import (
     class_probabilities,
     describe_posts,
 )
+from popularity.prototypes.vectors import unit
 from popularity.schema import (
     ATTENTION,
     ATTENTION_MASS,
@@ -44,7 +45,7 @@ from popularity.schema import (
     write_table,
 )
 from popularity.training.assembly import Towers, load_network, posts_for, trained_params
-from popularity.training.data import PostVectors, to_device, unit
+from popularity.training.data import PostVectors, to_device
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs
 
