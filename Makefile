@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro trials dataset weights test lint clean
+.PHONY: help env repro trials leaks dataset weights test lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ trials: ## compare experiments: scores that judge a trial, changed parameters
 	@dvc exp show --no-pager --md --only-changed --sort-by matched.stack.mae --drop 'Created|State|Executor|step$$' \
 		--drop '(report|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
 		--drop '\w+\.(metadata|user_mean|constant)\.' --drop '\w+\.stack\.(bias|mape)$$' --drop '.*/|submissions$$'
+
+leaks: env ## what each of seven leaks seems to gain, and what it loses on later posts
+	@python -m benchmarks.leaks
 
 dataset: env ## choose a data set in the official layout: make dataset ROOT=path
 	@test -n "$(ROOT)" || { echo "error: say which: make dataset ROOT=path/to/data" >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""Which parts of the method pay: a table of the stack without each part, on the scheme `matched`.
+"""Which parts of the method pay: a table of the stack without each part, on the scheme `matched`, mean over its cuts.
 
 For each seed one network is trained whole. Rows that only leave out columns reuse it; rows that change the attention
 retrain the attention alone and keep its prompts (the parts share no loss); only instance prompts train all again.
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             predictions[name].append(_predict(bench, SYSTEMS[name], params, folds, seed))
             logger.info("seed %d: %s", seed, name)
         looks.append(_look(bench, bench.network(params), seed))
-    table = _table(bench, predictions, args.resamples)
+    table = _table(bench, predictions, folds, args.resamples)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=80, tbl_width_chars=160, tbl_hide_dataframe_shape=True):
         print(table)
         print(pl.concat(looks).group_by("what", maintain_order=True).agg(pl.exclude("seed").mean()))
@@ -226,9 +226,13 @@ def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
     return Blocks(vectors, blocks.scalars.drop(dropped))
 
 
-def _table(bench: Bench, predictions: Mapping[str, list[pl.DataFrame]], resamples: int) -> pl.DataFrame:
+def _table(
+    bench: Bench, predictions: Mapping[str, list[pl.DataFrame]], folds: list[Fold], resamples: int
+) -> pl.DataFrame:
     facts = predictions[REFERENCE][0].select("pid").join(bench.posts, on="pid", how="left", maintain_order="left")
     labels, users = facts["label"].to_numpy(), facts["uid"].to_numpy()
+    scored = pl.concat(fold.score.select("pid", cut=pl.lit(fold.fold)) for fold in folds).sort("pid")
+    cuts = scored["cut"].to_numpy().astype(np.int64)
     matrices = {
         name: np.stack([frame["prediction"].to_numpy() for frame in frames], axis=1)
         for name, frames in predictions.items()
@@ -237,10 +241,10 @@ def _table(bench: Bench, predictions: Mapping[str, list[pl.DataFrame]], resample
     for name, values in matrices.items():
         row: dict[str, object] = {"system": name}
         for metric, sign in (("src", 1), ("mae", -1)):
-            row[metric] = float(np.mean([float(score(labels, column)[metric] or 0.0) for column in values.T]))
+            row[metric] = float(np.mean([float(score(labels, column, cuts)[metric] or 0.0) for column in values.T]))
             found = paired_interval(
                 labels, values, matrices[REFERENCE], users,
-                metric="src" if metric == "src" else "mae", resamples=resamples, confidence=0.95, seed=0,
+                metric="src" if metric == "src" else "mae", resamples=resamples, confidence=0.95, seed=0, cuts=cuts,
             )  # fmt: skip
             low, high = (np.nan if bound is None else bound for bound in (found.low, found.high))
             row[f"{metric} - reference"] = f"{found.value:+.4f} [{low:+.4f}, {high:+.4f}]"

@@ -19,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import DataError
-from popularity.evaluation.metrics import FloatArray, mean_absolute_error, spearman
+from popularity.evaluation.metrics import FloatArray, cuts_of, score
 from popularity.evaluation.probes import Estimate, paired_interval
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
@@ -56,25 +57,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     for scheme in args.schemes:
         default, best = (_predict(scheme, posts, inputs, blocks, stack) for stack in stacks)
         facts = default.select("pid").join(posts, on="pid", how="left", validate="m:1", maintain_order="left")
-        matrices = [frame.drop("repeat", "pid").to_numpy() for frame in (default, best)]
-        rows += _compare(scheme, facts["label"].to_numpy(), facts["uid"].to_numpy(), matrices, args.resamples)
+        matrices = [frame.drop("repeat", "fold", "pid").to_numpy() for frame in (default, best)]
+        labels, users, cuts = facts["label"].to_numpy(), facts["uid"].to_numpy(), cuts_of(scheme, default["fold"])
+        rows += _compare(scheme, labels, users, matrices, cuts, args.resamples)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_width_chars=140, tbl_hide_dataframe_shape=True):
         print(pl.DataFrame(rows))
 
 
 def _predict(scheme: str, posts: pl.DataFrame, inputs: StackInputs, blocks: Blocks, stack: StackParams) -> pl.DataFrame:
-    """Repeat, pid, and a column of predictions a seed."""
+    """Repeat, fold, pid, and a column of predictions a seed."""
     splits = read_table(inputs.splits, FOLDS)
     parts = [
         fit_and_predict(load_fold(key, rows, posts, inputs.features), blocks, stack)
         for key, rows in rows_of(splits, [scheme])
     ]
-    long = pl.concat(parts).select("repeat", "pid", "seed", "prediction")
-    return long.pivot("seed", index=["repeat", "pid"], values="prediction", sort_columns=True).sort("repeat", "pid")
+    key = ["repeat", "fold", "pid"]
+    long = pl.concat(parts).select(*key, "seed", "prediction")
+    return long.pivot("seed", index=key, values="prediction", sort_columns=True).sort("repeat", "pid")
 
 
 def _compare(
-    scheme: str, labels: FloatArray, users: FloatArray, matrices: list[FloatArray], resamples: int
+    scheme: str,
+    labels: FloatArray,
+    users: FloatArray,
+    matrices: list[FloatArray],
+    cuts: npt.NDArray[np.int64] | None,
+    resamples: int,
 ) -> list[dict[str, object]]:
     """A row a metric: default, tuned, and the difference with its interval."""
     default, tuned = matrices
@@ -82,10 +90,11 @@ def _compare(
     for metric in ("src", "mae"):
         difference: Estimate = paired_interval(
             labels, tuned, default, users,
-            metric="src" if metric == "src" else "mae", resamples=resamples, confidence=0.95, seed=0,
+            metric="src" if metric == "src" else "mae", resamples=resamples, confidence=0.95, seed=0, cuts=cuts,
         )  # fmt: skip
-        single = spearman if metric == "src" else mean_absolute_error
-        means = [float(np.mean([single(labels, column) or 0.0 for column in matrix.T])) for matrix in matrices]
+        means = [
+            float(np.mean([score(labels, column, cuts)[metric] or 0.0 for column in matrix.T])) for matrix in matrices
+        ]
         low, high = (np.nan if bound is None else bound for bound in (difference.low, difference.high))
         better = np.sign(low) * (1 if metric == "src" else -1)
         found.append(

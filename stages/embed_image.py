@@ -1,8 +1,9 @@
 """Pictures to vectors: the frozen image encoder of params.yaml over every readable picture.
 
 Reads: the data set's picture shards, data/interim/images.parquet.
-Writes: data/embeddings/image/ with the block `pooled` and status.parquet (contract IMAGE_STATUS, in which a
-picture that cannot be decoded in full is unreadable; posts without a picture have no row in the block).
+Writes: data/embeddings/image/ with the block `pooled`, statistics.parquet (quality and layout) and status.parquet
+(contract IMAGE_STATUS, in which a picture that cannot be decoded in full is unreadable; posts without a picture have no
+row in the other two).
 
     python -m stages.embed_image --root data/demo --images data/interim/images.parquet \
         --out data/embeddings/image --resources reports/resources/embed_image.json

@@ -1,10 +1,10 @@
 """Computes the metadata and user-behaviour features of every scheme.
 
 Reads posts.parquet, images.parquet (picture headers) and splits.parquet; writes a folder with
-row.parquet, context.parquet and label.parquet.
+row.parquet, context.parquet and label.parquet, and how the histories of fit and scored rows compare.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
-        --splits data/interim/splits.parquet --out data/features
+        --splits data/interim/splits.parquet --out data/features --report reports/histories.json
 """
 
 import argparse
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
-from popularity.features import FeaturizeParams, featurize
-from popularity.files import atomic_directory
+from popularity.features import FeaturizeParams, compare_histories, featurize
+from popularity.files import atomic_directory, write_json
 from popularity.schema import FOLDS, IMAGES, POSTS, read_table
 from popularity.stage import measured, run
 
@@ -25,12 +25,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--splits", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("featurize", FeaturizeParams, args.params)
     with measured("featurize", args.resources), atomic_directory(args.out) as out:
-        tables = (read_table(args.posts, POSTS), read_table(args.images, IMAGES), read_table(args.splits, FOLDS))
-        featurize(*tables, params, out)
+        splits = read_table(args.splits, FOLDS)
+        featurize(read_table(args.posts, POSTS), read_table(args.images, IMAGES), splits, params, out)
+        write_json(args.report, compare_histories(splits, out, params.history))
 
 
 if __name__ == "__main__":

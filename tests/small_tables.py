@@ -83,3 +83,9 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
     predictions = pl.concat(frames).sort(PREDICTIONS.key)
     check_table(predictions, PREDICTIONS)
     return predictions
+
+
+def with_matched(frame: pl.DataFrame) -> pl.DataFrame:
+    """Splits or predictions in which the first repeat of `user` is called `matched`: its two folds are cuts."""
+    first = (pl.col("scheme") == "user") & (pl.col("repeat") == 0)
+    return frame.with_columns(scheme=pl.when(first).then(pl.lit("matched")).otherwise("scheme"))

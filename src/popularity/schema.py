@@ -119,7 +119,11 @@ IMAGE_STATUS = Contract(
     key=("pid",),
 )
 
+# Quality and layout of decoded pictures: Float32 columns named picture.<what>; posts without a picture are absent.
+PICTURE_STATISTICS = Contract("picture statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+
 SCHEMES = ("report", "matched", "user", "random", "final")
+CUT_SCHEMES = ("report", "matched")  # folds are cuts in time, whose scores are averaged; of others, parts of one score
 ROLES = ("fit", "score", "dropped")
 FOLDS = Contract(
     "splits",

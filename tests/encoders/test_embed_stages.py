@@ -28,7 +28,17 @@ from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
 from popularity.errors import ConfigError, ContractError, DataError
-from popularity.schema import IMAGE_STATUS, IMAGES, POSTS, read_block, read_table, read_tokens, write_table
+from popularity.images.statistics import picture_statistics
+from popularity.schema import (
+    IMAGE_STATUS,
+    IMAGES,
+    PICTURE_STATISTICS,
+    POSTS,
+    read_block,
+    read_table,
+    read_tokens,
+    write_table,
+)
 from stages import embed_image, embed_text
 from tests.encoders.tiny_encoders import Pictures, make_pictures, text_params
 from tests.full_disk import full_disk
@@ -84,6 +94,11 @@ def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture)
     assert list(block.pids) == [pid for pid in table["pid"] if pid not in without]
     for pid in (block.pids[0], block.pids[7], block.pids[-1]):
         np.testing.assert_allclose(block.values[block.rows([pid])[0]], direct(pictures, pid), rtol=2e-3, atol=2e-3)
+    statistics = read_table(Path("out/statistics.parquet"), PICTURE_STATISTICS)
+    assert statistics["pid"].to_list() == list(block.pids)
+    for pid in (block.pids[0], block.pids[7], block.pids[-1]):
+        picture = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
+        np.testing.assert_array_equal(statistics.filter(pid=pid).drop("pid").row(0), picture_statistics(picture))
     status = dict(read_table(Path("out/status.parquet"), IMAGE_STATUS).iter_rows())
     assert set(status) == set(table["pid"])
     assert {pid for pid in status if status[pid] != "ok"} == without
@@ -172,7 +187,7 @@ def test_a_killed_run_resumes_at_its_last_finished_part(pictures: Pictures, capl
         arrays = dict(stored)
     changed = arrays["vectors"].copy()
     changed[0] = 0.5
-    np.savez(marked, vectors=changed, decoded=arrays["decoded"])
+    np.savez(marked, **{**arrays, "vectors": changed})
     caplog.set_level(logging.INFO)
     embed_image.main(given)
     assert "3 of 4 parts are there from an earlier run" in caplog.text
@@ -180,7 +195,8 @@ def test_a_killed_run_resumes_at_its_last_finished_part(pictures: Pictures, capl
     differs = (resumed.values != whole.values).any(axis=1)
     assert differs.sum() == 1
     assert (resumed.values[differs] == 0.5).all()
-    assert contents(Path("out"))["status.parquet"] == contents(Path("whole"))["status.parquet"]
+    for name in ("status.parquet", "statistics.parquet"):
+        assert contents(Path("out"))[name] == contents(Path("whole"))[name]
     assert not parts_of("embed_image")
 
 

@@ -33,6 +33,31 @@ def test_each_draw_is_scored_as_if_its_rows_were_written_out() -> None:
                 assert draws[metric][draw, model] == pytest.approx(value, abs=1e-12), metric
 
 
+def test_a_draw_of_users_is_scored_in_every_cut_and_the_scores_are_averaged() -> None:
+    """Users of several cuts are drawn for all of them at once; a cut without a drawn post leaves no score."""
+    labels, predictions, users = _data(60, 12)
+    cuts = np.sort(np.random.default_rng(0).integers(3, size=60))
+    draws = resample(labels, predictions, users, resamples=20, seed=3, cuts=cuts)
+    chosen = np.random.default_rng(3).integers(12, size=(20, 12))
+    for draw in range(20):
+        rows = np.concatenate([np.flatnonzero(users == user) for user in chosen[draw]])
+        each = [score(labels[own], predictions[own, 1]) for cut in range(3) for own in [rows[cuts[rows] == cut]]]
+        for metric in each[0]:
+            expected = np.mean([found[metric] for found in each])
+            assert draws[metric][draw, 1] == pytest.approx(expected, abs=1e-12), metric
+    single = np.array([*np.zeros(59), 1], dtype=np.int64)
+    undefined = np.isnan(resample(labels, predictions, users, resamples=20, seed=3, cuts=single)["mae"][:, 0])
+    assert undefined.tolist() == [users[-1] not in chosen[draw] for draw in range(20)]
+    assert 0 < undefined.sum() < 20
+
+
+def test_one_cut_is_none() -> None:
+    labels, predictions, users = _data(60, 12)
+    once = resample(labels, predictions, users, resamples=20, seed=3)
+    same = resample(labels, predictions, users, resamples=20, seed=3, cuts=np.full(60, 2))
+    assert all(np.array_equal(once[metric], same[metric]) for metric in once)
+
+
 def test_means_are_drawn_as_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, predictions, users = _data(60, 12)
     bias = resample(labels, predictions, users, resamples=20, seed=3)["bias"][:, 0]

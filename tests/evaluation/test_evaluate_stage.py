@@ -8,9 +8,10 @@ import pytest
 from dvc_render.vega import VegaRenderer  # type: ignore[import-untyped]
 
 from popularity.errors import ContractError
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, write_table
+from popularity.evaluation.scores import SCORES
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from stages import evaluate
-from tests.small_tables import small_posts, small_predictions, small_splits
+from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 # plot -> template, x and the y fields, as declared in dvc.yaml
 PLOTS = {
@@ -77,6 +78,23 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     assert any("shift" in line for line in lines)
     assert any(line.startswith("No intervals: 'matched' is not among stack.schemes") for line in lines)
     assert not any("nan" in line.lower() for line in lines)
+
+
+def test_each_cut_of_matched_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = _arguments(tmp_path)
+    for name, contract in (("splits", FOLDS), ("predictions", PREDICTIONS)):
+        path = Path(arguments[arguments.index(f"--{name}") + 1])
+        write_table(with_matched(read_table(path, contract)), path, contract)
+    evaluate.main(arguments)
+    scores = pl.read_csv(tmp_path / "reports/scores.csv", schema_overrides=SCORES)
+    by_cut = scores.filter(scheme="matched", model="stack", metric="mae").filter(pl.col("minus").is_null())
+    assert by_cut["cut"].to_list() == [None, 0, 1]
+    metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
+    assert metrics["matched"]["stack"]["mae"] == by_cut["value"][0]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("matched  yes") for line in lines) == 4  # one a model: the means
+    assert sum(line.split()[:3] == ["matched", cut, "stack"] for line in lines for cut in "01") == 2
+    assert sum(line.split()[:2] == ["matched", "1"] for line in lines) == 5  # four models, and the level
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

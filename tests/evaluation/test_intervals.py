@@ -15,28 +15,23 @@ from popularity.errors import ContractError
 from popularity.evaluation.intervals import COVERAGE, LEVELS, Calibration, calibrate, calibrate_on, coverage_table
 from popularity.evaluation.report import evaluate
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect
-from tests.small_tables import small_posts, small_predictions, small_splits
+from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 CONFIG = EvaluateConfig(seed=0, bootstrap=60, confidence=0.9)
 POSTS = small_posts()
 
 
-def with_matched() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Splits and predictions in which the first repeat of `user` is called `matched`; a scale by post."""
+def with_scale() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Splits and predictions with `matched`, two cuts of it; a scale by post."""
     splits = small_splits(POSTS)
     predictions = small_predictions(POSTS, splits)
-
-    def renamed(frame: pl.DataFrame) -> pl.DataFrame:
-        first = (pl.col("scheme") == "user") & (pl.col("repeat") == 0)
-        return frame.with_columns(scheme=pl.when(first).then(pl.lit("matched")).otherwise("scheme"))
-
     scale = 0.3 + pl.col("pid").cast(pl.Int64) % 5 / 5
     scaled = pl.when(pl.col("model") == "stack").then(scale)
-    return renamed(splits), renamed(predictions).with_columns(scale=scaled)
+    return with_matched(splits), with_matched(predictions).with_columns(scale=scaled)
 
 
 def scored() -> list[Scored]:
-    return collect(POSTS, *with_matched())
+    return collect(POSTS, *with_scale())
 
 
 def test_quantiles_are_the_kth_of_the_normalised_errors() -> None:
@@ -77,7 +72,7 @@ def test_coverage_is_what_is_stated_for_posts_from_the_same_source() -> None:
 
 
 def test_matched_calibrates_with_the_mean_over_seeds() -> None:
-    splits, predictions = with_matched()
+    splits, predictions = with_scale()
     rows = (
         predictions.filter(scheme="matched", model="stack")
         .group_by("pid")
@@ -113,7 +108,7 @@ def test_coverage_against_a_slow_reference() -> None:
 
 
 def test_infinite_intervals_are_null_and_said_to_be_infinite() -> None:
-    splits, predictions = with_matched()
+    splits, predictions = with_scale()
     kept = splits.filter(scheme="matched", role="score")["pid"].sort().head(5)
     gone = (pl.col("scheme") == "matched") & ~pl.col("pid").is_in(kept.to_list())
     few = splits.with_columns(role=pl.when(gone & (pl.col("role") == "score")).then(pl.lit("fit")).otherwise("role"))
@@ -139,7 +134,7 @@ def test_one_user_has_a_coverage_without_bounds() -> None:
 
 
 def test_a_prediction_without_a_scale_is_an_error() -> None:
-    splits, predictions = with_matched()
+    splits, predictions = with_scale()
     for bad in (None, 0.0):
         hit = (pl.col("scheme") == "matched") & (pl.col("pid") == predictions.filter(scheme="matched")["pid"][0])
         holed = predictions.with_columns(scale=pl.when(hit).then(pl.lit(bad)).otherwise("scale"))

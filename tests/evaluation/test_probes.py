@@ -315,6 +315,20 @@ def test_the_value_is_the_mean_over_seeds() -> None:
         assert found.value == pytest.approx(np.mean(values[:3]) - np.mean(values[3:]))
 
 
+def test_with_cuts_the_value_is_the_mean_over_them() -> None:
+    labels, first, second, users = predictions()
+    cuts = np.repeat([0, 1], [300, 100])
+    parts = [slice(0, 300), slice(300, 400)]
+    found = paired_interval(labels, first, second, users, metric="mae", resamples=50, confidence=0.9, seed=0, cuts=cuts)
+    each = [np.abs(first - labels[:, None])[own].mean() - np.abs(second - labels[:, None])[own].mean() for own in parts]
+    assert found.value == pytest.approx(np.mean(each))
+    assert found.value != pytest.approx(compare(labels, first, second, users, metric="mae", resamples=2).value)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.value is not None
+    assert found.low < found.value < found.high
+
+
 def test_accuracy_is_the_share_of_equal_classes_and_one_column_stands_for_all() -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(4, size=500)

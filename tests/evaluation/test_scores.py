@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from popularity.errors import ContractError
 from popularity.evaluation.scores import EvaluateConfig, collect, score_groups, score_overall
-from tests.small_tables import small_posts, small_predictions, small_splits
+from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 CONFIG = EvaluateConfig(seed=0, bootstrap=60, confidence=0.9)
 POSTS = small_posts()
@@ -39,6 +39,32 @@ def test_seeds_are_averaged_before_scoring() -> None:
     assert found == pytest.approx(expected, abs=1e-6)
     mae = (rows["label"] - rows["prediction"]).abs().mean()
     assert _value(scores, scheme="report", model="stack", minus=None, metric="mae") == pytest.approx(mae, abs=1e-6)
+
+
+def test_scores_of_matched_are_means_over_its_cuts() -> None:
+    """Each cut is told too, as if it were a scheme of its own; folds of `user` are parts of one score."""
+    scored = collect(POSTS, with_matched(SPLITS), with_matched(PREDICTIONS))
+    scores = score_overall(scored, CONFIG).filter(pl.col("minus").is_null())
+    assert set(scores.filter(pl.col("cut").is_not_null())["scheme"]) == {"matched"}
+    (matched,) = (one.rows for one in scored if one.scheme == "matched")
+    for metric in ("src", "mae"):
+        each = []
+        for cut in (0, 1):
+            rows = matched.filter(cut=cut)
+            labels, predictions = rows["label"], rows["prediction:stack"]
+            expected = {"mae": (predictions - labels).abs().mean(), "src": spearmanr(labels, predictions).statistic}
+            row = scores.filter(scheme="matched", cut=cut, model="stack", metric=metric)
+            assert row["value"].item() == pytest.approx(expected[metric], abs=1e-6)
+            assert row["posts"].item() == len(rows)
+            assert row["users"].item() == rows["uid"].n_unique()
+            each.append(row["value"].item())
+        whole = scores.filter(scheme="matched", model="stack", metric=metric).filter(pl.col("cut").is_null())
+        assert whole["value"].item() == pytest.approx(sum(each) / 2, abs=1e-6)
+        assert whole["posts"].item() == len(matched)
+        assert whole["low"].item() < whole["value"].item() < whole["high"].item()
+    fitted = with_matched(SPLITS).filter(scheme="matched", role="fit").join(POSTS, on="pid")
+    (found,) = (one.fit_means for one in scored if one.scheme == "matched")
+    assert found == {cut: pytest.approx(fitted.filter(fold=cut)["label"].mean()) for cut in (0, 1)}
 
 
 def test_intervals_hold_the_value_and_pairs_are_differences() -> None:

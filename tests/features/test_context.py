@@ -67,7 +67,7 @@ def test_equal_to_the_slow_reference(seed: int) -> None:
     listed = posts.to_dicts()
     for post, found in zip(listed, table.to_dicts(), strict=True):
         expected = slow(post, listed)
-        assert set(found) == {"pid", *expected}
+        assert {name for name in found if "." not in name} == {"pid", *expected}  # others: test_signals
         for name, value in expected.items():
             if value is None:
                 assert found[name] is None, name

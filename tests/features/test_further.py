@@ -15,7 +15,7 @@ from tests.random_posts import random_images, random_posts
 
 PARAMS = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
 SPLIT = SplitParams(
-    seed=0, report_share=0.2, matched_share=0.2, folds=2, repeats=1, unseen_user_share=0.5, tolerance=0.05
+    seed=0, report_share=0.2, matched_share=0.2, cuts=1, folds=2, repeats=1, unseen_user_share=0.5, tolerance=0.05
 )
 
 

@@ -13,11 +13,12 @@ import pytest
 from popularity.evaluation.metrics import spearman
 from popularity.features import featurize
 from popularity.splits import rows_of
-from popularity.stack import Blocks
+from popularity.stack import Blocks, StackParams
 from popularity.stack.fit import fit_model, load_fold
-from popularity.stack.matrix import Matrix, MatrixEncoder
+from popularity.stack.matrix import Matrix, MatrixEncoder, Signal
 from tests.random_posts import random_images
 from tests.stack.small_stack import (
+    ALL_PARTS,
     FEATURIZE,
     STACK,
     WITH_SECOND,
@@ -29,6 +30,7 @@ from tests.stack.small_stack import (
 )
 
 VALIDATED = ("report", "matched", "user")
+CUTS = (0, 1)  # of `matched`
 USER_FOLDS = (0, 1, 2)
 
 
@@ -62,7 +64,10 @@ def label_table(run: Run, scheme: str, fold: int = 0) -> pl.DataFrame:
     return run.table("label", scheme).filter(pl.col("fold") == fold)
 
 
-@pytest.mark.parametrize(("scheme", "fold"), [("report", 0), ("matched", 0), *(("user", fold) for fold in USER_FOLDS)])
+@pytest.mark.parametrize(
+    ("scheme", "fold"),
+    [("report", 0), *(("matched", cut) for cut in CUTS), *(("user", fold) for fold in USER_FOLDS)],
+)
 def test_labels_of_scored_rows_change_no_feature_and_no_prediction_of_their_fold(
     made: Run, scheme: str, fold: int, tmp_path: Path
 ) -> None:
@@ -76,7 +81,7 @@ def test_labels_of_scored_rows_change_no_feature_and_no_prediction_of_their_fold
     # Where those rows are fitted on, the same change shows: the test can fail.
     assert not changed.table("label", "final").equals(made.table("label", "final"))
     assert not final(changed).equals(final(made))
-    if scheme == "user":
+    if scheme == "user" or (scheme == "matched" and fold == 0):  # the last cut is fitted on what the first scores
         other = (fold + 1) % len(USER_FOLDS)
         assert not label_table(changed, scheme, other).equals(label_table(made, scheme, other))
         assert file_of(changed, scheme, other) != file_of(made, scheme, other)
@@ -94,7 +99,7 @@ def test_labels_of_report_rows_influence_nothing_but_the_final_fit(made: Run, tm
     assert changed.table("context", *schemes, "final").equals(made.table("context", *schemes, "final"))
     assert changed.table("label", *schemes).equals(made.table("label", *schemes))
     assert changed.finished(*VALIDATED) == made.finished(*VALIDATED)
-    assert len(made.finished(*VALIDATED)) == 2 + len(USER_FOLDS)
+    assert len(made.finished(*VALIDATED)) == 1 + len(CUTS) + len(USER_FOLDS)
     assert not final(changed).equals(final(made))
 
 
@@ -108,7 +113,8 @@ def test_no_label_reaches_row_and_context_features(made: Run, tmp_path: Path) ->
 @pytest.mark.parametrize("scheme", ["report", "user"])
 def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme: str, tmp_path: Path) -> None:
     """Histories end before the post, and head columns are out of fold with all posts of a user on one side."""
-    columns = replace(STACK.columns, head_penalties=(10.0,))
+    signals: tuple[Signal, ...] = ("history", "words", "rhythm", "class_time", "neighbours")
+    columns = replace(STACK.columns, head_penalties=(10.0,), signals=signals)
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
     fit = rows.filter(pl.col("role") == "fit").join(made.posts, on="pid").sort("posted_at", "pid")
     ((uid, _),) = fit["uid"].value_counts().sort("count", "uid").tail(1).iter_rows()
@@ -131,26 +137,35 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
         assert not np.allclose(after.values, before.values, rtol=1e-5, equal_nan=True)
 
 
-@needs_catboost
+@pytest.mark.parametrize(
+    "params",
+    [pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost), pytest.param(ALL_PARTS, id="all parts")],
+)
 @pytest.mark.parametrize("scheme", ["report", "matched"])
-def test_labels_of_scored_rows_change_no_rounds_blend_or_scale(made: Run, scheme: str, tmp_path: Path) -> None:
-    """The whole saved model of a fold, with two learners and a fitted target, stays; a fit row's label shows."""
+def test_labels_of_scored_rows_change_nothing_in_the_model(
+    made: Run, params: StackParams, scheme: str, tmp_path: Path
+) -> None:
+    """The whole saved model of a fold, with its rounds, penalty, blend, level, weights, pseudo-labels and scale, stays;
+    a fit row's label shows."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
     splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))
 
     def saved(posts: pl.DataFrame, name: str) -> dict[str, bytes]:
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, tmp_path / name / "features")
         data = load_fold(key, rows, posts, tmp_path / name / "features")
-        fit_model(data, made.blocks, WITH_SECOND.columns, WITH_SECOND, "stack").save(tmp_path / name / "model")
+        fit_model(data, made.blocks, params.columns, params, "stack").save(tmp_path / name / "model")
         return tree_bytes(tmp_path / name / "model")
 
     before = saved(made.posts, "before")
-    assert {"booster_0.txt", "second_0.cbm", "model.json", "scale.txt"} <= set(before)
-    assert 0 < json.loads(before["model.json"])["share"] < 1
+    facts = json.loads(before["model.json"])
+    assert all(0 < weight < 1 for weight in facts["blend"]["weights"])
+    assert (facts["level"]["line"]["slope"] != 0) == (params.level != "none")
     assert saved(with_other_labels(made.posts, scored(made, scheme)), "scored") == before
     fitted = rows.filter(pl.col("role") == "fit")["pid"].to_list()
     after = saved(with_other_labels(made.posts, fitted[::5]), "fitted")
-    assert all(after[name] != before[name] for name in ("booster_0.txt", "second_0.cbm", "model.json", "scale.txt"))
+    models = [name for name in before if name.partition("_")[0] in params.learners]
+    assert len(models) == 2
+    assert all(after[name] != before[name] for name in (*models, "model.json", "scale.txt"))
 
 
 def scores(run: Run) -> dict[tuple[str, str], tuple[float, float]]:

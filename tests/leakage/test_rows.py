@@ -36,28 +36,37 @@ def without(blocks: Blocks, pids: set[str]) -> Blocks:
     return Blocks(with_vectors(blocks, rest).vectors, blocks.scalars.filter(~pl.col("pid").is_in(pids)))
 
 
-@pytest.mark.parametrize("scheme", [*VALIDATED, "random"])
-def test_deleting_the_dropped_rows_changes_nothing_in_the_scheme(made: Run, scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "fold"), [("report", 0), ("matched", 0), ("matched", 1), ("user", 2), ("random", 1)]
+)
+def test_deleting_the_dropped_rows_changes_nothing_in_the_fold(
+    made: Run, scheme: str, fold: int, tmp_path: Path
+) -> None:
     """Not even the last bit of a prediction: they are neither fitted on, nor counted, nor scored."""
-    mine = made.splits.filter((pl.col("scheme") == scheme) & (pl.col("repeat") == 0))
+    mine = made.splits.filter(scheme=scheme, repeat=0, fold=fold)
     dropped = set(mine.filter(pl.col("role") == "dropped")["pid"])
     assert dropped
+    other_cut = (pl.col("scheme") == "matched") & (pl.col("fold") != (fold if scheme == "matched" else 1))
     images = random_images(made.posts, seed=0)
     run = run_all(
         made.posts.filter(~pl.col("pid").is_in(dropped)),
         without(made.blocks, dropped),
         tmp_path,
-        splits=made.splits.filter(~pl.col("pid").is_in(dropped)),
+        splits=made.splits.filter(~pl.col("pid").is_in(dropped) & ~other_cut),
         images=images.filter(~pl.col("pid").is_in(dropped)),
         fitted=(scheme,),
     )
     for name in ("context", "label"):
-        table = made.table(name, scheme)
+        found, table = (
+            one.table(name, scheme).filter((pl.col("fold") == fold) | pl.col("fold").is_null()).drop("fold")
+            for one in (run, made)
+        )
         assert table.height
-        assert run.table(name, scheme).equals(table)
+        assert found.equals(table)
     row = pl.read_parquet(made.features / "row.parquet").filter(~pl.col("pid").is_in(dropped))
     assert pl.read_parquet(run.features / "row.parquet").equals(row)
-    assert run.finished(scheme) == made.finished(scheme)
+    file = f"{scheme}-0-{fold}.parquet"
+    assert run.finished(scheme)[file] == made.finished(scheme)[file]
     # The rows do count where they are shown.
     assert not run.table("context", "final").equals(
         made.table("context", "final").filter(pl.col("pid").is_in(row["pid"]))
@@ -102,7 +111,7 @@ def test_position_and_name_of_a_post_never_reach_the_matrix(made: Run) -> None:
         assert not hidden & set(features.columns[1:])
     for name in ("stack", "metadata"):
         model = StackModel.load(made.models / name)
-        for booster in model.boosters:
+        for booster in model.models["lightgbm"]:
             assert not (hidden | {"uid"}) & set(booster.feature_name())
 
 
@@ -158,5 +167,5 @@ def test_scored_rows_change_nothing_in_the_model_that_scores_them(
         fit_model(data, blocks, params.columns, params, "stack").save(tmp_path / name)
     assert tree_bytes(tmp_path / "after") == tree_bytes(tmp_path / "before")
     model = StackModel.load(tmp_path / "before")
-    usual, other = (model.predict(data.score, blocks).values for blocks in (made.blocks, strange))
+    usual, other = (model.predict(data.score, blocks, data.scored_at).values for blocks in (made.blocks, strange))
     assert not np.array_equal(usual, other)

@@ -140,10 +140,11 @@ def test_the_pulled_model_gives_the_stored_predictions(pulled: Clone) -> None:
     data = pulled.root / "data"
     posts = read_table(data / "interim/posts.parquet", POSTS)
     ((key, rows),) = rows_of(read_table(data / "interim/splits.parquet", FOLDS), ["final"])
-    features = load_fold(key, rows, posts, data / "features").score
+    fold = load_fold(key, rows, posts, data / "features")
+    features = fold.score
     blocks = read_blocks(*(data / "embeddings" / name for name in ("image", "text", "prototype")))
     model = StackModel.load(pulled.root / "models/stack/stack")
-    values = model.predict_each(model.encoder.apply(features, blocks))
+    values = model.predict_each(model.encoder.apply(features, blocks), fold.scored_at)
     stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="final", model="stack")
     assert stored.height == posts.filter(split="test").height > 0
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):

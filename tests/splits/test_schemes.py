@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from stages import split
 from tests.random_posts import random_posts
 
 PARAMS = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, folds=5, repeats=2, unseen_user_share=0.64, tolerance=0.01
+    seed=0, report_share=0.15, matched_share=0.15, cuts=3, folds=5, repeats=2, unseen_user_share=0.64, tolerance=0.01
 )
 
 
@@ -32,8 +33,13 @@ def made(posts: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
     return make_splits(posts, PARAMS)
 
 
+LAST = PARAMS.cuts - 1
+
+
 def roles(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame, scheme: str, repeat: int = 0) -> pl.DataFrame:
+    """Of `matched` the last cut."""
     rows = made[0].filter((pl.col("scheme") == scheme) & (pl.col("repeat") == repeat))
+    rows = rows.filter(fold=LAST) if scheme == "matched" else rows
     return rows.join(posts, on="pid", how="left", validate="m:1")
 
 
@@ -42,7 +48,7 @@ def test_contract_and_every_training_post_in_every_fold(
 ) -> None:
     check_table(made[0], FOLDS)
     counts = made[0].group_by("scheme", "repeat", "fold").agg(n=pl.len(), unique=pl.col("pid").n_unique())
-    expected = {"report": 1, "matched": 2, "user": 10, "random": 10, "final": 1}
+    expected = {"report": 1, "matched": 6, "user": 10, "random": 10, "final": 1}
     assert dict(counts.group_by("scheme").len().iter_rows()) == expected
     train = posts.filter(pl.col("split") == "train").height
     for scheme, _, _, n, unique in counts.iter_rows():
@@ -61,6 +67,48 @@ def test_schemes_are_nested_in_time(made: tuple[pl.DataFrame, dict[str, Any]], p
         assert used["posted_at"].max() < report_start  # type: ignore[operator]
     share = (report["role"] == "score").mean()
     assert share == pytest.approx(0.15, abs=0.02)  # ties in time are not parted
+
+
+def test_cuts_score_one_slice_after_another(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame) -> None:
+    """Each is fitted on what is before its slice, scores the last share of what is before the next, sees none later."""
+    end = roles(made, posts, "report").filter(role="score")["posted_at"].min()
+    for fold in reversed(range(PARAMS.cuts)):
+        rows = made[0].filter(scheme="matched", repeat=0, fold=fold).join(posts, on="pid", how="left", validate="1:1")
+        slice_ = rows.filter(role="score")["posted_at"]
+        start, earlier = slice_.min(), rows.filter(pl.col("posted_at") < slice_.min())
+        assert rows.filter(pl.col("posted_at") >= end)["role"].unique().to_list() == ["dropped"]
+        assert rows.filter(pl.col("posted_at").is_between(start, end, closed="left"))["role"].unique().item() == "score"
+        assert set(earlier["role"]) == {"fit", "dropped"}
+        assert len(slice_) / (len(slice_) + len(earlier)) == pytest.approx(PARAMS.matched_share, abs=0.01)
+        end = start
+
+
+def test_the_last_cut_is_that_of_a_single_one(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame) -> None:
+    """Users drawn for it included; and no other scheme depends on the number of cuts."""
+    single = make_splits(posts, replace(PARAMS, cuts=1))[0]
+    last = made[0].filter((pl.col("scheme") != "matched") | (pl.col("fold") == LAST))
+    first = pl.when(scheme="matched").then(pl.lit(0, pl.Int32)).otherwise("fold")
+    assert last.with_columns(fold=first).equals(single)
+
+
+def test_every_cut_has_the_share_of_the_test_part_and_draws_its_own_users(
+    made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame
+) -> None:
+    wanted = made[1]["wanted_unseen_post_share"]
+    cuts = [row for row in made[1]["schemes"] if row["scheme"] == "matched"]
+    assert [(row["repeat"], row["fold"]) for row in cuts] == [(repeat, cut) for repeat in (0, 1) for cut in range(3)]
+    for row in cuts:
+        assert row["unseen_post_share"] == pytest.approx(wanted, abs=PARAMS.tolerance + 1e-4)
+        rows = made[0].filter(scheme="matched", repeat=row["repeat"], fold=row["fold"]).join(posts, on="pid")
+        known = rows.filter(role="fit")["uid"].unique().to_list()
+        share = (~rows.filter(role="score")["uid"].is_in(known)).mean()
+        assert row["unseen_post_share"] == pytest.approx(share, abs=1e-4)
+    gone = [
+        set(rows.filter(pl.col("posted_at") < rows.filter(role="score")["posted_at"].min(), role="dropped")["uid"])
+        for fold in range(3)
+        for rows in [made[0].filter(scheme="matched", repeat=0, fold=fold).join(posts, on="pid")]
+    ]
+    assert all(one - other for one in gone for other in gone if one is not other)
 
 
 def test_share_of_unseen_users_is_that_of_the_test_part(
@@ -130,7 +178,7 @@ def test_fit_rows_remain_when_every_user_should_go() -> None:
     posts = random_posts(seed=3, train=200, test=60).sort("split", "source_index", descending=[True, False])
     uids = [f"{row % 6}@N0" if row < 200 else f"new{row}@N0" for row in range(260)]
     splits, report = make_splits(at_days(posts.with_columns(uid=pl.Series(uids)), list(range(260))), PARAMS)
-    rows = {row["scheme"]: row for row in report["schemes"]}
+    rows = {row["scheme"]: row for row in report["schemes"]}  # of `matched` the last cut
     for scheme in ("report", "matched"):
         assert rows[scheme]["fit"] >= LEAST_FIT * (200 * 0.85 * (0.85 if scheme == "matched" else 1) - 1)
         assert rows[scheme]["unseen_post_share"] > 0.5
@@ -143,6 +191,19 @@ def test_cuts_leave_fit_rows_when_most_posts_have_the_first_date() -> None:
     splits, _ = make_splits(at_days(train, [max(0, row - 150) for row in range(200)]), PARAMS)
     roles = splits.group_by("scheme", "repeat", "fold").agg(pl.col("role").unique())
     assert all({"fit", "score"} <= set(row) for row in roles.filter(pl.col("scheme") != "final")["role"])
+
+
+def test_fewer_cuts_where_there_is_no_room_for_more() -> None:
+    """The first slices would leave fewer users than folds; the report says so, and the last cut stays."""
+    posts = random_posts(seed=6, train=60, test=20, users=40)
+    users = [f"{max(0, row - 35)}@N0" for row in range(80)]  # nobody but one before the 36th post
+    ordered = posts.sort("split", "source_index", descending=[True, False]).with_columns(uid=pl.Series(users))
+    splits, report = make_splits(at_days(ordered, list(range(80))), PARAMS)
+    cuts = [row for row in report["schemes"] if (row["scheme"], row["repeat"]) == ("matched", 0)]
+    assert [row["fold"] for row in cuts] == [0, 1]
+    assert "too few posts or users for 1 more of split.cuts = 3" in cuts[0]["note"]
+    assert "too few posts" not in cuts[1]["note"]
+    assert sorted(splits.filter(scheme="matched")["fold"].unique()) == [0, 1]
 
 
 def test_posts_of_one_second_are_a_named_error() -> None:

@@ -14,22 +14,24 @@ import pytest
 from popularity.features import FeaturizeParams, featurize
 from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table, write_block, write_table
 from popularity.splits import SplitParams, make_splits
-from popularity.stack import Blocks, KeepParams, SecondParams, StackParams, TreeParams, fit_schemes
+from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, StackParams, TreeParams, fit_schemes
 from popularity.stack.blocks import PROTOTYPE_VECTORS
 from popularity.stack.matrix import EncoderParams
 from tests.random_posts import random_images, random_posts
 
 SPLIT = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, folds=3, repeats=1, unseen_user_share=0.64, tolerance=0.02
+    seed=0, report_share=0.15, matched_share=0.15, cuts=2, folds=3, repeats=1, unseen_user_share=0.64, tolerance=0.02
 )
 FEATURIZE = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
 STACK = StackParams(
     seed=5,
     seeds=1,
     target="raw",
+    level="none",
     columns=EncoderParams(
         blocks=("metadata", "image", "text", "prototype"),
         prototype_parts=(*PROTOTYPE_VECTORS, "losses", "agreement", "distance", "unseen"),
+        signals=(),
         components=3,
         heads=("image", "text", "prototype"),
         head_folds=3,
@@ -38,13 +40,17 @@ STACK = StackParams(
         category_min_posts=3,
     ),
     keep=KeepParams(share=1.0, by="low_loss"),
+    weights="recency",
     half_life_days=200.0,
+    pseudo_weight=0.0,
     max_rounds=12,
     patience=4,
     inner_cuts=2,
     inner_share=0.15,
     schemes=("report", "matched", "user"),
     threads=1,
+    learners=("lightgbm",),
+    blend="mean",
     trees=TreeParams(
         objective="regression_l1",
         learning_rate=0.2,
@@ -58,8 +64,7 @@ STACK = StackParams(
         min_data_per_group=10,
         max_bin=63,
     ),
-    second=SecondParams(
-        use=False,
+    catboost=CatBoostParams(
         loss_function="MAE",
         learning_rate=0.2,
         depth=3,
@@ -68,12 +73,21 @@ STACK = StackParams(
         subsample=0.8,
         border_count=32,
     ),
+    linear=LinearParams(penalties=(30.0, 300.0)),
 )
 
 
-WITH_SECOND = replace(STACK, target="normal", max_rounds=40, second=replace(STACK.second, use=True))
+WITH_SECOND = replace(STACK, target="normal", max_rounds=40, learners=("lightgbm", "catboost"))
+ALL_PARTS = replace(
+    STACK, level="mix", weights="both", pseudo_weight=0.1, max_rounds=40, learners=("lightgbm", "linear"), blend="rank"
+)
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
-EITHER = [pytest.param(STACK, id="one learner"), pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost)]
+EITHER = [
+    pytest.param(STACK, id="one learner"),
+    pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost),
+    # Weights and pseudo-labels see the features of scored rows on purpose.
+    pytest.param(replace(ALL_PARTS, weights="recency", pseudo_weight=0.0), id="level and order"),
+]
 
 
 def random_block(pids: Sequence[str], width: int, seed: int, missing: float = 0.05) -> Block:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 
@@ -16,6 +17,7 @@ from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
 from popularity.stack import KeepParams, StackModel
 from popularity.stack.fit import fit_model, kept_fold, load_fold
+from popularity.stack.level import LevelKind
 from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
 
 MODELS = ["constant", "metadata", "stack", "user_mean"]
@@ -56,20 +58,21 @@ def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
 
 @needs_catboost
 def test_a_second_learner_leaves_the_first_as_it_is(made: Run, tmp_path: Path) -> None:
-    params = replace(STACK, seeds=2, second=replace(STACK.second, use=True))
+    params = replace(STACK, seeds=2, learners=("lightgbm", "catboost"))
     run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("report",))
     rows = made.predictions.filter(pl.col("scheme").is_in(["report", "final"]))
     simple = pl.col("model").is_in(["user_mean", "constant"])
     assert run.predictions.filter(simple).equals(rows.filter(simple))
     for name in ("stack", "metadata"):
         alone, both = (StackModel.load(one.models / name) for one in (made, run))
-        assert [one.model_to_string() for one in alone.boosters] == [one.model_to_string() for one in both.boosters]
-        assert (len(alone.second), alone.share) == (0, 1.0)
-        assert len(both.second) == 2
-        assert 0 <= both.share <= 1
-        assert not list((made.models / name).glob("second*"))
-    blended, first = (one.filter(scheme="final", model="stack") for one in (run.predictions, rows))
-    assert not blended["prediction"].equals(first["prediction"])
+        first, second = (model.models["lightgbm"] for model in (alone, both))
+        assert [one.model_to_string() for one in first] == [one.model_to_string() for one in second]
+        assert {learner: len(models) for learner, models in alone.models.items()} == {"lightgbm": 2}
+        assert {learner: len(models) for learner, models in both.models.items()} == {"lightgbm": 2, "catboost": 2}
+        assert both.blend.weights.sum() == pytest.approx(1.0)
+        assert not list((made.models / name).glob("catboost*"))
+    blended, plain = (one.filter(scheme="final", model="stack") for one in (run.predictions, rows))
+    assert not blended["prediction"].equals(plain["prediction"])
     again = run_all(made.posts, made.blocks, tmp_path / "again", params=params, fitted=("report",))
     assert tree_bytes(again.models) == tree_bytes(run.models)
     assert again.finished("report") == run.finished("report")
@@ -79,7 +82,7 @@ def test_a_second_learner_that_is_not_there_stops_before_the_first_fit(
     made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "catboost", None)
-    with pytest.raises(ConfigError, match=r"stack\.second\.use"):
+    with pytest.raises(ConfigError, match=r"stack\.learners: catboost"):
         run_all(made.posts, made.blocks, tmp_path, params=WITH_SECOND)
     assert not list((tmp_path / "state").iterdir())
 
@@ -132,7 +135,7 @@ def test_importance(made: Run) -> None:
     assert {"prototype_head", "logits_component_000", "losses.global"} <= set(importance["feature"])
     assert set(importance["block"]) == {"metadata", "image", "text", "prototype"}
     assert importance.filter(pl.col("feature") == "image_head")["block"].item() == "image"
-    boosters = StackModel.load(made.models / "stack").boosters
+    boosters = StackModel.load(made.models / "stack").models["lightgbm"]
     total = sum(booster.feature_importance("gain").sum() for booster in boosters)
     assert importance["gain"].sum() == pytest.approx(total)
 
@@ -158,8 +161,8 @@ def test_finished_folds_are_not_fitted_again(made: Run, tmp_path: Path) -> None:
     state.mkdir()
     for name, content in made.finished("report", "matched", "user").items():
         (state / name).write_bytes(content)
-    marked = pl.read_parquet(state / "matched-0-0.parquet").with_columns(prediction=pl.lit(-7.0))
-    write_table(marked, state / "matched-0-0.parquet", PREDICTIONS)
+    for cut in ("matched-0-0.parquet", "matched-0-1.parquet"):
+        write_table(pl.read_parquet(state / cut).with_columns(prediction=pl.lit(-7.0)), state / cut, PREDICTIONS)
     (state / "user-0-1.parquet").unlink()
     resumed = repeat(made, tmp_path)
     assert resumed.predictions.filter(pl.col("scheme") == "matched")["prediction"].unique().to_list() == [-7.0]
@@ -175,7 +178,7 @@ def test_without_a_test_part_models_are_saved_and_final_predicts_nothing(tmp_pat
     assert run.predictions["scheme"].unique().to_list() == ["report"]
     assert sorted(run.predictions["model"].unique()) == MODELS
     for name in ("stack", "metadata"):
-        assert len(StackModel.load(run.models / name).boosters) == 1
+        assert len(StackModel.load(run.models / name).models["lightgbm"]) == 1
     assert run.importance["gain"].sum() > 0
 
 
@@ -203,7 +206,9 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     data = load_fold(key, split, made.posts, made.features)
     kept = kept_fold(data, made.blocks, whole)
     model = fit_model(kept, made.blocks, whole.columns, whole, "stack")
-    roots = {int(tree["tree_structure"]["internal_count"]) for tree in model.boosters[0].dump_model()["tree_info"]}
+    roots = {
+        int(tree["tree_structure"]["internal_count"]) for tree in model.models["lightgbm"][0].dump_model()["tree_info"]
+    }
     assert roots == {kept.fit.height}
     assert 0.55 < kept.fit.height / data.fit.height < 0.7
     assert kept.score.equals(data.score)
@@ -223,3 +228,68 @@ def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:
         run = run_all(posts, blocks, tmp_path / str(half_life), params=params, fitted=())
         means.append(float(run.predictions.filter(scheme="final", model="metadata")["prediction"].to_numpy().mean()))
     assert means[1] < means[0] - 0.3
+
+
+LONG = replace(STACK, max_rounds=60, patience=20)
+
+
+@pytest.fixture(scope="module")
+def trending(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Labels that fall by six over the span of the posts, and what the stack makes of them without a level."""
+    posts, blocks = posts_with_signal(3, train=500, test=60, users=120)
+    age = (pl.col("posted_at") - pl.col("posted_at").min()).dt.total_seconds()
+    posts = posts.with_columns(label=(pl.col("label") - 6 * age / age.max()).round(2))
+    return run_all(posts, blocks, tmp_path_factory.mktemp("trending"), params=LONG, fitted=("report", "user"))
+
+
+def errors(run: Run, scheme: str) -> npt.NDArray[np.float64]:
+    """Prediction - label of the stack."""
+    rows = run.predictions.filter(scheme=scheme, model="stack").join(run.posts, on="pid", how="left")
+    return (rows["prediction"] - rows["label"]).to_numpy()
+
+
+@pytest.mark.parametrize("level", ["shift", "residual", "mix"])
+def test_a_level_that_falls_is_forecast(trending: Run, level: LevelKind, tmp_path: Path) -> None:
+    params = replace(LONG, level=level, learners=("lightgbm", "linear"), blend="rank")
+    run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report", "user"))
+    high, right = errors(trending, "report"), errors(run, "report")
+    assert high.mean() > 0.5
+    assert abs(right.mean()) < 0.6 * high.mean()
+    assert np.abs(right).mean() < np.abs(high).mean() - 0.1
+    # Where there is nothing to forecast, the level does no harm.
+    assert np.abs(errors(run, "user")).mean() < np.abs(errors(trending, "user")).mean() + 0.05
+    found = StackModel.load(run.models / "stack").level
+    assert found.kind == level
+    assert (found.line.slope < 0) == (level != "shift")
+    assert found.shift.spread is not None
+
+
+@pytest.mark.parametrize("change", [{"weights": "adversarial"}, {"weights": "both"}, {"pseudo_weight": 0.3}])
+def test_scored_rows_enter_a_fit_by_switches(trending: Run, change: dict[str, Any], tmp_path: Path) -> None:
+    """Their features weigh the fit rows, or are learned from with their own predictions: never their labels."""
+    (key, rows) = next(iter(rows_of(trending.splits, ["report"])))
+    data = load_fold(key, rows, trending.posts, trending.features)
+    params = replace(LONG, **change)
+    before, after = (fit_model(data, trending.blocks, one.columns, one, "stack") for one in (LONG, params))
+    usual, other = (model.predict(data.score, trending.blocks, data.scored_at).values for model in (before, after))
+    assert not np.array_equal(usual, other)
+    assert np.corrcoef(usual, other)[0, 1] > 0.8
+    trees = after.models["lightgbm"][0].dump_model()["tree_info"]
+    roots = [int(tree["tree_structure"]["internal_count"]) for tree in trees]
+    seen = data.fit.height + (data.score.height if "pseudo_weight" in change else 0)
+    assert max(roots) == pytest.approx(seen * LONG.trees.bagging_fraction, rel=0.05)
+    # Without a scored row, as in `final` without a test part, there is nothing to see.
+    none = replace(data, score=data.score.head(0), scored_at=data.scored_at[:0])
+    for name, one in (("alone", params), ("plain", LONG)):
+        fit_model(none, trending.blocks, one.columns, one, "stack").save(tmp_path / name)
+    assert tree_bytes(tmp_path / "alone") == tree_bytes(tmp_path / "plain")
+
+
+def test_the_linear_learner_alone(trending: Run, tmp_path: Path) -> None:
+    """Importance is then the mean size of contributions."""
+    params = replace(LONG, learners=("linear",), level="residual")
+    run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report",))
+    assert np.abs(errors(run, "report")).mean() < np.abs(errors(trending, "report")).mean()
+    assert list(StackModel.load(run.models / "stack").models) == ["linear"]
+    assert run.importance["gain"].is_sorted(descending=True)
+    assert run.importance["gain"][0] > 0

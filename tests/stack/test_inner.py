@@ -1,12 +1,11 @@
-"""Cuts in time, weights by age, and the share of a learner in the blend."""
+"""Cuts in time and weights by age."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from popularity.stack.inner import BLENDS, blend, blend_share, inner_cuts, recency_weights, scored_rows
-from popularity.stack.target import Target
+from popularity.stack.inner import inner_cuts, recency_weights, scored_rows
 
 
 def test_cuts_fit_on_the_past_of_the_slice_that_they_score() -> None:
@@ -47,34 +46,3 @@ def test_one_post_dated_far_ahead_leaves_the_weights_of_the_others() -> None:
     assert usual is not None
     assert weights is not None
     np.testing.assert_allclose(weights[1:], usual[1:], rtol=0.02)
-
-
-@pytest.mark.parametrize("kind", ["raw", "normal"])
-def test_the_blend_has_the_least_error_of_all_shares(kind: str) -> None:
-    rng = np.random.default_rng(3)
-    label = rng.gamma(4, 1.5, 300)
-    target = Target.fit(label, kind)  # type: ignore[arg-type]
-    truth = target.apply(label)
-    first, second = truth + rng.normal(0, 0.4, 300), truth + rng.normal(0, 0.6, 300)
-    share = blend_share(first, second, label, target)
-    errors = {mine: np.abs(target.invert(mine * first + (1 - mine) * second) - label).mean() for mine in BLENDS}
-    assert errors[share] == min(errors.values())
-    assert 0.5 < share < 1
-    assert blend_share(second, first, label, target) == pytest.approx(1 - share, abs=0.011)
-
-
-def test_the_blend_is_convex() -> None:
-    label = np.linspace(0, 5, 40)
-    target = Target.fit(label, "raw")
-    noise = np.random.default_rng(0).normal(size=40)
-    assert blend_share(label, label + noise, label, target) == 1.0
-    assert blend_share(label + noise, label, label, target) == 0.0
-    # Half way to the negative of the error would be exact, but is no mean of the two.
-    assert blend_share(label + 1, label + 2, label, target) == 1.0
-    assert blend_share(label + noise, label + noise, label, target) == 1.0
-    assert blend(np.zeros(2), np.ones(2), 0.25).tolist() == [0.75, 0.75]
-
-
-def test_without_a_row_to_judge_by_both_count_alike() -> None:
-    none = np.empty(0)
-    assert blend_share(none, none, none, Target("raw", None)) == 0.5

@@ -1,23 +1,26 @@
-"""Both learners: rounds and out-of-fold predictions from the inner cuts, seeds, contributions."""
+"""The learners: what the inner cuts choose, out-of-fold predictions, seeds, contributions, saved models."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sklearn.linear_model import Ridge
 
 from popularity.errors import ConfigError
-from popularity.stack import StackParams, catboost_learner, lightgbm_learner
+from popularity.stack import LinearParams, StackParams, catboost_learner, lightgbm_learner, linear_learner
 from popularity.stack.inner import Cut, Learned, Sample, inner_cuts, scored_rows
 from popularity.stack.matrix import Matrix
 from tests.stack.small_stack import STACK, needs_catboost
 
-LEARNERS = [lightgbm_learner, pytest.param(catboost_learner, marks=needs_catboost)]
+TREES = [lightgbm_learner, pytest.param(catboost_learner, marks=needs_catboost)]
+LEARNERS = [*TREES, linear_learner]
 
 
 def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
@@ -65,7 +68,7 @@ def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: S
     return Learned(best + 1, np.concatenate([each[best] for each, _ in curves]))
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", TREES)
 @pytest.mark.parametrize("cuts", [1, 3])
 def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, cuts: int) -> None:
     params = replace(STACK, max_rounds=150, patience=150, inner_cuts=cuts)
@@ -73,19 +76,19 @@ def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, 
     inner = cuts_of(posted_at, params)
     learned = learner.learn(sample, inner, params)
     slow = slow_learned(learner, sample, inner, params)
-    assert learned.rounds == slow.rounds
-    assert 1 < learned.rounds < params.max_rounds
+    assert learned.chosen == slow.chosen
+    assert 1 < learned.chosen < params.max_rounds
     np.testing.assert_allclose(learned.out_of_fold, slow.out_of_fold, rtol=1e-6, atol=1e-6)
     assert len(learned.out_of_fold) == len(scored_rows(inner)) == 30 * cuts
     again = learner.learn(sample, inner, params)
-    assert again.rounds == learned.rounds
+    assert again.chosen == learned.chosen
     np.testing.assert_array_equal(again.out_of_fold, learned.out_of_fold)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_the_target_of_a_slice_does_not_reach_its_own_predictions(learner: ModuleType) -> None:
-    """With the rounds held fast (one of one), a scored slice's target moves nothing in what predicts it."""
-    params = replace(STACK, max_rounds=1, inner_cuts=1)
+    """With rounds and penalty held fast (one of one), a scored slice's target moves nothing in what predicts it."""
+    params = replace(STACK, max_rounds=1, inner_cuts=1, linear=LinearParams(penalties=(10.0,)))
     sample, posted_at = problem(200)
     inner = cuts_of(posted_at, params)
     target = sample.target.copy()
@@ -99,12 +102,12 @@ def test_the_target_of_a_slice_does_not_reach_its_own_predictions(learner: Modul
     )
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", TREES)
 def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> None:
     sample, posted_at = problem(200)
     noise = replace(sample, target=np.random.default_rng(1).normal(size=200))
     patient, hasty = (
-        learner.learn(noise, cuts_of(posted_at, STACK), replace(STACK, max_rounds=200, patience=patience)).rounds
+        learner.learn(noise, cuts_of(posted_at, STACK), replace(STACK, max_rounds=200, patience=patience)).chosen
         for patience in (200, 1)
     )
     assert hasty <= patient < 200
@@ -113,24 +116,29 @@ def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> No
 @pytest.mark.parametrize("n", [1, 5, 10])
 def test_few_rows_give_some_number_of_rounds(n: int) -> None:
     sample, posted_at = problem(n)
-    assert 1 <= lightgbm_learner.learn(sample, cuts_of(posted_at, STACK), STACK).rounds <= STACK.max_rounds
+    assert 1 <= lightgbm_learner.learn(sample, cuts_of(posted_at, STACK), STACK).chosen <= STACK.max_rounds
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("learner", TREES)
 def test_without_room_for_a_cut_all_rounds_are_taken(learner: ModuleType) -> None:
     learned = learner.learn(problem(20)[0], [], STACK)
-    assert learned.rounds == STACK.max_rounds
+    assert learned.chosen == STACK.max_rounds
     assert len(learned.out_of_fold) == 0
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_seeds_and_contributions(learner: ModuleType) -> None:
-    """The same seed gives the same numbers; what the columns add, with the base, is the prediction."""
+def test_seeds_contributions_and_files(learner: ModuleType, tmp_path: Path) -> None:
+    """The same seed gives the same numbers and bytes; what the columns add, with the base, is the prediction."""
     sample, _ = problem(200)
-    models = [learner.fit(sample, 12, STACK, seed) for seed in (1, 1, 2)]
+    chosen = 0 if learner is linear_learner else 12
+    models = [learner.fit(sample, chosen, STACK, seed) for seed in (1, 1, 2)]
     first, again, other = (learner.predict(model, sample.matrix) for model in models)
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert np.array_equal(first, other) == (learner is linear_learner)
+    for name, model in zip("ab", models, strict=False):
+        learner.save(model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    np.testing.assert_array_equal(learner.predict(learner.load(tmp_path / "a"), sample.matrix), first)
     added = learner.contributions(models[0], sample.matrix)
     assert added.shape == (200, 6)
     np.testing.assert_allclose(added.sum(axis=1), first, atol=1e-9)
@@ -157,5 +165,59 @@ def test_catboost_takes_codes_as_categories() -> None:
 
 def test_without_catboost_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "catboost", None)
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[catboost\]'.*stack.second.use: false"):
+    with pytest.raises(ConfigError, match=r"stack\.learners: catboost .*pip install -e '\.\[catboost\]'"):
         catboost_learner.learn(problem(50)[0], [(np.arange(30), np.arange(30, 50))], STACK)
+
+
+def test_the_linear_learner_is_a_weighted_ridge() -> None:
+    """Against scikit-learn, on columns made by hand; what is missing or unknown adds nothing."""
+    sample, _ = problem(150)
+    assert sample.weight is not None
+    codes, numbers = sample.matrix.values[:, 0], sample.matrix.values[:, 1:].astype(np.float64)
+    standard = np.clip((numbers - np.nanmean(numbers, axis=0)) / np.nanstd(numbers, axis=0), -3, 3)
+    known = np.unique(codes[~np.isnan(codes)])
+    design = np.hstack([np.nan_to_num(standard), codes[:, None] == known])
+    params = replace(STACK, linear=LinearParams(penalties=(5.0, 20.0)))
+    for place, penalty in enumerate(params.linear.penalties):
+        model = linear_learner.fit(sample, place, params, 0)
+        ridge = Ridge(penalty).fit(design, sample.target, sample.weight)
+        np.testing.assert_allclose(linear_learner.predict(model, sample.matrix), ridge.predict(design), atol=1e-6)
+        odd = replace(sample.matrix, values=np.array([[99, np.nan, np.nan, np.nan, np.nan]], dtype=np.float32))
+        np.testing.assert_allclose(linear_learner.predict(model, odd), ridge.intercept_, atol=1e-6)
+        assert np.isfinite(linear_learner.predict(model, replace(odd, values=odd.values * np.float32(1e30)))).all()
+
+
+def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
+    sample, posted_at = problem(200)
+    params = replace(STACK, linear=LinearParams(penalties=(1e5, 1.0, 1e4)))
+    cuts = cuts_of(posted_at, params)
+    errors = []
+    for place in range(3):
+        each = []
+        for fit, scored in cuts:
+            mine, other = part(sample, fit), part(sample, scored)
+            predicted = linear_learner.predict(linear_learner.fit(mine, place, params, 0), other.matrix)
+            each.append((predicted, np.average((predicted - other.target) ** 2, weights=other.weight)))
+        errors.append((np.mean([error for _, error in each]), np.concatenate([predicted for predicted, _ in each])))
+    best = int(np.argmin([error for error, _ in errors]))
+    learned = linear_learner.learn(sample, cuts, params)
+    assert learned.chosen == best == 1
+    np.testing.assert_allclose(learned.out_of_fold, errors[best][1])
+    assert linear_learner.learn(sample, [], params).chosen == 0  # the strongest, where nothing can tell
+
+
+def test_the_linear_learner_reads_its_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, _ = problem(150)
+    whole = linear_learner.predict(linear_learner.fit(sample, 0, STACK, 0), sample.matrix)
+    monkeypatch.setattr(linear_learner, "CHUNK", 7)
+    np.testing.assert_allclose(linear_learner.predict(linear_learner.fit(sample, 0, STACK, 0), sample.matrix), whole)
+
+
+def test_columns_without_a_value_or_a_difference_are_no_obstacle() -> None:
+    sample, _ = problem(60)
+    values = np.column_stack([sample.matrix.values, np.full(60, np.nan), np.full(60, 7.0)]).astype(np.float32)
+    more = replace(sample.matrix, values=values, names=(*sample.matrix.names, "e", "f"), blocks=("metadata",) * 7)
+    plain = linear_learner.predict(linear_learner.fit(sample, 0, STACK, 0), sample.matrix)
+    model = linear_learner.fit(replace(sample, matrix=more), 0, STACK, 0)
+    np.testing.assert_allclose(linear_learner.predict(model, more), plain)
+    assert not linear_learner.contributions(model, more)[:, 5:7].any()

@@ -6,12 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 
 from popularity.features import read_features
 from popularity.stack import StackModel
-from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
+from tests.stack.small_stack import (
+    ALL_PARTS,
+    STACK,
+    WITH_SECOND,
+    Run,
+    needs_catboost,
+    posts_with_signal,
+    run_all,
+    tree_bytes,
+)
 
 KINDS = {
     "components": STACK,
@@ -20,13 +30,17 @@ KINDS = {
     ),
     "normal": replace(STACK, target="normal"),
     "second": WITH_SECOND,
+    "all parts": ALL_PARTS,
     "no cuts": replace(WITH_SECOND, inner_share=0.9),
 }
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[needs_catboost] if params.second.use else []) for name, params in KINDS.items()],
+    params=[
+        pytest.param(name, marks=[needs_catboost] if "catboost" in params.learners else [])
+        for name, params in KINDS.items()
+    ],
 )
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     params = KINDS[request.param]
@@ -39,13 +53,20 @@ def features_of_test(made: Run) -> pl.DataFrame:
     return read_features(made.features, "final", 0, 0, made.posts.filter(pl.col("split") == "test").select("pid"))
 
 
+def dates_of(made: Run, features: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """(n,) microseconds."""
+    rows = features.select("pid").join(made.posts, on="pid", how="left", maintain_order="left")
+    return rows["posted_at"].to_physical().to_numpy()
+
+
 @pytest.mark.parametrize("name", ["stack", "metadata"])
 def test_loaded_model_predicts_the_same_bits(made: Run, name: str, tmp_path: Path) -> None:
     final = made.predictions.filter((pl.col("scheme") == "final") & (pl.col("model") == name))
     features = features_of_test(made)
     model = StackModel.load(made.models / name)
-    each = model.predict_each(model.encoder.apply(features, made.blocks))
-    predicted = model.predict(features, made.blocks)
+    dates = dates_of(made, features)
+    each = model.predict_each(model.encoder.apply(features, made.blocks), dates)
+    predicted = model.predict(features, made.blocks, dates)
     for position, seed in enumerate((STACK.seed, STACK.seed + 1)):
         expected = final.filter(pl.col("seed") == seed)
         assert expected["pid"].to_list() == features["pid"].to_list()
@@ -57,7 +78,7 @@ def test_loaded_model_predicts_the_same_bits(made: Run, name: str, tmp_path: Pat
     np.testing.assert_array_equal(predicted.values, each.mean(axis=0))
     assert (predicted.scale > 0).all()
     model.save(tmp_path)
-    again = StackModel.load(tmp_path).predict(features, made.blocks)
+    again = StackModel.load(tmp_path).predict(features, made.blocks, dates)
     np.testing.assert_array_equal(again.values, predicted.values)
     np.testing.assert_array_equal(again.scale, predicted.scale)
 
@@ -65,8 +86,9 @@ def test_loaded_model_predicts_the_same_bits(made: Run, name: str, tmp_path: Pat
 def test_rows_are_predicted_one_by_one_as_together(made: Run) -> None:
     features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
-    together = model.predict(features, made.blocks)
-    alone = [model.predict(features[row], made.blocks) for row in range(5)]
+    dates = dates_of(made, features)
+    together = model.predict(features, made.blocks, dates)
+    alone = [model.predict(features[row], made.blocks, dates[[row]]) for row in range(5)]
     np.testing.assert_allclose([one.values[0] for one in alone], together.values[:5], rtol=1e-6)
     np.testing.assert_allclose([one.scale[0] for one in alone], together.scale[:5], rtol=1e-6)
 
@@ -75,26 +97,29 @@ def test_contributions_add_up_to_the_prediction(made: Run) -> None:
     """In the scale of the learners: of the one mean over seeds that they share."""
     features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
-    found = model.contributions(features, made.blocks, largest=10_000)
+    dates = dates_of(made, features)
+    found = model.contributions(features, made.blocks, dates, largest=10_000)
     sums = [
         frame.group_by("pid").agg(pl.col("contribution").sum()).sort("pid")["contribution"].to_numpy() + found.base
         for frame in (found.blocks, found.features)
     ]
     np.testing.assert_allclose(sums[0], sums[1], atol=1e-9)
+    model = replace(model, blend=replace(model.blend, order=None))  # an order is settled after the sum
     if model.target.kind == "raw":
-        np.testing.assert_allclose(sums[0], model.predict(features, made.blocks).values, atol=1e-6)
+        np.testing.assert_allclose(sums[0], model.predict(features, made.blocks, dates).values, atol=1e-6)
     else:
-        one = replace(model, boosters=model.boosters[:1], second=model.second[:1])
-        found = one.contributions(features, made.blocks, largest=1)
+        one = replace(model, models={learner: models[:1] for learner, models in model.models.items()})
+        found = one.contributions(features, made.blocks, dates, largest=1)
         total = found.blocks.group_by("pid").agg(pl.col("contribution").sum()).sort("pid")["contribution"].to_numpy()
-        predicted = one.predict(features, made.blocks).values
+        predicted = one.predict(features, made.blocks, dates).values
         np.testing.assert_allclose(model.target.invert(total + found.base), predicted, atol=1e-6)
 
 
 def test_the_largest_features_of_each_post(made: Run) -> None:
     features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
-    few, every = (model.contributions(features, made.blocks, largest).features for largest in (3, 10_000))
+    dates = dates_of(made, features)
+    few, every = (model.contributions(features, made.blocks, dates, largest).features for largest in (3, 10_000))
     assert few.equals(every.filter(pl.col("rank") < 3))
     assert few["pid"].to_list() == [pid for pid in features["pid"] for _ in range(3)]
     matrix = model.encoder.apply(features, made.blocks)

@@ -5,23 +5,24 @@ import pytest
 
 from popularity.evaluation.scores import EvaluateConfig, collect, score_overall
 from popularity.stack.scores import scheme_scores
-from tests.small_tables import small_posts, small_predictions, small_splits
+from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 
 def test_they_are_what_evaluate_finds() -> None:
-    """Two seeds and several folds; to the last written digit."""
+    """Two seeds, several folds and cuts; to the last written digit."""
     posts = small_posts()
-    splits = small_splits(posts)
+    splits = with_matched(small_splits(posts))
     predictions = small_predictions(posts, splits)
     assert predictions["seed"].n_unique() > 1
     table = score_overall(collect(posts, splits, predictions), EvaluateConfig(0, 2, 0.9))
     table = table.filter(
-        (pl.col("model") == "stack") & pl.col("minus").is_null() & pl.col("metric").is_in(["mae", "src"])
+        (pl.col("model") == "stack") & pl.col("minus").is_null() & pl.col("cut").is_null(),
+        pl.col("metric").is_in(["mae", "src"]),
     )
     expected: dict[str, dict[str, float]] = {}
     for scheme, metric, value in table.select("scheme", "metric", "value").iter_rows():
         expected.setdefault(scheme, {})[metric] = value
-    assert len(expected) > 1
+    assert list(expected) == ["report", "matched", "user"]
     assert scheme_scores(posts, predictions) == expected
     assert scheme_scores(posts, predictions.sample(fraction=1, shuffle=True, seed=1)) == expected
 

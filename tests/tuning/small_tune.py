@@ -54,7 +54,7 @@ def write_inputs(root: Path, posts: pl.DataFrame, blocks: Blocks) -> None:
     write_table(blocks.scalars, root / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
     split.main(flags({**given, "report": root / "split.json", "resources": root / "split.resources.json"}))
-    more = {"images": root / "images.parquet", "out": root / "features"}
+    more = {"images": root / "images.parquet", "out": root / "features", "report": root / "histories.json"}
     featurize.main(flags({**given, **more, "resources": root / "featurize.resources.json"}))
 
 

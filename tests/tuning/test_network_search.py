@@ -70,7 +70,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_prototypes(posts, outputs, folder / "models/prototypes")
     given = {"params": folder / "params.yaml", "posts": interim / "posts.parquet", "splits": interim / "splits.parquet"}
     split.main(flags({**given, "report": folder / "split.json", "resources": folder / "split.resources.json"}))
-    more = {"images": interim / "images.parquet", "out": folder / "data/features", "resources": folder / "f.json"}
+    more = {"images": interim / "images.parquet", "out": folder / "data/features"}
+    more |= {"report": folder / "histories.json", "resources": folder / "f.json"}
     featurize.main(flags({**given, **more}))
     return folder
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 from PIL import Image
@@ -28,13 +29,14 @@ from popularity.encoders.parts import (
 from popularity.encoders.sources import describe, find_weights
 from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.images import ImageDecodeError, PictureReader, decode_picture
-from popularity.schema import IMAGE_STATUS, IMAGES, Block, read_table, write_block, write_table
+from popularity.images.statistics import NAMES, picture_statistics
+from popularity.schema import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, Block, read_table, write_block, write_table
 
 logger = logging.getLogger(__name__)
 
 
 def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, state_root: Path = STATE_ROOT) -> None:
-    """Writes the block `pooled` and `status.parquet` into the directory `out`.
+    """Writes the block `pooled`, `statistics.parquet` and `status.parquet` into the directory `out`.
 
     Args:
         root: of the data set, which the shards of `images` are relative to.
@@ -57,11 +59,12 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
 
     def encode(batch: PictureBatch) -> Arrays:
         decoded = batch.decoded.cpu().numpy()
+        rest = {"statistics": batch.statistics.cpu().numpy(), "decoded": decoded}
         if not decoded.any():
-            return {"vectors": np.zeros((0, encoder.out_features), np.float16), "decoded": decoded}
+            return {"vectors": np.zeros((0, encoder.out_features), np.float16), **rest}
         with torch.inference_mode(), autocast(state.device, params.precision):
             vectors = encoder(batch.pixels.to(state.device, non_blocking=True))
-        return {"vectors": as_float16(vectors, params.model), "decoded": decoded}
+        return {"vectors": as_float16(vectors, params.model), **rest}
 
     with resume_state("embed_image", fingerprint(asdict(params), location, images), state_root) as directory:
         encode_parts(directory, cut, prepare, encode, state, "embed_image")
@@ -78,8 +81,16 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
             about = describe(params, location, encoder.describe(), "image", encoder.out_features)
             with atomic_directory(out) as partial:
                 write_block(Block(vectors, encoded["pid"].to_list(), about), partial, "pooled")
+                statistics = _statistics(stored.filter("decoded"), read_parts(directory, cut, "statistics"))
+                write_table(statistics, partial / "statistics.parquet", PICTURE_STATISTICS)
                 write_table(_status(table, stored.filter(~pl.col("decoded"))), partial / "status.parquet", IMAGE_STATUS)
         state.wait_for_everyone()
+
+
+def _statistics(decoded: pl.DataFrame, parts: Iterable[npt.NDArray[np.float32]]) -> pl.DataFrame:
+    """Contract PICTURE_STATISTICS of the `decoded` pictures, in the order of the parts."""
+    values = np.concatenate([np.zeros((0, len(NAMES)), np.float32), *parts])
+    return decoded.select("pid").hstack(pl.DataFrame(values, schema=[f"picture.{name}" for name in NAMES]))
 
 
 def _status(table: pl.DataFrame, undecodable: pl.DataFrame) -> pl.DataFrame:
@@ -99,10 +110,12 @@ class PictureBatch(NamedTuple):
 
     Args:
         pixels: (k, 3, size, size) uint8.
+        statistics: (k, s) float32, of the whole pictures.
         decoded: (n,) bool.
     """
 
     pixels: Tensor
+    statistics: Tensor
     decoded: Tensor
 
 
@@ -115,16 +128,19 @@ class PictureBatches:
         self.places = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 
     def __call__(self, rows: Sequence[int]) -> PictureBatch:
-        pixels, decoded = [], []
+        pixels, statistics, decoded = [], [], []
         for row in rows:
             offset, length, announced = (int(value) for value in self.places[row])
             content = self.reader.read(self.shards[row], offset, length)
             try:
                 # The header that was accepted announced this many pixels: the content may not have more.
-                pixels.append(self.transform(decode_picture(content, announced)))
+                picture = decode_picture(content, announced)
+                pixels.append(self.transform(picture))
+                statistics.append(picture_statistics(picture))
                 decoded.append(True)
             except ImageDecodeError as error:
                 logger.debug("%s at %d: %s", self.shards[row], offset, error)
                 decoded.append(False)
         none = torch.zeros((0, 3, self.size, self.size), dtype=torch.uint8)
-        return PictureBatch(torch.stack(pixels) if pixels else none, torch.tensor(decoded))
+        described = torch.from_numpy(np.array(statistics, np.float32).reshape(len(statistics), len(NAMES)))
+        return PictureBatch(torch.stack(pixels) if pixels else none, described, torch.tensor(decoded))

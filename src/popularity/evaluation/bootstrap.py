@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from popularity.evaluation.metrics import FloatArray
+from popularity.evaluation.metrics import FloatArray, cut_rows
 
 # Cells of the (posts, draws) weight matrix that are in memory at once: 32 MiB of float64.
 CELLS = 4_194_304
@@ -33,8 +33,43 @@ class _Ranks:
         return ranks[self._place], np.einsum("gd,gd,gd->d", tied, ranks, ranks)
 
 
+class _Cut:
+    """The posts of one cut, scored on draws of users."""
+
+    def __init__(self, labels: FloatArray, predictions: FloatArray, users: npt.NDArray[np.int64], n_users: int) -> None:
+        errors = predictions - labels[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative = np.where(labels[:, None] == 0, np.nan, np.abs(errors) / np.abs(labels[:, None]))
+        means = {"mae": np.abs(errors), "mape": relative, "bias": errors}
+        self._users = users
+        self._sums = {metric: _sum_by_user(values, users, n_users) for metric, values in means.items()}
+        self._posts = np.bincount(users, minlength=n_users).astype(np.float64)
+        self._label_ranks, self._model_ranks = _Ranks(labels), [_Ranks(column) for column in predictions.T]
+
+    def score(self, counts: FloatArray) -> dict[str, FloatArray]:
+        """Metric -> (draws, models), for counts (draws, n_users); NaN for a draw without a post of the cut."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            posts = counts @ self._posts
+            scores = {metric: (counts @ sums) / posts[:, None] for metric, sums in self._sums.items()}
+            weights = np.ascontiguousarray(counts.T)[self._users]  # (n, draws)
+            ranks, squares = self._label_ranks.centred(weights)
+            ranks *= weights
+            src = []
+            for model in self._model_ranks:
+                other_ranks, other_squares = model.centred(weights)
+                norm = np.sqrt(squares) * np.sqrt(other_squares)
+                src.append(np.where(norm > 0, np.einsum("nd,nd->d", ranks, other_ranks) / norm, np.nan))
+        return {"src": np.stack(src, axis=1), **scores}
+
+
 def resample(
-    labels: FloatArray, predictions: FloatArray, users: npt.NDArray[np.int64], *, resamples: int, seed: int
+    labels: FloatArray,
+    predictions: FloatArray,
+    users: npt.NDArray[np.int64],
+    *,
+    resamples: int,
+    seed: int,
+    cuts: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, FloatArray]:
     """Scores of every model on every draw: metric -> (resamples, models), NaN where undefined.
 
@@ -46,33 +81,16 @@ def resample(
         users: (n,) index of each post's user, 0 to users - 1, all occurring.
         resamples: number of draws.
         seed: the same seed and number of users give the same draws.
+        cuts: (n,) the cut that scores each post, None for one. Each is scored by itself, on the users that were drawn
+            for all of them; a score is the mean over the cuts.
     """
-    models = predictions.shape[1]
     n_users = int(users.max()) + 1
-    errors = predictions - labels[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(labels[:, None] == 0, np.nan, np.abs(errors) / np.abs(labels[:, None]))
-    means = {"mae": np.abs(errors), "mape": relative, "bias": errors}
-    user_sums = {metric: _sum_by_user(values, users, n_users) for metric, values in means.items()}
-    user_posts = np.bincount(users, minlength=n_users).astype(np.float64)
-    label_ranks, model_ranks = _Ranks(labels), [_Ranks(predictions[:, model]) for model in range(models)]
-
-    scores = {metric: np.empty((resamples, models)) for metric in ("src", *means)}
-    for draws, counts in _draws(users, resamples, seed):
-        posts = counts @ user_posts
-        for metric, sums in user_sums.items():
-            scores[metric][draws] = (counts @ sums) / posts[:, None]
-        weights = np.ascontiguousarray(counts.T)[users]  # (n, draws)
-        ranks, squares = label_ranks.centred(weights)
-        ranks *= weights
-        for model in range(models):
-            other_ranks, other_squares = model_ranks[model].centred(weights)
-            norm = np.sqrt(squares) * np.sqrt(other_squares)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scores["src"][draws, model] = np.where(
-                    norm > 0, np.einsum("nd,nd->d", ranks, other_ranks) / norm, np.nan
-                )
-    return scores
+    each = [_Cut(labels[rows], predictions[rows], users[rows], n_users) for rows in cut_rows(len(labels), cuts)]
+    parts: list[dict[str, FloatArray]] = []
+    for counts in _draws(users, resamples, seed):
+        found = [cut.score(counts) for cut in each]
+        parts.append({metric: np.mean([one[metric] for one in found], axis=0) for metric in found[0]})
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
 
 
 def resample_auc(
@@ -83,8 +101,8 @@ def resample_auc(
     Ties count half; NaN where a draw holds one kind alone.
     """
     ranks = _Ranks(scores)
-    areas = np.empty(resamples)
-    for draws, counts in _draws(users, resamples, seed):
+    areas = []
+    for counts in _draws(users, resamples, seed):
         weights = np.ascontiguousarray(counts.T)[users]  # (n, draws)
         centred, _ = ranks.centred(weights)
         positives = weights[positive].sum(axis=0)
@@ -92,8 +110,8 @@ def resample_auc(
         # Ranks less their mean, summed over the positives, are pairs * (area - 1 / 2): Mann-Whitney.
         above = np.einsum("nd,nd->d", weights[positive], centred[positive])
         with np.errstate(divide="ignore", invalid="ignore"):
-            areas[draws] = np.where(pairs > 0, 0.5 + above / pairs, np.nan)
-    return areas
+            areas.append(np.where(pairs > 0, 0.5 + above / pairs, np.nan))
+    return np.concatenate(areas)
 
 
 def resample_means(values: FloatArray, users: npt.NDArray[np.int64], *, resamples: int, seed: int) -> FloatArray:
@@ -101,20 +119,19 @@ def resample_means(values: FloatArray, users: npt.NDArray[np.int64], *, resample
     n_users = int(users.max()) + 1
     sums = np.bincount(users, weights=values, minlength=n_users)
     posts = np.bincount(users, minlength=n_users)
-    return np.concatenate([(counts @ sums) / (counts @ posts) for _, counts in _draws(users, resamples, seed)])
+    return np.concatenate([(counts @ sums) / (counts @ posts) for counts in _draws(users, resamples, seed)])
 
 
-def _draws(users: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[tuple[slice, FloatArray]]:
-    """Draws of users, some at a time: which draws, and how often each user is in them (draws, n_users)."""
+def _draws(users: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[FloatArray]:
+    """Draws of users, some at a time: how often each user is in them (draws, n_users)."""
     rng = np.random.default_rng(seed)
     n_users = int(users.max()) + 1
     step = max(1, CELLS // len(users))
     for start in range(0, resamples, step):
-        draws = slice(start, min(start + step, resamples))
-        size = draws.stop - draws.start
+        size = min(step, resamples - start)
         drawn = rng.integers(n_users, size=(size, n_users)) + np.arange(size)[:, None] * n_users
         counts = np.bincount(drawn.ravel(), minlength=size * n_users).reshape(size, n_users)
-        yield draws, counts.astype(np.float64)
+        yield counts.astype(np.float64)
 
 
 def interval(draws: FloatArray, confidence: float) -> tuple[float | None, float | None]:

@@ -45,7 +45,7 @@ class Calibration:
 
     Args:
         scheme: whose scored posts calibrated.
-        posts: how many there were; repeats of the scheme are pooled.
+        posts: how many there were; repeats and cuts of the scheme are pooled.
         quantiles: level -> number of scales; None where there are too few posts to state the level: the interval
             is infinite.
     """

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from scipy.stats import spearmanr
+
+from popularity.schema import CUT_SCHEMES
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,11 +40,28 @@ def bias(labels: FloatArray, predictions: FloatArray) -> float:
     return float((predictions - labels).mean())
 
 
-def score(labels: FloatArray, predictions: FloatArray) -> dict[str, float | None]:
-    """All of METRICS for n posts; labels and predictions are (n,), n >= 1."""
-    return {
-        "src": spearman(labels, predictions),
-        "mae": mean_absolute_error(labels, predictions),
-        "mape": mean_absolute_percentage_error(labels, predictions),
-        "bias": bias(labels, predictions),
-    }
+def score(
+    labels: FloatArray, predictions: FloatArray, cuts: npt.NDArray[np.int64] | None = None
+) -> dict[str, float | None]:
+    """All of METRICS for n posts; labels and predictions are (n,), n >= 1.
+
+    With `cuts` (n,), the cut that scores each post, the mean over the cuts; None if it is undefined in one of them.
+    """
+    each = [(labels[rows], predictions[rows]) for rows in cut_rows(len(labels), cuts)]
+    metrics = (spearman, mean_absolute_error, mean_absolute_percentage_error, bias)
+    return {name: _mean([metric(*cut) for cut in each]) for name, metric in zip(METRICS, metrics, strict=True)}
+
+
+def cuts_of(scheme: str, folds: pl.Series) -> npt.NDArray[np.int64] | None:
+    """(n,) the cut of each row by its fold, for `score`; None for a scheme whose folds are parts of one score."""
+    return folds.to_numpy().astype(np.int64) if scheme in CUT_SCHEMES else None
+
+
+def cut_rows(n: int, cuts: npt.NDArray[np.int64] | None) -> list[npt.NDArray[np.int64]]:
+    """The rows of each cut, in order; all n rows without `cuts` (n,)."""
+    return [np.arange(n)] if cuts is None else [np.flatnonzero(cuts == cut) for cut in np.unique(cuts)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from popularity.errors import ContractError
 from popularity.evaluation.bootstrap import interval, resample, resample_auc
-from popularity.evaluation.metrics import FloatArray, mean_absolute_error, spearman
+from popularity.evaluation.metrics import FloatArray, score
 from popularity.prototypes.vectors import unit
 
 logger = logging.getLogger(__name__)
@@ -274,6 +274,7 @@ def paired_interval(
     resamples: int,
     confidence: float,
     seed: int,
+    cuts: Classes | None = None,
 ) -> Estimate:
     """The metric of `first` minus that of `second`, mean over seeds, with an interval over users and seeds.
 
@@ -289,6 +290,7 @@ def paired_interval(
         resamples: number of draws.
         confidence: share of the draws inside the interval.
         seed: of the draws.
+        cuts: (n,) the cut that scores each post: scores are means over the cuts; None for one.
     """
     seeds = max(first.shape[1], second.shape[1])
     if {first.shape[1], second.shape[1]} - {1, seeds}:
@@ -298,15 +300,15 @@ def paired_interval(
     truth = labels.astype(np.float64)
     if metric == "accuracy":  # the mean error against 0 of a miss, turned round below
         predictions, truth = (predictions != truth[:, None]).astype(np.float64), np.zeros(len(labels))
-    single = spearman if metric == "src" else mean_absolute_error
+    told = "src" if metric == "src" else "mae"
     sign = -1.0 if metric == "accuracy" else 1.0
     places = np.unique(users, return_inverse=True)[1]
-    drawn = resample(truth, predictions, places, resamples=resamples, seed=seed)["src" if metric == "src" else "mae"]
+    drawn = resample(truth, predictions, places, resamples=resamples, seed=seed, cuts=cuts)[told]
     picked = np.random.default_rng([seed, seeds]).integers(seeds, size=(resamples, seeds))
     left, right = (
         np.take_along_axis(part, picked, axis=1).mean(axis=1) for part in (drawn[:, :seeds], drawn[:, seeds:])
     )
-    values = [single(truth, column) for column in predictions.T]
+    values = [score(truth, column, cuts)[told] for column in predictions.T]
     if any(value is None for value in values):
         return Estimate(None, None, None)
     difference = float(np.mean(values[:seeds]) - np.mean(values[seeds:]))  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from popularity.evaluation.scores import (
 from popularity.files import atomic_directory, atomic_path, write_json, write_text
 
 SCATTER_ROWS = 2_000  # a sample that a browser still draws at once
+CUTS = "Each cut in time, from the first to the last; above stands their mean"
 IMPORTANCE = {"block": pl.String, "feature": pl.String, "gain": pl.Float64}
 
 Metrics = dict[str, dict[str, dict[str, float | None]]]
@@ -68,14 +69,15 @@ def evaluate(
     calibration = calibrate_on(scored)
     coverage = coverage_table(scored[0], calibration, config)
     scores, groups = score_overall(scored, config), score_groups(scored, config)
+    overall = scores.filter(pl.col("cut").is_null())
     plots = {
         "predicted_true": _predicted_true(scored[0], config.seed),
         "residual_by_month": _residual_by_month(groups),
         "importance_by_block": _importance_by_block(importance),
-        "score_by_scheme": _score_by_scheme(scores),
+        "score_by_scheme": _score_by_scheme(overall),
     }
     table = "\n\n".join([_table(scored, scores, groups, config.confidence), _coverage_table(calibration, coverage)])
-    return Evaluation(_metrics(scores), scores, groups, calibration, coverage, plots, table)
+    return Evaluation(_metrics(overall), scores, groups, calibration, coverage, plots, table)
 
 
 def read_importance(path: Path) -> pl.DataFrame:
@@ -159,32 +161,38 @@ def _score_by_scheme(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def _table(scored: list[Scored], scores: pl.DataFrame, groups: pl.DataFrame, confidence: float) -> str:
-    """Scores, then seen against unseen users, differences and label levels; `report` first in each."""
+    """Scores, those of each cut, seen against unseen users, differences and label levels; `report` first in each."""
     metrics = ["SRC", "MAE", "MAPE", "bias"]
+    overall, by_cut = scores.filter(pl.col("cut").is_null()), scores.filter(pl.col("cut").is_not_null())
     by_user = groups.filter((pl.col("scheme") == REPORT) & (pl.col("grouping") == "user"))
     differences = [
         [f"{row['model']} - {row['minus']}", row["metric"].upper(), _with_interval(row, sign="+")]
-        for row in scores.filter((pl.col("scheme") == REPORT) & pl.col("minus").is_not_null()).iter_rows(named=True)
+        for row in overall.filter((pl.col("scheme") == REPORT) & pl.col("minus").is_not_null()).iter_rows(named=True)
     ]
     levels = []
     for one in scored:
-        scored_mean = one.rows.select(pl.col("label").mean()).item()
-        shift = "-" if one.fit_mean is None else f"{scored_mean - one.fit_mean:+.3f}"
-        fit_mean = "-" if one.fit_mean is None else f"{one.fit_mean:.3f}"
-        levels.append([one.scheme, fit_mean, f"{scored_mean:.3f}", shift])
+        for cut in one.cuts:
+            scored_mean, fit_mean = one.rows.filter(cut=cut).select(pl.col("label").mean()).item(), one.fit_means[cut]
+            means = (f"{fit_mean:.3f}", f"{scored_mean:.3f}", f"{scored_mean - fit_mean:+.3f}")
+            levels.append([one.scheme, f"{cut}" if len(one.cuts) > 1 else "-", *means])
     parts = {
         f"Scores with {confidence:.0%} intervals (bootstrap over users)": _fixed_width(
             ["scheme", "used in selection", "model", "posts", "users", *metrics],
-            _score_lines(scores, ["scheme", "used_in_selection", "model"]),
+            _score_lines(overall, ["scheme", "used_in_selection", "model"]),
+        ),
+        CUTS: _fixed_width(
+            ["scheme", "cut", "model", "posts", "users", *metrics], _score_lines(by_cut, ["scheme", "cut", "model"])
         ),
         f"'{REPORT}' by whether the user has a post in the fit rows": _fixed_width(
             ["user", "model", "posts", "users", *metrics], _score_lines(by_user, ["group", "model"])
         ),
         f"Differences in '{REPORT}', draw by draw": _fixed_width(["models", "metric", "difference"], differences),
         "Mean label: a model that knows only the fit rows misses the level by the shift": _fixed_width(
-            ["scheme", "fit rows", "scored rows", "shift"], levels
+            ["scheme", "cut", "fit rows", "scored rows", "shift"], levels
         ),
     }
+    if by_cut.is_empty():
+        del parts[CUTS]
     return "\n\n".join(f"{title}\n{part}" for title, part in parts.items())
 
 
@@ -215,7 +223,7 @@ def _score_lines(scores: pl.DataFrame, names: list[str]) -> list[list[str]]:
         first = rows[METRICS[0]]
         lines.append(
             [
-                *(first[name] for name in names),
+                *(f"{first[name]}" for name in names),
                 *(f"{first[count]:,}" for count in ("posts", "users")),
                 *(_with_interval(rows[metric], "+" if metric == "bias" else "") for metric in METRICS),
             ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from popularity.config import Section
 from popularity.errors import ContractError
 from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.metrics import METRICS, FloatArray, score
-from popularity.schema import SCHEMES
+from popularity.schema import CUT_SCHEMES, SCHEMES
 
 MAIN_MODEL = "stack"
 MODELS = (MAIN_MODEL, "metadata", "user_mean", "constant")
@@ -27,6 +28,7 @@ TOP_CLASSES = 10  # of each level, by number of scored posts: more would be inte
 
 SCORES = {
     "scheme": pl.String,
+    "cut": pl.Int32,  # null: the mean over the scheme's cuts, or its only score
     "used_in_selection": pl.String,
     "model": pl.String,
     "minus": pl.String,  # null: the score of `model`; else the difference `model` - `minus`
@@ -37,7 +39,7 @@ SCORES = {
     "posts": pl.Int64,
     "users": pl.Int64,
 }
-GROUPS = {**SCORES, "grouping": pl.String, "group": pl.String}
+GROUPS = {name: kind for name, kind in SCORES.items() if name != "cut"} | {"grouping": pl.String, "group": pl.String}
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,20 @@ class Scored:
     Args:
         scheme: its name.
         models: the main model first.
-        rows: one per (repeat, pid), sorted: repeat, pid, uid, label, seen, category, subcategory, month,
+        rows: one per (repeat, pid), sorted: repeat, pid, cut, uid, label, seen, category, subcategory, month,
             `prediction:<model>`, the mean over seeds, for each model, and `scale`, the main model's.
-        fit_mean: mean label of the fit rows.
+        fit_means: mean label of the fit rows of each cut.
     """
 
     scheme: str
     models: tuple[str, ...]
     rows: pl.DataFrame
-    fit_mean: float | None
+    fit_means: Mapping[int, float]
+
+    @property
+    def cuts(self) -> list[int]:
+        """In order of time; [0] of a scheme that has no cuts in time."""
+        return self.rows["cut"].unique().sort().to_list()
 
 
 def check_predictions(splits: pl.DataFrame, predictions: pl.DataFrame) -> None:
@@ -126,7 +133,8 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
         "pid", "uid", "label", "category", "subcategory", pl.col("posted_at").dt.strftime("%Y-%m").alias("month")
     )
     fold = ["repeat", "fold"]
-    roles = splits.join(facts, on="pid", how="left", validate="m:1")
+    cut = pl.col("fold") if scheme in CUT_SCHEMES else pl.lit(0, pl.Int32)
+    roles = splits.join(facts, on="pid", how="left", validate="m:1").with_columns(cut=cut)
     fitted = roles.filter(pl.col("role") == "fit")
     scored = roles.filter(pl.col("role") == "score").join(
         fitted.select(*fold, "uid", seen=pl.lit(True)).unique(), on=[*fold, "uid"], how="left", validate="m:1"
@@ -154,17 +162,23 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
         .drop("scheme", "role", "fold")
         .sort("repeat", "pid")
     )
-    return Scored(scheme, models, rows, fitted.select(pl.col("label").mean()).item())
+    fit_means = fitted.group_by("cut").agg(pl.col("label").mean()).sort("cut")
+    return Scored(scheme, models, rows, dict(fit_means.iter_rows()))
 
 
 def score_overall(scored: list[Scored], config: EvaluateConfig) -> pl.DataFrame:
-    """Every model's scores and every pair's differences, per scheme: columns SCORES."""
-    rows = [row for one in scored for row in _score_rows(one, one.rows, config)]
+    """Every model's scores and every pair's differences, per scheme, then in each of its cuts: columns SCORES."""
+    rows: list[dict[str, Any]] = []
+    for one in scored:
+        rows += _score_rows(one, one.rows, config, one.rows["cut"].to_numpy().astype(np.int64))
+        if len(one.cuts) > 1:
+            for cut in one.cuts:
+                rows += [{**row, "cut": cut} for row in _score_rows(one, one.rows.filter(cut=cut), config)]
     return pl.DataFrame(rows, schema=SCORES, orient="row")
 
 
 def score_groups(scored: list[Scored], config: EvaluateConfig) -> pl.DataFrame:
-    """The same within groups of posts: columns GROUPS."""
+    """The same within groups of posts: columns GROUPS. Cuts are pooled: a group may have few posts in one of them."""
     parts = [(one, *part) for one in scored for part in _groups(one.rows)]
     rows = [
         {**row, "grouping": grouping, "group": group}
@@ -188,8 +202,10 @@ def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
         yield "month", month, rows.filter(pl.col("month") == month)
 
 
-def _score_rows(one: Scored, rows: pl.DataFrame, config: EvaluateConfig) -> Iterator[dict[str, Any]]:
-    """Rows of the score table for some of a scheme's posts.
+def _score_rows(
+    one: Scored, rows: pl.DataFrame, config: EvaluateConfig, cuts: npt.NDArray[np.int64] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of the score table for some of a scheme's posts; means over their `cuts` (n,), if there are any.
 
     Repeats are pooled: a drawn user comes with its posts of every repeat, so an interval does not shrink by repeating.
     """
@@ -197,8 +213,8 @@ def _score_rows(one: Scored, rows: pl.DataFrame, config: EvaluateConfig) -> Iter
     predictions = rows.select(f"prediction:{model}" for model in one.models).to_numpy()
     users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
     n_users = int(users.max()) + 1
-    draws = resample(labels, predictions, users, resamples=config.bootstrap, seed=config.seed)
-    values = [score(labels, predictions[:, column]) for column in range(len(one.models))]
+    draws = resample(labels, predictions, users, resamples=config.bootstrap, seed=config.seed, cuts=cuts)
+    values = [score(labels, predictions[:, column], cuts) for column in range(len(one.models))]
 
     def row(model: str, minus: str | None, metric: str, value: float | None, column: FloatArray) -> dict[str, Any]:
         # One user cannot be drawn differently: no interval, rather than one of width 0.
@@ -206,6 +222,7 @@ def _score_rows(one: Scored, rows: pl.DataFrame, config: EvaluateConfig) -> Iter
         low, high = interval(column, config.confidence) if known else (None, None)
         return {
             "scheme": one.scheme,
+            "cut": None,
             "used_in_selection": "no" if one.scheme == REPORT else "yes",
             "model": model,
             "minus": minus,

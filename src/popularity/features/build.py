@@ -1,7 +1,7 @@
 """All feature sets of all schemes, written by their join key.
 
 row.parquet      pid                            one row a post
-context.parquet  scheme, repeat, pid            the rows that the scheme shows
+context.parquet  scheme, repeat, fold, pid      the rows that the fold shows
 label.parquet    scheme, repeat, fold, pid      fit and score rows of each fold
 
 Beside them text_components.parquet: what the text components of `final` are made of, for posts that come later.
@@ -21,16 +21,22 @@ from tqdm import tqdm
 
 from popularity.config import Section
 from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_features, count_features
-from popularity.features.label import label_features
+from popularity.features.label import as_of_dates, label_features
 from popularity.features.row import row_features
+from popularity.features.signals import FACTS, label_signals
 from popularity.schema import FEATURES, FOLDS, SCHEMES, Column, Contract, read_table, write_table
 
 HistoryKey = Literal["uid", "category", "subcategory", "concept"]
 
 CONTEXT = Contract(
     "context features",
-    {"scheme": FOLDS.columns["scheme"], "repeat": Column(pl.Int32), "pid": Column(pl.String)},
-    key=("scheme", "repeat", "pid"),
+    {
+        "scheme": FOLDS.columns["scheme"],
+        "repeat": Column(pl.Int32),
+        "fold": Column(pl.Int32, nullable=True),  # null: every fold of the repeat shows the same rows
+        "pid": Column(pl.String),
+    },
+    key=FOLDS.key,
     extra=True,
 )
 LABEL = Contract(
@@ -64,23 +70,23 @@ def featurize(
     label: list[pl.DataFrame] = []
     horizon = _scored_span(posts, splits)
     for (scheme, repeat), rows in tqdm(list(_by_scheme(splits)), desc="features by scheme", unit="scheme"):
-        visible = rows.filter(pl.col("role") != "dropped").select("pid").unique().sort("pid")
-        key = tuple(visible["pid"])
-        if key not in shown:  # the folds by user and at random show the same rows
-            frame = visible.join(posts, on="pid", how="left", validate="1:1")
-            text = TextReducer.fit(frame, params.text_components, params.seed)
-            shown[key] = context_features(frame, text), text
-        features, text = shown[key]
-        context.append(_keyed(features, scheme=scheme, repeat=repeat))
-        if scheme == "final":
-            write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
-        if params.history:
-            for (fold,), part in rows.filter(pl.col("role") != "dropped").group_by("fold", maintain_order=True):
-                features = _label_features(part, posts, params, horizon)
-                label.append(_keyed(features, scheme=scheme, repeat=repeat, fold=int(str(fold))))
+        folds = rows.filter(pl.col("role") != "dropped").sort("fold", "pid").partition_by("fold", maintain_order=True)
+        keys = [tuple(part["pid"]) for part in folds]
+        alike = len(set(keys)) == 1  # the folds by user and at random show the same rows, the cuts do not
+        for place, (key, part) in enumerate(zip(keys, folds, strict=True)):
+            fold = int(part["fold"][0])
+            if key not in shown:
+                frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
+                text = TextReducer.fit(frame, params.text_components, params.seed)
+                shown[key] = context_features(frame, text), text
+            features, text = shown[key]
+            if not alike or place == 0:
+                context.append(_keyed(features, scheme, repeat, None if alike else fold))
+            if scheme == "final":
+                write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
+            label.append(_keyed(_label_features(part, posts, params, horizon), scheme, repeat, fold))
     write_table(pl.concat(context, how="diagonal"), out / "context.parquet", CONTEXT)
-    if label:
-        write_table(pl.concat(label, how="diagonal"), out / "label.parquet", LABEL)
+    write_table(pl.concat(label, how="diagonal"), out / "label.parquet", LABEL)
 
 
 def further_features(
@@ -108,10 +114,9 @@ def further_features(
     rows = pl.concat([shown, posts.select("pid", role=pl.lit("score"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    if params.history:
-        # A post that comes later does not move the cut at which the histories of others end.
-        timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-        sets.append(_label_features(rows, both, params, _scored_span(known, splits), timed_by))
+    # A post that comes later does not move the cut at which the histories of others end.
+    timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
+    sets.append(_label_features(rows, both, params, _scored_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in sets:
         table = table.join(features, on="pid", how="left", validate="1:1")
@@ -121,15 +126,16 @@ def further_features(
 def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.DataFrame) -> pl.DataFrame:
     """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
     table = pids.select("pid").join(read_table(folder / "row.parquet", FEATURES), on="pid", how="left", validate="1:1")
-    context = pl.scan_parquet(folder / "context.parquet").filter(
-        (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat)
+    context = pl.scan_parquet(folder / "context.parquet")
+    if "fold" not in context.collect_schema():  # TEMPORARY: features of before the cuts
+        context = context.with_columns(fold=pl.lit(None, pl.Int32))
+    shown = (pl.col("fold") == fold) | pl.col("fold").is_null()
+    context = context.filter((pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & shown)
+    table = table.join(context.drop("scheme", "repeat", "fold").collect(), on="pid", how="left", validate="1:1")
+    label = pl.scan_parquet(folder / "label.parquet").filter(
+        (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("fold") == fold)
     )
-    table = table.join(context.drop("scheme", "repeat").collect(), on="pid", how="left", validate="1:1")
-    if (folder / "label.parquet").exists():
-        label = pl.scan_parquet(folder / "label.parquet").filter(
-            (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("fold") == fold)
-        )
-        table = table.join(label.drop("scheme", "repeat", "fold").collect(), on="pid", how="left", validate="1:1")
+    table = table.join(label.drop("scheme", "repeat", "fold").collect(), on="pid", how="left", validate="1:1")
     return table.sort("pid")
 
 
@@ -140,10 +146,12 @@ def _label_features(
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """The histories of `rows` (pid, role), the fit and score rows of one fold."""
-    facts = posts.select("pid", "posted_at", "label", *params.history)
+    """What past labels say of `rows` (pid, role), the fit and score rows of one fold."""
+    facts = posts.select("pid", "posted_at", "label", *FACTS)
     frame = rows.select("pid", "role").join(facts, on="pid", how="left", validate="1:1")
-    return label_features(frame, params.history, params.history_prior, horizon, timed_by)
+    histories = label_features(frame, params.history, params.history_prior, horizon, timed_by)
+    dated = frame.join(as_of_dates(frame, horizon, timed_by), on="pid", how="left", validate="1:1")
+    return histories.join(label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
 
 
 def _by_scheme(splits: pl.DataFrame) -> Iterator[tuple[tuple[str, int], pl.DataFrame]]:
@@ -153,20 +161,20 @@ def _by_scheme(splits: pl.DataFrame) -> Iterator[tuple[tuple[str, int], pl.DataF
             yield (scheme, int(str(repeat))), part
 
 
-def _keyed(frame: pl.DataFrame, *, scheme: str, repeat: int, fold: int | None = None) -> pl.DataFrame:
+def _keyed(frame: pl.DataFrame, scheme: str, repeat: int, fold: int | None) -> pl.DataFrame:
     """`frame` with its scheme, repeat and fold in front."""
-    keys = [pl.lit(scheme).alias("scheme"), pl.lit(repeat, pl.Int32).alias("repeat")]
-    if fold is not None:
-        keys.append(pl.lit(fold, pl.Int32).alias("fold"))
-    return frame.select(*keys, pl.all())
+    keys = {"scheme": pl.lit(scheme), "repeat": pl.lit(repeat, pl.Int32), "fold": pl.lit(fold, pl.Int32)}
+    return frame.with_columns(**keys).select(*keys, *frame.columns)
 
 
 def _scored_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:
-    """Length of the span that `matched` scores: the horizon of blocks where fit and score rows interleave.
+    """Length of the span that the last cut of `matched` scores: the horizon of blocks where fit and score rows
+    interleave.
 
-    Taken from `matched` because its scored rows are shown in the schemes that interleave; rows of `report` are not.
+    Taken from there because those rows are shown in the schemes that interleave; rows of `report` are not.
     """
-    scored = splits.filter((pl.col("scheme") == "matched") & (pl.col("role") == "score")).select("pid").unique()
+    last = splits.filter(pl.col("scheme") == "matched").filter(pl.col("fold") == pl.col("fold").max())
+    scored = last.filter(pl.col("role") == "score").select("pid").unique()
     times = scored.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     span: timedelta = times.select(pl.col("posted_at").max() - pl.col("posted_at").min()).item()
     return max(span, timedelta(days=1))

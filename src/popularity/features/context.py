@@ -14,6 +14,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from popularity.features.row import days
+from popularity.features.signals import count_signals
 from popularity.schema import Column, Contract
 
 TEXT_COMPONENTS = Contract(
@@ -133,7 +134,11 @@ def count_features(posts: pl.DataFrame) -> pl.DataFrame:
     table = lazy.select("pid")
     for features in (user_features, class_features, tag_features):
         table = table.join(features(lazy), on="pid", how="left", validate="1:1")
-    return table.collect().sort("pid")
+    return (
+        table.collect()
+        .sort("pid")
+        .join(count_signals(posts), on="pid", how="left", validate="1:1", maintain_order="left")
+    )
 
 
 def context_features(posts: pl.DataFrame, text: TextReducer) -> pl.DataFrame:

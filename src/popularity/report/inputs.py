@@ -106,7 +106,8 @@ class Inputs:
         encoders: by modality: encoder, weights, width.
         scored: the posts of scheme report with their predictions; None where there are none.
         final: pid, prediction: mean of the final stack, of the test part.
-        importance, scores, groups: tables; `scores` and `groups` without differences in `differences`.
+        importance, scores, groups: tables; `scores` and `groups` without differences; those of `scores` are in
+            `differences`, and scores of single cuts in `cuts`.
         coverage, trials, study, ablation: None where missing.
         curves: by metric name, (step, value).
         ingest, pictures, split, prototypes: JSON reports.
@@ -130,6 +131,7 @@ class Inputs:
     final: pl.DataFrame
     importance: pl.DataFrame
     scores: pl.DataFrame
+    cuts: pl.DataFrame
     differences: pl.DataFrame
     groups: pl.DataFrame
     coverage: pl.DataFrame | None
@@ -179,8 +181,9 @@ def read_inputs(sources: Sources) -> Inputs:
         scored=_scored(posts, read_table(sources.splits, FOLDS), predictions),
         final=predictions.filter(scheme="final", model="stack").group_by("pid").agg(pl.mean("prediction")).sort("pid"),
         importance=read_importance(sources.importance),
-        scores=scores.filter(pl.col("minus").is_null()),
-        differences=scores.filter(pl.col("minus").is_not_null()),
+        scores=scores.filter(pl.col("minus").is_null() & pl.col("cut").is_null()),
+        cuts=scores.filter(pl.col("minus").is_null() & pl.col("cut").is_not_null()),
+        differences=scores.filter(pl.col("minus").is_not_null() & pl.col("cut").is_null()),
         groups=pl.read_csv(sources.groups, schema_overrides=GROUPS).filter(pl.col("minus").is_null()),
         coverage=_csv(sources.coverage),
         trials=_csv(sources.tuning / "trials.csv"),

@@ -26,8 +26,8 @@ SCHEME_SAYS = {
     ),
     "matched": (
         "slightly flattering",
-        "Made like report, from earlier posts, and used to choose between trials: what was chosen on it looks a "
-        "little better there than it is.",
+        "Cuts in time made like report, from earlier posts; its scores are means over them. Used to choose between "
+        "trials: what was chosen on it looks a little better there than it is.",
     ),
     "user": ("flattering", "Users never seen before, but of the same time as the fit rows: no drift of the level."),
     "random": ("flattering", "Random folds: the model knows most users, and their future. Flatters every model."),
@@ -122,6 +122,7 @@ def scores_section(inputs: Inputs) -> Section:
                 rows,
                 names=2,
             ),
+            *_cuts(inputs.cuts),
             Table(
                 f"The stack against each baseline on {REPORT}, on the same draws of users",
                 ["difference", "metric", "value", "verdict"],
@@ -134,6 +135,19 @@ def scores_section(inputs: Inputs) -> Section:
             ),
         ],
     )
+
+
+def _cuts(cuts: pl.DataFrame) -> list[Element]:
+    """The scores of single cuts, if a scheme has several."""
+    if cuts.is_empty():
+        return []
+    rows = [
+        [scheme, f"{cut}", model, f"{first['posts']:,}", f"{first['users']:,}", *metric_cells(metrics)]
+        for (scheme, cut, model), metrics in by_metric(cuts, ["scheme", "cut", "model"])
+        for first in [metrics["src"]]
+    ]
+    header = ["scheme", "cut", "model", "posts", "users", "SRC", "MAE", "MAPE", "bias"]
+    return [Table("Each cut in time, from the first to the last", header, rows, names=3)]
 
 
 def _difference(row: Mapping[str, Any]) -> str:

@@ -174,7 +174,7 @@ def _levels(inputs: Inputs) -> Table:
     """Mean label of training, of the posts scored in report, and the mean prediction of the test part."""
     rows = [["training posts, label", number(inputs.ingest["label"]["mean"])]]
     if inputs.scored is not None:
-        rows.append(["fit rows of report, label", number(inputs.scored.fit_mean)])
+        rows.append(["fit rows of report, label", number(inputs.scored.fit_means[0])])
         rows.append(["scored posts of report, label", number(float(np.mean(inputs.scored.rows["label"].to_numpy())))])
     if len(inputs.final):
         rows.append(["test posts, prediction", number(float(np.mean(inputs.final["prediction"].to_numpy())))])

@@ -2,12 +2,15 @@
 
     time ->    |------------- before report -------------|-- report --|---- test part ----|
     report     |  fit, some users dropped                |   score    |
-    matched    |  fit, some users dropped  |    score    |  dropped   |
+    matched    |  fit, some users dropped     |  score   |  dropped   |
+               |  fit, some dropped |  score  |        dropped        |
+               |  fit ...  | score  |             dropped             |
     user       |  five folds by user                     |  dropped   |
     random     |  five random folds                      |  dropped   |
     final      |  fit                                                 |       score       |
 
-Dropped rows are neither fitted on, nor counted in any feature, nor scored.
+Dropped rows are neither fitted on, nor counted in any feature, nor scored. The cuts of `matched` are its folds, in
+order of time; each scores the slice before the next one's and draws its own users.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class SplitParams(Section):
     seed: int
     report_share: Share
     matched_share: Share
+    cuts: Annotated[int, Field(ge=1)]
     folds: Annotated[int, Field(ge=2)]
     repeats: Annotated[int, Field(ge=1)]
     unseen_user_share: Share
@@ -69,7 +73,7 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
             expected="training posts spread over time, with more users than split.folds",
             fix="check the Postdate column, or lower split.report_share in params.yaml",
         )
-    matched_start = _cut(before_report, params.matched_share)
+    slices, fewer = _slices(before_report, report_start, params)
     parts: list[pl.DataFrame] = []
     summary: list[dict[str, Any]] = []
 
@@ -84,12 +88,17 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
         parts.append(frame)
         summary.append({"scheme": scheme, "repeat": repeat, "fold": fold, "note": note, **_describe(frame, posts)})
 
-    for scheme, start, repeats in (("report", report_start, 1), ("matched", matched_start, params.repeats)):
-        for repeat in range(repeats):
-            rng = np.random.default_rng([params.seed, FOLDS_SEED[scheme], repeat])
-            end = report_start if scheme == "matched" else None
-            role, note = _cut_roles(train, start, end, wanted=wanted, params=params, rng=rng)
-            add(scheme, repeat, 0, role, train["pid"], note=note)
+    def add_cut(scheme: str, repeat: int, fold: int, start: Any, end: Any | None, *, later: int, note: str) -> None:
+        # Trailing zeros seed alike: the last cut draws the users that it would draw if it were the only one.
+        rng = np.random.default_rng([params.seed, FOLDS_SEED[scheme], repeat, later])
+        role, missed = _cut_roles(train, start, end, wanted=wanted, params=params, rng=rng)
+        add(scheme, repeat, fold, role, train["pid"], note="; ".join(filter(None, (note, missed))))
+
+    add_cut("report", 0, 0, report_start, None, later=0, note="")
+    for repeat in range(params.repeats):
+        for fold, (start, end) in enumerate(slices):
+            note = fewer if fold == 0 else ""
+            add_cut("matched", repeat, fold, start, end, later=len(slices) - 1 - fold, note=note)
     for scheme in ("user", "random"):
         for repeat in range(params.repeats):
             for fold, role in enumerate(_fold_roles(train, report_start, scheme, params, repeat)):
@@ -143,6 +152,19 @@ def _cut(rows: pl.DataFrame, share: float) -> Any:
     times = rows["posted_at"]
     start, after_first = times[-max(1, round(share * rows.height))], times.filter(times > times[0])
     return start if after_first.is_empty() else max(start, after_first[0])
+
+
+def _slices(before_report: pl.DataFrame, report_start: Any, params: SplitParams) -> tuple[list[tuple[Any, Any]], str]:
+    """(start, end) of what each cut of `matched` scores, in order of time: the last `matched_share` of what is before
+    the next one. The second value says so if there is no room for all."""
+    slices: list[tuple[Any, Any]] = []
+    rows, end = before_report, report_start
+    while len(slices) < params.cuts and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.folds:
+        start = _cut(rows, params.matched_share)
+        slices.insert(0, (start, end))
+        rows, end = rows.filter(pl.col("posted_at") < start), start
+    missing = params.cuts - len(slices)
+    return slices, f"too few posts or users for {missing} more of split.cuts = {params.cuts}" if missing else ""
 
 
 def _cut_roles(

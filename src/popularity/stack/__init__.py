@@ -3,13 +3,14 @@
 from popularity.stack.blocks import Blocks, read_blocks
 from popularity.stack.fit import fit_schemes
 from popularity.stack.model import StackModel
-from popularity.stack.params import SecondParams, StackParams, TreeParams
+from popularity.stack.params import CatBoostParams, LinearParams, StackParams, TreeParams
 from popularity.stack.selection import KeepParams
 
 __all__ = [
     "Blocks",
+    "CatBoostParams",
     "KeepParams",
-    "SecondParams",
+    "LinearParams",
     "StackModel",
     "StackParams",
     "TreeParams",

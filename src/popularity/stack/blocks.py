@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from popularity.errors import ConfigError, ContractError
-from popularity.schema import PROTOTYPE_SCALARS, Block, read_block, read_table
+from popularity.schema import PICTURE_STATISTICS, PROTOTYPE_SCALARS, Block, read_block, read_table
 from popularity.stack.heads import FloatArray
 
 PrototypePart = Literal[
@@ -58,7 +58,7 @@ class Blocks:
 
     Args:
         vectors: `image`, `title`, `tags` and those of PROTOTYPE_VECTORS that are there.
-        scalars: contract PROTOTYPE_SCALARS.
+        scalars: columns of PROTOTYPE_SCALARS and, named picture.<what>, of PICTURE_STATISTICS.
     """
 
     vectors: Mapping[str, Block]
@@ -84,6 +84,9 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     vectors |= {
         name: read_block(prototype, name) for name in PROTOTYPE_VECTORS if (prototype / f"{name}.npy").is_file()
     }
+    if (image / "statistics.parquet").is_file():  # a folder of before there were any does without
+        statistics = read_table(image / "statistics.parquet", PICTURE_STATISTICS)
+        scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
     return Blocks(vectors, scalars)
 
 
@@ -122,7 +125,15 @@ def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> FloatArray:
 
 
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
-    """The columns that `scalar_columns` can give of a block, in order."""
+    """The columns that `scalar_columns` can give of a block, or of the signals `picture`, in order."""
+    if block == "picture":
+        names = tuple(column for column in blocks.scalars.columns if _prefix(column) == block)
+        if not names:
+            raise ConfigError(
+                "stack.columns.signals: picture needs data/embeddings/image/statistics.parquet, which is not there; "
+                "run `dvc repro embed_image`"
+            )
+        return names
     if block == "prototype":
         kept = [prefix for prefix, part in PROTOTYPE_SCALAR_PARTS.items() if part in prototype_parts]
         return tuple(column for column in blocks.scalars.columns if _prefix(column) in kept)

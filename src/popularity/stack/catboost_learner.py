@@ -1,4 +1,4 @@
-"""The optional second learner, CatBoost: the same matrix and weights, categories as such.
+"""CatBoost, an optional learner: the same matrix and weights, categories as such.
 
 CatBoost is imported where it is used: the package works without it.
 """
@@ -18,6 +18,7 @@ from popularity.stack.inner import Array, Cut, Learned, Sample
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 
+SUFFIX = "cbm"
 MOMENTARY = ("train_finish_time", "model_guid")  # what CatBoost writes into a model that no parameter decides
 
 
@@ -31,8 +32,7 @@ def catboost() -> Any:
         import catboost as library  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(
-            "stack.second.use: true needs CatBoost, which is not installed; run "
-            "`pip install -e '.[catboost]'` or set stack.second.use: false"
+            "stack.learners: catboost is not installed; run `pip install -e '.[catboost]'` or leave it out"
         ) from error
     return library
 
@@ -59,9 +59,9 @@ def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
     return Learned(rounds, np.concatenate(parts))
 
 
-def fit(sample: Sample, rounds: int, params: StackParams, seed: int) -> Any:
-    """A model of all rows."""
-    return _train(_pool(sample.matrix, sample), rounds, params, seed)
+def fit(sample: Sample, chosen: int, params: StackParams, seed: int) -> Any:
+    """A model of all rows, of `chosen` rounds."""
+    return _train(_pool(sample.matrix, sample), chosen, params, seed)
 
 
 def predict(model: Any, matrix: Matrix) -> Array:
@@ -92,11 +92,9 @@ def load(path: Path) -> Any:
 
 
 def _train(rows: Any, rounds: int, params: StackParams, seed: int, scored: Any = None, **stop: Any) -> Any:
-    settings = asdict(params.second)
-    del settings["use"]
     model = catboost().CatBoost(
         {
-            **settings,
+            **asdict(params.catboost),
             **stop,
             "iterations": rounds,
             "bootstrap_type": "Bernoulli",  # the kind that takes `subsample` with either loss

@@ -1,12 +1,14 @@
 """Fits the stack and the baselines beside it in every fold, and predicts the scored rows.
 
-Every number that a fit needs (rounds, encoders, components) comes from the fold's fit rows.
+Every number that a fit needs (rounds, encoders, components, level, blend) comes from the fold's fit rows. Of the scored
+rows it may use what is published: dates and users for the level, features for weights and pseudo-labels.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,19 @@ import polars as pl
 from popularity.features import read_features
 from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
-from popularity.stack import catboost_learner, lightgbm_learner
+from popularity.stack import catboost_learner
+from popularity.stack.blending import Blend
 from popularity.stack.blocks import Blocks
-from popularity.stack.inner import Array, Sample, blend, blend_share, inner_cuts, recency_weights, scored_rows
-from popularity.stack.matrix import EncoderParams, MatrixEncoder
-from popularity.stack.model import StackModel
-from popularity.stack.params import StackParams
+from popularity.stack.inner import Array, Sample, inner_cuts, recency_weights, scored_rows
+from popularity.stack.learners import LEARNERS
+from popularity.stack.level import Level, inner_levels, mix_weights
+from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
+from popularity.stack.model import StackModel, blended
+from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.scale import ScaleModel
 from popularity.stack.selection import kept_rows
 from popularity.stack.target import Target
+from popularity.stack.weights import row_weights
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +50,7 @@ class Fold:
     score: pl.DataFrame  # pid, features
     label: npt.NDArray[np.float64]  # (fit rows,)
     posted_at: npt.NDArray[np.int64]  # (fit rows,) microseconds
+    scored_at: npt.NDArray[np.int64]  # (score rows,)
 
 
 def fit_schemes(
@@ -62,9 +69,9 @@ def fit_schemes(
     models of `final` are saved into `model_folder`. Finished folds are kept in `state` and not fitted again.
 
     Raises:
-        ConfigError: a second learner is asked for and not installed.
+        ConfigError: CatBoost is asked for and not installed.
     """
-    if params.second.use:
+    if "catboost" in params.learners:
         catboost_learner.catboost()
     parts: list[pl.DataFrame] = []
     for (scheme, repeat, fold), rows in rows_of(splits, [*params.schemes, "final"]):
@@ -79,7 +86,7 @@ def fit_schemes(
         }
         predictions = pl.concat(
             [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
-            + [_predict_simple(data, params, name) for name in ("user_mean", "constant")]
+            + [predict_simple(data, params, name) for name in ("user_mean", "constant")]
         )
         if scheme == "final":
             for name, model in models.items():
@@ -97,7 +104,7 @@ def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple
     """The fit rows and the columns that each tree model sees; the baseline knows nothing of stage 1."""
     return {
         MAIN: (kept_fold(data, blocks, params), params.columns),
-        "metadata": (data, replace(params.columns, blocks=("metadata",))),
+        "metadata": (data, replace(params.columns, blocks=("metadata",), signals=())),
     }
 
 
@@ -106,14 +113,19 @@ def load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame
     roles = dict(rows.iter_rows())
     is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
     fit = features.filter(is_fit)
+    score = features.filter(~is_fit)
     known = posts.select("pid", "label", "posted_at")
-    facts = fit.select("pid").join(known, on="pid", how="left", validate="1:1", maintain_order="left")
+    facts, scored = (
+        part.select("pid").join(known, on="pid", how="left", validate="1:1", maintain_order="left")
+        for part in (fit, score)
+    )
     return Fold(
         *key,
         fit=fit,
-        score=features.filter(~is_fit),
+        score=score,
         label=facts["label"].to_numpy(),
         posted_at=facts["posted_at"].to_physical().to_numpy(),
+        scored_at=scored["posted_at"].to_physical().to_numpy(),
     )
 
 
@@ -130,35 +142,92 @@ def kept_fold(data: Fold, blocks: Blocks, params: StackParams) -> Fold:
 
 
 def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackParams, name: str) -> StackModel:
-    """Encoders, one booster a seed and learner, their blend and the scale of the error, all from the fit rows.
+    """Encoders, one model a seed and learner, their blend, the level and the scale of the error.
 
-    Rounds, blend and scale come from cuts in time inside them: out of fold, at the rounds that were learned.
+    Rounds, penalties, blend, shift and scale come from cuts in time inside the fit rows: out of fold, at what was
+    learned, with the level that the rows before a cut forecast. No label of a scored row is read.
     """
     started = time.perf_counter()
-    encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, columns)
-    target = Target.fit(data.label, params.target)
-    sample = Sample(matrix, target.apply(data.label), recency_weights(data.posted_at, params.half_life_days))
+    level = Level.fit(data.posted_at, data.label, params.level)
+    rest = level.remove(data.label, data.posted_at)
+    encoder, matrix = MatrixEncoder.fit(data.fit, rest, blocks, columns)
+    asked = params.pseudo_weight > 0 or params.weights != "recency"
+    scored = encoder.apply(data.score, blocks) if asked and not data.score.is_empty() else None
+    target = Target.fit(rest, params.target)
+    sample = Sample(matrix, target.apply(rest), _weights(data, matrix, scored, params))
+
     cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
-    rows = scored_rows(cuts)
-    first = lightgbm_learner.learn(sample, cuts, params)
-    boosters = [lightgbm_learner.fit(sample, first.rounds, params, seed) for seed in params.each_seed]
-    second: list[Any] = []
-    share, out_of_fold, note = 1.0, first.out_of_fold, ""
-    if params.second.use:
-        other = catboost_learner.learn(sample, cuts, params)
-        second = [catboost_learner.fit(sample, other.rounds, params, seed) for seed in params.each_seed]
-        share = blend_share(first.out_of_fold, other.out_of_fold, data.label[rows], target)
-        out_of_fold = blend(first.out_of_fold, other.out_of_fold, share)
-        note = f"  CatBoost {other.rounds} rounds, {1 - share:.0%} of the blend"
+    rows, sizes = scored_rows(cuts), [len(own) for _, own in cuts]
+    learned = {learner: LEARNERS[learner].learn(sample, cuts, params) for learner in params.learners}
+    each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner rows)
+    expected = inner_levels(data.posted_at, data.label, cuts, params.level)
+    truth = data.label[rows] - expected
+    blend = Blend.fit(each, truth, sizes, target, params.blend, centred=level.shifts)
+    out_of_fold = target.invert(blend.apply(each))
+    errors = np.split(truth - out_of_fold, np.cumsum(sizes))[:-1]
+    users = (data.fit["uid"].to_numpy(), data.score["uid"].to_numpy())
+    level = level.shifted(errors, mix_weights(*users, cuts, params.level))
+
+    models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
+    if params.pseudo_weight and scored is not None:
+        own = blended(models, Blend(blend.weights, None), scored).mean(axis=0)
+        sample = _with_pseudo_labels(sample, scored, own, params.pseudo_weight)
+        models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
     scale = ScaleModel.fit(
-        matrix, rows, target.invert(out_of_fold), data.label, seed=params.seed, threads=params.threads
+        matrix, rows, out_of_fold + expected + level.shift.value, data.label, seed=params.seed, threads=params.threads
     )
     logger.info(
-        "%-8s repeat %d fold %d  %-8s  %5d fit rows  %4d columns  %4d trees  %5.1f s%s",
+        "%-8s repeat %d fold %d  %-8s  %5d fit rows  %4d columns  %s  %5.1f s%s",
         data.scheme, data.repeat, data.fold, name,
-        len(data.label), len(matrix.names), first.rounds * len(boosters), time.perf_counter() - started, note,
+        len(data.label), len(matrix.names),
+        "  ".join(
+            f"{learner} {share:.0%} at {one.chosen}"
+            for (learner, one), share in zip(learned.items(), blend.weights, strict=True)
+        ),
+        time.perf_counter() - started, _forecast(level, data),
     )  # fmt: skip
-    return StackModel(encoder, boosters, second, share, target, scale)
+    return StackModel(encoder, models, blend, target, level, scale)
+
+
+def _weights(data: Fold, matrix: Matrix, scored: Matrix | None, params: StackParams) -> Array | None:
+    recency = recency_weights(data.posted_at, params.half_life_days)
+    if scored is None:
+        return recency
+    users, scored_users = data.fit["uid"].to_numpy(), data.score["uid"].to_numpy()
+    return row_weights(
+        params.weights, recency, matrix, scored, users, scored_users, seed=params.seed, threads=params.threads
+    )
+
+
+def _fit_learners(
+    sample: Sample, chosen: Mapping[LearnerName, int], params: StackParams
+) -> dict[LearnerName, list[Any]]:
+    """Models of every learner, one a seed."""
+    return {
+        learner: [LEARNERS[learner].fit(sample, setting, params, seed) for seed in params.each_seed]
+        for learner, setting in chosen.items()
+    }
+
+
+def _with_pseudo_labels(sample: Sample, scored: Matrix, own: Array, weight: float) -> Sample:
+    """The sample and, at a low weight, the scored rows with their own predictions (m,) for labels."""
+    matrix = replace(
+        sample.matrix,
+        values=np.vstack([sample.matrix.values, scored.values]),
+        pids=[*sample.matrix.pids, *scored.pids],
+    )
+    mine = np.ones(len(sample.target)) if sample.weight is None else sample.weight
+    weights = np.concatenate([mine, np.full(len(own), weight * mine.mean())])
+    return Sample(matrix, np.concatenate([sample.target, own]), weights)
+
+
+def _forecast(level: Level, data: Fold) -> str:
+    """The level of the scored period, in words; empty where there is none."""
+    if not level.shifts or data.score.is_empty():
+        return ""
+    value, low, high = level.forecast(data.scored_at)
+    bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"  level {value:.2f}{bounds}"
 
 
 def _predict_trees(data: Fold, blocks: Blocks, model: StackModel, params: StackParams, name: str) -> pl.DataFrame:
@@ -166,12 +235,12 @@ def _predict_trees(data: Fold, blocks: Blocks, model: StackModel, params: StackP
     if data.score.is_empty():
         return _predictions(data, name, {})
     matrix = model.encoder.apply(data.score, blocks)
-    each = model.predict_each(matrix)
+    each = model.predict_each(matrix, data.scored_at)
     scale = model.scale.predict(matrix, each.mean(axis=0)) if name == MAIN else None
     return _predictions(data, name, dict(zip(params.each_seed, each, strict=True)), scale)
 
 
-def _predict_simple(data: Fold, params: StackParams, name: str) -> pl.DataFrame:
+def predict_simple(data: Fold, params: StackParams, name: str) -> pl.DataFrame:
     """`constant`: the median label of the fit rows. `user_mean`: the user's mean, shrunk to the overall mean."""
     if name == "constant":
         values = np.full(data.score.height, np.median(data.label))
@@ -212,8 +281,15 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array
 
 
 def _importance(model: StackModel, data: Fold, blocks: Blocks) -> pl.DataFrame:
-    """(block, feature, gain): total gain over LightGBM's boosters, largest first."""
-    matrix = model.encoder.apply(data.fit.head(1), blocks)
-    gain = np.sum([booster.feature_importance("gain") for booster in model.boosters], axis=0)
+    """(block, feature, gain), largest first: total gain over LightGBM's boosters.
+
+    Without LightGBM, which alone has gains, the mean size of a column's contributions to fit rows.
+    """
+    if "lightgbm" in model.models:
+        matrix = model.encoder.apply(data.fit.head(1), blocks)
+        gain = np.sum([booster.feature_importance("gain") for booster in model.models["lightgbm"]], axis=0)
+    else:
+        matrix = model.encoder.apply(data.fit, blocks)
+        gain = np.abs(model.added(matrix)[:, :-1]).mean(axis=0)
     frame = pl.DataFrame({"block": matrix.blocks, "feature": matrix.names, "gain": gain})
     return frame.sort(["gain", "feature"], descending=[True, False])

@@ -10,14 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from popularity.stack.matrix import Matrix
-from popularity.stack.target import Target
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Cut = tuple[Rows, Rows]
 
 MICROSECONDS_A_DAY = 86_400e6
-BLENDS = np.linspace(0, 1, 101)[::-1]  # of equal errors the larger weight of the first learner
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Learned:
     """What the inner cuts say of a learner.
 
     Args:
-        rounds: at which its mean error over the cuts is least.
-        out_of_fold: (m,) its predictions of the cuts' scored rows after so many rounds, cut after cut; m is 0 where
-            there was no room for a cut.
+        chosen: at which its mean error over the cuts is least: rounds, or the position of a penalty.
+        out_of_fold: (m,) its predictions of the cuts' scored rows at that, cut after cut; m is 0 where there was no
+            room for a cut.
     """
 
-    rounds: int
+    chosen: int
     out_of_fold: Array
 
 
@@ -78,25 +76,3 @@ def recency_weights(posted_at: npt.NDArray[np.int64], half_life_days: float) -> 
     weights = 0.5 ** (age_days / half_life_days)
     normalised: Array = weights / weights.mean()
     return normalised
-
-
-def blend(first: Array, second: Array, share: float) -> Array:
-    """The convex combination of two learners' predictions, in the scale that they fit."""
-    return share * first + (1 - share) * second
-
-
-def blend_share(first: Array, second: Array, label: Array, target: Target) -> float:
-    """The share of the first learner, in steps of 0.01, with the least mean absolute error in label units.
-
-    Args:
-        first: (m,) out-of-fold predictions of the inner cuts' scored rows, in the scale of `target`.
-        second: (m,) of the other learner.
-        label: (m,).
-        target: what was fitted.
-
-    Without a row to judge by, both count alike.
-    """
-    if not len(label):
-        return 0.5
-    errors = [np.abs(target.invert(blend(first, second, share)) - label).mean() for share in BLENDS]
-    return float(BLENDS[int(np.argmin(errors))])

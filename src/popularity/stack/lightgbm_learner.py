@@ -1,17 +1,21 @@
-"""The first learner, LightGBM: rounds from the inner cuts, boosters, contributions."""
+"""LightGBM: rounds from the inner cuts, boosters, contributions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightgbm as lgb
 import numpy as np
 
+from popularity.files import write_text
 from popularity.stack.inner import Array, Cut, Learned, Sample
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
+
+SUFFIX = "txt"
 
 
 def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
@@ -36,9 +40,9 @@ def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
     return Learned(rounds, np.concatenate(parts))
 
 
-def fit(sample: Sample, rounds: int, params: StackParams, seed: int) -> lgb.Booster:
-    """A booster of all rows."""
-    return lgb.train(lightgbm_params(params, seed), dataset(sample, params), num_boost_round=rounds)
+def fit(sample: Sample, chosen: int, params: StackParams, seed: int) -> lgb.Booster:
+    """A booster of all rows, of `chosen` rounds."""
+    return lgb.train(lightgbm_params(params, seed), dataset(sample, params), num_boost_round=chosen)
 
 
 def predict(booster: lgb.Booster, matrix: Matrix) -> Array:
@@ -49,6 +53,16 @@ def predict(booster: lgb.Booster, matrix: Matrix) -> Array:
 def contributions(booster: lgb.Booster, matrix: Matrix) -> Array:
     """(n, columns + 1) what each column adds to a prediction, and last what all posts share (TreeSHAP)."""
     return np.asarray(booster.predict(matrix.values, pred_contrib=True))
+
+
+def save(booster: lgb.Booster, path: Path) -> None:
+    """Writes LightGBM's own text."""
+    write_text(path, booster.model_to_string())
+
+
+def load(path: Path) -> lgb.Booster:
+    """The booster that `save` wrote."""
+    return lgb.Booster(model_str=path.read_text(encoding="utf-8"))
 
 
 def dataset(sample: Sample, params: StackParams) -> lgb.Dataset:

@@ -14,9 +14,10 @@ from sklearn.decomposition import PCA
 
 from popularity.config import Section
 from popularity.errors import ContractError
-from popularity.features import CATEGORIES
+from popularity.features import CATEGORIES, group_of
 from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
+from popularity.stack.neighbours import COLUMNS, Neighbours
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,16 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
+Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "picture"]
+
+
 @dataclass(frozen=True)
 class EncoderParams(Section):
     """How features and blocks become columns."""
 
     blocks: Annotated[tuple[Literal["metadata", "image", "text", "prototype"], ...], Field(min_length=1)]
     prototype_parts: tuple[PrototypePart, ...]
+    signals: tuple[Signal, ...]
     components: Annotated[int, Field(ge=0)]
     heads: tuple[Literal["image", "text", "prototype"], ...]
     head_folds: Annotated[int, Field(ge=2)]
@@ -131,11 +136,13 @@ class DenseEncoder:
         reducers: of each part, in the order of the columns.
         scalars: names of the columns that are taken as they are.
         head: on all parts side by side, or None.
+        neighbours: in the components of all parts, or None.
     """
 
     reducers: Mapping[str, BlockReducer]
     scalars: tuple[str, ...]
     head: RidgeHead | None
+    neighbours: Neighbours | None
 
     @classmethod
     def fit(
@@ -163,12 +170,17 @@ class DenseEncoder:
                 penalties=params.head_penalties,
                 seed=0,
             )
-        return cls(reducers, scalar_names(name, blocks, params.prototype_parts), head), out_of_fold
+        neighbours = None
+        if parts and "neighbours" in params.signals:
+            reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
+            neighbours = Neighbours.fit(np.hstack(reduced), label, features["uid"].to_numpy())
+        return cls(reducers, scalar_names(name, blocks, params.prototype_parts), head, neighbours), out_of_fold
 
     def columns(
-        self, name: str, blocks: Blocks, pids: Sequence[str], out_of_fold: FloatArray | None
+        self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: FloatArray | None
     ) -> tuple[list[str], list[FloatArray]]:
         """Names and values [(n, k), ...] of the block's columns; `out_of_fold` replaces the head's predictions."""
+        pids = features["pid"].to_list()
         parts = {part: part_rows(blocks, part, pids) for part in self.reducers}
         names: list[str] = []
         values: list[FloatArray] = []
@@ -180,6 +192,9 @@ class DenseEncoder:
         if self.head is not None:
             together = np.hstack(list(parts.values()))
             scalars[f"{name}_head"] = self.head.predict(together) if out_of_fold is None else out_of_fold
+        if self.neighbours is not None:
+            found = self.neighbours.columns(np.hstack(values), features["uid"].to_numpy())
+            scalars |= {f"{name}_{column}": found[:, place] for place, column in enumerate(COLUMNS)}
         return [*names, *scalars], [*values, *(column[:, None] for column in scalars.values())]
 
 
@@ -201,11 +216,16 @@ class MatrixEncoder:
         """
         metadata = "metadata" in params.blocks
         categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
-        numeric = tuple(column for column in features.columns if column not in ("pid", *CATEGORIES)) if metadata else ()
+        seen = (None, *params.signals)
+        numeric = tuple(
+            column
+            for column in features.columns
+            if metadata and column not in ("pid", *CATEGORIES) and group_of(column) in seen
+        )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, FloatArray | None] = {}
-        for name in params.blocks:
+        for name in (*params.blocks, *(("picture",) if "picture" in params.signals else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)
@@ -227,7 +247,7 @@ class MatrixEncoder:
                 names += frame.columns
                 origin += ["metadata"] * frame.width
         for name, encoder in self.dense.items():
-            own_names, own_parts = encoder.columns(name, blocks, pids, out_of_fold.get(name))
+            own_names, own_parts = encoder.columns(name, blocks, features, out_of_fold.get(name))
             parts += own_parts
             names += own_names
             origin += [name] * len(own_names)

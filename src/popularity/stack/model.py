@@ -1,24 +1,27 @@
-"""The fitted stack: encoders, boosters, blend and scale together, saved without pickle."""
+"""The fitted stack: encoders, learners, blend, level and scale together, saved without pickle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.files import write_json, write_text
-from popularity.stack import catboost_learner, lightgbm_learner
+from popularity.files import write_json
+from popularity.stack.blending import Blend
 from popularity.stack.blocks import Blocks
 from popularity.stack.heads import RidgeHead
-from popularity.stack.inner import Array, blend
+from popularity.stack.inner import Array
+from popularity.stack.learners import LEARNERS
+from popularity.stack.level import Level
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, DenseEncoder, Matrix, MatrixEncoder
+from popularity.stack.neighbours import Neighbours
+from popularity.stack.params import LearnerName
 from popularity.stack.scale import ScaleModel
 from popularity.stack.target import Target
 
@@ -40,11 +43,12 @@ class Predicted:
 class Contributions:
     """What made the predictions of n posts, in the scale that the learners fit.
 
-    That scale is the label's under `stack.target: raw`; then base and contributions add up to the prediction. Under
-    `normal` they add up to its normal score, which is not in label units.
+    That scale is the label's under `stack.target: raw`; then base and contributions add up to the prediction (under
+    `stack.blend: rank` to the mean of the learners, before the order is settled). Under `normal` they add up to its
+    normal score, which is not in label units and has no level.
 
     Args:
-        base: (n,) what all posts share.
+        base: (n,) what all posts share, and the level at the post's date.
         blocks: pid, block, contribution: the sum over the block's columns, largest size first.
         features: pid, rank (0 is the largest in size), block, feature, value (null: missing; a code in a
             column of categories), contribution.
@@ -57,49 +61,56 @@ class Contributions:
 
 @dataclass(frozen=True)
 class StackModel:
-    """Encoder, one booster per seed and learner, and the scale of the error.
+    """Encoder, one model per seed and learner, and what makes a label of their predictions.
 
     Args:
         encoder: from features and blocks to the matrix.
-        boosters: LightGBM's, one a seed.
-        second: CatBoost's models, one a seed; empty without a second learner.
-        share: of the first learner in the blend; 1 without a second.
-        target: what the learners fit.
+        models: of each learner, one a seed.
+        blend: of the learners.
+        target: what the learners fit of what the level leaves.
+        level: of the label in time.
         scale: of the error.
     """
 
     encoder: MatrixEncoder
-    boosters: Sequence[lgb.Booster]
-    second: Sequence[Any]
-    share: float
+    models: Mapping[LearnerName, Sequence[Any]]
+    blend: Blend
     target: Target
+    level: Level
     scale: ScaleModel
 
-    def predict_each(self, matrix: Matrix) -> Array:
-        """(seeds, n) predicted labels."""
-        first = np.stack([lightgbm_learner.predict(booster, matrix) for booster in self.boosters])
-        if self.second:
-            second = np.stack([catboost_learner.predict(model, matrix) for model in self.second])
-            first = blend(first, second, self.share)
-        return np.stack([self.target.invert(row) for row in first])
+    def predict_each(self, matrix: Matrix, posted_at: npt.NDArray[np.int64]) -> Array:
+        """(seeds, n) predicted labels of posts with the dates (n,), microseconds."""
+        each = blended(self.models, self.blend, matrix)
+        return np.stack([self.level.add(self.target.invert(row), posted_at) for row in each])
 
-    def predict(self, features: pl.DataFrame, blocks: Blocks) -> Predicted:
-        """Predictions of `features` (pid, features), in its row order."""
+    def predict(self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64]) -> Predicted:
+        """Predictions of `features` (pid, features), in its row order, with the dates (n,)."""
         matrix = self.encoder.apply(features, blocks)
-        values = self.predict_each(matrix).mean(axis=0)
+        values = self.predict_each(matrix, posted_at).mean(axis=0)
         return Predicted(values, self.scale.predict(matrix, values))
 
-    def contributions(self, features: pl.DataFrame, blocks: Blocks, largest: int) -> Contributions:
-        """What raised and lowered the predictions of `features`, with the `largest` columns of each post (TreeSHAP).
+    def added(self, matrix: Matrix) -> Array:
+        """(n, columns + 1) what each column adds to the blended mean, and last what all posts share (TreeSHAP).
 
         Means over the seeds, the learners weighted as in the blend.
         """
+        parts = [
+            share * np.mean([LEARNERS[learner].contributions(model, matrix) for model in models], axis=0)
+            for (learner, models), share in zip(self.models.items(), self.blend.weights, strict=True)
+        ]
+        total: Array = np.sum(parts, axis=0)
+        return total
+
+    def contributions(
+        self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64], largest: int
+    ) -> Contributions:
+        """What raised and lowered the predictions of `features`, with the `largest` columns of each post."""
         matrix = self.encoder.apply(features, blocks)
-        values = np.mean([lightgbm_learner.contributions(booster, matrix) for booster in self.boosters], axis=0)
-        if self.second:
-            second = np.mean([catboost_learner.contributions(model, matrix) for model in self.second], axis=0)
-            values = blend(values, second, self.share)
+        values = self.added(matrix)
         base, values = values[:, -1], values[:, :-1]
+        if self.target.kind == "raw":
+            base = self.level.add(base, posted_at)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :largest]
         rows = np.arange(len(values))[:, None]
         kept = order.shape[1]
@@ -128,8 +139,8 @@ class StackModel:
         return Contributions(base, by_block, single)
 
     def save(self, folder: Path) -> None:
-        """Writes model.json, encoder.json, <block>.npz of every dense block, booster_<seed position>.txt,
-        second_<seed position>.cbm of a second learner, scale.json and scale.txt into `folder`."""
+        """Writes model.json, encoder.json, <block>.npz of every dense block, <learner>_<seed position> of every model,
+        scale.json and scale.txt into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(
             folder / "encoder.json",
@@ -145,10 +156,10 @@ class StackModel:
         write_json(
             folder / "model.json",
             {
-                "boosters": len(self.boosters),
-                "second": len(self.second),
-                "share": self.share,
+                "models": [[learner, len(models)] for learner, models in self.models.items()],
+                "blend": self.blend.to_json(),
                 "target": self.target.to_json(),
+                "level": self.level.to_json(),
             },
         )
         for name, dense in self.encoder.dense.items():
@@ -157,6 +168,8 @@ class StackModel:
                 arrays[f"{part}_mean"] = reducer.mean
                 if reducer.components is not None:
                     arrays[f"{part}_components"] = reducer.components
+            if dense.neighbours is not None:
+                arrays |= {f"neighbours_{name}": values for name, values in vars(dense.neighbours).items()}
             if dense.head is not None:
                 arrays |= {
                     "head_mean": dense.head.mean,
@@ -165,10 +178,9 @@ class StackModel:
                 }
             with (folder / f"{name}.npz").open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
-        for position, booster in enumerate(self.boosters):
-            write_text(folder / f"booster_{position}.txt", booster.model_to_string())
-        for position, model in enumerate(self.second):
-            catboost_learner.save(model, folder / f"second_{position}.cbm")
+        for learner, models in self.models.items():
+            for position, model in enumerate(models):
+                LEARNERS[learner].save(model, _model_file(folder, learner, position))
         self.scale.save(folder)
 
     @classmethod
@@ -176,7 +188,7 @@ class StackModel:
         """The model that `save` wrote.
 
         Raises:
-            ConfigError: it has a second learner, and CatBoost is not installed.
+            ConfigError: CatBoost is one of its learners, and not installed.
         """
         stored = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         dense: dict[str, DenseEncoder] = {}
@@ -189,18 +201,32 @@ class StackModel:
                 head = None
                 if "head_weights" in arrays:
                     head = RidgeHead(arrays["head_mean"], arrays["head_scale"], arrays["head_weights"])
-            dense[block["block"]] = DenseEncoder(reducers, tuple(block["scalars"]), head)
+                neighbours = None
+                if "neighbours_vectors" in arrays:
+                    names = (field.name for field in fields(Neighbours))
+                    neighbours = Neighbours(*(arrays[f"neighbours_{name}"] for name in names))
+            dense[block["block"]] = DenseEncoder(reducers, tuple(block["scalars"]), head, neighbours)
         categories = CategoryEncoder({column: dict(codes) for column, codes in stored["categories"]})
         facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        boosters = [
-            lgb.Booster(model_str=(folder / f"booster_{position}.txt").read_text(encoding="utf-8"))
-            for position in range(facts["boosters"])
-        ]
+        models = {
+            learner: [LEARNERS[learner].load(_model_file(folder, learner, position)) for position in range(count)]
+            for learner, count in facts["models"]
+        }
         return cls(
             MatrixEncoder(tuple(stored["numeric"]), categories, dense),
-            boosters,
-            [catboost_learner.load(folder / f"second_{position}.cbm") for position in range(facts["second"])],
-            facts["share"],
+            models,
+            Blend.from_json(facts["blend"]),
             Target.from_json(facts["target"]),
+            Level.from_json(facts["level"]),
             ScaleModel.load(folder),
         )
+
+
+def blended(models: Mapping[LearnerName, Sequence[Any]], blend: Blend, matrix: Matrix) -> Array:
+    """(seeds, n) predictions of all learners together, in the scale that they fit."""
+    each = [[LEARNERS[learner].predict(model, matrix) for model in own] for learner, own in models.items()]
+    return np.stack([blend.apply(np.stack(seed)) for seed in zip(*each, strict=True)])
+
+
+def _model_file(folder: Path, learner: LearnerName, position: int) -> Path:
+    return folder / f"{learner}_{position}.{LEARNERS[learner].SUFFIX}"

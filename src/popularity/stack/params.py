@@ -8,12 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from popularity.config import Section
+from popularity.stack.blending import BlendKind
+from popularity.stack.level import LevelKind
 from popularity.stack.matrix import EncoderParams
 from popularity.stack.selection import KeepParams
 from popularity.stack.target import TargetKind
+from popularity.stack.weights import WeightKind
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+LearnerName = Literal["lightgbm", "catboost", "linear"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,9 @@ class TreeParams(Section):
 
 
 @dataclass(frozen=True)
-class SecondParams(Section):
-    """Whether there is a second learner, and what is passed to CatBoost under these names."""
+class CatBoostParams(Section):
+    """Passed to CatBoost under these names."""
 
-    use: bool
     loss_function: Literal["MAE", "RMSE"]
     learning_rate: Annotated[float, Field(gt=0)]
     depth: Annotated[int, Field(ge=1, le=16)]
@@ -48,21 +51,34 @@ class SecondParams(Section):
 
 
 @dataclass(frozen=True)
+class LinearParams(Section):
+    """Candidates for the ridge penalty, of which the inner cuts take one."""
+
+    penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
 class StackParams(Section):
     seed: int
     seeds: Positive
     target: TargetKind
+    level: LevelKind
     columns: EncoderParams
     keep: KeepParams
     max_rounds: Positive
     patience: Positive
+    weights: WeightKind
     half_life_days: Annotated[float, Field(ge=0)]
+    pseudo_weight: Annotated[float, Field(ge=0, le=1)]
     inner_cuts: Positive
     inner_share: Annotated[float, Field(gt=0, lt=1)]
     schemes: tuple[Literal["report", "matched", "user", "random"], ...]
     threads: Positive
+    learners: Annotated[tuple[LearnerName, ...], Field(min_length=1)]
+    blend: BlendKind
     trees: TreeParams
-    second: SecondParams
+    catboost: CatBoostParams
+    linear: LinearParams
 
     @property
     def each_seed(self) -> list[int]:

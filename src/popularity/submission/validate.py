@@ -60,6 +60,21 @@ def validate(file: Path, ids: Sequence[str]) -> Checked:
     Raises:
         DataError: the first fault, with file, row (from 0, the header not counted) and what was expected.
     """
+    scores = read_scores(file, ids, in_order=True)
+    return Checked(len(scores), math.fsum(scores.values()) / len(scores))
+
+
+def read_scores(file: Path, ids: Sequence[str], *, in_order: bool) -> dict[str, float]:
+    """The scores of a file in either official form, by id in the order of `ids`.
+
+    Args:
+        file: JSON or CSV by its suffix.
+        ids: "post" + Pid, each of which the file holds once, and no other.
+        in_order: whether the file's rows must have the order of `ids`.
+
+    Raises:
+        DataError: as `validate`.
+    """
     readers = {".json": _read_json, ".csv": _read_csv}
     if not file.is_file():
         raise DataError("no such file", file=file, expected="a submission, .json or .csv")
@@ -76,8 +91,9 @@ def validate(file: Path, ids: Sequence[str]) -> Checked:
                 f"post_id {_shown(row.post)}", file=file, row=row.place, expected=f'"{ID_PREFIX}" + Pid, as text'
             )
     scores = [_score(file, row) for row in rows]
-    _check_ids(file, rows, ids)
-    return Checked(len(scores), math.fsum(scores) / len(scores))
+    _check_ids(file, rows, ids, in_order=in_order)
+    by_id = dict(zip((row.post for row in rows), scores, strict=True))
+    return {post: by_id[post] for post in ids}
 
 
 def expected_ids(folder: Path) -> list[str]:
@@ -198,8 +214,8 @@ def _score(file: Path, row: _Row) -> float:
     return score
 
 
-def _check_ids(file: Path, rows: Sequence[_Row], ids: Sequence[str]) -> None:
-    """Raises DataError unless the rows' ids are exactly `ids`, in that order."""
+def _check_ids(file: Path, rows: Sequence[_Row], ids: Sequence[str], *, in_order: bool) -> None:
+    """Raises DataError unless the rows' ids are exactly `ids`, in that order if it counts."""
     first: dict[str, int | str] = {}
     wanted = set(ids)
     for row in rows:
@@ -209,22 +225,22 @@ def _check_ids(file: Path, rows: Sequence[_Row], ids: Sequence[str]) -> None:
             )
         if row.post not in wanted:
             raise DataError(
-                f"{row.post} is not in the test files",
+                f"{row.post} is not one of the posts that are scored",
                 file=file,
                 row=row.place,
-                expected=f"only the {len(ids)} test posts",
+                expected=f"only the {len(ids)} scored posts",
             )
         first[row.post] = row.place
     if len(rows) < len(ids):
         place, missing = next((place, post) for place, post in enumerate(ids) if post not in first)
         raise DataError(
-            f"{len(ids) - len(rows)} test posts are missing, the first is {missing}",
+            f"{len(ids) - len(rows)} scored posts are missing, the first is {missing}",
             file=file,
             row=place,
-            expected=f"{len(ids)} rows, one for each test post",
+            expected=f"{len(ids)} rows, one for each scored post",
         )
     for row, post in zip(rows, ids, strict=True):
-        if row.post != post:
+        if in_order and row.post != post:
             raise DataError(
                 f"{row.post} is out of order", file=file, row=row.place, expected=f"{post}, as in the test files"
             )

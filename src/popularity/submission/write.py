@@ -58,7 +58,15 @@ def submit(posts: pl.DataFrame, predictions: pl.DataFrame, config: SubmitConfig,
         (directory / "NO_SUBMISSION.txt").write_text(reason + "\n", encoding="utf-8")
         return []
     scores = _scores(test, predictions)
-    ids = [ID_PREFIX + pid for pid in test["pid"]]
+    return write_files([ID_PREFIX + pid for pid in test["pid"]], scores, config, directory)
+
+
+def write_files(ids: Sequence[str], scores: Sequence[float], config: SubmitConfig, directory: Path) -> list[Path]:
+    """Writes and validates submission.json and submission.csv of posts in the order of the test files; their paths.
+
+    Raises:
+        DataError: the validator refuses a file.
+    """
     written = [f"{score:.{config.decimals}f}" for score in scores]
     files = {"submission.json": _json_text(ids, written, config), "submission.csv": _csv_text(ids, written)}
     for name, text in files.items():

@@ -91,7 +91,7 @@ class Project:
     def stack(self) -> StackParams:
         """One booster a fold, whatever the stage fits."""
         params = load_params("stack", StackParams, self.params)
-        return replace(params, seeds=1, second=replace(params.second, use=False))
+        return replace(params, seeds=1, learners=("lightgbm",))
 
     @property
     def embed_posts(self) -> EmbedPostsParams:

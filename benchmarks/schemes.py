@@ -1,0 +1,245 @@
+"""Which validation tells the truth? How each scheme ranks varied systems, and by how much it misses their later score.
+
+    python -m benchmarks.schemes                       # of the run in this folder
+    python -m benchmarks.schemes --folder ../run --systems metadata constant user_mean --out schemes.csv
+
+Each cut of `matched` in turn plays the test part: the data set is truncated to the posts that the cut fits on, with
+labels, and those that it scores, without. The functions of the graph split it, make its features and fit every system
+in every scheme; `final` then predicts what the schemes had to foretell. So a scheme sees only what is before the cut,
+and the posts of `report` are in none. Over the systems, mean over the cuts:
+
+    rank           Spearman's correlation of the promised scores with those that came; each cut's in brackets
+    level          promised minus came: its mean, and the mean of its size
+    regret         of the system that looked best: how much worse it was than the best
+
+Finished predictions are kept in .state/benchmarks of the folder. Needs `dvc repro embed_posts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from benchmarks import peers
+from benchmarks.cuts import (
+    Change,
+    Kept,
+    Row,
+    metadata_alone,
+    peer_row,
+    simple_row,
+    stack_row,
+    with_splits,
+    without_histories,
+)  # fmt: skip
+from benchmarks.systems import METRICS, FoldData, Project
+from popularity.config import PARAMS_FILE, load_params
+from popularity.errors import DataError
+from popularity.evaluation.metrics import score, spearman
+from popularity.features import FeaturizeParams
+from popularity.files import atomic_path
+from popularity.schema import FOLDS as SPLITS
+from popularity.schema import POSTS, read_table
+from popularity.splits import SplitParams, make_splits
+from popularity.stage import run
+
+logger = logging.getLogger(__name__)
+
+CUTS, FOLDS = 3, 3  # of the schemes in a truncated data set
+NOTHING = 1e-9  # share of `report` there: a single post, for validation may have all that is before the cut
+LATE, PLAYED = "report", "final"  # there the unmatched late slice bears the name of `report`
+CAME = "came"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
+    parser.add_argument("--params", type=Path, help="by default the folder's params.yaml")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; each fits on one thread")
+    parser.add_argument("--out", type=Path, help="CSV of every score")
+    args = parser.parse_args(argv)
+    params = args.params or args.folder / PARAMS_FILE
+    worlds = {cut: truncated(args.folder, params, cut) for cut in range(CUTS)}  # features are made once, then found
+    logger.info("posts before each cut: %s", [world.posts["label"].count() for world in worlds.values()])
+    work = partial(scores_of, args.folder, params)
+    tasks = [(cut, name) for name in args.systems for cut in worlds]
+    with ExitStack() as exits:
+        alike: Callable[..., Iterator[pl.DataFrame]] = map
+        if args.workers > 1:
+            alike = exits.enter_context(ProcessPoolExecutor(args.workers, get_context("spawn"))).map
+        done = alike(work, *zip(*tasks, strict=True))
+        table = pl.concat(tqdm(done, total=len(tasks), unit="system and cut"))
+    if args.out:
+        with atomic_path(args.out) as out:
+            table.write_csv(out)
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_width_chars=250, fmt_str_lengths=80, tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+    ):  # fmt: skip
+        for metric in METRICS:
+            print(f"\n{metric.upper()}\n{judged(table, metric)}")
+
+
+@cache
+def truncated(folder: Path, params: Path, cut: int) -> Project:
+    """The run in `folder` as it was before a cut of `matched`."""
+    project = Project.read(folder, params)
+    split = replace(load_params("split", SplitParams, params), cuts=CUTS, repeats=1)
+    splits = make_splits(project.posts, split)[0].filter(scheme="matched")
+    if splits["fold"].n_unique() < CUTS:
+        raise DataError("too few posts for the cuts that take the test part's place", expected=f"{CUTS} of them")
+    rows = splits.filter(pl.col("role") != "dropped", fold=cut).select("pid", "role")
+    project = replace(project, params=replace(project.params, seeds=1, threads=1))
+    return world_of(project, rows, split, load_params("featurize", FeaturizeParams, params))
+
+
+def world_of(project: Project, rows: pl.DataFrame, split: SplitParams, features: FeaturizeParams) -> Project:
+    """The data set whose training part are the fit rows of `rows` (pid, role), and whose test part the scored ones."""
+    is_fit = pl.col("role") == "fit"
+    posts = project.posts.join(rows, on="pid", how="inner", validate="1:1").sort("pid")
+    posts = posts.with_columns(
+        split=pl.when(is_fit).then(pl.lit("train")).otherwise(pl.lit("test")), label=pl.when(is_fit).then("label")
+    ).select(project.posts.columns)
+    splits = make_splits(posts, replace(split, report_share=NOTHING, cuts=CUTS, folds=FOLDS, repeats=1))[0]
+    return with_splits(replace(project, posts=posts), with_late_slice(splits, posts), features)
+
+
+def with_late_slice(splits: pl.DataFrame, posts: pl.DataFrame) -> pl.DataFrame:
+    """The splits with the last cut of `matched`, no user dropped, under the name LATE."""
+    last = splits.filter(scheme="matched").filter(pl.col("fold") == pl.col("fold").max())
+    timed = last.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
+    start = timed.filter(role="score")["posted_at"].min()
+    back = (pl.col("role") == "dropped") & (pl.col("posted_at") < start)
+    late = timed.with_columns(
+        scheme=pl.lit(LATE), fold=pl.lit(0, pl.Int32), role=pl.when(back).then(pl.lit("fit")).otherwise("role")
+    )
+    others = splits.filter(pl.col("scheme") != LATE)
+    return pl.concat([others, late.select(splits.columns)]).sort(SPLITS.key)
+
+
+def scores_of(folder: Path, params: Path, cut: int, name: str) -> pl.DataFrame:
+    """(cut, system, scheme, metric, promised, came) of a system before a cut, and at it."""
+    world, system = truncated(folder, params, cut), partial(Kept.below(folder), SYSTEMS[name])
+    labels = read_table(folder / "data/interim/posts.parquet", POSTS).select("pid", "label")
+    rows = {scheme: world.run({name: system}, scheme) for scheme in ("matched", LATE, "user", "random", PLAYED)}
+    known = {
+        scheme: found.drop("label").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
+        for scheme, found in rows.items()
+    }
+    found = promises(known, name)
+    came = found.pop(CAME)
+    lines = [
+        {"cut": cut, "system": name, "scheme": scheme, "metric": metric, "promised": values[metric], CAME: came[metric]}
+        for scheme, values in found.items()
+        for metric in METRICS
+    ]
+    return pl.DataFrame(lines)
+
+
+def promises(rows: Mapping[str, pl.DataFrame], name: str) -> dict[str, dict[str, float]]:
+    """What each validation says of a system, by metric, and what came; no rank correlation counts as 0."""
+    matched = rows["matched"]
+    parts = {
+        "matched, one cut": matched.filter(pl.col("cut") == pl.col("cut").max()),
+        "matched, mean of cuts": matched,
+        "late slice, unmatched": rows[LATE],
+        "user folds": rows["user"],
+        "random folds": rows["random"],
+        CAME: rows[PLAYED],
+    }
+    found: dict[str, dict[str, float]] = {}
+    for scheme, own in parts.items():
+        labels, values, cuts = (own[column].to_numpy() for column in ("label", name, "cut"))
+        found[scheme] = {metric: score(labels, values, cuts)[metric] or 0.0 for metric in METRICS}
+    both = (found["matched, mean of cuts"], found["user folds"])
+    found["cuts and user folds"] = {metric: (both[0][metric] + both[1][metric]) / 2 for metric in METRICS}
+    return found
+
+
+def judged(table: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """A row a scheme: how it ranks the systems, misses their level, and what the choice by it costs."""
+    lines = []
+    for (scheme,), own in table.filter(metric=metric).group_by("scheme", maintain_order=True):
+        ranks, regrets = [], []
+        for (_,), part in own.sort("cut", "system").group_by("cut", maintain_order=True):
+            promised, came = part["promised"].to_numpy(), part[CAME].to_numpy()
+            sign = 1 if metric == "src" else -1
+            ranks.append(spearman(promised, came) or 0.0)
+            regrets.append(float((sign * came).max() - sign * came[np.argmax(sign * promised)]))
+        misses = (own["promised"] - own[CAME]).to_numpy()
+        each = " ".join(f"{rank:.2f}" for rank in ranks)
+        lines.append(
+            {
+                "scheme": scheme,
+                "rank": f"{np.mean(ranks):.3f} [{each}]",
+                "level": f"{misses.mean():+.4f}",
+                "size": f"{np.abs(misses).mean():.4f}",
+                "regret": f"{np.mean(regrets):.4f}",
+            }
+        )
+    return pl.DataFrame(lines)
+
+
+def changed(**changes: Any) -> Change:
+    """The fold with other parameters of section stack."""
+    return lambda data: replace(data, params=replace(data.params, **changes))
+
+
+def of_blocks(*blocks: Any, **changes: Any) -> Change:
+    """The fold whose stack sees no other block, with other parameters of its columns."""
+
+    def change(data: FoldData) -> FoldData:
+        heads = tuple(head for head in data.params.columns.heads if head in blocks)
+        return changed(columns=replace(data.params.columns, blocks=blocks, heads=heads, **changes))(data)
+
+    return change
+
+
+def with_trees(change: Change, **changes: Any) -> Change:
+    """The fold, changed, with other trees."""
+    return lambda data: changed(trees=replace(data.params.trees, **changes))(change(data))
+
+
+def of_metadata(**changes: Any) -> Change:
+    """The fold as the baseline `metadata` sees it, with other parameters."""
+    return lambda data: changed(**changes)(metadata_alone(data))
+
+
+SYSTEMS: Mapping[str, Row] = {
+    "stack": stack_row(changed()),
+    "stack, all posts alike": stack_row(changed(half_life_days=0.0)),
+    "stack, level by a line": stack_row(changed(level="residual")),
+    "stack, linear": stack_row(changed(learners=("linear",))),
+    "metadata": stack_row(metadata_alone),
+    "metadata, half life of 120 days": stack_row(of_metadata(half_life_days=120.0)),
+    "metadata, level by a line": stack_row(of_metadata(level="residual")),
+    "metadata, no histories": stack_row(lambda data: without_histories(metadata_alone(data))),
+    "metadata, users as categories": stack_row(of_blocks("metadata", uid_category=True)),
+    "metadata, large trees": stack_row(with_trees(metadata_alone, num_leaves=127, min_data_in_leaf=5)),
+    "metadata, squared error": stack_row(with_trees(metadata_alone, objective="regression")),
+    "metadata, CatBoost": stack_row(of_metadata(learners=("catboost",))),
+    "metadata and text": stack_row(of_blocks("metadata", "text")),
+    "text": stack_row(of_blocks("text")),
+    "picture": stack_row(of_blocks("image")),
+    "lightgbm_2020": peer_row("lightgbm_2020", peers.PEERS["lightgbm_2020"]),
+    "user_mean": simple_row("user_mean"),
+    "constant": simple_row("constant"),
+}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""Whether the histories of fit rows are those of scored rows: a tree believes that they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from scipy.stats import ks_2samp
+
+from popularity.schema import FOLDS
+
+QUARTILES = (0.25, 0.5, 0.75)
+DIGITS = 4
+FOLD = list(FOLDS.key[:3])
+
+
+def compare_histories(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """For each fold and key, of fit and of score rows: the share with a past labelled post, and quartiles of length
+    (posts) and age (days) among those, with `distance`: Kolmogorov and Smirnov's, between the two kinds of rows.
+
+    Scored rows may well have longer histories, as they come last, and fewer rows with one, as users are dropped to
+    match the test part; the age, which blocks of the scored span are made for, should agree.
+
+    Args:
+        splits: contract FOLDS.
+        folder: that `featurize` wrote.
+        keys: section featurize, history.
+    """
+    roles = splits.filter(pl.col("role") != "dropped")
+    table = pl.read_parquet(folder / "label.parquet").join(roles, on=list(FOLDS.key), how="left", validate="1:1")
+    found = []
+    for fold, rows in table.group_by(FOLD, maintain_order=True):
+        for key in keys:
+            both = [rows.filter(role=role) for role in ("fit", "score")]
+            entry: dict[str, Any] = {**dict(zip(FOLD, fold, strict=True)), "key": key}
+            for role, part in zip(("fit", "score"), both, strict=True):
+                entry[role] = _described(part, key)
+            entry["distance"] = {
+                what: _distance(*(_past(part, key)[f"{key}_history_{what}"] for part in both))
+                for what in ("posts", "age")
+            }
+            found.append(entry)
+    return found
+
+
+def _past(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    return rows.filter(pl.col(f"{key}_history_posts") > 0)
+
+
+def _described(rows: pl.DataFrame, key: str) -> dict[str, Any]:
+    past = _past(rows, key)
+    quartiles = {
+        what: [_rounded(past[f"{key}_history_{what}"].quantile(share, "linear")) for share in QUARTILES]
+        for what in ("posts", "age")
+    }
+    return {"rows": rows.height, "share": _rounded(past.height / rows.height if rows.height else None), **quartiles}
+
+
+def _distance(fit: pl.Series, score: pl.Series) -> float | None:
+    """The largest difference of the two distribution functions; None where one has no value."""
+    if fit.is_empty() or score.is_empty():
+        return None
+    return _rounded(float(ks_2samp(fit.to_numpy(), score.to_numpy(), method="asymp").statistic))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)

@@ -1,0 +1,78 @@
+"""Quality and layout of a picture in a few numbers, from pixels that are decoded anyway.
+
+All but `sharpness` are shares or levels in [0, 1]; they are taken from a copy whose longer side is SIDE, so that they
+do not follow the resolution (the header's size and aspect are features of their own).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+SIDE = 128  # pixels: 3 ms a picture
+CELL = 8  # pixels, side of the cells that are text or not
+EDGE = 0.2  # step of brightness from pixel to pixel that is an edge
+WRITTEN = 0.2  # share of edges in a cell of text
+CLIPPED = 0.02  # of black or white
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey: ITU-R BT.601
+NAMES = (
+    "sharpness", "brightness", "contrast", "dark", "bright", "saturation", "colourfulness", "entropy", "edges",
+    "text", "text_top", "text_middle", "text_bottom",
+)  # fmt: skip
+Floats = npt.NDArray[np.float32]
+
+
+def picture_statistics(picture: Image.Image) -> Floats:
+    """(13,) in the order of NAMES of an RGB picture.
+
+    sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey levels.
+    dark, bright: share of clipped pixels. saturation: mean of (max - min) / max. colourfulness: Hasler and Suesstrunk
+    2003, eq. 3. entropy: of the grey levels, over 8 bits. edges: share of pixels. text: share of cells that are dense
+    in edges with light and dark side by side, as lettering is, in all and in each third from the top.
+    """
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    colour = np.asarray(small, dtype=np.float32) / np.float32(255)
+    red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
+    grey: Floats = (colour @ LUMA).astype(np.float32)
+    padded = np.pad(grey, 1, mode="edge")
+    laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * grey
+    steps = np.maximum(np.abs(padded[1:-1, 2:] - grey), np.abs(padded[2:, 1:-1] - grey))
+    edges = steps > EDGE
+    highest = colour.max(axis=2)
+    opponent = red - green, 0.5 * (red + green) - blue
+    spread, centre = (np.hypot(fold(opponent[0]), fold(opponent[1])) for fold in (np.std, np.mean))
+    levels = np.bincount((grey * 255).round().astype(np.int64).ravel(), minlength=256) / grey.size
+    text = _text_cells(grey, edges)
+    thirds = [part.mean() if part.size else 0.0 for part in np.array_split(text, 3)]
+    values = (
+        np.log(laplacian.var() + 1e-6),
+        grey.mean(),
+        grey.std(),
+        (grey < CLIPPED).mean(),
+        (grey > 1 - CLIPPED).mean(),
+        ((highest - colour.min(axis=2)) / np.maximum(highest, 1 / 255)).mean(),
+        spread + 0.3 * centre,
+        -(levels[levels > 0] * np.log2(levels[levels > 0])).sum() / 8,
+        edges.mean(),
+        text.mean(),
+        *thirds,
+    )
+    return np.array(values, dtype=np.float32)
+
+
+def _text_cells(grey: Floats, edges: npt.NDArray[np.bool_]) -> Floats:
+    """(rows, columns) 1 where a cell looks like lettering; the picture's last pixels fill no cell of their own."""
+    height, width = (max(1, side // CELL) for side in grey.shape)
+    tall, wide = (side // cells for side, cells in zip(grey.shape, (height, width), strict=True))
+
+    def cells(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values[: height * tall, : width * wide].reshape(height, tall, width, wide)
+
+    dense = cells(edges).mean(axis=(1, 3)) > WRITTEN
+    shades = cells(grey)
+    both = (shades.max(axis=(1, 3)) > 0.75) & (shades.min(axis=(1, 3)) < 0.25)
+    return np.asarray(dense & both, dtype=np.float32)

@@ -1,0 +1,43 @@
+"""The learners by name: each is a module with the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from popularity.stack import catboost_learner, lightgbm_learner, linear_learner
+from popularity.stack.inner import Array, Cut, Learned, Sample
+from popularity.stack.matrix import Matrix
+from popularity.stack.params import LearnerName, StackParams
+
+
+class Learner(Protocol):
+    """What a learner is to the stack."""
+
+    SUFFIX: str  # of the file of a saved model
+
+    def learn(self, sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
+        """What the inner cuts say of it."""
+
+    def fit(self, sample: Sample, chosen: int, params: StackParams, seed: int) -> Any:
+        """A model of all rows, at what the inner cuts chose."""
+
+    def predict(self, model: Any, matrix: Matrix) -> Array:
+        """(n,) in the scale that was fitted."""
+
+    def contributions(self, model: Any, matrix: Matrix) -> Array:
+        """(n, columns + 1) what each column adds to a prediction, and last what all posts share."""
+
+    def save(self, model: Any, path: Path) -> None:
+        """Writes one file, without pickle: the same fit, the same bytes."""
+
+    def load(self, path: Path) -> Any:
+        """The model that `save` wrote."""
+
+
+LEARNERS: Mapping[LearnerName, Learner] = {
+    "lightgbm": lightgbm_learner,
+    "catboost": catboost_learner,
+    "linear": linear_learner,
+}

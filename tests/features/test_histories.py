@@ -1,0 +1,72 @@
+"""Histories of fit rows against those of scored rows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from popularity.features import FeaturizeParams, compare_histories, featurize
+from popularity.splits import make_splits
+from tests.random_posts import random_images, random_posts
+from tests.stack.small_stack import SPLIT
+
+PARAMS = FeaturizeParams(seed=0, text_components=0, history=("uid", "subcategory"), history_prior=3.0)
+
+
+def steady_posts() -> pl.DataFrame:
+    """Posts of a few users who write at a steady rate: then a fit row of a block and a scored row see alike."""
+    posts = random_posts(0, train=2000, test=300, users=60).sort("posted_at", "pid")
+    hours = np.sort(np.random.default_rng(1).integers(0, 24 * 600, posts.height))
+    times = [datetime(2016, 1, 1, tzinfo=UTC) + timedelta(hours=int(hour)) for hour in hours]
+    users = np.random.default_rng(2).integers(60, size=posts.height)
+    return posts.with_columns(
+        posted_at=pl.Series(times).dt.cast_time_unit("us").dt.replace_time_zone("UTC"),
+        uid=pl.Series([f"{user}@N0" for user in users]),
+    ).sort("pid")
+
+
+def test_ages_of_histories_agree_and_lengths_are_told(tmp_path: Path) -> None:
+    posts = steady_posts()
+    splits, _ = make_splits(posts, SPLIT)
+    featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
+    found = compare_histories(splits, tmp_path, PARAMS.history)
+    folds = splits.select("scheme", "repeat", "fold").unique().height
+    assert len(found) == folds * len(PARAMS.history)
+    told = {(row["scheme"], row["fold"], row["key"]): row for row in found}
+    for scheme in ("report", "final"):
+        row = told[scheme, 0, "uid"]
+        roles = splits.filter(scheme=scheme, role="score").height
+        assert row["score"]["rows"] == roles
+        assert row["distance"]["age"] < 0.15, row  # made alike by blocks of the scored span
+        assert row["distance"]["posts"] > 0.3, row  # the scored rows come last
+        assert row["score"]["posts"][1] > row["fit"]["posts"][1]
+
+
+def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> None:
+    """The comparison can fail: with the ages that a naive history has, the two kinds of rows differ."""
+    posts = steady_posts()
+    splits, _ = make_splits(posts, SPLIT)
+    featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
+    gaps = (
+        posts.sort("posted_at", "pid")
+        .select("pid", gap=pl.col("posted_at").diff().over("uid").dt.total_seconds() / 86_400)
+        .join(splits.filter(scheme="report", role="fit"), on="pid", how="semi")
+    )
+    label = pl.read_parquet(tmp_path / "label.parquet").join(gaps, on="pid", how="left")
+    naive = label.with_columns(uid_history_age=pl.coalesce("gap", "uid_history_age")).drop("gap")
+    naive.write_parquet(tmp_path / "label.parquet")
+    (row,) = (r for r in compare_histories(splits, tmp_path, ("uid",)) if r["scheme"] == "report")
+    assert row["distance"]["age"] > 0.3
+
+
+def test_a_fold_without_scored_rows(tmp_path: Path) -> None:
+    posts = random_posts(1).filter(split="train")
+    splits, _ = make_splits(posts, SPLIT)
+    featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
+    (row,) = (r for r in compare_histories(splits, tmp_path, ("uid",)) if r["scheme"] == "final")
+    assert row["score"]["rows"] == 0
+    assert row["score"]["share"] is None
+    assert row["distance"] == {"posts": None, "age": None}

@@ -1,0 +1,68 @@
+"""Statistics of pictures whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from popularity.images.statistics import NAMES, picture_statistics
+
+
+def described(picture: Image.Image) -> dict[str, float]:
+    return dict(zip(NAMES, picture_statistics(picture).tolist(), strict=True))
+
+
+def lettered() -> Image.Image:
+    """A grey picture with a white line of text, outlined in black, at the top."""
+    picture = Image.new("RGB", (128, 128), (128, 128, 128))
+    draw = ImageDraw.Draw(picture)
+    for place in range(0, 128, 6):
+        draw.rectangle((place, 6, place + 3, 26), fill="white", outline="black")
+    return picture
+
+
+def test_one_colour() -> None:
+    found = described(Image.new("RGB", (60, 90), (255, 0, 0)))
+    assert found["brightness"] == pytest.approx(0.299, abs=1e-6)
+    assert found["saturation"] == 1
+    for name in ("contrast", "dark", "bright", "entropy", "edges", "text"):
+        assert abs(found[name]) < 1e-6, name
+    grey = described(Image.new("RGB", (60, 90), (90, 90, 90)))
+    assert grey["colourfulness"] < 1e-6 < found["colourfulness"]
+
+
+def test_black_and_white_halves() -> None:
+    values = np.zeros((128, 128, 3), np.uint8)
+    values[:, 64:] = 255
+    found = described(Image.fromarray(values))
+    assert (found["dark"], found["bright"], found["contrast"]) == (0.5, 0.5, 0.5)
+    assert found["entropy"] == pytest.approx(1 / 8)
+    assert found["edges"] == pytest.approx(1 / 128)
+
+
+def test_text_is_found_where_it_is() -> None:
+    found = described(lettered())
+    assert found["text_top"] > 0.3
+    assert found["text_middle"] == found["text_bottom"] == 0
+    assert 0 < found["text"] < found["text_top"]
+
+
+def test_blur_takes_sharpness_away() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8))
+    assert described(noise)["sharpness"] > described(noise.filter(ImageFilter.GaussianBlur(2)))["sharpness"] + 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (3, 2), (2000, 1500)])
+def test_any_size_is_finite(size: tuple[int, int]) -> None:
+    values = picture_statistics(Image.effect_noise(size, 60).convert("RGB"))
+    assert values.shape == (len(NAMES),)
+    assert values.dtype == np.float32
+    assert np.isfinite(values).all()
+
+
+def test_the_picture_stays_as_it_is() -> None:
+    picture = Image.effect_noise((300, 200), 60).convert("RGB")
+    before = picture.tobytes()
+    picture_statistics(picture)
+    assert picture.tobytes() == before

@@ -1,0 +1,182 @@
+"""The level in time: a line that is recovered, a forecast that is shrunk, a shift that the inner cuts ask for."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from popularity.stack.inner import inner_cuts
+from popularity.stack.level import CONFIDENCE, Level, LevelKind, Line, Shift, inner_levels, mix_weights, weighted_median
+
+DAY = 86_400_000_000
+KINDS: tuple[LevelKind, ...] = get_args(LevelKind)
+
+
+def days(*values: float) -> npt.NDArray[np.int64]:
+    return (np.array(values) * DAY).astype(np.int64)
+
+
+def drifting(
+    n: int = 2000, slope: float = -0.01, noise: float = 1.0, seed: int = 0
+) -> tuple[npt.NDArray[np.int64], ...]:
+    """Dates over 400 days in no order, and labels that drift by `slope` a day from 9."""
+    rng = np.random.default_rng(seed)
+    at = rng.uniform(0, 400, n)
+    return (at * DAY).astype(np.int64), 9 + slope * at + rng.normal(0, noise, n)
+
+
+def test_the_line_is_that_of_the_labels() -> None:
+    posted_at, label = drifting()
+    line = Line.fit(posted_at, label)
+    assert line.slope == pytest.approx(-0.01, abs=0.001)
+    assert 0.9 < line.trust <= 1
+    np.testing.assert_allclose(line.at(days(100, 300)), [8, 6], atol=0.15)
+
+
+def test_order_of_the_rows_does_not_count() -> None:
+    posted_at, label = drifting()
+    order = np.random.default_rng(1).permutation(len(label))
+    assert Line.fit(posted_at[order], label[order]).slope == pytest.approx(Line.fit(posted_at, label).slope, rel=1e-9)
+
+
+def test_the_forecast_goes_on_and_comes_to_rest() -> None:
+    line = Line.fit(*drifting(noise=0.1))
+    ahead = line.at(days(400, 420, 450, 500, 800, 80_000))
+    assert (np.diff(ahead) <= 0).all()
+    assert ahead[1] - ahead[0] == pytest.approx(-0.01 * 20, rel=0.15)
+    reach = 0.25 * (line.end - line.start)
+    assert ahead[-1] - line.at(days(line.end))[0] == pytest.approx(line.trust * line.slope * reach, rel=1e-6)
+    assert line.at(days(-5000))[0] == line.at(days(line.start))[0]
+
+
+def test_without_a_trend_the_forecast_is_the_last_period() -> None:
+    """A slope within its error is not carried on, and one beyond it in part."""
+    trusts = [Line.fit(*drifting(slope=0.0, seed=seed)).trust for seed in range(20)]
+    assert np.mean(np.array(trusts) == 0) > 0.5
+    level = Level.fit(*drifting(slope=0.0, seed=int(np.argmin(trusts))), "residual")
+    assert level.line.at(days(399.9))[0] == pytest.approx(level.line.at(days(700))[0])
+    weak = [Line.fit(*drifting(slope=-0.0003, seed=seed)).trust for seed in range(20)]
+    strong = [Line.fit(*drifting(slope=-0.01, seed=seed)).trust for seed in range(20)]
+    assert np.mean(weak) < 0.9 < np.mean(strong)
+
+
+def test_one_odd_date_does_not_stretch_the_line() -> None:
+    posted_at, label = drifting()
+    odd = posted_at.copy()
+    odd[0], odd[1] = 40_000 * DAY, -20_000 * DAY
+    usual, line = Line.fit(posted_at, label), Line.fit(odd, label)
+    asked = days(50, 200, 390, 430)
+    np.testing.assert_allclose(line.at(asked), usual.at(asked), atol=0.1)
+    assert abs(line.at(odd[:2])).max() < 12
+
+
+@pytest.mark.parametrize("n", [1, 2, 19])
+def test_few_rows_have_a_flat_line(n: int) -> None:
+    posted_at, label = drifting(n)
+    line = Line.fit(posted_at, label)
+    np.testing.assert_allclose(line.at(days(0, 1000)), label.mean())
+
+
+def test_posts_of_one_second_have_a_flat_line() -> None:
+    line = Line.fit(np.full(50, 7 * DAY), np.arange(50.0))
+    np.testing.assert_allclose(line.at(days(0, 7, 1000)), 24.5)
+
+
+def test_no_level_changes_no_bit() -> None:
+    posted_at, label = drifting()
+    level = Level.fit(posted_at, label, "none").shifted([label - 1, label - 1], [np.ones(len(label))] * 2)
+    np.testing.assert_array_equal(level.remove(label, posted_at), label)
+    np.testing.assert_array_equal(level.add(label, posted_at + 900 * DAY), label)
+    assert not level.shifts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_removed_is_given_back(kind: LevelKind) -> None:
+    posted_at, label = drifting()
+    level = Level.fit(posted_at, label, kind)
+    np.testing.assert_allclose(level.add(level.remove(label, posted_at), posted_at), label, rtol=1e-12)
+    again = Level.from_json(json.loads(json.dumps(level.to_json())))
+    assert again == level
+    trend = np.polyfit(posted_at / DAY, level.remove(label, posted_at), 1)[0]
+    assert trend == pytest.approx(0.0 if kind in ("residual", "mix") else -0.01, abs=0.0012)
+
+
+def test_the_shift_is_what_agreeing_cuts_ask_for() -> None:
+    errors = [np.array([-0.4, -0.3, 5.0]), np.array([-0.35, -9.0, 3.0]), np.array([-0.31])]
+    shift = Shift.fit(errors, [np.ones(len(one)) for one in errors], 10.0)
+    assert -0.33 < shift.value < -0.31
+    np.testing.assert_array_equal(shift.at(days(9, 11)), [0.0, shift.value])
+
+
+def test_the_shift_of_cuts_that_disagree_is_none() -> None:
+    each = [np.ones(1)] * 3
+    assert Shift.fit([np.array([-0.5]), np.array([0.1]), np.array([0.5])], each, 0.0).value == 0.0
+    half = Shift.fit([np.array([-0.5]), np.array([-0.1]), np.array([-0.3])], each, 0.0)
+    assert -0.3 < half.value < -0.2
+    assert Shift.fit([np.array([-0.5])], each[:1], 0.0).value == 0.0
+    assert Shift.fit([], [], 0.0).value == 0.0
+    assert Shift.fit([np.zeros(1)] * 2, each[:2], 0.0).value == 0.0
+
+
+def test_only_dates_ahead_of_the_fit_rows_are_shifted() -> None:
+    """Where fit and scored rows interleave there is nothing to forecast."""
+    posted_at, label = drifting()
+    level = Level.fit(posted_at, label, "shift")
+    asked = [np.full(3, -0.4)] * 2
+    moved = level.shifted(asked, [np.ones(3)] * 2)
+    np.testing.assert_array_equal(moved.add(np.zeros(2), days(200, 401)), [0.0, -0.4])
+
+
+def test_the_interval_of_the_forecast_holds_what_it_says() -> None:
+    """Of levels that walk at random from period to period, about as many as promised; sure of nothing without cuts."""
+    rng = np.random.default_rng(5)
+    held = []
+    for _ in range(300):
+        truth = rng.normal(-0.3, 0.1, 4)
+        level = Level.fit(*drifting(40), "shift").shifted([np.full(2, value) for value in truth[:3]], [np.ones(2)] * 3)
+        value, low, high = level.forecast(days(500, 600))
+        assert low is not None
+        assert high is not None
+        assert low < value < high
+        held.append(low < truth[3] < high)
+    assert abs(np.mean(held) - CONFIDENCE) < 0.06
+    assert Level.fit(*drifting(40), "residual").forecast(days(500))[1:] == (None, None)
+
+
+def test_inner_levels_know_only_what_is_before_the_cut() -> None:
+    posted_at, label = drifting()
+    cuts = inner_cuts(posted_at, 2, 0.2)
+    before = inner_levels(posted_at, label, cuts, "residual")
+    later = label.copy()
+    later[cuts[0][1]] += 50  # scored by the first, last slice alone
+    np.testing.assert_array_equal(inner_levels(posted_at, later, cuts, "residual"), before)
+    assert not np.array_equal(inner_levels(posted_at, label + posted_at / DAY, cuts, "residual"), before)
+    assert not inner_levels(posted_at, label, cuts, "none").any()
+    assert len(inner_levels(posted_at, label, [], "residual")) == 0
+
+
+def test_mix_weights_give_unseen_users_the_share_of_the_scored_rows() -> None:
+    users = np.array(["a", "a", "b", "b", "c", "a", "b", "d"], dtype=object)
+    cuts = [(np.arange(4), np.arange(4, 8))]  # c and d are new there
+    scored = np.array(["x", "y", "z", "a"], dtype=object)
+    (weights,) = mix_weights(users, scored, cuts, "mix")
+    np.testing.assert_allclose(weights[[0, 3]].sum() / weights.sum(), 0.75)
+    for kind, others in (("residual", scored), ("mix", scored[:0]), ("mix", np.array(["x"], dtype=object))):
+        (alike,) = mix_weights(users, others, cuts, kind)  # type: ignore[arg-type]
+        assert (alike == 1).all() or (others is not scored and len(others) == 1)
+    (all_known,) = mix_weights(users, scored, [(np.arange(4), np.arange(5, 7))], "mix")
+    assert (all_known == 1).all()
+
+
+def test_the_weighted_median_against_repeated_values() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        values, times = rng.normal(size=9), rng.integers(1, 4, 9)
+        repeated = np.sort(np.repeat(values, times))
+        found = weighted_median(values, times.astype(float))
+        assert found in repeated[[(len(repeated) - 1) // 2, len(repeated) // 2]]
+    assert weighted_median(np.array([1.0, 2.0]), np.ones(2)) == 1.5

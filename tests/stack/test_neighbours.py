@@ -1,0 +1,150 @@
+"""Neighbours against a slow reference, and who never counts among them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from popularity.errors import ConfigError
+from popularity.stack import StackModel
+from popularity.stack.blocks import read_blocks
+from popularity.stack.fit import Fold, fit_model
+from popularity.stack.heads import FloatArray
+from popularity.stack.matrix import MatrixEncoder, Signal
+from popularity.stack.neighbours import COLUMNS, NEAREST, SHARPNESS, Neighbours
+from tests.stack.small_stack import STACK, random_blocks, write_blocks
+
+FIT, NEW = 90, 30
+DAY = 86_400_000_000  # microseconds
+
+
+def spread(rows: int, seed: int) -> FloatArray:
+    return np.random.default_rng(seed).normal(size=(rows, 5)).astype(np.float32)
+
+
+def names(rows: int, seed: int, users: int = 12) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+    return np.array([f"{user}@N" for user in np.random.default_rng(seed).integers(users, size=rows)], dtype=object)
+
+
+def test_equal_to_a_slow_reference() -> None:
+    vectors, users = spread(FIT, 0), names(FIT, 1)
+    label = np.random.default_rng(2).normal(size=FIT)
+    asked, askers = np.vstack([spread(NEW, 3), vectors[:10]]), np.append(names(NEW, 4, users=20), users[:10])
+    asked[4] = np.nan
+    vectors[7] = np.nan
+    found = Neighbours.fit(vectors, label, users).columns(asked, askers)
+    kept = [row for row in range(FIT) if row != 7]
+    centre = vectors[kept].mean(axis=0)
+    for row, vector in enumerate(asked):
+        if np.isnan(vector).any():
+            assert np.isnan(found[row]).all()
+            continue
+        cosines = {
+            other: float(
+                (vector - centre)
+                @ (vectors[other] - centre)
+                / (np.linalg.norm(vector - centre) * np.linalg.norm(vectors[other] - centre))
+            )
+            for other in kept
+            if users[other] != askers[row]
+        }
+        near = sorted(cosines, key=lambda other: -cosines[other])[:NEAREST]
+        weights = [np.exp(cosines[other] / SHARPNESS) for other in near]
+        expected = [
+            label[near].mean(),
+            np.average(label[near], weights=weights),
+            1 - cosines[near[0]],
+            1 - np.mean([cosines[other] for other in near]),
+        ]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_labels_of_a_user_change_nothing_in_his_rows() -> None:
+    """Out of fold: a fit row has neither its own label in its columns nor one of its user."""
+    vectors, users = spread(FIT, 0), names(FIT, 1)
+    label = np.random.default_rng(2).normal(size=FIT)
+    before = Neighbours.fit(vectors, label, users).columns(vectors, users)
+    mine = users == users[0]
+    after = Neighbours.fit(vectors, np.where(mine, 99.0, label), users).columns(vectors, users)
+    np.testing.assert_array_equal(after[mine], before[mine])
+    assert not np.array_equal(after[~mine], before[~mine])
+
+
+@pytest.mark.parametrize("others", [0, 1, NEAREST - 1])
+def test_few_posts_of_others(others: int) -> None:
+    users = np.array(["me"] * 30 + ["you"] * others, dtype=object)
+    label = np.append(np.full(30, 50.0), np.full(others, 2.0))
+    found = Neighbours.fit(spread(len(users), 0), label, users).columns(
+        spread(3, 1), np.array(["me"] * 3, dtype=object)
+    )
+    if others:
+        np.testing.assert_allclose(found[:, :2], 2.0)
+        assert ((found[:, 2] >= 0) & (found[:, 2] <= found[:, 3]) & (found[:, 3] <= 2)).all()
+    else:
+        assert np.isnan(found).all()
+
+
+def small_fold() -> Fold:
+    pids = [f"{row:04d}" for row in range(FIT + NEW)]
+    rng = np.random.default_rng(0)
+    features = pl.DataFrame(
+        {"pid": pids, "uid": names(FIT + NEW, 1).tolist(), "hour": rng.random(FIT + NEW)}
+    ).with_columns(
+        *(pl.lit("same").alias(name) for name in ("category", "subcategory", "concept", "media_type", "timezone_id")),
+        pl.Series("rhythm.user_week", rng.random(FIT + NEW)),
+        pl.Series("history.level", rng.random(FIT + NEW)),
+    )
+    label = rng.normal(6, 1, FIT)
+    fitted_at, scored_at = np.split(np.arange(FIT + NEW, dtype=np.int64), [FIT])
+    return Fold("report", 0, 0, features.head(FIT), features.tail(NEW), label, fitted_at, scored_at)
+
+
+@pytest.fixture(scope="module")
+def fold() -> Fold:
+    return small_fold()
+
+
+def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
+    posts = pl.concat([fold.fit, fold.score]).select("pid")
+    blocks = random_blocks(posts)
+    columns = replace(STACK.columns, blocks=("metadata", "text"), heads=("text",))
+
+    def seen(*signals: Signal) -> set[str]:
+        return set(MatrixEncoder.fit(fold.fit, fold.label, blocks, replace(columns, signals=signals))[1].names)
+
+    none = seen()
+    assert "hour" in none
+    assert not any("rhythm" in name or "history" in name or "neighbours" in name for name in none)
+    assert seen("rhythm") - none == {"rhythm.user_week"}
+    assert seen("history") - none == {"history.level"}
+    assert seen("neighbours") - none == {f"text_{column}" for column in COLUMNS}
+    with pytest.raises(ConfigError, match="statistics"):
+        seen("picture")
+
+
+def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -> None:
+    """Neighbours and statistics of pictures are columns of the fitted and of the loaded model."""
+    posts = pl.concat([fold.fit, fold.score]).select("pid")
+    image, text, prototype = write_blocks(random_blocks(posts), tmp_path)
+    statistics = posts.with_columns(
+        pl.Series("picture.text", np.random.default_rng(5).random(posts.height), pl.Float32)
+    )
+    statistics.filter(pl.col("pid") != "0003").write_parquet(image / "statistics.parquet")
+    blocks = read_blocks(image, text, prototype)
+    columns = replace(STACK.columns, signals=("neighbours", "picture", "rhythm"))
+    model = fit_model(fold, blocks, columns, replace(STACK, columns=columns), "stack")
+    matrix = model.encoder.apply(fold.score, blocks)
+    assert {"picture.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)
+    assert matrix.blocks[matrix.names.index("picture.text")] == "picture"
+    column = MatrixEncoder.fit(fold.fit, fold.label, blocks, columns)[1]
+    assert np.isnan(column.values[3, column.names.index("picture.text")])
+    model.save(tmp_path / "model")
+    loaded = StackModel.load(tmp_path / "model")
+    np.testing.assert_array_equal(
+        loaded.predict(fold.score, blocks, fold.scored_at).values,
+        model.predict(fold.score, blocks, fold.scored_at).values,
+    )

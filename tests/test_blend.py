@@ -1,0 +1,171 @@
+"""A teammate's predictions in our submission: weights given and fitted, and every file checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pytest
+
+from popularity import blend
+from popularity.errors import DataError
+from popularity.schema import POSTS, PREDICTIONS, write_table
+from popularity.submission.validate import read_scores, validate
+from tests.small_tables import small_posts, small_splits
+
+PARAMS = """
+dataset: {root: data}
+submit: {version: VERSION 1.2, decimals: 4, external_data: nothing}
+"""
+
+
+def write_scores(file: Path, scores: Mapping[str, float]) -> Path:
+    lines = (f"post{pid},{value:.6f}" for pid, value in scores.items())
+    file.write_text("\n".join(["post_id,popularity_score", *lines]) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project after its last stage: posts, predictions of `matched` and a submission, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    posts = small_posts()
+    rng = np.random.default_rng(1)
+    (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
+    test = posts.filter(split="test").sort("source_index")["pid"].to_list()
+    folder = tmp_path / "data/test_allmetadata_json"
+    folder.mkdir(parents=True)
+    (folder / "test_category.json").write_text(json.dumps([{"Pid": pid} for pid in test]), encoding="utf-8")
+    for name in ("submissions", "data/interim", "data/stack"):
+        (tmp_path / name).mkdir(parents=True)
+    write_scores(tmp_path / "submissions/submission.csv", dict(zip(test, rng.normal(6, 1, len(test)), strict=True)))
+    write_table(posts, tmp_path / "data/interim/posts.parquet", POSTS)
+    scored = small_splits(posts).filter(scheme="report", role="score").join(posts, on="pid").sort("pid")
+    predictions = pl.concat(
+        scored.select(
+            "pid",
+            scheme=pl.lit("matched"),
+            repeat=pl.lit(0, pl.Int32),
+            fold=pl.lit(0, pl.Int32),
+            seed=pl.lit(seed, pl.Int64),
+            model=pl.lit("stack"),
+            prediction=pl.col("label") + pl.Series(rng.normal(0, 2, len(scored))),
+            scale=pl.lit(1.0),
+        )
+        for seed in (1, 2)
+    )
+    predictions = predictions.select(list(PREDICTIONS.columns)).sort(PREDICTIONS.key)
+    write_table(predictions, tmp_path / "data/stack/predictions.parquet", PREDICTIONS)
+    return tmp_path
+
+
+def ids(root: Path) -> list[str]:
+    content = json.loads((root / "data/test_allmetadata_json/test_category.json").read_text(encoding="utf-8"))
+    return ["post" + row["Pid"] for row in content]
+
+
+def theirs(root: Path) -> Path:
+    values = np.random.default_rng(5).normal(5, 2, len(ids(root)))
+    return write_scores(root / "theirs.csv", {post[4:]: value for post, value in zip(ids(root), values, strict=True)})
+
+
+def their_matched(root: Path, noise: float) -> tuple[Path, pl.DataFrame]:
+    """Their predictions of what `matched` scores, in another order, and (pid, label, ours, theirs)."""
+    rows = pl.read_parquet(root / "data/stack/predictions.parquet").group_by("pid").agg(ours=pl.mean("prediction"))
+    rows = rows.join(pl.read_parquet(root / "data/interim/posts.parquet").select("pid", "label"), on="pid").sort("pid")
+    rng = np.random.default_rng(2)
+    rows = rows.with_columns(theirs=(pl.col("label") + pl.Series(rng.normal(0, noise, len(rows)))).round(6))
+    shuffled = rows.sample(fraction=1, shuffle=True, seed=3)
+    return write_scores(root / "matched.csv", dict(shuffled.select("pid", "theirs").iter_rows())), rows
+
+
+def scores(file: Path, root: Path) -> npt.NDArray[np.float64]:
+    return np.array(list(read_scores(file, ids(root), in_order=True).values()))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_given_weight(root: Path, weight: float) -> None:
+    file = theirs(root)
+    blend.main(["--add", str(file), "--weight", str(weight), "--out", "out"])
+    mine, other = scores(root / "submissions/submission.csv", root), scores(file, root)
+    for name in ("submission.csv", "submission.json"):
+        assert validate(root / "out" / name, ids(root)).posts == len(ids(root))
+        np.testing.assert_allclose(scores(root / "out" / name, root), (1 - weight) * mine + weight * other, atol=1e-4)
+
+
+def test_a_fitted_weight_is_that_of_the_least_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matched, rows = their_matched(root, noise=1.0)
+    blend.main(["--add", str(theirs(root)), "--matched", str(matched), "--out", "out"])
+    errors = {
+        weight: float(((1 - weight) * rows["ours"] + weight * rows["theirs"] - rows["label"]).abs().to_numpy().mean())
+        for weight in np.linspace(0, 1, 21).round(2)
+    }
+    best = min(errors, key=lambda weight: errors[weight])
+    assert best > 0.5
+    assert f"weight of theirs: {best:g}\n" in capsys.readouterr().out
+    mine, other = scores(root / "submissions/submission.csv", root), scores(root / "theirs.csv", root)
+    np.testing.assert_allclose(scores(root / "out/submission.csv", root), (1 - best) * mine + best * other, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", [["--weight", "0.5"], ["--matched", "matched.csv"]])
+def test_ranks_give_the_order_and_the_mean_the_values(root: Path, how: list[str]) -> None:
+    their_matched(root, noise=2.0)
+    for kind in ("mean", "rank"):
+        blend.main(["--add", str(theirs(root)), *how, "--blend", kind, "--out", kind])
+    mean, rank = (scores(root / kind / "submission.csv", root) for kind in ("mean", "rank"))
+    assert not np.array_equal(np.argsort(mean), np.argsort(rank))
+    np.testing.assert_allclose(np.sort(rank), np.sort(mean), atol=0.6)
+
+
+def broken(root: Path, what: str) -> list[str]:
+    file, (matched, _) = theirs(root), their_matched(root, 1.0)
+    target = matched if what.startswith("matched") else file
+    lines = target.read_text(encoding="utf-8").splitlines()
+    if what.endswith("short"):
+        lines = lines[:-1]
+    elif what.endswith("twice"):
+        lines[-1] = lines[-2]
+    elif what.endswith("nan"):
+        lines[1] = lines[1].split(",")[0] + ",nan"
+    elif what.endswith("order"):
+        lines[1:3] = lines[2:0:-1]
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return ["--add", str(file), "--matched", str(matched), "--out", "out"]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("short", "theirs.csv.*1 scored posts are missing"),
+        ("twice", "theirs.csv.*again, first in row"),
+        ("nan", r"theirs.csv, row 0.*\n.*finite"),
+        ("order", "theirs.csv.*out of order"),
+        ("matched short", "matched.csv.*1 scored posts are missing"),
+        ("matched twice", "matched.csv.*again, first in row"),
+        ("matched nan", r"matched.csv, row 0.*\n.*finite"),
+    ],
+)
+def test_a_broken_file_is_refused_and_leaves_nothing(root: Path, what: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        blend.main(broken(root, what))
+    assert not (root / "out").exists()
+
+
+def test_matched_must_have_been_fitted(root: Path) -> None:
+    matched, _ = their_matched(root, 1.0)
+    file = root / "data/stack/predictions.parquet"
+    pl.read_parquet(file).with_columns(scheme=pl.lit("user")).write_parquet(file)
+    with pytest.raises(DataError, match=r"no predictions of matched(.|\n)*--weight"):
+        blend.main(["--add", str(theirs(root)), "--matched", str(matched), "--out", "out"])
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--weight", "1.5"], ["--weight", "0.5", "--matched", "m.csv"], ["--weight", "0.5", "--out", "data"]]
+)
+def test_wrong_flags(root: Path, more: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        blend.main(["--add", str(theirs(root)), "--out", "out", *more])

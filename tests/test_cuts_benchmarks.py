@@ -1,0 +1,306 @@
+"""The benchmarks that score systems on cuts in time, on random posts: the table of all cuts, and which scheme tells
+the truth."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from benchmarks import cuts, schemes
+from benchmarks.systems import FoldData, Project, ours
+from popularity.errors import ConfigError
+from popularity.evaluation.metrics import mean_absolute_error, spearman
+from popularity.schema import FOLDS, IMAGES, POSTS, read_table, write_table
+from popularity.splits import make_splits, rows_of
+from tests.random_posts import random_images
+from tests.stack.small_stack import ALL_PARTS, FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
+
+
+def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
+    """What the benchmarks read of a run, in `folder`; labels from `posts`."""
+    made, blocks = posts_with_signal(11, train=600, test=120)
+    interim = folder / "data/interim"
+    write_table(made if posts is None else posts, interim / "posts.parquet", POSTS)
+    write_table(random_images(made.sort("pid"), seed=0), interim / "images.parquet", IMAGES)
+    write_table(make_splits(made, replace(SPLIT, cuts=1))[0], interim / "splits.parquet", FOLDS)
+    write_blocks(blocks, folder / "data/embeddings")
+    params = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(STACK)}
+    (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+def relabelled(folder: Path, scheme: str, fold: int, other: Path) -> Path:
+    """A copy of the project in which the posts from the first that the fold scores on have other labels."""
+    posts = read_table(folder / "data/interim/posts.parquet", POSTS)
+    rows = make_splits(posts, replace(SPLIT, cuts=3))[0].filter(scheme=scheme, fold=fold, role="score")
+    start = rows.join(posts, on="pid")["posted_at"].min()
+    drawn = pl.Series(np.random.default_rng(0).uniform(1, 16, posts.height))
+    later = (pl.col("posted_at") >= start) & (pl.col("split") == "train")
+    return write_project(other, posts.with_columns(label=pl.when(later).then(drawn).otherwise("label")))
+
+
+def run_table(folder: Path, *flags: str) -> pl.DataFrame:
+    out = folder / "table.csv"
+    cuts.main(["--folder", str(folder), "--resamples", "30", "--out", str(out), *flags])
+    return pl.read_csv(out, schema_overrides={"cut": pl.String})
+
+
+SOME = ("--systems", "metadata", "user_mean", "constant", "- recency")
+
+
+def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = run_table(project, *SOME)
+    assert set(table["system"]) == {"ours", *SOME[1:]}
+    assert table["cut"].unique(maintain_order=True).to_list() == ["0", "1", "mean"]
+    posts = read_table(project / "data/interim/posts.parquet", POSTS)
+    made = cuts.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
+    for system, change in (("ours", lambda data: data), ("metadata", cuts.metadata_alone)):
+        found = table.filter(system=system)
+        each: dict[str, list[float]] = {"src": [], "mae": []}
+        for data in made.folds(["matched"]):
+            labels, predicted = made.labels(data), ours(change(data))
+            each["src"].append(spearman(labels, predicted) or 0.0)
+            each["mae"].append(mean_absolute_error(labels, predicted))
+        for metric, values in each.items():
+            expected = [*values, np.mean(values)]
+            assert found.filter(metric=metric)["score"].to_list() == pytest.approx(expected)
+    wide = table.filter(metric="mae", cut="mean").select("system", "score", "minus ours", "low", "high")
+    score = dict(wide.select("system", "score").iter_rows())
+    for value, difference, low, high in wide.drop("system").iter_rows():
+        assert difference == pytest.approx(value - score["ours"])
+        assert low <= difference <= high
+    assert score["ours"] != score["- recency"]
+    shown = capsys.readouterr().out
+    assert shown.count("metadata") == 2
+    assert "last" not in shown
+
+
+def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    table = run_table(folder, *SOME)
+    before = tree_bytes(folder / ".state")
+    assert run_table(folder, *SOME).equals(table)
+    assert tree_bytes(folder / ".state") == before
+    for file in (folder / ".state/benchmarks/cuts").iterdir():  # altered, so that it shows
+        kept = pl.read_parquet(file)
+        kept.with_columns(pl.lit(3.0).alias("prediction")).write_parquet(file)
+    assert run_table(folder, *SOME).filter(metric="mae")["minus ours"].unique().to_list() == [0.0]
+
+
+def test_labels_of_report_reach_no_cut(project: Path, tmp_path: Path) -> None:
+    other = relabelled(project, "report", 0, tmp_path)
+    assert run_table(other, *SOME).equals(run_table(project, *SOME))
+
+
+def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
+    posts = read_table(project / "data/interim/posts.parquet", POSTS)
+    made = cuts.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
+    data, *_ = made.folds(["matched"])
+    fold = data.fold
+    others = {
+        "label": replace(data, fold=replace(fold, label=fold.label + 1)),
+        "dates": replace(data, fold=replace(fold, scored_at=fold.scored_at + 1)),
+        "feature": replace(data, fold=replace(fold, score=fold.score.with_columns(hour=pl.lit(1, pl.Int8)))),
+        "parameter": replace(data, params=replace(data.params, half_life_days=1.0)),
+    }
+    rows = {"ours": cuts.stack_row(lambda data: data), "constant": cuts.simple_row("constant")}
+    keys = [row.inputs(one) for row in rows.values() for one in (data, *others.values())]
+    assert len({str(key) for key in keys}) == len(keys)
+    named = cuts.stack_row(lambda data: replace(data, fold=replace(data.fold, scheme="other")))
+    assert named.inputs(data) == rows["ours"].inputs(data)
+    assert cuts.stack_row(cuts.metadata_alone).inputs(data) != rows["ours"].inputs(data)
+
+
+def test_every_part_that_there_is_can_be_left_out() -> None:
+    assert set(cuts.without_parts(STACK)) == {"- image", "- text", "- prototype", "- heads", "- recency"}
+    params = replace(ALL_PARTS, seeds=2, columns=replace(STACK.columns, signals=("words", "rhythm")))
+    parts = cuts.without_parts(params)
+    assert set(parts) - set(cuts.without_parts(STACK)) == {
+        "- signals: words", "- signals: rhythm", "- weights", "- level", "- pseudo-labels", "- lightgbm", "- linear",
+        "- blend by rank", "- further seeds",
+    }  # fmt: skip
+    assert parts["- text"].columns.blocks == ("metadata", "image", "prototype")
+    assert parts["- text"].columns.heads == ("image", "prototype")
+    assert parts["- signals: words"].columns.signals == ("rhythm",)
+    assert parts["- linear"].learners == ("lightgbm",)
+
+
+def test_a_fold_without_histories_keeps_all_else(project: Path) -> None:
+    posts = read_table(project / "data/interim/posts.parquet", POSTS)
+    made = cuts.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
+    data, *_ = made.folds(["matched"])
+    fold = cuts.without_histories(data).fold
+    gone = set(data.fold.fit.columns) - set(fold.fit.columns)
+    assert gone
+    assert all("history" in column for column in gone)
+    assert not any("history" in column for column in fold.fit.columns)
+    assert fold.score.columns == fold.fit.columns
+
+
+def git(folder: Path, *command: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    return subprocess.run(["git", "-C", folder, *who, *command], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_last_cut_is_scored_for_a_commit_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is scored while parameters or code differ from the commit; then the log tells it and the scores."""
+    folder = write_project(tmp_path)
+    monkeypatch.setattr(cuts, "REPOSITORY", folder)
+    with pytest.raises(ConfigError, match="for a commit only"):
+        run_table(folder, "--last")
+    (folder / "src").mkdir()
+    (folder / "src/code.py").write_text("")
+    git(folder, "init")
+    git(folder, "add", "params.yaml", "src")
+    git(folder, "commit", "-m", "all")
+    log = folder / "reports/last_cut.log"
+    for file in (folder / "params.yaml", folder / "src/further.py"):
+        before = file.read_text() if file.exists() else None
+        file.write_text((before or "") + "\n")
+        with pytest.raises(ConfigError, match=f"commit the configuration(.|\n)*{file.name}"):
+            run_table(folder, "--last")
+        file.unlink() if before is None else file.write_text(before)
+    assert not log.exists()
+    assert not (folder / ".state").exists()
+    capsys.readouterr()
+    table = run_table(folder, *SOME, "--last")
+    last = table.filter(cut="last")
+    assert set(last["system"]) == {"ours", *SOME[1:]}
+    commit = git(folder, "rev-parse", "HEAD").strip()
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == last["system"].n_unique()
+    assert all(f"commit {commit} " in line for line in lines)
+    src, mae = (last.filter(system="ours", metric=metric)["score"].item() for metric in ("src", "mae"))
+    assert lines[0].endswith(f"ours  SRC {src:.4f}  MAE {mae:.4f}")
+    mean = table.filter(system="ours", metric="mae", cut="mean")["score"].item()
+    assert f"MAE: mean of the cuts {mean:.4f}, last {mae:.4f}, {mae - mean:+.4f}" in capsys.readouterr().out
+    run_table(folder, *SOME, "--last")
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 2 * len(lines)
+
+
+def test_an_unknown_system_is_a_named_error(project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--systems other: expected of ours, - image, "):
+        run_table(project, "--systems", "other")
+
+
+@pytest.fixture(scope="module")
+def world(project: Path) -> tuple[Project, pl.DataFrame]:
+    """The data set before the last of three cuts, and the rows of that cut."""
+    run = Project.read(project)
+    made = make_splits(run.posts, replace(SPLIT, cuts=3))[0]
+    (*_, (_, rows)) = rows_of(made, ["matched"])
+    return schemes.world_of(run, rows, SPLIT, FEATURIZE), rows
+
+
+def test_a_cut_takes_the_place_of_the_test_part(project: Path, world: tuple[Project, pl.DataFrame]) -> None:
+    made, rows = world
+    truth = Project.read(project).posts
+    posts = made.posts.join(rows, on="pid", validate="1:1")
+    assert posts.height == made.posts.height == rows.height
+    assert (posts["split"] == "train").equals(posts["role"] == "fit")
+    assert posts["label"].is_null().equals(posts["role"] == "score")
+    labels = posts.filter(role="fit").join(truth, on="pid", suffix=" before")
+    assert labels["label"].equals(labels["label before"])
+    (final,) = made.folds(["final"])
+    assert set(final.fold.fit["pid"]) == set(rows.filter(role="fit")["pid"])
+    assert set(final.fold.score["pid"]) == set(rows.filter(role="score")["pid"])
+    start = posts.filter(role="score")["posted_at"].min()
+    shown = {"matched": 3, schemes.LATE: 1, "user": schemes.FOLDS, "random": schemes.FOLDS}
+    for scheme, count in shown.items():
+        folds = list(made.folds([scheme]))
+        assert len(folds) == count
+        for data in folds:
+            pids = [*data.fold.fit["pid"], *data.fold.score["pid"]]
+            assert posts.filter(pl.col("pid").is_in(pids))["posted_at"].max() < start  # type: ignore[operator]
+    used = {pid for data in made.folds(["user"]) for pid in data.fold.score["pid"]}
+    fitted = posts.filter(role="fit")
+    assert used == set(fitted.filter(pl.col("posted_at") < pl.col("posted_at").max())["pid"])  # `report` takes the last
+
+
+def test_the_late_slice_keeps_every_user(world: tuple[Project, pl.DataFrame]) -> None:
+    made, _ = world
+    *_, matched = made.folds(["matched"])
+    (late,) = made.folds([schemes.LATE])
+    assert late.fold.score["pid"].equals(matched.fold.score["pid"])
+    start = matched.posts.filter(pl.col("label").is_null())["posted_at"].min()
+    before = made.posts.filter(pl.col("posted_at") < start)["pid"].sort()
+    assert late.fold.fit["pid"].equals(before)
+    assert len(matched.fold.fit) < len(before)
+
+
+def test_a_promise_is_made_of_labels_before_the_cut(project: Path, tmp_path: Path) -> None:
+    """Other labels from the cut on: every scheme promises the same, and something else comes."""
+    other = relabelled(project, "matched", 1, tmp_path)
+    for name in ("metadata", "user_mean"):
+        first, second = (schemes.scores_of(folder, folder / "params.yaml", 1, name) for folder in (project, other))
+        assert first.drop("came").equals(second.drop("came"))
+        assert not first["came"].equals(second["came"])
+        assert first.height == 2 * 6
+        assert first.group_by("metric").agg(pl.col("came").n_unique())["came"].to_list() == [1, 1]
+
+
+def test_promises_are_scores_of_their_scheme(world: tuple[Project, pl.DataFrame]) -> None:
+    made, _ = world
+
+    def system(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.arange(data.fold.score.height, dtype=np.float64)
+
+    rows = {scheme: made.run({"one": system}, scheme) for scheme in ("matched", schemes.LATE, "user", "random")}
+    rows["final"] = rows["user"]
+    found = schemes.promises(rows, "one")
+    by_cut = rows["matched"].partition_by("cut", maintain_order=True)
+    each = [mean_absolute_error(part["label"].to_numpy(), part["one"].to_numpy()) for part in by_cut]
+    assert found["matched, mean of cuts"]["mae"] == pytest.approx(np.mean(each))
+    assert found["matched, one cut"]["mae"] == pytest.approx(each[-1])
+    pooled = mean_absolute_error(rows["user"]["label"].to_numpy(), rows["user"]["one"].to_numpy())
+    assert found["user folds"]["mae"] == pytest.approx(pooled)
+    assert found["cuts and user folds"]["mae"] == pytest.approx((pooled + np.mean(each)) / 2)
+
+
+def test_schemes_are_judged_by_rank_level_and_regret() -> None:
+    came = {"a": 0.5, "b": 0.4, "c": 0.1}
+    promised = {"good": {"a": 0.6, "b": 0.5, "c": 0.2}, "bad": {"a": 0.1, "b": 0.4, "c": 0.5}}
+    lines = [
+        {"cut": cut, "system": name, "scheme": scheme, "metric": metric, "promised": values[name], "came": came[name]}
+        for metric in ("src", "mae")
+        for scheme, values in promised.items()
+        for cut in (0, 1)
+        for name in came
+    ]
+    src, mae = (
+        schemes.judged(pl.DataFrame(lines), metric).rows_by_key("scheme", named=True, unique=True)
+        for metric in ("src", "mae")
+    )
+    assert src["good"] == {"rank": "1.000 [1.00 1.00]", "level": "+0.1000", "size": "0.1000", "regret": "0.0000"}
+    assert src["bad"] == {"rank": "-1.000 [-1.00 -1.00]", "level": "+0.0000", "size": "0.2667", "regret": "0.4000"}
+    assert mae["good"]["regret"] == "0.0000"
+    assert mae["bad"]["regret"] == "0.4000"
+
+
+def test_the_command_prints_a_line_a_scheme(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--systems", "user_mean", "constant", "--workers", "1", "--out", str(tmp_path / "scores.csv")]
+    schemes.main(["--folder", str(project), *flags])
+    assert pl.read_csv(tmp_path / "scores.csv").height == 2 * schemes.CUTS * 6 * 2
+    shown = capsys.readouterr().out
+    assert shown.count("matched, mean of cuts") == shown.count("random folds") == 2
+
+
+def test_there_are_enough_varied_systems(project: Path) -> None:
+    """Each sees something else of the same fold."""
+    assert len(schemes.SYSTEMS) >= 12
+    world = schemes.truncated(project, project / "params.yaml", 2)
+    (data,) = world.folds(["final"])
+    assert len({str(row.inputs(data)) for row in schemes.SYSTEMS.values()}) == len(schemes.SYSTEMS)
