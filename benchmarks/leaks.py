@@ -184,7 +184,7 @@ def measure(given: Sequence[Case], resamples: int) -> pl.DataFrame:
                     "metric": metric,
                     "leak": name,
                     "claimed": claims[name],
-                    "seems to gain": None if gain is None else better * gain,
+                    "seems to gain": None if gain is None else better * gain + 0.0,
                     "pseudo-test": reached,
                     "loses": bounds[0],
                     "low": bounds[1] if better < 0 else bounds[2],

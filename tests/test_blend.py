@@ -98,7 +98,7 @@ def test_a_given_weight(root: Path, weight: float) -> None:
 
 
 def test_a_fitted_weight_is_that_of_the_least_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    matched, rows = their_matched(root, noise=1.0)
+    matched, rows = their_matched(root, noise=0.5)
     blend.main(["--add", str(theirs(root)), "--matched", str(matched), "--out", "out"])
     errors = {
         weight: float(((1 - weight) * rows["ours"] + weight * rows["theirs"] - rows["label"]).abs().to_numpy().mean())
