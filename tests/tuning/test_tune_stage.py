@@ -309,7 +309,7 @@ def test_a_worker_joins_from_another_copy_of_the_project(inputs: Path, tmp_path:
     """It runs what the stage has not, under the study's name; the stage then writes the result of both."""
     storage = f"journal:{tmp_path / 'journal'}"
     elsewhere = project(inputs, tmp_path / "elsewhere", trials=5, storage=storage)
-    with pytest.raises(Exception, match=r"no study stack-.*\n.*expected: .*same parameters and inputs"):
+    with pytest.raises(Exception, match=r"no study stack-.*\n.*expected: .*same parameters, inputs and code"):
         join(["--folder", str(elsewhere)])
     params = load_params("tune", tuning_stack.TuneParams, elsewhere / "params.yaml")
     search, _ = tuning_stack.stack_search(params, SMALL, StackInputs.below(elsewhere))
