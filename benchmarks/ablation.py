@@ -31,7 +31,7 @@ from benchmarks.networks import Bench
 from popularity.config import load_params
 from popularity.evaluation.metrics import score
 from popularity.evaluation.probes import class_scores, paired_interval, retrieval, silhouette
-from popularity.files import fingerprint, write_text
+from popularity.files import code_fingerprint, fingerprint, write_text
 from popularity.network.losses import cosines
 from popularity.network.model import CLASS_LEVEL, LevelName, NetworkParams
 from popularity.schema import FOLDS, Block, read_table
@@ -188,7 +188,9 @@ def _predict(bench: Bench, system: System, params: TrainParams, folds: list[Fold
         heads=tuple(head for head in stack.columns.heads if head in system.blocks),
     )
     stack = replace(stack, seed=seed, seeds=1, columns=columns, keep=system.keep)
-    key = fingerprint(asdict(stack), system.classes, system.without_heads, vectors, bench.data / "features")
+    key = fingerprint(
+        asdict(stack), code_fingerprint("stack"), system.classes, system.without_heads, vectors, bench.data / "features"
+    )
     path = bench.cache / "fits" / f"{key}.parquet"
     if not path.exists():
         blocks = read_blocks(bench.data / "embeddings/image", bench.data / "embeddings/text", vectors)

@@ -242,9 +242,10 @@ def clustered_variance(inside: FloatArray, users: npt.NDArray[np.str_]) -> float
 def binomial_interval(share: float, variance: float, posts: int, confidence: float) -> tuple[float, float]:
     """Clopper and Pearson's for a share found with `variance`: of as many independent posts as would have it.
 
-    Where all posts are alike the variance says nothing, and each counts for itself.
+    Where all posts are alike the variance says nothing, and each counts for itself. Korn and Graubard's correction for
+    few clusters is left out: there are hundreds.
     """
-    count = share * (1 - share) / variance if variance > 0 else float(posts)
+    count = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else float(posts)
     hits, tail = share * count, (1 - confidence) / 2
     low = float(beta.ppf(tail, hits, count - hits + 1)) if share > 0 else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if share < 1 else 1.0

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
 from popularity.config import PARAMS_FILE, load_params, read_yaml
-from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
+from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
 from popularity.network.model import PrototypeNetwork
 from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
@@ -30,6 +30,8 @@ from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
 
 logger = logging.getLogger(__name__)
+
+CODE = ("encoders", "network", "post_features", "prototypes", "training")  # subpackages that make a network
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Bench:
         """Of everything that stands before the network."""
         tables = [self.data / "interim" / name for name in ("posts.parquet", "images.parquet")]
         embeddings = [self.data / "embeddings" / name for name in ("image", "text")]
-        return fingerprint(asdict(self.towers), *tables, *embeddings)
+        return fingerprint(asdict(self.towers), code_fingerprint(*CODE), *tables, *embeddings)
 
     def _once(self, kind: str, make: Callable[[Path], None], *key: object) -> Path:
         folder = self.cache / kind / fingerprint(*key)

@@ -9,6 +9,7 @@ in its section. Writes report.html and model_card.md.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,10 @@ from popularity.report.inputs import Sources, read_inputs
 from popularity.report.page import build_page
 from popularity.report.pictures import Thumbnails
 from popularity.stage import measured, run
+
+LARGE = 10_000_000  # bytes
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         inputs = read_inputs(sources)
         with Thumbnails(sources.root, inputs.images, inputs.shown.thumbnail, max_pixels) as pictures:
             write_text(html, render(build_page(inputs, pictures)))
+        if html.stat().st_size > LARGE:
+            logger.warning(
+                "%s: %.0f MB, slow to open and to send; lower report.thumbnail, gallery_classes or worst_posts",
+                html, html.stat().st_size / 1e6,
+            )  # fmt: skip
         write_text(card, model_card(inputs))
 
 

@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, atomic_directory, resume_state
@@ -48,10 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         best = best_of(trials)
         write_manifest(
             out,
-            params={"tune": asdict(params), "stack": asdict(stack)},
+            params={"tune": _without_storage(params), "stack": asdict(stack)},
             inputs=vars(inputs),
             metrics={"trials": len(trials), "best": best.value if best else None},
         )
+
+
+def _without_storage(params: TuneParams) -> dict[str, Any]:
+    """For the manifest, which tells nothing of the machine."""
+    return {name: value for name, value in asdict(params).items() if name != "storage"}
 
 
 if __name__ == "__main__":

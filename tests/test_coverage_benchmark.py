@@ -43,6 +43,7 @@ def test_posts_that_always_agree_count_as_one() -> None:
 
 def test_all_or_none_inside() -> None:
     assert binomial_interval(1.0, 0.0, 50, 0.95) == pytest.approx((0.025 ** (1 / 50), 1.0))
+    assert binomial_interval(1.0, 0.01, 50, 0.95) == binomial_interval(1.0, 0.0, 50, 0.95)
     assert binomial_interval(0.0, 0.0, 50, 0.95) == pytest.approx((0.0, 1 - 0.025 ** (1 / 50)))
 
 

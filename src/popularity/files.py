@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,21 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def code_fingerprint(*packages: str) -> str:
+    """The `fingerprint` of this package's sources, or of those of some of its subpackages."""
+    root = Path(__file__).parent
+    return fingerprint(*(file for name in packages or (".",) for file in sorted((root / name).rglob("*.py"))))
+
+
 @contextmanager
 def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path]:
-    """The directory `.state/<stage>/<key>/` in which a stage keeps finished parts.
+    """The directory `.state/<stage>/<key>-<code>/` in which a stage keeps finished parts.
 
     It outlives a kill or an error and is removed on success; `key` is a `fingerprint` of the stage's
-    parameters and inputs, so parts made from others are never picked up. After a change of code, remove `.state`.
+    parameters and inputs, so parts made from others, or by other code, are never picked up.
     """
-    directory = root / stage / key
+    directory = root / stage / f"{key}-{code_fingerprint()}"
     directory.mkdir(parents=True, exist_ok=True)
     yield directory
     shutil.rmtree(directory, ignore_errors=True)

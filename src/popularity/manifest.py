@@ -4,7 +4,7 @@
      "libraries": {"numpy": "2.4.6", ...}, "metrics": {...}, "params": {"stack": {...}}}
 
 No time, no place and nothing of the machine: the same code, parameters, inputs and libraries give the same bytes. A
-manifest is no input of another stage: in dvc.yaml those that read such a folder depend on its other files.
+manifest is an input of stage `report` alone: in dvc.yaml others that read such a folder depend on its other files.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from accelerate.state import AcceleratorState
 
+from popularity.config import read_yaml
 from popularity.errors import ConfigError, ContractError, DataError
 from popularity.images import PictureReader
 from popularity.predict.__main__ import main
@@ -205,6 +206,20 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
     shutil.rmtree(project / "models/network")
     with pytest.raises(DataError, match=r"(?s)lacks models/network/network.json.*dvc repro"):
         one_post()
+
+
+def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
+    """It records all of params.yaml, and stands last in dvc.lock; `dvc repro evaluate` leaves it behind."""
+    params = read_yaml(project / "params.yaml")
+    stages = {"featurize": {"params": {"params.yaml": {"featurize": params["featurize"]}}}}
+    stages["report"] = {"params": {"params.yaml": {**params, "featurize": {"history_prior": 9.0}}}}
+    lock = project / "dvc.lock"
+    before = lock.read_bytes() if lock.exists() else None
+    lock.write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
+    try:
+        one_post()
+    finally:
+        lock.unlink() if before is None else lock.write_bytes(before)
 
 
 def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -> None:

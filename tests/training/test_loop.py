@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from torch import Tensor
 from popularity.errors import DataError
 from popularity.network.model import Batch
 from popularity.training.data import Int64Array
-from popularity.training.loop import Epoch, Posts, make_accelerator, measure, rank_of_target, train_network
+from popularity.training.loop import (
+    DivergenceError,
+    Epoch,
+    Posts,
+    make_accelerator,
+    measure,
+    rank_of_target,
+    train_network,
+)
 from tests.network.small_network import ALL_LEVELS
 from tests.training.small_training import (
     random_vectors,
@@ -258,6 +267,13 @@ def test_ranks_count_the_classes_that_score_at_least_as_high() -> None:
     place = (np.argsort(-scores, axis=1) == target[:, None]).argmax(axis=1)
     assert rank_of_target(torch.from_numpy(scores), torch.from_numpy(target)).tolist() == place.tolist()
     assert rank_of_target(torch.zeros(1, 12), torch.tensor([0])).tolist() == [11]  # a tie is no hit
+    assert rank_of_target(torch.full((1, 12), torch.nan), torch.tensor([0])).tolist() == [11]
+
+
+def test_a_loss_that_is_no_number_is_an_error(bert: Path, tmp_path: Path) -> None:
+    params = train_params(epochs=3)
+    with pytest.raises(DivergenceError, match=r"(?s)epoch 0: the loss is nan.*section train"):
+        small_run(replace(params, lr_prompt=1e30, lr_attention=1e30, clip_norm=1e9), bert, tmp_path)
 
 
 def test_bf16_is_near_fp32(bert: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -40,11 +41,19 @@ class BowlObjective:
 
     seconds: float = 0.0
     fails: bool = False
+    has_children: bool = False
+    worth: float | None = None  # in place of its value
     steps: int = 2
 
     def __call__(self, values: Values) -> Iterator[Step]:
         if self.fails:
             raise ValueError("this objective fails")
+        if self.has_children:  # as the network's objective, whose loaders are processes
+            child = multiprocessing.get_context("spawn").Process(target=os.getpid)
+            child.start()
+            child.join()
+        if self.worth is not None:
+            yield Step(self.worth, {})
         value = (values["x"] - 1) ** 2 + abs(values["n"] - 4) / 8 + (0 if values["parts"] == ["a"] else 1)
         facts: dict[str, float] = {"pid": os.getpid()}
         yield Step(value + 1, facts)

@@ -16,7 +16,7 @@ from popularity.errors import ConfigError
 from popularity.profile import main as edit_params
 from popularity.schema import IMAGES, POSTS, write_block, write_table, write_tokens
 from popularity.training.params import TrainParams
-from popularity.tuning.network import NetworkObjective, NetworkSearchParams, Project, main, network_search
+from popularity.tuning.network import NetworkObjective, NetworkSearchParams, Project, Settings, main, network_search
 from popularity.tuning.study import run_search
 from stages import featurize, split
 from tests.encoders.tiny_encoders import image_params, save_bert, text_params
@@ -81,6 +81,19 @@ def no_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
 
 
+def of_project(folder: Path) -> tuple[Project, Settings]:
+    project = Project(folder)
+    return project, Settings.load(project)
+
+
+def test_a_network_that_diverges_is_worth_a_constant(project: Path, tmp_path: Path) -> None:
+    params = load_params("tune_network", NetworkSearchParams, project / "params.yaml")
+    _, space = network_search(params, *of_project(project))
+    objective = NetworkObjective(*of_project(project), space, tmp_path)
+    objective.space = replace(space, base=replace(space.base, lr_prompt=1e30, clip_norm=1e9))
+    assert [step.value for step in objective(space.default)] == [0.0, 1.0]
+
+
 def test_a_search_writes_a_patch_that_can_be_applied(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,14 +153,16 @@ def test_a_search_that_could_not_be_judged_is_refused(
         (tmp_path / name).symlink_to(project / name)
     write_params(tmp_path, space, **train)
     with pytest.raises(ConfigError, match=message):
-        network_search(load_params("tune_network", NetworkSearchParams, tmp_path / "params.yaml"), Project(tmp_path))
+        network_search(
+            load_params("tune_network", NetworkSearchParams, tmp_path / "params.yaml"), *of_project(tmp_path)
+        )
 
 
 def test_the_report_rows_are_neither_judged_nor_fitted_on(project: Path, tmp_path: Path) -> None:
     """Other labels there, the same trials: the network reads no label, and `matched` has none of those rows."""
     params = replace(load_params("tune_network", NetworkSearchParams, project / "params.yaml"), trials=1)
-    search, space = network_search(params, Project(project))
-    objective = NetworkObjective(Project(project), space, tmp_path)
+    search, space = network_search(params, *of_project(project))
+    objective = NetworkObjective(*of_project(project), space, tmp_path)
     splits = pl.read_parquet(project / "data/interim/splits.parquet")
     scored = splits.filter(scheme="report", role="score")["pid"]
     for fold in objective.folds:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -193,6 +194,29 @@ def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_workers_that_all_end_early_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="all 2 workers ended after 0 of 4 trials"):
         run_search(bowl_search(SQLITE, 4), partial(BowlObjective, fails=True), state=tmp_path, workers=2)
+
+
+def test_workers_may_have_processes_of_their_own(tmp_path: Path) -> None:
+    trials = run_search(bowl_search(SQLITE, 4), partial(BowlObjective, has_children=True), state=tmp_path, workers=2)
+    assert len(trials) == 4
+
+
+@pytest.mark.parametrize("worth", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_ends_the_search(worth: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)trial 0: its value is (nan|inf).*out of the space: \{'n': 8"):
+        run_search(bowl_search(SQLITE, 4), partial(BowlObjective, worth=worth), state=tmp_path)
+
+
+def test_a_default_that_another_worker_is_running_is_not_given_twice(tmp_path: Path) -> None:
+    search = bowl_search(f"journal:{tmp_path / 'journal'}", 3)
+    run_search(replace(search, budget=replace(search.budget, hours=1e-9)), BowlObjective, state=tmp_path)
+    study = open_study(search, tmp_path, create=False)
+    asked = study.ask()  # the enqueued default
+    asked.suggest_float("x", -5.0, 5.0)
+    run_search(replace(search, budget=replace(search.budget, hours=1e-9)), BowlObjective, state=tmp_path, pulse=QUICK)
+    again = [trial for trial in study.get_trials() if trial.state == TrialState.WAITING]
+    assert [trial.system_attrs["fixed_params"] for trial in again] == [search.space.encode(search.space.default)]
+    assert study.get_trials()[0].state == TrialState.FAIL
 
 
 def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

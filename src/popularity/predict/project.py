@@ -96,8 +96,9 @@ class Project:
         if not lock.is_file():
             return
         ran: dict[str, Any] = {}
-        for stage in read_yaml(lock)["stages"].values():
-            ran |= stage.get("params", {}).get(str(PARAMS_FILE), {})
+        for name, stage in read_yaml(lock)["stages"].items():
+            if name != "report":  # it shows all of params.yaml, and may have run long before or after the others
+                ran |= stage.get("params", {}).get(str(PARAMS_FILE), {})
         now = read_yaml(self.params)
         changed = [name for name in SECTIONS if name in ran and ran[name] != now.get(name)]
         if changed:

@@ -33,9 +33,9 @@ SCHEME_SAYS = {
     "random": ("flattering", "Random folds: the model knows most users, and their future. Flatters every model."),
 }
 MODEL_SAYS = {
-    "stack": "all blocks",
-    "metadata": "the same without pictures, texts and network",
-    "user_mean": "mean label of the user's earlier posts",
+    "stack": "the chosen blocks, on the kept fit rows",
+    "metadata": "without pictures, texts and network, on all fit rows",
+    "user_mean": "mean label of the user's fit rows, shrunk to that of all",
     "constant": "median of the fit rows",
 }
 
@@ -344,7 +344,8 @@ def coverage_section(inputs: Inputs) -> Section:
         Text(
             "Around each prediction lies an interval that should hold the true label as often as it states: split "
             "conformal, calibrated on the scored posts of scheme matched and scaled by the expected error of the post. "
-            "Coverage is lost where posts differ from those of the calibration, above all by drift."
+            "Coverage is lost where posts differ from those of the calibration, above all by drift, and where a search "
+            "chose parameters by the calibrating posts."
         )
     ]
     for (scheme,), table in inputs.coverage.partition_by("scheme", maintain_order=True, as_dict=True).items():

@@ -36,7 +36,7 @@ from popularity.stack.weights import row_weights
 
 logger = logging.getLogger(__name__)
 
-MAIN = "stack"  # the model of all blocks, whose errors have a scale
+MAIN = "stack"  # the model whose errors have a scale
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def fit_schemes(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Predictions (contract PREDICTIONS) of every model in every scheme, and importance (block, feature, gain).
 
-    Models: `stack` (all blocks, on the kept fit rows), `metadata` (that block alone), `user_mean`, `constant`. The
+    Models: `stack` (its blocks, on the kept fit rows), `metadata` (that block alone), `user_mean`, `constant`. The
     models of `final` are saved into `model_folder`. Finished folds are kept in `state` and not fitted again.
 
     Raises:

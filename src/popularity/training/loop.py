@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class Posts:
 
     read: Callable[[Int64Array], Batch]
     facts: Callable[[Int64Array], Facts]
+
+
+class DivergenceError(DataError):
+    """A network that such parameters do not train."""
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -97,6 +102,7 @@ def train_network(
 
     Raises:
         DataError: no rows to train on.
+        DivergenceError: the loss of an epoch is no finite number; the checkpoint is that of the epoch before.
     """
     if not len(rows):
         raise DataError("no post to train on has a known class", expected="at least one")
@@ -141,6 +147,12 @@ def train_network(
                 done += 1
                 progress.update()
             epoch = _training_means(sums, network, accelerator)
+            if not math.isfinite(epoch["train/loss"]):
+                raise DivergenceError(
+                    f"epoch {number}: the loss is {epoch['train/loss']}",
+                    expected="a finite number",
+                    fix="lower the rates or clip_norm, or raise the temperatures, in section train of params.yaml",
+                )
             if len(held_out):
                 measured = measure(network, posts, held_out, params, accelerator)
                 epoch |= {f"validation/{name}": value for name, value in measured.items()}
@@ -258,9 +270,9 @@ def head_log_probabilities(network: PrototypeNetwork, outputs: Outputs) -> dict[
 
 
 def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
-    """(b,) how many classes score at least as high as the target, itself not counted; ties count against it."""
+    """(b,) how many classes score at least as high as the target, itself not counted; ties and NaN count against it."""
     own = scores.gather(1, target.clamp(min=0)[:, None])
-    return (scores >= own).sum(dim=1) - 1
+    return (~(scores < own)).sum(dim=1) - 1
 
 
 CHECKPOINT = "checkpoint"

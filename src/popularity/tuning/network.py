@@ -17,6 +17,8 @@ epoch. POPULARITY_TUNE_WORKERS starts several processes.
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,11 +28,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.errors import ConfigError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
-from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
+from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
 from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.schema import FOLDS, IMAGES, POSTS, read_table
 from popularity.splits import rows_of
@@ -38,13 +41,15 @@ from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import Fold, fit_and_predict, load_fold
 from popularity.stage import run
 from popularity.training.assembly import Towers, build_network, posts_for, save_network
-from popularity.training.loop import make_accelerator, train_network
+from popularity.training.loop import DivergenceError, make_accelerator, train_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import TowerOutputs, read_inputs, training_rows
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space, Values
 from popularity.tuning.stack import StackInputs
 from popularity.tuning.study import Budget, Search, Step, run_search, workers_here
+
+logger = logging.getLogger(__name__)
 
 ACCURACY = "validation/top1/mean"
 SCHEME = "matched"
@@ -70,11 +75,6 @@ class Project:
         return self.folder / PARAMS_FILE
 
     @property
-    def root(self) -> Path:
-        """Of the data set."""
-        return self.folder / str(read_yaml(self.params)["dataset"]["root"])
-
-    @property
     def images(self) -> Path:
         return self.folder / "data/interim/images.parquet"
 
@@ -87,18 +87,37 @@ class Project:
         """Of the stack; there is no block `prototype` before a trial has made it."""
         return StackInputs.below(self.folder)
 
-    @property
-    def stack(self) -> StackParams:
-        """One booster a fold, whatever the stage fits."""
-        params = load_params("stack", StackParams, self.params)
-        return replace(params, seeds=1, learners=("lightgbm",))
 
-    @property
-    def embed_posts(self) -> EmbedPostsParams:
-        return load_params("embed_posts", EmbedPostsParams, self.params)
+@dataclass(frozen=True)
+class Settings:
+    """What all trials share, read once: params.yaml may change while they run.
+
+    Args:
+        root: of the data set.
+        towers: which encoders, and how.
+        embed_posts: section of params.yaml.
+        stack: section of params.yaml, with one booster a fold, whatever the stage fits.
+    """
+
+    root: Path
+    towers: Towers
+    embed_posts: EmbedPostsParams
+    stack: StackParams
+
+    @classmethod
+    def load(cls, project: Project) -> Settings:
+        stack = load_params("stack", StackParams, project.params)
+        return cls(
+            project.folder / str(read_yaml(project.params)["dataset"]["root"]),
+            Towers.load(project.params),
+            load_params("embed_posts", EmbedPostsParams, project.params),
+            replace(stack, seeds=1, learners=("lightgbm",)),
+        )
 
 
-def network_search(params: NetworkSearchParams, project: Project) -> tuple[Search, Space[TrainParams]]:
+def network_search(
+    params: NetworkSearchParams, project: Project, settings: Settings
+) -> tuple[Search, Space[TrainParams]]:
     """What is searched in `project`.
 
     Raises:
@@ -110,10 +129,10 @@ def network_search(params: NetworkSearchParams, project: Project) -> tuple[Searc
     if train.validation_share == 0:
         raise ConfigError("train.validation_share is 0: the search needs validation posts to judge trials by")
     space = Space.parse("tune_network.space", params.space, "train", train)
-    inputs, towers = project.inputs, Towers.load(project.params)
-    sections = [asdict(section) for section in (train, towers, project.stack, project.embed_posts)]
+    inputs = project.inputs
+    sections = [asdict(section) for section in (train, settings.towers, settings.stack, settings.embed_posts)]
     key = fingerprint(
-        sections, params.space, params.seed,
+        code_fingerprint(), sections, params.space, params.seed,
         inputs.posts, inputs.splits, inputs.features, inputs.image, inputs.text, project.images,
         *(project.prototypes / name for name in PROTOTYPE_FILES),
     )  # fmt: skip
@@ -125,8 +144,8 @@ class NetworkObjective:
 
     steps = 2
 
-    def __init__(self, project: Project, space: Space[TrainParams], state: Path) -> None:
-        self.project, self.space, self.state = project, space, state
+    def __init__(self, project: Project, settings: Settings, space: Space[TrainParams], state: Path) -> None:
+        self.project, self.settings, self.space, self.state = project, settings, space, state
 
     @cached_property
     def posts(self) -> pl.DataFrame:
@@ -135,10 +154,6 @@ class NetworkObjective:
     @cached_property
     def images(self) -> pl.DataFrame:
         return read_table(self.project.images, IMAGES)
-
-    @cached_property
-    def towers(self) -> Towers:
-        return Towers.load(self.project.params)
 
     @cached_property
     def folds(self) -> list[Fold]:
@@ -153,16 +168,22 @@ class NetworkObjective:
             yield Step(-accuracy, {"top1": accuracy})
             mae, src = self._fit_stack(self._embed(params, folder))
             yield Step(mae - src - accuracy, {"top1": accuracy, "mae_of_constant": mae, "src": src})
-        finally:
+        except (DivergenceError, torch.cuda.OutOfMemoryError) as error:  # would end every further run in the same place
+            logger.warning("%s: it counts as a constant. %s", json.dumps(values), error)
+            yield Step(0.0, {"top1": 0.0})
+            yield Step(1.0, {"top1": 0.0, "mae_of_constant": 1.0, "src": 0.0})
+        except GeneratorExit:  # pruned
             shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _train(self, params: TrainParams, folder: Path) -> float:
         """Top-1 of the validation posts after the last epoch; the network is in `folder`/network."""
         inputs = self.project.inputs
         read = read_inputs(self.posts, TowerOutputs.read(inputs.image, inputs.text), self.project.prototypes, params)
-        network = build_network(params, read, self.towers)
+        network = build_network(params, read, self.settings.towers)
         rows, held_out = training_rows(self.posts, read.vectors, params.rows, params.validation_share, params.seed)
-        reader = posts_for(network, read, self.posts, self.images, self.project.root, self.towers)
+        reader = posts_for(network, read, self.posts, self.images, self.settings.root, self.settings.towers)
         (folder / "training").mkdir(parents=True, exist_ok=True)
         accelerator = make_accelerator(params.precision)
         history = train_network(network, reader, rows, held_out, params, accelerator, state=folder / "training")
@@ -173,10 +194,11 @@ class NetworkObjective:
     def _embed(self, params: TrainParams, folder: Path) -> Path:
         """A folder like data/embeddings/prototype."""
         inputs = self.project.inputs
-        folders = Folders(self.project.root, inputs.image, inputs.text, self.project.prototypes, folder / "network")
+        folders = Folders(self.settings.root, inputs.image, inputs.text, self.project.prototypes, folder / "network")
         (folder / "parts").mkdir(exist_ok=True)
         embed_posts(
-            self.posts, self.images, folders, self.towers, self.project.embed_posts, make_accelerator(params.precision),
+            self.posts, self.images, folders, self.settings.towers, self.settings.embed_posts,
+            make_accelerator(params.precision),
             state=folder / "parts", out=folder / "vectors", explain=folder / "explain",
         )  # fmt: skip
         return folder / "vectors"
@@ -186,7 +208,7 @@ class NetworkObjective:
         inputs, known = self.project.inputs, self.posts.select("pid", "label")
         blocks, found = read_blocks(inputs.image, inputs.text, vectors), []
         for fold in self.folds:
-            predicted = fit_and_predict(fold, blocks, self.project.stack)
+            predicted = fit_and_predict(fold, blocks, self.settings.stack)
             both = predicted.join(known, on="pid", how="left", validate="1:1", maintain_order="left")
             label, prediction = both["label"].to_numpy(), both["prediction"].to_numpy()
             constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
@@ -208,9 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     project = Project(args.folder)
     params = load_params("tune_network", NetworkSearchParams, project.params)
     params = params if args.trials is None else replace(params, trials=args.trials)
-    search, space = network_search(params, project)
+    settings = Settings.load(project)
+    search, space = network_search(params, project, settings)
     with resume_state("tune_network", search.name, args.folder / STATE_ROOT) as state:
-        objective = partial(NetworkObjective, project, space, state)
+        objective = partial(NetworkObjective, project, settings, space, state)
         trials = run_search(search, objective, state=state, workers=workers_here())
         out: Path = args.out or args.folder / "models/network_search"
         with atomic_directory(out) as partial_out:

@@ -22,7 +22,7 @@ import polars as pl
 from pydantic import Field
 
 from popularity.evaluation.metrics import mean_absolute_error, spearman
-from popularity.files import fingerprint
+from popularity.files import code_fingerprint, fingerprint
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
 from popularity.stack.blocks import Blocks, read_blocks
@@ -83,15 +83,18 @@ class StackInputs:
 def stack_search(params: TuneParams, stack: StackParams, inputs: StackInputs) -> tuple[Search, partial[StackObjective]]:
     """The search, and what makes its objective in any process.
 
-    The study's name stands for parameters and inputs, but not for budget and storage: more trials go on where fewer
-    ended.
+    The study's name stands for parameters, inputs and code, but not for budget and storage: in a storage that is kept
+    (a journal, a database) more trials go on where fewer ended. Without trials the space is not looked at, so that any
+    value can be fitted as it is given.
 
     Raises:
         ConfigError: the space is none.
     """
-    space = Space.parse("tune.space", params.space, "stack", stack)
+    space = Space.parse("tune.space", params.space if params.trials else {}, "stack", stack)
     budget = Budget(params.seed, params.trials, params.hours, params.storage)
-    key = fingerprint(asdict(stack), params.space, params.schemes, params.seed, *vars(inputs).values())
+    key = fingerprint(
+        code_fingerprint(), asdict(stack), params.space, params.schemes, params.seed, *vars(inputs).values()
+    )
     return Search(f"stack-{key}", space, budget), partial(StackObjective, inputs, params.schemes, space)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import threading
@@ -37,7 +38,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, ProgrammingError, SQLAlchemyError
 from tqdm import tqdm
 
 from popularity.config import Section
@@ -65,7 +66,7 @@ class Budget(Section):
         storage: `sqlite`, `journal:<path>` or the URL of a database.
     """
 
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     trials: Annotated[int, Field(ge=0)]
     hours: Annotated[float, Field(ge=0)]
     storage: str
@@ -76,7 +77,7 @@ class Search:
     """What is searched.
 
     Args:
-        name: of the study; it holds a fingerprint of all that the values of trials depend on.
+        name: of the study; it holds a fingerprint of all that the values of trials depend on, code included.
         space: searched.
         budget: how much, and where trials are kept.
     """
@@ -196,15 +197,16 @@ def open_study(search: Search, state: Path, *, create: bool) -> optuna.Study:
             f"storage {where!r}: its driver is not installed; for PostgreSQL (postgresql+psycopg://...): "
             "pip install 'psycopg[binary]>=3.3'"
         ) from error
-    except KeyError as error:
-        raise DataError(
-            f"no study {search.name}",
-            file=where,
-            expected="one that the stage began with the same parameters and inputs",
-            fix="start the search itself first, or bring params.yaml and data to the state it was started with",
-        ) from error
-    except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (KeyError, SQLAlchemyError, StorageInternalError, OSError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, KeyError | ProgrammingError):  # no such study, or not even its tables
+            raise DataError(
+                f"no study {search.name}",
+                file=where,
+                expected="one that the stage began with the same parameters, inputs and code",
+                fix="start the search itself first, or bring params.yaml, data and code to the state it began with",
+            ) from error
+        reason = str(cause).splitlines()[0]
         raise DataError(
             f"the trials' storage cannot be used: {reason}",
             file=where,
@@ -301,6 +303,12 @@ def _run_trial(study: optuna.Study, search: Search, trial: optuna.Trial, objecti
     """Runs one trial to its end, or until the trials before it say that it is none of the better half."""
     try:
         for number, step in enumerate(objective(search.space.decode(trial.params))):
+            if not math.isfinite(step.value):
+                raise DataError(
+                    f"trial {trial.number}: its value is {step.value}",
+                    expected="a finite number",
+                    fix=f"keep what it tried out of the space: {search.space.decode(trial.params)}",
+                )
             trial.set_user_attr(FACTS, json.dumps(step.facts))
             trial.report(step.value, number)
             if number < objective.steps - 1 and _is_hopeless(study, number, step.value):
@@ -355,7 +363,7 @@ def _enqueue_default(study: optuna.Study, search: Search) -> None:
     default = search.space.encode(search.space.default)
     trials = study.get_trials(deepcopy=False)
     given = [
-        trial.params or trial.system_attrs.get("fixed_params") for trial in trials if trial.state != TrialState.FAIL
+        trial.system_attrs.get("fixed_params") or trial.params for trial in trials if trial.state != TrialState.FAIL
     ]
     if default not in given:
         study.enqueue_trial(default)
@@ -434,18 +442,22 @@ def _work_in_processes(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(
-            target=_start_worker, args=(search, make_objective, state, worker, deadline, pulse), daemon=True
-        )
+        # No daemons: those may not have children, and the network's objective starts loader processes.
+        context.Process(target=_start_worker, args=(search, make_objective, state, worker, deadline, pulse))
         for worker in range(workers)
     ]
     for process in processes:
         process.start()
-    with tqdm(total=search.budget.trials, desc=search.space.section, unit="trial") as progress:
-        while any(process.is_alive() for process in processes):
+    try:
+        with tqdm(total=search.budget.trials, desc=search.space.section, unit="trial") as progress:
+            while any(process.is_alive() for process in processes):
+                _show(progress, study.get_trials(deepcopy=False, states=FINISHED))
+                time.sleep(1.0)
             _show(progress, study.get_trials(deepcopy=False, states=FINISHED))
-            time.sleep(1.0)
-        _show(progress, study.get_trials(deepcopy=False, states=FINISHED))
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
     for worker, process in enumerate(processes):
         if process.exitcode:
             logger.warning("worker %d ended with exit code %d", worker, process.exitcode)
