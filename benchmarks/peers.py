@@ -1,7 +1,8 @@
 """What a competitor would run today, from the same files: honest opponents with their own best settings.
 
 Each is a system of one fold (benchmarks.systems), fitted on its fit rows alone; labels of scored rows are not there to
-be read. Settings were chosen as ours were, on the cuts of `matched` of the memes data.
+be read. The boosters' settings are the better of a few on cuts of `matched` of the memes data; those of text_model and
+autogluon were not searched.
 
     python -m benchmarks.peers --folder ../run                       # every installed peer on `matched`, against ours
     python -m benchmarks.peers --folder ../run --systems catboost_2020 text_model

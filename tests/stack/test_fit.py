@@ -254,7 +254,7 @@ def test_a_level_that_falls_is_forecast(trending: Run, level: LevelKind, tmp_pat
     run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report", "user"))
     high, right = errors(trending, "report"), errors(run, "report")
     assert high.mean() > 0.5
-    assert abs(right.mean()) < 0.6 * high.mean()
+    assert abs(right.mean()) < 0.7 * high.mean()
     assert np.abs(right).mean() < np.abs(high).mean() - 0.1
     # Where there is nothing to forecast, the level does no harm.
     assert np.abs(errors(run, "user")).mean() < np.abs(errors(trending, "user")).mean() + 0.05
