@@ -277,7 +277,7 @@ def test_scored_rows_enter_a_fit_by_switches(trending: Run, change: dict[str, An
     trees = after.models["lightgbm"][0].dump_model()["tree_info"]
     roots = [int(tree["tree_structure"]["internal_count"]) for tree in trees]
     seen = data.fit.height + (data.score.height if "pseudo_weight" in change else 0)
-    assert max(roots) == pytest.approx(seen * LONG.trees.bagging_fraction, rel=0.05)
+    assert max(roots) == pytest.approx(seen * LONG.trees.bagging_fraction, rel=0.1)
     # Without a scored row, as in `final` without a test part, there is nothing to see.
     none = replace(data, score=data.score.head(0), scored_at=data.scored_at[:0])
     for name, one in (("alone", params), ("plain", LONG)):

@@ -29,6 +29,7 @@ from popularity.splits import rows_of
 from popularity.stack import StackParams
 from popularity.stack.fit import load_fold
 from popularity.stack.inner import recency_weights
+from popularity.stack.level import Level
 from popularity.stack.lightgbm_learner import lightgbm_params
 from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.selection import kept_rows
@@ -133,9 +134,11 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
     fitted, curves = [], []
     for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["matched", "user"]):
         fold = load_fold(key, rows, posts, inputs / "features")
-        encoder, matrix = MatrixEncoder.fit(fold.fit, fold.label, blocks, params.columns)
+        level = Level.fit(fold.posted_at, fold.label, params.level)
+        rest = level.remove(fold.label, fold.posted_at)
+        encoder, matrix = MatrixEncoder.fit(fold.fit, rest, blocks, params.columns)
         kept = kept_rows(list(matrix.pids), blocks.scalars, params.keep, params.seed)
-        target = Target.fit(fold.label[kept], params.target)
+        target = Target.fit(rest[kept], params.target)
         how: dict[str, Any] = {
             "feature_name": list(matrix.names),
             "categorical_feature": list(matrix.categorical),
@@ -148,7 +151,7 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         }
         data = lgb.Dataset(
             matrix.values[kept],
-            target.apply(fold.label[kept]),
+            target.apply(rest[kept]),
             weight=recency_weights(fold.posted_at[kept], params.half_life_days),
             reference=None if kept.all() else lgb.Dataset(matrix.values, fold.label, **how),
             **how,
@@ -157,9 +160,11 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         scored = encoder.apply(fold.score, blocks)
         truth = np.array([labels[pid] for pid in scored.pids])
         predictions = [
-            target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds)))
+            level.add(target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at)
             for rounds in range(1, params.max_rounds + 1)
         ]
+        if level.shifts:  # the error is that after the best shift
+            predictions = [predicted + np.median(truth - predicted) for predicted in predictions]
         curve = [mean_absolute_error(truth, predicted) for predicted in predictions]
         stopped = [
             place for place in range(len(curve)) if place - int(np.argmin(curve[: place + 1])) == params.patience
@@ -191,6 +196,12 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
         assert step.facts["rounds"] == rounds
         assert step.value == pytest.approx(value, abs=1e-9)
+        found.append(step.value)
+    for level in ("shift", "residual"):
+        levelled = replace(SMALL, max_rounds=8, level=level)  # type: ignore[arg-type]
+        *_, step = small_objective(inputs, levelled)(default)
+        rounds, value = separate_fits(objective, levelled, inputs)
+        assert (step.facts["rounds"], step.value) == (rounds, pytest.approx(value, abs=1e-9))
         found.append(step.value)
     assert min(abs(one - other) for one, other in combinations(found, 2)) > 0.001
 
