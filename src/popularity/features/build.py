@@ -126,11 +126,10 @@ def further_features(
 def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.DataFrame) -> pl.DataFrame:
     """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
     table = pids.select("pid").join(read_table(folder / "row.parquet", FEATURES), on="pid", how="left", validate="1:1")
-    context = pl.scan_parquet(folder / "context.parquet")
-    if "fold" not in context.collect_schema():  # TEMPORARY: features of before the cuts
-        context = context.with_columns(fold=pl.lit(None, pl.Int32))
     shown = (pl.col("fold") == fold) | pl.col("fold").is_null()
-    context = context.filter((pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & shown)
+    context = pl.scan_parquet(folder / "context.parquet").filter(
+        (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & shown
+    )
     table = table.join(context.drop("scheme", "repeat", "fold").collect(), on="pid", how="left", validate="1:1")
     label = pl.scan_parquet(folder / "label.parquet").filter(
         (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("fold") == fold)
