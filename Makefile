@@ -30,6 +30,7 @@ $(READY): | requirements.lock
 
 repro: env ## run the whole graph: data -> validated submission and score table
 	@echo "==> dvc repro (profile and data set: params.yaml)"
+	@python -m popularity.check
 	dvc repro
 	@python -m popularity.resources reports/resources
 	@echo && cat reports/scores.txt

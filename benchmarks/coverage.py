@@ -145,7 +145,7 @@ def copy_tree(first: Path, folder: Path) -> None:
     for name, stage in graph.items():
         if name in READ_LABELS:
             continue
-        for out in stage["outs"]:
+        for (out,) in stage["outs"]:  # each a path with its options
             source = first / out
             if source.is_dir():
                 shutil.copytree(source, folder / out)

@@ -101,6 +101,13 @@ def test_every_path_on_the_command_line_is_a_dep_or_an_out(stage: str) -> None:
         )
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_leaves_the_last_output_until_a_stage_replaces_it(stage: str) -> None:
+    for entry in (*STAGES[stage]["outs"], *STAGES[stage].get("metrics", [])):
+        ((path, options),) = entry.items()
+        assert options["persist"], path
+
+
 @pytest.mark.parametrize("stage", sorted({*STAGES} - {"report"}))
 def test_no_stage_depends_on_a_manifest(stage: str) -> None:
     """Its bytes change with the code's revision, and would run again for nothing what follows; the report shows it."""

@@ -55,6 +55,22 @@ def test_submission_is_valid_and_in_the_order_of_the_published_files(clone: Clon
         validate(clone.root / f"submissions/submission.{form}", ids)
 
 
+def test_a_failed_stage_leaves_the_last_output(clone: Clone, tmp_path: Path) -> None:
+    copy = copy_of(clone, tmp_path / "clone")
+    params = copy.root / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    before = {path: (copy.root / path).read_bytes() for path in files_below(copy.root, ["reports", "submissions"])}
+    params.write_text(text.replace("confidence: 0.95", "confidence: 95"), encoding="utf-8")
+    failed = copy.run("dvc", "repro", check=False)
+    assert failed.returncode
+    assert "evaluate.confidence" in failed.stderr
+    assert {
+        path: (copy.root / path).read_bytes() for path in files_below(copy.root, ["reports", "submissions"])
+    } == before
+    params.write_text(text, encoding="utf-8")
+    assert copy.stages_run(copy.run("dvc", "repro").stdout) == []
+
+
 def test_every_file_is_an_out_or_in_git(clone: Clone) -> None:
     outs = _outs(clone)
     assert len(outs) > len(ALL_STAGES)

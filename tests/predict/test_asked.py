@@ -132,7 +132,7 @@ def test_unprintable_characters_are_replaced_as_in_a_data_set() -> None:
     assert (post["title"], post["uid"]) == ("a\ufffdb\ufffdc", "u\ufffd")
 
 
-def test_csv(tmp_path: Path) -> None:
+def test_csv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "posts.csv"
     file.write_text(
         '\ufeffdate,title,mood\n2016-05-01,"a, ""b""\nc",good\n\nonly one\n2016-05-02,d,\n', encoding="utf-8"
@@ -142,6 +142,7 @@ def test_csv(tmp_path: Path) -> None:
     assert rows[0].fields == {"date": "2016-05-01", "title": 'a, "b"\nc'}
     assert rows[1].problem == "1 fields where the file has 3 columns"
     assert rows[2].get("title") == "d"
+    assert "left out mood; known are pid" in caplog.text
 
 
 def test_jsonl(tmp_path: Path) -> None:
@@ -178,6 +179,8 @@ def test_rows_that_cannot_be_used_shift_no_other(tmp_path: Path) -> None:
         ("posts.csv", b"title\nx\n", "`date` among them"),
         ("posts.csv", b"date,date\n1,2\n", "each name once"),
         ("posts.csv", b"date,title\n", "no posts"),
+        ("posts.csv", b"date,titel\n2016-05-01,x\n", "expected: title; known are pid"),
+        ("posts.jsonl", b'{"date": "2016-05-01", "Tags": "x"}\n', "expected: tags; known are pid"),
         ("posts.csv", b"date\n\xff\xfe\n", "not UTF-8"),
         ("posts.jsonl", b"\n", "no posts"),
     ],

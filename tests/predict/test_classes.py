@@ -49,4 +49,6 @@ def test_notes() -> None:
     assert classes.note("C0/") == ""
     unseen = classes.note("C0/S9")
     assert unseen.startswith("unseen class: C0/S9; a mixture of the known ones stands in (spelled alike: C0/S")
+    assert classes.note_above("C0") == classes.note_above("") == ""
+    assert classes.note_above("C00").startswith("unseen class: C00 is no first-level class of the data set (spelled")
     assert classes.note("Q/Zebra") == "unseen class: Q/Zebra; a mixture of the known ones stands in"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,8 @@ import polars as pl
 from popularity.dataset.parsing import EARLIEST, LATEST
 from popularity.errors import DataError
 from popularity.schema import POSTS, check_table, class_key
+
+logger = logging.getLogger(__name__)
 
 FIELDS = (
     *("pid", "image", "title", "tags", "user", "date"),
@@ -77,10 +81,11 @@ class NewPosts:
 def read_posts(path: Path) -> list[Asked]:
     """The posts of a .csv or .jsonl file, one a row or line, with FIELDS as columns or keys.
 
-    A row that cannot be read keeps its place and says its problem. Other columns are left out.
+    A row that cannot be read keeps its place and says its problem. Other columns are left out, and that is said.
 
     Raises:
-        DataError: no such file, of another kind, not UTF-8, without a column `date`, or without a post.
+        DataError: no such file, of another kind, not UTF-8, without a column `date`, with a column that looks like a
+            misspelt one of FIELDS, or without a post.
     """
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
@@ -88,7 +93,9 @@ def read_posts(path: Path) -> list[Asked]:
     try:
         posts = list(readers[path.suffix](path))
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file=path) from error
+        raise DataError(
+            f"cannot be read: {error.strerror}", file=path, expected=f"a file of posts with {', '.join(FIELDS)}"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8: byte {error.start}", file=path, expected="text in UTF-8") from error
     except csv.Error as error:
@@ -96,6 +103,16 @@ def read_posts(path: Path) -> list[Asked]:
     if not posts:
         raise DataError("no posts", file=path, expected="a post in each row after the names of the columns")
     return posts
+
+
+def _refuse_misspelt(names: Iterable[str], file: Path) -> None:
+    """A column that is none of FIELDS is left out with a word, unless it was meant for one: see read_posts."""
+    others = [name for name in names if name not in FIELDS]
+    for name in others:
+        if alike := difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.75):
+            raise DataError(f"column {name}", file=file, expected=f"{alike[0]}; known are {', '.join(FIELDS)}")
+    if others:
+        logger.warning("%s: left out %s; known are %s", file, ", ".join(others), ", ".join(FIELDS))
 
 
 def _read_csv(path: Path) -> Iterator[Asked]:
@@ -108,6 +125,7 @@ def _read_csv(path: Path) -> Iterator[Asked]:
                 file=path,
                 expected=f"each name once, `date` among them; known are {', '.join(FIELDS)}",
             )
+        _refuse_misspelt(names, path)
         for number, row in enumerate(rows):
             if len(row) != len(names):
                 yield Asked(number, {}, problem=f"{len(row)} fields where the file has {len(names)} columns")
@@ -116,6 +134,7 @@ def _read_csv(path: Path) -> Iterator[Asked]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Asked]:
+    seen: dict[str, None] = {}
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(line for line in stream if line.strip()):
             try:
@@ -126,10 +145,12 @@ def _read_jsonl(path: Path) -> Iterator[Asked]:
             if not isinstance(content, dict):
                 yield Asked(number, {}, problem=f"expected an object, found {type(content).__name__}")
                 continue
+            seen |= dict.fromkeys(content)
             texts = {name: _as_text(content.get(name)) for name in FIELDS}
             wrong = [name for name, text in texts.items() if text is None]
             problem = f"{', '.join(wrong)}: expected a text or a number" if wrong else ""
             yield Asked(number, {name: text for name, text in texts.items() if text is not None}, problem)
+    _refuse_misspelt(seen, path)
 
 
 def _as_text(value: Any) -> str | None:

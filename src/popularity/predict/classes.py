@@ -72,6 +72,16 @@ class KnownClasses:
         key, keys = level_key(published, CLASS_LEVEL, self.class_path), self.of_level["key"].to_list()
         if key is None or key in keys:
             return ""
-        alike = difflib.get_close_matches(key, keys, n=3)
-        spelled = f" (spelled alike: {', '.join(alike)})" if alike else ""
-        return f"unseen class: {key}; a mixture of the known ones stands in{spelled}"
+        return f"unseen class: {key}; a mixture of the known ones stands in{_spelled_alike(key, keys)}"
+
+    def note_above(self, published: str) -> str:
+        """What to say of a first-level class of POSTS that is not known; "" of one that is, or of none."""
+        key, keys = level_key(published, LEVEL_ABOVE, self.class_path), self.table.filter(level=LEVEL_ABOVE)["key"]
+        if key is None or key in keys:
+            return ""
+        return f"unseen class: {key} is no first-level class of the data set{_spelled_alike(key, keys.to_list())}"
+
+
+def _spelled_alike(key: str, keys: list[str]) -> str:
+    alike = difflib.get_close_matches(key, keys, n=3)
+    return f" (spelled alike: {', '.join(alike)})" if alike else ""

@@ -272,6 +272,7 @@ def _with_classes(
     rows = []
     for post, likely in zip(blank.select("pid", *LEVELS).iter_rows(named=True), probabilities, strict=True):
         keys, share = classes.likeliest(post, likely)
+        notes[post["pid"]] += filter(None, [classes.note_above(post["category"])])
         notes[post["pid"]].append(
             f"no class: {keys[CLASS_LEVEL]} taken, the likeliest by picture and text ({share:.0%})"
         )

@@ -18,6 +18,7 @@ from popularity.report.inputs import Inputs
 from popularity.report.wording import MINUS, NONE, class_label, counted, estimate, number, percent, shortened
 
 PREDICTION = f"prediction:{MAIN_MODEL}"
+CONSTANTS = "A constant prediction has no rank correlation; where folds are pooled, each has a constant of its own."
 SCHEME_SAYS = {
     "report": (
         "yes",
@@ -111,7 +112,7 @@ def scores_section(inputs: Inputs) -> Section:
                         caption,
                     )
                     for metric, title, caption in (
-                        ("src", "SRC", "Further right is better. A constant prediction has no rank correlation."),
+                        ("src", "SRC", f"Further right is better. {CONSTANTS}"),
                         ("mae", "MAE", "Further left is better."),
                     )
                 ]

@@ -1,0 +1,102 @@
+"""Checks the whole of params.yaml before anything runs: python -m popularity.check; `make repro` begins with it.
+
+A stage checks its own section when its turn comes: on a large data set hours after a key of `evaluate` was misspelt.
+This reads every section at once, finds those that no stage reads, and lists all that is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.demo import DemoParams
+from popularity.encoders.image import EmbedImageParams
+from popularity.encoders.text import EmbedTextParams
+from popularity.errors import ConfigError
+from popularity.evaluation.scores import EvaluateConfig
+from popularity.features import FeaturizeParams
+from popularity.images import IndexImagesParams
+from popularity.post_features.embed import EmbedPostsParams
+from popularity.prototypes.build import PrototypesParams
+from popularity.report.inputs import ReportParams
+from popularity.splits import SplitParams
+from popularity.stack import StackParams
+from popularity.stage import run
+from popularity.submission.write import SubmitConfig
+from popularity.training.params import TrainParams
+from popularity.tuning.network import NetworkSearchParams
+from popularity.tuning.space import Space
+from popularity.tuning.stack import TuneParams
+
+SECTIONS: Mapping[str, Any] = {
+    "demo": DemoParams,
+    "index_images": IndexImagesParams,
+    "split": SplitParams,
+    "featurize": FeaturizeParams,
+    "embed_image": EmbedImageParams,
+    "embed_text": EmbedTextParams,
+    "prototypes": PrototypesParams,
+    "train": TrainParams,
+    "embed_posts": EmbedPostsParams,
+    "tune": TuneParams,
+    "tune_network": NetworkSearchParams,
+    "stack": StackParams,
+    "evaluate": EvaluateConfig,
+    "submit": SubmitConfig,
+    "report": ReportParams,
+}
+OTHERS = ("profile", "dataset")  # no stage has a section of this name
+GENERATED = "data/demo"  # by the graph itself
+
+
+def check(file: Path) -> None:
+    """Nothing, if every stage will take its section.
+
+    Raises:
+        ConfigError: all that is wrong with the file.
+    """
+    content = read_yaml(file)
+    known = (*OTHERS, *SECTIONS)
+    unknown = [name for name in content if name not in known]
+    problems = [f"{file}: no stage reads section '{name}'; known are {', '.join(known)}" for name in unknown]
+    for name, section in SECTIONS.items():
+        _collect(problems, partial(load_params, name, section, file))
+    if not problems:
+        _collect(problems, partial(_check_space, file))
+    root = content.get("dataset", {}).get("root") if isinstance(content.get("dataset"), Mapping) else None
+    if not isinstance(root, str):
+        problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
+    elif root != GENERATED and not (file.parent / root).is_dir():
+        problems.append(f"{file}: dataset.root is {root}, which is no folder; make dataset ROOT=path/to/data sets it")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _collect(problems: list[str], step: Callable[[], object]) -> None:
+    try:
+        step()
+    except ConfigError as error:
+        problems.append(str(error))
+
+
+def _check_space(file: Path) -> None:
+    tune = load_params("tune", TuneParams, file)
+    if tune.trials:
+        Space.parse("tune.space", tune.space, "stack", load_params("stack", StackParams, file))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m popularity.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    args = parser.parse_args(argv)
+    check(args.params)
+
+
+if __name__ == "__main__":
+    run(main)

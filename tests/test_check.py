@@ -1,0 +1,54 @@
+"""The check of params.yaml as a whole: the repository's own file passes, and every kind of mistake is listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from popularity.check import OTHERS, SECTIONS, main
+from popularity.config import read_yaml
+from popularity.errors import ConfigError
+
+REAL = Path(__file__).parents[1] / "params.yaml"
+
+
+def test_the_repositorys_own_file_passes_and_has_every_section() -> None:
+    main(["--params", str(REAL)])
+    assert set(read_yaml(REAL)) == {*OTHERS, *SECTIONS}
+
+
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
+    text = REAL.read_text(encoding="utf-8")
+    for old, new in (
+        ("  confidence: 0.95", "  confidense: 95"),
+        ("\nsubmit:", "\nsubmitt:"),
+        ("  root: data/demo", "  root: /no/such/folder"),
+        ("  thumbnail: 160", "  thumbnail: many"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    params = tmp_path / "params.yaml"
+    params.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        main(["--params", str(params)])
+    said = str(caught.value)
+    for expected in (
+        "no stage reads section 'submitt'; known are profile, dataset, demo",
+        "evaluate.confidense: unknown key; allowed here: seed, bootstrap, confidence",
+        "evaluate.confidence: missing",
+        "report.thumbnail: ",
+        "submit",
+        "dataset.root is /no/such/folder, which is no folder; make dataset ROOT=",
+    ):
+        assert expected in said
+
+
+def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    text = REAL.read_text(encoding="utf-8").replace("    num_leaves: 15", "    num_leaves: 640")
+    params.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"tune\.space\.trees\.num_leaves: .* is 640, outside 7 to 63"):
+        main(["--params", str(params)])
+    params.write_text(text.replace("  trials: 15 ", "  trials: 0 "), encoding="utf-8")
+    main(["--params", str(params)])
