@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from popularity.demo import DemoParams, generate
+from tests.pipeline.conftest import Clone, make_clone, switch_to_tiny
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the stages set it: see stages/__init__.py
@@ -34,3 +35,12 @@ def tiny_dataset(tiny_params: DemoParams, tmp_path_factory: pytest.TempPathFacto
     dataset = Dataset(folder / "data", folder / "truth")
     generate(tiny_params, *dataset)
     return dataset
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose graph has run once with the real DVC; what it printed is in `.git/first-run`."""
+    made = make_clone(tmp_path_factory.mktemp("clone"))
+    switch_to_tiny(made)
+    (made.root / ".git" / "first-run").write_text(made.run("dvc", "repro").stdout, encoding="utf-8")
+    return made

@@ -21,6 +21,10 @@ class MissingWeightsError(PopularityError):
     """The weights of an encoder are not on this machine."""
 
 
+class BusyError(PopularityError):
+    """Another run is at work in the same folder."""
+
+
 class DataError(PopularityError):
     """Input data that cannot be used, with the place where it was found.
 

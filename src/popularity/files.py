@@ -2,55 +2,154 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from popularity.errors import BusyError
+
 STATE_ROOT = Path(".state")
+_NO_SPACE = 1 << 16  # bytes free on a disk that cannot take another block of output
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` that replaces it when the block ends without an error.
 
-    A failure inside the block removes the temporary file and leaves the old `path` as it was.
+    A failure inside the block removes the temporary file and leaves the old `path` as it was. What a killed process
+    left behind goes when another writes the same `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
+    with _partial(path, _make_file) as partial:
         yield partial
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
         partial.chmod(0o644)
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary directory that replaces `path` as a whole on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    partial.chmod(0o755)
-    try:
+    """Yields an empty temporary directory that replaces `path` as a whole on success; otherwise as `atomic_path`."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    with _partial(path, tempfile.mkdtemp) as partial:
+        partial.chmod(0o755)
         yield partial
-        retired = partial.with_suffix(".retired")
-        if path.exists():
-            os.replace(path, retired)
-        os.replace(partial, path)
-        shutil.rmtree(retired, ignore_errors=True)
+        _put_in_place(partial, path)
+
+
+@contextmanager
+def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
+    """A new temporary file or directory beside `path`, locked while it is written and gone afterwards.
+
+    Those that no living process holds are removed: a kill leaves one behind, and they would fill the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever makes one shares the folder's lock until his own is on it, and whoever removes some has it alone.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for left in path.parent.iterdir():
+                if left.name.startswith(f".{path.name}.") and left.name.endswith(".partial") and _is_abandoned(left):
+                    _remove(left)
+        _lock(folder, fcntl.LOCK_SH)
+        partial = Path(make(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        handle = os.open(partial, os.O_RDONLY)
+        _lock(handle, fcntl.LOCK_SH)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(folder)
+    try:
+        with _telling_full(path):
+            yield partial
+    finally:
+        os.close(handle)
+        _remove(partial)
+
+
+@contextmanager
+def _telling_full(path: Path) -> Iterator[None]:
+    """Has a full disk told as such: NumPy says how much it could not write, SQLite and others have errors of their own.
+
+    Raises:
+        OSError: ENOSPC for `path`, in place of any error that has no errno, if no space is left beside it.
+    """
+    try:
+        yield
+    except Exception as error:
+        status = os.statvfs(path.parent)
+        if getattr(error, "errno", None) is None and status.f_bavail * status.f_frsize < _NO_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def _make_file(**where: Any) -> str:
+    handle, name = tempfile.mkstemp(**where)
+    os.close(handle)
+    return name
+
+
+def _lock(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind)
+    except OSError:  # others have it, or the disk has no locks
+        return False
+    return True
+
+
+def _is_abandoned(partial: Path) -> bool:
+    try:
+        handle = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _put_in_place(directory: Path, path: Path) -> None:
+    """Makes `directory` the new `path`; an older `path` stays under the temporary name, or beside it, or is gone.
+
+    The two change places in one step where the system can do that: there is no moment without a `path`.
+    """
+    while not _exchange(directory, path):
+        try:
+            directory.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            aside = directory.with_suffix(".old.partial")
+            path.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            return
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Whether two existing paths have changed places; Python has no call for it."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,8 +197,48 @@ def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path
 
     It outlives a kill or an error and is removed on success; `key` is a `fingerprint` of the stage's
     parameters and inputs, so parts made from others, or by other code, are never picked up.
+
+    Raises:
+        BusyError: another run has it. The processes of one launch share it.
     """
     directory = root / stage / f"{key}-{code_fingerprint()}"
-    directory.mkdir(parents=True, exist_ok=True)
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
+    lock = None
+    try:
+        if int(os.environ.get("RANK", "0")) == 0:
+            lock = _own(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        with _telling_full(directory):
+            yield directory
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _own(directory: Path) -> int:
+    """A handle that holds the directory's lock until it is closed or the process ends.
+
+    The lock is the process's: loader processes that outlive a kill for a moment do not have it.
+    """
+    path = directory / "lock"
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # the other run has ended in this moment
+            continue
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(handle)
+            raise BusyError(
+                f"{directory}: another run of this stage is at work on the same inputs\n"
+                "  expected: one run at a time in one folder\n"
+                "  next: wait until it has ended, or stop it"
+            ) from error
+        except OSError:  # a disk without locks
+            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)  # of a folder that has gone in the meantime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import sys
@@ -12,6 +13,11 @@ from pathlib import Path
 
 from popularity.errors import PopularityError
 from popularity.files import write_json
+
+_UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+}
 
 
 @contextmanager
@@ -33,10 +39,21 @@ def measured(name: str, record: Path) -> Iterator[None]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Entry point of a stage or command: logs to stderr; a PopularityError exits 1 with its message."""
+    """Entry point of a stage or command: logs to stderr; an error for people exits 1 with its message.
+
+    That is a PopularityError, or what the system says of a full disk and of a folder that cannot be written.
+    """
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file of a checkpoint
     try:
         main()
     except PopularityError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        sys.exit(
+            f"error: {error.filename or 'a file'}: {error.strerror}\n"
+            "  expected: folders that can be written, on a disk with space left\n"
+            "  next: make room, or see to the folder, and run the command again: it goes on from what is finished"
+        )

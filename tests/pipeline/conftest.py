@@ -1,4 +1,4 @@
-"""A clean clone of this working tree on profile tiny, run once with the real DVC for all tests of the graph."""
+"""Clean clones of this working tree on profile tiny; the fixture `clone` is one whose graph has run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,18 @@ class Clone:
     def run(
         self, *command: str, check: bool = True, more: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """What the command printed, in an environment without the user's own DVC and S3 settings, and with `more`."""
+        """What the command printed, in the `environment` with `more`."""
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment(more), capture_output=True, text=True, check=False
+        )
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)} exited {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
+        return done
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """This one, without the user's own DVC and S3 settings, with the clone's sources, and with `more`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "AWS_"))}
-        environment |= {
+        return environment | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root / "src"),
             "HF_HUB_OFFLINE": "1",
@@ -37,10 +46,6 @@ class Clone:
             "GIT_CONFIG_VALUE_1": "test@localhost",
             **(more or {}),
         }
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
-        if check and done.returncode:
-            pytest.fail(f"{' '.join(command)} exited {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")
-        return done
 
     def stages_run(self, output: str) -> list[str]:
         """The stages that a `dvc repro` started, from what it printed."""
@@ -68,15 +73,6 @@ def make_clone(root: Path) -> Clone:
 def switch_to_tiny(clone: Clone) -> None:
     clone.run("python", "-m", "popularity.profile", "tiny")
     clone.run("git", "commit", "-q", "-a", "-m", "tiny", check=False)
-
-
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose graph has run once; what it printed is in `.git/first-run`."""
-    made = make_clone(tmp_path_factory.mktemp("clone"))
-    switch_to_tiny(made)
-    (made.root / ".git" / "first-run").write_text(made.run("dvc", "repro").stdout, encoding="utf-8")
-    return made
 
 
 def copy_of(clone: Clone, root: Path) -> Clone:

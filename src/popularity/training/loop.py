@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from popularity.encoders.parts import loader_workers, start_processes
@@ -112,8 +113,7 @@ def train_network(
     optimizer = make_optimizer(network, params)
     schedule = make_schedule(optimizer, total, params)
     model, optimizer = accelerator.prepare(network, optimizer)
-    accelerator.register_for_checkpointing(schedule)
-    history = _restore(accelerator, state, on_epoch)
+    history = _restore(accelerator, schedule, state, on_epoch)
     network.text_tower.to(accelerator.device)
     done = min(len(history) * steps_in_epoch, total)
     with tqdm(
@@ -162,7 +162,7 @@ def train_network(
             )
             if accelerator.is_main_process:
                 on_epoch(number, epoch)
-            _save(accelerator, state, history)
+            _save(accelerator, schedule, state, history)
     return history
 
 
@@ -278,13 +278,17 @@ def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
 CHECKPOINT = "checkpoint"
 
 
-def _save(accelerator: Accelerator, state: Path, history: list[Epoch]) -> None:
-    """Replaces the checkpoint as a whole: weights, optimiser, schedule, random states of all processes, history."""
+def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history: list[Epoch]) -> None:
+    """Replaces the checkpoint as a whole: weights, optimiser, schedule, random states of all processes, history.
+
+    The schedule is ours to keep: accelerate would pickle it, and run whatever it finds in its place.
+    """
     accelerator.wait_for_everyone()
     gathering = state / "gathering"
     accelerator.save_state(str(gathering))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        write_json(gathering / "schedule.json", schedule.state_dict())
         write_json(gathering / "history.json", history)
         with atomic_directory(state / CHECKPOINT) as partial:
             for file in gathering.iterdir():
@@ -293,12 +297,15 @@ def _save(accelerator: Accelerator, state: Path, history: list[Epoch]) -> None:
     accelerator.wait_for_everyone()
 
 
-def _restore(accelerator: Accelerator, state: Path, on_epoch: Callable[[int, Epoch], None]) -> list[Epoch]:
+def _restore(
+    accelerator: Accelerator, schedule: LRScheduler, state: Path, on_epoch: Callable[[int, Epoch], None]
+) -> list[Epoch]:
     """The history so far, with everything else as the checkpoint left it; empty without one."""
     folder = state / CHECKPOINT
     if not (folder / "history.json").is_file():
         return []
     accelerator.load_state(str(folder))
+    schedule.load_state_dict(json.loads((folder / "schedule.json").read_text(encoding="utf-8")))
     history: list[Epoch] = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     logger.info("going on after epoch %d", len(history))
     if accelerator.is_main_process:
