@@ -82,13 +82,14 @@ def _telling_full(path: Path) -> Iterator[None]:
     """Has a full disk told as such: NumPy says how much it could not write, SQLite and others have errors of their own.
 
     Raises:
-        OSError: ENOSPC for `path`, in place of any error that has no errno, if no space is left beside it.
+        OSError: ENOSPC for `path`, in place of any error without a file or a number, if no space is left beside it.
     """
     try:
         yield
     except Exception as error:
         status = os.statvfs(path.parent)
-        if getattr(error, "errno", None) is None and status.f_bavail * status.f_frsize < _NO_SPACE:
+        named = isinstance(error, OSError) and error.errno is not None and error.filename is not None
+        if not named and status.f_bavail * status.f_frsize < _NO_SPACE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 

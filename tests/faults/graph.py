@@ -202,11 +202,11 @@ def kill(workspace: Workspace, stage: Stage, kills: int) -> Count:
 def _kill_once(
     workspace: Workspace, stage: Stage, undisturbed: Ended, kind: str, place: float, *, exactly: bool
 ) -> Ended:
-    """A run that is killed at `place`, from 0 to 1, of its duration or of its writes; a bit earlier if it was faster."""
+    """A run that is killed at `place`, from 0 to 1, of its duration or its writes; earlier if it ended before that."""
     moments = [*undisturbed.writes, undisturbed.seconds]
     for attempt in range(TRIES):
         if kind == "seconds":
-            order = workspace.order(stage, seconds=undisturbed.seconds * place * 0.85**attempt)
+            order = workspace.order(stage, seconds=undisturbed.seconds * place * 0.65**attempt)
         else:
             write = max(1, int(place * len(undisturbed.writes)) - attempt)
             gap = 0.0 if exactly else (moments[write + 1] - moments[write]) * (place * len(undisturbed.writes) % 1)

@@ -163,7 +163,7 @@ def digests(root: Path) -> dict[str, str]:
 
 def on_bad_disk(order: Order, outs: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
     """Runs the stage in a copy of `order.root` on a disk of its own: one that cannot be written, then one that has
-    room for each of `shares` of another set of its outs, then one that has enough.
+    room for each of `shares` of another copy of its largest out, then one that has enough.
 
     Returns the runs that ended badly, each with the files that it left, and the last one with its files.
     """
@@ -189,7 +189,7 @@ def _use_bad_disk(order: Order, outs: Sequence[str], shares: Sequence[float], di
         _mount(disk, 0, "")
         source, root = Path(order.root), disk / "root"
         shutil.copytree(source, root, symlinks=True)
-        size = sum(file.stat().st_size for out in outs for file in _files(root / out))
+        size = max(sum(file.stat().st_size for file in _files(root / out)) for out in outs)
         local = Order(order.module, order.flags, str(root))
         before, bad = digests(root), []
         _mount(disk, _MS_REMOUNT | _MS_RDONLY, "")
@@ -198,9 +198,9 @@ def _use_bad_disk(order: Order, outs: Sequence[str], shares: Sequence[float], di
         for share in shares:
             used = os.statvfs(disk)
             taken = (used.f_blocks - used.f_bfree) * used.f_frsize
-            _mount(disk, _MS_REMOUNT, f"size={taken + int(share * size)}")
+            _mount(disk, _MS_REMOUNT, f"size={taken + int(share * size) // used.f_frsize * used.f_frsize}")
             bad.append({"disk": f"room for {share:.0%}", **_told(local, root)})
-            _mount(disk, _MS_REMOUNT, f"size={taken + 100 * size + (1 << 26)}")
+            _mount(disk, _MS_REMOUNT, f"size={taken + (1 << 28)}")
         last = _told(local, root)
         answer.write_text(json.dumps({"before": before, "bad": bad, "last": last}), encoding="utf-8")
         os._exit(0)

@@ -1,0 +1,172 @@
+"""Outputs take their place whole or not at all, whoever is killed and whoever writes beside; state has one owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from popularity import files
+from popularity.errors import BusyError
+from popularity.files import atomic_directory, atomic_path, resume_state, write_text
+from popularity.stage import run
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """A process of its own that runs `code`; it ends its messages to us by a line break."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    said = process.stdout.readline().strip()
+    assert said == line, process.communicate()[1]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from popularity.files import atomic_directory, atomic_path
+make = {"file": atomic_path, "folder": atomic_directory}[sys.argv[1]]
+with make(Path(sys.argv[2])) as partial:
+    (partial / "part" if partial.is_dir() else partial).write_text("unfinished")
+    print("begun", flush=True)
+    input()
+    (partial / "part" if partial.is_dir() else partial).write_text("whole")
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    killed, living = start(WRITER, kind, target), None
+    wait_for(killed, "begun")
+    living = start(WRITER, kind, target)
+    wait_for(living, "begun")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert len(list(tmp_path.glob(".out.*.partial"))) == 2
+    make = {"file": atomic_path, "folder": atomic_directory}[kind]
+    with make(target) as partial:
+        (partial / "part" if partial.is_dir() else partial).write_text("mine")
+        (tmp_path / ".other.abc.partial").write_text("of another output")
+    assert len(list(tmp_path.glob(".out.*.partial"))) == 1
+    assert living.communicate("\n")[1] == ""
+    assert (target / "part" if kind == "folder" else target).read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.abc.partial", "out"]
+
+
+SWAPPER = """
+import sys
+from pathlib import Path
+from popularity.files import atomic_directory
+input()
+for number in range(60):
+    with atomic_directory(Path(sys.argv[1])) as partial:
+        for name in ("one", "two"):
+            (partial / name).write_text(f"{sys.argv[2]} {number}")
+"""
+
+
+def test_two_runs_into_one_folder_leave_one_of_them_whole_and_no_moment_without_it(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with atomic_directory(target) as partial:
+        for name in ("one", "two"):
+            (partial / name).write_text("first")
+    writers = [start(SWAPPER, target, name) for name in ("a", "b")]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    looked = 0
+    while any(writer.poll() is None for writer in writers):
+        assert target.is_dir()
+        looked += 1
+    assert looked
+    assert [writer.communicate()[1] for writer in writers] == ["", ""]
+    assert (target / "one").read_text() == (target / "two").read_text() in ("a 59", "b 59")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_where_folders_cannot_change_places_they_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, and on file systems without that call."""
+    monkeypatch.setattr(files, "_exchange", lambda _first, _second: False)
+    target = tmp_path / "out"
+    for text in ("old", "new"):
+        with atomic_directory(target) as partial:
+            write_text(partial / text, text)
+        assert [path.name for path in target.iterdir()] == [text]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_error_leaves_the_last_output(tmp_path: Path) -> None:
+    for make, target in ((atomic_path, tmp_path / "file"), (atomic_directory, tmp_path / "folder")):
+        with make(target) as partial:
+            (partial / "part" if partial.is_dir() else partial).write_text("old")
+        with pytest.raises(ZeroDivisionError), make(target) as partial:
+            (partial / "part" if partial.is_dir() else partial).write_text("new")
+            raise ZeroDivisionError
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder/part").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_where_a_folder_should_be_is_one_message_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+
+    def into_the_file() -> None:
+        write_text(tmp_path / "taken" / "out", "text")
+
+    def onto_the_file() -> None:
+        with atomic_directory(tmp_path / "taken"):
+            raise AssertionError("never begun")
+
+    for main in (into_the_file, onto_the_file):
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        assert str(ended.value).startswith(f"error: {tmp_path / 'taken'}")
+        assert "next: " in str(ended.value)
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+OWNER = """
+import os, sys
+from pathlib import Path
+from popularity.files import resume_state
+with resume_state("stage", "key", Path(sys.argv[1])) as state:
+    (state / "part").write_text("finished")
+    if os.fork() == 0:  # a loader process, which outlives a kill for a moment
+        sys.stdin.read()
+        os._exit(0)
+    print("begun", flush=True)
+    input()
+"""
+
+
+def test_state_has_one_owner_until_he_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = start(OWNER, tmp_path)
+    wait_for(owner, "begun")
+    with pytest.raises(BusyError, match="another run of this stage is at work"), resume_state("stage", "key", tmp_path):
+        raise AssertionError("never begun")
+    with resume_state("stage", "other inputs", tmp_path):
+        pass
+    monkeypatch.setenv("RANK", "1")  # a process of the same launch, on the same inputs
+    with pytest.raises(ZeroDivisionError), resume_state("stage", "key", tmp_path) as state:
+        assert (state / "part").read_text() == "finished"
+        raise ZeroDivisionError
+    monkeypatch.delenv("RANK")
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    with resume_state("stage", "key", tmp_path) as state:  # although the child of the dead one lives
+        assert (state / "part").read_text() == "finished"
+    assert not list((tmp_path / "stage").iterdir())
+    owner.communicate()
