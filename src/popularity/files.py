@@ -10,13 +10,17 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from popularity.errors import BusyError
+import polars as pl
+from safetensors import SafetensorError
+
+from popularity.errors import BusyError, ContractError
 
 STATE_ROOT = Path(".state")
 _NO_SPACE = 1 << 16  # bytes free on a disk that cannot take another block of output
@@ -82,14 +86,14 @@ def _telling_full(path: Path) -> Iterator[None]:
     """Has a full disk told as such: NumPy says how much it could not write, SQLite and others have errors of their own.
 
     Raises:
-        OSError: ENOSPC for `path`, in place of any error without a file or a number, if no space is left beside it.
+        OSError: ENOSPC for `path`, in place of any error that names no file, if no space is left there.
     """
     try:
         yield
     except Exception as error:
         status = os.statvfs(path.parent)
-        named = isinstance(error, OSError) and error.errno is not None and error.filename is not None
-        if not named and status.f_bavail * status.f_frsize < _NO_SPACE:
+        full = status.f_bavail * status.f_frsize < _NO_SPACE or "No space left" in str(error)
+        if full and getattr(error, "filename", None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
@@ -161,6 +165,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON with sorted keys: the same content gives the same bytes. NaN is an error."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """For the lines that read an artifact: tells which file is damaged, or no such file at all but a pickle, say.
+
+    Args:
+        path: of the file.
+        errors: of the library that reads it, where they are not of the common ones.
+
+    Raises:
+        ContractError: in place of what the libraries raise.
+    """
+    try:
+        yield
+    except (ValueError, EOFError, zipfile.BadZipFile, SafetensorError, pl.exceptions.PolarsError, *errors) as error:
+        raise ContractError(
+            f"{path}: cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}\n"
+            "  expected: the file as the stage wrote it\n"
+            "  next: restore it (dvc checkout), or run the stage again (dvc repro)"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -21,7 +21,7 @@ import polars as pl
 from polars.datatypes import DataType, DataTypeClass
 
 from popularity.errors import ContractError
-from popularity.files import atomic_path, write_json
+from popularity.files import atomic_path, reading, write_json
 
 Float16Array = npt.NDArray[np.float16]
 
@@ -294,7 +294,8 @@ def write_table(frame: pl.DataFrame, path: Path, contract: Contract) -> None:
 
 def read_table(path: Path, contract: Contract) -> pl.DataFrame:
     """A table that a stage wrote; ContractError when the file is of another shape."""
-    frame = pl.read_parquet(path)
+    with reading(path):
+        frame = pl.read_parquet(path)
     check_table(frame, contract)
     return frame
 
@@ -358,7 +359,8 @@ def read_block(directory: Path, name: str) -> Block:
     """A block that `write_block` wrote; the values stay on disk (memory map)."""
     pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
     about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    block = Block(np.load(directory / f"{name}.npy", mmap_mode="r"), pids, about)
+    with reading(directory / f"{name}.npy"):
+        block = Block(np.load(directory / f"{name}.npy", mmap_mode="r"), pids, about)
     check_block(block)
     return block
 
@@ -407,7 +409,9 @@ def read_tokens(directory: Path, name: str) -> Tokens:
     """Tokens that `write_tokens` wrote; the vectors stay on disk (memory map)."""
     pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
     about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    values = np.load(directory / f"{name}.npy", mmap_mode="r")
-    tokens = Tokens(values, np.load(directory / f"{name}.offsets.npy"), pids, about)
+    with reading(directory / f"{name}.npy"):
+        values = np.load(directory / f"{name}.npy", mmap_mode="r")
+    with reading(directory / f"{name}.offsets.npy"):
+        tokens = Tokens(values, np.load(directory / f"{name}.offsets.npy"), pids, about)
     check_tokens(tokens)
     return tokens

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from popularity.encoders.sources import Precision
 from popularity.errors import ConfigError, ContractError, PopularityError
-from popularity.files import atomic_path
+from popularity.files import atomic_path, reading
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +187,9 @@ def read_parts(directory: Path, cut: Cut, name: str) -> Iterator[npt.NDArray[Any
         path = _part_path(directory, number)
         if not path.is_file():
             raise ContractError(f"{path} is missing: .state/ must lie on a disk that all processes share")
-        with np.load(path, allow_pickle=False) as stored:
-            yield stored[name]
+        with reading(path), np.load(path, allow_pickle=False) as stored:
+            array = stored[name]
+        yield array
 
 
 def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], path: Path, columns: int) -> Float16Array:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from popularity.errors import ContractError
+from popularity.files import reading
 
 Vectors = npt.NDArray[np.floating[Any]]
 Float32Array = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ class ClassSums:
     def read(cls, file: Path, level: str, modality: str) -> ClassSums:
         """Of `prototypes.safetensors`."""
         names = (f"{level}.{modality}_sum", f"{level}.{modality}_count", f"{level}.parent")
-        with safe_open(file, "numpy") as stored:
+        with reading(file), safe_open(file, "numpy") as stored:
             return cls(*(stored.get_tensor(name) for name in names))
 
 

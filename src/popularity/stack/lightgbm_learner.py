@@ -10,7 +10,7 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 
-from popularity.files import write_text
+from popularity.files import reading, write_text
 from popularity.stack.inner import Array, Cut, Learned, Sample
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
@@ -62,7 +62,8 @@ def save(booster: lgb.Booster, path: Path) -> None:
 
 def load(path: Path) -> lgb.Booster:
     """The booster that `save` wrote."""
-    return lgb.Booster(model_str=path.read_text(encoding="utf-8"))
+    with reading(path, lgb.basic.LightGBMError):
+        return lgb.Booster(model_str=path.read_text(encoding="utf-8"))
 
 
 def dataset(sample: Sample, params: StackParams) -> lgb.Dataset:

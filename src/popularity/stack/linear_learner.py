@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 
-from popularity.files import atomic_path
+from popularity.files import atomic_path, reading
 from popularity.stack.inner import Array, Cut, Learned, Rows, Sample
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
@@ -110,7 +110,7 @@ def save(model: RidgeModel, path: Path) -> None:
 
 def load(path: Path) -> RidgeModel:
     """The model that `save` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
+    with reading(path), np.load(path, allow_pickle=False) as arrays:
         return RidgeModel(**{name: arrays[name] for name in arrays.files})
 
 

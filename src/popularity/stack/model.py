@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.files import write_json
+from popularity.files import reading, write_json
 from popularity.stack.blending import Blend
 from popularity.stack.blocks import Blocks
 from popularity.stack.heads import RidgeHead
@@ -193,7 +193,8 @@ class StackModel:
         stored = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         dense: dict[str, DenseEncoder] = {}
         for block in stored["dense"]:
-            with np.load(folder / f"{block['block']}.npz", allow_pickle=False) as arrays:
+            path = folder / f"{block['block']}.npz"
+            with reading(path), np.load(path, allow_pickle=False) as arrays:
                 reducers = {
                     part: BlockReducer(arrays[f"{part}_mean"], arrays.get(f"{part}_components"))
                     for part in block["parts"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightgbm as lgb
 import numpy as np
 
-from popularity.files import write_json, write_text
+from popularity.files import reading, write_json, write_text
 from popularity.stack.inner import Array, Rows
 from popularity.stack.matrix import Matrix
 
@@ -90,7 +90,8 @@ class ScaleModel:
     def load(cls, folder: Path) -> ScaleModel:
         """The model that `save` wrote."""
         trees = folder / "scale.txt"
-        booster = lgb.Booster(model_str=trees.read_text(encoding="utf-8")) if trees.exists() else None
+        with reading(trees, lgb.basic.LightGBMError):
+            booster = lgb.Booster(model_str=trees.read_text(encoding="utf-8")) if trees.exists() else None
         return cls(booster, json.loads((folder / "scale.json").read_text(encoding="utf-8"))["mean"])
 
 

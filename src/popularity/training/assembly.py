@@ -20,7 +20,7 @@ from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfree
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import post_text
 from popularity.errors import ContractError
-from popularity.files import atomic_path, fingerprint, write_json
+from popularity.files import atomic_path, fingerprint, reading, write_json
 from popularity.network.model import Batch, PrototypeNetwork
 from popularity.training.data import Int64Array
 from popularity.training.loop import Epoch, Posts
@@ -127,7 +127,8 @@ def load_network(folder: Path, inputs: Inputs, towers: Towers) -> tuple[Prototyp
     """
     params = trained_params(folder)
     network = build_network(params, inputs, towers)
-    tensors = load_file(folder / "network.safetensors")
+    with reading(folder / "network.safetensors"):
+        tensors = load_file(folder / "network.safetensors")
     own = network.state_dict()
     other = sorted(
         name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import RNG_STATE_NAME, gather_object, load
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
@@ -304,8 +306,18 @@ def _restore(
     folder = state / CHECKPOINT
     if not (folder / "history.json").is_file():
         return []
-    accelerator.load_state(str(folder))
-    schedule.load_state_dict(json.loads((folder / "schedule.json").read_text(encoding="utf-8")))
+    try:
+        # accelerate goes on without the random states if it cannot read them.
+        load(folder / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl")
+        accelerator.load_state(str(folder))
+        schedule.load_state_dict(json.loads((folder / "schedule.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise DataError(
+            f"the checkpoint cannot be read: {str(error).splitlines()[0]}",
+            file=folder,
+            expected="the checkpoint of an earlier run of this stage, as it was written",
+            fix=f"remove it, to train from the start: rm -r {folder}",
+        ) from error
     history: list[Epoch] = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     logger.info("going on after epoch %d", len(history))
     if accelerator.is_main_process:

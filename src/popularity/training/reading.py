@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from popularity.errors import DataError
+from popularity.files import reading
 from popularity.network.model import CLASS_LEVEL, Level
 from popularity.prototypes.build import member_classes
 from popularity.prototypes.classes import ClassIndex
@@ -105,7 +106,7 @@ def read_inputs(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, par
 
 
 def _level(file: Path, level: str, vectors: PostVectors, folds: int) -> Level:
-    with safe_open(file, "pt") as stored:
+    with reading(file), safe_open(file, "pt") as stored:
         whole = Level(*(stored.get_tensor(f"{level}.{name}") for name in ("visual", "text", "parent")))
     if folds == 1:
         return whole

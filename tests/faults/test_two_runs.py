@@ -1,0 +1,68 @@
+"""Two runs of a stage at once in one folder: the first goes on, the other says why it does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages import embed_image
+from tests.encoders.tiny_encoders import Pictures, make_pictures
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def arguments(pictures: Pictures, out: str) -> list[str]:
+    YAML().dump({"embed_image": asdict(pictures.params())}, Path("params.yaml"))
+    places = {"root": pictures.root, "images": pictures.table, "out": Path(out), "resources": Path(f"{out}.json")}
+    return ["--params", "params.yaml", *(part for name, path in places.items() for part in (f"--{name}", str(path)))]
+
+
+def start(given: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}"}
+    command = [sys.executable, "-m", "stages.embed_image", *given]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_second_run_of_a_stage_that_can_be_resumed_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    pictures = make_pictures(tmp_path)
+    embed_image.main(arguments(pictures, "whole"))
+    # A named pipe in place of a picture holds the first run up.
+    last = pictures.root / "zoo/single.jpg"
+    content = last.read_bytes()
+    last.unlink()
+    os.mkfifo(last)
+    first = start(arguments(pictures, "out"))
+    deadline = time.monotonic() + 300
+    while not list(Path(".state/embed_image").glob("*/part-*.npz")) and time.monotonic() < deadline:
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.02)
+    second = start(arguments(pictures, "out"))
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 1
+    assert "another run of this stage is at work on the same inputs" in said
+    assert "Traceback" not in said
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    last.unlink()
+    last.write_bytes(content)
+    third = start(arguments(pictures, "out"))
+    assert third.wait(timeout=300) == 0, third.communicate()[1]
+    third.communicate()
+    assert contents(Path("out")) == contents(Path("whole"))
+    assert not list(Path(".state/embed_image").iterdir())
