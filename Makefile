@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro trials leaks dataset weights test lint clean
+.PHONY: help env repro trials leaks dataset weights test faults lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ weights: env ## fetch the hub encoders named in params.yaml, once
 
 test: env ## run all tests
 	python -m pytest
+
+faults: env ## kill each stage 20 times, fill its disk, run the graph twice; prints counts
+	FAULT_KILLS=20 python -m pytest tests/faults tests/test_files.py tests/dataset/test_mutations.py
 
 lint: env ## ruff and mypy
 	ruff check .

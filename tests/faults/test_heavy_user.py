@@ -48,14 +48,8 @@ def seconds(folder: Path, train: int) -> float:
     posts = posts.with_columns(uid=pl.when(pl.col("source_index") % 20 != 0).then(pl.lit(HEAVY)).otherwise("uid"))
     write_table(posts, folder / "posts.parquet", POSTS)
     empty = {name: pl.lit(None, rule.dtype) for name, rule in IMAGES.columns.items() if rule.nullable}
-    images = posts.select(
-        "pid",
-        shard=pl.lit(""),
-        offset=pl.lit(0, pl.Int64),
-        bytes=pl.lit(0, pl.Int64),
-        **empty,
-        status=pl.lit("missing"),
-    )
+    none = {"shard": pl.lit(""), "offset": pl.lit(0, pl.Int64), "bytes": pl.lit(0, pl.Int64)}
+    images = posts.select("pid", **none, **empty, status=pl.lit("missing"))
     write_table(images.select(list(IMAGES.columns)), folder / "images.parquet", IMAGES)
     sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE)}
     YAML().dump(json.loads(json.dumps(sections)), folder / "params.yaml")
