@@ -23,6 +23,10 @@ from safetensors import SafetensorError
 from popularity.errors import BusyError, ContractError
 
 STATE_ROOT = Path(".state")
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(ValueError, EOFError, zipfile.BadZipFile),
+    *(SafetensorError, pl.exceptions.PolarsError),
+)
 _NO_SPACE = 1 << 16  # bytes free on a disk that cannot take another block of output
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -101,7 +105,7 @@ def _telling_full(path: Path) -> Iterator[None]:
 def _make_file(**where: Any) -> str:
     handle, name = tempfile.mkstemp(**where)
     os.close(handle)
-    return name
+    return str(name)
 
 
 def _lock(handle: int, kind: int) -> bool:
@@ -180,7 +184,7 @@ def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, EOFError, zipfile.BadZipFile, SafetensorError, pl.exceptions.PolarsError, *errors) as error:
+    except (*_DAMAGED, *errors) as error:
         raise ContractError(
             f"{path}: cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}\n"
             "  expected: the file as the stage wrote it\n"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -355,12 +355,19 @@ def write_block(block: Block, directory: Path, name: str) -> None:
     write_json(directory / f"{name}.json", dict(block.about))
 
 
+def _read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> npt.NDArray[Any]:
+    with reading(path):
+        values = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            raise ValueError("several arrays where one was written")
+    return values
+
+
 def read_block(directory: Path, name: str) -> Block:
     """A block that `write_block` wrote; the values stay on disk (memory map)."""
     pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
     about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    with reading(directory / f"{name}.npy"):
-        block = Block(np.load(directory / f"{name}.npy", mmap_mode="r"), pids, about)
+    block = Block(_read_array(directory / f"{name}.npy", mmap_mode="r"), pids, about)
     check_block(block)
     return block
 
@@ -409,9 +416,7 @@ def read_tokens(directory: Path, name: str) -> Tokens:
     """Tokens that `write_tokens` wrote; the vectors stay on disk (memory map)."""
     pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
     about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    with reading(directory / f"{name}.npy"):
-        values = np.load(directory / f"{name}.npy", mmap_mode="r")
-    with reading(directory / f"{name}.offsets.npy"):
-        tokens = Tokens(values, np.load(directory / f"{name}.offsets.npy"), pids, about)
+    values = _read_array(directory / f"{name}.npy", mmap_mode="r")
+    tokens = Tokens(values, _read_array(directory / f"{name}.offsets.npy"), pids, about)
     check_tokens(tokens)
     return tokens

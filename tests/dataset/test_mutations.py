@@ -41,7 +41,7 @@ def written(form: Literal["A", "B"]) -> Files:
         return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-VALID = {form: written(form) for form in ("A", "B")}  # type: ignore[arg-type]
+VALID = {form: written(form) for form in ("A", "B")}
 
 
 def name_of(split: str, role: str) -> str:
@@ -226,7 +226,7 @@ class Change:
         return rest if content is None else {**rest, self.file: content}
 
 
-def edited(change: Callable[[list[dict[str, Any]], Any], None]) -> Callable[..., bytes]:
+def edited(change: Callable[..., None]) -> Callable[..., bytes]:
     """A change of a file's records; bytes that hold none stay."""
 
     def apply(content: bytes, *arguments: Any) -> bytes:

@@ -219,7 +219,7 @@ def _kill_once(
 
 def table(counts: Mapping[str, Count]) -> str:
     """For people: a line a stage, and the sum."""
-    rows = [("stage", "faults injected", "after first write", "survived", "lost rows")]
+    rows: list[tuple[str, ...]] = [("stage", "faults injected", "after first write", "survived", "lost rows")]
     total = Count()
     for name, count in counts.items():
         rows.append((name, *(str(getattr(count, part)) for part in _SHOWN)))

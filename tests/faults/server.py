@@ -22,9 +22,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from popularity.stage import run
 
@@ -83,7 +84,7 @@ class _Writes:
 
     def _is_write(self, event: str, arguments: tuple[Any, ...]) -> bool:
         if event == "ctypes.dlsym":  # what Python has no call for
-            return arguments[1] == "renameat2"
+            return bool(arguments[1] == "renameat2")
         if event == "open":
             path, mode, flags = arguments
             if not (flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(mode or "") & set("wax+")):
@@ -100,15 +101,19 @@ class _Writes:
 
 def execute(order: Order) -> Ended:
     """Runs the stage in a child."""
-    with tempfile.TemporaryFile() as times, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as times, tempfile.TemporaryFile() as said, tempfile.TemporaryFile("r+") as modules:
         started = time.monotonic()
         child = os.fork()
         if not child:
-            _become_stage(order, times.fileno(), said.fileno())
+            _become_stage(order, times.fileno(), said.fileno(), modules)
         code = _wait(child, order, started, times.fileno())
         seconds = time.monotonic() - started
         times.seek(0)
         said.seek(0)
+        modules.seek(0)
+        for name in modules.read().split():  # what stages import on the way: the next child has it from the start
+            with suppress(Exception):
+                importlib.import_module(name)
         moments = [moment - started for (moment,) in _TIME.iter_unpack(times.read())]
         return Ended(code, said.read().decode("utf-8", "replace"), tuple(moments), seconds)
 
@@ -130,8 +135,8 @@ def _wait(child: int, order: Order, started: float, times: int) -> int:
         time.sleep(_POLL)
 
 
-def _become_stage(order: Order, times: int, said: int) -> None:
-    code = 70
+def _become_stage(order: Order, times: int, said: int, modules: TextIO) -> None:
+    code, known = 70, {*sys.modules}
     try:
         for stream in (1, 2):
             os.dup2(said, stream)
@@ -140,6 +145,7 @@ def _become_stage(order: Order, times: int, said: int) -> None:
         sys.addaudithook(_Writes(Path(order.root), times, None if order.delay else order.write))
         run(lambda: main(list(order.flags)))
         code = 0
+        print(*sys.modules.keys() - known, file=modules, flush=True)
     except SystemExit as end:
         print(end.code, file=sys.stderr)
         code = 1
@@ -163,9 +169,9 @@ def digests(root: Path) -> dict[str, str]:
 
 def on_bad_disk(order: Order, outs: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
     """Runs the stage in a copy of `order.root` on a disk of its own: one that cannot be written, then one that has
-    room for each of `shares` of another copy of its largest out, then one that has enough.
+    room for each of `shares` of another copy of its largest out, then, after several of those, one that has enough.
 
-    Returns the runs that ended badly, each with the files that it left, and the last one with its files.
+    Returns the runs that ended badly, each with the files that it left, and the last one (or None) with its files.
     """
     answers = Path(tempfile.mkdtemp())
     disk = Path(tempfile.mkdtemp())
@@ -201,7 +207,7 @@ def _use_bad_disk(order: Order, outs: Sequence[str], shares: Sequence[float], di
             _mount(disk, _MS_REMOUNT, f"size={taken + int(share * size) // used.f_frsize * used.f_frsize}")
             bad.append({"disk": f"room for {share:.0%}", **_told(local, root)})
             _mount(disk, _MS_REMOUNT, f"size={taken + (1 << 28)}")
-        last = _told(local, root)
+        last = _told(local, root) if len(shares) > 1 else None
         answer.write_text(json.dumps({"before": before, "bad": bad, "last": last}), encoding="utf-8")
         os._exit(0)
     except BaseException:  # noqa: BLE001  # the child must not go on as the server

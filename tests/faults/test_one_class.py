@@ -1,41 +1,46 @@
-"""A data set of one class only, through every stage that learns or compares classes."""
+"""A data set of one class only: tables, splits and features are made, and the first stage that needs two says so."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
-import polars as pl
 import pytest
-from accelerate.state import AcceleratorState
+from ruamel.yaml import YAML
 
-from popularity.schema import POSTS, PROTOTYPE_SCALARS, read_block, read_table, write_table
-from stages import train
-from tests.faults.test_pickles import train_arguments
-from tests.post_features.small_world import World
+from popularity.errors import DataError
+from popularity.schema import FOLDS, read_table
+from stages import embed_image, prototypes
+from tests.dataset.layout import build
+from tests.encoders.tiny_encoders import make_pictures
+from tests.faults.test_texts import flags, run_ingest, run_rest
 
 
-@pytest.fixture
-def one_class(world: World) -> World:
-    posts = world.posts().with_columns(
-        category=pl.lit("C0"), subcategory=pl.lit("C0/sea"), concept=pl.lit("C0/sea/cat")
+def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    layout = build("B", train=60, test=20)
+    for part in layout.parts:
+        for row in part.records["category"]:
+            row |= {"Category": "Food", "Subcategory": "tea", "Concept": "cup"}
+    layout.write(tmp_path / "data")
+    posts = run_ingest(tmp_path)
+    assert set(posts["concept"]) == {"Food/tea/cup"}
+    run_rest(tmp_path)
+    assert set(read_table(tmp_path / "splits.parquet", FOLDS)["pid"]) == set(posts["pid"])
+    (tmp_path / "other").mkdir()
+    pictures = make_pictures(tmp_path / "other")
+    YAML().dump({"embed_image": vars(pictures.params())}, tmp_path / "image.yaml")
+    embed_image.main(
+        [
+            *flags(tmp_path, params="image.yaml", root="other/data", images="other/images.parquet"),
+            *flags(tmp_path, out="image", resources="cost.json"),
+        ]
     )
-    write_table(posts, world.folder / "posts.parquet", POSTS)
-    world.make_prototypes()
-    return world
-
-
-def test_training_and_vectors(one_class: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(one_class.folder)
-    AcceleratorState._reset_state()
-    train.main(train_arguments(one_class))
-    (one_class.folder / "trained").rename(one_class.folder / "network")
-    history = json.loads((one_class.folder / "network/network.json").read_text())["history"]
-    assert history[-1]["train/global_prompt"] == 0  # there is nothing to tell apart
-    assert history[-1]["validation/top1/mean"] == 1
-    out = one_class.embed()
-    scalars = read_table(out / "scalars.parquet", PROTOTYPE_SCALARS)
-    assert scalars.height == one_class.posts().height
-    for name in ("logits.margin_global", "distance.visual_other"):  # to another class, of which there is none
-        if name in scalars.columns:
-            assert scalars[name].null_count() == scalars.height
-    assert read_block(out, "logits").values.shape[1] == 3
+    sections = {"prototypes": {"seed": 0, "limit": 8, "class_path": "auto"}, "train": {"rows": "all"}}
+    YAML().dump(sections, tmp_path / "params.yaml")
+    given = {"params": "params.yaml", "posts": "posts.parquet", "image": "image", "text": "text", "out": "prototypes"}
+    with pytest.raises(DataError, match="the training posts have 1 second-level classes") as caught:
+        prototypes.main(flags(tmp_path, **given, report="report.json", resources="cost.json"))
+    assert "at least 2 different names" in str(caught.value.expected)
+    assert caught.value.fix
+    assert not (tmp_path / "prototypes").exists()
