@@ -24,7 +24,7 @@ from popularity.errors import BusyError, ContractError
 
 STATE_ROOT = Path(".state")
 _DAMAGED: tuple[type[Exception], ...] = (
-    *(ValueError, EOFError, zipfile.BadZipFile),
+    *(ValueError, KeyError, EOFError, zipfile.BadZipFile),
     *(SafetensorError, pl.exceptions.PolarsError),
 )
 _NO_SPACE = 1 << 16  # bytes free on a disk that cannot take another block of output

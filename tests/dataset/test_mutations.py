@@ -267,14 +267,6 @@ def swap_rows(rows: list[dict[str, Any]], at: int, to: int) -> None:
     rows[one], rows[other] = rows[other], rows[one]
 
 
-def other_layout(content: bytes) -> bytes:
-    rows = rows_of(content)
-    names = {name: None for row in rows for name in row}
-    if json.loads(content)[:0] == [] if isinstance(json.loads(content), list) else False:
-        return json.dumps({name: {str(at): row.get(name) for at, row in enumerate(rows)} for name in names}).encode()
-    return json.dumps(rows).encode()
-
-
 CHANGES: Mapping[str, Callable[..., bytes | None]] = {
     "set": edited(set_value),
     "drop field": edited(drop_field),
@@ -309,7 +301,7 @@ BYTES = st.one_of(
 def changes(draw: st.DrawFn) -> Change:
     split = draw(st.sampled_from(["train", "test"]))
     role, field = draw(st.sampled_from(FREE + FIXED))
-    drawn = {
+    drawn: dict[str, Callable[[], tuple[Any, ...]]] = {
         "set": lambda: (draw(ROWS), field, draw(VALUES)),
         "drop field": lambda: (draw(ROWS), field),
         "drop row": lambda: (draw(ROWS),),
