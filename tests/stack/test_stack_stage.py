@@ -39,6 +39,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             **given,
             images=root / "images.parquet",
             out=root / "features",
+            report=root / "histories.json",
             resources=root / "resources" / "featurize.json",
         )
     )
