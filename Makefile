@@ -37,7 +37,10 @@ repro: env ## run the whole graph: data -> validated submission and score table
 	@python -m popularity.submission
 
 trials: ## compare experiments: scores that judge a trial, changed parameters
-	@dvc exp show --no-pager --md --only-changed --sort-by matched.stack.mae --drop 'Created|State|Executor|step$$' \
+	@names=$$(dvc exp list --name-only) || exit 1; test -n "$$names" || { \
+		echo "No finished trial of this commit yet; to make one: dvc exp run --name NAME -S KEY=VALUE (README, Experiments)"; \
+		exit 0; }; \
+	dvc exp show --no-pager --md --only-changed --sort-by matched.stack.mae --drop 'Created|State|Executor|step$$' \
 		--drop '(report|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
 		--drop '\w+\.(metadata|user_mean|constant)\.' --drop '\w+\.stack\.(bias|mape)$$' --drop '.*/|submissions$$'
 

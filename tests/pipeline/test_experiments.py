@@ -84,6 +84,9 @@ def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -
     copy.run("dvc", "exp", "branch", other, "better")
     copy.run("dvc", "exp", "remove", one, other)
     assert names(copy) == []
+    assert copy.run("make", "--silent", "trials").stdout.startswith(
+        "No finished trial of this commit yet; to make one:"
+    )
     copy.run("git", "checkout", "-q", "better")
     copy.run("dvc", "checkout")
     assert manifest(copy)["params"]["stack"]["trees"]["learning_rate"] == 0.3

@@ -182,6 +182,7 @@ def test_importance_attention_tuning_and_cost(page: str) -> None:
     assert "12 trials (11 complete, 1 pruned)" in tuning
     assert "best (trial 8)" in tuning
     assert re.search(r"half_life_days 365 158", tuning)
+    assert re.search(r"The 6 best trials stack\. (trial \d+ ){6}value ([\d.−]+ ){6}", tuning)
     assert "train 1.2 s, 120 MiB + 40" in words(section(page, "cost"))
     assert "- attention" in words(section(page, "ablation"))
 

@@ -15,7 +15,7 @@ from popularity.report.drawing import BLUE, MUTED, ORANGE, Line
 from popularity.report.inputs import Inputs
 from popularity.report.wording import counted, number, percent
 
-TRIALS_SHOWN = 10
+TRIALS_SHOWN = 6  # columns: as many as a page of 1280 pixels has room for
 
 
 def tuning_section(inputs: Inputs) -> Section:
@@ -36,7 +36,7 @@ def tuning_section(inputs: Inputs) -> Section:
         most = ordered[0][1] or 1.0
         rows = [Bar(name, [share / most], percent(share)) for name, share in ordered]
         elements.append(Bars("Importance of the parameters: share of the variance between trials (fANOVA)", rows))
-    elements += [_chosen(study), _best_trials(trials, list(study["space"]))]
+    elements += [_chosen(study), _best_trials(trials, study)]
     return Section("tuning", "Tuning", elements)
 
 
@@ -65,13 +65,13 @@ def _chosen(study: Mapping[str, Any]) -> Table:
     return Table("What the search chose", header, [*rows, values], names=3)
 
 
-def _best_trials(trials: pl.DataFrame, keys: list[str]) -> Table:
+def _best_trials(trials: pl.DataFrame, study: Mapping[str, Any]) -> Table:
+    """One column a trial: the names of the parameters are too long to stand side by side."""
     best = trials.filter(state="COMPLETE").sort("value", "number").head(TRIALS_SHOWN)
-    rows = [
-        [str(row["number"]), number(row["value"], 4), *(_shown(row[key]) for key in keys)]
-        for row in best.iter_rows(named=True)
-    ]
-    return Table(f"The {len(rows)} best trials", ["trial", "value", *keys], rows, names=len(keys) + 2)
+    header = [f"{study['section']}.", *(f"trial {trial}" for trial in best["number"])]
+    values = ["value", *(number(value, 4) for value in best["value"])]
+    rows = [[key, *map(_shown, best[key])] for key in study["space"]]
+    return Table(f"The {counted(len(best), 'best trial')}", header, [values, *rows], names=len(header))
 
 
 def _shown(value: Any) -> str:
