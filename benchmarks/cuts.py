@@ -120,7 +120,12 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         for group in columns.signals
     }
     changed |= {
-        "- heads": replace(params, columns=replace(columns, heads=())),
+        "- heads": replace(params, columns=replace(columns, heads=tuple({"network"} & set(columns.heads)))),
+        "- network head": replace(
+            params,
+            columns=replace(columns, heads=_other(columns.heads, "network")),
+            learners=_other(params.learners, "network") or ("lightgbm",),
+        ),
         "- recency": replace(params, half_life_days=0.0),
         "- weights": replace(params, weights="recency"),
         "- level": replace(params, level="none"),
