@@ -159,7 +159,7 @@ def test_a_column_that_is_out_of_fold_and_saved_with_the_model(
     assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".npz", ".txt", ".safetensors"}
     loaded = StackModel.load(tmp_path)
     predicted = [one.predict(fold.score, blocks, fold.scored_at).values for one in (model, loaded)]
-    np.testing.assert_array_equal(*predicted)
+    np.testing.assert_array_equal(predicted[0], predicted[1])
     unread = replace(blocks, attention=None)  # a new post needs none
     np.testing.assert_array_equal(loaded.predict(fold.score, unread, fold.scored_at).values, predicted[0])
 
