@@ -231,7 +231,7 @@ def _selection(folder: Path) -> None:
 
 def _tuning(folder: Path) -> None:
     """Twelve trials of three parameters; the default is the first, the eighth the best, the last pruned."""
-    stack = load_params("stack", StackParams, folder / "params.yaml")
+    stack = replace(load_params("stack", StackParams, folder / "params.yaml"), half_life_days=365.0)
     axes = {
         "half_life_days": {"low": 100.0, "high": 2000.0, "log": True, "integer": False},
         "trees.num_leaves": {"low": 7, "high": 63, "log": True, "integer": True},
