@@ -54,8 +54,8 @@ dataset: env ## choose a data set in the official layout: make dataset ROOT=path
 weights: env ## fetch the hub encoders named in params.yaml, once
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights
 
-test: env ## run all tests
-	python -m pytest
+test: env ## run all tests, two files at a time
+	python -m pytest -n 2 --dist loadfile
 
 lint: env ## ruff and mypy
 	ruff check .
