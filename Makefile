@@ -37,7 +37,10 @@ repro: env ## run the whole graph: data -> validated submission and score table
 	@python -m popularity.submission
 
 trials: ## compare experiments: scores that judge a trial, changed parameters
-	@dvc exp show --no-pager --md --only-changed --sort-by matched.stack.mae --drop 'Created|State|Executor|step$$' \
+	@names=$$(dvc exp list --name-only) || exit 1; test -n "$$names" || { \
+		echo "No finished trial of this commit yet; to make one: dvc exp run --name NAME -S KEY=VALUE (README, Experiments)"; \
+		exit 0; }; \
+	dvc exp show --no-pager --md --only-changed --sort-by matched.stack.mae --drop 'Created|State|Executor|step$$' \
 		--drop '(report|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
 		--drop '\w+\.(metadata|user_mean|constant)\.' --drop '\w+\.stack\.(bias|mape)$$' --drop '.*/|submissions$$'
 
@@ -51,8 +54,8 @@ dataset: env ## choose a data set in the official layout: make dataset ROOT=path
 weights: env ## fetch the hub encoders named in params.yaml, once
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights
 
-test: env ## run all tests
-	python -m pytest
+test: env ## run all tests, two files at a time
+	python -m pytest -n 2 --dist loadfile
 
 faults: env ## kill each stage 20 times, fill its disk, run the graph twice; prints counts
 	FAULT_KILLS=20 python -m pytest tests/faults tests/test_files.py tests/dataset/test_mutations.py

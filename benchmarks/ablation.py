@@ -225,7 +225,7 @@ def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
     vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, about)}
     endings = tuple(f"{mark}{head}" for head in heads for mark in "._")
     dropped = [name for name in blocks.scalars.columns if name.endswith(endings)]
-    return Blocks(vectors, blocks.scalars.drop(dropped))
+    return replace(blocks, vectors=vectors, scalars=blocks.scalars.drop(dropped))
 
 
 def _table(

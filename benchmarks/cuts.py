@@ -120,7 +120,12 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         for group in columns.signals
     }
     changed |= {
-        "- heads": replace(params, columns=replace(columns, heads=())),
+        "- heads": replace(params, columns=replace(columns, heads=_only(columns.heads, "network"))),
+        "- network head": replace(
+            params,
+            columns=replace(columns, heads=_other(columns.heads, "network")),
+            learners=_other(params.learners, "network") or ("lightgbm",),
+        ),
         "- recency": replace(params, half_life_days=0.0),
         "- weights": replace(params, weights="recency"),
         "- level": replace(params, level="none"),
@@ -134,6 +139,10 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
 
 def _without_block(columns: Any, block: str) -> Any:
     return replace(columns, blocks=_other(columns.blocks, block), heads=_other(columns.heads, block))
+
+
+def _only(names: Sequence[str], name: str) -> Any:
+    return tuple(other for other in names if other == name)
 
 
 def _other(names: Sequence[str], name: str) -> Any:

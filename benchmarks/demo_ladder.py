@@ -36,7 +36,7 @@ from popularity.stage import run
 
 STAGES = (
     "demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text", "prototypes", "train",
-    "embed_posts", "tune", "stack",
+    "embed_posts", "select", "tune", "stack",
 )  # fmt: skip
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
-    """The content of params.yaml for one data set of the ladder; the stack is taken as it stands there, untuned."""
+    """The content of params.yaml for one data set of the ladder; the stack is taken as it stands there."""
     params: dict[str, Any] = read_yaml(file)
     demo = params["demo"]
     if posts is not None:
@@ -99,6 +99,7 @@ def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
     demo["seed"] = seed
     params["dataset"]["root"] = "data/demo"
     params["stack"]["schemes"] = [REPORT]
+    params["select"]["candidates"] = []
     params["tune"]["trials"] = 0
     return params
 

@@ -3,11 +3,11 @@
     python -m benchmarks.level                                       # of the run in this folder, at params.yaml
     python -m benchmarks.level --folder ../run --seeds 1 --only "level residual" linear --out level.csv
 
-Every row is one change to the plain stack (no level, recency weights, LightGBM alone) or, below, to the stack whose
-level is `residual`. They are scored on the cuts of `matched`, all before `report` begins; a score is the mean over the
-cuts, and an interval is over users, of the difference on the same draws. Splits and features are made here from the
-parameters; finished predictions are kept in .state/benchmarks of the folder. Needs `dvc repro embed_posts`, and rows
-with CatBoost the optional extra.
+Every row is one change to the plain stack (no level, weights that halve in a year, LightGBM alone) or, below, to the
+stack whose level is `residual`. They are scored on the cuts of `matched`, all before `report` begins; a score is the
+mean over the cuts, and an interval is over users, of the difference on the same draws. Splits and features are made
+here from the parameters; finished predictions are kept in .state/benchmarks of the folder. Needs `dvc repro
+embed_posts`, and rows with CatBoost the optional extra.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def choices(params: StackParams) -> Mapping[str, StackParams]:
     """The stack with each choice by itself, by name."""
     plain = replace(
-        params, level="none", weights="recency", learners=("lightgbm",), blend="mean", pseudo_weight=0.0, target="raw"
-    )
+        params, level="none", weights="recency", half_life_days=365.0, learners=("lightgbm",), blend="mean",
+        pseudo_weight=0.0, target="raw",
+    )  # fmt: skip
     level = replace(plain, level="residual")
     rows = {
         PLAIN: plain,

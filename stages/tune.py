@@ -1,11 +1,14 @@
 """Searches the stack's parameters by the schemes `matched` and `user`; the next stage takes what it found.
 
+The search starts from params.yaml with the selected configuration.
+
 Reads posts, splits, features and the blocks of both encoders and of the network; writes best_params.yaml, trials.csv
-and study.json. With tune.trials 0 it finds nothing, and the stack keeps the values of params.yaml.
+and study.json. best_params.yaml holds the keys of the selected configuration too; with tune.trials 0 no others.
 
     python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
-        --prototype data/embeddings/prototype --out models/tuning --resources reports/resources/tune.json
+        --prototype data/embeddings/prototype --selected models/selection/choice.yaml \
+        --out models/tuning --resources reports/resources/tune.json
 
 A killed run goes on after its last finished trial. POPULARITY_TUNE_WORKERS is the number of processes, one by default;
 with more of them, or with tune.hours, another run may find something else.
@@ -17,7 +20,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from popularity.config import PARAMS_FILE, load_params
+from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.files import STATE_ROOT, atomic_directory, resume_state
 from popularity.manifest import write_manifest
 from popularity.stack import StackParams
@@ -33,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [field.name for field in fields(StackInputs)]
     for name in (*names, "out", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--selected", type=Path, help="choice.yaml, whose keys replace those of section stack")
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("tune", TuneParams, args.params)
-    stack = load_params("stack", StackParams, args.params)
+    stack = load_params("stack", StackParams, args.params, args.selected)
     inputs = StackInputs(**{name: vars(args)[name] for name in names})
     search, objective = stack_search(params, stack, inputs)
     with (
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_directory(args.out) as out,
     ):
         trials = run_search(search, objective, state=state, workers=workers_here())
-        write_results(trials, search, out)
+        write_results(trials, search, out, read_yaml(args.selected) if args.selected else {})
         best = best_of(trials)
         write_manifest(
             out,

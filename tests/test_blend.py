@@ -111,6 +111,44 @@ def test_a_fitted_weight_is_that_of_the_least_error(root: Path, capsys: pytest.C
     np.testing.assert_allclose(scores(root / "out/submission.csv", root), (1 - best) * mine + best * other, atol=1e-4)
 
 
+def another_run(root: Path, name: str, noise: float) -> Path:
+    """A finished run beside ours: nearer to the labels the less the noise."""
+    rng = np.random.default_rng(len(name))
+    folder = root / name
+    for part in ("submissions", "data/stack"):
+        (folder / part).mkdir(parents=True)
+    test = {post[4:]: value for post, value in zip(ids(root), rng.normal(6, 1, len(ids(root))), strict=True)}
+    write_scores(folder / "submissions/submission.csv", test)
+    labels = pl.read_parquet(root / "data/interim/posts.parquet").select("pid", "label")
+    predictions = pl.read_parquet(root / "data/stack/predictions.parquet").join(labels, on="pid", maintain_order="left")
+    predictions = predictions.with_columns(
+        prediction=pl.col("label") + pl.Series(rng.normal(0, noise, len(predictions)))
+    )
+    write_table(predictions.drop("label"), folder / "data/stack/predictions.parquet", PREDICTIONS)
+    return folder
+
+
+def test_runs_are_weighted_by_what_they_predict_of_matched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = another_run(root, "good", 0.3), another_run(root, "bad", 30.0)
+    blend.main(["--runs", str(bad), str(good), "--out", "out"])
+    told = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if line.startswith("weight of"))
+    weights = [float(told[f"weight of {name}"]) for name in ("ours", str(bad), str(good))]
+    assert weights[1] == 0
+    assert weights[2] > 0.5
+    assert sum(weights) == pytest.approx(1)
+    each = [scores(folder / "submissions/submission.csv", root) for folder in (root, bad, good)]
+    np.testing.assert_allclose(scores(root / "out/submission.csv", root), np.array(weights) @ each, atol=1e-4)
+
+
+def test_a_run_of_other_splits_is_refused(root: Path) -> None:
+    other = another_run(root, "other", 1.0)
+    file = other / "data/stack/predictions.parquet"
+    pl.read_parquet(file).filter(pl.col("pid") != pl.col("pid").first()).write_parquet(file)
+    with pytest.raises(DataError, match=r"other(.|\n)*other posts in matched"):
+        blend.main(["--runs", str(other), "--out", "out"])
+    assert not (root / "out").exists()
+
+
 @pytest.mark.parametrize("how", [["--weight", "0.5"], ["--matched", "matched.csv"]])
 def test_ranks_give_the_order_and_the_mean_the_values(root: Path, how: list[str]) -> None:
     their_matched(root, noise=2.0)
@@ -164,8 +202,18 @@ def test_matched_must_have_been_fitted(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--weight", "1.5"], ["--weight", "0.5", "--matched", "m.csv"], ["--weight", "0.5", "--out", "data"]]
+    "flags",
+    [
+        [],
+        ["--weight", "0.5"],
+        ["--add", "theirs.csv"],
+        ["--add", "theirs.csv", "--weight", "1.5"],
+        ["--add", "theirs.csv", "--weight", "0.5", "--matched", "m.csv"],
+        ["--add", "theirs.csv", "--weight", "0.5", "--runs", "."],
+        ["--add", "theirs.csv", "--weight", "0.5", "--out", "data"],
+    ],
 )
-def test_wrong_flags(root: Path, more: list[str]) -> None:
+def test_wrong_flags(root: Path, flags: list[str]) -> None:
+    theirs(root)
     with pytest.raises(SystemExit):
-        blend.main(["--add", str(theirs(root)), "--out", "out", *more])
+        blend.main(["--out", "out", *flags])

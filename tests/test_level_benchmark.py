@@ -15,12 +15,12 @@ from tests.stack.small_stack import ALL_PARTS, STACK
 
 
 def test_every_row_is_another_stack_whatever_params_say() -> None:
-    rows = choices(STACK)
-    assert rows[PLAIN] == STACK
-    assert rows[LEVEL] == replace(STACK, level="residual")
+    rows, plain = choices(STACK), replace(STACK, half_life_days=365.0)
+    assert rows[PLAIN] == plain
+    assert rows[LEVEL] == replace(plain, level="residual")
     assert len({str(params) for params in rows.values()}) == len(rows)
     changed = choices(replace(ALL_PARTS, max_rounds=STACK.max_rounds, half_life_days=0.0))
-    assert changed[PLAIN] == replace(STACK, half_life_days=0.0)
+    assert changed[PLAIN] == plain
 
 
 def test_scores_are_means_over_cuts_and_differences_are_to_both_references() -> None:

@@ -29,6 +29,7 @@ from popularity.stage import run
 from popularity.submission.write import SubmitConfig
 from popularity.training.params import TrainParams
 from popularity.tuning.network import NetworkSearchParams
+from popularity.tuning.selection import SelectParams, candidates_of
 from popularity.tuning.space import Space
 from popularity.tuning.stack import TuneParams
 
@@ -42,6 +43,7 @@ SECTIONS: Mapping[str, Any] = {
     "prototypes": PrototypesParams,
     "train": TrainParams,
     "embed_posts": EmbedPostsParams,
+    "select": SelectParams,
     "tune": TuneParams,
     "tune_network": NetworkSearchParams,
     "stack": StackParams,
@@ -66,7 +68,7 @@ def check(file: Path) -> None:
     for name, section in SECTIONS.items():
         _collect(problems, partial(load_params, name, section, file))
     if not problems:
-        _collect(problems, partial(_check_space, file))
+        _collect(problems, partial(_check_choices, file))
     root = content.get("dataset", {}).get("root") if isinstance(content.get("dataset"), Mapping) else None
     if not isinstance(root, str):
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
@@ -83,10 +85,13 @@ def _collect(problems: list[str], step: Callable[[], object]) -> None:
         problems.append(str(error))
 
 
-def _check_space(file: Path) -> None:
-    tune = load_params("tune", TuneParams, file)
-    if tune.trials:
-        Space.parse("tune.space", tune.space, "stack", load_params("stack", StackParams, file))
+def _check_choices(file: Path) -> None:
+    """The candidates; and the search, whichever of them it starts from."""
+    tune, stack = load_params("tune", TuneParams, file), load_params("stack", StackParams, file)
+    candidates = candidates_of(load_params("select", SelectParams, file), stack)
+    for start in [candidate.stack for candidate in candidates] or [stack]:
+        if tune.trials:
+            Space.parse("tune.space", tune.space, "stack", start)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

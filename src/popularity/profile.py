@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 
 from popularity.config import PARAMS_FILE, Key, leaves, read_yaml
 from popularity.errors import ConfigError
@@ -59,7 +60,7 @@ def edited(text: str, values: dict[Key, Any], what: str, source: str = "params.y
         for part in key[:-1]:
             section = section[part]
         if section[key[-1]] != value:  # an equal value keeps its own spelling
-            section[key[-1]] = value
+            section[key[-1]] = _on_one_line(value) if _is_on_one_line(section[key[-1]]) else value
     stream = io.StringIO()
     yaml.dump(content, stream)
     return stream.getvalue()
@@ -90,6 +91,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("".join(difference).rstrip("\n") or f"{args.params}: already as {what} says")
     if not args.show and after != before:
         write_text(args.params, after)
+
+
+def _is_on_one_line(value: Any) -> bool:
+    return isinstance(value, CommentedSeq) and bool(value.fa.flow_style())
+
+
+def _on_one_line(values: Any) -> Any:
+    """A list in brackets; anything else as it is."""
+    if not isinstance(values, list):
+        return values
+    result = CommentedSeq(values)
+    result.fa.set_flow_style()
+    return result
 
 
 def _listed(keys: set[Key]) -> str:

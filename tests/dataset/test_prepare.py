@@ -15,7 +15,7 @@ import pytest
 from popularity.config import read_yaml
 from popularity.dataset import __main__ as command
 from popularity.dataset import ingest, packing
-from popularity.dataset.preparation import prepare
+from popularity.dataset.preparation import prepare, summary
 from popularity.errors import ConfigError, DataError
 from popularity.images import IndexImagesParams, PictureReader, index_images
 from tests.dataset.layout import Layout, build, write_folder, write_tars
@@ -186,8 +186,40 @@ def test_shards_are_used_where_they_are(tmp_path: Path, capsys: pytest.CaptureFi
     assert params.read_text() == PARAMS.replace("data/demo", str(root))
     printed = capsys.readouterr().out
     assert "train: 12 posts of 3 users" in printed
+    assert "pictures: 18 of 18 are there\nvalues" in printed
     assert f"dataset.root: data/demo -> {root}" in printed
     assert "dvc repro" in printed
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_missing_and_empty_pictures_are_counted(
+    tmp_path: Path, folder: Path, packed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(PARAMS)
+    paths = sorted(ingest(folder).posts["image_path"])
+    for path in (*paths[:2], *paths[-3:]):
+        (folder / path).unlink()
+    (folder / paths[2]).write_bytes(b"")
+    root = prepare(folder, tmp_path / "shards", SHARD_BYTES)[0] if packed else folder
+    capsys.readouterr()
+    command.main([str(root), "--params", str(params), "--packed", str(tmp_path / "raw")])
+    printed = capsys.readouterr().out
+    assert "pictures: 54 of 60 are there\n" in printed
+    assert f"  5 missing: {paths[0]}, {paths[1]}, {paths[-3]}, ...\n" in printed
+    assert f"  1 empty: {paths[2]}\n" in printed
+    assert "index_images.max_bad_share" in printed
+
+
+def test_a_shard_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    layout = build("B")
+    root = layout.write(tmp_path / "tars")
+    write_tars(layout, root)
+    shard = root / "test_images.tar"
+    os.truncate(shard, 1000)
+    _, report = prepare(root, tmp_path / "raw", SHARD_BYTES)
+    assert report["pictures"]["missing"] == sorted(path for part in layout.parts[1:] for path in part.image_paths)
+    assert f"  {shard.name} is cut off within" in summary(report)
 
 
 def test_params_keep_every_other_byte(tmp_path: Path, folder: Path) -> None:

@@ -46,6 +46,13 @@ def test_minilm_equals_an_independent_masked_mean() -> None:
         np.testing.assert_allclose(own, hidden[1:-1], atol=1e-4)  # without [CLS] and [SEP]
 
 
+def test_loading_shows_no_bars_of_the_library(capfd: pytest.CaptureFixture[str]) -> None:
+    assert transformers.utils.logging.is_progress_bar_enabled()
+    load_text_encoder(text_params())
+    assert capfd.readouterr().err == ""
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
 def test_special_tokens_in_a_text_are_text() -> None:
     batch = load_tokenizer(text_params())(["cat [SEP] dog", "[CLS]", ""])
     assert (batch.input_ids == 102).sum() == 3  # the tokenizer's own [SEP], once a text

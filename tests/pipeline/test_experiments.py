@@ -19,8 +19,8 @@ RATE = "stack.trees.learning_rate"
 def searched(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clone, dict[str, str]]]:
     """A copy of the finished run after a grid of two trials by queue; name of the trial by its learning rate."""
     copy = copy_of(clone, tmp_path_factory.mktemp("trials") / "clone")
-    # Without a search any value is fitted as given: these blocks are none of the choices of tune.space.
-    fixed = ("-S", "tune.trials=0", "-S", "stack.columns.blocks=[metadata,image]")
+    # Without choice and search any value is fitted as given: these blocks are none of the choices of tune.space.
+    fixed = ("-S", "select.candidates=[]", "-S", "tune.trials=0", "-S", "stack.columns.blocks=[metadata,image]")
     copy.run("dvc", "exp", "run", "--queue", *fixed, "-S", f"{RATE}={','.join(RATES)}")
     copy.run("dvc", "queue", "start", "-j", "1")
     deadline = time.monotonic() + 400
@@ -59,7 +59,7 @@ def test_the_table_has_scores_and_changed_parameters_and_nothing_else(searched: 
     scores = {f"{scheme}.stack.{metric}" for scheme in ("matched", "user") for metric in ("mae", "src")}
     parameters = {column.removeprefix("params.yaml:") for column in columns[1:]} - scores
     assert scores & set(columns)
-    assert parameters == {RATE, "tune.trials", "stack.columns.blocks"}
+    assert parameters == {RATE, "select.candidates", "tune.trials", "stack.columns.blocks"}
     for rate, name in trials.items():
         (row,) = [row for row in table if name in row[0]]
         assert rate in row
@@ -84,6 +84,9 @@ def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -
     copy.run("dvc", "exp", "branch", other, "better")
     copy.run("dvc", "exp", "remove", one, other)
     assert names(copy) == []
+    assert copy.run("make", "--silent", "trials").stdout.startswith(
+        "No finished trial of this commit yet; to make one:"
+    )
     copy.run("git", "checkout", "-q", "better")
     copy.run("dvc", "checkout")
     assert manifest(copy)["params"]["stack"]["trees"]["learning_rate"] == 0.3

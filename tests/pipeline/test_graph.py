@@ -26,6 +26,7 @@ ALL_STAGES = [
     "prototypes",
     "train",
     "embed_posts",
+    "select",
     "tune",
     "stack",
     "evaluate",
@@ -102,11 +103,11 @@ def test_every_declared_plot_has_data(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("old_line", "new_line", "rerun"),
     [
-        ("max_bin: 255\n", "max_bin: 31\n", ["tune", "stack", "evaluate", "submit", "report"]),
+        ("max_bin: 255\n", "max_bin: 31\n", ["select", "tune", "stack", "evaluate", "submit", "report"]),
         (
             "lr_prompt: 0.005\n",
             "lr_prompt: 0.01\n",
-            ["train", "embed_posts", "tune", "stack", "evaluate", "submit", "report"],
+            ["train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report"],
         ),
     ],
 )

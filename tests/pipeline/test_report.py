@@ -15,7 +15,7 @@ def test_the_report_of_the_graph_shows_everything(clone: Clone, width: int) -> N
     with shown(file, width) as browser:
         browser.check(pictures=20)
         assert browser.page.locator("#map svg").evaluate(COLLISIONS) == []
-        for anchor in ("intervals", "tuning", "training", "provenance"):
+        for anchor in ("intervals", "selection", "tuning", "training", "provenance"):
             assert browser.page.locator(f"#{anchor} table, #{anchor} svg").count() > 0
 
 

@@ -33,6 +33,7 @@ from popularity.schema import (
 from popularity.splits import SplitParams, make_splits
 from popularity.stack import StackParams
 from popularity.tuning.results import write_results
+from popularity.tuning.selection import Judged, SelectParams, candidates_of, write_selection
 from popularity.tuning.space import Space
 from popularity.tuning.study import Budget, Finished, Search
 from stages import evaluate, report
@@ -64,6 +65,7 @@ class SmallRun:
             "prototypes": "models/prototypes",
             "network": "models/network",
             "stack": "models/stack",
+            "selection": "models/selection",
             "tuning": "models/tuning",
             "submissions": "submissions",
             "explain": "explain",
@@ -119,6 +121,7 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool =
     _evaluation(folder)
     _explanations(folder, posts, images)
     _training(folder)
+    _selection(folder)
     _tuning(folder)
     _models(folder)
     for stage in STAGES:
@@ -206,9 +209,29 @@ def _training(folder: Path) -> None:
         )
 
 
+def _selection(folder: Path) -> None:
+    """Three candidates on two cuts: the first far from the labels, the last a hair nearer than the second."""
+    stack = load_params("stack", StackParams, folder / "params.yaml")
+    keys = {"plain": {"columns.blocks": ["metadata"]}, "level": {"level": "residual"}, "user": {"seeds": 3}}
+    candidates = candidates_of(SelectParams(tuple(keys), keys), stack)  # type: ignore[arg-type]
+    rng = np.random.default_rng(8)
+    labels, noise, own = rng.normal(6, 2, 60), rng.normal(0, 1, 60), rng.normal(0, 0.4, 60)
+    judged = Judged(
+        names=list(keys),
+        cuts=[(0, 0), (0, 1)],
+        place=np.arange(60) // 30,
+        labels=labels,
+        users=np.arange(60) % 20,
+        constant=np.full(60, 6.0),
+        predictions=np.column_stack([labels + 3 * noise, labels + noise, labels + 0.98 * noise + own]),
+    )
+    (folder / "models/selection").mkdir(parents=True)
+    write_selection(candidates, judged, 0, folder / "models/selection")
+
+
 def _tuning(folder: Path) -> None:
     """Twelve trials of three parameters; the default is the first, the eighth the best, the last pruned."""
-    stack = load_params("stack", StackParams, folder / "params.yaml")
+    stack = replace(load_params("stack", StackParams, folder / "params.yaml"), half_life_days=365.0)
     axes = {
         "half_life_days": {"low": 100.0, "high": 2000.0, "log": True, "integer": False},
         "trees.num_leaves": {"low": 7, "high": 63, "log": True, "integer": True},
@@ -228,7 +251,14 @@ def _tuning(folder: Path) -> None:
 
 def _models(folder: Path) -> None:
     """Folders that the report reads for their manifests, and a submission."""
-    for name in ("models/network", "models/stack", "models/prototypes", "models/tuning", "submissions"):
+    for name in (
+        "models/network",
+        "models/stack",
+        "models/prototypes",
+        "models/selection",
+        "models/tuning",
+        "submissions",
+    ):
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_manifest(folder / name, params={}, inputs={"posts": folder / "posts.parquet"}, metrics={})
     (folder / "submissions/submission.csv").write_text("post_id,popularity_score\n")

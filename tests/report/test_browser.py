@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.browser import COLLISIONS, WIDTHS, shown
 from tests.report.small_run import SHOWN
@@ -19,6 +22,29 @@ def test_everything_is_there_and_nothing_overflows(written: Path, width: int) ->
         # wide tables and drawings move inside their own box
         wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth)"
         assert browser.page.evaluate(f"{wide}.every(box => getComputedStyle(box).overflowX === 'auto')")
+
+
+def test_a_table_that_is_cut_has_a_shadow_where_it_goes_on(written: Path) -> None:
+    with shown(written / "report.html", min(WIDTHS)) as browser:
+        box = browser.page.get_by_role("region", name="All scores")
+        assert box.evaluate("box => box.scrollWidth > box.clientWidth")
+        left, right = edges(box.screenshot())
+        assert left > right + 20
+        box.evaluate("box => box.scrollLeft = box.scrollWidth")
+        left, right = edges(box.screenshot())
+        assert right > left + 20
+
+
+def edges(png: bytes) -> tuple[float, float]:
+    """Median brightness of the first and the last columns of pixels."""
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    return float(np.median(pixels[:, :2])), float(np.median(pixels[:, -2:]))
+
+
+def test_the_best_trials_fit_a_laptop(written: Path) -> None:
+    with shown(written / "report.html", max(WIDTHS)) as browser:
+        (box,) = browser.page.locator("#tuning .scroll[aria-label*='best trial']").all()
+        assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
 def test_no_name_lies_on_another_and_the_contents_stay_in_sight(written: Path) -> None:

@@ -182,8 +182,23 @@ def test_importance_attention_tuning_and_cost(page: str) -> None:
     assert "12 trials (11 complete, 1 pruned)" in tuning
     assert "best (trial 8)" in tuning
     assert re.search(r"half_life_days 365 158", tuning)
+    assert re.search(r"The 6 best trials stack\. (trial \d+ ){6}value ([\d.−]+ ){6}", tuning)
     assert "train 1.2 s, 120 MiB + 40" in words(section(page, "cost"))
     assert "- attention" in words(section(page, "ablation"))
+
+
+def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: str) -> None:
+    found = json.loads((small_run.folder / "models/selection/selection.json").read_text(encoding="utf-8"))
+    assert (found["chosen"], found["best"]) == ("level", "user")
+    text = words(section(page, "selection"))
+    assert "Chosen: level." in text
+    assert "the best is user" in text
+    for one in found["configurations"]:
+        figures = [f"{one[name]:.4f}".replace("-", "−") for name in ("src", "mae", "value", "standard_error")]
+        chosen = "chosen " if one["name"] == "level" else ""
+        assert re.search(rf"{one['name']} {chosen}\S+: .*{' '.join(figures[:3])} \+[\d.]+ ± {figures[3]}", text)
+    assert "SRC, cut 1 (30 posts)" in text
+    assert "configuration level, which replaced these keys of section stack: `level` residual." in card
 
 
 def test_coverage_is_that_of_evaluate(small_run: SmallRun, page: str, card: str) -> None:
@@ -209,6 +224,7 @@ def test_what_is_missing_is_said(small_run: SmallRun, tmp_path: Path) -> None:
     page, card = small_run.write(
         tmp_path,
         coverage=tmp_path / "none.csv",
+        selection=empty,
         tuning=empty,
         ablation=empty,
         curves=empty,
@@ -216,12 +232,14 @@ def test_what_is_missing_is_said(small_run: SmallRun, tmp_path: Path) -> None:
         **models,
     )
     assert "no table of the intervals' coverage" in words(section(page, "intervals"))
+    assert "Nothing was chosen" in section(page, "selection")
     assert "Not tuned" in section(page, "tuning")
     assert "python -m benchmarks.ablation" in section(page, "ablation")
     assert "no curves" in section(page, "training")
     assert "carry no manifest" in section(page, "provenance")
     assert "not recorded" in page
-    assert "Not tuned" in card
+    assert "Not tuned: the values below" in card
+    assert "Chosen on matched" not in card
 
 
 def test_a_search_of_no_trials_is_no_search(small_run: SmallRun, tmp_path: Path) -> None:

@@ -221,3 +221,17 @@ def test_columns_without_a_value_or_a_difference_are_no_obstacle() -> None:
     model = linear_learner.fit(replace(sample, matrix=more), 0, STACK, 0)
     np.testing.assert_allclose(linear_learner.predict(model, more), plain)
     assert not linear_learner.contributions(model, more)[:, 5:7].any()
+
+
+def test_the_linear_learner_has_indicators_of_the_largest_categories_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, _ = problem(300)
+    values = sample.matrix.values.copy()
+    values[:, 0] = np.repeat([7, 3, 9, 1], [150, 20, 100, 30])
+    sample = replace(sample, matrix=replace(sample.matrix, values=values))
+    monkeypatch.setattr(linear_learner, "INDICATORS", 2)
+    model = linear_learner.fit(sample, 0, STACK, 0)
+    assert model.codes.tolist() == [7, 9]
+    values[:, 1:] = 0
+    by_code = dict(zip(values[:, 0].tolist(), linear_learner.predict(model, sample.matrix).tolist(), strict=True))
+    assert by_code[3] == by_code[1]
+    assert len(set(by_code.values())) == 3

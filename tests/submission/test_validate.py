@@ -48,9 +48,12 @@ def test_a_valid_file(tmp_path: Path, text: str, suffix: str, capsys: pytest.Cap
 
 
 CSV_FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
-    "header": (lambda t: t.replace("post_id,", "id,"), r"row header: header 'id,popularity_score'"),
-    "byte order mark": (lambda t: "\ufeff" + t, "row header"),
-    "empty": (lambda t: "", "row header"),
+    "header": (
+        lambda t: t.replace("post_id,", "id,"),
+        r"submission\.csv: header 'id,popularity_score'\n  expected: post_id,popularity_score",
+    ),
+    "byte order mark": (lambda t: "\ufeff" + t, r"\.csv: header '.ufeffpost_id,"),
+    "empty": (lambda t: "", r"\.csv: header ''"),
     "no rows": (lambda t: t.splitlines()[0], "row 0: 4 scored posts are missing, the first is post775"),
     "cells": (lambda t: t.replace(",5.0000", ""), r"row 1 \(line 3\): 1 cells"),
     "blank line": (lambda t: t.replace("post31", "\npost31"), r"row 2 \(line 4\): 0 cells"),

@@ -12,7 +12,7 @@ import polars as pl
 
 from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, write_block, write_table
 from popularity.stack import Blocks
-from stages import featurize, split, tune
+from stages import featurize, select, split, tune
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK
 
@@ -69,7 +69,18 @@ def tune_flags(inputs: Path, out: Path, params: Path | None = None) -> list[str]
     return [*input_flags(inputs), *flags({**own, "state": out / "state"})]
 
 
-def run_tune(inputs: Path, out: Path, params: Path | None = None) -> Path:
+def run_tune(inputs: Path, out: Path, params: Path | None = None, selected: Path | None = None) -> Path:
     """The folder that the stage writes, run in this process."""
-    tune.main(tune_flags(inputs, out, params))
+    tune.main([*tune_flags(inputs, out, params), *(flags({"selected": selected}) if selected else [])])
     return out / "tuning"
+
+
+def select_flags(inputs: Path, out: Path, params: Path) -> list[str]:
+    own = {"params": params, "out": out / "selection", "resources": out / "select.json", "state": out / "state"}
+    return [*input_flags(inputs), *flags(own)]
+
+
+def run_select(inputs: Path, out: Path, params: Path) -> Path:
+    """The folder that the stage writes, run in this process."""
+    select.main(select_flags(inputs, out, params))
+    return out / "selection"

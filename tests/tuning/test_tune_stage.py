@@ -314,6 +314,8 @@ def project(inputs: Path, folder: Path, **changes: object) -> Path:
     for name in ("image", "text", "prototype"):
         (folder / "data/embeddings" / name).symlink_to(inputs / name)
     (folder / "data/features").symlink_to(inputs / "features")
+    (folder / "models/selection").mkdir(parents=True)
+    (folder / "models/selection/choice.yaml").write_text("{}\n", encoding="utf-8")
     write_params(folder / "params.yaml", **changes)
     return folder
 
@@ -359,7 +361,7 @@ def test_the_benchmark_finds_no_difference_where_nothing_was_tuned(
 ) -> None:
     folder = project(inputs, tmp_path / "project")
     tuned = folder / "models/tuning/best_params.yaml"
-    tuned.parent.mkdir(parents=True)
+    tuned.parent.mkdir()
     found = []
     for patch in ("{}", "stack: {trees: {num_leaves: 2, learning_rate: 0.01}}"):
         tuned.write_text(patch, encoding="utf-8")

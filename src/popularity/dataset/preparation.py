@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from ruamel.yaml import YAML
 
 from popularity.config import read_yaml
@@ -15,12 +16,15 @@ from popularity.dataset.layout import find_parts
 from popularity.dataset.packing import has_shards, pack
 from popularity.errors import ConfigError, DataError
 from popularity.files import atomic_path
+from popularity.images import picture_sizes
 
 log = logging.getLogger(__name__)
 
+EXAMPLES = 3  # names listed per kind of trouble
+
 
 def prepare(root: Path, packed: Path, shard_bytes: int) -> tuple[Path, dict[str, Any]]:
-    """The root to give to the graph, absolute, and the ingest report of the data set.
+    """The root to give to the graph, absolute, and the ingest report of the data set, with a count of its pictures.
 
     That is `root` itself when its pictures lie in tar shards, else `packed`/<name of root> with a packed copy.
 
@@ -40,7 +44,7 @@ def prepare(root: Path, packed: Path, shard_bytes: int) -> tuple[Path, dict[str,
                 fix="put the pictures there and run the command again",
             )
     if all(shards.values()):
-        return root, ingested.report
+        return root, {**ingested.report, "pictures": _pictures(ingested.posts, root)}
     if any(shards.values()):
         raise DataError(
             f"shards for the part {', '.join(split for split, found in shards.items() if found)} only",
@@ -50,7 +54,19 @@ def prepare(root: Path, packed: Path, shard_bytes: int) -> tuple[Path, dict[str,
         )
     target = packed.resolve() / root.name
     pack(root, parts, ingested.posts, target, shard_bytes)
-    return target, ingested.report
+    return target, {**ingested.report, "pictures": _pictures(ingested.posts, target)}
+
+
+def _pictures(posts: pl.DataFrame, root: Path) -> dict[str, Any]:
+    """How many pictures are there, and which are not, by the lists of the shards: headers are for index_images."""
+    sizes, damaged = picture_sizes(posts, root)
+    paths = sorted(posts["image_path"])
+    return {
+        "posts": len(paths),
+        "missing": [path for path in paths if path not in sizes],
+        "empty": [path for path in paths if sizes.get(path) == 0],
+        "damaged_shards": damaged,
+    }
 
 
 def _has_pictures(folder: Path) -> bool:
@@ -90,7 +106,20 @@ def summary(report: Mapping[str, Any]) -> str:
         lines.append(f"test posts by users unseen in training: {share:.1%}")
     else:
         lines.append(f"test part: {report['test_part']}")
+    lines += _picture_lines(report["pictures"])
     lines.append(f"values that could not be used as published: {report['quarantine']['values']}")
     for entry in report["quarantine"]["by_reason"]:
         lines.append("  {values} x {field}: {reason}, {action}".format(**entry))
     return "\n".join(lines)
+
+
+def _picture_lines(pictures: Mapping[str, Any]) -> list[str]:
+    troubles = {kind: paths for kind in ("missing", "empty") if (paths := pictures[kind])}
+    lines = [f"pictures: {pictures['posts'] - sum(map(len, troubles.values()))} of {pictures['posts']} are there"]
+    for kind, paths in troubles.items():
+        more = ", ..." if len(paths) > EXAMPLES else ""
+        lines.append(f"  {len(paths)} {kind}: {', '.join(paths[:EXAMPLES])}{more}")
+    lines += [f"  {shard} is {trouble}" for shard, trouble in pictures["damaged_shards"].items()]
+    if troubles:
+        lines.append("  more than a share of index_images.max_bad_share (params.yaml) stops the run")
+    return lines

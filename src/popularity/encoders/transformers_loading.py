@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from popularity.errors import ConfigError, MissingWeightsError
 
@@ -44,7 +46,8 @@ def load_tower(class_name: str, folder: Path, without: str = "", optional: tuple
         MissingWeightsError: the folder lacks tensors of the model, which would then be random.
     """
     arguments: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-    model, report = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True, **arguments)
+    with _without_bars():
+        model, report = getattr(transformers, class_name).from_pretrained(folder, output_loading_info=True, **arguments)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(optional))
     if missing:
         raise MissingWeightsError(f"{folder}: {class_name} misses {len(missing)} tensors there: {missing[:3]} ...")
@@ -52,3 +55,16 @@ def load_tower(class_name: str, folder: Path, without: str = "", optional: tuple
         delattr(model, without)
     loaded: nn.Module = model
     return loaded
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hides the library's own progress bars: loading takes a moment, and they would stand between ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    if shown:
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

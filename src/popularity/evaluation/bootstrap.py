@@ -84,13 +84,27 @@ def resample(
         cuts: (n,) the cut that scores each post, None for one. Each is scored by itself, on the users that were drawn
             for all of them; a score is the mean over the cuts.
     """
+    found = resample_cuts(labels, predictions, users, resamples=resamples, seed=seed, cuts=cuts)
+    return {metric: np.mean(values, axis=0) for metric, values in found.items()}
+
+
+def resample_cuts(
+    labels: FloatArray,
+    predictions: FloatArray,
+    users: npt.NDArray[np.int64],
+    *,
+    resamples: int,
+    seed: int,
+    cuts: npt.NDArray[np.int64] | None = None,
+) -> dict[str, FloatArray]:
+    """What `resample` means over: metric -> (cuts, resamples, models)."""
     n_users = int(users.max()) + 1
     each = [_Cut(labels[rows], predictions[rows], users[rows], n_users) for rows in cut_rows(len(labels), cuts)]
     parts: list[dict[str, FloatArray]] = []
     for counts in _draws(users, resamples, seed):
         found = [cut.score(counts) for cut in each]
-        parts.append({metric: np.mean([one[metric] for one in found], axis=0) for metric in found[0]})
-    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
+        parts.append({metric: np.stack([one[metric] for one in found]) for metric in found[0]})
+    return {metric: np.concatenate([part[metric] for part in parts], axis=1) for metric in parts[0]}
 
 
 def resample_auc(

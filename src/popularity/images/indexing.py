@@ -92,7 +92,7 @@ def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> 
     with tqdm(total=len(posts), desc="index_images", unit="picture") as progress:
         for split in sorted(set(posts["split"])):
             expected = set(posts.filter(split=split)["image_path"])
-            shards = sorted(root.glob(f"{split}_images*.tar"))
+            shards = _shards(root, split)
             pictures = (
                 _from_tars(shards, expected, findings, params) if shards else _from_folder(root, expected, params)
             )
@@ -110,6 +110,26 @@ def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> p
     return _table(posts, dict(_from_folder(root, set(posts["image_path"]), params)))
 
 
+def picture_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Bytes of each post's picture in the tar shards, by image_path, and what is wrong with damaged shards.
+
+    Only the headers of the members are read, so that a picture in this list may still be none.
+    """
+    sizes: dict[str, int] = {}
+    findings = _Findings()
+    with tqdm(total=len(posts), desc="find pictures", unit="picture") as progress:
+        for split in sorted(set(posts["split"])):
+            expected = set(posts.filter(split=split)["image_path"])
+            for path, _, _, member in _expected_members(_shards(root, split), expected, findings):
+                sizes[path] = member.size
+                progress.update()
+    return sizes, findings.damaged_shards
+
+
+def _shards(root: Path, split: str) -> list[Path]:
+    return sorted(root.glob(f"{split}_images*.tar"))
+
+
 def _table(posts: pl.DataFrame, found: Mapping[str, _Picture]) -> pl.DataFrame:
     rows = [(pid, *found.get(path, _MISSING)) for pid, path in posts.select("pid", "image_path").iter_rows()]
     schema: dict[str, Any] = {name: column.dtype for name, column in IMAGES.columns.items()}
@@ -119,7 +139,16 @@ def _table(posts: pl.DataFrame, found: Mapping[str, _Picture]) -> pl.DataFrame:
 def _from_tars(
     shards: list[Path], expected: set[str], findings: _Findings, params: IndexImagesParams
 ) -> Iterator[tuple[str, _Picture]]:
-    """The expected pictures of some tar shards; of several with the same name the first counts."""
+    for path, shard, archive, member in _expected_members(shards, expected, findings):
+        content = archive.extractfile(member)
+        assert content is not None  # a regular file has content
+        yield path, _picture(content, shard, member.offset_data, member.size, params)
+
+
+def _expected_members(
+    shards: list[Path], expected: set[str], findings: _Findings
+) -> Iterator[tuple[str, str, tarfile.TarFile, tarfile.TarInfo]]:
+    """Path, shard and member of the expected pictures; of several with the same name the first counts."""
     seen: set[str] = set()
     for shard in shards:
         findings.shards[shard.name] = 0
@@ -136,9 +165,7 @@ def _from_tars(
             else:
                 seen.add(path)
                 findings.shards[shard.name] += 1
-                content = archive.extractfile(member)
-                assert content is not None  # a regular file has content
-                yield path, _picture(content, shard.name, member.offset_data, member.size, params)
+                yield path, shard.name, archive, member
 
 
 def _members(shard: Path, findings: _Findings) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

@@ -44,6 +44,7 @@ def model_card(inputs: Inputs) -> str:
         coverage=_coverage(inputs),
         label=inputs.ingest["label"],
         level=_level(inputs),
+        selected=_selected(inputs),
         tuned=(inputs.study or {}).get("best"),
         tuned_section=(inputs.study or {}).get("section"),
         libraries=next((found["libraries"] for found in inputs.manifests.values()), {}),
@@ -96,6 +97,12 @@ def _level(inputs: Inputs) -> str:
     """The bias of the main model on scheme report."""
     row = inputs.scores.filter(scheme=REPORT, model=MAIN_MODEL, metric="bias").to_dicts()
     return estimate(row[0]["value"], row[0]["low"], row[0]["high"], sign=True) if row else ""
+
+
+def _selected(inputs: Inputs) -> dict[str, Any] | None:
+    """The configuration that was chosen: its name and its keys."""
+    found = inputs.selection or {"chosen": None, "configurations": []}
+    return next((one for one in found["configurations"] if one["name"] == found["chosen"]), None)
 
 
 def _without_machine(inputs: Inputs) -> dict[str, Any]:

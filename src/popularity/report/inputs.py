@@ -55,7 +55,7 @@ class Sources:
         root: data set, for pictures.
         posts, splits, images: tables.
         statuses: of the pictures after the full decode.
-        prototypes, network, stack, tuning, submissions: folders with a manifest.
+        prototypes, network, stack, selection, tuning, submissions: folders with a manifest.
         explain: folder of data/explain.
         predictions, importance: of the stack.
         scores, groups, coverage: tables of evaluate; coverage may be missing.
@@ -74,6 +74,7 @@ class Sources:
     prototypes: Path
     network: Path
     stack: Path
+    selection: Path
     tuning: Path
     submissions: Path
     explain: Path
@@ -108,7 +109,7 @@ class Inputs:
         final: pid, prediction: mean of the final stack, of the test part.
         importance, scores, groups: tables; `scores` and `groups` without differences; those of `scores` are in
             `differences`, and scores of single cuts in `cuts`.
-        coverage, trials, study, ablation: None where missing.
+        coverage, selection, selection_scores, trials, study, ablation: None where missing.
         curves: by metric name, (step, value).
         ingest, pictures, split, prototypes: JSON reports.
         costs: records of the stages.
@@ -135,6 +136,8 @@ class Inputs:
     differences: pl.DataFrame
     groups: pl.DataFrame
     coverage: pl.DataFrame | None
+    selection: Mapping[str, Any] | None
+    selection_scores: pl.DataFrame | None
     trials: pl.DataFrame | None
     study: Mapping[str, Any] | None
     ablation: pl.DataFrame | None
@@ -162,6 +165,7 @@ def read_inputs(sources: Sources) -> Inputs:
     folders = {
         "models/prototypes": sources.prototypes,
         "models/network": sources.network,
+        "models/selection": sources.selection,
         "models/tuning": sources.tuning,
         "models/stack": sources.stack,
         "submissions": sources.submissions,
@@ -186,8 +190,10 @@ def read_inputs(sources: Sources) -> Inputs:
         differences=scores.filter(pl.col("minus").is_not_null() & pl.col("cut").is_null()),
         groups=pl.read_csv(sources.groups, schema_overrides=GROUPS).filter(pl.col("minus").is_null()),
         coverage=_csv(sources.coverage),
+        selection=_json_if_there(sources.selection / "selection.json"),
+        selection_scores=_csv(sources.selection / "scores.csv"),
         trials=_csv(sources.tuning / "trials.csv"),
-        study=_json(sources.tuning / "study.json") if (sources.tuning / "study.json").is_file() else None,
+        study=_json_if_there(sources.tuning / "study.json"),
         ablation=_csv(sources.ablation / "ablation.csv"),
         curves=_curves(sources.curves),
         ingest=_json(sources.ingest),
@@ -220,6 +226,10 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"not valid JSON: {error}", file=path, fix="dvc repro --force") from error
+
+
+def _json_if_there(path: Path) -> Any:
+    return _json(path) if path.is_file() else None
 
 
 def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

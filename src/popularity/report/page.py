@@ -26,7 +26,7 @@ from popularity.report.results import (
     verdict,
 )
 from popularity.report.running import cost_section, drift_section, provenance_section, quality_section
-from popularity.report.tuning import tuning_section
+from popularity.report.tuning import selection_section, tuning_section
 from popularity.report.wording import counted, estimate, listed, number, percent
 
 
@@ -53,6 +53,7 @@ def build_page(inputs: Inputs, picture: Callable[[str], str | None]) -> Page:
             importance_section(inputs),
             attention_section(inputs),
             training_section(inputs),
+            selection_section(inputs),
             tuning_section(inputs),
             ablation_section(inputs),
             quality_section(inputs),

@@ -1,4 +1,4 @@
-"""The section on the search for parameters: its trials, what mattered, and what it chose."""
+"""The sections on how the stack's parameters were chosen: among registered configurations, and by a search."""
 
 from __future__ import annotations
 
@@ -15,14 +15,57 @@ from popularity.report.drawing import BLUE, MUTED, ORANGE, Line
 from popularity.report.inputs import Inputs
 from popularity.report.wording import counted, number, percent
 
-TRIALS_SHOWN = 10
+TRIALS_SHOWN = 6  # columns: as many as a page of 1280 pixels has room for
+
+
+def selection_section(inputs: Inputs) -> Section:
+    """Which configuration was chosen, and why."""
+    found, scores = inputs.selection, inputs.selection_scores
+    if found is None or scores is None or found["chosen"] is None:
+        none = Markup("Nothing was chosen: there were no candidates (<code>select.candidates</code>).")
+        return Section("selection", "Choice of a configuration", [Text(none)])
+    chosen, best = found["chosen"], found["best"]
+    lead = "it is the best of them" if chosen == best else f"the best is {best}"
+    text = (
+        f"Chosen: {chosen}. Candidates stand from the simplest down, and the first is taken whose distance from the "
+        f"best is at most one standard error; {lead}. Each was fitted with the values of section stack that it names, "
+        f"and judged by the cuts of {found['scheme']}, never by report: MAE relative to that of a constant, minus SRC, "
+        f"so lower is better. The standard error is that of the difference, over {found['draws']:,} draws of users, "
+        "the same for all candidates."
+    )
+    rows = [
+        [
+            one["name"], "chosen" if one["name"] == chosen else "",
+            "; ".join(f"{key}: {_shown(value)}" for key, value in one["keys"].items()),
+            number(one["src"], 4), number(one["mae"], 4), number(one["value"], 4),
+            f"{number(one['difference'], 4, sign=True)} ± {number(one['standard_error'], 4)}",
+        ]
+        for one in found["configurations"]
+    ]  # fmt: skip
+    header = ["configuration", "", "in place of params.yaml", "SRC", "MAE", "value", "to the best"]
+    table = Table("Which configuration was chosen, and why", header, rows, names=3)
+    return Section("selection", "Choice of a configuration", [Text(text), table, _by_cut(scores)])
+
+
+def _by_cut(scores: pl.DataFrame) -> Table:
+    """A row a configuration, SRC and MAE of each cut."""
+    cuts = scores.select("repeat", "cut", "posts").unique(maintain_order=True).rows()
+    several = len({repeat for repeat, _, _ in cuts}) > 1
+    header = ["configuration"]
+    for repeat, cut, posts in cuts:
+        where = f"cut {cut}{f' of repeat {repeat}' if several else ''} ({counted(posts, 'post')})"
+        header += [f"SRC, {where}", f"MAE, {where}"]
+    rows = [
+        [str(name), *(number(value, 4) for row in own.select("src", "mae").iter_rows() for value in row)]
+        for (name,), own in scores.group_by("configuration", maintain_order=True)
+    ]
+    return Table("Scores of each cut, in order of time", header, rows)
 
 
 def tuning_section(inputs: Inputs) -> Section:
     trials, study = inputs.trials, inputs.study
     if trials is None or study is None or study["best"] is None:
-        untuned = Markup("Not tuned: the stack has the values of <code>params.yaml</code>, and no trial chose them.")
-        return Section("tuning", "Tuning", [Text(untuned)])
+        return Section("tuning", "Tuning", [Text("Not tuned: no trial chose a value of the stack.")])
     counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(study["trials"].items()) if count)
     schemes = " and ".join(inputs.params["tune"]["schemes"])
     text = (
@@ -36,7 +79,7 @@ def tuning_section(inputs: Inputs) -> Section:
         most = ordered[0][1] or 1.0
         rows = [Bar(name, [share / most], percent(share)) for name, share in ordered]
         elements.append(Bars("Importance of the parameters: share of the variance between trials (fANOVA)", rows))
-    elements += [_chosen(study), _best_trials(trials, list(study["space"]))]
+    elements += [_chosen(study), _best_trials(trials, study)]
     return Section("tuning", "Tuning", elements)
 
 
@@ -61,17 +104,17 @@ def _chosen(study: Mapping[str, Any]) -> Table:
     before = default["params"] if default else {}
     rows = [[key, _shown(before[key]) if before else "", _shown(best["params"][key])] for key in study["space"]]
     values = ["value", number(default["value"], 4) if default else "", number(best["value"], 4)]
-    header = [f"{study['section']}.", "params.yaml", f"best (trial {best['number']})"]
+    header = [f"{study['section']}.", "first trial", f"best (trial {best['number']})"]
     return Table("What the search chose", header, [*rows, values], names=3)
 
 
-def _best_trials(trials: pl.DataFrame, keys: list[str]) -> Table:
+def _best_trials(trials: pl.DataFrame, study: Mapping[str, Any]) -> Table:
+    """One column a trial: the names of the parameters are too long to stand side by side."""
     best = trials.filter(state="COMPLETE").sort("value", "number").head(TRIALS_SHOWN)
-    rows = [
-        [str(row["number"]), number(row["value"], 4), *(_shown(row[key]) for key in keys)]
-        for row in best.iter_rows(named=True)
-    ]
-    return Table(f"The {len(rows)} best trials", ["trial", "value", *keys], rows, names=len(keys) + 2)
+    header = [f"{study['section']}.", *(f"trial {trial}" for trial in best["number"])]
+    values = ["value", *(number(value, 4) for value in best["value"])]
+    rows = [[key, *map(_shown, best[key])] for key in study["space"]]
+    return Table(f"The {counted(len(best), 'best trial')}", header, [values, *rows], names=len(header))
 
 
 def _shown(value: Any) -> str:

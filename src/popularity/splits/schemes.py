@@ -120,7 +120,7 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
     }
     for row in summary:
         if row["note"]:
-            logger.warning("%s: %s", row["scheme"], row["note"])
+            logger.info("scheme %s: %s", row["scheme"], row["note"])
     return pl.concat(parts).sort(FOLDS.key), report
 
 
@@ -207,7 +207,7 @@ def _users_to_drop(
     total = len(score_uids)
     unseen = int(counts[~seen].sum())
     if unseen / total > wanted + tolerance:
-        return [], f"{unseen / total:.3f} of the scored posts are by unseen users, above the wanted {wanted:.3f}"
+        return [], f"{_reached(unseen / total)}, more than the {100 * wanted:.1f} % wanted: no user was dropped"
     dropped: list[str] = []
     candidates = rng.permutation(np.flatnonzero(seen))
     passed_over: list[int] = []
@@ -231,7 +231,11 @@ def _users_to_drop(
     reached = unseen / total
     if abs(reached - wanted) <= tolerance:
         return dropped, ""
-    return dropped, f"{reached:.3f} of the scored posts are by unseen users; {wanted:.3f} cannot be reached by dropping"
+    return dropped, f"{_reached(reached)}, as near to the {100 * wanted:.1f} % wanted as dropping whole users came"
+
+
+def _reached(share: float) -> str:
+    return f"{100 * share:.1f} % of its scored posts are by unseen users"
 
 
 def _fold_roles(

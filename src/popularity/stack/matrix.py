@@ -18,6 +18,7 @@ from popularity.features import CATEGORIES, group_of
 from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
 from popularity.stack.neighbours import COLUMNS, Neighbours
+from popularity.stack.network_head import NAME, NetworkHead, NetworkHeadParams, Posts, fit_network_head
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class EncoderParams(Section):
     prototype_parts: tuple[PrototypePart, ...]
     signals: tuple[Signal, ...]
     components: Annotated[int, Field(ge=0)]
-    heads: tuple[Literal["image", "text", "prototype"], ...]
+    heads: tuple[Literal["image", "text", "prototype", "network"], ...]
+    network: NetworkHeadParams
     head_folds: Annotated[int, Field(ge=2)]
     head_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     uid_category: bool
@@ -137,12 +139,14 @@ class DenseEncoder:
         scalars: names of the columns that are taken as they are.
         head: on all parts side by side, or None.
         neighbours: in the components of all parts, or None.
+        network: the popularity head on the network, of the block `prototype` alone, or None.
     """
 
     reducers: Mapping[str, BlockReducer]
     scalars: tuple[str, ...]
     head: RidgeHead | None
     neighbours: Neighbours | None
+    network: NetworkHead | None
 
     @classmethod
     def fit(
@@ -152,17 +156,18 @@ class DenseEncoder:
         label: npt.NDArray[np.float64],
         blocks: Blocks,
         params: EncoderParams,
-    ) -> tuple[DenseEncoder, FloatArray | None]:
-        """The encoder of the block `name`, and the head's out-of-fold predictions (n,) of the fit rows."""
+    ) -> tuple[DenseEncoder, dict[str, FloatArray]]:
+        """The encoder of the block `name`, and by column the heads' out-of-fold predictions (n,) of the fit rows."""
         pids = features["pid"].to_list()
         parts = {part: part_rows(blocks, part, pids) for part in dense_parts(name, params.prototype_parts)}
         reducers = {
             part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.components)
             for part, vectors in parts.items()
         }
-        head = out_of_fold = None
+        out_of_fold: dict[str, FloatArray] = {}
+        head = network = None
         if parts and name in params.heads:
-            head, out_of_fold = fit_head(
+            head, out_of_fold[f"{name}_head"] = fit_head(
                 np.hstack(list(parts.values())),
                 label,
                 features["uid"].to_numpy(),
@@ -170,16 +175,21 @@ class DenseEncoder:
                 penalties=params.head_penalties,
                 seed=0,
             )
+        if name == "prototype" and "network" in params.heads:
+            network, out_of_fold[NAME] = fit_network_head(
+                blocks, features, label, params.network, folds=params.head_folds, seed=0
+            )
         neighbours = None
         if parts and "neighbours" in params.signals:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, features["uid"].to_numpy())
-        return cls(reducers, scalar_names(name, blocks, params.prototype_parts), head, neighbours), out_of_fold
+        scalars = scalar_names(name, blocks, params.prototype_parts)
+        return cls(reducers, scalars, head, neighbours, network), out_of_fold
 
     def columns(
-        self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: FloatArray | None
+        self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: Mapping[str, FloatArray]
     ) -> tuple[list[str], list[FloatArray]]:
-        """Names and values [(n, k), ...] of the block's columns; `out_of_fold` replaces the head's predictions."""
+        """Names and values [(n, k), ...] of the block's columns; `out_of_fold` replaces predictions of the heads."""
         pids = features["pid"].to_list()
         parts = {part: part_rows(blocks, part, pids) for part in self.reducers}
         names: list[str] = []
@@ -190,8 +200,10 @@ class DenseEncoder:
             values.append(reduced)
         scalars = scalar_columns(name, self.scalars, blocks, pids)
         if self.head is not None:
-            together = np.hstack(list(parts.values()))
-            scalars[f"{name}_head"] = self.head.predict(together) if out_of_fold is None else out_of_fold
+            column, together = f"{name}_head", np.hstack(list(parts.values()))
+            scalars[column] = out_of_fold[column] if column in out_of_fold else self.head.predict(together)
+        if self.network is not None:
+            scalars[NAME] = out_of_fold[NAME] if NAME in out_of_fold else self.network.predict(Posts.read(blocks, pids))
         if self.neighbours is not None:
             found = self.neighbours.columns(np.hstack(values), features["uid"].to_numpy())
             scalars |= {f"{name}_{column}": found[:, place] for place, column in enumerate(COLUMNS)}
@@ -224,7 +236,7 @@ class MatrixEncoder:
         )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
-        out_of_fold: dict[str, FloatArray | None] = {}
+        out_of_fold: dict[str, dict[str, FloatArray]] = {}
         for name in (*params.blocks, *(("picture",) if "picture" in params.signals else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
@@ -235,7 +247,9 @@ class MatrixEncoder:
         """The matrix of posts that were not fitted on: `features` (pid, features), in its row order."""
         return self._matrix(features, blocks, {})
 
-    def _matrix(self, features: pl.DataFrame, blocks: Blocks, out_of_fold: Mapping[str, FloatArray | None]) -> Matrix:
+    def _matrix(
+        self, features: pl.DataFrame, blocks: Blocks, out_of_fold: Mapping[str, Mapping[str, FloatArray]]
+    ) -> Matrix:
         pids = features["pid"].to_list()
         codes = self.categories.apply(features) if self.categories.codes else pl.DataFrame()
         parts: list[FloatArray] = []
@@ -247,7 +261,7 @@ class MatrixEncoder:
                 names += frame.columns
                 origin += ["metadata"] * frame.width
         for name, encoder in self.dense.items():
-            own_names, own_parts = encoder.columns(name, blocks, features, out_of_fold.get(name))
+            own_names, own_parts = encoder.columns(name, blocks, features, out_of_fold.get(name, {}))
             parts += own_parts
             names += own_names
             origin += [name] * len(own_names)

@@ -17,7 +17,7 @@ from popularity.stack.weights import WeightKind
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-LearnerName = Literal["lightgbm", "catboost", "linear"]
+LearnerName = Literal["lightgbm", "catboost", "linear", "network"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ class StackParams(Section):
     trees: TreeParams
     catboost: CatBoostParams
     linear: LinearParams
+
+    def __post_init__(self) -> None:
+        if "network" in self.learners and "network" not in self.columns.heads:
+            raise ValueError("learners: network reads the head's column: name network in columns.heads too")
 
     @property
     def each_seed(self) -> list[int]:

@@ -177,7 +177,7 @@ def _read_csv(file: Path, text: str) -> list[_Row]:
     except csv.Error as error:
         raise DataError(f"not valid CSV: {error}", file=file, expected=f"lines of {expected}") from error
     if not lines or tuple(lines[0]) != CSV_HEADER:
-        raise DataError(f"header {','.join(lines[0]) if lines else ''!r}", file=file, row="header", expected=expected)
+        raise DataError(f"header {','.join(lines[0]) if lines else ''!r}", file=file, expected=expected)
     for place, cells in enumerate(lines[1:]):
         if len(cells) != len(CSV_HEADER):
             raise DataError(f"{len(cells)} cells", file=file, row=f"{place} (line {place + 2})", expected=expected)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -13,6 +14,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 from ruamel.yaml import YAML
 
+from popularity.config import patched
 from popularity.files import atomic_path, write_json, write_text
 from popularity.tuning.space import Choices, Space, nested
 from popularity.tuning.study import Finished, Search
@@ -27,10 +29,13 @@ def best_of(trials: Sequence[Finished]) -> Finished | None:
     return min(completed, key=lambda trial: trial.value) if completed else None
 
 
-def write_results(trials: Sequence[Finished], search: Search, folder: Path) -> None:
+def write_results(
+    trials: Sequence[Finished], search: Search, folder: Path, start: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Writes best_params.yaml, trials.csv and study.json into `folder`; the same trials give the same bytes.
 
-    best_params.yaml: {<section>: {...}}, the tuned keys of the best trial; an empty mapping without trials.
+    best_params.yaml: {<section>: {...}}, the tuned keys of the best trial upon those of `start`, the patch of
+    params.yaml that the search started from.
     trials.csv: number, state, value, a column a parameter (lists as JSON), then the facts of each trial's last step.
     study.json: the space, the best and the default trial, importance of the parameters (fANOVA over completed trials),
     and the least value after each trial.
@@ -38,7 +43,7 @@ def write_results(trials: Sequence[Finished], search: Search, folder: Path) -> N
     best = best_of(trials)
     section = search.space.section
     with atomic_path(folder / "best_params.yaml") as partial:
-        YAML().dump({section: nested(best.values)} if best else {}, partial)
+        YAML().dump(patched(start, {section: nested(best.values)} if best else {}), partial)
     write_text(folder / "trials.csv", _table(trials, search.space).write_csv())
     default = next((trial for trial in trials if trial.values == search.space.default), None)
     write_json(

@@ -1,8 +1,8 @@
 """Joins the search of stage `tune` that runs elsewhere: python -m popularity.tuning.worker [--folder PROJECT].
 
-On another machine, in a copy of the project with the same params.yaml and data, `tune.storage` being a journal file on
-a shared disk or a database. Trials count for the study wherever they are run; the stage writes the result. It comes
-back when the last trial is finished. Start it as often as there are processors to use.
+On another machine, in a copy of the project with the same params.yaml, data and models/selection, `tune.storage` being
+a journal file on a shared disk or a database. Trials count for the study wherever they are run; the stage writes the
+result. It comes back when the last trial is finished. Start it as often as there are processors to use.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from popularity.stage import run
 from popularity.tuning.stack import StackInputs, TuneParams, stack_search
 from popularity.tuning.study import SQLITE, Pulse, open_study, work
 
+SELECTED = "models/selection/choice.yaml"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m popularity.tuning.worker", description=__doc__)
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load_params("tune", TuneParams, file)
     if params.storage == SQLITE:
         raise ConfigError(f"{file}: tune.storage is {SQLITE}, which is the stage's own; name a journal or a database")
-    search, objective = stack_search(params, load_params("stack", StackParams, file), StackInputs.below(args.folder))
+    stack = load_params("stack", StackParams, file, args.folder / SELECTED)
+    search, objective = stack_search(params, stack, StackInputs.below(args.folder))
     study = open_study(search, args.folder, create=False)
     deadline = time.time() + params.hours * 3600 if params.hours else float("inf")
     # Others count their workers from 0: a number from elsewhere keeps the draws apart.
