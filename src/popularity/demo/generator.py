@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +27,20 @@ from popularity.schema import SPLITS
 logger = logging.getLogger(__name__)
 
 
-def generate(params: DemoParams, root: Path, truth: Path) -> None:
-    """Writes a small SMPD look-alike in the official layout into `root`, and what is true about it into `truth`.
+def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = None) -> None:
+    """Writes an SMPD look-alike in the official layout into `root`, and what is true about it into `truth`.
 
     `truth` gets effects.parquet (pid, split, every effect, noise, expected, label), latents.parquet (pid, quality,
     agreement, mood, views), test_labels.parquet (pid, label) and truth.json (best reachable SRC and MAE). They are for
     tests and benchmarks alone. The same parameters give the same bytes.
+
+    Memory: some 2 KB a post, and nothing a picture.
+
+    Args:
+        params: section demo.
+        root: of the data set.
+        truth: a folder outside of it.
+        drawn: pictures drawn for each part, used in turn; None: each post has its own; 0: there are no shards.
 
     Raises:
         DataError: `truth` lies inside `root`, where a reader of the data set could find it.
@@ -52,8 +61,12 @@ def generate(params: DemoParams, root: Path, truth: Path) -> None:
         write_metadata(folder, split, part, users, classes, profiles)
         if split == "train":
             write_labels(folder, split, effects.filter(pl.col("split") == split)["label"])
+        if drawn == 0:
+            continue
         names = picture_names(split, part, users)
-        pictures = _pictures(part, classes, params.image_size, picture_rng)
+        pictures = _pictures(part.head(drawn or len(part)), classes, params.image_size, picture_rng)
+        if drawn:
+            pictures = itertools.islice(itertools.cycle(pictures), len(part))
         progress = tqdm(zip(names, pictures, strict=True), total=len(names), desc=f"{split} pictures", unit="post")
         write_pictures(root / f"{split}_images.tar", progress)
     _write_truth(truth, params, posts, effects)
