@@ -23,7 +23,7 @@ from popularity.config import Section
 from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_features, count_features
 from popularity.features.label import as_of_dates, label_features
 from popularity.features.row import row_features
-from popularity.features.signals import FACTS, label_signals
+from popularity.features.signals import FACTS, coded, coded_label_signals
 from popularity.schema import FEATURES, FOLDS, SCHEMES, Column, Contract, read_table, write_table
 
 HistoryKey = Literal["uid", "category", "subcategory", "concept"]
@@ -68,7 +68,7 @@ def featurize(
     shown: dict[tuple[str, ...], tuple[pl.DataFrame, TextReducer]] = {}
     context: list[pl.DataFrame] = []
     label: list[pl.DataFrame] = []
-    horizon = _scored_span(posts, splits)
+    horizon, facts = _scored_span(posts, splits), _label_facts(posts)
     for (scheme, repeat), rows in tqdm(list(_by_scheme(splits)), desc="features by scheme", unit="scheme"):
         folds = rows.filter(pl.col("role") != "dropped").sort("fold", "pid").partition_by("fold", maintain_order=True)
         keys = [tuple(part["pid"]) for part in folds]
@@ -84,7 +84,7 @@ def featurize(
                 context.append(_keyed(features, scheme, repeat, None if alike else fold))
             if scheme == "final":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
-            label.append(_keyed(_label_features(part, posts, params, horizon), scheme, repeat, fold))
+            label.append(_keyed(_label_features(part, facts, params, horizon), scheme, repeat, fold))
     write_table(pl.concat(context, how="diagonal"), out / "context.parquet", CONTEXT)
     write_table(pl.concat(label, how="diagonal"), out / "label.parquet", LABEL)
 
@@ -116,7 +116,7 @@ def further_features(
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
     # A post that comes later does not move the cut at which the histories of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    sets.append(_label_features(rows, both, params, _scored_span(known, splits), timed_by))
+    sets.append(_label_features(rows, _label_facts(both), params, _scored_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in sets:
         table = table.join(features, on="pid", how="left", validate="1:1")
@@ -138,19 +138,23 @@ def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.Da
     return table.sort("pid")
 
 
+def _label_facts(posts: pl.DataFrame) -> pl.DataFrame:
+    """What `_label_features` reads of `posts`, with names as numbers."""
+    return coded(posts.select("pid", "posted_at", "label", *FACTS))
+
+
 def _label_features(
     rows: pl.DataFrame,
-    posts: pl.DataFrame,
+    facts: pl.DataFrame,
     params: FeaturizeParams,
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """What past labels say of `rows` (pid, role), the fit and score rows of one fold."""
-    facts = posts.select("pid", "posted_at", "label", *FACTS)
+    """What past labels say of `rows` (pid, role), the fit and score rows of one fold; `facts`: of `_label_facts`."""
     frame = rows.select("pid", "role").join(facts, on="pid", how="left", validate="1:1")
     histories = label_features(frame, params.history, params.history_prior, horizon, timed_by)
     dated = frame.join(as_of_dates(frame, horizon, timed_by), on="pid", how="left", validate="1:1")
-    return histories.join(label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
+    return histories.join(coded_label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
 
 
 def _by_scheme(splits: pl.DataFrame) -> Iterator[tuple[tuple[str, int], pl.DataFrame]]:
