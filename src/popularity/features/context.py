@@ -70,10 +70,13 @@ def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     frequency = exploded.with_columns(log_frequency=pl.len().over("tag").cast(pl.Float64).log())
     per_post = (
         frequency.group_by("pid")
-        .agg(
-            tag_frequency_mean=pl.col("log_frequency").sort().mean(),
-            tag_frequency_min=pl.col("log_frequency").min(),
-            tag_frequency_max=pl.col("log_frequency").max(),
+        # A list, not `.sort().mean()`: polars leaves out a sort before a mean, and the order decides the last bits.
+        .agg(log_frequency=pl.col("log_frequency").sort())
+        .select(
+            "pid",
+            tag_frequency_mean=pl.col("log_frequency").list.mean(),
+            tag_frequency_min=pl.col("log_frequency").list.min(),
+            tag_frequency_max=pl.col("log_frequency").list.max(),
         )
         .sort("pid")
     )

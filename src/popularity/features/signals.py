@@ -168,8 +168,8 @@ def _class_levels(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.D
         if level in TIMED:
             for half_life in HALF_LIVES:
                 weight = 0.5 ** (pl.col("age") / half_life)
-                shrunk = (weight * pl.col("rest")).sum() + prior * pl.col(f"{level}_level").first()
-                found[f"class_time.{level}_level_{half_life}"] = shrunk / (weight.sum() + prior)
+                shrunk = _total(weight * pl.col("rest")) + prior * pl.col(f"{level}_level").first()
+                found[f"class_time.{level}_level_{half_life}"] = shrunk / (_total(weight) + prior)
         levels = past.group_by(level, maintain_order=True).agg(**found)
         table = table.join(levels, on=level, how="left", validate="m:1", maintain_order="left")
         table = table.with_columns(pl.col(name).fill_null(above))
@@ -184,18 +184,18 @@ def _history(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFr
     weight = 0.5 ** (pl.col("age") / HALF_LIVES[1])
     posts, rest, beyond = pl.len(), pl.col("rest"), pl.col("beyond")
     variance = past["rest"].var() or 0.0
-    level = rest.sum() / (posts + prior)
+    level = _total(rest) / (posts + prior)
     users = past.group_by("uid", maintain_order=True).agg(
         **{
             "history.level": level,
-            "history.beyond_class": beyond.sum() / (posts + prior),
+            "history.beyond_class": _total(beyond) / (posts + prior),
             "history.last": beyond.last(),
-            "history.trend": ((weight * rest).sum() + prior * level) / (weight.sum() + prior) - level,
-            "history.spread": (((rest - rest.mean()) ** 2).sum() + prior * variance) / (posts + prior),
+            "history.trend": (_total(weight * rest) + prior * level) / (_total(weight) + prior) - level,
+            "history.spread": (_total((rest - rest.mean()) ** 2) + prior * variance) / (posts + prior),
             "history.days": pl.col("age").max() - pl.col("age").min(),
         }
     )
-    own_class = past.group_by("uid", "theme", maintain_order=True).agg(own=beyond.sum(), posts=posts)
+    own_class = past.group_by("uid", "theme", maintain_order=True).agg(own=_total(beyond), posts=posts)
     table = asked.select("uid", "theme").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
     table = table.join(own_class, on=["uid", "theme"], how="left", validate="m:1", maintain_order="left")
     table = table.with_columns(
@@ -207,17 +207,27 @@ def _history(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFr
     return table.select(pl.col("^history\\..*$"), of_class.alias("history.own_class"))
 
 
+def _total(values: pl.Expr) -> pl.Expr:
+    """The sum of `values` in a group.
+
+    Of plain values polars may add up parts of a group, one for each thread: the last bits then differ from run to run,
+    and with the number of cores. A slice, be it of everything, is added up whole.
+    """
+    return values.slice(0).sum()
+
+
 def _words(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFrame:
     """words.* of the rows `asked`."""
-    asked = asked.select(*TEXTS).with_row_index("row")
+    # Numbers from numpy are not flagged as sorted: polars adds up sorted groups in another way, and so to other last bits.
+    asked = asked.select(pl.Series("row", np.arange(asked.height)), *TEXTS)
     table = asked.select("row")
     for text in TEXTS:
-        levels = _exploded(past, text, "beyond").group_by("word").agg(level=pl.col("beyond").sum() / (pl.len() + prior))
+        levels = _exploded(past, text, "beyond").group_by("word").agg(level=_total(pl.col("beyond")) / (pl.len() + prior))
         found = _exploded(asked, text, "row").join(levels, on="word", how="left", validate="m:1", maintain_order="left")
         level = pl.col("level").fill_null(0.0)
         found = found.group_by("row", maintain_order=True).agg(
             **{
-                f"words.{text}_mean": level.mean(),
+                f"words.{text}_mean": level.slice(0).mean(),
                 f"words.{text}_least": level.min(),
                 f"words.{text}_greatest": level.max(),
                 f"words.{text}_known": pl.col("level").is_not_null().mean(),
