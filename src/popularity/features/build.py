@@ -26,6 +26,7 @@ from popularity.features.row import row_features
 from popularity.features.signals import FACTS, coded, coded_label_signals
 from popularity.schema import FEATURES, FOLDS, SCHEMES, Column, Contract, read_table, write_table
 
+FoldKey = tuple[str, int, int]  # scheme, repeat, fold (-1: all)
 HistoryKey = Literal["uid", "category", "subcategory", "concept"]
 
 CONTEXT = Contract(
@@ -65,28 +66,53 @@ def featurize(
 ) -> None:
     """Computes every feature set and writes it into the folder `out`."""
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
-    shown: dict[tuple[str, ...], tuple[pl.DataFrame, TextReducer]] = {}
-    context: list[pl.DataFrame] = []
-    label: list[pl.DataFrame] = []
+    shown: list[tuple[pl.Series, pl.DataFrame, TextReducer]] = []
+    context: dict[FoldKey, pl.DataFrame] = {}
+    label: dict[FoldKey, pl.DataFrame] = {}
     horizon, facts = _scored_span(posts, splits), _label_facts(posts)
     for (scheme, repeat), rows in tqdm(list(_by_scheme(splits)), desc="features by scheme", unit="scheme"):
         folds = rows.filter(pl.col("role") != "dropped").sort("fold", "pid").partition_by("fold", maintain_order=True)
-        keys = [tuple(part["pid"]) for part in folds]
-        alike = len(set(keys)) == 1  # the folds by user and at random show the same rows, the cuts do not
-        for place, (key, part) in enumerate(zip(keys, folds, strict=True)):
+        # The folds by user and at random show the same rows, the cuts do not.
+        alike = all(part["pid"].equals(folds[0]["pid"]) for part in folds)
+        for place, part in enumerate(folds):
             fold = int(part["fold"][0])
-            if key not in shown:
+            known = next((each for each in shown if each[0].equals(part["pid"])), None)
+            if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
                 text = TextReducer.fit(frame, params.text_components, params.seed)
-                shown[key] = context_features(frame, text), text
-            features, text = shown[key]
+                known = part["pid"], context_features(frame, text), text
+                shown.append(known)
+            _, features, text = known
             if not alike or place == 0:
-                context.append(_keyed(features, scheme, repeat, None if alike else fold))
+                context[scheme, repeat, -1 if alike else fold] = _keyed(
+                    features, scheme, repeat, None if alike else fold
+                )
             if scheme == "final":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
-            label.append(_keyed(_label_features(part, facts, params, horizon), scheme, repeat, fold))
-    write_table(pl.concat(context, how="diagonal"), out / "context.parquet", CONTEXT)
-    write_table(pl.concat(label, how="diagonal"), out / "label.parquet", LABEL)
+            found = _label_features(part, facts, params, horizon)
+            label[scheme, repeat, fold] = _keyed(found, scheme, repeat, fold)
+    shown.clear()
+    write_table(_stacked(context), out / "context.parquet", CONTEXT)
+    write_table(_stacked(label), out / "label.parquet", LABEL)
+
+
+def _stacked(parts: dict[FoldKey, pl.DataFrame]) -> pl.DataFrame:
+    """The parts under each other in the order of their keys, a column that some lack filled with nulls.
+
+    Column by column, and `parts` is emptied on the way: the whole is in memory once, not twice.
+    """
+    frames = [parts.pop(key) for key in sorted(parts)]
+    heights = [frame.height for frame in frames]
+    types = {name: dtype for frame in frames for name, dtype in frame.schema.items()}
+    columns = []
+    for name, dtype in types.items():
+        pieces = [
+            frame[name] if name in frame.columns else pl.repeat(None, height, dtype=dtype, eager=True).alias(name)
+            for frame, height in zip(frames, heights, strict=True)
+        ]
+        columns.append(pl.concat(pieces, rechunk=True))
+        frames = [frame.drop(name, strict=False) for frame in frames]
+    return pl.DataFrame(columns)
 
 
 def further_features(
