@@ -6,11 +6,10 @@ import io
 import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -101,8 +100,8 @@ class Profiles:
     A user's entry is in each of his rows, and form A has 5 KB of it: memory holds where each lies.
     """
 
-    def __init__(self, form: str) -> None:
-        self.form, self.stream, self.ends = form, tempfile.TemporaryFile(), [0]
+    def __init__(self, form: str, stream: BinaryIO) -> None:
+        self.form, self.stream, self.ends = form, stream, [0]
 
     def append(self, profile: dict[str, Any]) -> None:
         self.ends.append(self.ends[-1] + self.stream.write(_coded(profile).encode()))
@@ -118,12 +117,14 @@ class Profiles:
         return {name: [_coded(record[name]) for record in records] for name in records[0]}
 
 
-def profiles_of(users: Users, form: str, classes: list[SubcategoryPlace], rng: np.random.Generator) -> Profiles:
-    """What the user file tells about each user, in form A or B."""
+def profiles_of(
+    users: Users, form: str, classes: list[SubcategoryPlace], rng: np.random.Generator, stream: BinaryIO
+) -> Profiles:
+    """What the user file tells about each user, in form A or B; `stream`, an open file, holds it."""
     categories = [category.name for category in CATEGORIES]
     interests = rng.normal(0, 0.1, (len(categories), DESCRIPTION_SIZE))
     homes = rng.normal(0, 0.1, (len(TIMEZONES), LOCATION_SIZE))
-    profiles = Profiles(form)
+    profiles = Profiles(form, stream)
     for user in range(len(users.uid)):
         minutes, zone = TIMEZONES[users.zone[user]][:2]
         offset = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"

@@ -69,7 +69,7 @@ def featurize(
     shown: list[tuple[pl.Series, pl.DataFrame, TextReducer]] = []
     context: dict[FoldKey, pl.DataFrame] = {}
     label: dict[FoldKey, pl.DataFrame] = {}
-    horizon, facts = _scored_span(posts, splits), _label_facts(posts)
+    horizon, facts = _scored_span(posts, splits), label_facts(posts)
     for (scheme, repeat), rows in tqdm(list(_by_scheme(splits)), desc="features by scheme", unit="scheme"):
         folds = rows.filter(pl.col("role") != "dropped").sort("fold", "pid").partition_by("fold", maintain_order=True)
         # The folds by user and at random show the same rows, the cuts do not.
@@ -89,7 +89,7 @@ def featurize(
                 )
             if scheme == "final":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
-            found = _label_features(part, facts, params, horizon)
+            found = fold_label_features(part, facts, params, horizon)
             label[scheme, repeat, fold] = _keyed(found, scheme, repeat, fold)
     shown.clear()
     write_table(_stacked(context), out / "context.parquet", CONTEXT)
@@ -142,7 +142,7 @@ def further_features(
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
     # A post that comes later does not move the cut at which the histories of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    sets.append(_label_features(rows, _label_facts(both), params, _scored_span(known, splits), timed_by))
+    sets.append(fold_label_features(rows, label_facts(both), params, _scored_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in sets:
         table = table.join(features, on="pid", how="left", validate="1:1")
@@ -164,19 +164,19 @@ def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.Da
     return table.sort("pid")
 
 
-def _label_facts(posts: pl.DataFrame) -> pl.DataFrame:
-    """What `_label_features` reads of `posts`, with names as numbers."""
+def label_facts(posts: pl.DataFrame) -> pl.DataFrame:
+    """What `fold_label_features` reads of `posts`, with names as numbers."""
     return coded(posts.select("pid", "posted_at", "label", *FACTS))
 
 
-def _label_features(
+def fold_label_features(
     rows: pl.DataFrame,
     facts: pl.DataFrame,
     params: FeaturizeParams,
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """What past labels say of `rows` (pid, role), the fit and score rows of one fold; `facts`: of `_label_facts`."""
+    """What past labels say of `rows` (pid, role), the fit and score rows of one fold; `facts`: of `label_facts`."""
     frame = rows.select("pid", "role").join(facts, on="pid", how="left", validate="1:1")
     histories = label_features(frame, params.history, params.history_prior, horizon, timed_by)
     dated = frame.join(as_of_dates(frame, horizon, timed_by), on="pid", how="left", validate="1:1")

@@ -218,11 +218,13 @@ def _total(values: pl.Expr) -> pl.Expr:
 
 def _words(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFrame:
     """words.* of the rows `asked`."""
-    # Numbers from numpy are not flagged as sorted: polars adds up sorted groups in another way, and so to other last bits.
+    # Numbers from numpy are not flagged as sorted: polars adds up sorted groups another way, to other last bits.
     asked = asked.select(pl.Series("row", np.arange(asked.height)), *TEXTS)
     table = asked.select("row")
     for text in TEXTS:
-        levels = _exploded(past, text, "beyond").group_by("word").agg(level=_total(pl.col("beyond")) / (pl.len() + prior))
+        levels = (
+            _exploded(past, text, "beyond").group_by("word").agg(level=_total(pl.col("beyond")) / (pl.len() + prior))
+        )
         found = _exploded(asked, text, "row").join(levels, on="word", how="left", validate="m:1", maintain_order="left")
         level = pl.col("level").fill_null(0.0)
         found = found.group_by("row", maintain_order=True).agg(

@@ -73,7 +73,9 @@ def _thumbnail_size(width: int, height: int) -> tuple[int, int]:
         exact = SIDE * aspect
         return max(min(math.floor(exact), math.ceil(exact), key=lambda side: abs(aspect - side / SIDE)), 1), SIDE
     exact = SIDE / aspect
-    return SIDE, max(min(math.floor(exact), math.ceil(exact), key=lambda side: abs(aspect - SIDE / side) if side else 0), 1)
+    return SIDE, max(
+        min(math.floor(exact), math.ceil(exact), key=lambda side: abs(aspect - SIDE / side) if side else 0), 1
+    )
 
 
 def _text_cells(grey: Floats, edges: npt.NDArray[np.bool_]) -> Floats:
