@@ -74,15 +74,15 @@ def read_posts(root: Path) -> Frame:
     return posts.sort_values("pid", ignore_index=True)
 
 
-def _minutes(offset: str | None) -> float:
-    if not offset:
+def _minutes(offset: Any) -> float:
+    if not isinstance(offset, str) or not offset:
         return np.nan
     sign = -1 if offset[0] == "-" else 1
     return sign * (int(offset[1:3]) * 60 + int(offset[4:6]))
 
 
-def _plain(text: str | None) -> str | None:
-    if not text:
+def _plain(text: Any) -> str | None:
+    if not isinstance(text, str) or not text:
         return None
     return re.sub(r"<[^>]*>", "", text).replace("&amp;", "&")
 

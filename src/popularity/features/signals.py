@@ -168,8 +168,8 @@ def _class_levels(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.D
         if level in TIMED:
             for half_life in HALF_LIVES:
                 weight = 0.5 ** (pl.col("age") / half_life)
-                shrunk = _total(weight * pl.col("rest")) + prior * pl.col(f"{level}_level").first()
-                found[f"class_time.{level}_level_{half_life}"] = shrunk / (_total(weight) + prior)
+                shrunk = total(weight * pl.col("rest")) + prior * pl.col(f"{level}_level").first()
+                found[f"class_time.{level}_level_{half_life}"] = shrunk / (total(weight) + prior)
         levels = past.group_by(level, maintain_order=True).agg(**found)
         table = table.join(levels, on=level, how="left", validate="m:1", maintain_order="left")
         table = table.with_columns(pl.col(name).fill_null(above))
@@ -184,18 +184,18 @@ def _history(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFr
     weight = 0.5 ** (pl.col("age") / HALF_LIVES[1])
     posts, rest, beyond = pl.len(), pl.col("rest"), pl.col("beyond")
     variance = past["rest"].var() or 0.0
-    level = _total(rest) / (posts + prior)
+    level = total(rest) / (posts + prior)
     users = past.group_by("uid", maintain_order=True).agg(
         **{
             "history.level": level,
-            "history.beyond_class": _total(beyond) / (posts + prior),
+            "history.beyond_class": total(beyond) / (posts + prior),
             "history.last": beyond.last(),
-            "history.trend": (_total(weight * rest) + prior * level) / (_total(weight) + prior) - level,
-            "history.spread": (_total((rest - rest.mean()) ** 2) + prior * variance) / (posts + prior),
+            "history.trend": (total(weight * rest) + prior * level) / (total(weight) + prior) - level,
+            "history.spread": (total((rest - rest.mean()) ** 2) + prior * variance) / (posts + prior),
             "history.days": pl.col("age").max() - pl.col("age").min(),
         }
     )
-    own_class = past.group_by("uid", "theme", maintain_order=True).agg(own=_total(beyond), posts=posts)
+    own_class = past.group_by("uid", "theme", maintain_order=True).agg(own=total(beyond), posts=posts)
     table = asked.select("uid", "theme").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
     table = table.join(own_class, on=["uid", "theme"], how="left", validate="m:1", maintain_order="left")
     table = table.with_columns(
@@ -207,7 +207,7 @@ def _history(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFr
     return table.select(pl.col("^history\\..*$"), of_class.alias("history.own_class"))
 
 
-def _total(values: pl.Expr) -> pl.Expr:
+def total(values: pl.Expr) -> pl.Expr:
     """The sum of `values` in a group.
 
     Of plain values polars may add up parts of a group, one for each thread: the last bits then differ from run to run,
@@ -223,7 +223,7 @@ def _words(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFram
     table = asked.select("row")
     for text in TEXTS:
         levels = (
-            _exploded(past, text, "beyond").group_by("word").agg(level=_total(pl.col("beyond")) / (pl.len() + prior))
+            _exploded(past, text, "beyond").group_by("word").agg(level=total(pl.col("beyond")) / (pl.len() + prior))
         )
         found = _exploded(asked, text, "row").join(levels, on="word", how="left", validate="m:1", maintain_order="left")
         level = pl.col("level").fill_null(0.0)

@@ -34,7 +34,7 @@ def picture_statistics(picture: Image.Image) -> Floats:
     2003, eq. 3. entropy: of the grey levels, over 8 bits. edges: share of pixels. text: share of cells that are dense
     in edges with light and dark side by side, as lettering is, in all and in each third from the top.
     """
-    small = picture.resize(_thumbnail_size(*picture.size), Image.Resampling.BOX, reducing_gap=2.0)
+    small = picture.resize(thumbnail_size(*picture.size), Image.Resampling.BOX, reducing_gap=2.0)
     colour = np.asarray(small, dtype=np.float32) / np.float32(255)
     red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
     grey: Floats = (colour @ LUMA).astype(np.float32)
@@ -64,7 +64,7 @@ def picture_statistics(picture: Image.Image) -> Floats:
     return np.array(values, dtype=np.float32)
 
 
-def _thumbnail_size(width: int, height: int) -> tuple[int, int]:
+def thumbnail_size(width: int, height: int) -> tuple[int, int]:
     """The size that `Image.thumbnail` gives: at most SIDE, of the two roundings that which keeps the aspect better."""
     if max(width, height) <= SIDE:
         return width, height
