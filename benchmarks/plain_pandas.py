@@ -1,7 +1,7 @@
 """Ingest and metadata features as one would write them in pandas, for `benchmarks.full_scale` to compare with.
 
-The same columns as row.parquet, and as context.parquet and label.parquet of the scheme `final`, but for the fitted text
-components. It checks nothing: files that do not belong together, broken dates and the like go through unnoticed.
+The same columns as row.parquet, context.parquet and label.parquet, but for the fitted text components. It checks
+nothing: files that do not belong together, broken dates and the like go through unnoticed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pandas as pd
 Frame = Any  # pandas has no types here
 
 DAY = 86_400.0
+PRIOR = 3.0
 LEVELS = ("category", "subcategory", "concept")
 WORD = re.compile(r"(?:[^\W_]|')+")
 HALF_LIVES = (30, 90, 270)
@@ -134,8 +135,34 @@ def _local(posts: Frame) -> Any:
     return posts["posted_at"] + pd.to_timedelta(posts["timezone_offset"].fillna(0), unit="min")
 
 
+def features_of_folds(posts: Frame, splits: Frame) -> tuple[Frame, Frame]:
+    """Context features of the rows that each fold shows, and label features of each fold: tables keyed by fold.
+
+    Args:
+        posts: from `read_posts`.
+        splits: (scheme, repeat, fold, pid, role) without dropped rows.
+    """
+    cut = splits[(splits["scheme"] == "matched") & (splits["role"] == "score")]
+    times = posts.set_index("pid")["posted_at"].loc[cut.loc[cut["fold"] == cut["fold"].max(), "pid"]]
+    horizon = max(times.max() - times.min(), pd.Timedelta(days=1))
+    context, label, known = [], [], {}
+    for (scheme, repeat), rows in splits.groupby(["scheme", "repeat"]):
+        shown = {fold: part.sort_values("pid") for fold, part in rows.groupby("fold")}
+        alike = len({tuple(part["pid"]) for part in shown.values()}) == 1
+        for place, (fold, part) in enumerate(shown.items()):
+            own = posts.merge(part[["pid", "role"]], on="pid", validate="1:1")
+            keys = {"scheme": scheme, "repeat": repeat, "fold": None if alike else fold}
+            if not alike or place == 0:
+                key = tuple(part["pid"])
+                if key not in known:
+                    known[key] = context_features(own)
+                context.append(known[key].assign(**keys))
+            label.append(label_features(own, PRIOR, horizon).assign(**{**keys, "fold": fold}))
+    return pd.concat(context), pd.concat(label)
+
+
 def context_features(posts: Frame) -> Frame:
-    """Label-free statistics over all posts, as `final` shows them."""
+    """Label-free statistics over the shown posts."""
     table = posts[["pid"]]
     for features in (_user_features, _class_features, _tag_features, _count_signals):
         table = table.merge(features(posts), on="pid", how="left", validate="1:1")
@@ -229,16 +256,17 @@ def _before(posts: Frame, key: str | None, span: int) -> Any:
     return pd.Series(counts, index=ordered.index).sort_index()
 
 
-def label_features(posts: Frame, prior: float) -> Frame:
-    """Histories and signals from labels, of the scheme `final`: fitted on the training part."""
-    train, test = (posts.loc[posts["split"] == split, "posted_at"] for split in ("train", "test"))
-    later = test[test > train.max()]
-    start, length = later.min(), max(later.max() - later.min(), pd.Timedelta(days=1))
-    before = (start - posts["posted_at"]) / pd.Timedelta(microseconds=1)
-    blocks = np.ceil(before / (length / pd.Timedelta(microseconds=1))).clip(lower=0)
-    as_of = start - blocks * length
-    rows = posts.assign(as_of=as_of.where(posts["posted_at"] <= train.max(), start))
-    labelled = rows[rows["label"].notna()].sort_values(["posted_at", "pid"])
+def label_features(posts: Frame, prior: float, horizon: Any) -> Frame:
+    """Histories and signals from labels of fit rows, as old as those of scored rows: `popularity.features.label`."""
+    fit, score = (posts.loc[posts["role"] == role, "posted_at"] for role in ("fit", "score"))
+    later = score[score > fit.max()]
+    if 2 * len(later) > len(score):
+        start, length = later.min(), max(later.max() - later.min(), pd.Timedelta(days=1))
+        as_of = _block_start(posts["posted_at"], start, length).where(posts["posted_at"] <= fit.max(), start)
+    else:
+        as_of = _block_start(posts["posted_at"], posts["posted_at"].max() + pd.Timedelta(seconds=1), horizon)
+    rows = posts.assign(as_of=as_of)
+    labelled = rows[(rows["role"] == "fit") & rows["label"].notna()].sort_values(["posted_at", "pid"])
     table = rows[["pid"]]
     for key in ("uid", "subcategory", "concept"):
         table = table.merge(_history(rows, labelled, key, prior), on="pid", how="left", validate="1:1")
@@ -250,6 +278,11 @@ def label_features(posts: Frame, prior: float) -> Frame:
             part = part.merge(signals(past, asked, prior), on="pid", how="left", validate="1:1")
         parts.append(part)
     return table.merge(pd.concat(parts), on="pid", how="left", validate="1:1")
+
+
+def _block_start(times: Any, cut: Any, length: Any) -> Any:
+    blocks = np.ceil((cut - times) / length).clip(lower=0)
+    return cut - blocks * length
 
 
 def _history(rows: Frame, labelled: Frame, key: str, prior: float) -> Frame:

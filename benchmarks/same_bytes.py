@@ -83,8 +83,9 @@ def _columns(before: Path, after: Path) -> str:
     for column in old:
         other = new[column.name]
         if not column.equals(other):
-            largest = (column - other).abs().max() if column.dtype.is_numeric() else "not a number"
-            found.append(f"{column.name} in {column.ne_missing(other).sum()} rows, by {largest} at most")
+            rows = f"{column.name} in {column.ne_missing(other).sum()} rows"
+            largest = (column.cast(pl.Float64) - other.cast(pl.Float64)).abs() if column.dtype.is_numeric() else None
+            found.append(rows if largest is None else f"{rows}, by {largest.to_numpy().max(initial=0)} at most")
     return "; ".join(found) or "equal values in other bytes"
 
 

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import full_scale
 from benchmarks.full_scale import Row, growth, table
 from benchmarks.measuring import environment
-from benchmarks.scale_features import differences, part_features_final, part_features_pandas, part_generate
+from benchmarks.scale_features import differences, part_features_all, part_features_pandas, part_generate
 
 
 def row(what: str, posts: int, cpu: float) -> Row:
@@ -29,7 +29,7 @@ def test_the_table_names_ratios_and_growth() -> None:
 
 def test_ours_and_pandas_agree(tmp_path: Path) -> None:
     part_generate(tmp_path, "600", "B")
-    part_features_final(tmp_path)
+    part_features_all(tmp_path)
     part_features_pandas(tmp_path)
     assert differences(tmp_path) < 1e-9
 
@@ -39,7 +39,7 @@ def test_a_section_runs_and_writes_its_table(tmp_path: Path, monkeypatch: pytest
         assert folder.is_dir()
         return [row("fake", posts, posts / 1000)]
 
-    monkeypatch.setitem(full_scale.SECTIONS, "text", section)  # type: ignore[arg-type]
+    monkeypatch.setitem(full_scale.SECTIONS, "text", section)
     out = tmp_path / "reports" / "bench.txt"
     full_scale.main(["--only", "text", "--posts", "10000", "--out", str(out), "--folder", str(tmp_path)])
     assert "posts ^ 1.00" in out.read_text()

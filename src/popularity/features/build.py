@@ -26,6 +26,7 @@ from popularity.features.row import row_features
 from popularity.features.signals import FACTS, coded, coded_label_signals
 from popularity.schema import FEATURES, FOLDS, SCHEMES, Column, Contract, read_table, write_table
 
+_ORDER = {scheme: place for place, scheme in enumerate(SCHEMES)}
 FoldKey = tuple[str, int, int]  # scheme, repeat, fold (-1: all)
 HistoryKey = Literal["uid", "category", "subcategory", "concept"]
 
@@ -66,16 +67,21 @@ def featurize(
 ) -> None:
     """Computes every feature set and writes it into the folder `out`."""
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
+    # One table after the other: each holds a row for every post and fold.
+    write_table(_stacked(_context(posts, splits, params, out)), out / "context.parquet", CONTEXT)
+    write_table(_stacked(_labels(posts, splits, params)), out / "label.parquet", LABEL)
+
+
+def _context(
+    posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path
+) -> dict[FoldKey, pl.DataFrame]:
+    """Context features of each different set of shown rows; writes the text components of `final`."""
+    found: dict[FoldKey, pl.DataFrame] = {}
     shown: list[tuple[pl.Series, pl.DataFrame, TextReducer]] = []
-    context: dict[FoldKey, pl.DataFrame] = {}
-    label: dict[FoldKey, pl.DataFrame] = {}
-    horizon, facts = _scored_span(posts, splits), label_facts(posts)
-    for (scheme, repeat), rows in tqdm(list(_by_scheme(splits)), desc="features by scheme", unit="scheme"):
-        folds = rows.filter(pl.col("role") != "dropped").sort("fold", "pid").partition_by("fold", maintain_order=True)
+    for (scheme, repeat), folds in _by_scheme(splits, "context"):
         # The folds by user and at random show the same rows, the cuts do not.
         alike = all(part["pid"].equals(folds[0]["pid"]) for part in folds)
-        for place, part in enumerate(folds):
-            fold = int(part["fold"][0])
+        for part in folds[:1] if alike else folds:
             known = next((each for each in shown if each[0].equals(part["pid"])), None)
             if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
@@ -83,17 +89,23 @@ def featurize(
                 known = part["pid"], context_features(frame, text), text
                 shown.append(known)
             _, features, text = known
-            if not alike or place == 0:
-                context[scheme, repeat, -1 if alike else fold] = _keyed(
-                    features, scheme, repeat, None if alike else fold
-                )
+            fold = None if alike else int(part["fold"][0])
+            found[scheme, repeat, -1 if fold is None else fold] = _keyed(features, scheme, repeat, fold)
             if scheme == "final":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
-            found = fold_label_features(part, facts, params, horizon)
-            label[scheme, repeat, fold] = _keyed(found, scheme, repeat, fold)
-    shown.clear()
-    write_table(_stacked(context), out / "context.parquet", CONTEXT)
-    write_table(_stacked(label), out / "label.parquet", LABEL)
+    return found
+
+
+def _labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams) -> dict[FoldKey, pl.DataFrame]:
+    """Label features of each fold."""
+    found: dict[FoldKey, pl.DataFrame] = {}
+    horizon, facts = _scored_span(posts, splits), label_facts(posts)
+    for (scheme, repeat), folds in _by_scheme(splits, "label"):
+        for part in folds:
+            fold = int(part["fold"][0])
+            features = fold_label_features(part, facts, params, horizon)
+            found[scheme, repeat, fold] = _keyed(features, scheme, repeat, fold)
+    return found
 
 
 def _stacked(parts: dict[FoldKey, pl.DataFrame]) -> pl.DataFrame:
@@ -183,11 +195,14 @@ def fold_label_features(
     return histories.join(coded_label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
 
 
-def _by_scheme(splits: pl.DataFrame) -> Iterator[tuple[tuple[str, int], pl.DataFrame]]:
-    for scheme in SCHEMES:
-        rows = splits.filter(pl.col("scheme") == scheme)
-        for (repeat,), part in rows.group_by("repeat", maintain_order=True):
-            yield (scheme, int(str(repeat))), part
+def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[tuple[str, int], list[pl.DataFrame]]]:
+    """((scheme, repeat), the shown rows of each fold, sorted by pid); `what` names the progress bar."""
+    repeats = splits.select("scheme", "repeat").unique().sort(pl.col("scheme").replace_strict(_ORDER), "repeat")
+    for scheme, repeat in tqdm(repeats.rows(), desc=f"{what} features by scheme", unit="scheme"):
+        rows = splits.filter(
+            (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("role") != "dropped")
+        )
+        yield (scheme, repeat), rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
 
 
 def _keyed(frame: pl.DataFrame, scheme: str, repeat: int, fold: int | None) -> pl.DataFrame:
