@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro trials leaks dataset weights test faults lint clean
+.PHONY: help env repro trials leaks bench dataset weights test faults lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ trials: ## compare experiments: scores that judge a trial, changed parameters
 
 leaks: env ## what each of seven leaks seems to gain, and what it loses on later posts
 	@python -m benchmarks.leaks
+
+bench: env ## time and memory at 1, 3 and 10 times the posts beside the plain way (up to 40 minutes)
+	@python -m benchmarks.full_scale
 
 dataset: env ## choose a data set in the official layout: make dataset ROOT=path
 	@test -n "$(ROOT)" || { echo "error: say which: make dataset ROOT=path/to/data" >&2; exit 1; }

@@ -41,7 +41,7 @@ def test_stage_replaces_both_folders_and_records_its_cost(tmp_path: Path, tiny_d
     ("change", "message"),
     [
         (("users: 80", "users: 150"), "posts must be at least 3 times users"),
-        (("subcategories: 8", "subcategories: 99"), "demo.subcategories: .*33"),
+        (("subcategories: 8", "subcategories: 99"), "demo.subcategories: .*77"),
         (("user_file: A", "user_file: C"), "demo.user_file: .*'A' or 'B'"),
         (("seed: 20", "sead: 20"), "demo.sead: unknown key; allowed here: seed, posts"),
         (("test_share: 0.3", "test_share: 0.9"), "demo.test_share"),

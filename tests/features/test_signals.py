@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,3 +200,33 @@ def test_row_order_changes_nothing() -> None:
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=1)
     assert label_signals(shuffled, PRIOR).equals(label_signals(rows, PRIOR))
     assert count_signals(shuffled).equals(count_signals(rows))
+
+
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
+    """Polars may add up parts of a group in each thread: with some thousand rows and few groups it does."""
+    code = """
+import sys, polars as pl
+from popularity.features.context import count_features
+from popularity.features.signals import label_signals
+rows = pl.read_parquet(sys.argv[1])
+label_signals(rows, 3.0).write_ipc(sys.argv[2] + "_label")
+count_features(rows).write_ipc(sys.argv[2] + "_counts")
+"""
+    rng = np.random.default_rng(0)
+    posts = pl.concat([random_posts(0)] * 20).sort("posted_at")
+    posts = posts.with_columns(pid=pl.Series([f"{number:05d}" for number in range(len(posts))]))
+    cut = posts["posted_at"][len(posts) * 3 // 4]
+    posts = posts.with_columns(
+        label=pl.Series(rng.normal(6, 2, len(posts))),
+        role=pl.when(pl.col("posted_at") < cut).then(pl.lit("fit")).otherwise(pl.lit("score")),
+        as_of=pl.lit(cut),
+    )
+    posts.write_parquet(tmp_path / "rows")
+    for threads in (1, 2, 3):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "rows"), str(tmp_path / f"{threads}")],
+            env={**os.environ, "POLARS_MAX_THREADS": f"{threads}"},
+            check=True,
+        )
+    for what in ("label", "counts"):
+        assert len({(tmp_path / f"{threads}_{what}").read_bytes() for threads in (1, 2, 3)}) == 1

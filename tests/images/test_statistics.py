@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from popularity.images.statistics import NAMES, picture_statistics
+from popularity.images.statistics import NAMES, SIDE, picture_statistics, thumbnail_size
 
 
 def described(picture: Image.Image) -> dict[str, float]:
@@ -66,3 +66,11 @@ def test_the_picture_stays_as_it_is() -> None:
     before = picture.tobytes()
     picture_statistics(picture)
     assert picture.tobytes() == before
+
+
+def test_the_small_copy_is_pillows_thumbnail() -> None:
+    rng = np.random.default_rng(0)
+    for width, height in [*rng.integers(1, 900, (200, 2)).tolist(), (1, 5000), (5000, 1), (SIDE, SIDE), (SIDE + 1, 1)]:
+        picture = Image.new("L", (width, height))
+        picture.thumbnail((SIDE, SIDE))
+        assert thumbnail_size(width, height) == picture.size

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,20 @@ from popularity.schema import SPLITS
 logger = logging.getLogger(__name__)
 
 
-def generate(params: DemoParams, root: Path, truth: Path) -> None:
-    """Writes a small SMPD look-alike in the official layout into `root`, and what is true about it into `truth`.
+def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = None) -> None:
+    """Writes an SMPD look-alike in the official layout into `root`, and what is true about it into `truth`.
 
     `truth` gets effects.parquet (pid, split, every effect, noise, expected, label), latents.parquet (pid, quality,
     agreement, mood, views), test_labels.parquet (pid, label) and truth.json (best reachable SRC and MAE). They are for
     tests and benchmarks alone. The same parameters give the same bytes.
+
+    Memory: some 2 KB a post, and nothing a picture.
+
+    Args:
+        params: section demo.
+        root: of the data set.
+        truth: a folder outside of it.
+        drawn: pictures drawn for each part, used in turn; None: each post has its own; 0: there are no shards.
 
     Raises:
         DataError: `truth` lies inside `root`, where a reader of the data set could find it.
@@ -44,18 +54,23 @@ def generate(params: DemoParams, root: Path, truth: Path) -> None:
     users = draw_users(params, np.array([place.share for place in classes]), user_rng)
     posts = draw_posts(params, users, classes, post_rng)
     effects = add_up(posts, users, classes, params.trend, effect_rng)
-    profiles = profiles_of(users, params.user_file, classes, profile_rng)
-    for split in SPLITS:
-        folder = root / f"{split}_allmetadata_json"
-        folder.mkdir(parents=True, exist_ok=True)
-        part = posts.filter(pl.col("split") == split)
-        write_metadata(folder, split, part, users, classes, profiles)
-        if split == "train":
-            write_labels(folder, split, effects.filter(pl.col("split") == split)["label"])
-        names = picture_names(split, part, users)
-        pictures = _pictures(part, classes, params.image_size, picture_rng)
-        progress = tqdm(zip(names, pictures, strict=True), total=len(names), desc=f"{split} pictures", unit="post")
-        write_pictures(root / f"{split}_images.tar", progress)
+    with tempfile.TemporaryFile() as stream:
+        profiles = profiles_of(users, params.user_file, classes, profile_rng, stream)
+        for split in SPLITS:
+            folder = root / f"{split}_allmetadata_json"
+            folder.mkdir(parents=True, exist_ok=True)
+            part = posts.filter(pl.col("split") == split)
+            write_metadata(folder, split, part, users, classes, profiles)
+            if split == "train":
+                write_labels(folder, split, effects.filter(pl.col("split") == split)["label"])
+            if drawn == 0:
+                continue
+            names = picture_names(split, part, users)
+            pictures = _pictures(part.head(drawn or len(part)), classes, params.image_size, picture_rng)
+            if drawn:
+                pictures = itertools.islice(itertools.cycle(pictures), len(part))
+            progress = tqdm(zip(names, pictures, strict=True), total=len(names), desc=f"{split} pictures", unit="post")
+            write_pictures(root / f"{split}_images.tar", progress)
     _write_truth(truth, params, posts, effects)
 
 

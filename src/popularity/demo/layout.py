@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from popularity.demo.posts import SubcategoryPlace
@@ -21,18 +23,20 @@ DESCRIPTION_SIZE, LOCATION_SIZE = 399, 400  # floats, form A of the user file
 
 
 def write_metadata(
-    folder: Path, split: str, posts: pl.DataFrame, users: Users, classes: list[SubcategoryPlace], profiles: list[Any]
+    folder: Path, split: str, posts: pl.DataFrame, users: Users, classes: list[SubcategoryPlace], profiles: Profiles
 ) -> None:
     """The row-aligned files of one part, without labels.
 
     Args:
         profiles: of every user, from `profiles_of`.
     """
-    rows = posts.to_dicts()
-    ids = [{"Uid": users.uid[row["user"]], "Pid": row["pid"]} for row in rows]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        return posts.iter_rows(named=True)
 
     def aligned(name: str, fields: Callable[[dict[str, Any]], dict[str, str]]) -> None:
-        _write_json(folder / f"{split}_{name}.json", [own | fields(row) for own, row in zip(ids, rows, strict=True)])
+        records = ({"Uid": users.uid[row["user"]], "Pid": row["pid"]} | fields(row) for row in rows())
+        _write_list(folder / f"{split}_{name}.json", (_coded(record) for record in records))
 
     def classes_of(row: dict[str, Any]) -> dict[str, str]:
         place = classes[row["place"]]
@@ -61,13 +65,14 @@ def write_metadata(
             "Mediastatus": "ready",
         },
     )
-    own = [profiles[row["user"]] for row in rows]
-    if "timezone_timezone_id" in profiles[0]:
-        table = [identity | profile for identity, profile in zip(ids, own, strict=True)]
-        columns = {name: {str(i): row[name] for i, row in enumerate(table)} for name in table[0]}
-        _write_json(folder / f"{split}_user_data.json", columns)
+    path = folder / f"{split}_user_data.json"
+    if profiles.form == "A":
+        _write_list(path, map(profiles.record, posts["user"]))
     else:
-        _write_json(folder / f"{split}_user_data.json", own)
+        # Uids and pids of the rows, then the fields of their users: a column after the other.
+        columns = {"Uid": ([_coded(uid) for uid in users.uid], posts["user"]), "Pid": (None, posts["pid"])}
+        columns |= {name: (values, posts["user"]) for name, values in profiles.columns().items()}
+        _write_columns(path, columns)
     _write_lines(folder / f"{split}_img_filepath.txt", picture_names(split, posts, users))
 
 
@@ -89,12 +94,37 @@ def write_pictures(shard: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
             tar.addfile(member, io.BytesIO(content))
 
 
-def profiles_of(users: Users, form: str, classes: list[SubcategoryPlace], rng: np.random.Generator) -> list[Any]:
-    """What the user file tells about each user, in form A or B."""
+class Profiles:
+    """What the user file tells about each user, in form A or B; coded as JSON, on disk.
+
+    A user's entry is in each of his rows, and form A has 5 KB of it: memory holds where each lies.
+    """
+
+    def __init__(self, form: str, stream: BinaryIO) -> None:
+        self.form, self.stream, self.ends = form, stream, [0]
+
+    def append(self, profile: dict[str, Any]) -> None:
+        self.ends.append(self.ends[-1] + self.stream.write(_coded(profile).encode()))
+
+    def record(self, user: int) -> str:
+        start, end = self.ends[user : user + 2]
+        self.stream.flush()
+        return os.pread(self.stream.fileno(), end - start, start).decode()
+
+    def columns(self) -> dict[str, list[str]]:
+        """Every field of all users, coded."""
+        records = [json.loads(self.record(user)) for user in range(len(self.ends) - 1)]
+        return {name: [_coded(record[name]) for record in records] for name in records[0]}
+
+
+def profiles_of(
+    users: Users, form: str, classes: list[SubcategoryPlace], rng: np.random.Generator, stream: BinaryIO
+) -> Profiles:
+    """What the user file tells about each user, in form A or B; `stream`, an open file, holds it."""
     categories = [category.name for category in CATEGORIES]
     interests = rng.normal(0, 0.1, (len(categories), DESCRIPTION_SIZE))
     homes = rng.normal(0, 0.1, (len(TIMEZONES), LOCATION_SIZE))
-    profiles: list[Any] = []
+    profiles = Profiles(form, stream)
     for user in range(len(users.uid)):
         minutes, zone = TIMEZONES[users.zone[user]][:2]
         offset = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
@@ -138,12 +168,34 @@ def profiles_of(users: Users, form: str, classes: list[SubcategoryPlace], rng: n
     return profiles
 
 
-def _floats(values: Iterable[float]) -> str:
-    return ",".join(f"{value:.3f}" if value else "0" for value in values)
+def _floats(values: npt.NDArray[np.float64]) -> str:
+    if values.any():
+        return ",".join(["%.3f"] * len(values)) % tuple(values.tolist())
+    return ",".join(["0"] * len(values))
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+def _coded(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_list(path: Path, records: Iterable[str]) -> None:
+    """A JSON list of coded records, as `json.dumps` spaces it."""
+    with path.open("w", encoding="utf-8") as stream:
+        for row, record in enumerate(records):
+            stream.write(f"{', ' if row else '['}{record}")
+        stream.write("]")
+
+
+def _write_columns(path: Path, columns: Mapping[str, tuple[list[str] | None, pl.Series]]) -> None:
+    """{column: {"0": value, ...}}. A column is (coded values, which of them each row has) or (None, texts)."""
+    with path.open("w", encoding="utf-8") as stream:
+        for place, (name, (values, rows)) in enumerate(columns.items()):
+            stream.write(f"{', ' if place else '{'}{_coded(name)}: {{")
+            for row, value in enumerate(rows):
+                coded = _coded(value) if values is None else values[value]
+                stream.write(f'{", " if row else ""}"{row}": {coded}')
+            stream.write("}")
+        stream.write("}")
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ class DemoParams(Section):
         seed: of every draw.
         posts: in both parts together.
         users: at most; at least 3 posts each on average.
-        subcategories: second-level classes, spread over the first-level ones.
+        subcategories: second-level classes, spread over the first-level ones; beyond 33, numbered further ones.
         image_size: pixels, longer side.
         test_share: the last part of the posts in time.
         user_file: A = row-aligned list with vectors, B = columns with ids and texts.
@@ -29,7 +29,7 @@ class DemoParams(Section):
     seed: Annotated[int, Field(ge=0)]
     posts: Annotated[int, Field(ge=50)]
     users: Annotated[int, Field(ge=10)]
-    subcategories: Annotated[int, Field(ge=2, le=33)]
+    subcategories: Annotated[int, Field(ge=2, le=77)]
     image_size: Annotated[int, Field(ge=16)]
     test_share: Annotated[float, Field(ge=0.1, le=0.5)]
     user_file: Literal["A", "B"]

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from popularity.demo.params import DemoParams
 from popularity.demo.texts import compose
-from popularity.demo.users import DAY, SPAN, START, TIMEZONES, Users
-from popularity.demo.vocabulary import CATEGORIES, Category, Subcategory
+from popularity.demo.users import DAY, SPAN, START, TIMEZONES, Floats, Users
+from popularity.demo.vocabulary import CATEGORIES, Category, Subcategory, widened
 
 BURST_GAP = (40, 600)  # s between the posts of one upload session
 BURST_SIZE = 5
+ACCURACIES = (1, 3, 6, 11, 16)
+SKILL_REST = np.sqrt(0.75)
 HOURS = np.arange(24)
 HOUR_RATES = 1.2 + 0.8 * np.cos((HOURS - 20) * np.pi / 12) + 0.3 * np.cos((HOURS - 13) * np.pi / 6)  # local time
+
+COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "split": pl.String,
+    "user": pl.Int64,
+    "place": pl.Int64,
+    "posted_at": pl.Int64,
+    "local_hour": pl.Float64,
+    "collected_at": pl.Float64,
+    "concept": pl.Int64,
+    "quality": pl.Float64,
+    "title": pl.String,
+    "tags": pl.String,
+    "tag_count": pl.Int64,
+    "agreement": pl.Float64,
+    "media_type": pl.String,
+    "mood": pl.Float64,
+    "latitude": pl.Float64,
+    "longitude": pl.Float64,
+    "geo_accuracy": pl.Int64,
+}
+ROWS = 8192  # drawn before they become columns
+Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -30,11 +58,13 @@ class SubcategoryPlace:
 
 def choose_classes(count: int) -> list[SubcategoryPlace]:
     """`count` subcategories, spread over the categories in turn; shares follow those of SMPD's categories."""
-    rounds = max(len(category.subcategories) for category in CATEGORIES)
+    each = -(-count // len(CATEGORIES))
+    rounds = max(each, *(len(category.subcategories) for category in CATEGORIES))
+    categories = [widened(category, max(each, len(category.subcategories))) for category in CATEGORIES]
     places = [
         (category, category.subcategories[turn])
         for turn in range(rounds)
-        for category in CATEGORIES
+        for category in categories
         if turn < len(category.subcategories)
     ][:count]
     siblings = [sum(category is other for other, _ in places) for category, _ in places]
@@ -52,9 +82,25 @@ def draw_posts(
     local_hour; quality (0-1); title; tags; tag_count; agreement (null without content words); mood; media_type;
     latitude, longitude (null without a place); geo_accuracy.
     """
+    rows = _rows(params, users, classes, rng)
+    frames = [pl.DataFrame(chunk, schema=COLUMNS, orient="row") for chunk in _chunks(rows, ROWS)]
+    # The parts were collected one after the other; the pid counts what was collected, with gaps.
+    posts = pl.concat(frames).sort(pl.col("split") == "test", "collected_at", "posted_at", maintain_order=True)
+    numbers = 1000 + np.cumsum(rng.integers(1, 9, len(posts)))
+    return posts.drop("collected_at").with_columns(pl.Series("pid", [str(number) for number in numbers]))
+
+
+def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def _rows(params: DemoParams, users: Users, classes: list[SubcategoryPlace], rng: np.random.Generator) -> Iterator[Row]:
+    """The posts of each user after the other's, in the order of COLUMNS."""
     cut = START + round(SPAN * (1 - params.test_share))
-    shares = np.array([place.share for place in classes])
-    rows: list[dict[str, object]] = []
+    shares = _cumulated([place.share for place in classes])
+    hours = _cumulated(HOUR_RATES / HOUR_RATES.sum())
+    vocabularies = _vocabularies(classes)
     for user in range(len(users.uid)):
         for split, count, phase in (
             ("train", users.train_posts[user], (START, cut)),
@@ -69,28 +115,25 @@ def draw_posts(
                 burst = min(int(rng.geometric(0.55)), BURST_SIZE, left)
                 left -= burst
                 favourite = rng.random() < 0.7
-                place = int(users.favourites[user, rng.integers(3)] if favourite else rng.choice(len(shares), p=shares))
-                moment = _moment(window, phase, offset, rng)
+                place = int(users.favourites[user, rng.integers(3)]) if favourite else _choice(shares, rng)
+                moment = _moment(window, phase, offset, hours, rng)
                 lag = rng.exponential(5 * DAY)  # between a session and its collection
                 for _ in range(burst):
-                    rows.append(
-                        {
-                            "split": split,
-                            "user": user,
-                            "place": place,
-                            "posted_at": moment,
-                            "local_hour": (moment + offset) % DAY / 3600,
-                            "collected_at": moment + lag,
-                        }
-                        | _content(users, user, classes, place, rng)
-                    )
+                    local_hour = (moment + offset) % DAY / 3600
+                    content = _content(users, user, vocabularies[place], rng)
+                    yield split, user, place, moment, local_hour, moment + lag, *content
                     moment += int(rng.integers(*BURST_GAP))
-    # The parts were collected one after the other; the pid counts what was collected, with gaps.
-    posts = pl.DataFrame(rows, infer_schema_length=None).sort(
-        pl.col("split") == "test", "collected_at", "posted_at", maintain_order=True
-    )
-    numbers = 1000 + np.cumsum(rng.integers(1, 9, len(posts)))
-    return posts.drop("collected_at").with_columns(pl.Series("pid", [str(number) for number in numbers]))
+
+
+def _cumulated(shares: Sequence[float] | Floats) -> list[float]:
+    """What `_choice` takes, as numpy's `choice` computes it."""
+    total = np.asarray(shares, dtype=np.float64).cumsum()
+    return (total / total[-1]).tolist()  # type: ignore[no-any-return]
+
+
+def _choice(cumulated: list[float], rng: np.random.Generator) -> int:
+    """The same draw as `rng.choice(len(shares), p=shares)`, at a tenth of the cost."""
+    return bisect_right(cumulated, rng.random())
 
 
 def _window(
@@ -102,11 +145,13 @@ def _window(
     return start, phase[1] if until_end else start + length
 
 
-def _moment(window: tuple[float, float], phase: tuple[int, int], offset: int, rng: np.random.Generator) -> int:
+def _moment(
+    window: tuple[float, float], phase: tuple[int, int], offset: int, hours: list[float], rng: np.random.Generator
+) -> int:
     """The start of a session, unix s: a day of the window, at an hour that people like in local time."""
-    hour = rng.choice(24, p=HOUR_RATES / HOUR_RATES.sum())
+    hour = _choice(hours, rng)
     day = int(rng.uniform(*window)) // DAY * DAY
-    moment = day + int(hour) * 3600 + int(rng.integers(3600)) - offset
+    moment = day + hour * 3600 + int(rng.integers(3600)) - offset
     while moment < phase[0]:
         moment += DAY
     while moment + BURST_SIZE * BURST_GAP[1] >= phase[1]:
@@ -114,34 +159,42 @@ def _moment(window: tuple[float, float], phase: tuple[int, int], offset: int, rn
     return moment
 
 
-def _content(
-    users: Users, user: int, classes: list[SubcategoryPlace], place: int, rng: np.random.Generator
-) -> dict[str, object]:
-    """The columns of one post that its user and its class decide."""
-    here = classes[place]
-    concept = min(int(rng.geometric(0.5)), len(here.subcategory.concepts)) - 1
-    foreign = [other for other in classes if other.category is not here.category]
-    other = foreign[rng.integers(len(foreign))]
-    text = compose(_words(here, concept), _words(other, 0), _agreement(rng), float(users.tagging[user]), rng)
+ACCURACY_SHARES = _cumulated((0.02, 0.05, 0.08, 0.25, 0.6))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a class for each of its concepts, and those of every class below another category."""
+
+    own: list[list[str]]
+    foreign: list[list[str]]
+
+
+def _vocabularies(classes: list[SubcategoryPlace]) -> list[Vocabulary]:
+    words = [[_words(place, concept) for concept in range(len(place.subcategory.concepts))] for place in classes]
+    return [
+        Vocabulary(own, [words[at][0] for at, other in enumerate(classes) if other.category is not place.category])
+        for own, place in zip(words, classes, strict=True)
+    ]
+
+
+def _content(users: Users, user: int, vocabulary: Vocabulary, rng: np.random.Generator) -> Row:
+    """What its user and its class decide of a post: the columns from `concept` on."""
+    concept = min(int(rng.geometric(0.5)), len(vocabulary.own)) - 1
+    other = vocabulary.foreign[rng.integers(len(vocabulary.foreign))]
+    text = compose(vocabulary.own[concept], other, _agreement(rng), float(users.tagging[user]), rng)
     latitude = longitude = None
     accuracy = 0
     if rng.random() < users.geotagging[user]:
         home = TIMEZONES[users.zone[user]]
         latitude, longitude = home[3] + rng.normal(0, 1.5), home[4] + rng.normal(0, 1.5)
-        accuracy = int(rng.choice((1, 3, 6, 11, 16), p=(0.02, 0.05, 0.08, 0.25, 0.6)))
-    return {
-        "concept": concept,
-        "quality": _uniform(0.5 * users.skill[user] + np.sqrt(0.75) * rng.standard_normal()),
-        "title": text.title,
-        "tags": text.tags,
-        "tag_count": text.tag_count,
-        "agreement": text.agreement,
-        "media_type": "video" if rng.random() < 0.03 else "photo",
-        "mood": text.mood,
-        "latitude": latitude,
-        "longitude": longitude,
-        "geo_accuracy": accuracy,
-    }
+        accuracy = ACCURACIES[_choice(ACCURACY_SHARES, rng)]
+    quality = _uniform(0.5 * users.skill[user] + SKILL_REST * rng.standard_normal())
+    media_type = "video" if rng.random() < 0.03 else "photo"
+    return (
+        *(concept, quality, text.title, text.tags, text.tag_count, text.agreement, media_type, text.mood),
+        *(latitude, longitude, accuracy),
+    )
 
 
 def _words(place: SubcategoryPlace, concept: int) -> list[str]:

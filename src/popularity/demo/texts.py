@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import numpy as np
 from popularity.demo.vocabulary import CAMERA_TITLES, MOODS, NEUTRAL_TAGS
 
 TITLE_FORMS = ("{}", "{} {}", "the {} and the {}", "{} at the {}", "{} {} with {}", "my {} {} in {}")
+GOOD_WORDS, BAD_WORDS = ([word for word, weight in MOODS.items() if (weight > 0) == good] for good in (True, False))
+MOOD_COUNTS = (0.35, 0.35 + 0.25, 0.35 + 0.25 + 0.25)  # below which of them a draw gives 0, 1, 2 mood words
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ def compose(
         title=title,
         tags=" ".join(tags),
         tag_count=len(tags),
-        agreement=float(np.mean(taken)) if taken else None,
-        mood=sum(weight for word, weight in MOODS.items() if word in used),
+        agreement=sum(taken) / len(taken) if taken else None,
+        mood=sum((weight for word, weight in MOODS.items() if word in used), start=0.0),
     )
 
 
 def _moods(rng: np.random.Generator) -> list[str]:
     """0 to 3 different mood words, all good or all bad."""
     good = rng.random() < 0.6
-    words = [word for word, weight in MOODS.items() if (weight > 0) == good]
-    return [words[i] for i in rng.permutation(len(words))[: rng.choice(4, p=(0.35, 0.25, 0.25, 0.15))]]
+    words = GOOD_WORDS if good else BAD_WORDS
+    order = rng.permutation(len(words))
+    return [words[i] for i in order[: bisect_right(MOOD_COUNTS, rng.random())]]

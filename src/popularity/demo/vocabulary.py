@@ -6,7 +6,7 @@ The first-level names are the public ones of SMPD. Some names occur under severa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,19 @@ CATEGORIES: tuple[Category, ...] = (
         ("Portrait", "triangle", "child grandparents twins", "reunion generations album cousin aunt uncle ancestors"),
     ),
 )  # fmt: skip
+
+
+def widened(category: Category, count: int) -> Category:
+    """`category` with `count` subcategories: further ones are its own, numbered, with words of their own."""
+    own = category.subcategories
+    further = (_numbered(own[place % len(own)], 1 + place // len(own)) for place in range(len(own), count))
+    return replace(category, subcategories=(*own, *further))
+
+
+def _numbered(subcategory: Subcategory, number: int) -> Subcategory:
+    concepts, words = ([f"{word}{number}" for word in each] for each in (subcategory.concepts, subcategory.words))
+    return Subcategory(f"{subcategory.name}{number}", subcategory.shape, tuple(concepts), tuple(words))
+
 
 # Words that say how much a title or a tag appeals, whatever the class; their weights add up.
 MOODS: Mapping[str, float] = {

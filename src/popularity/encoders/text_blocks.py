@@ -60,7 +60,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
     table = read_table(posts, POSTS).select("pid", "title", "tags", post=post_text())
     state, location = start_processes(), find_weights(params)
     encoder = load_text_encoder(params).to(state.device)
-    texts = _distinct_texts(table)
+    texts = distinct_texts(table)
     cut = Cut(texts.height, params.shard_rows, params.batch_size)
     prepare = _TextBatches(texts["text"].to_list(), texts["is_post"].to_numpy(), load_tokenizer(params))
 
@@ -101,7 +101,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
         state.wait_for_everyone()
 
 
-def _distinct_texts(table: pl.DataFrame) -> pl.DataFrame:
+def distinct_texts(table: pl.DataFrame) -> pl.DataFrame:
     """Every string of `table` once: text, and is_post (some post's text r, so its tokens are wanted).
 
     Ordered by length, so that little of a batch is padding, and by text.

@@ -23,9 +23,11 @@ from popularity.config import Section
 from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_features, count_features
 from popularity.features.label import as_of_dates, label_features
 from popularity.features.row import row_features
-from popularity.features.signals import FACTS, label_signals
+from popularity.features.signals import FACTS, coded, coded_label_signals
 from popularity.schema import FEATURES, FOLDS, SCHEMES, Column, Contract, read_table, write_table
 
+_ORDER = {scheme: place for place, scheme in enumerate(SCHEMES)}
+FoldKey = tuple[str, int, int]  # scheme, repeat, fold (-1: all)
 HistoryKey = Literal["uid", "category", "subcategory", "concept"]
 
 CONTEXT = Contract(
@@ -65,28 +67,64 @@ def featurize(
 ) -> None:
     """Computes every feature set and writes it into the folder `out`."""
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
-    shown: dict[tuple[str, ...], tuple[pl.DataFrame, TextReducer]] = {}
-    context: list[pl.DataFrame] = []
-    label: list[pl.DataFrame] = []
-    horizon = _scored_span(posts, splits)
-    for (scheme, repeat), rows in tqdm(list(_by_scheme(splits)), desc="features by scheme", unit="scheme"):
-        folds = rows.filter(pl.col("role") != "dropped").sort("fold", "pid").partition_by("fold", maintain_order=True)
-        keys = [tuple(part["pid"]) for part in folds]
-        alike = len(set(keys)) == 1  # the folds by user and at random show the same rows, the cuts do not
-        for place, (key, part) in enumerate(zip(keys, folds, strict=True)):
-            fold = int(part["fold"][0])
-            if key not in shown:
+    # One table after the other: each holds a row for every post and fold.
+    write_table(_stacked(_context(posts, splits, params, out)), out / "context.parquet", CONTEXT)
+    write_table(_stacked(_labels(posts, splits, params)), out / "label.parquet", LABEL)
+
+
+def _context(
+    posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path
+) -> dict[FoldKey, pl.DataFrame]:
+    """Context features of each different set of shown rows; writes the text components of `final`."""
+    found: dict[FoldKey, pl.DataFrame] = {}
+    shown: list[tuple[pl.Series, pl.DataFrame, TextReducer]] = []
+    for (scheme, repeat), folds in _by_scheme(splits, "context"):
+        # The folds by user and at random show the same rows, the cuts do not.
+        alike = all(part["pid"].equals(folds[0]["pid"]) for part in folds)
+        for part in folds[:1] if alike else folds:
+            known = next((each for each in shown if each[0].equals(part["pid"])), None)
+            if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
                 text = TextReducer.fit(frame, params.text_components, params.seed)
-                shown[key] = context_features(frame, text), text
-            features, text = shown[key]
-            if not alike or place == 0:
-                context.append(_keyed(features, scheme, repeat, None if alike else fold))
+                known = part["pid"], context_features(frame, text), text
+                shown.append(known)
+            _, features, text = known
+            fold = None if alike else int(part["fold"][0])
+            found[scheme, repeat, -1 if fold is None else fold] = _keyed(features, scheme, repeat, fold)
             if scheme == "final":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
-            label.append(_keyed(_label_features(part, posts, params, horizon), scheme, repeat, fold))
-    write_table(pl.concat(context, how="diagonal"), out / "context.parquet", CONTEXT)
-    write_table(pl.concat(label, how="diagonal"), out / "label.parquet", LABEL)
+    return found
+
+
+def _labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams) -> dict[FoldKey, pl.DataFrame]:
+    """Label features of each fold."""
+    found: dict[FoldKey, pl.DataFrame] = {}
+    horizon, facts = _scored_span(posts, splits), label_facts(posts)
+    for (scheme, repeat), folds in _by_scheme(splits, "label"):
+        for part in folds:
+            fold = int(part["fold"][0])
+            features = fold_label_features(part, facts, params, horizon)
+            found[scheme, repeat, fold] = _keyed(features, scheme, repeat, fold)
+    return found
+
+
+def _stacked(parts: dict[FoldKey, pl.DataFrame]) -> pl.DataFrame:
+    """The parts under each other in the order of their keys, a column that some lack filled with nulls.
+
+    Column by column, and `parts` is emptied on the way: the whole is in memory once, not twice.
+    """
+    frames = [parts.pop(key) for key in sorted(parts)]
+    heights = [frame.height for frame in frames]
+    types = {name: dtype for frame in frames for name, dtype in frame.schema.items()}
+    columns = []
+    for name, dtype in types.items():
+        pieces = [
+            frame[name] if name in frame.columns else pl.repeat(None, height, dtype=dtype, eager=True).alias(name)
+            for frame, height in zip(frames, heights, strict=True)
+        ]
+        columns.append(pl.concat(pieces, rechunk=True))
+        frames = [frame.drop(name, strict=False) for frame in frames]
+    return pl.DataFrame(columns)
 
 
 def further_features(
@@ -116,7 +154,7 @@ def further_features(
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
     # A post that comes later does not move the cut at which the histories of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    sets.append(_label_features(rows, both, params, _scored_span(known, splits), timed_by))
+    sets.append(fold_label_features(rows, label_facts(both), params, _scored_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in sets:
         table = table.join(features, on="pid", how="left", validate="1:1")
@@ -138,26 +176,33 @@ def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.Da
     return table.sort("pid")
 
 
-def _label_features(
+def label_facts(posts: pl.DataFrame) -> pl.DataFrame:
+    """What `fold_label_features` reads of `posts`, with names as numbers."""
+    return coded(posts.select("pid", "posted_at", "label", *FACTS))
+
+
+def fold_label_features(
     rows: pl.DataFrame,
-    posts: pl.DataFrame,
+    facts: pl.DataFrame,
     params: FeaturizeParams,
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """What past labels say of `rows` (pid, role), the fit and score rows of one fold."""
-    facts = posts.select("pid", "posted_at", "label", *FACTS)
+    """What past labels say of `rows` (pid, role), the fit and score rows of one fold; `facts`: of `label_facts`."""
     frame = rows.select("pid", "role").join(facts, on="pid", how="left", validate="1:1")
     histories = label_features(frame, params.history, params.history_prior, horizon, timed_by)
     dated = frame.join(as_of_dates(frame, horizon, timed_by), on="pid", how="left", validate="1:1")
-    return histories.join(label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
+    return histories.join(coded_label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
 
 
-def _by_scheme(splits: pl.DataFrame) -> Iterator[tuple[tuple[str, int], pl.DataFrame]]:
-    for scheme in SCHEMES:
-        rows = splits.filter(pl.col("scheme") == scheme)
-        for (repeat,), part in rows.group_by("repeat", maintain_order=True):
-            yield (scheme, int(str(repeat))), part
+def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[tuple[str, int], list[pl.DataFrame]]]:
+    """((scheme, repeat), the shown rows of each fold, sorted by pid); `what` names the progress bar."""
+    repeats = splits.select("scheme", "repeat").unique().sort(pl.col("scheme").replace_strict(_ORDER), "repeat")
+    for scheme, repeat in tqdm(repeats.rows(), desc=f"{what} features by scheme", unit="scheme"):
+        rows = splits.filter(
+            (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("role") != "dropped")
+        )
+        yield (scheme, repeat), rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
 
 
 def _keyed(frame: pl.DataFrame, scheme: str, repeat: int, fold: int | None) -> pl.DataFrame:

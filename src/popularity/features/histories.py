@@ -28,7 +28,10 @@ def compare_histories(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...])
         keys: section featurize, history.
     """
     roles = splits.filter(pl.col("role") != "dropped")
-    table = pl.read_parquet(folder / "label.parquet").join(roles, on=list(FOLDS.key), how="left", validate="1:1")
+    columns = [*FOLDS.key, *(f"{key}_history_{what}" for key in keys for what in ("posts", "age"))]
+    table = pl.read_parquet(folder / "label.parquet", columns=columns).join(
+        roles, on=list(FOLDS.key), how="left", validate="1:1"
+    )
     found = []
     for fold, rows in table.group_by(FOLD, maintain_order=True):
         for key in keys:

@@ -91,6 +91,22 @@ def _before(posts: pl.DataFrame, key: str | None, span: int) -> pl.Series:
     return pl.Series((np.searchsorted(ordered, place) - np.searchsorted(ordered, place - width)).astype(np.int32))
 
 
+def coded(posts: pl.DataFrame) -> pl.DataFrame:
+    """`posts` with `theme` and `variant`, all keys of users and classes as numbers, and texts as lists of their words.
+
+    What only compares names is several times faster on numbers. The different words of a text (List(UInt32)) are in
+    the order of their spelling. Numbers are alike exactly where names are, within one call.
+    """
+    posts = with_themes(posts)
+    keys = [_numbers(pl.col(name)).alias(name) for name in ("uid", *LEVELS, *TIMED)]
+    words = (pl.col(text).str.to_lowercase().str.extract_all(WORD).list.unique().list.sort() for text in TEXTS)
+    return posts.with_columns(*keys, *(found.list.eval(_numbers(pl.element())) for found in words))
+
+
+def _numbers(names: pl.Expr) -> pl.Expr:
+    return names.cast(pl.Categorical).to_physical()
+
+
 def label_signals(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
     """(pid, signals from labels) for fit and score rows of one fold, sorted by pid.
 
@@ -105,16 +121,20 @@ def label_signals(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
         rows: (pid, role, posted_at, as_of, label, FACTS); labels of score rows are not read.
         prior: posts' worth of what a mean is shrunk to.
     """
-    rows = with_themes(rows)
+    return coded_label_signals(coded(rows), prior)
+
+
+def coded_label_signals(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
+    """As `label_signals`, of rows whose FACTS are `coded`."""
     labelled = rows.filter((pl.col("role") == "fit") & pl.col("label").is_not_null()).sort("posted_at", "pid")
+    labelled = labelled.select("posted_at", "label", "uid", *CLASSES, *TEXTS)
     parts = []
     for (date,), asked in rows.sort("as_of", "pid").group_by("as_of", maintain_order=True):
         assert isinstance(date, datetime)
-        past = _over_classes(_over_periods(labelled.filter(pl.col("posted_at") < date), prior), prior)
-        table = asked.select("pid")
-        for signals in (_history, _class_levels, _words):
-            table = table.join(signals(past, asked, prior), on="pid", how="left", validate="1:1", maintain_order="left")
-        parts.append(table)
+        before = labelled["posted_at"].search_sorted(date, side="left")
+        past = _over_classes(_over_periods(labelled.head(before), prior), prior)
+        signals = (compute(past, asked, prior) for compute in (_history, _class_levels, _words))
+        parts.append(pl.concat([asked.select("pid"), *signals], how="horizontal"))
     return pl.concat(parts).sort("pid")
 
 
@@ -138,8 +158,8 @@ def _over_classes(past: pl.DataFrame, prior: float) -> pl.DataFrame:
 
 
 def _class_levels(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """(pid, class_time.*) of `asked`; a class without a past post has the level of the class above."""
-    table = asked.select("pid", *CLASSES)
+    """class_time.* of the rows `asked`; a class without a past post has the level of the class above."""
+    table = asked.select(CLASSES)
     columns: list[str] = []
     above: pl.Expr = pl.lit(0.0)
     for level in CLASSES:
@@ -148,35 +168,35 @@ def _class_levels(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.D
         if level in TIMED:
             for half_life in HALF_LIVES:
                 weight = 0.5 ** (pl.col("age") / half_life)
-                shrunk = (weight * pl.col("rest")).sum() + prior * pl.col(f"{level}_level").first()
-                found[f"class_time.{level}_level_{half_life}"] = shrunk / (weight.sum() + prior)
+                shrunk = total(weight * pl.col("rest")) + prior * pl.col(f"{level}_level").first()
+                found[f"class_time.{level}_level_{half_life}"] = shrunk / (total(weight) + prior)
         levels = past.group_by(level, maintain_order=True).agg(**found)
         table = table.join(levels, on=level, how="left", validate="m:1", maintain_order="left")
         table = table.with_columns(pl.col(name).fill_null(above))
         table = table.with_columns(pl.col(column).fill_null(pl.col(name)) for column in found)
         above = pl.col(name)
         columns += found
-    return table.select("pid", *columns)
+    return table.select(columns)
 
 
 def _history(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """(pid, history.*) of `asked`."""
+    """history.* of the rows `asked`."""
     weight = 0.5 ** (pl.col("age") / HALF_LIVES[1])
     posts, rest, beyond = pl.len(), pl.col("rest"), pl.col("beyond")
     variance = past["rest"].var() or 0.0
-    level = rest.sum() / (posts + prior)
+    level = total(rest) / (posts + prior)
     users = past.group_by("uid", maintain_order=True).agg(
         **{
             "history.level": level,
-            "history.beyond_class": beyond.sum() / (posts + prior),
+            "history.beyond_class": total(beyond) / (posts + prior),
             "history.last": beyond.last(),
-            "history.trend": ((weight * rest).sum() + prior * level) / (weight.sum() + prior) - level,
-            "history.spread": (((rest - rest.mean()) ** 2).sum() + prior * variance) / (posts + prior),
+            "history.trend": (total(weight * rest) + prior * level) / (total(weight) + prior) - level,
+            "history.spread": (total((rest - rest.mean()) ** 2) + prior * variance) / (posts + prior),
             "history.days": pl.col("age").max() - pl.col("age").min(),
         }
     )
-    own_class = past.group_by("uid", "theme", maintain_order=True).agg(own=beyond.sum(), posts=posts)
-    table = asked.select("pid", "uid", "theme").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
+    own_class = past.group_by("uid", "theme", maintain_order=True).agg(own=total(beyond), posts=posts)
+    table = asked.select("uid", "theme").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
     table = table.join(own_class, on=["uid", "theme"], how="left", validate="m:1", maintain_order="left")
     table = table.with_columns(
         *(pl.col(f"history.{name}").fill_null(0.0) for name in ("level", "beyond_class", "trend")),
@@ -184,33 +204,41 @@ def _history(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFr
         pl.col("own", "posts").fill_null(0),
     )
     of_class = (pl.col("own") + prior * pl.col("history.beyond_class")) / (pl.col("posts") + prior)
-    return table.select("pid", pl.col("^history\\..*$"), of_class.alias("history.own_class"))
+    return table.select(pl.col("^history\\..*$"), of_class.alias("history.own_class"))
+
+
+def total(values: pl.Expr) -> pl.Expr:
+    """The sum of `values` in a group.
+
+    Of plain values polars may add up parts of a group, one for each thread: the last bits then differ from run to run,
+    and with the number of cores. A slice, be it of everything, is added up whole.
+    """
+    return values.slice(0).sum()
 
 
 def _words(past: pl.DataFrame, asked: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """(pid, words.*) of `asked`."""
-    table = asked.select("pid")
+    """words.* of the rows `asked`."""
+    # Numbers from numpy are not flagged as sorted: polars adds up sorted groups another way, to other last bits.
+    asked = asked.select(pl.Series("row", np.arange(asked.height)), *TEXTS)
+    table = asked.select("row")
     for text in TEXTS:
         levels = (
-            _exploded(past, text, "beyond")
-            .group_by("word", maintain_order=True)
-            .agg(level=pl.col("beyond").sum() / (pl.len() + prior))
+            _exploded(past, text, "beyond").group_by("word").agg(level=total(pl.col("beyond")) / (pl.len() + prior))
         )
-        found = _exploded(asked, text, "pid").join(levels, on="word", how="left", validate="m:1", maintain_order="left")
+        found = _exploded(asked, text, "row").join(levels, on="word", how="left", validate="m:1", maintain_order="left")
         level = pl.col("level").fill_null(0.0)
-        found = found.group_by("pid", maintain_order=True).agg(
+        found = found.group_by("row", maintain_order=True).agg(
             **{
-                f"words.{text}_mean": level.mean(),
+                f"words.{text}_mean": level.slice(0).mean(),
                 f"words.{text}_least": level.min(),
                 f"words.{text}_greatest": level.max(),
                 f"words.{text}_known": pl.col("level").is_not_null().mean(),
             }
         )
-        table = table.join(found, on="pid", how="left", validate="1:1", maintain_order="left")
-    return table
+        table = table.join(found, on="row", how="left", validate="1:1", maintain_order="left")
+    return table.drop("row")
 
 
 def _exploded(posts: pl.DataFrame, text: str, value: str) -> pl.DataFrame:
     """(value, word): one row for each different word of a text, in the order of posts and words."""
-    words = pl.col(text).str.to_lowercase().str.extract_all(WORD).list.unique().list.sort()
-    return posts.select(value, word=words).explode("word").drop_nulls("word")
+    return posts.select(value, word=text).explode("word").drop_nulls("word")

@@ -6,6 +6,7 @@ do not follow the resolution (the header's size and aspect are features of their
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,7 @@ def picture_statistics(picture: Image.Image) -> Floats:
     2003, eq. 3. entropy: of the grey levels, over 8 bits. edges: share of pixels. text: share of cells that are dense
     in edges with light and dark side by side, as lettering is, in all and in each third from the top.
     """
-    small = picture.copy()
-    small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    small = picture.resize(thumbnail_size(*picture.size), Image.Resampling.BOX, reducing_gap=2.0)
     colour = np.asarray(small, dtype=np.float32) / np.float32(255)
     red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
     grey: Floats = (colour @ LUMA).astype(np.float32)
@@ -42,7 +42,7 @@ def picture_statistics(picture: Image.Image) -> Floats:
     laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * grey
     steps = np.maximum(np.abs(padded[1:-1, 2:] - grey), np.abs(padded[2:, 1:-1] - grey))
     edges = steps > EDGE
-    highest = colour.max(axis=2)
+    highest, lowest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     opponent = red - green, 0.5 * (red + green) - blue
     spread, centre = (np.hypot(fold(opponent[0]), fold(opponent[1])) for fold in (np.std, np.mean))
     levels = np.bincount((grey * 255).round().astype(np.int64).ravel(), minlength=256) / grey.size
@@ -54,7 +54,7 @@ def picture_statistics(picture: Image.Image) -> Floats:
         grey.std(),
         (grey < CLIPPED).mean(),
         (grey > 1 - CLIPPED).mean(),
-        ((highest - colour.min(axis=2)) / np.maximum(highest, 1 / 255)).mean(),
+        ((highest - lowest) / np.maximum(highest, 1 / 255)).mean(),
         spread + 0.3 * centre,
         -(levels[levels > 0] * np.log2(levels[levels > 0])).sum() / 8,
         edges.mean(),
@@ -62,6 +62,20 @@ def picture_statistics(picture: Image.Image) -> Floats:
         *thirds,
     )
     return np.array(values, dtype=np.float32)
+
+
+def thumbnail_size(width: int, height: int) -> tuple[int, int]:
+    """The size that `Image.thumbnail` gives: at most SIDE, of the two roundings that which keeps the aspect better."""
+    if max(width, height) <= SIDE:
+        return width, height
+    aspect = width / height
+    if aspect <= 1:
+        exact = SIDE * aspect
+        return max(min(math.floor(exact), math.ceil(exact), key=lambda side: abs(aspect - side / SIDE)), 1), SIDE
+    exact = SIDE / aspect
+    return SIDE, max(
+        min(math.floor(exact), math.ceil(exact), key=lambda side: abs(aspect - SIDE / side) if side else 0), 1
+    )
 
 
 def _text_cells(grey: Floats, edges: npt.NDArray[np.bool_]) -> Floats:
