@@ -17,16 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from safetensors import SafetensorError
 
 from popularity.errors import BusyError, ContractError
 
 STATE_ROOT = Path(".state")
-_DAMAGED: tuple[type[Exception], ...] = (
-    *(ValueError, KeyError, EOFError, zipfile.BadZipFile),
-    *(SafetensorError, pl.exceptions.PolarsError),
-)
+_DAMAGED: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError)
 _NO_SPACE = 1 << 16  # bytes free on a disk that cannot take another block of output
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 

@@ -312,7 +312,7 @@ def write_table(frame: pl.DataFrame, path: Path, contract: Contract) -> None:
 
 def read_table(path: Path, contract: Contract) -> pl.DataFrame:
     """A table that a stage wrote; ContractError when the file is of another shape."""
-    with reading(path):
+    with reading(path, pl.exceptions.PolarsError):
         frame = pl.read_parquet(path)
     check_table(frame, contract)
     return frame

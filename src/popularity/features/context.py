@@ -63,7 +63,8 @@ def class_features(posts: pl.LazyFrame) -> pl.LazyFrame:
 def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     """Log document frequency of the post's tags (mean, least, most), and how often its texts recur."""
     exploded = (
-        posts.select(
+        posts.sort("pid")  # polars adds up groups of a sorted column another way, to other last bits
+        .select(
             "pid",
             # In the order of the text: that of a hash differs from run to run, and with it the last bits of a mean.
             tag=pl.col("tags").str.to_lowercase().str.extract_all(r"\S+").list.unique(maintain_order=True),
