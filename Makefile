@@ -58,7 +58,7 @@ weights: env ## fetch the hub encoders named in params.yaml, once
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights
 
 test: env ## run all tests, two files at a time
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: env ## kill each stage 20 times, fill its disk, run the graph twice; prints counts
 	FAULT_KILLS=20 python -m pytest tests/faults tests/test_files.py tests/dataset/test_mutations.py

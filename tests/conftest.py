@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from popularity.demo import DemoParams, generate
 from tests.pipeline.conftest import Clone, make_clone, switch_to_tiny
@@ -39,8 +41,30 @@ def tiny_dataset(tiny_params: DemoParams, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose graph has run once with the real DVC; what it printed is in `.git/first-run`."""
-    made = make_clone(tmp_path_factory.mktemp("clone"))
+    """A clone whose graph has run once with the real DVC; what it printed is in `.git/first-run`.
+
+    One of the workers of pytest-xdist runs the graph, the others copy it: tests change theirs.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _run_graph(folder / "clone")
+    run_once = folder.parent / "clone"
+    with FileLock(f"{run_once}.lock"):
+        if not run_once.exists():
+            _run_graph(run_once.with_suffix(".new")).root.rename(run_once)
+    shutil.copytree(run_once, folder / "clone", symlinks=True)
+    return Clone(folder / "clone")
+
+
+def _run_graph(root: Path) -> Clone:
+    shutil.rmtree(root, ignore_errors=True)  # of another worker's failed try
+    made = make_clone(root)
     switch_to_tiny(made)
-    (made.root / ".git" / "first-run").write_text(made.run("dvc", "repro").stdout, encoding="utf-8")
+    (root / ".git" / "first-run").write_text(made.run("dvc", "repro").stdout, encoding="utf-8")
     return made
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: at the end one worker would run the last of them and the others none."""
+    long = {f"test_{name}.py" for name in ("stages", "reruns", "graph", "experiments", "readme", "tune_stage")}
+    items.sort(key=lambda item: item.path.name not in long)

@@ -7,11 +7,9 @@ import tarfile
 from pathlib import Path
 
 import polars as pl
-import pytest
 
 from popularity.config import read_yaml
 from popularity.demo import DemoParams, generate
-from popularity.schema import PREDICTIONS, read_table
 from popularity.submission.validate import expected_ids, validate
 from tests.pipeline.conftest import Clone, copy_of, files_below
 
@@ -98,35 +96,6 @@ def test_every_declared_plot_has_data(clone: Clone) -> None:
             content = render["content"]
             values = json.loads(content) if isinstance(content, str) else content
             assert values["data"]["values"], name
-
-
-@pytest.mark.parametrize(
-    ("old_line", "new_line", "rerun"),
-    [
-        ("max_bin: 255\n", "max_bin: 31\n", ["select", "tune", "stack", "evaluate", "submit", "report"]),
-        (
-            "lr_prompt: 0.005\n",
-            "lr_prompt: 0.01\n",
-            ["train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report"],
-        ),
-    ],
-)
-def test_a_changed_parameter_reruns_only_what_follows(
-    clone: Clone, old_line: str, new_line: str, rerun: list[str]
-) -> None:
-    params = clone.root / "params.yaml"
-    before = params.read_text(encoding="utf-8")
-    predictions = clone.root / "data/stack/predictions.parquet"
-    old = read_table(predictions, PREDICTIONS)
-    try:
-        assert old_line in before
-        params.write_text(before.replace(old_line, new_line), encoding="utf-8")
-        assert clone.stages_run(clone.run("dvc", "repro").stdout) == rerun
-        assert not read_table(predictions, PREDICTIONS).equals(old)
-    finally:
-        params.write_text(before, encoding="utf-8")
-        clone.run("dvc", "repro")
-    assert read_table(predictions, PREDICTIONS).equals(old)
 
 
 def test_a_manifest_follows_the_code_and_reruns_nothing(clone: Clone, tmp_path: Path) -> None:
