@@ -173,8 +173,8 @@ def start(launch: Launch, command: Sequence[str]) -> int:
     if launch.processes == 1:
         os.execv(sys.executable, [sys.executable, "-m", *command])
     # The processes have told what went wrong: elastic's own report of it is a page of tracebacks.
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.run").disabled = True  # and it warns of what accelerate passes on
     given = launch_command_parser().parse_args([*launch.flags(), "--module", *command])
     vars(given).update(launch.meeting())
     signal.signal(REFUSED, _stop)
