@@ -82,8 +82,7 @@ def two_namespaces() -> Iterator[tuple[Node, Node]]:
         yield nodes[0], nodes[1]
     finally:
         for node in nodes:
-            if node.name in _namespaces():
-                _ip("netns", "del", node.name)
+            remove(node)
 
 
 def _ip(*command: str) -> str:
@@ -102,13 +101,18 @@ def _ip(*command: str) -> str:
     )
 
 
-def _namespaces() -> list[str]:
+def remove(node: Node) -> None:
+    if node.name in namespaces():
+        _ip("netns", "del", node.name)  # and its device with it
+
+
+def namespaces() -> list[str]:
     return [line.split()[0] for line in _ip("netns", "list").splitlines()] if shutil.which("ip") else []
 
 
 def _remove_abandoned() -> None:
     """Of runs that were killed."""
-    for name in _namespaces():
+    for name in namespaces():
         pid = name.removeprefix(PREFIX).partition("-")[0]
         if name.startswith(PREFIX) and not Path("/proc", pid).exists():
             _ip("netns", "del", name)

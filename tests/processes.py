@@ -8,8 +8,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-PATIENCE = 100.0  # s
+PATIENCE = 300.0  # s
 
 
 def workers_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
@@ -24,7 +25,7 @@ def workers_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
     return found
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
     """Comes back when it is so; fails if `process` ends before, or it takes too long."""
     deadline = time.monotonic() + PATIENCE
     while not what():

@@ -208,6 +208,59 @@ def test_a_port_that_is_taken() -> None:
     assert "Traceback" not in messages
 
 
+EVERYWHERE = r"""#!/usr/bin/env bash
+# Stands in for srun and mpirun: two copies of the command, which get what those give. mpirun passes named variables on.
+passed=()
+[[ $0 == *srun ]] && mapfile -t passed < <(env)
+while [[ $1 != bash ]]; do
+    [[ $1 == -x ]] && passed+=("$2=${!2}")
+    shift
+done
+for rank in 0 1; do
+    env -i HOME="$HOME" "${passed[@]}" SLURM_NODEID=$rank OMPI_COMM_WORLD_RANK=$rank OMPI_COMM_WORLD_SIZE=2 "$@" &
+    copies+=($!)
+done
+for copy in "${copies[@]}"; do wait "$copy" || code=$?; done
+exit "${code:-0}"
+"""
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "skypilot"])
+def test_a_batch_script_starts_the_launch_on_every_node(cluster: str, place: Path) -> None:
+    """The scripts as they are, with stand-ins for what clusters have and for `dvc`, whose stage is a launch."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    programs = place / "venv" / "bin"
+    programs.mkdir(parents=True)
+    shell = {"scontrol": "printf '127.0.0.1\\n127.0.0.2\\n'", "python": f'exec {sys.executable} "$@"'}
+    shell |= {"dvc": '[ "$1" = repro ] && exec python -m popularity.launch told --flag'}
+    texts = {name: f"#!/bin/sh\n{line}\n" for name, line in shell.items()} | dict.fromkeys(
+        ("srun", "mpirun"), EVERYWHERE
+    )
+    for name, text in texts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (place / "src").symlink_to(REPOSITORY / "src")
+    environment = {**os.environ, "HOME": str(place)}
+    if cluster == "slurm":
+        script = (REPOSITORY / "configs" / "cluster" / "slurm.sbatch").read_text()
+        script = script.replace("$((20000 + SLURM_JOB_ID % 10000))", str(port))
+        job = {"SUBMIT_DIR": str(place), "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[0-1]", "CPUS_PER_TASK": "1"}
+        environment |= {"VENV": "venv"} | {f"SLURM_{name}": value for name, value in job.items()}
+    else:
+        task = read_yaml(REPOSITORY / "configs" / "cluster" / "skypilot.yaml")
+        assert subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=False).returncode == 0
+        script = task["run"].replace("/shared/popularity", str(place)).replace("29500", str(port))
+        machines = {"NODE_RANK": "0", "NUM_NODES": "2", "NODE_IPS": "127.0.0.1\n127.0.0.2"}
+        environment |= {"STAGES": ""} | {f"SKYPILOT_{name}": value for name, value in machines.items()}
+    done = subprocess.run(
+        ["bash"], input=script, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    told = sorted(line[:11] for line in done.stdout.splitlines())
+    assert told == ["told 0 2 3 ", "told 1 2 3 "], done.stderr
+    assert done.returncode == 0
+
+
 def test_an_unknown_topology_and_a_missing_module() -> None:
     code, told, messages = finish(launch("three", "told"))
     known = ", ".join(sorted(path.stem for path in (REPOSITORY / "configs" / "accelerate").glob("*.yaml")))

@@ -74,7 +74,7 @@ def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Pictu
     lost = workers_of(process)[1]
     gate.open()
     os.kill(lost, signal.SIGKILL)
-    _, messages = process.communicate(timeout=150)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     assert contents("out") == contents("whole")
     said = [line.partition("embed_image: ")[2] for line in messages.splitlines() if " part" in line]
@@ -95,7 +95,7 @@ def test_what_two_processes_left_is_finished_by_others(processes: int, pictures:
     topology = Path("configs/accelerate/two_cpu_processes.yaml")
     topology.write_text(topology.read_text().replace("num_processes: 2", f"num_processes: {processes}"))
     process = launch(pictures)
-    _, messages = process.communicate(timeout=150)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     assert "embed_image: 3 of 4 parts are there from an earlier run" in messages
     assert contents("out") == contents("whole")
