@@ -305,7 +305,7 @@ def _restore(
     """The history so far, with everything else as the checkpoint left it; empty without one."""
     folder = state / CHECKPOINT
     # By a listing: nodes that share a disk may each hold on to what was at a name when they last asked for it.
-    found = CHECKPOINT in {path.name for path in state.iterdir()}
+    found = CHECKPOINT in {path.name for path in state.glob("*")}
     text = (folder / "history.json").read_text(encoding="utf-8") if found else ""
     agreed = [text]
     if accelerator.num_processes > 1:
