@@ -5,12 +5,11 @@ Writes: data/embeddings/image/ with the block `pooled`, statistics.parquet (qual
 (contract IMAGE_STATUS, in which a picture that cannot be decoded in full is unreadable; posts without a picture have no
 row in the other two).
 
-    python -m stages.embed_image --root data/demo --images data/interim/images.parquet \
+    python -m popularity.launch stages.embed_image --root data/demo --images data/interim/images.parquet \
         --out data/embeddings/image --resources reports/resources/embed_image.json
-    ACCELERATE_USE_CPU=true accelerate launch \
-        --config_file configs/accelerate/two_cpu_processes.yaml -m stages.embed_image ...
 
-A killed run resumes at its last finished part. POPULARITY_WORKERS sets the number of loader processes.
+A killed run resumes at its last finished part. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
+POPULARITY_WORKERS sets the number of loader processes.
 """
 
 from __future__ import annotations

@@ -4,12 +4,11 @@ Reads: data/interim/posts.parquet.
 Writes: data/embeddings/text/ with the blocks `title`, `tags` and `post` (pooled) and the ragged `tokens` of r
 (the title; if empty the tags; if both are empty the empty string, which has no tokens).
 
-    python -m stages.embed_text --posts data/interim/posts.parquet \
+    python -m popularity.launch stages.embed_text --posts data/interim/posts.parquet \
         --out data/embeddings/text --resources reports/resources/embed_text.json
-    ACCELERATE_USE_CPU=true accelerate launch \
-        --config_file configs/accelerate/two_cpu_processes.yaml -m stages.embed_text ...
 
-A killed run resumes at its last finished part. POPULARITY_WORKERS sets the number of loader processes.
+A killed run resumes at its last finished part. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
+POPULARITY_WORKERS sets the number of loader processes.
 """
 
 from __future__ import annotations

@@ -21,8 +21,10 @@ from popularity.launch import Launch
 REPOSITORY = Path(__file__).parents[1]
 TOLD = """
 import os
+import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -40,8 +42,13 @@ def main():
     told = ("told", state.process_index, state.num_processes, int(total), *settings)
     sys.stdout.write(" ".join(map(str, told)) + "\\n")  # whole lines: the processes share one pipe
     sys.stdout.flush()
-    if "--refuse" in sys.argv:
+    if "--refuse" in sys.argv and state.process_index == 0:
         raise ConfigError("this is refused")
+    if "--lose" in sys.argv:
+        if state.process_index == state.num_processes - 1 and not Path("lost").exists():
+            Path("lost").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        state.wait_for_everyone()
     if "--exit" in sys.argv and state.process_index == state.num_processes - 1:
         sys.exit(7)
     while "--wait" in sys.argv:
@@ -51,6 +58,7 @@ def main():
 run(main)
 """
 NODE = ("POPULARITY_NODES", "POPULARITY_NODE_RANK", "POPULARITY_MAIN_ADDRESS", "POPULARITY_MAIN_PORT")
+OURS = ("POPULARITY_TOPOLOGY", "POPULARITY_PROCESSES", "POPULARITY_RESTARTS", "POPULARITY_NODE_COMMAND")
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +70,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir(parents=True)
     (home / "default_config.yaml").write_text("num_processes: 5\nunknown_key: true\n")
     monkeypatch.chdir(tmp_path)
-    for name in ("POPULARITY_TOPOLOGY", "POPULARITY_PROCESSES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", *NODE):
+    for name in (*OURS, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", *NODE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -146,15 +154,111 @@ def test_a_killed_process_ends_the_run() -> None:
     assert code == 128 + signal.SIGKILL, messages
 
 
-def test_two_nodes_on_loopback_form_one_group() -> None:
+def test_a_group_that_lost_a_process_is_started_again() -> None:
+    code, told, messages = finish(launch("two_cpu_processes", "told", "--lose", POPULARITY_RESTARTS="1"))
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    assert told == [f"told {index} 2 3 {threads} PASSIVE False" for index in (0, 0, 1, 1)], messages
+    assert code == 0, messages
+
+
+def test_what_people_have_to_mend_is_not_tried_again() -> None:
+    code, told, messages = finish(launch("two_cpu_processes", "told", "--refuse", "--wait", POPULARITY_RESTARTS="3"))
+    assert (code, len(told)) == (1, 2), messages
+    assert messages.count("error: this is refused") == 1
+    assert "Traceback" not in messages
+
+
+def launch_nodes(*given: str, **environment: str) -> list[subprocess.Popen[str]]:
+    """Two nodes on loopback: the later one first."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    node = dict(zip(NODE, ("2", "", "127.0.0.1", str(port)), strict=True))
-    nodes = [launch("nodes", "told", "--flag", **{**node, "POPULARITY_NODE_RANK": rank}) for rank in ("1", "0")]
-    for index, process in zip((1, 0), nodes, strict=True):
+        node = dict(zip(NODE, ("2", "", "127.0.0.1", str(free.getsockname()[1])), strict=True))
+    nodes = [{**environment, **node, "POPULARITY_NODE_RANK": rank} for rank in ("1", "0")]
+    return [launch("nodes", *given, **node) for node in nodes]
+
+
+def test_two_nodes_on_loopback_form_one_group() -> None:
+    for index, process in zip((1, 0), launch_nodes("told", "--flag"), strict=True):
         code, told, messages = finish(process)
         assert told == [f"told {index} 2 3 {os.cpu_count()} PASSIVE True"], messages
         assert code == 0, messages
+
+
+def test_a_process_lost_on_one_node_restarts_both() -> None:
+    for index, process in zip((1, 0), launch_nodes("told", "--lose", POPULARITY_RESTARTS="1"), strict=True):
+        code, told, messages = finish(process)
+        assert told == [f"told {index} 2 3 {os.cpu_count()} PASSIVE False"] * 2, messages
+        assert code == 0, messages
+
+
+def test_a_node_that_gives_up_stops_the_other() -> None:
+    later, first = launch_nodes("told", "--lose", "--refuse", POPULARITY_RESTARTS="3")
+    code, told, messages = finish(first)
+    assert (code, len(told), messages.count("error: this is refused")) == (1, 1, 1), messages
+    code, told, messages = finish(later)
+    assert (code, len(told)) == (1, 1), messages
+    assert "error: the 2 nodes are not together: " in messages
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        node = dict(zip(NODE, ("2", "0", "127.0.0.1", str(taken.getsockname()[1])), strict=True))
+        code, _, messages = finish(launch("nodes", "told", **node))
+    assert code == 1
+    assert "error: the 2 nodes are not together: " in messages
+    assert "Traceback" not in messages
+
+
+EVERYWHERE = r"""#!/usr/bin/env bash
+# Stands in for srun and mpirun: two copies of the command, which get what those give. mpirun passes named variables on.
+passed=()
+[[ $0 == *srun ]] && mapfile -t passed < <(env)
+while [[ $1 != bash ]]; do
+    [[ $1 == -x ]] && passed+=("$2=${!2}")
+    shift
+done
+for rank in 0 1; do
+    env -i HOME="$HOME" "${passed[@]}" SLURM_NODEID=$rank OMPI_COMM_WORLD_RANK=$rank OMPI_COMM_WORLD_SIZE=2 "$@" &
+    copies+=($!)
+done
+for copy in "${copies[@]}"; do wait "$copy" || code=$?; done
+exit "${code:-0}"
+"""
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "skypilot"])
+def test_a_batch_script_starts_the_launch_on_every_node(cluster: str, place: Path) -> None:
+    """The scripts as they are, with stand-ins for what clusters have and for `dvc`, whose stage is a launch."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    programs = place / "venv" / "bin"
+    programs.mkdir(parents=True)
+    shell = {"scontrol": "printf '127.0.0.1\\n127.0.0.2\\n'", "python": f'exec {sys.executable} "$@"'}
+    shell |= {"dvc": '[ "$1" = repro ] && exec python -m popularity.launch told --flag'}
+    texts = {name: f"#!/bin/sh\n{line}\n" for name, line in shell.items()} | dict.fromkeys(
+        ("srun", "mpirun"), EVERYWHERE
+    )
+    for name, text in texts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (place / "src").symlink_to(REPOSITORY / "src")
+    environment = {**os.environ, "HOME": str(place)}
+    if cluster == "slurm":
+        script = (REPOSITORY / "configs" / "cluster" / "slurm.sbatch").read_text()
+        script = script.replace("$((20000 + SLURM_JOB_ID % 10000))", str(port))
+        job = {"SUBMIT_DIR": str(place), "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[0-1]", "CPUS_PER_TASK": "1"}
+        environment |= {"VENV": "venv"} | {f"SLURM_{name}": value for name, value in job.items()}
+    else:
+        task = read_yaml(REPOSITORY / "configs" / "cluster" / "skypilot.yaml")
+        assert subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=False).returncode == 0
+        script = task["run"].replace("/shared/popularity", str(place)).replace("29500", str(port))
+        machines = {"NODE_RANK": "0", "NUM_NODES": "2", "NODE_IPS": "127.0.0.1\n127.0.0.2"}
+        environment |= {"STAGES": ""} | {f"SKYPILOT_{name}": value for name, value in machines.items()}
+    done = subprocess.run(
+        ["bash"], input=script, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    told = sorted(line[:11] for line in done.stdout.splitlines())
+    assert told == ["told 0 2 3 ", "told 1 2 3 "], done.stderr
+    assert done.returncode == 0
 
 
 def test_an_unknown_topology_and_a_missing_module() -> None:
@@ -181,6 +285,9 @@ def test_a_node_needs_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"POPULARITY_NODE_RANK: expected 0 to POPULARITY_NODES - 1 = 1, found 2"):
         Launch.read()
     monkeypatch.setenv("POPULARITY_NODE_RANK", "1")
+    monkeypatch.setenv("POPULARITY_RESTARTS", "-1")
+    with pytest.raises(ConfigError, match="POPULARITY_RESTARTS: expected a whole number, found '-1'"):
+        Launch.read().flags()
     assert Launch.read() == Launch(Path("configs/accelerate/nodes.yaml"), processes=2, nodes=2, on_cpu=True)
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from popularity.errors import PopularityError
 from popularity.files import write_json
 
+LAUNCHER_VARIABLE = "POPULARITY_LAUNCHER"  # pid of `popularity.launch`, in the processes that it started
+REFUSED = signal.SIGUSR1  # tells it that an error for people has been shown
 _UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
@@ -48,12 +53,21 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except PopularityError as error:
-        sys.exit(f"error: {error}")
+        _refuse(f"error: {error}")
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        sys.exit(
+        _refuse(
             f"error: {error.filename or 'a file'}: {error.strerror}\n"
             "  expected: folders that can be written, on a disk with space left\n"
             "  next: make room, or see to the folder, and run the command again: it goes on from what is finished"
         )
+
+
+def _refuse(message: str) -> NoReturn:
+    """Ends the process with 1; a launcher above it ends the other processes, and starts none of them again."""
+    if os.environ.get(LAUNCHER_VARIABLE) == str(os.getppid()):
+        print(message, file=sys.stderr, flush=True)  # now: the launcher may end this process before it exits
+        os.kill(os.getppid(), REFUSED)
+        sys.exit(1)
+    sys.exit(message)

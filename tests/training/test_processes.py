@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.network.small_network import ALL_LEVELS
+from tests.processes import wait_for, workers_of
 from tests.training.small_training import small_run, train_params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,20 +38,37 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+def launch(settings: dict[str, dict[str, Any]], tower: Path, folder: Path) -> subprocess.Popen[str]:
+    (folder / "settings.json").write_text(json.dumps(settings))
+    environment = {**os.environ, "POPULARITY_TOPOLOGY": "two_cpu_processes", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(REPOSITORY / "src"), "POPULARITY_WORKERS": "0", "POPULARITY_RESTARTS": "1"}
+    command = [sys.executable, "-m", "popularity.launch", "tests.training.launched"]
+    command += [str(path) for path in (folder / "settings.json", tower, folder)]
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.fixture(scope="module")
 def two(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of two processes under every setting."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "settings.json").write_text(json.dumps(SETTINGS))
-    environment = {**os.environ, "POPULARITY_TOPOLOGY": "two_cpu_processes", "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONPATH": str(REPOSITORY / "src"), "POPULARITY_WORKERS": "0"}
-    command = [sys.executable, "-m", "popularity.launch", "tests.training.launched"]
-    command += [str(path) for path in (folder / "settings.json", bert, folder)]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=170, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    process = launch(SETTINGS, bert, folder)
+    _, messages = process.communicate(timeout=170)
+    assert process.returncode == 0, messages
     return folder
+
+
+def test_a_lost_process_costs_no_more_than_an_epoch(two: Path, bert: Path, tmp_path: Path) -> None:
+    """The group goes on from the last checkpoint, to the bits of two undisturbed processes."""
+    process = launch({"every_step": SETTINGS["every_step"]}, bert, tmp_path)
+    stored = tmp_path / "every_step" / "state" / "checkpoint" / "history.json"
+    wait_for(lambda: stored.is_file() and len(json.loads(stored.read_text())) >= 3, process)
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    _, messages = process.communicate(timeout=170)
+    assert process.returncode == 0, messages
+    (told,) = [line for line in messages.splitlines() if "going on after epoch" in line and "process" not in line][:1]
+    assert 3 <= int(told.split()[-1]) < SETTINGS["every_step"]["epochs"]
+    for name in ("history.json", "weights.safetensors"):
+        assert (tmp_path / "every_step" / name).read_bytes() == (two / "every_step" / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", SETTINGS)

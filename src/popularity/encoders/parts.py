@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -139,7 +140,8 @@ def encode_parts(
 ) -> None:
     """Leaves every part of `cut` in `directory`; computes those that are not there yet.
 
-    Process k of n takes the parts k, k + n, ...; `directory` lies on a disk that all of them share.
+    Of those, process k of n takes every n-th from the k-th on: what a lost process, or an earlier run of however many,
+    left undone is shared out anew. `directory` lies on a disk that all of them share.
 
     Args:
         directory: of finished parts, from `resume_state`.
@@ -150,12 +152,12 @@ def encode_parts(
         title: of the progress bar.
     """
     parts = cut.parts()
-    own = range(state.process_index, len(parts), state.num_processes)
-    mine = [number for number in own if not _part_path(directory, number).exists()]
-    if len(mine) < len(own):
-        logger.info("%s: %d of %d parts are there from an earlier run", title, len(own) - len(mine), len(own))
+    missing = missing_parts(directory, cut, state)
+    mine = missing[state.process_index :: state.num_processes]
+    if state.is_main_process and len(missing) < len(parts):
+        logger.info("%s: %d of %d parts are there from an earlier run", title, len(parts) - len(missing), len(parts))
     if state.num_processes > 1:
-        logger.info("%s: process %d of %d has %d parts", title, state.process_index, state.num_processes, len(own))
+        logger.info("%s: process %d of %d has %d parts", title, state.process_index, state.num_processes, len(mine))
     batches = [(number, rows) for number in mine for rows in cut.batches(parts[number])]
     workers = min(loader_workers(), len(batches)) if len(batches) > 1 else 0  # one has nothing to load beside
     loader = DataLoader(
@@ -175,6 +177,16 @@ def encode_parts(
                 _save_part(_part_path(directory, number), finished)
                 finished = []
     state.wait_for_everyone()
+
+
+def missing_parts(directory: Path, cut: Cut, state: PartialState) -> list[int]:
+    """Numbers of the parts that `directory` lacks, as the main process finds it: nodes may see a disk differently."""
+    # By one listing: a disk of several nodes may go on saying of a name, once asked for, that there is no such file.
+    there = {path.name for path in directory.iterdir()} if state.is_main_process else set()
+    found = [[number for number in range(len(cut.parts())) if _part_path(directory, number).name not in there]]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
 
 
 def read_parts(directory: Path, cut: Cut, name: str) -> Iterator[npt.NDArray[Any]]:

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import RNG_STATE_NAME, gather_object, load
+from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object, load
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from popularity.encoders.parts import loader_workers, start_processes
-from popularity.errors import DataError
+from popularity.errors import ContractError, DataError
 from popularity.files import atomic_directory, write_json
 from popularity.network.model import CLASS_LEVEL, Batch, Facts, Outputs, PrototypeNetwork
 from popularity.training.data import Int64Array, load_batches, steps_of_epoch, steps_over
@@ -304,11 +304,25 @@ def _restore(
 ) -> list[Epoch]:
     """The history so far, with everything else as the checkpoint left it; empty without one."""
     folder = state / CHECKPOINT
-    if not (folder / "history.json").is_file():
+    # By a listing: nodes that share a disk may each hold on to what was at a name when they last asked for it.
+    found = CHECKPOINT in {path.name for path in state.glob("*")}
+    text = (folder / "history.json").read_text(encoding="utf-8") if found else ""
+    agreed = [text]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(agreed)
+    if text != agreed[0]:
+        raise ContractError(
+            f"{folder}: process {accelerator.process_index} finds another checkpoint than the main process\n"
+            "  expected: one disk that all nodes share\n"
+            "  next: run the command again"
+        )
+    if not found:
         return []
     try:
-        # accelerate goes on without the random states if it cannot read them.
-        load(folder / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl")
+        history: list[Epoch] = json.loads(text)
+        random_states = folder / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl"
+        if random_states.exists():  # else the run before had fewer processes
+            load(random_states)  # accelerate goes on without them if it cannot read them
         accelerator.load_state(str(folder))
         schedule.load_state_dict(json.loads((folder / "schedule.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
@@ -318,7 +332,6 @@ def _restore(
             expected="the checkpoint of an earlier run of this stage, as it was written",
             fix=f"remove it, to train from the start: rm -r {folder}",
         ) from error
-    history: list[Epoch] = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     logger.info("going on after epoch %d", len(history))
     if accelerator.is_main_process:
         for number, epoch in enumerate(history):

@@ -1,0 +1,101 @@
+"""Processes of a real launch of the stage are killed: others do what is left undone, once, to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from popularity.encoders.image_blocks import embed_images
+from tests.encoders.tiny_encoders import Pictures, make_pictures
+from tests.processes import kill_everything, wait_for, workers_of
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictures]:
+    """19 pictures, which are 4 parts; what one undisturbed process makes of them is in `whole`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes have: another count may sum in another order
+    made = make_pictures(tmp_path)
+    embed_images(made.root, made.table, Path("whole"), made.params())
+    shutil.copytree(REPOSITORY / "configs" / "accelerate", "configs/accelerate")
+    YAML().dump({"embed_image": asdict(made.params())}, Path("params.yaml"))
+    yield made
+    torch.set_num_threads(threads)
+
+
+class Gate:
+    """In place of a file a named pipe: whoever reads it waits until the gate is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.content = path, path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+
+    def open(self) -> None:
+        self.path.unlink()
+        self.path.write_bytes(self.content)
+
+
+def launch(pictures: Pictures, **environment: str) -> subprocess.Popen[str]:
+    given = {"root": pictures.root, "images": pictures.table, "out": "out", "resources": "out.json"}
+    command = [sys.executable, "-m", "popularity.launch", "stages.embed_image"]
+    command += [part for name, path in given.items() for part in (f"--{name}", str(path))]
+    own = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    own |= {"POPULARITY_TOPOLOGY": "two_cpu_processes", "TQDM_DISABLE": "1", **environment}
+    return subprocess.Popen(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True)
+
+
+def parts() -> list[str]:
+    return sorted(path.name for path in Path(".state").glob("embed_image/*/part-*.npz"))
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Pictures) -> None:
+    gate = Gate(pictures.root / "zoo/single.jpg")
+    process = launch(pictures, POPULARITY_RESTARTS="1")
+    wait_for(lambda: len(parts()) == 3, process)
+    lost = workers_of(process)[1]
+    gate.open()
+    os.kill(lost, signal.SIGKILL)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    assert contents("out") == contents("whole")
+    said = [line.partition("embed_image: ")[2] for line in messages.splitlines() if " part" in line]
+    again = ["process 0 of 2 has 1 parts", "process 1 of 2 has 0 parts", "3 of 4 parts are there from an earlier run"]
+    first = ["process 0 of 2 has 2 parts", "process 1 of 2 has 2 parts"]
+    assert sorted(line for line in said if line) == sorted(first + again)
+    assert not list(Path(".state/embed_image").iterdir())
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_what_two_processes_left_is_finished_by_others(processes: int, pictures: Pictures) -> None:
+    gate = Gate(pictures.root / "zoo/single.jpg")
+    process = launch(pictures)
+    wait_for(lambda: len(parts()) == 3, process)
+    kill_everything(process)
+    process.communicate()
+    gate.open()
+    topology = Path("configs/accelerate/two_cpu_processes.yaml")
+    topology.write_text(topology.read_text().replace("num_processes: 2", f"num_processes: {processes}"))
+    process = launch(pictures)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    assert "embed_image: 3 of 4 parts are there from an earlier run" in messages
+    assert contents("out") == contents("whole")
