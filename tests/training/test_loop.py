@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from popularity.encoders.prompting import PromptTower
 from popularity.errors import DataError
 from popularity.network.model import Batch
 from popularity.training.data import Int64Array
@@ -123,6 +124,23 @@ def test_joint_training_equals_training_the_parts_apart(bert: Path, tmp_path: Pa
         for other in TERMS:
             if other != term:
                 assert all(torch.equal(alone[name], untouched[name]) for name in alone if name.startswith(other))
+
+
+def test_the_text_tower_runs_in_every_step_only_where_a_prompt_is_trained(bert: Path, tmp_path: Path) -> None:
+    found: dict[bool, list[str]] = {}
+    for trained in (True, False):
+        runs: list[str] = []
+        off = {} if trained else {"weights.global_prompt": 0.0, "weights.local_prompt": 0.0}
+        with torch.nn.modules.module.register_module_forward_hook(
+            lambda module, _inputs, _output, runs=runs: (
+                runs.append("tower") if isinstance(module, PromptTower) else None
+            )
+        ):
+            history, _ = small_run(train_params(epochs=4, **off), bert, tmp_path / str(trained), held_out=False)
+        assert len(history) == 4
+        found[trained] = runs
+    assert len(found[False]) == 2  # once each for G and L
+    assert len(found[True]) >= 2 * 4
 
 
 def test_temperatures_move_where_they_are_learnt(bert: Path, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def train_network(
     model, optimizer = accelerator.prepare(network, optimizer)
     history = _restore(accelerator, schedule, state, on_epoch)
     network.text_tower.to(accelerator.device)
+    prompts = _fixed_prompts(network, accelerator)
     done = min(len(history) * steps_in_epoch, total)
     with tqdm(
         total=total, initial=done, desc="train", unit="step", disable=not accelerator.is_main_process
@@ -140,7 +141,7 @@ def train_network(
                 counts = {
                     name: int(mask.sum()) for name, mask in network.eligible(posts.facts(step.everywhere)).items()
                 }
-                sums.append(_step(model, network, batches, len(step.passes), counts, accelerator))
+                sums.append(_step(model, network, batches, len(step.passes), counts, accelerator, prompts))
                 accelerator.unscale_gradients(optimizer)
                 clip(network, params.clip_norm)
                 optimizer.step()
@@ -176,6 +177,15 @@ def _workers(accelerator: Accelerator) -> int:
     return loader_workers() if accelerator.device.type == "cuda" else 0
 
 
+def _fixed_prompts(network: PrototypeNetwork, accelerator: Accelerator) -> tuple[Tensor, Tensor] | None:
+    """G and L where no term of the objective trains them: the text tower then runs once, not in every step."""
+    weights = network.params.weights
+    if weights.global_prompt or weights.local_prompt:
+        return None
+    with torch.no_grad(), accelerator.autocast():
+        return network.class_prompts()
+
+
 def _step(
     model: nn.Module,
     network: PrototypeNetwork,
@@ -183,6 +193,7 @@ def _step(
     passes: int,
     counts: Mapping[str, int],
     accelerator: Accelerator,
+    prompts: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Tensor]:
     """Gradients of one step: every term is the mean over the posts of all processes and passes that it counts for.
 
@@ -193,7 +204,7 @@ def _step(
         batch = next(batches)
         with nullcontext() if number == passes - 1 else accelerator.no_sync(model):
             with accelerator.autocast():
-                outputs = model(batch)
+                outputs = model(batch, prompts)
                 terms = network.loss_terms(outputs, batch)
             means = {name: values.sum() / max(counts[name], 1) for name, values in terms.items()}
             loss = torch.stack([network.weight(name) * mean for name, mean in means.items()]).sum()
