@@ -167,10 +167,10 @@ def part_stack(root: Path, which: str) -> dict[str, Any]:
     cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
     clock = Clock()
     options = learner.lightgbm_params(params, params.seed)
-    lgb.cv(options, learner.dataset(sample, params), num_boost_round=ROUNDS, folds=cuts)
+    lgb.cv(options, learner.dataset(sample, options), num_boost_round=ROUNDS, folds=cuts)
     boosters = [
-        lgb.train({**options, "seed": seed}, learner.dataset(sample, params), num_boost_round=ROUNDS)
-        for seed in params.each_seed
+        lgb.train(own, learner.dataset(sample, own), num_boost_round=ROUNDS)
+        for own in (learner.lightgbm_params(params, seed) for seed in params.each_seed)
     ]
     fit, clock = clock.read(), Clock()
     for booster in boosters:

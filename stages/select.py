@@ -20,6 +20,7 @@ from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.manifest import write_manifest
 from popularity.stack import StackParams
+from popularity.stack.cluster import connected
 from popularity.stage import measured, run
 from popularity.tuning.selection import SelectParams, candidates_of, judge, write_selection
 from popularity.tuning.stack import StackInputs
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured("select", args.resources),
         # A finished fit is named by its own parameters: other candidates leave it of use.
         resume_state("select", fingerprint(*vars(inputs).values()), args.state) as state,
+        connected(stack.cluster),
         atomic_directory(args.out) as out,
     ):
         judged = judge(candidates, inputs, state) if candidates else None

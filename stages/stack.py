@@ -20,6 +20,7 @@ from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerpr
 from popularity.manifest import write_manifest
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.stack import StackParams, fit_schemes, read_blocks
+from popularity.stack.cluster import connected
 from popularity.stack.scores import scheme_scores
 from popularity.stage import measured, run
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         measured("stack", args.resources),
         resume_state("stack", key, args.state) as state,
+        connected(params.cluster),
         atomic_directory(args.models) as models,
         atomic_directory(args.predictions) as out,
     ):

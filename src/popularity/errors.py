@@ -21,6 +21,10 @@ class MissingWeightsError(PopularityError):
     """The weights of an encoder are not on this machine."""
 
 
+class ClusterError(PopularityError):
+    """Workers of a cluster are missing, or have failed again and again."""
+
+
 class BusyError(PopularityError):
     """Another run is at work in the same folder."""
 

@@ -16,6 +16,7 @@ from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table
 from popularity.splits import SplitParams, make_splits
 from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, StackParams, TreeParams, fit_schemes
 from popularity.stack.blocks import PROTOTYPE_VECTORS
+from popularity.stack.cluster import ClusterParams
 from popularity.stack.matrix import EncoderParams
 from popularity.stack.network_head import NetworkHeadParams
 from tests.random_posts import random_images, random_posts
@@ -60,6 +61,7 @@ STACK = StackParams(
     inner_share=0.15,
     schemes=("report", "matched", "user"),
     threads=1,
+    cluster=ClusterParams(workers=0, scheduler="local"),
     learners=("lightgbm",),
     blend="mean",
     trees=TreeParams(

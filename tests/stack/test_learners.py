@@ -50,13 +50,14 @@ def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
 
 def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: StackParams) -> Learned:
     """All rounds on the rows before each slice, one round at a time; the round with the least mean error."""
-    whole = lightgbm_learner.dataset(sample, params)
+    options = lightgbm_learner.lightgbm_params(params, params.seed)
+    whole = lightgbm_learner.dataset(sample, options)
     curves = []
     for fit, scored in cuts:
         mine, other = part(sample, fit), part(sample, scored)
         if learner is lightgbm_learner:
             inner = whole.subset([int(row) for row in fit])  # bins of all fit rows, as lgb.cv has them
-            model = lgb.train(lightgbm_learner.lightgbm_params(params, params.seed), inner, params.max_rounds)
+            model = lgb.train(options, inner, params.max_rounds)
             each = [model.predict(other.matrix.values, num_iteration=end) for end in range(1, params.max_rounds + 1)]
         else:
             model = learner.fit(mine, params.max_rounds, params, params.seed)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from popularity.errors import ConfigError
 from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, read_table, write_table
 from popularity.stack import StackModel
+from popularity.stack.cluster import ClusterParams
 from stages import featurize, split, stack
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
@@ -86,6 +89,30 @@ def test_random_is_fitted_when_asked_for(inputs: Path, tmp_path: Path) -> None:
     run_stack(inputs, tmp_path, None, "--all-schemes")
     predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
     assert sorted(predictions["scheme"].unique()) == ["final", "matched", "random", "report", "user"]
+
+
+def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every scored row is predicted, and without draws much as without workers; the stored model needs no Dask."""
+    pytest.importorskip("distributed")
+    trees = replace(STACK.trees, objective="regression", bagging_fraction=1.0, feature_fraction=1.0)
+    runs = []
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        params = tmp_path / "params.yaml"
+        changed = replace(STACK, schemes=("report",), trees=trees, cluster=ClusterParams(workers, "local"))
+        params.write_text(json.dumps({"stack": asdict(changed)}), encoding="utf-8")
+        run_stack(inputs, out, params)
+        runs.append(read_table(out / "stack" / "predictions.parquet", PREDICTIONS))
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    model = StackModel.load(tmp_path / "2" / "models" / "stack")
+    assert model.models["lightgbm"][0].params["num_machines"] == 2
+    splits = read_table(inputs / "splits.parquet", FOLDS)
+    scored = splits.filter((pl.col("role") == "score") & pl.col("scheme").is_in(["report", "final"]))
+    here, there = (run.filter(pl.col("model") == "stack") for run in runs)
+    assert here.select(PREDICTIONS.key).equals(there.select(PREDICTIONS.key))
+    assert there.height == scored.height
+    assert not here["prediction"].equals(there["prediction"])
+    assert np.corrcoef(here["prediction"], there["prediction"])[0, 1] > 0.99
 
 
 def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, tmp_path: Path) -> None:

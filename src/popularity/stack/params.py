@@ -9,6 +9,7 @@ from pydantic import Field
 
 from popularity.config import Section
 from popularity.stack.blending import BlendKind
+from popularity.stack.cluster import ClusterParams
 from popularity.stack.level import LevelKind
 from popularity.stack.matrix import EncoderParams
 from popularity.stack.selection import KeepParams
@@ -74,6 +75,7 @@ class StackParams(Section):
     inner_share: Annotated[float, Field(gt=0, lt=1)]
     schemes: tuple[Literal["report", "matched", "user", "random"], ...]
     threads: Positive
+    cluster: ClusterParams
     learners: Annotated[tuple[LearnerName, ...], Field(min_length=1)]
     blend: BlendKind
     trees: TreeParams
