@@ -42,6 +42,7 @@ def main():
     told = ("told", state.process_index, state.num_processes, int(total), *settings)
     sys.stdout.write(" ".join(map(str, told)) + "\\n")  # whole lines: the processes share one pipe
     sys.stdout.flush()
+    state.wait_for_everyone()
     if "--refuse" in sys.argv and state.process_index == 0:
         raise ConfigError("this is refused")
     if "--lose" in sys.argv:

@@ -23,6 +23,7 @@ def test_posts_that_come_later_are_read_as_if_they_had_been_there(world: World) 
     whole = world.embed("whole")
     posts, images = world.posts(), read_table(world.folder / "images.parquet", IMAGES)
     further = pl.col("pid").is_in(posts.filter(split="test")["pid"].gather_every(3).implode())
+    (world.folder / "further-state").mkdir()
     AcceleratorState._reset_state()
     embed_posts(
         posts.filter(further),

@@ -33,9 +33,11 @@ ONE = replace(TWO, cluster=STACK.cluster)
 
 @pytest.fixture(scope="module", autouse=True)
 def workers() -> Iterator[None]:
-    """Two processes, for all tests."""
+    """Two processes, for all tests; what they need in their environment stays out of this one's."""
+    before = dict(os.environ)
     with connected(TWO.cluster):
         yield
+    assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**before, "PYTEST_CURRENT_TEST": ""}
 
 
 def fit(sample: Sample, rounds: int, params: StackParams, seed: int = 1) -> lgb.Booster:

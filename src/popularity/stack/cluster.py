@@ -16,6 +16,7 @@ it is used: the package works without it.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import tempfile
 from collections import Counter
@@ -89,6 +90,7 @@ def connected(params: ClusterParams) -> Iterator[None]:
     logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every key; what matters is told here
     if params.scheduler == LOCAL:
         with (
+            _same_environment(),
             # So long after a loss Dask gives up a worker that is away in that moment, even in another restart.
             dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
             library.LocalCluster(
@@ -112,6 +114,18 @@ def connected(params: ClusterParams) -> Iterator[None]:
         ) from error
     with client:
         yield
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Takes back what Dask sets for its local workers in this process too: one thread for whatever starts after it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Rows], tasks: Sequence[Task[R]]) -> R:
