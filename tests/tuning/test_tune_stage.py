@@ -27,7 +27,7 @@ from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.splits import rows_of
 from popularity.stack import StackParams
-from popularity.stack.fit import load_fold
+from popularity.stack.fit import fit_model, load_fold
 from popularity.stack.inner import recency_weights
 from popularity.stack.level import Level
 from popularity.stack.lightgbm_learner import lightgbm_params
@@ -70,7 +70,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "state" / "tune").iterdir())
     trials = pl.read_csv(out / "trials.csv")
     folds = ["matched_0_0", "matched_0_1", "user_0_0", "user_0_1", "user_0_2"]
-    assert trials.columns == ["number", "state", "value", *sorted(SPACE), "rounds", *folds]
+    assert trials.columns == ["number", "state", "value", *sorted(SPACE), "rounds", "lightgbm", *folds]
     assert trials["number"].to_list() == list(range(12))
     assert (trials["state"] == "PRUNED").any()
     for row in trials.iter_rows(named=True):
@@ -205,6 +205,43 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
         assert step.facts["rounds"] == rounds
         assert step.value == pytest.approx(value, abs=1e-9)
         assert step.value not in found
+
+
+def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least_error(inputs: Path) -> None:
+    base = replace(SMALL, max_rounds=8, level="none", learners=("lightgbm", "linear"))
+    objective, alone = small_objective(inputs, base), small_objective(inputs, replace(base, learners=("lightgbm",)))
+    values = {**objective.space.default, "columns.blocks": ["metadata", "image"], "trees.num_leaves": 3}
+    *_, step = objective(values)
+    *_, plain = alone(values)
+    params = objective.space.apply(values)
+    pairs, constants = [], []
+    for place, fold in enumerate(objective.folds):
+        ridge = fit_model(fold, objective.blocks, params.columns, replace(params, learners=("linear",)), "ridge")
+        linear = ridge.predict(fold.score, objective.blocks, fold.scored_at).values
+        pairs.append((alone._fit(place, params).predict(int(plain.facts["rounds"]))[0], linear))
+        constants.append(np.abs(objective.labels[place] - np.median(fold.label)).mean())
+
+    def mean(own: list[float]) -> float:
+        return float(np.mean([np.mean(own[:2]), np.mean(own[2:])]))  # two cuts, three folds by user
+
+    def errors(share: float) -> list[float]:
+        blended = [share * trees + (1 - share) * linear for trees, linear in pairs]
+        return [mean_absolute_error(label, own) for label, own in zip(objective.labels, blended, strict=True)]
+
+    share = min(np.arange(20, -1, -1) / 20, key=lambda share: round(mean(errors(share)), 12))
+    assert 0 < share < 1
+    assert step.facts["lightgbm"] == share
+    assert step.facts["rounds"] == plain.facts["rounds"]
+    assert plain.facts["lightgbm"] == 1
+    orders = [
+        spearman(label, share * trees + (1 - share) * linear)
+        for label, (trees, linear) in zip(objective.labels, pairs, strict=True)
+    ]
+    worths = [
+        error / constant - (order or 0.0)
+        for error, constant, order in zip(errors(share), constants, orders, strict=True)
+    ]
+    assert step.value == pytest.approx(mean(worths), abs=1e-9)
 
 
 def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

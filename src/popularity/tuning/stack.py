@@ -1,9 +1,10 @@
 """The search over the stack: which parameters of section `stack` predict the scored rows of `matched` and `user` best.
 
-A trial fits one LightGBM booster a fold. Encoders are fitted, and their columns binned, once a fold; a trial takes its
-blocks, its share of the rows, its target and its trees from there. The posts that `report` scores are in no fold of
-these schemes, neither fitted on nor scored nor counted in a feature (popularity.splits), so choosing by them says
-nothing about `report`. Their own scores, once they chose the parameters, flatter the tuned stack.
+A trial fits one LightGBM booster a fold. Encoders are fitted, their columns binned, and the learners beside LightGBM
+fitted, once a fold and choice of blocks; a trial takes its blocks, its share of the rows, its target and its trees from
+there. The posts that `report` scores are in no fold of these schemes, neither fitted on nor scored nor counted in a
+feature (popularity.splits), so choosing by them says nothing about `report`. Their own scores, once they chose the
+parameters, flatter the tuned stack.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.files import code_fingerprint, fingerprint
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
+from popularity.stack.blending import DIGITS, candidates
 from popularity.stack.blocks import Blocks, read_blocks
 from popularity.stack.fit import Fold, load_fold
-from popularity.stack.inner import recency_weights
+from popularity.stack.inner import Sample, inner_cuts, recency_weights
+from popularity.stack.learners import LEARNERS
 from popularity.stack.level import Level
 from popularity.stack.lightgbm_learner import lightgbm_params
 from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
@@ -106,11 +109,13 @@ class BinnedFold:
         fit: all fit rows.
         scored: the scored rows, binned like them.
         values: (m, columns) the scored rows themselves.
+        beside: (learners, m) what each learner beside LightGBM predicts for them, less the level.
     """
 
     fit: lgb.Dataset
     scored: lgb.Dataset
     values: npt.NDArray[np.float32]
+    beside: Array
 
     @property
     def size(self) -> int:
@@ -127,20 +132,28 @@ class FittedFold:
     target: Target
     level: Level
     values: npt.NDArray[np.float32]
+    beside: Array
     errors: Array
+
+    def predict(self, rounds: int) -> Array:
+        """(learners, m) of the scored rows, less the level: LightGBM's after so many rounds, then the others'."""
+        own = self.booster.predict(self.values, num_iteration=rounds)
+        return np.vstack([self.target.invert(np.asarray(own, dtype=np.float64)), self.beside])
 
 
 class StackObjective:
     """MAE over that of the fit rows' median, minus SRC: of the scored rows of each fold, mean over folds and schemes.
 
-    Rounds are the same in all folds of a trial: those at which the mean of their errors is least, as lgb.cv has it. A
-    fold that has stopped early counts with its last error from there on.
+    Rounds are the same in all folds of a trial: those at which the mean of LightGBM's errors is least, as lgb.cv has
+    it; a fold that has stopped early counts with its last error from there on. So are the weights of the learners:
+    those of the least mean error.
 
     Unlike in the stage `stack`, encoders are fitted on all fit rows even where a trial keeps a part of them, no feature
-    is left out for having few values (the bins serve every min_data_in_leaf), and rounds come from the scored rows
-    instead of cuts inside the fit rows. So a trial costs one fit a fold. The shift of the level, which the stage learns
-    from those cuts, is stood in for by leaving the median of the errors out of account. LightGBM is the only learner,
-    and weights are those of recency.
+    is left out for having few values (the bins serve every min_data_in_leaf), and rounds and the learners' weights come
+    from the scored rows instead of cuts inside the fit rows. So a trial costs one fit a fold: the learners beside
+    LightGBM have the target and the recency of section `stack`, and all fit rows, whatever a trial takes. The shift of
+    the level, which the stage learns from those cuts, is stood in for by leaving the median of the errors out of
+    account. Rows are weighted by recency alone.
     """
 
     def __init__(self, inputs: StackInputs, schemes: Sequence[str], space: Space[StackParams]) -> None:
@@ -176,15 +189,21 @@ class StackObjective:
         return len(self.folds)
 
     def __call__(self, values: Values) -> Iterator[Step]:
-        """A step a fold; facts are the rounds and the value of each fold so far at these rounds."""
+        """A step a fold; facts are the rounds, LightGBM's weight and the value of each fold so far at both."""
         params = self.space.apply(values)
         fitted: list[FittedFold] = []
         for place in range(self.steps):
             fitted.append(self._fit(place, params))
             rounds = best_rounds([fold.errors for fold in fitted])
-            found = [self._value(number, fold, rounds) for number, fold in enumerate(fitted)]
+            each = [fold.predict(rounds) for fold in fitted]
+            weights = self._weights(fitted, each)
+            found = [
+                self._value(number, fold.level, weights @ own)
+                for number, (fold, own) in enumerate(zip(fitted, each, strict=True))
+            ]
             names = [f"{fold.scheme}_{fold.repeat}_{fold.fold}" for fold in self.folds[: place + 1]]
-            yield Step(self._mean(found), {"rounds": rounds, **dict(zip(names, found, strict=True))})
+            facts = {"rounds": rounds, "lightgbm": float(weights[0]), **dict(zip(names, found, strict=True))}
+            yield Step(self._mean(found), facts)
 
     def _mean(self, values: Sequence[float]) -> float:
         """Every scheme counts alike."""
@@ -193,12 +212,23 @@ class StackObjective:
             by_scheme.setdefault(fold.scheme, []).append(value)
         return float(np.mean([np.mean(own) for own in by_scheme.values()]))
 
-    def _value(self, place: int, fitted: FittedFold, rounds: int) -> float:
+    def _weights(self, fitted: Sequence[FittedFold], each: Sequence[Array]) -> Array:
+        """(learners,) of the least mean error over the folds; of equal ones those with the most for LightGBM."""
+
+        def error(weights: Array) -> float:
+            errors = [
+                _error(label, fold.level.add(weights @ own, data.scored_at), fold.level)
+                for data, label, fold, own in zip(self.folds, self.labels, fitted, each, strict=False)
+            ]
+            return round(self._mean(errors), DIGITS)
+
+        return min(candidates(len(each[0])), key=error)
+
+    def _value(self, place: int, level: Level, rest: Array) -> float:
         fold, label = self.folds[place], self.labels[place]
-        raw = fitted.booster.predict(fitted.values, num_iteration=rounds)
-        predicted = fitted.level.add(fitted.target.invert(np.asarray(raw, dtype=np.float64)), fold.scored_at)
+        predicted = level.add(rest, fold.scored_at)
         constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
-        return _error(label, predicted, fitted.level) / constant - (spearman(label, predicted) or 0.0)
+        return _error(label, predicted, level) / constant - (spearman(label, predicted) or 0.0)
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
         fold, scored = self.folds[place], self.labels[place]
@@ -225,21 +255,26 @@ class StackObjective:
             callbacks=[lgb.early_stopping(params.patience, verbose=False)],
             keep_training_booster=True,  # or the trees after its own best round are cut off
         )
-        return FittedFold(booster, target, level, binned.values, np.array(errors))
+        return FittedFold(booster, target, level, binned.values, binned.beside, np.array(errors))
 
     def _bin(self, place: int, params: StackParams) -> BinnedFold:
         """From the cache, or encoded and binned for every choice of blocks that the space has."""
+        base = self.space.base
+        params = replace(params, target=base.target, keep=base.keep, half_life_days=base.half_life_days)
         key = _key(place, params)
         if key not in self.binned:
             axis = self.space.axes.get(BLOCKS)
             choices = list(axis.choices) if isinstance(axis, Choices) else [params.columns.blocks]
             fold = self.folds[place]
+            rest = _rest(fold, params)[1]
             every = replace(params.columns, blocks=tuple(dict.fromkeys(block for one in choices for block in one)))
-            encoder, fit = MatrixEncoder.fit(fold.fit, _rest(fold, params)[1], self.blocks, every)
+            encoder, fit = MatrixEncoder.fit(fold.fit, rest, self.blocks, every)
             scored = encoder.apply(fold.score, self.blocks)
             for blocks in choices:
                 chosen = replace(params, columns=replace(params.columns, blocks=tuple(blocks)))
-                self.binned[_key(place, chosen)] = _binned(fit, scored, fold.label, self.labels[place], chosen)
+                own, own_scored = _part(fit, chosen.columns), _part(scored, chosen.columns)
+                beside = _beside(fold, own, own_scored, rest, chosen)
+                self.binned[_key(place, chosen)] = _binned(own, own_scored, rest, self.labels[place], beside, chosen)
         self.binned.move_to_end(key)
         while len(self.binned) > 1 and sum(fold.size for fold in self.binned.values()) > CACHE_BYTES:
             self.binned.popitem(last=False)
@@ -247,8 +282,20 @@ class StackObjective:
 
 
 def _key(place: int, params: StackParams) -> str:
-    """What a binned fold depends on."""
-    return fingerprint(place, asdict(params.columns), params.level, params.trees.max_bin, params.seed)
+    """What a binned fold, and the learners beside LightGBM, depend on: all but the trees, of which the bins' number."""
+    return fingerprint(place, {**asdict(params), "trees": params.trees.max_bin})
+
+
+def _beside(fold: Fold, fit: Matrix, scored: Matrix, rest: Array, params: StackParams) -> Array:
+    """(learners, m) what each learner beside LightGBM predicts for the scored rows, less the level."""
+    target = Target.fit(rest, params.target)
+    sample = Sample(fit, target.apply(rest), recency_weights(fold.posted_at, params.half_life_days))
+    cuts = inner_cuts(fold.posted_at, params.inner_cuts, params.inner_share)
+    beside = [np.empty((0, len(scored.values)))]
+    for learner in (LEARNERS[name] for name in params.learners if name != "lightgbm"):
+        model = learner.fit(sample, learner.learn(sample, cuts, params).chosen, params, params.seed)
+        beside.append(target.invert(learner.predict(model, scored))[None])
+    return np.vstack(beside)
 
 
 def _rest(fold: Fold, params: StackParams) -> tuple[Level, Array]:
@@ -269,12 +316,12 @@ def best_rounds(errors: Sequence[Array]) -> int:
     return int(np.argmin(np.mean(padded, axis=0))) + 1
 
 
-def _binned(fit: Matrix, scored: Matrix, label: Array, scored_label: Array, params: StackParams) -> BinnedFold:
-    columns = _columns_of(fit, params.columns)
-    values = scored.values[:, columns]
+def _binned(
+    fit: Matrix, scored: Matrix, label: Array, scored_label: Array, beside: Array, params: StackParams
+) -> BinnedFold:
     facts: dict[str, Any] = {
-        "feature_name": [fit.names[column] for column in columns],
-        "categorical_feature": [place for place, column in enumerate(columns) if column in fit.categorical],
+        "feature_name": list(fit.names),
+        "categorical_feature": list(fit.categorical),
         "params": {
             "max_bin": params.trees.max_bin,
             "num_threads": params.threads,
@@ -283,11 +330,20 @@ def _binned(fit: Matrix, scored: Matrix, label: Array, scored_label: Array, para
             "feature_pre_filter": False,
         },
     }
-    rows = lgb.Dataset(fit.values[:, columns], label, **facts).construct()
-    return BinnedFold(rows, lgb.Dataset(values, scored_label, reference=rows, **facts).construct(), values)
+    rows = lgb.Dataset(fit.values, label, **facts).construct()
+    return BinnedFold(
+        rows, lgb.Dataset(scored.values, scored_label, reference=rows, **facts).construct(), scored.values, beside
+    )
 
 
-def _columns_of(matrix: Matrix, params: EncoderParams) -> list[int]:
-    """Positions of the columns of `params.blocks`, in the order in which MatrixEncoder would put them."""
+def _part(matrix: Matrix, params: EncoderParams) -> Matrix:
+    """The columns of `params.blocks`, in the order in which MatrixEncoder would put them."""
     order = sorted(params.blocks, key=lambda block: block != "metadata")
-    return [place for block in order for place, origin in enumerate(matrix.blocks) if origin == block]
+    columns = [place for block in order for place, origin in enumerate(matrix.blocks) if origin == block]
+    return Matrix(
+        values=matrix.values[:, columns],
+        pids=matrix.pids,
+        names=tuple(matrix.names[column] for column in columns),
+        blocks=tuple(matrix.blocks[column] for column in columns),
+        categorical=tuple(place for place, column in enumerate(columns) if column in matrix.categorical),
+    )
