@@ -65,6 +65,10 @@ def _run_graph(root: Path) -> Clone:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first: at the end one worker would run the last of them and the others none."""
-    long = {f"test_{name}.py" for name in ("stages", "reruns", "graph", "experiments", "readme", "tune_stage")}
-    items.sort(key=lambda item: item.path.name not in long)
+    """Files that take minutes come first: at the end one worker would run the last of them and the others none.
+
+    The first runs the graph for all; the two after it need none, so that the other worker does not wait for it.
+    """
+    long = ("stages", "tune_stage", "lost_processes", "experiments", "reruns", "graph", "readme")
+    places = {f"test_{name}.py": place for place, name in enumerate(long)}
+    items.sort(key=lambda item: places.get(item.path.name, len(long)))

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from popularity.schema import PREDICTIONS, read_table
 from tests.pipeline.conftest import Clone
 
 
-@pytest.mark.parametrize(
-    ("old_line", "new_line", "rerun"),
-    [
-        ("max_bin: 255\n", "max_bin: 31\n", ["select", "tune", "stack", "evaluate", "submit", "report"]),
-        (
-            "lr_prompt: 0.005\n",
-            "lr_prompt: 0.01\n",
-            ["train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report"],
-        ),
-    ],
-)
-def test_a_changed_parameter_reruns_only_what_follows(
-    clone: Clone, old_line: str, new_line: str, rerun: list[str]
-) -> None:
+@contextmanager
+def changed(clone: Clone, old_line: str, new_line: str) -> Iterator[None]:
+    """Another line in params.yaml inside the block."""
     params = clone.root / "params.yaml"
     before = params.read_text(encoding="utf-8")
+    assert old_line in before
+    params.write_text(before.replace(old_line, new_line), encoding="utf-8")
+    try:
+        yield
+    finally:
+        params.write_text(before, encoding="utf-8")
+
+
+def test_a_changed_parameter_reruns_only_what_follows(clone: Clone) -> None:
     predictions = clone.root / "data/stack/predictions.parquet"
     old = read_table(predictions, PREDICTIONS)
     try:
-        assert old_line in before
-        params.write_text(before.replace(old_line, new_line), encoding="utf-8")
-        assert clone.stages_run(clone.run("dvc", "repro").stdout) == rerun
+        with changed(clone, "lr_prompt: 0.005\n", "lr_prompt: 0.01\n"):
+            assert clone.stages_run(clone.run("dvc", "repro").stdout) == [
+                "train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report",
+            ]  # fmt: skip
         assert not read_table(predictions, PREDICTIONS).equals(old)
     finally:
-        params.write_text(before, encoding="utf-8")
         clone.run("dvc", "repro")
     assert read_table(predictions, PREDICTIONS).equals(old)
+
+
+def test_a_parameter_of_the_stack_is_read_by_the_stages_that_fit_it(clone: Clone) -> None:
+    with changed(clone, "max_bin: 255\n", "max_bin: 31\n"):
+        assert sorted(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["select", "stack", "tune"]
+    assert json.loads(clone.run("dvc", "status", "--json").stdout) == {}
