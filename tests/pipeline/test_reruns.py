@@ -37,7 +37,7 @@ def test_a_changed_parameter_reruns_only_what_follows(clone: Clone) -> None:
     assert read_table(predictions, PREDICTIONS).equals(old)
 
 
-def test_a_parameter_of_the_stack_is_read_by_the_stages_that_fit_it(clone: Clone) -> None:
+def test_a_parameter_of_the_stack_is_read_by_those_that_fit_and_show_it(clone: Clone) -> None:
     with changed(clone, "max_bin: 255\n", "max_bin: 31\n"):
-        assert sorted(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["select", "stack", "tune"]
+        assert sorted(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["report", "select", "stack", "tune"]
     assert json.loads(clone.run("dvc", "status", "--json").stdout) == {}
