@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from popularity.schema import PREDICTIONS, read_table
-from tests.pipeline.conftest import Clone
+from tests.pipeline.conftest import Clone, copy_of
 
 
 @contextmanager
@@ -23,18 +24,15 @@ def changed(clone: Clone, old_line: str, new_line: str) -> Iterator[None]:
         params.write_text(before, encoding="utf-8")
 
 
-def test_a_changed_parameter_reruns_only_what_follows(clone: Clone) -> None:
-    predictions = clone.root / "data/stack/predictions.parquet"
+def test_a_changed_parameter_reruns_only_what_follows(clone: Clone, tmp_path: Path) -> None:
+    copy = copy_of(clone, tmp_path / "clone")
+    predictions = copy.root / "data/stack/predictions.parquet"
     old = read_table(predictions, PREDICTIONS)
-    try:
-        with changed(clone, "lr_prompt: 0.005\n", "lr_prompt: 0.01\n"):
-            assert clone.stages_run(clone.run("dvc", "repro").stdout) == [
-                "train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report",
-            ]  # fmt: skip
-        assert not read_table(predictions, PREDICTIONS).equals(old)
-    finally:
-        clone.run("dvc", "repro")
-    assert read_table(predictions, PREDICTIONS).equals(old)
+    with changed(copy, "lr_prompt: 0.005\n", "lr_prompt: 0.01\n"):
+        assert copy.stages_run(copy.run("dvc", "repro").stdout) == [
+            "train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report",
+        ]  # fmt: skip
+    assert not read_table(predictions, PREDICTIONS).equals(old)
 
 
 def test_a_parameter_of_the_stack_is_read_by_those_that_fit_and_show_it(clone: Clone) -> None:
