@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -299,11 +300,25 @@ def test_a_node_needs_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_machine_decides(
     gpus: int, topology: str, expected: tuple[int, int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)  # a driver is there
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     if topology == "nodes":
         for name, value in zip(("POPULARITY_TOPOLOGY", *NODE), ("nodes", "3", "0", "10.0.0.1", "29500"), strict=True):
             monkeypatch.setenv(name, value)
     assert Launch.read() == Launch(Path(f"configs/accelerate/{topology}.yaml"), *expected)
+
+
+def test_without_a_driver_torch_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    if Path("/dev/kfd").exists():
+        pytest.skip("this machine has a GPU of AMD")
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 / 0)
+    assert Launch.read() == Launch(Path("configs/accelerate/cpu.yaml"), 1, 1, True)
+    loaded = "import sys, popularity.launch; print(*sorted({'torch', 'accelerate'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 @pytest.mark.parametrize("topology", ["gpu", "gpus"])

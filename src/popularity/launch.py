@@ -25,6 +25,7 @@ process without a word: see `popularity.encoders.parts.start_processes`. Exit co
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shlex
@@ -36,16 +37,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousError
-
 from popularity.config import read_yaml
-from popularity.encoders.parts import PROCESSES_VARIABLE
 from popularity.errors import ConfigError
-from popularity.stage import LAUNCHER_VARIABLE, REFUSED, run
+from popularity.stage import LAUNCHER_VARIABLE, PROCESSES_VARIABLE, REFUSED, run
 
 TOPOLOGIES = Path("configs/accelerate")
 TOPOLOGY_VARIABLE = "POPULARITY_TOPOLOGY"
@@ -81,7 +75,7 @@ class Launch:
         Raises:
             ConfigError: no such topology, it wants a GPU where there is none, or a variable of a node is missing.
         """
-        gpus = torch.cuda.device_count()
+        gpus = _gpus()
         name = os.environ.get(TOPOLOGY_VARIABLE) or ("gpus" if gpus > 1 else "gpu" if gpus else "cpu")
         known = sorted(path.stem for path in folder.glob("*.yaml"))
         if name not in known:
@@ -142,6 +136,18 @@ class Launch:
         return int(os.environ.get(RANK_VARIABLE, "0"))
 
 
+def _gpus() -> int:
+    """That torch can use. It takes seconds to load, and sees none where the system has no driver of one."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if not Path("/dev/kfd").exists():  # of ROCm
+            return 0
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.device_count()
+
+
 def _check_node_variables(topology: str) -> None:
     needed = (NODES_VARIABLE, RANK_VARIABLE, ADDRESS_VARIABLE, PORT_VARIABLE)
     missing = [name for name in needed if not os.environ.get(name)]
@@ -172,6 +178,16 @@ def start(launch: Launch, command: Sequence[str]) -> int:
     os.environ.update(launch.environment())
     if launch.processes == 1:
         os.execv(sys.executable, [sys.executable, "-m", *command])
+    return _start_group(launch, command)
+
+
+def _start_group(launch: Launch, command: Sequence[str]) -> int:
+    # Seconds to load, and a single process needs none of it.
+    from accelerate.commands.launch import launch_command, launch_command_parser  # noqa: PLC0415
+    from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+    from torch.distributed.elastic.rendezvous.api import RendezvousError  # noqa: PLC0415
+
     # The processes have told what went wrong: elastic's own report of it is a page of tracebacks.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed.run").disabled = True  # and it warns of what accelerate passes on

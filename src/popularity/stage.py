@@ -17,7 +17,9 @@ from typing import NoReturn
 from popularity.errors import PopularityError
 from popularity.files import write_json
 
-LAUNCHER_VARIABLE = "POPULARITY_LAUNCHER"  # pid of `popularity.launch`, in the processes that it started
+# What `popularity.launch` tells the processes that it started: its pid, and how many it asked for.
+LAUNCHER_VARIABLE = "POPULARITY_LAUNCHER"
+PROCESSES_VARIABLE = "POPULARITY_PROCESSES"
 REFUSED = signal.SIGUSR1  # tells it that an error for people has been shown
 _UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),

@@ -24,11 +24,11 @@ from tqdm import tqdm
 from popularity.encoders.sources import Precision
 from popularity.errors import ConfigError, ContractError, PopularityError
 from popularity.files import atomic_path, reading
+from popularity.stage import PROCESSES_VARIABLE
 
 logger = logging.getLogger(__name__)
 
 WORKERS_VARIABLE = "POPULARITY_WORKERS"
-PROCESSES_VARIABLE = "POPULARITY_PROCESSES"  # how many `popularity.launch` asked for
 B = TypeVar("B")
 Arrays = dict[str, npt.NDArray[Any]]
 Float16Array = npt.NDArray[np.float16]
