@@ -57,8 +57,9 @@ dataset: env ## choose a data set in the official layout: make dataset ROOT=path
 weights: env ## fetch the hub encoders named in params.yaml, once
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights
 
+# A thread each: what runs beside would only take turns with a second one.
 test: env ## run all tests, two files at a time
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: env ## kill each stage 20 times, fill its disk, run the graph twice; prints counts
 	FAULT_KILLS=20 python -m pytest tests/faults tests/test_files.py tests/dataset/test_mutations.py

@@ -96,7 +96,13 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
 
 def test_without_a_gpu_the_default_is_one_process_with_all_threads() -> None:
     code, told, messages = finish(launch(None, "told", "--flag", "--exit"))
-    assert told == [f"told 0 1 1 {torch.get_num_threads()} PASSIVE True"], messages
+    asked = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.get_num_threads())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told == [f"told 0 1 1 {int(asked.stdout)} PASSIVE True"], messages
     assert code == 7
     assert "error" not in messages
 
