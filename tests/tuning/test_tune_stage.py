@@ -127,6 +127,15 @@ def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(
     assert study["best"]["value"] < study["default"]["value"]
 
 
+def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path) -> None:
+    posts, blocks = posts_with_signal(6, train=120, test=30, users=40)
+    write_inputs(tmp_path, posts.with_columns(label=pl.when(pl.col("split") == "train").then(5.0)), blocks)
+    params = tmp_path / "params.yaml"
+    write_params(params, trials=1)
+    study = json.loads((run_tune(tmp_path, tmp_path / "out", params) / "study.json").read_text(encoding="utf-8"))
+    assert study["best"]["value"] == pytest.approx(0, abs=1e-3)
+
+
 def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) -> tuple[int, float]:
     """Rounds and value of a trial, from data sets made for it alone; the bins are those of all fit rows."""
     posts, blocks = objective.posts, objective.blocks

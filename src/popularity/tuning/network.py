@@ -212,7 +212,9 @@ class NetworkObjective:
             both = predicted.join(known, on="pid", how="left", validate="1:1", maintain_order="left")
             label, prediction = both["label"].to_numpy(), both["prediction"].to_numpy()
             constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
-            found.append((mean_absolute_error(label, prediction) / constant, spearman(label, prediction) or 0.0))
+            found.append(
+                (mean_absolute_error(label, prediction) / (constant or 1.0), spearman(label, prediction) or 0.0)
+            )
         mae, src = np.mean(found, axis=0).tolist()
         return mae, src
 
