@@ -215,7 +215,7 @@ def dvc(folder: Path, posts: int) -> Iterator[Row]:
     shutil.rmtree(clone, ignore_errors=True)
     make_clone(clone)
     stand_in(clone, root / "data")
-    execute(clone, "dvc", "commit", "--force", "--quiet")
+    execute(clone, "dvc", "commit", "--force")
     execute(clone, "dvc", "repro", "--quiet")
     clock = Clock()
     said = execute(clone, "dvc", "repro")
@@ -238,7 +238,8 @@ def stand_in(clone: Path, root: Path) -> None:
     for stage in stages.values():
         for kind, names in (("outs", outs), ("metrics", outs), ("deps", deps)):
             names |= {next(iter(each)) if isinstance(each, dict) else each for each in stage.get(kind, [])}
-        outs |= {name for each in stage.get("params", []) if isinstance(each, dict) for name in each}
+        files = {name for each in stage.get("params", []) if isinstance(each, dict) for name in each}
+        outs |= {name for name in files if not (clone / name).exists()}
     made = {dep for dep in deps if dep.startswith(("data/", "models/", "reports/", "submissions/"))}
     for name in sorted(outs | made, reverse=True):  # a file in a folder before the folder
         path = clone / name

@@ -47,6 +47,11 @@ def test_a_section_runs_and_writes_its_table(tmp_path: Path, monkeypatch: pytest
         assert [line["posts"] for line in csv.DictReader(stream)] == ["1000", "3000", "10000"]
 
 
+def test_with_stand_ins_for_its_outputs_the_graph_has_nothing_to_do(tmp_path: Path) -> None:
+    (found,) = full_scale.dvc(tmp_path, 300)
+    assert found.seconds > 0
+
+
 def test_features_are_measured_without_torch() -> None:
     """Or the memory of a stage's features would be that of torch."""
     code = "import sys; import benchmarks.scale_features; sys.exit('torch' in sys.modules)"
