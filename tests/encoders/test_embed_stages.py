@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 import torch
@@ -326,3 +328,14 @@ def test_gather_is_plain_indexing(tmp_path: Path) -> None:
     result = gather(iter(np.split(values, [7, 7, 30])), index, tmp_path / "result.npy", 3)
     np.testing.assert_array_equal(result, values[index])
     assert gather(iter([values]), index[:0], tmp_path / "none.npy", 3).shape == (0, 3)
+
+
+def test_gather_has_room_for_all_before_it_writes(tmp_path: Path) -> None:
+    path = tmp_path / "result.npy"
+
+    def vectors() -> Iterator[npt.NDArray[Any]]:
+        about = path.stat()
+        assert about.st_blocks * 512 >= about.st_size  # else a full disk would be a signal, not an error
+        yield np.ones((100_000, 3), dtype=np.float16)
+
+    assert gather(vectors(), np.arange(100_000), path, 3).all()

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# The same files are the same commit, whenever they are cloned: a manifest names it.
+DATED = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ def make_clone(root: Path) -> Clone:
             shutil.copy2(REPOSITORY / name, root / name)
     clone = Clone(root)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
-        clone.run("git", *command)
+        clone.run("git", *command, more=DATED)
     return clone
 
 
 def switch_to_tiny(clone: Clone) -> None:
     clone.run("python", "-m", "popularity.profile", "tiny")
-    clone.run("git", "commit", "-q", "-a", "-m", "tiny", check=False)
+    clone.run("git", "commit", "-q", "-a", "-m", "tiny", check=False, more=DATED)
 
 
 def copy_of(clone: Clone, root: Path) -> Clone:

@@ -208,11 +208,16 @@ def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], pa
     """Row i of the result (len(index), columns) is row `index[i]` of the concatenated `vectors`.
 
     The result is a memory map of a new file `path`: only one of `vectors` is in memory at a time.
+
+    Raises:
+        OSError: no room for the file.
     """
     shape = (len(index), columns)
     if 0 in shape:  # nothing to map
         return np.zeros(shape, dtype=np.float16)
     result: Float16Array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    with path.open("r+b") as stream:  # a map of a file with holes kills the process (SIGBUS) where the disk is full
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
     order = np.argsort(index, kind="stable")
     ordered, start = index[order], 0
     for block in vectors:
