@@ -24,7 +24,6 @@ import argparse
 import csv
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -37,9 +36,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.measuring import REPOSITORY, Clock, environment, measure
+from benchmarks.measuring import REPOSITORY, environment, measure
 from benchmarks.scale import POSTS
-from benchmarks.scale_features import differences
 from popularity.dataset.preparation import set_root
 from popularity.files import write_text
 from popularity.stage import run
@@ -163,7 +161,7 @@ def features(folder: Path, posts: int) -> Iterator[Row]:
             shutil.rmtree(root)
     yield alone("ingest + features of final alone", posts, measure("scale_features", "final", root))
     ours, other = measure("scale_features", "all", root), measure("scale_features", "pandas", root)
-    worst = differences(root)
+    worst = measure("scale_features", "differences", root)["worst"]
     yield beside("ingest + metadata features", posts, ours, "pandas", other, f"values within {worst:.0e}")
 
 
@@ -217,11 +215,9 @@ def dvc(folder: Path, posts: int) -> Iterator[Row]:
     stand_in(clone, root / "data")
     execute(clone, "dvc", "commit", "--force")
     execute(clone, "dvc", "repro", "--quiet")
-    clock = Clock()
-    said = execute(clone, "dvc", "repro")
-    cost = clock.read() | {"mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
-    if "Running stage" in said:
-        raise RuntimeError(f"dvc repro ran a stage: {said}")
+    cost = measure("scale_features", "repro", clone)
+    if cost["ran"]:
+        raise RuntimeError(f"dvc repro ran {cost['ran']} stages that had nothing to do")
     yield alone("dvc repro, nothing to do", posts, cost)
 
 
@@ -270,14 +266,10 @@ def change(folder: Path, posts: int) -> Iterator[Row]:
             yaml.dump(content, stream)
 
     edit("demo", posts=posts, users=posts // 4)
-    clock = Clock()
-    execute(clone, "dvc", "repro", "--quiet")
-    whole = clock.read()
+    whole = measure("scale_features", "repro", clone)
     edit("stack", seed=1)
-    clock = Clock()
-    execute(clone, "dvc", "repro", "--quiet")
-    changed = clock.read() | {"mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
-    yield beside("a changed stack parameter (tiny)", posts, changed, "whole run", whole | {"mib": None})
+    changed = measure("scale_features", "repro", clone)
+    yield beside("a changed stack parameter (tiny)", posts, changed, "whole run", whole)
 
 
 SECTIONS: dict[str, Callable[[Path, int], Iterator[Row]]] = {

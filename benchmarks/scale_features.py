@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import polars as pl
 
 from benchmarks import plain_pandas
-from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
+from benchmarks.measuring import REPOSITORY, Clock, Part, environment, run_part
 from benchmarks.scale import scaled
 from popularity.config import PARAMS_FILE, load_params
 from popularity.demo import generate
@@ -121,12 +122,29 @@ def differences(root: Path) -> float:
     return worst
 
 
+def part_differences(root: Path) -> dict[str, float]:
+    """In a process of its own: the next ones would inherit its peak of memory."""
+    return {"worst": differences(root)}
+
+
+def part_repro(clone: Path) -> dict[str, int]:
+    """`dvc repro` in a clone of the repository: how many stages it ran."""
+    done = subprocess.run(
+        ["dvc", "repro"], cwd=clone, env=environment(clone), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"dvc repro: {(done.stdout + done.stderr)[-2000:]}")
+    return {"ran": done.stdout.count("Running stage")}
+
+
 PARTS: dict[str, Part] = {
     "generate": part_generate,
     "ingest": part_ingest,
     "final": part_features_final,
     "all": part_features_all,
     "pandas": part_features_pandas,
+    "differences": part_differences,
+    "repro": part_repro,
 }
 
 if __name__ == "__main__":
