@@ -25,7 +25,6 @@ import csv
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,7 +35,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.measuring import REPOSITORY, environment, measure
+from benchmarks.measuring import REPOSITORY, execute, measure
 from benchmarks.scale import POSTS
 from popularity.dataset.preparation import set_root
 from popularity.files import write_text
@@ -243,13 +242,6 @@ def stand_in(clone: Path, root: Path) -> None:
         inner.parent.mkdir(parents=True, exist_ok=True)
         if not inner.is_dir():
             inner.write_text("{}\n", encoding="utf-8")
-
-
-def execute(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout
 
 
 def change(folder: Path, posts: int) -> Iterator[Row]:

@@ -53,6 +53,18 @@ def measure(module: str, part: str, folder: Path, *arguments: str) -> dict[str, 
     return found
 
 
+def execute(folder: Path, *command: str) -> str:
+    """What a command printed, run in `folder` with its code.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout
+
+
 def environment(root: Path = REPOSITORY) -> dict[str, str]:
     """This process's, with the code of `root` and without progress bars."""
     paths = os.pathsep.join([str(root / "src"), str(root)])

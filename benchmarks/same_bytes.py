@@ -11,7 +11,6 @@ by how much at most; the exit status is 1.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import polars as pl
 from ruamel.yaml import YAML
 
-from benchmarks.measuring import REPOSITORY, environment
+from benchmarks.measuring import REPOSITORY, execute
 from popularity.files import sha256_of
 from popularity.stage import run
 
@@ -87,13 +86,6 @@ def _columns(before: Path, after: Path) -> str:
             largest = (column.cast(pl.Float64) - other.cast(pl.Float64)).abs() if column.dtype.is_numeric() else None
             found.append(rows if largest is None else f"{rows}, by {largest.to_numpy().max(initial=0)} at most")
     return "; ".join(found) or "equal values in other bytes"
-
-
-def execute(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 import polars as pl
 
 from benchmarks import plain_pandas
-from benchmarks.measuring import REPOSITORY, Clock, Part, environment, run_part
+from benchmarks.measuring import REPOSITORY, Clock, Part, execute, run_part
 from benchmarks.scale import scaled
 from popularity.config import PARAMS_FILE, load_params
 from popularity.demo import generate
@@ -129,12 +128,7 @@ def part_differences(root: Path) -> dict[str, float]:
 
 def part_repro(clone: Path) -> dict[str, int]:
     """`dvc repro` in a clone of the repository: how many stages it ran."""
-    done = subprocess.run(
-        ["dvc", "repro"], cwd=clone, env=environment(clone), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"dvc repro: {(done.stdout + done.stderr)[-2000:]}")
-    return {"ran": done.stdout.count("Running stage")}
+    return {"ran": execute(clone, "dvc", "repro").count("Running stage")}
 
 
 PARTS: dict[str, Part] = {
