@@ -216,8 +216,9 @@ def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], pa
     if 0 in shape:  # nothing to map
         return np.zeros(shape, dtype=np.float16)
     result: Float16Array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    with path.open("r+b") as stream:  # a map of a file with holes kills the process (SIGBUS) where the disk is full
-        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # not on macOS. A map of a file with holes dies of SIGBUS where the disk is full
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
     order = np.argsort(index, kind="stable")
     ordered, start = index[order], 0
     for block in vectors:

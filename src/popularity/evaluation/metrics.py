@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 from popularity.schema import CUT_SCHEMES
@@ -26,6 +27,12 @@ def spearman(labels: FloatArray, predictions: FloatArray) -> float | None:
 def mean_absolute_error(labels: FloatArray, predictions: FloatArray) -> float:
     """MAE in label units (log2 of views)."""
     return float(np.abs(predictions - labels).mean())
+
+
+def relative_error(error: ArrayLike, constant: ArrayLike) -> FloatArray:
+    """MAE over that of a constant prediction (...,); the MAE itself where the constant has none: labels all the same."""
+    known = np.asarray(constant, dtype=np.float64)
+    return np.asarray(error, dtype=np.float64) / np.where(known > 0, known, 1.0)
 
 
 def mean_absolute_percentage_error(labels: FloatArray, predictions: FloatArray) -> float | None:

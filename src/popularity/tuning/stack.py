@@ -22,7 +22,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
-from popularity.evaluation.metrics import mean_absolute_error, spearman
+from popularity.evaluation.metrics import mean_absolute_error, relative_error, spearman
 from popularity.files import code_fingerprint, fingerprint
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
@@ -228,7 +228,7 @@ class StackObjective:
         fold, label = self.folds[place], self.labels[place]
         predicted = level.add(rest, fold.scored_at)
         constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
-        return _error(label, predicted, level) / (constant or 1.0) - (spearman(label, predicted) or 0.0)
+        return float(relative_error(_error(label, predicted, level), constant)) - (spearman(label, predicted) or 0.0)
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
         fold, scored = self.folds[place], self.labels[place]
