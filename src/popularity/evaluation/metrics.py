@@ -30,7 +30,7 @@ def mean_absolute_error(labels: FloatArray, predictions: FloatArray) -> float:
 
 
 def relative_error(error: ArrayLike, constant: ArrayLike) -> FloatArray:
-    """MAE over that of a constant prediction (...,); the MAE itself where the constant has none: labels all the same."""
+    """MAE over that of a constant prediction (...,); the MAE itself where that one is 0."""
     known = np.asarray(constant, dtype=np.float64)
     return np.asarray(error, dtype=np.float64) / np.where(known > 0, known, 1.0)
 
