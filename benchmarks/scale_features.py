@@ -105,7 +105,9 @@ def differences(root: Path) -> float:
     worst = 0.0
     for name in ("row", "context", "label"):
         key = ["pid"] if name == "row" else list(FOLDS.key)
-        ours = pl.read_parquet(root / "features" / f"{name}.parquet").sort(key)
+        ours = (
+            pl.read_parquet(root / "features/row.parquet") if name == "row" else folds(root / "features" / name)
+        ).sort(key)
         other = pl.read_parquet(root / f"pandas_{name}.parquet").sort(key)
         numeric = [column for column, dtype in ours.schema.items() if dtype.is_numeric()]
         for column in numeric:
@@ -119,6 +121,17 @@ def differences(root: Path) -> float:
             gap = np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)
             worst = max(worst, float(np.nanmax(gap, initial=0.0)))
     return worst
+
+
+def folds(folder: Path) -> pl.DataFrame:
+    """The tables of all folds in one, with the columns scheme, repeat and fold; fold is null for that of a repeat."""
+    parts = []
+    for path in folder.iterdir():
+        scheme, repeat, *fold = path.stem.split("-")
+        keys = {"repeat": int(repeat), "fold": int(fold[0]) if fold else None}
+        typed = {name: pl.lit(value, pl.Int32) for name, value in keys.items()}
+        parts.append(pl.read_parquet(path).with_columns(scheme=pl.lit(scheme), **typed))
+    return pl.concat(parts)
 
 
 def part_differences(root: Path) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Computes the metadata and user-behaviour features of every scheme.
 
 Reads posts.parquet, images.parquet (picture headers) and splits.parquet; writes a folder with
-row.parquet, context.parquet and label.parquet, and how the histories of fit and scored rows compare.
+row.parquet and the tables of every fold below context and label, and how the histories of fit and scored rows compare.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
         --splits data/interim/splits.parquet --out data/features --report reports/histories.json

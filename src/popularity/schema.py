@@ -314,7 +314,10 @@ def read_table(path: Path, contract: Contract) -> pl.DataFrame:
     """A table that a stage wrote; ContractError when the file is of another shape."""
     with reading(path, pl.exceptions.PolarsError):
         frame = pl.read_parquet(path)
-    check_table(frame, contract)
+    try:
+        check_table(frame, contract)
+    except ContractError as error:
+        raise ContractError(f"{path}: {error}") from None
     return frame
 
 

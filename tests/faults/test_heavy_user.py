@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
+from popularity.features import fold_path
 from popularity.schema import FOLDS, IMAGES, POSTS, read_table, write_table
 from stages import featurize, ingest, split
 from tests.dataset.layout import build
@@ -68,8 +69,8 @@ def test_splits_and_features(tmp_path: Path) -> None:
     folder = tmp_path / str(POSTS_OF_ONE)
     splits = read_table(folder / "splits.parquet", FOLDS)
     kept = splits.filter(pl.col("role") != "dropped")
-    label = pl.read_parquet(folder / "features/label.parquet")
-    assert label.height == kept.height
-    final = label.filter(scheme="final").join(read_table(folder / "posts.parquet", POSTS), on="pid")
+    label = folder / "features/label"
+    assert sum(pl.read_parquet(path).height for path in label.iterdir()) == kept.height
+    final = pl.read_parquet(fold_path(label, "final", 0, 0)).join(read_table(folder / "posts.parquet", POSTS), on="pid")
     longest = final.filter(split="test", uid=HEAVY)["uid_history_posts"].to_list()
     assert set(longest) == {POSTS_OF_ONE * 19 // 20}

@@ -134,7 +134,7 @@ def test_values_beyond_all_bounds_are_set_aside_and_pass_all_stages(folder: Path
     assert sorted(quarantine["row"]) == [3 * number + 14 for number in range(len(VALUES))]
     assert json.loads((folder / "ingest.json").read_text())["quarantine"]["values"] == len(VALUES)
     run_rest(folder)
-    for file in (folder / "features").glob("*.parquet"):
+    for file in (folder / "features").rglob("*.parquet"):
         for values in pl.read_parquet(file).iter_columns():
             if values.dtype.is_float():
                 assert values.drop_nulls().is_finite().all(), (file.name, values.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from popularity.features import FeaturizeParams, compare_histories, featurize
+from popularity.features import FeaturizeParams, compare_histories, featurize, fold_path
 from popularity.splits import make_splits
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import SPLIT
@@ -55,9 +55,10 @@ def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> Non
         .select("pid", gap=pl.col("posted_at").diff().over("uid").dt.total_seconds() / 86_400)
         .join(splits.filter(scheme="report", role="fit"), on="pid", how="semi")
     )
-    label = pl.read_parquet(tmp_path / "label.parquet").join(gaps, on="pid", how="left")
+    path = fold_path(tmp_path / "label", "report", 0, 0)
+    label = pl.read_parquet(path).join(gaps, on="pid", how="left")
     naive = label.with_columns(uid_history_age=pl.coalesce("gap", "uid_history_age")).drop("gap")
-    naive.write_parquet(tmp_path / "label.parquet")
+    naive.write_parquet(path)
     (row,) = (r for r in compare_histories(splits, tmp_path, ("uid",)) if r["scheme"] == "report")
     assert row["distance"]["age"] > 0.3
 

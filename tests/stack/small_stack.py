@@ -193,8 +193,17 @@ class Run:
         return self.folder / "models"
 
     def table(self, name: str, *schemes: str) -> pl.DataFrame:
-        """`context` or `label` features of `schemes`."""
-        return pl.read_parquet(self.features / f"{name}.parquet").filter(pl.col("scheme").is_in(schemes))
+        """`context` or `label` features of `schemes`, with the columns scheme and fold (null: every fold's)."""
+        parts = []
+        for path in sorted((self.features / name).iterdir()):
+            scheme, _, *fold = path.stem.split("-")
+            keys = {"scheme": pl.lit(scheme), "fold": pl.lit(int(fold[0]) if fold else None, pl.Int32)}
+            parts.append(pl.read_parquet(path).with_columns(**keys))
+        return pl.concat(parts).filter(pl.col("scheme").is_in(schemes))
+
+    def label_free(self) -> dict[str, bytes]:
+        """The files of row and context features."""
+        return {name: content for name, content in tree_bytes(self.features).items() if not name.startswith("label/")}
 
     def finished(self, *schemes: str) -> dict[str, bytes]:
         """Predictions of every finished fold of `schemes`, as the bytes of its file."""

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import ConfigError
+from popularity.errors import ConfigError, ContractError
+from popularity.features import fold_path
 from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, read_table, write_table
 from popularity.stack import StackModel
 from popularity.stack.cluster import ClusterParams
@@ -116,14 +117,15 @@ def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, tmp_path: Path) -> None:
-    """Label features that hold the rows of `user` twice: the folds before it are finished when the run stops."""
+    """Label features of a fold of `user` that hold its rows twice: the schemes before it are finished when it stops."""
     run_stack(inputs, tmp_path)
     before = {out: tree_bytes(tmp_path / out) for out in ("stack", "models")}
     torn = tmp_path / "torn"
     shutil.copytree(inputs, torn)
-    label = pl.read_parquet(torn / "features" / "label.parquet")
-    pl.concat([label, label.filter(pl.col("scheme") == "user")]).write_parquet(torn / "features" / "label.parquet")
-    with pytest.raises(pl.exceptions.ComputeError):
+    path = fold_path(torn / "features" / "label", "user", 0, 0)
+    label = pl.read_parquet(path)
+    pl.concat([label, label]).write_parquet(path)
+    with pytest.raises(ContractError, match=r"user-0-0\.parquet: features: .* must be unique"):
         run_stack(torn, tmp_path)
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "resources.json", "stack", "state", "torn"]

@@ -1,14 +1,17 @@
-"""All feature sets of all schemes, written by their join key.
+"""All feature sets of all schemes, each a table (pid, features) of its own.
 
-row.parquet      pid                            one row a post
-context.parquet  scheme, repeat, fold, pid      the rows that the fold shows
-label.parquet    scheme, repeat, fold, pid      fit and score rows of each fold
+row.parquet                              one row a post
+context/<scheme>-<repeat>.parquet        the rows that every fold of the repeat shows; where folds show different ones,
+context/<scheme>-<repeat>-<fold>.parquet those of the fold
+label/<scheme>-<repeat>-<fold>.parquet   fit and score rows of the fold
 
-Beside them text_components.parquet: what the text components of `final` are made of, for posts that come later.
+A fold is written as soon as it is known: one at a time is in memory, and whoever reads one reads no other. Beside them
+text_components.parquet: what the text components of `final` are made of, for posts that come later.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,34 +27,10 @@ from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_fe
 from popularity.features.label import as_of_dates, label_features
 from popularity.features.row import row_features
 from popularity.features.signals import FACTS, coded, coded_label_signals
-from popularity.schema import FEATURES, FOLDS, SCHEMES, Column, Contract, read_table, write_table
+from popularity.schema import FEATURES, SCHEMES, read_table, write_table
 
 _ORDER = {scheme: place for place, scheme in enumerate(SCHEMES)}
-FoldKey = tuple[str, int, int]  # scheme, repeat, fold (-1: all)
 HistoryKey = Literal["uid", "category", "subcategory", "concept"]
-
-CONTEXT = Contract(
-    "context features",
-    {
-        "scheme": FOLDS.columns["scheme"],
-        "repeat": Column(pl.Int32),
-        "fold": Column(pl.Int32, nullable=True),  # null: every fold of the repeat shows the same rows
-        "pid": Column(pl.String),
-    },
-    key=FOLDS.key,
-    extra=True,
-)
-LABEL = Contract(
-    "label features",
-    {
-        "scheme": FOLDS.columns["scheme"],
-        "repeat": Column(pl.Int32),
-        "fold": Column(pl.Int32),
-        "pid": Column(pl.String),
-    },
-    key=FOLDS.key,
-    extra=True,
-)
 
 
 @dataclass(frozen=True)
@@ -67,64 +46,45 @@ def featurize(
 ) -> None:
     """Computes every feature set and writes it into the folder `out`."""
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
-    # One table after the other: each holds a row for every post and fold.
-    write_table(_stacked(_context(posts, splits, params, out)), out / "context.parquet", CONTEXT)
-    write_table(_stacked(_labels(posts, splits, params)), out / "label.parquet", LABEL)
+    _write_context(posts, splits, params, out)
+    _write_labels(posts, splits, params, out / "label")
 
 
-def _context(
-    posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path
-) -> dict[FoldKey, pl.DataFrame]:
-    """Context features of each different set of shown rows; writes the text components of `final`."""
-    found: dict[FoldKey, pl.DataFrame] = {}
-    shown: list[tuple[pl.Series, pl.DataFrame, TextReducer]] = []
-    for (scheme, repeat), folds in _by_scheme(splits, "context"):
+def fold_path(folder: Path, scheme: str, repeat: int, fold: int | None = None) -> Path:
+    """The table of a fold in a folder of such; of every fold of the repeat without `fold`."""
+    return folder / ("-".join(str(each) for each in (scheme, repeat, fold) if each is not None) + ".parquet")
+
+
+def _write_context(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path) -> None:
+    """Context features of each different set of shown rows, and the text components of `final`."""
+    shown: list[tuple[pl.Series, Path, TextReducer]] = []
+    (out / "context").mkdir(exist_ok=True)
+    for scheme, repeat, folds in _by_scheme(splits, "context"):
         # The folds by user and at random show the same rows, the cuts do not.
         alike = all(part["pid"].equals(folds[0]["pid"]) for part in folds)
         for part in folds[:1] if alike else folds:
+            path = fold_path(out / "context", scheme, repeat, None if alike else int(part["fold"][0]))
             known = next((each for each in shown if each[0].equals(part["pid"])), None)
             if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
                 text = TextReducer.fit(frame, params.text_components, params.seed)
-                known = part["pid"], context_features(frame, text), text
-                shown.append(known)
-            _, features, text = known
-            fold = None if alike else int(part["fold"][0])
-            found[scheme, repeat, -1 if fold is None else fold] = _keyed(features, scheme, repeat, fold)
+                write_table(context_features(frame, text), path, FEATURES)
+                shown.append((part["pid"], path, text))
+            else:
+                _, written, text = known
+                shutil.copyfile(written, path)
             if scheme == "final":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
-    return found
 
 
-def _labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams) -> dict[FoldKey, pl.DataFrame]:
+def _write_labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, folder: Path) -> None:
     """Label features of each fold."""
-    found: dict[FoldKey, pl.DataFrame] = {}
     horizon, facts = _scored_span(posts, splits), label_facts(posts)
-    for (scheme, repeat), folds in _by_scheme(splits, "label"):
+    folder.mkdir(exist_ok=True)
+    for scheme, repeat, folds in _by_scheme(splits, "label"):
         for part in folds:
-            fold = int(part["fold"][0])
             features = fold_label_features(part, facts, params, horizon)
-            found[scheme, repeat, fold] = _keyed(features, scheme, repeat, fold)
-    return found
-
-
-def _stacked(parts: dict[FoldKey, pl.DataFrame]) -> pl.DataFrame:
-    """The parts under each other in the order of their keys, a column that some lack filled with nulls.
-
-    Column by column, and `parts` is emptied on the way: the whole is in memory once, not twice.
-    """
-    frames = [parts.pop(key) for key in sorted(parts)]
-    heights = [frame.height for frame in frames]
-    types = {name: dtype for frame in frames for name, dtype in frame.schema.items()}
-    columns = []
-    for name, dtype in types.items():
-        pieces = [
-            frame[name] if name in frame.columns else pl.repeat(None, height, dtype=dtype, eager=True).alias(name)
-            for frame, height in zip(frames, heights, strict=True)
-        ]
-        columns.append(pl.concat(pieces, rechunk=True))
-        frames = [frame.drop(name, strict=False) for frame in frames]
-    return pl.DataFrame(columns)
+            write_table(features, fold_path(folder, scheme, repeat, int(part["fold"][0])), FEATURES)
 
 
 def further_features(
@@ -163,16 +123,11 @@ def further_features(
 
 def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.DataFrame) -> pl.DataFrame:
     """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
-    table = pids.select("pid").join(read_table(folder / "row.parquet", FEATURES), on="pid", how="left", validate="1:1")
-    shown = (pl.col("fold") == fold) | pl.col("fold").is_null()
-    context = pl.scan_parquet(folder / "context.parquet").filter(
-        (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & shown
-    )
-    table = table.join(context.drop("scheme", "repeat", "fold").collect(), on="pid", how="left", validate="1:1")
-    label = pl.scan_parquet(folder / "label.parquet").filter(
-        (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("fold") == fold)
-    )
-    table = table.join(label.drop("scheme", "repeat", "fold").collect(), on="pid", how="left", validate="1:1")
+    common = fold_path(folder / "context", scheme, repeat)
+    context = common if common.exists() else fold_path(folder / "context", scheme, repeat, fold)
+    table = pids.select("pid")
+    for path in (folder / "row.parquet", context, fold_path(folder / "label", scheme, repeat, fold)):
+        table = table.join(read_table(path, FEATURES), on="pid", how="left", validate="1:1")
     return table.sort("pid")
 
 
@@ -195,20 +150,14 @@ def fold_label_features(
     return histories.join(coded_label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
 
 
-def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[tuple[str, int], list[pl.DataFrame]]]:
-    """((scheme, repeat), the shown rows of each fold, sorted by pid); `what` names the progress bar."""
+def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, int, list[pl.DataFrame]]]:
+    """(scheme, repeat, the shown rows of each fold, sorted by pid); `what` names the progress bar."""
     repeats = splits.select("scheme", "repeat").unique().sort(pl.col("scheme").replace_strict(_ORDER), "repeat")
     for scheme, repeat in tqdm(repeats.rows(), desc=f"{what} features by scheme", unit="scheme"):
         rows = splits.filter(
             (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("role") != "dropped")
         )
-        yield (scheme, repeat), rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
-
-
-def _keyed(frame: pl.DataFrame, scheme: str, repeat: int, fold: int | None) -> pl.DataFrame:
-    """`frame` with its scheme, repeat and fold in front."""
-    keys = {"scheme": pl.lit(scheme), "repeat": pl.lit(repeat, pl.Int32), "fold": pl.lit(fold, pl.Int32)}
-    return frame.with_columns(**keys).select(*keys, *frame.columns)
+        yield scheme, repeat, rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
 
 
 def _scored_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:

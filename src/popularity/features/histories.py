@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import ks_2samp
 
+from popularity.features.build import fold_path
 from popularity.schema import FOLDS
 
 QUARTILES = (0.25, 0.5, 0.75)
@@ -28,12 +29,11 @@ def compare_histories(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...])
         keys: section featurize, history.
     """
     roles = splits.filter(pl.col("role") != "dropped")
-    columns = [*FOLDS.key, *(f"{key}_history_{what}" for key in keys for what in ("posts", "age"))]
-    table = pl.read_parquet(folder / "label.parquet", columns=columns).join(
-        roles, on=list(FOLDS.key), how="left", validate="1:1"
-    )
+    columns = [f"{key}_history_{what}" for key in keys for what in ("posts", "age")]
     found = []
-    for fold, rows in table.group_by(FOLD, maintain_order=True):
+    for fold, shown in roles.group_by(FOLD, maintain_order=True):
+        histories = pl.read_parquet(fold_path(folder / "label", *fold), columns=["pid", *columns])
+        rows = histories.join(shown, on="pid", how="left", validate="1:1")
         for key in keys:
             both = [rows.filter(role=role) for role in ("fit", "score")]
             entry: dict[str, Any] = {**dict(zip(FOLD, fold, strict=True)), "key": key}
