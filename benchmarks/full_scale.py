@@ -6,7 +6,7 @@
 
 | section | ours | beside it |
 |---|---|---|
-| features | ingest, metadata features without fitted text components (`final`; all schemes) | pandas, same values |
+| features | ingest, split, metadata features without text components (`final`; all schemes) | pandas, same values |
 | images, text | the embed stage, reading and decoding included | the encoder alone over batches in memory |
 | network | a training step | its matrix products alone |
 | stack | encoders, rounds, boosters, scale of the error | LightGBM's cv and train on the same matrix |
@@ -158,6 +158,7 @@ def features(folder: Path, posts: int) -> Iterator[Row]:
         yield alone(f"ingest, user file {form}", posts, measure("scale_features", "ingest", root))
         if form == "A":
             shutil.rmtree(root)
+    yield alone("split", posts, measure("scale_features", "split", root))
     yield alone("ingest + features of final alone", posts, measure("scale_features", "final", root))
     ours, other = measure("scale_features", "all", root), measure("scale_features", "pandas", root)
     worst = measure("scale_features", "differences", root)["worst"]

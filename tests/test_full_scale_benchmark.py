@@ -12,7 +12,14 @@ import pytest
 from benchmarks import full_scale
 from benchmarks.full_scale import Row, growth, table
 from benchmarks.measuring import environment
-from benchmarks.scale_features import differences, part_features_all, part_features_pandas, part_generate
+from benchmarks.scale_features import (
+    differences,
+    part_features_all,
+    part_features_pandas,
+    part_generate,
+    part_ingest,
+    part_split,
+)
 
 
 def row(what: str, posts: int, cpu: float) -> Row:
@@ -29,6 +36,8 @@ def test_the_table_names_ratios_and_growth() -> None:
 
 def test_ours_and_pandas_agree(tmp_path: Path) -> None:
     part_generate(tmp_path, "600", "B")
+    part_ingest(tmp_path)
+    part_split(tmp_path)
     part_features_all(tmp_path)
     part_features_pandas(tmp_path)
     assert differences(tmp_path) < 1e-9

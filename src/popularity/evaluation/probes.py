@@ -86,7 +86,8 @@ def linear_probe(
     )
     path = sorted(penalties, reverse=True)
     hits, losses = np.zeros(len(path)), np.zeros(len(path))
-    for rows, own in GroupKFold(folds, shuffle=True, random_state=seed).split(design, groups=groups):
+    users = np.unique(groups, return_inverse=True)[1]
+    for rows, own in GroupKFold(folds, shuffle=True, random_state=seed).split(design, groups=users):
         weights = np.zeros((design.shape[1] + 1, classes))
         for place, penalty in enumerate(path):
             weights = _fit_softmax(design[rows], y_fit[rows], penalty, weights, TUNED)

@@ -183,7 +183,7 @@ def _cut_roles(
     fit = ~score & ~after
     uids = train["uid"].to_numpy()
     dropped_users, note = _users_to_drop(uids[fit], uids[score], wanted, params.tolerance, rng)
-    dropped = after | (fit & np.isin(uids, dropped_users))
+    dropped = after | (fit & train["uid"].is_in(dropped_users).to_numpy())
     return np.where(dropped, "dropped", np.where(score, "score", "fit")), note
 
 
@@ -245,7 +245,8 @@ def _fold_roles(
     before = np.flatnonzero((train["posted_at"] < report_start).to_numpy())
     state = int(np.random.default_rng([params.seed, FOLDS_SEED[scheme], repeat]).integers(2**31))
     if scheme == "user":
-        groups = train["uid"].to_numpy()[before]
+        # Numbers in the order of the names: among names scikit-learn looks for every user in every row.
+        groups = train["uid"].rank("dense").to_numpy()[before]
         folds = GroupKFold(params.folds, shuffle=True, random_state=state).split(before, groups=groups)
     else:
         folds = KFold(params.folds, shuffle=True, random_state=state).split(before)

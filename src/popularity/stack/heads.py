@@ -62,8 +62,8 @@ def fit_head(
     basis = np.linalg.qr(design[:, :-1].T)[0] if len(design) < width else None
     if basis is not None:
         design = np.hstack([design[:, :-1] @ basis, design[:, -1:]])
-    users = groups[known]
-    count = min(folds, len(np.unique(users.astype(str))))
+    different, users = np.unique(groups[known], return_inverse=True)  # numbers: splitting by names takes users x rows
+    count = min(folds, len(different))
     parts = [
         rows for _, rows in GroupKFold(count, shuffle=True, random_state=seed).split(design, groups=users)
     ] if count > 1 else [np.arange(len(target))]  # fmt: skip
