@@ -44,7 +44,7 @@ from popularity.stage import run
 TIMES = (1, 3, 10)
 # Posts (pictures, texts) at 10 times; the rest follows.
 LARGEST = {"features": POSTS, "images": 2560, "text": 10_000, "network": 30_000, "stack": POSTS, "dvc": POSTS}
-CHANGED_POSTS = 3000
+CHANGED_POSTS = 2000
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from benchmarks.measuring import REPOSITORY, Clock, Part, execute, run_part
 from benchmarks.scale import scaled
 from popularity.config import PARAMS_FILE, load_params
 from popularity.demo import generate
-from popularity.features import FeaturizeParams, compare_histories, featurize
+from popularity.features import FeaturizeParams, compare_histories, featurize, fold_path
 from popularity.features.build import fold_label_features, label_facts
 from popularity.features.context import TEXT_COMPONENTS, TextReducer, count_features
 from popularity.features.row import row_features
@@ -103,38 +103,30 @@ def differences(root: Path) -> float:
     """The largest difference between ours and pandas, over 1 or the value where that is larger.
 
     Raises:
-        RuntimeError: a column is missing, or null in one of both only.
+        RuntimeError: a table has other posts, or a value is missing in one of both only.
     """
+    features, fold = root / "features", list(FOLDS.key[:-1])
+    pairs = [(features / "row.parquet", pl.read_parquet(root / "pandas_row.parquet"))]
+    for name in ("context", "label"):
+        parts = pl.read_parquet(root / f"pandas_{name}.parquet").partition_by(fold, as_dict=True)
+        pairs += [(fold_path(features / name, *key), part) for key, part in parts.items()]
+    return max(difference(pl.read_parquet(path).sort("pid"), other.sort("pid"), path.name) for path, other in pairs)
+
+
+def difference(ours: pl.DataFrame, other: pl.DataFrame, name: str) -> float:
+    """As `differences`, of one table `name`, sorted alike."""
+    if not ours["pid"].equals(other["pid"]):
+        raise RuntimeError(f"{name}: other posts than with pandas")
     worst = 0.0
-    for name in ("row", "context", "label"):
-        key = ["pid"] if name == "row" else list(FOLDS.key)
-        ours = (
-            pl.read_parquet(root / "features/row.parquet") if name == "row" else folds(root / "features" / name)
-        ).sort(key)
-        other = pl.read_parquet(root / f"pandas_{name}.parquet").sort(key)
-        numeric = [column for column, dtype in ours.schema.items() if dtype.is_numeric()]
-        for column in numeric:
-            if column.startswith("picture_"):
-                continue
-            mine, theirs = (
-                frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy() for frame in (ours, other)
-            )
-            if (np.isnan(mine) != np.isnan(theirs)).any():
-                raise RuntimeError(f"{name}.{column}: missing in other rows than with pandas")
-            gap = np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)
-            worst = max(worst, float(np.nanmax(gap, initial=0.0)))
+    for column, dtype in ours.schema.items():
+        if not dtype.is_numeric() or column.startswith("picture_"):
+            continue
+        mine, theirs = (frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy() for frame in (ours, other))
+        if (np.isnan(mine) != np.isnan(theirs)).any():
+            raise RuntimeError(f"{name}: {column} is missing in other rows than with pandas")
+        gap = np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)
+        worst = max(worst, float(np.nanmax(gap, initial=0.0)))
     return worst
-
-
-def folds(folder: Path) -> pl.DataFrame:
-    """The tables of all folds in one, with the columns scheme, repeat and fold; fold is null for that of a repeat."""
-    parts = []
-    for path in folder.iterdir():
-        scheme, repeat, *fold = path.stem.split("-")
-        keys = {"repeat": int(repeat), "fold": int(fold[0]) if fold else None}
-        typed = {name: pl.lit(value, pl.Int32) for name, value in keys.items()}
-        parts.append(pl.read_parquet(path).with_columns(scheme=pl.lit(scheme), **typed))
-    return pl.concat(parts)
 
 
 def part_differences(root: Path) -> dict[str, float]:
