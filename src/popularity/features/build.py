@@ -25,7 +25,7 @@ from tqdm import tqdm
 from popularity.config import Section
 from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_features, count_features
 from popularity.features.label import as_of_dates, label_features
-from popularity.features.row import row_features
+from popularity.features.row import beside, row_features
 from popularity.features.signals import FACTS, coded, coded_label_signals
 from popularity.schema import FEATURES, SCHEMES, read_table, write_table
 
@@ -117,7 +117,7 @@ def further_features(
     sets.append(fold_label_features(rows, label_facts(both), params, _scored_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in sets:
-        table = table.join(features, on="pid", how="left", validate="1:1")
+        table = beside(table, features)
     return table.sort("pid")
 
 
@@ -146,8 +146,8 @@ def fold_label_features(
     """What past labels say of `rows` (pid, role), the fit and score rows of one fold; `facts`: of `label_facts`."""
     frame = rows.select("pid", "role").join(facts, on="pid", how="left", validate="1:1")
     histories = label_features(frame, params.history, params.history_prior, horizon, timed_by)
-    dated = frame.join(as_of_dates(frame, horizon, timed_by), on="pid", how="left", validate="1:1")
-    return histories.join(coded_label_signals(dated, params.history_prior), on="pid", how="left", validate="1:1")
+    dated = beside(frame, as_of_dates(frame, horizon, timed_by))
+    return beside(histories, coded_label_signals(dated, params.history_prior))
 
 
 def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, int, list[pl.DataFrame]]]:

@@ -13,7 +13,7 @@ import polars as pl
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from popularity.features.row import days
+from popularity.features.row import beside, days
 from popularity.features.signals import count_signals
 from popularity.schema import Column, Contract
 
@@ -140,13 +140,9 @@ def count_features(posts: pl.DataFrame) -> pl.DataFrame:
     table = lazy.select("pid")
     for features in (user_features, class_features, tag_features):
         table = table.join(features(lazy), on="pid", how="left", validate="1:1")
-    return (
-        table.collect()
-        .sort("pid")
-        .join(count_signals(posts), on="pid", how="left", validate="1:1", maintain_order="left")
-    )
+    return beside(table.collect().sort("pid"), count_signals(posts))
 
 
 def context_features(posts: pl.DataFrame, text: TextReducer) -> pl.DataFrame:
     """(pid, every context feature) of the shown posts, sorted by pid."""
-    return count_features(posts).join(text.apply(posts), on="pid", how="left", validate="1:1", maintain_order="left")
+    return beside(count_features(posts), text.apply(posts))

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from popularity.features.row import days
+from popularity.features.row import beside, days
 
 
 def as_of_dates(
@@ -119,10 +119,8 @@ def label_features(
         timed_by: see `as_of_dates`.
     """
     rows = rows.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
-    rows = rows.join(as_of_dates(rows, interleaved_horizon, timed_by), on="pid", how="left", validate="1:1")
+    rows = beside(rows, as_of_dates(rows, interleaved_horizon, timed_by))
     table = rows.select("pid").sort("pid")
     for key in keys:
-        table = table.join(
-            history(rows, key, prior_weight), on="pid", how="left", validate="1:1", maintain_order="left"
-        )
+        table = beside(table, history(rows, key, prior_weight))
     return table

@@ -10,6 +10,7 @@ or word. Every mean is shrunk: that of a user to his classes', of a class to the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -61,17 +62,19 @@ def count_signals(posts: pl.DataFrame) -> pl.DataFrame:
     posts = with_themes(posts.sort("pid"))
     local = pl.col("posted_at") + pl.duration(minutes=pl.col("timezone_offset").fill_null(0))
     hour = (local.dt.weekday().cast(pl.Int32) - 1) * 24 + local.dt.hour().cast(pl.Int32)
+    own = _before(posts, "uid", SPANS.values())
     columns: dict[str, pl.Expr | pl.Series] = {
-        **{f"rhythm.user_{name}": _before(posts, "uid", span) for name, span in SPANS.items()},
+        **{f"rhythm.user_{name}": counts for name, counts in zip(SPANS, own, strict=True)},
         "rhythm.week_hour": hour,
         "rhythm.week_hour_posts": pl.len().over(hour).cast(pl.Int32),
     }
     age = days(pl.col("posted_at") - pl.col("posted_at").min())
-    every = {span: _before(posts, None, span) for span in ACTIVITY}
+    every = _before(posts, None, ACTIVITY)
     for level in TIMED:
         classes = posts[level].n_unique()
         # One post more in every class: the share of a class without a recent post is small and not nothing.
-        recent, usual = ((_before(posts, level, span) + 1) / (every[span] + classes) for span in ACTIVITY)
+        both = zip(_before(posts, level, ACTIVITY), every, strict=True)
+        recent, usual = ((alike + 1) / (all_posts + classes) for alike, all_posts in both)
         columns |= {
             f"class_time.{level}_age": age.over(level).clip(upper_bound=ACTIVITY[1]),
             f"class_time.{level}_share": recent,
@@ -80,15 +83,24 @@ def count_signals(posts: pl.DataFrame) -> pl.DataFrame:
     return posts.select("pid", **columns)
 
 
-def _before(posts: pl.DataFrame, key: str | None, span: int) -> pl.Series:
-    """(n,) posts of the same `key` (None: all) in the `span` days before each post, its own second left out."""
+def _before(posts: pl.DataFrame, key: str | None, spans: Iterable[int]) -> list[pl.Series]:
+    """For each of `spans` (n,) posts of the same `key` (None: all) in as many days before each post, its own second
+    left out."""
     seconds = posts["posted_at"].dt.epoch("s").to_numpy()
     seconds = seconds - seconds.min(initial=seconds[0] if len(seconds) else 0)
     group = np.zeros(len(seconds), np.int64) if key is None else posts[key].rank("dense").to_numpy().astype(np.int64)
-    width = span * 86_400
-    place = group * (int(seconds.max(initial=0)) + width + 1) + seconds  # every group on its own stretch of one axis
-    ordered = np.sort(place)
-    return pl.Series((np.searchsorted(ordered, place) - np.searchsorted(ordered, place - width)).astype(np.int32))
+    widths = [span * 86_400 for span in spans]
+    # Every group on its own stretch of one axis.
+    place = group * (int(seconds.max(initial=0)) + max(widths) + 1) + seconds
+    order = np.argsort(place)
+    ordered = place[order]
+    until = np.searchsorted(ordered, ordered)  # asked in order, as below, each answer is near the last
+    counts = []
+    for width in widths:
+        found = np.empty(len(place), np.int32)
+        found[order] = until - np.searchsorted(ordered, ordered - width)
+        counts.append(pl.Series(found))
+    return counts
 
 
 def coded(posts: pl.DataFrame) -> pl.DataFrame:
