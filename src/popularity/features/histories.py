@@ -11,6 +11,7 @@ from scipy.stats import ks_2samp
 from popularity.features.build import fold_path
 from popularity.schema import FOLDS
 
+WHATS = ("posts", "age")
 QUARTILES = (0.25, 0.5, 0.75)
 DIGITS = 4
 FOLD = list(FOLDS.key[:3])
@@ -29,35 +30,33 @@ def compare_histories(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...])
         keys: section featurize, history.
     """
     roles = splits.filter(pl.col("role") != "dropped")
-    columns = [f"{key}_history_{what}" for key in keys for what in ("posts", "age")]
+    columns = [f"{key}_history_{what}" for key in keys for what in WHATS]
     found = []
     for fold, shown in roles.group_by(FOLD, maintain_order=True):
         histories = pl.read_parquet(fold_path(folder / "label", *fold), columns=["pid", *columns])
-        rows = histories.join(shown, on="pid", how="left", validate="1:1")
+        rows = histories.join(shown.select("pid", "role"), on="pid", how="left", validate="1:1")
+        both = {role: rows.filter(role=role) for role in ("fit", "score")}
         for key in keys:
-            both = [rows.filter(role=role) for role in ("fit", "score")]
-            entry: dict[str, Any] = {**dict(zip(FOLD, fold, strict=True)), "key": key}
-            for role, part in zip(("fit", "score"), both, strict=True):
-                entry[role] = _described(part, key)
-            entry["distance"] = {
-                what: _distance(*(_past(part, key)[f"{key}_history_{what}"] for part in both))
-                for what in ("posts", "age")
-            }
-            found.append(entry)
+            past = {role: _past(part, key) for role, part in both.items()}
+            found.append(
+                {
+                    **dict(zip(FOLD, fold, strict=True)),
+                    "key": key,
+                    **{role: _described(past[role], part.height) for role, part in both.items()},
+                    "distance": {what: _distance(past["fit"][what], past["score"][what]) for what in WHATS},
+                }
+            )
     return found
 
 
 def _past(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    return rows.filter(pl.col(f"{key}_history_posts") > 0)
+    """WHATS of the rows that have a past labelled post of their `key`."""
+    return rows.select(pl.col(f"{key}_history_{what}").alias(what) for what in WHATS).filter(pl.col("posts") > 0)
 
 
-def _described(rows: pl.DataFrame, key: str) -> dict[str, Any]:
-    past = _past(rows, key)
-    quartiles = {
-        what: [_rounded(past[f"{key}_history_{what}"].quantile(share, "linear")) for share in QUARTILES]
-        for what in ("posts", "age")
-    }
-    return {"rows": rows.height, "share": _rounded(past.height / rows.height if rows.height else None), **quartiles}
+def _described(past: pl.DataFrame, rows: int) -> dict[str, Any]:
+    quartiles = {what: [_rounded(past[what].quantile(share, "linear")) for share in QUARTILES] for what in WHATS}
+    return {"rows": rows, "share": _rounded(past.height / rows if rows else None), **quartiles}
 
 
 def _distance(fit: pl.Series, score: pl.Series) -> float | None:
