@@ -49,11 +49,13 @@ def test_a_section_runs_and_writes_its_table(tmp_path: Path, monkeypatch: pytest
         return [row("fake", posts, posts / 1000)]
 
     monkeypatch.setitem(full_scale.SECTIONS, "text", section)
+    monkeypatch.setitem(full_scale.BETWEEN, "text", lambda *_: [row("between", 3000, 3.0)])
     out = tmp_path / "reports" / "bench.txt"
     full_scale.main(["--only", "text", "--posts", "10000", "--out", str(out), "--folder", str(tmp_path)])
     assert "posts ^ 1.00" in out.read_text()
     with out.with_suffix(".csv").open(encoding="utf-8") as stream:
-        assert [line["posts"] for line in csv.DictReader(stream)] == ["1000", "3000", "10000"]
+        lines = [(line["what"], line["posts"]) for line in csv.DictReader(stream)]
+    assert lines == [("fake", "1000"), ("between", "3000"), ("fake", "10000")]
 
 
 def test_with_stand_ins_for_its_outputs_the_graph_has_nothing_to_do(tmp_path: Path) -> None:
