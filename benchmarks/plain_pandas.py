@@ -1,6 +1,6 @@
 """Ingest and metadata features as one would write them in pandas, for `benchmarks.full_scale` to compare with.
 
-The same columns as row.parquet and of the tables below context and label, but for the fitted text components. It checks
+The same columns as in row.parquet and the tables below context and label, but for the fitted text components. It checks
 nothing: files that do not belong together, broken dates and the like go through unnoticed.
 """
 
