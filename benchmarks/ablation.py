@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +27,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from tqdm import tqdm
 
 from benchmarks.networks import Bench
 from popularity.config import load_params
 from popularity.evaluation.metrics import score
 from popularity.evaluation.probes import class_scores, paired_interval, retrieval, silhouette
-from popularity.files import code_fingerprint, fingerprint, write_text
+from popularity.files import atomic_path, code_fingerprint, fingerprint, write_text
 from popularity.network.losses import cosines
 from popularity.network.model import CLASS_LEVEL, LevelName, NetworkParams
 from popularity.schema import FOLDS, Block, read_table
@@ -39,6 +41,7 @@ from popularity.splits import rows_of
 from popularity.stack import StackParams
 from popularity.stack.blocks import Blocks, PrototypePart, read_blocks
 from popularity.stack.fit import Fold, fit_and_predict, load_fold
+from popularity.stack.parallel import in_order
 from popularity.stack.selection import KeepParams
 from popularity.stage import run
 from popularity.training.assembly import trained_params
@@ -82,6 +85,16 @@ class System:
     classes: bool = True
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What the stack of a row of the table reads, and where its predictions are kept."""
+
+    system: System
+    stack: StackParams
+    vectors: Path
+    path: Path
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
@@ -98,9 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     looks: list[pl.DataFrame] = []
     for seed in args.seeds:
         params = _lengthened(replace(bench.train, seed=seed), args.steps)
+        fits: dict[str, Fit] = {}
         for name in names:
-            predictions[name].append(_predict(bench, SYSTEMS[name], params, folds, seed))
-            logger.info("seed %d: %s", seed, name)
+            fits[name] = _fit_of(bench, SYSTEMS[name], params, seed)
+            logger.info("seed %d: network of %s", seed, name)
+        _fit_all(bench, list(fits.values()), folds)
+        for name, fit in fits.items():
+            predictions[name].append(pl.read_parquet(fit.path))
         looks.append(_look(bench, bench.network(params), seed))
     table = _table(bench, predictions, folds, args.resamples)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=80, tbl_width_chars=160, tbl_hide_dataframe_shape=True):
@@ -172,8 +189,8 @@ def _matched(bench: Bench) -> list[Fold]:
     return [load_fold(key, rows, bench.posts, bench.data / "features") for key, rows in rows_of(splits, ["matched"])]
 
 
-def _predict(bench: Bench, system: System, params: TrainParams, folds: list[Fold], seed: int) -> pl.DataFrame:
-    """(pid, prediction) of the scored rows of `matched`."""
+def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit:
+    """What is fitted for a row of the table; its network is trained and has spoken."""
     base = bench.network(params)
     network = base
     if system.network is not None:
@@ -191,14 +208,30 @@ def _predict(bench: Bench, system: System, params: TrainParams, folds: list[Fold
     key = fingerprint(
         asdict(stack), code_fingerprint("stack"), system.classes, system.without_heads, vectors, bench.data / "features"
     )
-    path = bench.cache / "fits" / f"{key}.parquet"
-    if not path.exists():
-        blocks = read_blocks(bench.data / "embeddings/image", bench.data / "embeddings/text", vectors)
-        blocks = _without(blocks, system.without_heads)
-        parts = [fit_and_predict(_classless(fold) if not system.classes else fold, blocks, stack) for fold in folds]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pl.concat(parts).select("pid", "prediction").sort("pid").write_parquet(path)
-    return pl.read_parquet(path)
+    return Fit(system, stack, vectors, bench.cache / "fits" / f"{key}.parquet")
+
+
+def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:
+    """Writes (pid, prediction) of the scored rows of `matched` for every fit that is not there yet."""
+    waiting = list({fit.path: fit for fit in fits if not fit.path.exists()}.values())
+    if not waiting:
+        return
+    stack = waiting[0].stack
+    tasks = [(fit, fold) for fit in waiting for fold in folds]
+    found = in_order(partial(_fit_one, bench.data), tasks, at_once=stack.at_once, threads=stack.threads)
+    done = iter(tqdm(found, "fits", len(tasks), unit="fit"))
+    for fit in waiting:
+        parts = list(islice(done, len(folds)))
+        fit.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(fit.path) as partial_file:
+            pl.concat(parts).select("pid", "prediction").sort("pid").write_parquet(partial_file)
+
+
+def _fit_one(data: Path, task: tuple[Fit, Fold]) -> pl.DataFrame:
+    fit, fold = task
+    blocks = read_blocks(data / "embeddings/image", data / "embeddings/text", fit.vectors)
+    blocks = _without(blocks, fit.system.without_heads)
+    return fit_and_predict(fold if fit.system.classes else _classless(fold), blocks, fit.stack)
 
 
 def _classless(fold: Fold) -> Fold:

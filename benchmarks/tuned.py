@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
 from popularity.stack import Blocks, StackParams, read_blocks
 from popularity.stack.fit import fit_and_predict, load_fold
+from popularity.stack.parallel import in_order
 from popularity.stage import run
 from popularity.tuning.stack import StackInputs
 
@@ -67,10 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _predict(scheme: str, posts: pl.DataFrame, inputs: StackInputs, blocks: Blocks, stack: StackParams) -> pl.DataFrame:
     """Repeat, fold, pid, and a column of predictions a seed."""
     splits = read_table(inputs.splits, FOLDS)
-    parts = [
-        fit_and_predict(load_fold(key, rows, posts, inputs.features), blocks, stack)
-        for key, rows in rows_of(splits, [scheme])
-    ]
+    folds = (load_fold(key, rows, posts, inputs.features) for key, rows in rows_of(splits, [scheme]))
+    fit = partial(fit_and_predict, blocks=blocks, params=stack)
+    parts = list(in_order(fit, folds, at_once=stack.at_once, threads=stack.threads))
     key = ["repeat", "fold", "pid"]
     long = pl.concat(parts).select(*key, "seed", "prediction")
     return long.pivot("seed", index=key, values="prediction", sort_columns=True).sort("repeat", "pid")

@@ -45,13 +45,18 @@ def measured(name: str, record: Path) -> Iterator[None]:
     )
 
 
+def set_up_logging() -> None:
+    """To stderr, in this process."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file of a checkpoint
+
+
 def run(main: Callable[[], None]) -> None:
     """Entry point of a stage or command: logs to stderr; an error for people exits 1 with its message.
 
     That is a PopularityError, or what the system says of a full disk and of a folder that cannot be written.
     """
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file of a checkpoint
+    set_up_logging()
     try:
         main()
     except PopularityError as error:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from popularity.evaluation.metrics import METRICS, relative_error, score, spearman
+from popularity.evaluation.metrics import METRICS, error_over_median, relative_error, score, spearman
 
 
 def test_spearman_takes_average_ranks() -> None:
@@ -43,3 +43,7 @@ def test_mape_is_undefined_with_a_zero_label() -> None:
 def test_relative_error_is_the_error_itself_where_the_constant_has_none() -> None:
     assert relative_error([1.0, 3.0, 2.0], [2.0, 0.0, 4.0]).tolist() == [0.5, 3.0, 0.5]
     assert float(relative_error(1.0, 4.0)) == 0.25
+
+
+def test_error_over_median_is_that_of_the_fit_rows_median() -> None:
+    assert error_over_median(0.5, np.array([1.0, 4.0]), np.array([0.0, 2.0, 9.0])) == pytest.approx(0.5 / 1.5)

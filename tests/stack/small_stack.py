@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.features import FeaturizeParams, featurize
+from popularity.features import FeaturizeParams, featurize, fold_path
 from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table, write_block, write_table
 from popularity.splits import SplitParams, make_splits
 from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, StackParams, TreeParams, fit_schemes
@@ -61,6 +61,7 @@ STACK = StackParams(
     inner_share=0.15,
     schemes=("report", "matched", "user"),
     threads=1,
+    folds_at_once=1,
     cluster=ClusterParams(workers=0, scheduler="local"),
     learners=("lightgbm",),
     blend="mean",
@@ -194,12 +195,15 @@ class Run:
 
     def table(self, name: str, *schemes: str) -> pl.DataFrame:
         """`context` or `label` features of `schemes`, with the columns scheme and fold (null: every fold's)."""
+        folds = self.splits.select("scheme", "repeat", "fold").unique().filter(pl.col("scheme").is_in(schemes))
+        every = folds.with_columns(fold=pl.lit(None, pl.Int32)).unique()
         parts = []
-        for path in sorted((self.features / name).iterdir()):
-            scheme, _, *fold = path.stem.split("-")
-            keys = {"scheme": pl.lit(scheme), "fold": pl.lit(int(fold[0]) if fold else None, pl.Int32)}
-            parts.append(pl.read_parquet(path).with_columns(**keys))
-        return pl.concat(parts).filter(pl.col("scheme").is_in(schemes))
+        for scheme, repeat, fold in pl.concat([folds, every]).sort(pl.all()).rows():
+            path = fold_path(self.features / name, scheme, repeat, fold)
+            if path.exists():
+                keys = {"scheme": pl.lit(scheme), "fold": pl.lit(fold, pl.Int32)}
+                parts.append(pl.read_parquet(path).with_columns(**keys))
+        return pl.concat(parts)
 
     def label_free(self) -> dict[str, bytes]:
         """The files of row and context features."""

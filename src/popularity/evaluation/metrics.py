@@ -35,6 +35,12 @@ def relative_error(error: ArrayLike, constant: ArrayLike) -> FloatArray:
     return np.asarray(error, dtype=np.float64) / np.where(known > 0, known, 1.0)
 
 
+def error_over_median(error: float, labels: FloatArray, fit_labels: FloatArray) -> float:
+    """MAE over that of predicting the fit rows' median for `labels`."""
+    median = np.full(len(labels), np.median(fit_labels))
+    return float(relative_error(error, mean_absolute_error(labels, median)))
+
+
 def mean_absolute_percentage_error(labels: FloatArray, predictions: FloatArray) -> float | None:
     """MAPE as a share (the video track's metric); None when a label is 0 (a post without views)."""
     if (labels == 0).any():

@@ -28,6 +28,7 @@ from popularity.stack.learners import LEARNERS
 from popularity.stack.level import Level, inner_levels, mix_weights
 from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
 from popularity.stack.model import StackModel, blended
+from popularity.stack.parallel import in_order
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.scale import ScaleModel
 from popularity.stack.selection import kept_rows
@@ -73,13 +74,13 @@ def fit_schemes(
     """
     if "catboost" in params.learners:
         catboost_learner.catboost()
-    parts: list[pl.DataFrame] = []
-    for (scheme, repeat, fold), rows in rows_of(splits, [*params.schemes, "final"]):
-        finished = state / f"{scheme}-{repeat}-{fold}.parquet"
-        if scheme != "final" and finished.exists():
-            parts.append(pl.read_parquet(finished))
-            continue
-        data = load_fold((scheme, repeat, fold), rows, posts, features)
+
+    def fit(task: tuple[tuple[str, int, int], pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+        key, rows = task
+        finished = state / "{}-{}-{}.parquet".format(*key)
+        if finished.exists():
+            return pl.read_parquet(finished), None
+        data = load_fold(key, rows, posts, features)
         models = {
             name: fit_model(fitted_on, blocks, columns, params, name)
             for name, (fitted_on, columns) in _systems(data, blocks, params).items()
@@ -88,16 +89,18 @@ def fit_schemes(
             [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
             + [predict_simple(data, params, name) for name in ("user_mean", "constant")]
         )
-        if scheme == "final":
-            for name, model in models.items():
-                model.save(model_folder / name)
-            importance = _importance(models[MAIN], data, blocks)
-        else:
+        if data.scheme != "final":
             write_table(predictions, finished, PREDICTIONS)
-        parts.append(predictions)
-    result = pl.concat(parts).sort(PREDICTIONS.key)
+            return predictions, None
+        for name, model in models.items():
+            model.save(model_folder / name)
+        return predictions, _importance(models[MAIN], data, blocks)
+
+    folds = rows_of(splits, [*params.schemes, "final"])
+    parts = list(in_order(fit, folds, at_once=params.at_once, threads=params.threads))
+    result = pl.concat(predictions for predictions, _ in parts).sort(PREDICTIONS.key)
     check_table(result, PREDICTIONS)
-    return result, importance
+    return result, next(gains for _, gains in parts if gains is not None)
 
 
 def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple[Fold, EncoderParams]]:

@@ -180,7 +180,7 @@ def fit_network_head(
     posts = Posts.read(blocks, features["pid"].to_list())
     classes = features["subcategory"].replace_strict(dict(blocks.attention.classes), default=-1, return_dtype=pl.Int64)
     target = classes.fill_null(-1).to_numpy().astype(np.int64)
-    users = features["uid"].to_numpy().astype(np.str_)
+    users = features["uid"].rank("dense").to_numpy()
     out_of_fold = np.full(len(label), label.mean(), dtype=np.float32)  # of one user alone
     count = min(folds, len(np.unique(users)))
     if count > 1:

@@ -75,6 +75,7 @@ class StackParams(Section):
     inner_share: Annotated[float, Field(gt=0, lt=1)]
     schemes: tuple[Literal["report", "matched", "user", "random"], ...]
     threads: Positive
+    folds_at_once: Positive
     cluster: ClusterParams
     learners: Annotated[tuple[LearnerName, ...], Field(min_length=1)]
     blend: BlendKind
@@ -85,6 +86,11 @@ class StackParams(Section):
     def __post_init__(self) -> None:
         if "network" in self.learners and "network" not in self.columns.heads:
             raise ValueError("learners: network reads the head's column: name network in columns.heads too")
+
+    @property
+    def at_once(self) -> int:
+        """Folds that are fitted at a time; on a cluster each has all of it."""
+        return 1 if self.cluster.workers else self.folds_at_once
 
     @property
     def each_seed(self) -> list[int]:

@@ -32,7 +32,7 @@ import torch
 
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.errors import ConfigError
-from popularity.evaluation.metrics import mean_absolute_error, relative_error, spearman
+from popularity.evaluation.metrics import error_over_median, mean_absolute_error, spearman
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
 from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.schema import FOLDS, IMAGES, POSTS, read_table
@@ -211,9 +211,8 @@ class NetworkObjective:
             predicted = fit_and_predict(fold, blocks, self.settings.stack)
             both = predicted.join(known, on="pid", how="left", validate="1:1", maintain_order="left")
             label, prediction = both["label"].to_numpy(), both["prediction"].to_numpy()
-            constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
-            error = relative_error(mean_absolute_error(label, prediction), constant)
-            found.append((float(error), spearman(label, prediction) or 0.0))
+            error = error_over_median(mean_absolute_error(label, prediction), label, fold.label)
+            found.append((error, spearman(label, prediction) or 0.0))
         mae, src = np.mean(found, axis=0).tolist()
         return mae, src
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.splits import rows_of
 from popularity.stack import Blocks, StackParams, catboost_learner, read_blocks
 from popularity.stack.fit import Fold, fit_and_predict, load_fold
+from popularity.stack.parallel import in_order
 from popularity.tuning.space import Space, nested
 from popularity.tuning.stack import StackInputs
 
@@ -155,22 +157,27 @@ def judge(candidates: Sequence[Candidate], inputs: StackInputs, state: Path) -> 
         catboost_learner.catboost()
     posts, blocks = read_table(inputs.posts, POSTS), read_blocks(inputs.image, inputs.text, inputs.prototype)
     folds = list(rows_of(read_table(inputs.splits, FOLDS), [SCHEME]))
+    stacks = [replace(candidate.stack, seeds=1) for candidate in candidates]
+    keys = [fingerprint(asdict(stack)) for stack in stacks]
+    fits = dict(zip(keys, stacks, strict=True))  # two configurations of the same values share one
+    at_once, threads = min(stack.at_once for stack in stacks), max(stack.threads for stack in stacks)
     parts: list[pl.DataFrame] = []
-    with tqdm(total=len(folds) * len(candidates), desc="select", unit="fit") as progress:
+    with tqdm(total=len(folds) * len(fits), desc="select", unit="fit") as progress:
         for place, (key, rows) in enumerate(folds):
             fold = load_fold(key, rows, posts, inputs.features)
             known = fold.score.select("pid").join(
                 posts.select("pid", "uid", "label"), on="pid", how="left", validate="1:1", maintain_order="left"
             )
-            parts.append(known.with_columns(place=pl.lit(place), constant=pl.lit(float(np.median(fold.label)))))
-            for number, candidate in enumerate(candidates):
-                progress.set_postfix({"configuration": candidate.name})
-                own = _predictions(fold, blocks, candidate.stack, state)
-                parts[-1] = parts[-1].join(
-                    own.select("pid", pl.col("prediction").alias(str(number))),
-                    on="pid", how="left", validate="1:1", maintain_order="left",
-                )  # fmt: skip
+            predict = partial(_predictions, fold, blocks, state)
+            found: dict[str, pl.DataFrame] = {}
+            for name, own in zip(fits, in_order(predict, fits.items(), at_once=at_once, threads=threads), strict=True):
+                found[name] = own
                 progress.update()
+            part = known.with_columns(place=pl.lit(place), constant=pl.lit(float(np.median(fold.label))))
+            for number, name in enumerate(keys):
+                column = found[name].select("pid", pl.col("prediction").alias(str(number)))
+                part = part.join(column, on="pid", how="left", validate="1:1", maintain_order="left")
+            parts.append(part)
     rows = pl.concat(parts)
     return Judged(
         names=[candidate.name for candidate in candidates],
@@ -183,12 +190,12 @@ def judge(candidates: Sequence[Candidate], inputs: StackInputs, state: Path) -> 
     )
 
 
-def _predictions(fold: Fold, blocks: Blocks, stack: StackParams, state: Path) -> pl.DataFrame:
-    """Contract PREDICTIONS; two configurations of the same values share a fit."""
-    params = replace(stack, seeds=1)
-    finished = state / f"{fingerprint(asdict(params))}-{fold.repeat}-{fold.fold}.parquet"
+def _predictions(fold: Fold, blocks: Blocks, state: Path, fit: tuple[str, StackParams]) -> pl.DataFrame:
+    """Contract PREDICTIONS, of one (key, section stack)."""
+    key, stack = fit
+    finished = state / f"{key}-{fold.repeat}-{fold.fold}.parquet"
     if not finished.exists():
-        write_table(fit_and_predict(fold, blocks, params), finished, PREDICTIONS)
+        write_table(fit_and_predict(fold, blocks, stack), finished, PREDICTIONS)
     return read_table(finished, PREDICTIONS)
 
 

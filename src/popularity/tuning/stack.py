@@ -22,7 +22,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
-from popularity.evaluation.metrics import mean_absolute_error, relative_error, spearman
+from popularity.evaluation.metrics import error_over_median, mean_absolute_error, spearman
 from popularity.files import code_fingerprint, fingerprint
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
@@ -227,8 +227,8 @@ class StackObjective:
     def _value(self, place: int, level: Level, rest: Array) -> float:
         fold, label = self.folds[place], self.labels[place]
         predicted = level.add(rest, fold.scored_at)
-        constant = mean_absolute_error(label, np.full(len(label), np.median(fold.label)))
-        return float(relative_error(_error(label, predicted, level), constant)) - (spearman(label, predicted) or 0.0)
+        error = error_over_median(_error(label, predicted, level), label, fold.label)
+        return error - (spearman(label, predicted) or 0.0)
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
         fold, scored = self.folds[place], self.labels[place]

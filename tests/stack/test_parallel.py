@@ -1,0 +1,75 @@
+"""Fits beside each other: their order, their number, what a failure does, and what they may not change."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from popularity.errors import DataError
+from popularity.stack.parallel import in_order
+from tests.stack.small_stack import ALL_PARTS, posts_with_signal, run_all, tree_bytes
+
+WITH_ORDER = replace(ALL_PARTS, weights="recency", pseudo_weight=0.0)
+
+
+def blas_threads(_: object = None) -> set[int]:
+    import numpy.linalg  # noqa: F401, PLC0415  (in a fresh process nothing else has loaded it)
+
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_results_come_in_the_order_of_the_tasks(at_once: int) -> None:
+    def work(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    tasks = [0.4, 0.0, 0.2, 0.0]
+    assert list(in_order(work, tasks, at_once=at_once, threads=1)) == tasks
+
+
+def test_two_run_at_a_time(tmp_path: Path) -> None:
+    def meet(name: str) -> int:
+        (tmp_path / name).touch()
+        for _ in range(600):
+            if len(list(tmp_path.iterdir())) == 2:
+                return os.getpid()
+            time.sleep(0.1)
+        raise TimeoutError(name)
+
+    one, other = in_order(meet, ["one", "other"], at_once=2, threads=1)
+    assert len({one, other, os.getpid()}) == 3
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_failure_is_raised_as_it_was_and_ends_the_rest(at_once: int, tmp_path: Path) -> None:
+    def work(task: int) -> None:
+        (tmp_path / str(task)).touch()
+        if task == 1:
+            raise DataError("no label", file="train_label.txt", row=1, fix="dvc repro ingest")
+
+    with pytest.raises(DataError, match=r"train_label\.txt, row 1: no label") as caught:
+        list(in_order(work, range(100), at_once=at_once, threads=1))
+    assert caught.value.fix == "dvc repro ingest"
+    assert len(list(tmp_path.iterdir())) < 20
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_linear_algebra_takes_the_threads_of_a_fit_and_gets_its_own_back(at_once: int) -> None:
+    before = blas_threads()
+    assert list(in_order(blas_threads, [0], at_once=at_once, threads=1)) == [{1}]
+    assert blas_threads() == before
+
+
+def test_how_many_folds_are_fitted_at_a_time_is_no_part_of_the_result(tmp_path: Path) -> None:
+    posts, blocks = posts_with_signal(3)
+    found = []
+    for at_once in (1, 2):
+        run = run_all(posts, blocks, tmp_path / str(at_once), params=replace(WITH_ORDER, folds_at_once=at_once))
+        found.append((run.predictions.to_dicts(), run.importance.to_dicts(), tree_bytes(run.folder)))
+    assert found[0] == found[1]
