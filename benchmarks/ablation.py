@@ -5,6 +5,7 @@ retrain the attention alone and keep its prompts (the parts share no loss); only
 Every network, block and fit is cached below .state/benchmarks: a broken-off run goes on, a second one only prints.
 
     python -m benchmarks.ablation                                # 3 seeds, as params.yaml trains
+    python -m benchmarks.ablation --steps 150 --precision bf16   # on two cores that know bf16, a bit more than an hour
     python -m benchmarks.ablation --seeds 0 --steps 100          # a look
     python -m benchmarks.ablation --folder ../other --only "metadata" "Eq 11 as printed"
 
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,7 @@ from popularity.training.reading import training_rows
 
 logger = logging.getLogger(__name__)
 Head = Literal["global", "local", "attention"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Change = Callable[[NetworkParams], NetworkParams]
 
 ATTENDED: tuple[PrototypePart, ...] = ("attended_image", "attended_visual", "attended_text")
@@ -100,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="train so many steps instead of params.yaml's length")
+    parser.add_argument("--precision", choices=get_args(Precision), help="of the networks, instead of params.yaml's")
     parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="rows; the reference is always there")
     parser.add_argument("--out", type=Path, help="CSV of the table")
     parser.add_argument("--resamples", type=int, default=1000)
@@ -110,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
     looks: list[pl.DataFrame] = []
     for seed in args.seeds:
-        params = _lengthened(replace(bench.train, seed=seed), args.steps)
+        params = _trained_as(replace(bench.train, seed=seed), args.steps, args.precision)
         fits: dict[str, Fit] = {}
         for name in names:
             fits[name] = _fit_of(bench, SYSTEMS[name], params, seed)
@@ -127,8 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(args.out, table.write_csv())
 
 
-def _lengthened(params: TrainParams, steps: int | None) -> TrainParams:
-    return params if steps is None else replace(params, epochs=1, min_steps=steps)
+def _trained_as(params: TrainParams, steps: int | None, precision: Precision | None) -> TrainParams:
+    params = params if steps is None else replace(params, epochs=1, min_steps=steps)
+    return params if precision is None else replace(params, precision=precision)
 
 
 def _with_attention(**changes: object) -> Change:

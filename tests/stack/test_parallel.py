@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_info
 
-from popularity.errors import DataError
+from popularity.errors import ClusterError, DataError
 from popularity.stack.parallel import in_order
 from tests.stack.small_stack import ALL_PARTS, posts_with_signal, run_all, tree_bytes
 
@@ -57,6 +58,15 @@ def test_a_failure_is_raised_as_it_was_and_ends_the_rest(at_once: int, tmp_path:
         list(in_order(work, range(100), at_once=at_once, threads=1))
     assert caught.value.fix == "dvc repro ingest"
     assert len(list(tmp_path.iterdir())) < 20
+
+
+def test_a_killed_process_is_an_error_for_people() -> None:
+    def work(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ClusterError, match=r"lower stack\.folds_at_once"):
+        list(in_order(work, [0], at_once=2, threads=1))
+    assert list(in_order(str, [0], at_once=2, threads=1)) == ["0"]  # others work again
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

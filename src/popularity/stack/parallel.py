@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 
+from popularity.errors import ClusterError
 from popularity.stage import set_up_logging
 
 Task = TypeVar("Task")
@@ -24,6 +26,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: 
 
     Raises:
         Exception: that of a task; no further one is begun.
+        ClusterError: a process is gone.
     """
     if at_once == 1:
         with threadpool_limits(threads, user_api="blas"):
@@ -33,6 +36,12 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: 
         parallel = Parallel(at_once, return_as="generator", max_nbytes=None)  # what is mapped from disk stays so
         try:
             yield from parallel(delayed(_logged)(work, task) for task in tasks)
+        except BrokenProcessPool as error:
+            raise ClusterError(
+                "the process of a fit was killed, as a rule because memory ran out\n"
+                f"  expected: memory for {at_once} fits at a time\n"
+                "  next: lower stack.folds_at_once and run the command again: it goes on from what is finished"
+            ) from error
         finally:
             get_reusable_executor().shutdown()  # so that their memory is counted
 
