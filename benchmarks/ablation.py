@@ -20,7 +20,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -223,12 +222,14 @@ def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:
     stack = waiting[0].stack
     tasks = [(fit, fold) for fit in waiting for fold in folds]
     found = in_order(partial(_fit_one, bench.data), tasks, at_once=stack.at_once, threads=stack.threads)
-    done = iter(tqdm(found, "fits", len(tasks), unit="fit"))
-    for fit in waiting:
-        parts = list(islice(done, len(folds)))
-        fit.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(fit.path) as partial_file:
-            pl.concat(parts).select("pid", "prediction").sort("pid").write_parquet(partial_file)
+    parts: list[pl.DataFrame] = []
+    for (fit, _), part in zip(tasks, tqdm(found, "fits", len(tasks), unit="fit"), strict=True):
+        parts.append(part)
+        if len(parts) == len(folds):
+            fit.path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(fit.path) as partial_file:
+                pl.concat(parts).select("pid", "prediction").sort("pid").write_parquet(partial_file)
+            parts = []
 
 
 def _fit_one(data: Path, task: tuple[Fit, Fold]) -> pl.DataFrame:

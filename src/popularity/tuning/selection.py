@@ -29,7 +29,7 @@ from popularity.files import atomic_path, fingerprint, write_json, write_text
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.splits import rows_of
 from popularity.stack import Blocks, StackParams, catboost_learner, read_blocks
-from popularity.stack.fit import Fold, fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict, load_fold
 from popularity.stack.parallel import in_order
 from popularity.tuning.space import Space, nested
 from popularity.tuning.stack import StackInputs
@@ -156,32 +156,29 @@ def judge(candidates: Sequence[Candidate], inputs: StackInputs, state: Path) -> 
     if any("catboost" in candidate.stack.learners for candidate in candidates):
         catboost_learner.catboost()
     posts, blocks = read_table(inputs.posts, POSTS), read_blocks(inputs.image, inputs.text, inputs.prototype)
-    folds = list(rows_of(read_table(inputs.splits, FOLDS), [SCHEME]))
+    cuts = list(rows_of(read_table(inputs.splits, FOLDS), [SCHEME]))
     stacks = [replace(candidate.stack, seeds=1) for candidate in candidates]
     keys = [fingerprint(asdict(stack)) for stack in stacks]
     fits = dict(zip(keys, stacks, strict=True))  # two configurations of the same values share one
+    work = partial(_predictions, posts, blocks, inputs.features, state)
+    tasks = [(cut, fit) for cut in cuts for fit in fits.items()]
+    named = [(cut, key) for cut, _ in cuts for key in fits]
     at_once, threads = min(stack.at_once for stack in stacks), max(stack.threads for stack in stacks)
+    results = tqdm(in_order(work, tasks, at_once=at_once, threads=threads), "select", len(tasks), unit="fit")
+    found = dict(zip(named, results, strict=True))
     parts: list[pl.DataFrame] = []
-    with tqdm(total=len(folds) * len(fits), desc="select", unit="fit") as progress:
-        for place, (key, rows) in enumerate(folds):
-            fold = load_fold(key, rows, posts, inputs.features)
-            known = fold.score.select("pid").join(
-                posts.select("pid", "uid", "label"), on="pid", how="left", validate="1:1", maintain_order="left"
-            )
-            predict = partial(_predictions, fold, blocks, state)
-            found: dict[str, pl.DataFrame] = {}
-            for name, own in zip(fits, in_order(predict, fits.items(), at_once=at_once, threads=threads), strict=True):
-                found[name] = own
-                progress.update()
-            part = known.with_columns(place=pl.lit(place), constant=pl.lit(float(np.median(fold.label))))
-            for number, name in enumerate(keys):
-                column = found[name].select("pid", pl.col("prediction").alias(str(number)))
-                part = part.join(column, on="pid", how="left", validate="1:1", maintain_order="left")
-            parts.append(part)
+    for place, (cut, roles) in enumerate(cuts):
+        facts = roles.join(posts.select("pid", "uid", "label"), on="pid", how="left", validate="1:1").sort("pid")
+        constant = facts.filter(role="fit")["label"].median()
+        part = facts.filter(role="score").select("pid", "uid", "label", place=place, constant=constant)
+        for number, key in enumerate(keys):
+            column = found[cut, key].select("pid", pl.col("prediction").alias(str(number)))
+            part = part.join(column, on="pid", how="left", validate="1:1", maintain_order="left")
+        parts.append(part)
     rows = pl.concat(parts)
     return Judged(
         names=[candidate.name for candidate in candidates],
-        cuts=[(repeat, fold) for (_, repeat, fold), _ in folds],
+        cuts=[(repeat, fold) for (_, repeat, fold), _ in cuts],
         place=rows["place"].to_numpy().astype(np.int64),
         labels=rows["label"].to_numpy(),
         users=np.unique(rows["uid"].to_numpy(), return_inverse=True)[1].astype(np.int64),
@@ -190,12 +187,18 @@ def judge(candidates: Sequence[Candidate], inputs: StackInputs, state: Path) -> 
     )
 
 
-def _predictions(fold: Fold, blocks: Blocks, state: Path, fit: tuple[str, StackParams]) -> pl.DataFrame:
-    """Contract PREDICTIONS, of one (key, section stack)."""
-    key, stack = fit
-    finished = state / f"{key}-{fold.repeat}-{fold.fold}.parquet"
+def _predictions(
+    posts: pl.DataFrame,
+    blocks: Blocks,
+    features: Path,
+    state: Path,
+    task: tuple[tuple[tuple[str, int, int], pl.DataFrame], tuple[str, StackParams]],
+) -> pl.DataFrame:
+    """Contract PREDICTIONS, of one cut and (key, section stack)."""
+    (cut, rows), (key, stack) = task
+    finished = state / f"{key}-{cut[1]}-{cut[2]}.parquet"
     if not finished.exists():
-        write_table(fit_and_predict(fold, blocks, stack), finished, PREDICTIONS)
+        write_table(fit_and_predict(load_fold(cut, rows, posts, features), blocks, stack), finished, PREDICTIONS)
     return read_table(finished, PREDICTIONS)
 
 
