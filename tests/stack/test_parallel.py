@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,10 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_info
 
+from benchmarks.measuring import environment
 from popularity.errors import ClusterError, DataError
 from popularity.stack.parallel import in_order
+from tests.processes import wait_for
 from tests.stack.small_stack import ALL_PARTS, posts_with_signal, run_all, tree_bytes
 
 WITH_ORDER = replace(ALL_PARTS, weights="recency", pseudo_weight=0.0)
@@ -67,6 +71,32 @@ def test_a_killed_process_is_an_error_for_people() -> None:
     with pytest.raises(ClusterError, match=r"lower stack\.folds_at_once"):
         list(in_order(work, [0], at_once=2, threads=1))
     assert list(in_order(str, [0], at_once=2, threads=1)) == ["0"]  # others work again
+
+
+ENDLESS = """
+import os, sys, time
+from pathlib import Path
+from popularity.stack.parallel import in_order
+
+def work(name):
+    (Path(sys.argv[1]) / name).write_text(str(os.getpid()))
+    time.sleep(600)
+
+list(in_order(work, ["one", "other"], at_once=2, threads=1))
+"""
+
+
+def test_the_fits_of_a_killed_run_end_with_it(tmp_path: Path) -> None:
+    run = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], env=environment())
+    wait_for(lambda: [file.read_text() != "" for file in tmp_path.iterdir()] == [True, True], run)
+    fits = [Path("/proc") / file.read_text() / "cmdline" for file in tmp_path.iterdir()]
+    assert all(fit.read_bytes() for fit in fits)
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 60
+    while any(fit.exists() and fit.read_bytes() for fit in fits):  # one that is not waited for has no words
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

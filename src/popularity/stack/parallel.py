@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from threading import Thread
 from typing import TypeVar
 
 from joblib import Parallel, delayed, parallel_config
@@ -35,7 +39,7 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: 
     with parallel_config("loky", inner_max_num_threads=threads):
         parallel = Parallel(at_once, return_as="generator", max_nbytes=None)  # what is mapped from disk stays so
         try:
-            yield from parallel(delayed(_logged)(work, task) for task in tasks)
+            yield from parallel(delayed(_in_worker)(work, task, os.getpid()) for task in tasks)
         except BrokenProcessPool as error:
             raise ClusterError(
                 "the process of a fit was killed, as a rule because memory ran out\n"
@@ -46,6 +50,19 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: 
             get_reusable_executor().shutdown()  # so that their memory is counted
 
 
-def _logged(work: Callable[[Task], Result], task: Task) -> Result:
+def _in_worker(work: Callable[[Task], Result], task: Task, parent: int) -> Result:
     set_up_logging()
+    _end_with(parent)
     return work(task)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """Ends this process a second after its parent is gone: a killed one leaves no fits behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
