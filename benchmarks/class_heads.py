@@ -35,7 +35,7 @@ from popularity.training.loop import HEADS, head_log_probabilities
 from popularity.training.reading import training_rows
 
 Hits = dict[str, npt.NDArray[np.bool_]]
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT = 0.2
 COMPARED = (
     ("global_prompt", "zero-shot"),
