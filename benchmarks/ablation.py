@@ -5,7 +5,7 @@ retrain the attention alone and keep its prompts (the parts share no loss); only
 Every network, block and fit is cached below .state/benchmarks: a broken-off run goes on, a second one only prints.
 
     python -m benchmarks.ablation                                # 3 seeds, as params.yaml trains
-    python -m benchmarks.ablation --steps 150 --precision bf16   # on two cores that know bf16, a bit more than an hour
+    python -m benchmarks.ablation --steps 150 --precision bf16   # shorter; bf16 on a CPU that knows it
     python -m benchmarks.ablation --seeds 0 --steps 100          # a look
     python -m benchmarks.ablation --folder ../other --only "metadata" "Eq 11 as printed"
 
