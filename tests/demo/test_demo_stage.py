@@ -34,7 +34,7 @@ def test_stage_replaces_both_folders_and_records_its_cost(tmp_path: Path, tiny_d
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["demo", "demo_truth"]
     record = json.loads((tmp_path / "resources.json").read_text())
     assert record["stage"] == "demo_data"
-    assert record["seconds"] < 30
+    assert record["seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def fresh_clone(source: Clone, root: Path) -> Clone:
 
 
 def test_a_clean_clone_pulls_and_has_nothing_to_run(pushed: Clone, pulled: Clone) -> None:
-    assert pulled.stages_run(pulled.run("dvc", "repro").stdout) == []
+    ran = pulled.stages_run(pulled.run("dvc", "repro").stdout)
+    assert ran == []
+    print(f"stages that ran after dvc pull && dvc repro in a clean clone: {len(ran)}")
     assert "up to date" in pulled.run("dvc", "status").stdout
     assert pulled.run("git", "status", "--porcelain").stdout == ""
     for name in ("data/stack/predictions.parquet", "submissions/submission.csv", "models/network/network.safetensors"):
@@ -150,6 +152,7 @@ def test_the_pulled_model_gives_the_stored_predictions(pulled: Clone) -> None:
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):
         expected = stored.filter(seed=seed).join(features.select("pid"), on="pid", how="right", maintain_order="right")
         np.testing.assert_array_equal(found, expected["prediction"].to_numpy())
+    print(f"{stored.height} stored predictions of the test part come back from the pulled model bit by bit")
 
 
 def test_manifests_came_along_and_name_what_was_read(pulled: Clone) -> None:

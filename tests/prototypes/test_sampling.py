@@ -88,9 +88,9 @@ def test_the_draw_settles_ties() -> None:
 def test_large_classes_in_a_moment_are_fast() -> None:
     """30,000 posts of one second, of as many users: the worst case, 256 looks at a whole segment."""
     rng = np.random.default_rng(0)
-    begun = time.perf_counter()
+    begun = time.process_time()
     taken = diverse_sample(
         np.zeros(30_000, np.int64), rng.integers(50, size=30_000), np.arange(30_000), rng.permutation(30_000), 256
     )
-    assert time.perf_counter() - begun < 5  # 0.1 s on an idle core; a quadratic search takes minutes
+    assert time.process_time() - begun < 30  # 0.1 s on an idle core; a quadratic search takes minutes
     assert len(set(taken.tolist())) == 256

@@ -19,6 +19,7 @@ import lightgbm as lgb
 import numpy as np
 import polars as pl
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from benchmarks.tuned import main as compare
 from popularity.config import load_params, read_yaml
@@ -125,6 +126,9 @@ def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(
     study = json.loads((undisturbed / "study.json").read_text(encoding="utf-8"))
     assert study["best"]["number"] >= 1
     assert study["best"]["value"] < study["default"]["value"]
+    states = pl.read_csv(out / "tuning/trials.csv")["state"].value_counts(sort=True).rows()
+    best = study["best"]["number"]
+    print(f"killed after {moments} of {trials} trials, then the table of an undisturbed run: {states}, best {best}")
 
 
 def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path) -> None:
@@ -251,6 +255,20 @@ def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least
         for error, constant, order in zip(errors(share), constants, orders, strict=True)
     ]
     assert step.value == pytest.approx(mean(worths), abs=1e-9)
+
+
+def test_linear_algebra_takes_no_more_threads_than_the_trees(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, fit = [], MatrixEncoder.fit
+
+    def spy(*args: Any) -> Any:
+        found.append({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+        return fit(*args)
+
+    monkeypatch.setattr(MatrixEncoder, "fit", spy)
+    objective = small_objective(inputs, replace(SMALL, threads=1))
+    with threadpool_limits(2, user_api="blas"):
+        next(objective(objective.space.default))
+    assert found == [{1}]
 
 
 def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: 
             yield from map(work, tasks)
         return
     with parallel_config("loky", inner_max_num_threads=threads):
-        parallel = Parallel(at_once, return_as="generator", max_nbytes=None)  # what is mapped from disk stays so
+        # no batches: they would begin where fits that are there took no time; what is mapped from disk stays so
+        parallel = Parallel(at_once, batch_size=1, return_as="generator", max_nbytes=None)
         try:
             yield from parallel(delayed(_in_worker)(work, task, os.getpid()) for task in tasks)
         except BrokenProcessPool as error:

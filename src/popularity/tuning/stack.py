@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from popularity.evaluation.metrics import error_over_median, mean_absolute_error, spearman
 from popularity.files import code_fingerprint, fingerprint
@@ -232,7 +233,8 @@ class StackObjective:
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
         fold, scored = self.folds[place], self.labels[place]
-        binned = self._bin(place, params)
+        with threadpool_limits(params.threads, user_api="blas"):  # more threads would sum in another order
+            binned = self._bin(place, params)
         kept = np.flatnonzero(kept_rows(fold.fit["pid"].to_list(), self.blocks.scalars, params.keep, params.seed))
         level, rest = _rest(fold, params)
         target = Target.fit(rest[kept], params.target)
