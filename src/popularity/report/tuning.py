@@ -123,4 +123,4 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, str) and value.startswith("["):
         value = json.loads(value)
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
