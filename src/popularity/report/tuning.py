@@ -52,14 +52,15 @@ def _by_cut(scores: pl.DataFrame) -> Table:
     cuts = scores.select("repeat", "cut", "posts").unique(maintain_order=True).rows()
     several = len({repeat for repeat, _, _ in cuts}) > 1
     header = ["configuration"]
-    for repeat, cut, posts in cuts:
-        where = f"cut {cut}{f' of repeat {repeat}' if several else ''} ({counted(posts, 'post')})"
+    for repeat, cut, _ in cuts:
+        where = f"cut {cut}{f' of repeat {repeat}' if several else ''}"
         header += [f"SRC, {where}", f"MAE, {where}"]
     rows = [
         [str(name), *(number(value, 4) for row in own.select("src", "mae").iter_rows() for value in row)]
         for (name,), own in scores.group_by("configuration", maintain_order=True)
     ]
-    return Table("Scores of each cut, in order of time", header, rows)
+    sizes = ", ".join(f"{posts:,}" for *_, posts in cuts)
+    return Table(f"Scores of each cut, in order of time (posts: {sizes})", header, rows)
 
 
 def tuning_section(inputs: Inputs) -> Section:
