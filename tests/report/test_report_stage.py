@@ -197,7 +197,7 @@ def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: 
         figures = [f"{one[name]:.4f}".replace("-", "−") for name in ("src", "mae", "value", "standard_error")]
         chosen = "chosen " if one["name"] == "level" else ""
         assert re.search(rf"{one['name']} {chosen}\S+: .*{' '.join(figures[:3])} \+[\d.]+ ± {figures[3]}", text)
-    assert "SRC, cut 1 (30 posts)" in text
+    assert "Scores of each cut, in order of time (posts: 30, 30)" in text
     assert "configuration level, which replaced these keys of section stack: `level` residual." in card
 
 
