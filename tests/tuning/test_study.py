@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from popularity.errors import ConfigError, DataError
 from popularity.tuning.results import best_of, write_results
@@ -118,7 +118,7 @@ def test_no_trials_need_no_storage(tmp_path: Path) -> None:
 
 def test_several_workers_on_a_journal(tmp_path: Path) -> None:
     search = bowl_search(f"journal:{tmp_path / 'journal'}", 12)
-    trials = run(search, tmp_path, workers=2, seconds=0.1)
+    trials = run(search, tmp_path, workers=2, seconds=0.4)  # time for the second to start, too
     assert len(trials) == 12
     assert len({str(trial.values) for trial in trials}) == 12
     assert len({trial.facts["pid"] for trial in trials}) == 2
@@ -137,19 +137,23 @@ def test_one_worker_on_a_journal_waits_for_a_dead_one_and_goes_on_like_it(tmp_pa
 
 
 def _kill_one(study: Study, killed: list[object]) -> None:
-    """Kills the process of a trial that runs, once five are finished."""
+    """Kills the process of a trial that runs, once each of three has finished one."""
+
+    def process(trial: FrozenTrial) -> int:
+        return int(json.loads(trial.user_attrs[FACTS])["pid"])
+
     while not killed:
-        trials = study.get_trials(deepcopy=False)
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING and FACTS in trial.user_attrs]
-        if running and sum(trial.state.is_finished() for trial in trials) >= 5:
-            os.kill(int(json.loads(running[0].user_attrs[FACTS])["pid"]), signal.SIGKILL)
+        trials = [trial for trial in study.get_trials(deepcopy=False) if FACTS in trial.user_attrs]
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        if running and len({process(trial) for trial in trials if trial.state.is_finished()}) == 3:
+            os.kill(process(running[0]), signal.SIGKILL)
             killed.append((running[0].number, running[0].params))
         time.sleep(0.01)
 
 
 def test_three_workers_on_postgresql_one_killed(postgresql: str, tmp_path: Path) -> None:
     """As many finished as wanted, none twice, and what the dead worker was trying is tried by another."""
-    search = bowl_search(postgresql, 20)
+    search = bowl_search(postgresql, 30)
     study = open_study(search, tmp_path, create=True)
     killed: list[tuple[int, dict[str, object]]] = []
     killer = threading.Thread(target=_kill_one, args=(study, killed), daemon=True)
@@ -160,13 +164,13 @@ def test_three_workers_on_postgresql_one_killed(postgresql: str, tmp_path: Path)
     stored = study.get_trials()
     assert stored[number].state == TrialState.FAIL
     finished = [trial for trial in stored if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(finished) == len(trials) == 20
+    assert len(finished) == len(trials) == 30
     assert not any(trial.state in (TrialState.RUNNING, TrialState.WAITING) for trial in stored)
-    assert len({str(trial.values) for trial in trials}) == 20
+    assert len({str(trial.values) for trial in trials}) == 30
     assert search.space.decode(params) in [trial.values for trial in trials]
     assert len({trial.facts["pid"] for trial in trials}) == 3
     print(
-        f"3 workers, killed in trial {number}: {len(finished)} of 20 finished, {len(stored)} begun, none twice or lost"
+        f"3 workers, killed in trial {number}: {len(finished)} of 30 finished, {len(stored)} begun, none twice or lost"
     )
 
 
