@@ -205,13 +205,18 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
         stack.columns,
         blocks=system.blocks,  # type: ignore[arg-type]
         prototype_parts=system.parts,
-        heads=tuple(head for head in stack.columns.heads if head in system.blocks),
+        heads=tuple(head for head in stack.columns.heads if _has_head(system.blocks, head)),
     )
     stack = replace(stack, seed=seed, seeds=1, columns=columns, keep=system.keep)
     key = fingerprint(
         asdict(stack), code_fingerprint("stack"), system.classes, system.without_heads, vectors, bench.data / "features"
     )
     return Fit(system, stack, vectors, bench.cache / "fits" / f"{key}.parquet")
+
+
+def _has_head(blocks: Sequence[str], head: str) -> bool:
+    """Characters are no embedding: their head stands where metadata and texts do."""
+    return {"metadata", "text"} <= set(blocks) if head == "characters" else head in blocks
 
 
 def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:

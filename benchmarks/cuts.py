@@ -121,6 +121,7 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
     }
     changed |= {
         "- heads": replace(params, columns=replace(columns, heads=_only(columns.heads, "network"))),
+        "- characters": replace(params, columns=replace(columns, heads=_other(columns.heads, "characters"))),
         "- network head": replace(
             params,
             columns=replace(columns, heads=_other(columns.heads, "network")),

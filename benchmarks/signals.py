@@ -91,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     project = Project.read(args.folder, args.params)
     columns = replace(project.params.columns, blocks=tuple(args.blocks or project.params.columns.blocks))
-    columns = replace(columns, heads=tuple(head for head in columns.heads if head in columns.blocks))
     threads, seeds = args.threads or project.params.threads, args.seeds or project.params.seeds
     params = replace(project.params, columns=columns, threads=threads, seeds=seeds)
     project = replace(project, params=params)

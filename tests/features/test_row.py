@@ -82,6 +82,13 @@ def test_equal_to_the_slow_reference(seed: int) -> None:
                 assert math.isclose(found[name], value, rel_tol=1e-12), (name, found[name], value)
 
 
+def test_the_text_is_title_and_tags_as_published() -> None:
+    posts = random_posts(0)
+    table = row_features(posts.lazy(), random_images(posts, 0).lazy()).collect().sort("pid")
+    assert table["text"].to_list() == [f"{title} {tags}" for title, tags in posts.select("title", "tags").iter_rows()]
+    assert table["text"].n_unique() > 10
+
+
 def test_collection_order_is_never_a_feature() -> None:
     posts = random_posts(0)
     assert not {"source_index", "label", "split"} & set(

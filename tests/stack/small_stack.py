@@ -35,7 +35,7 @@ STACK = StackParams(
         prototype_parts=(*PROTOTYPE_VECTORS, "losses", "agreement", "distance", "unseen"),
         signals=(),
         components=3,
-        heads=("image", "text", "prototype"),
+        heads=("image", "text", "characters", "prototype"),
         network=NetworkHeadParams(
             steps=5,
             batch_size=32,
@@ -48,6 +48,7 @@ STACK = StackParams(
         ),
         head_folds=3,
         head_penalties=(10.0, 100.0),
+        character_penalties=(1.0, 10.0),
         uid_category=False,
         category_min_posts=3,
     ),

@@ -230,7 +230,8 @@ def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:
     assert means[1] < means[0] - 0.3
 
 
-LONG = replace(STACK, max_rounds=60, patience=20)
+# Without the head on characters: these texts are noise, and a column of noise moves short searches for rounds about.
+LONG = replace(STACK, max_rounds=60, patience=20, columns=replace(STACK.columns, heads=("image", "text", "prototype")))
 
 
 @pytest.fixture(scope="module")

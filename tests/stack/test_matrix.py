@@ -12,7 +12,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from popularity.errors import ContractError
-from popularity.features import CATEGORIES
+from popularity.features import CATEGORIES, TEXT
 from popularity.schema import Block
 from popularity.stack import Blocks
 from popularity.stack.blocks import PROTOTYPE_VECTORS
@@ -110,7 +110,8 @@ Fold = tuple[pl.DataFrame, pl.DataFrame, npt.NDArray[np.float64], Blocks]
 def fold() -> Fold:
     """Features of fit and score rows, labels of the fit rows, blocks."""
     posts, blocks = posts_with_signal(3, train=150, test=60, users=40)
-    features = posts.select("pid", *CATEGORIES, "photo_count", "latitude").sort("pid")
+    text = pl.concat_str("title", "tags", separator=" ").alias(TEXT)
+    features = posts.select("pid", *CATEGORIES, text, "photo_count", "latitude").sort("pid")
     is_fit = features["pid"].is_in(posts.filter(pl.col("split") == "train")["pid"].to_list())
     fit = features.filter(is_fit)
     label = fit.join(posts, on="pid", how="left", maintain_order="left")["label"].to_numpy()
@@ -122,6 +123,7 @@ NAMES = (
     "category", "subcategory", "concept", "media_type", "timezone_id", "photo_count", "latitude",
     "image_component_000", "image_component_001", "image_component_002", "image_norm", "image_head",
     "text_component_000", "text_component_001", "text_component_002", "title_tags_cosine", "text_head",
+    "characters_head",
     *PROTOTYPE, *SCALARS, "prototype_head",
 )  # fmt: skip
 
@@ -136,7 +138,7 @@ def test_columns_of_the_matrix(fold: Fold) -> None:
     applied = encoder.apply(score, blocks)
     assert matrix.names == applied.names == NAMES
     own = len(PROTOTYPE) + len(SCALARS) + 1
-    assert matrix.blocks == ("metadata",) * 7 + ("image",) * 5 + ("text",) * 5 + ("prototype",) * own
+    assert matrix.blocks == ("metadata",) * 7 + ("image",) * 5 + ("text",) * 6 + ("prototype",) * own
     assert matrix.categorical == (0, 1, 2, 3, 4)
     for rows, table in ((fit, matrix), (score, applied)):
         assert list(table.pids) == rows["pid"].to_list()
@@ -196,11 +198,11 @@ def test_switches_of_the_matrix(fold: Fold) -> None:
 
     everything = names()
     assert set(names(uid_category=True)) - set(everything) == {"uid"}
-    assert set(everything) - set(names(heads=("text", "prototype"))) == {"image_head"}
+    assert set(everything) - set(names(heads=("text", "prototype"))) == {"image_head", "characters_head"}
     assert names(blocks=("image",), heads=())[-1] == "image_norm"
     assert names(blocks=("metadata",)) == everything[:7]
     assert sum(name.startswith("text_component") for name in names(components=0)) == 10
-    assert names(blocks=("metadata", "image", "text")) == everything[:17]
+    assert names(blocks=("metadata", "image", "text")) == everything[:18]
 
 
 PARTS_GONE = {

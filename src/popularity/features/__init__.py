@@ -8,11 +8,12 @@ from popularity.features.build import FeaturizeParams, featurize, fold_path, fur
 from popularity.features.context import TextReducer, context_features
 from popularity.features.histories import compare_histories
 from popularity.features.label import label_features
-from popularity.features.row import CATEGORIES, row_features
+from popularity.features.row import CATEGORIES, TEXT, row_features
 from popularity.features.signals import group_of
 
 __all__ = [
     "CATEGORIES",
+    "TEXT",
     "FeaturizeParams",
     "TextReducer",
     "compare_histories",

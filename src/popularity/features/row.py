@@ -10,6 +10,8 @@ import polars as pl
 # Text columns that enter the stack as native categories. The uid is one more, behind a switch.
 CATEGORIES = ("category", "subcategory", "concept", "media_type", "timezone_id", "uid")
 
+TEXT = "text"  # title and tags as they are: read by the stack's head on characters, no column of its own
+
 DAY = 86_400.0
 
 
@@ -107,8 +109,8 @@ def picture_features(images: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def row_features(posts: pl.LazyFrame, images: pl.LazyFrame) -> pl.LazyFrame:
-    """(pid, categories, every row feature): one row a post, from that post alone."""
-    table = posts.select("pid", *CATEGORIES)
+    """(pid, categories, the text, every row feature): one row a post, from that post alone."""
+    table = posts.select("pid", *CATEGORIES, pl.concat_str("title", "tags", separator=" ").alias(TEXT))
     for features in (time_features, account_features, text_features, place_features):
         table = table.join(features(posts), on="pid", how="left", validate="1:1")
     return table.join(picture_features(images), on="pid", how="left", validate="1:1")

@@ -17,6 +17,7 @@ from sklearn.model_selection import GroupKFold
 
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,7 @@ def fit_head(
     basis = np.linalg.qr(design[:, :-1].T)[0] if len(design) < width else None
     if basis is not None:
         design = np.hstack([design[:, :-1] @ basis, design[:, -1:]])
-    different, users = np.unique(groups[known], return_inverse=True)  # numbers: splitting by names takes users x rows
-    count = min(folds, len(different))
-    parts = [
-        rows for _, rows in GroupKFold(count, shuffle=True, random_state=seed).split(design, groups=users)
-    ] if count > 1 else [np.arange(len(target))]  # fmt: skip
+    parts = [own for _, own in user_folds(groups[known], folds, seed)] or [np.arange(len(target))]
     grams = [design[rows].T @ design[rows] for rows in parts]
     moments = [design[rows].T @ target[rows] for rows in parts]
     gram, moment = sum(grams[1:], grams[0]), sum(moments[1:], moments[0])
@@ -83,6 +80,15 @@ def fit_head(
     if basis is not None:
         weights = np.append(basis @ weights[:-1], weights[-1])
     return RidgeHead(mean, scale, weights), out_of_fold
+
+
+def user_folds(groups: npt.NDArray[np.object_], folds: int, seed: int) -> list[tuple[Rows, Rows]]:
+    """(rows fitted on, rows predicted) of each fold: no user is on both sides. None at all if there is one user."""
+    different, users = np.unique(groups, return_inverse=True)  # numbers: splitting by names takes users x rows
+    count = min(folds, len(different))
+    if count < 2:
+        return []
+    return list(GroupKFold(count, shuffle=True, random_state=seed).split(users, groups=users))
 
 
 def _design(vectors: FloatArray, mean: FloatArray, scale: FloatArray) -> Array:

@@ -14,8 +14,10 @@ from sklearn.decomposition import PCA
 
 from popularity.config import Section
 from popularity.errors import ContractError
-from popularity.features import CATEGORIES, group_of
+from popularity.features import CATEGORIES, TEXT, group_of
+from popularity.stack import character_head
 from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
+from popularity.stack.character_head import CharacterHead, fit_character_head
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
 from popularity.stack.neighbours import COLUMNS, Neighbours
 from popularity.stack.network_head import NAME, NetworkHead, NetworkHeadParams, Posts, fit_network_head
@@ -122,10 +124,11 @@ class EncoderParams(Section):
     prototype_parts: tuple[PrototypePart, ...]
     signals: tuple[Signal, ...]
     components: Annotated[int, Field(ge=0)]
-    heads: tuple[Literal["image", "text", "prototype", "network"], ...]
+    heads: tuple[Literal["image", "text", "characters", "prototype", "network"], ...]
     network: NetworkHeadParams
     head_folds: Annotated[int, Field(ge=2)]
     head_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    character_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     uid_category: bool
     category_min_posts: Annotated[int, Field(ge=1)]
 
@@ -140,6 +143,7 @@ class DenseEncoder:
         head: on all parts side by side, or None.
         neighbours: in the components of all parts, or None.
         network: the popularity head on the network, of the block `prototype` alone, or None.
+        characters: the head on the characters of the texts, of the block `text` alone, or None.
     """
 
     reducers: Mapping[str, BlockReducer]
@@ -147,6 +151,7 @@ class DenseEncoder:
     head: RidgeHead | None
     neighbours: Neighbours | None
     network: NetworkHead | None
+    characters: CharacterHead | None
 
     @classmethod
     def fit(
@@ -165,7 +170,7 @@ class DenseEncoder:
             for part, vectors in parts.items()
         }
         out_of_fold: dict[str, FloatArray] = {}
-        head = network = None
+        head = network = characters = None
         if parts and name in params.heads:
             head, out_of_fold[f"{name}_head"] = fit_head(
                 np.hstack(list(parts.values())),
@@ -179,12 +184,21 @@ class DenseEncoder:
             network, out_of_fold[NAME] = fit_network_head(
                 blocks, features, label, params.network, folds=params.head_folds, seed=0
             )
+        if name == "text" and "characters" in params.heads:
+            characters, out_of_fold[character_head.NAME] = fit_character_head(
+                features[TEXT].to_list(),
+                label,
+                features["uid"].to_numpy(),
+                folds=params.head_folds,
+                penalties=params.character_penalties,
+                seed=0,
+            )
         neighbours = None
         if parts and "neighbours" in params.signals:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, features["uid"].to_numpy())
         scalars = scalar_names(name, blocks, params.prototype_parts)
-        return cls(reducers, scalars, head, neighbours, network), out_of_fold
+        return cls(reducers, scalars, head, neighbours, network, characters), out_of_fold
 
     def columns(
         self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: Mapping[str, FloatArray]
@@ -204,6 +218,10 @@ class DenseEncoder:
             scalars[column] = out_of_fold[column] if column in out_of_fold else self.head.predict(together)
         if self.network is not None:
             scalars[NAME] = out_of_fold[NAME] if NAME in out_of_fold else self.network.predict(Posts.read(blocks, pids))
+        if self.characters is not None:
+            column = character_head.NAME
+            given = out_of_fold.get(column)
+            scalars[column] = self.characters.predict(features[TEXT].to_list()) if given is None else given
         if self.neighbours is not None:
             found = self.neighbours.columns(np.hstack(values), features["uid"].to_numpy())
             scalars |= {f"{name}_{column}": found[:, place] for place, column in enumerate(COLUMNS)}
@@ -232,7 +250,7 @@ class MatrixEncoder:
         numeric = tuple(
             column
             for column in features.columns
-            if metadata and column not in ("pid", *CATEGORIES) and group_of(column) in seen
+            if metadata and column not in ("pid", *CATEGORIES, TEXT) and group_of(column) in seen
         )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}

@@ -15,6 +15,7 @@ import polars as pl
 from popularity.files import reading, write_json
 from popularity.stack.blending import Blend
 from popularity.stack.blocks import Blocks
+from popularity.stack.character_head import CharacterHead
 from popularity.stack.heads import RidgeHead
 from popularity.stack.inner import Array
 from popularity.stack.learners import LEARNERS
@@ -177,6 +178,11 @@ class StackModel:
                     "head_scale": dense.head.scale,
                     "head_weights": dense.head.weights,
                 }
+            if dense.characters is not None:
+                arrays |= {
+                    "characters_weights": dense.characters.weights,
+                    "characters_constant": np.array(dense.characters.constant),
+                }
             with (folder / f"{name}.npz").open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
             if dense.network is not None:
@@ -205,13 +211,18 @@ class StackModel:
                 head = None
                 if "head_weights" in arrays:
                     head = RidgeHead(arrays["head_mean"], arrays["head_scale"], arrays["head_weights"])
+                characters = None
+                if "characters_weights" in arrays:
+                    characters = CharacterHead(arrays["characters_weights"], float(arrays["characters_constant"]))
                 neighbours = None
                 if "neighbours_vectors" in arrays:
                     names = (field.name for field in fields(Neighbours))
                     neighbours = Neighbours(*(arrays[f"neighbours_{name}"] for name in names))
             file = _head_file(folder, block["block"])
             network = NetworkHead.load(file) if file.is_file() else None
-            dense[block["block"]] = DenseEncoder(reducers, tuple(block["scalars"]), head, neighbours, network)
+            dense[block["block"]] = DenseEncoder(
+                reducers, tuple(block["scalars"]), head, neighbours, network, characters
+            )
         categories = CategoryEncoder({column: dict(codes) for column, codes in stored["categories"]})
         facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         models = {

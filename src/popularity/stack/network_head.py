@@ -20,7 +20,6 @@ import numpy.typing as npt
 import polars as pl
 import torch
 from pydantic import Field
-from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,7 +28,7 @@ from popularity.errors import ConfigError
 from popularity.network.losses import class_loss
 from popularity.network.shared import ATTENTION_FILE, SharedAttention, read_tensors, write_tensors
 from popularity.stack.blocks import Blocks, dense_rows, part_rows
-from popularity.stack.heads import Array, FloatArray
+from popularity.stack.heads import Array, FloatArray, user_folds
 
 NAME = "network_head"  # of the column
 ASKED = 512  # posts of a forward pass
@@ -180,13 +179,10 @@ def fit_network_head(
     posts = Posts.read(blocks, features["pid"].to_list())
     classes = features["subcategory"].replace_strict(dict(blocks.attention.classes), default=-1, return_dtype=pl.Int64)
     target = classes.fill_null(-1).to_numpy().astype(np.int64)
-    users = features["uid"].rank("dense").to_numpy()
     out_of_fold = np.full(len(label), label.mean(), dtype=np.float32)  # of one user alone
-    count = min(folds, len(np.unique(users)))
-    if count > 1:
-        for rows, own in GroupKFold(count, shuffle=True, random_state=seed).split(users, groups=users):
-            head = _train(blocks.attention, posts.of(rows), target[rows], label[rows], params, seed)
-            out_of_fold[own] = head.predict(posts.of(own))
+    for rows, own in user_folds(features["uid"].to_numpy(), folds, seed):
+        head = _train(blocks.attention, posts.of(rows), target[rows], label[rows], params, seed)
+        out_of_fold[own] = head.predict(posts.of(own))
     return _train(blocks.attention, posts, target, label, params, seed), out_of_fold
 
 
