@@ -123,7 +123,9 @@ def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
 
 
 def test_every_part_that_there_is_can_be_left_out() -> None:
-    assert set(cuts.without_parts(STACK)) == {"- image", "- text", "- prototype", "- heads", "- recency"}
+    assert set(cuts.without_parts(STACK)) == {
+        "- image", "- text", "- prototype", "- heads", "- characters", "- recency",
+    }  # fmt: skip
     params = replace(ALL_PARTS, seeds=2, columns=replace(STACK.columns, signals=("words", "rhythm")))
     parts = cuts.without_parts(params)
     assert set(parts) - set(cuts.without_parts(STACK)) == {
@@ -131,7 +133,7 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
         "- blend by rank", "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.blocks == ("metadata", "image", "prototype")
-    assert parts["- text"].columns.heads == ("image", "prototype")
+    assert parts["- text"].columns.heads == ("image", "characters", "prototype")
     assert parts["- signals: words"].columns.signals == ("rhythm",)
     assert parts["- linear"].learners == ("lightgbm",)
 

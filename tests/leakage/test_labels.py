@@ -135,9 +135,13 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
         assert not np.allclose(after.values, before.values, rtol=1e-5, equal_nan=True)
 
 
+# Both learners count in the blend; a column of noise, as characters are here, would leave one of them out.
+TWO = replace(WITH_SECOND, columns=replace(STACK.columns, heads=("image", "text", "prototype")))
+
+
 @pytest.mark.parametrize(
     "params",
-    [pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost), pytest.param(ALL_PARTS, id="all parts")],
+    [pytest.param(TWO, id="two learners", marks=needs_catboost), pytest.param(ALL_PARTS, id="all parts")],
 )
 @pytest.mark.parametrize("scheme", ["report", "matched"])
 def test_labels_of_scored_rows_change_nothing_in_the_model(

@@ -95,6 +95,7 @@ def small_fold() -> Fold:
         {"pid": pids, "uid": names(FIT + NEW, 1).tolist(), "hour": rng.random(FIT + NEW)}
     ).with_columns(
         *(pl.lit("same").alias(name) for name in ("category", "subcategory", "concept", "media_type", "timezone_id")),
+        pl.lit("some words").alias("text"),
         pl.Series("rhythm.user_week", rng.random(FIT + NEW)),
         pl.Series("history.level", rng.random(FIT + NEW)),
     )

@@ -132,7 +132,9 @@ def test_what_a_post_lacks(made: tuple[pl.DataFrame, Blocks]) -> None:
 
 def small_fold(posts: pl.DataFrame) -> Fold:
     columns = ("pid", "uid", "category", "subcategory", "concept", "media_type")
-    features = posts.select(*columns, timezone_id=pl.lit("zone")).with_columns(hour=posts["posted_at"].dt.hour())
+    features = posts.select(*columns, timezone_id=pl.lit("zone"), text=pl.lit("some words")).with_columns(
+        hour=posts["posted_at"].dt.hour()
+    )
     train, test = (posts["split"] == part for part in ("train", "test"))
     dates = posts["posted_at"].to_physical().to_numpy()
     return Fold(
