@@ -35,7 +35,7 @@ from popularity.errors import ConfigError
 from popularity.features import FeaturizeParams, featurize
 from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint
 from popularity.manifest import REPOSITORY
-from popularity.schema import IMAGES, read_table
+from popularity.schema import IMAGES, USERS, read_table
 from popularity.splits import SplitParams, make_splits
 from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
@@ -232,11 +232,12 @@ def with_splits(project: Project, splits: pl.DataFrame, params: FeaturizeParams)
     """The project with other `splits` of its posts and the features of their rows, which are made once."""
     images = read_table(project.folder / "data/interim/images.parquet", IMAGES)
     images = images.join(project.posts.select("pid"), on="pid", how="semi", maintain_order="left")
-    key = fingerprint(asdict(params), *map(digest, (project.posts, images, splits)), *code_of(features))
+    users = read_table(project.folder / "data/interim/users.parquet", USERS)
+    key = fingerprint(asdict(params), *map(digest, (project.posts, images, splits, users)), *code_of(features))
     folder = project.folder / STATE_ROOT / "benchmarks/features" / key
     if not folder.exists():
         with atomic_directory(folder) as out:
-            featurize(project.posts, images, splits, params, out)
+            featurize(project.posts, images, splits, params, out, users)
     return replace(project, splits=splits, features=folder)
 
 

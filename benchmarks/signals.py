@@ -27,7 +27,7 @@ from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import ConfigError
 from popularity.features import FeaturizeParams, featurize
 from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint, write_text
-from popularity.schema import IMAGES, read_table
+from popularity.schema import IMAGES, USERS, read_table
 from popularity.splits import SplitParams, make_splits
 from popularity.stack.matrix import Signal
 from popularity.stage import run
@@ -126,7 +126,8 @@ def _shape(posts: pl.DataFrame, images: pl.DataFrame, project: Project, params: 
     if not folder.exists():
         with atomic_directory(folder) as out:
             pictures = images.join(posts.select("pid"), on="pid", how="semi", maintain_order="left")
-            featurize(posts, pictures, splits, featurized, out)
+            users = read_table(project.folder / "data/interim/users.parquet", USERS)
+            featurize(posts, pictures, splits, featurized, out, users)
     return replace(project, posts=posts, splits=splits, features=folder)
 
 

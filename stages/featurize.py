@@ -1,10 +1,12 @@
 """Computes the metadata and user-behaviour features of every scheme.
 
-Reads posts.parquet, images.parquet (picture headers) and splits.parquet; writes a folder with
-row.parquet and the tables of every fold below context and label, and how the histories of fit and scored rows compare.
+Reads posts.parquet, images.parquet (picture headers), splits.parquet and users.parquet (vectors of form A); writes a
+folder with row.parquet and the tables of every fold below context and label, and how the histories of fit and scored
+rows compare.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
-        --splits data/interim/splits.parquet --out data/features --report reports/histories.json
+        --splits data/interim/splits.parquet --users data/interim/users.parquet --out data/features \
+        --report reports/histories.json
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 from popularity.config import PARAMS_FILE, load_params
 from popularity.features import FeaturizeParams, compare_histories, featurize
 from popularity.files import atomic_directory, write_json
-from popularity.schema import FOLDS, IMAGES, POSTS, read_table
+from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table
 from popularity.stage import measured, run
 
 
@@ -24,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--posts", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--splits", type=Path, required=True)
+    parser.add_argument("--users", type=Path, help="without: profiles are what the posts say")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
@@ -31,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load_params("featurize", FeaturizeParams, args.params)
     with measured("featurize", args.resources), atomic_directory(args.out) as out:
         splits = read_table(args.splits, FOLDS)
-        featurize(read_table(args.posts, POSTS), read_table(args.images, IMAGES), splits, params, out)
+        users = read_table(args.users, USERS) if args.users else None
+        featurize(read_table(args.posts, POSTS), read_table(args.images, IMAGES), splits, params, out, users)
         write_json(args.report, compare_histories(splits, out, params.history))
 
 

@@ -16,7 +16,8 @@ from benchmarks import cuts, schemes
 from benchmarks.systems import FoldData, Project, ours
 from popularity.errors import ConfigError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
-from popularity.schema import FOLDS, IMAGES, POSTS, read_table, write_table
+from popularity.features.profiles import no_users
+from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table, write_table
 from popularity.splits import make_splits, rows_of
 from tests.random_posts import random_images
 from tests.stack.small_stack import ALL_PARTS, FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
@@ -29,6 +30,7 @@ def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
     write_table(made if posts is None else posts, interim / "posts.parquet", POSTS)
     write_table(random_images(made.sort("pid"), seed=0), interim / "images.parquet", IMAGES)
     write_table(make_splits(made, replace(SPLIT, cuts=1))[0], interim / "splits.parquet", FOLDS)
+    write_table(no_users(), interim / "users.parquet", USERS)
     write_blocks(blocks, folder / "data/embeddings")
     params = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(STACK)}
     (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")

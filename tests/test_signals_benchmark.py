@@ -11,9 +11,16 @@ import pytest
 from benchmarks import signals
 from benchmarks.systems import Project, ours
 from popularity.errors import ConfigError
+from popularity.features.profiles import no_users
+from popularity.schema import USERS, write_table
 from popularity.splits import make_splits
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import SPLIT, STACK, random_blocks
+
+
+def project_of(posts: pl.DataFrame, splits: pl.DataFrame, folder: Path) -> Project:
+    write_table(no_users(), folder / "data/interim/users.parquet", USERS)
+    return Project(posts, splits, folder, random_blocks(posts), STACK, folder)
 
 
 def test_names_of_rows() -> None:
@@ -43,7 +50,7 @@ def test_no_cut_scores_what_report_scores(shape: str, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     posts = random_posts(1, train=400, test=100, users=100)
     splits, _ = make_splits(posts, SPLIT)
-    project = Project(posts, splits, tmp_path, random_blocks(posts), STACK, tmp_path)
+    project = project_of(posts, splits, tmp_path)
     found = signals._shape(signals.SHAPES[shape](posts), random_images(posts, 0), project, params)
     reported = splits.filter(scheme="report", role="score").join(posts, on="pid")
     assert found.splits["scheme"].unique().to_list() == ["matched"]
@@ -58,7 +65,7 @@ def test_a_row_is_the_stack_with_its_groups_and_is_fitted_once(tmp_path: Path, m
     params = Path("params.yaml").absolute()
     monkeypatch.chdir(tmp_path)
     posts = random_posts(2, train=400, test=100, users=100)
-    project = Project(posts, make_splits(posts, SPLIT)[0], tmp_path, random_blocks(posts), STACK, tmp_path)
+    project = project_of(posts, make_splits(posts, SPLIT)[0], tmp_path)
     shape = signals._shape(posts, random_images(posts, 0), project, params)
     systems = {name: signals._system(shape, signals.groups_of(name)) for name in ("none", "history")}
     first = shape.run(systems, signals.SCHEME)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from popularity.config import Section
 from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_features, count_features
 from popularity.features.label import as_of_dates, label_features
+from popularity.features.profiles import known_profiles, no_users, profile_features
 from popularity.features.row import beside, row_features
 from popularity.features.signals import FACTS, coded, coded_label_signals
 from popularity.schema import FEATURES, SCHEMES, read_table, write_table
@@ -42,11 +43,16 @@ class FeaturizeParams(Section):
 
 
 def featurize(
-    posts: pl.DataFrame, images: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path
+    posts: pl.DataFrame,
+    images: pl.DataFrame,
+    splits: pl.DataFrame,
+    params: FeaturizeParams,
+    out: Path,
+    users: pl.DataFrame | None = None,
 ) -> None:
-    """Computes every feature set and writes it into the folder `out`."""
+    """Computes every feature set and writes it into the folder `out`; `users`: contract USERS, if there are vectors."""
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
-    _write_context(posts, splits, params, out)
+    _write_context(posts, no_users() if users is None else users, splits, params, out)
     _write_labels(posts, splits, params, out / "label")
 
 
@@ -55,7 +61,9 @@ def fold_path(folder: Path, scheme: str, repeat: int, fold: int | None = None) -
     return folder / ("-".join(str(each) for each in (scheme, repeat, fold) if each is not None) + ".parquet")
 
 
-def _write_context(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path) -> None:
+def _write_context(
+    posts: pl.DataFrame, users: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path
+) -> None:
     """Context features of each different set of shown rows, and the text components of `final`."""
     shown: list[tuple[pl.Series, Path, TextReducer]] = []
     (out / "context").mkdir(exist_ok=True)
@@ -68,7 +76,8 @@ def _write_context(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeP
             if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
                 text = TextReducer.fit(frame, params.text_components, params.seed)
-                write_table(context_features(frame, text), path, FEATURES)
+                profiles = profile_features(frame, users, params.text_components, params.seed)
+                write_table(beside(context_features(frame, text), profiles), path, FEATURES)
                 shown.append((part["pid"], path, text))
             else:
                 _, written, text = known
@@ -97,7 +106,8 @@ def further_features(
 ) -> pl.DataFrame:
     """(pid, all features) of `posts`, as `featurize` gives them to scored rows of `final`, sorted by pid.
 
-    The text components are those of the last run: a basis fitted anew, be it with one post more, is another one.
+    The text components are those of the last run: a basis fitted anew, be it with one post more, is another one. So
+    are profiles, and a user without a stored post has none.
 
     Args:
         posts: contract POSTS, posts that come to the test part.
@@ -112,6 +122,7 @@ def further_features(
     rows = pl.concat([shown, posts.select("pid", role=pl.lit("score"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
+    sets.append(known_profiles(posts, known, _read_context(folder, "final", 0, 0)))
     # A post that comes later does not move the cut at which the histories of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     sets.append(fold_label_features(rows, label_facts(both), params, _scored_span(known, splits), timed_by))
@@ -123,12 +134,20 @@ def further_features(
 
 def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.DataFrame) -> pl.DataFrame:
     """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
-    common = fold_path(folder / "context", scheme, repeat)
-    context = common if common.exists() else fold_path(folder / "context", scheme, repeat, fold)
+    row, label = folder / "row.parquet", fold_path(folder / "label", scheme, repeat, fold)
     table = pids.select("pid")
-    for path in (folder / "row.parquet", context, fold_path(folder / "label", scheme, repeat, fold)):
-        table = table.join(read_table(path, FEATURES), on="pid", how="left", validate="1:1")
+    for features in (
+        read_table(row, FEATURES),
+        _read_context(folder, scheme, repeat, fold),
+        read_table(label, FEATURES),
+    ):
+        table = table.join(features, on="pid", how="left", validate="1:1")
     return table.sort("pid")
+
+
+def _read_context(folder: Path, scheme: str, repeat: int, fold: int) -> pl.DataFrame:
+    common = fold_path(folder / "context", scheme, repeat)
+    return read_table(common if common.exists() else fold_path(folder / "context", scheme, repeat, fold), FEATURES)
 
 
 def label_facts(posts: pl.DataFrame) -> pl.DataFrame:

@@ -113,7 +113,7 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
-Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "picture"]
+Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "picture", "profile"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""What a user's published profile says, in a few columns: the group of signals `profile`.
+
+Most users of a test part have no earlier post; their profile is known all the same. Form A of the user file describes
+it by vectors, form B by texts. Both are reduced, without labels, to the directions in which users differ most.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from popularity.schema import POSTS, USERS
+
+TEXTS = ("user_description", "location_description")
+VECTORS = ("description_vector", "location_vector")
+GROUP = "profile"
+
+
+def profile_features(posts: pl.DataFrame, users: pl.DataFrame, components: int, seed: int) -> pl.DataFrame:
+    """(pid, `profile.00`, ...) of the shown posts, sorted by pid; null for a user without a profile.
+
+    Args:
+        posts: contract POSTS; a user's texts are those of his first post by pid.
+        users: contract USERS; where a shown user has vectors, texts are not read.
+        components: columns at most: fewer where profiles span fewer directions, none where there is no profile.
+        seed: of the decomposition.
+    """
+    posts = posts.sort(POSTS.key)
+    shown = posts.select("uid", *TEXTS).unique("uid", keep="first", maintain_order=True)
+    shown = shown.join(users, on="uid", how="left", validate="1:1", maintain_order="left").sort("uid")
+    values = np.concatenate([_stacked(shown[name]) for name in VECTORS], axis=1)
+    matrix: Any = values if values.any() else _weighted_words(shown)
+    told = np.asarray(abs(matrix).sum(axis=1)).ravel() > 0
+    count = min(components, int(told.sum()) - 1, matrix.shape[1] - 1)
+    if count < 1:
+        return posts.select("pid")
+    reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[told])
+    names = [f"{GROUP}.{place:02d}" for place in range(count)]
+    found = shown.filter(pl.Series(told)).select(
+        "uid", *(pl.Series(name, reduced[:, place], pl.Float64) for place, name in enumerate(names))
+    )
+    return (
+        posts.select("pid", "uid").join(found, on="uid", how="left", validate="m:1", maintain_order="left").drop("uid")
+    )
+
+
+def known_profiles(posts: pl.DataFrame, known: pl.DataFrame, context: pl.DataFrame) -> pl.DataFrame:
+    """(pid, profile columns) of `posts` that come later, sorted by pid: those of the user's posts in `context`.
+
+    Args:
+        posts, known: contract POSTS.
+        context: (pid, context features) of `known` posts, as `featurize` wrote them.
+    """
+    posts = posts.select("pid", "uid").sort("pid")
+    of_users = context.select("pid", f"^{GROUP}\\..*$").join(known.select("pid", "uid"), on="pid", validate="1:1")
+    of_users = of_users.sort("pid").unique("uid", keep="first").drop("pid")
+    return posts.join(of_users, on="uid", how="left", validate="m:1", maintain_order="left").drop("uid")
+
+
+def no_users() -> pl.DataFrame:
+    """The table of a data set whose user file holds no vectors."""
+    return pl.DataFrame(schema={name: rule.dtype for name, rule in USERS.columns.items()})
+
+
+def _stacked(vectors: pl.Series) -> npt.NDArray[np.float32]:
+    """(n, width) of lists of one width, zeros for null; (n, 0) of nulls."""
+    width = int(vectors.list.len().max() or 0)  # type: ignore[arg-type]
+    values = np.zeros((len(vectors), width), dtype=np.float32)
+    if width:
+        values[vectors.is_not_null().to_numpy()] = vectors.drop_nulls().list.to_array(width).to_numpy()
+    return values
+
+
+def _weighted_words(users: pl.DataFrame) -> Any:
+    """(n, words) TF-IDF of the users' texts; (n, 0) where no word occurs twice."""
+    texts = users.select(pl.concat_str(TEXTS, separator=" ", ignore_nulls=True))
+    vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32)
+    try:
+        return vectorizer.fit_transform(texts.to_series().to_list())
+    except ValueError:
+        return np.zeros((users.height, 0), dtype=np.float32)
