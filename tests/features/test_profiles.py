@@ -1,4 +1,4 @@
-"""What users tell of themselves, as columns: from vectors, from texts, of nobody; its worth for users without a past."""
+"""What users tell of themselves, as columns: from vectors, from texts, of nobody; and what it tells of new users."""
 
 from __future__ import annotations
 

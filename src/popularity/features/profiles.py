@@ -42,7 +42,7 @@ def profile_features(posts: pl.DataFrame, users: pl.DataFrame, components: int, 
     reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[told])
     names = [f"{GROUP}.{place:02d}" for place in range(count)]
     found = shown.filter(pl.Series(told)).select(
-        "uid", *(pl.Series(name, reduced[:, place], pl.Float64) for place, name in enumerate(names))
+        "uid", *(pl.Series(name, reduced[:, place], pl.Float32) for place, name in enumerate(names))
     )
     return (
         posts.select("pid", "uid").join(found, on="uid", how="left", validate="m:1", maintain_order="left").drop("uid")
