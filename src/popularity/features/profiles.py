@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from threadpoolctl import threadpool_limits
 
 from popularity.schema import POSTS, USERS
 
@@ -39,7 +40,8 @@ def profile_features(posts: pl.DataFrame, users: pl.DataFrame, components: int, 
     count = min(components, int(told.sum()) - 1, matrix.shape[1] - 1)
     if count < 1:
         return posts.select("pid")
-    reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[told])
+    with threadpool_limits(1, user_api="blas"):  # more threads sum in another order
+        reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[told])
     names = [f"{GROUP}.{place:02d}" for place in range(count)]
     found = shown.filter(pl.Series(told)).select(
         "uid", *(pl.Series(name, reduced[:, place], pl.Float32) for place, name in enumerate(names))
