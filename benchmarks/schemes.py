@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from benchmarks import peers
@@ -135,7 +136,8 @@ def scores_of(folder: Path, params: Path, cut: int, name: str) -> pl.DataFrame:
     """(cut, system, scheme, metric, promised, came) of a system before a cut, and at it."""
     world, system = truncated(folder, params, cut), partial(Kept.below(folder), SYSTEMS[name])
     labels = read_table(folder / "data/interim/posts.parquet", POSTS).select("pid", "label")
-    rows = {scheme: world.run({name: system}, scheme) for scheme in ("matched", LATE, "user", "random", PLAYED)}
+    with threadpool_limits(world.params.threads, user_api="blas"):  # several workers share the machine
+        rows = {scheme: world.run({name: system}, scheme) for scheme in ("matched", LATE, "user", "random", PLAYED)}
     known = {
         scheme: found.drop("label").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
         for scheme, found in rows.items()
