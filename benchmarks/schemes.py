@@ -12,7 +12,8 @@ and the posts of `report` are in none. Over the systems, mean over the cuts:
     level          promised minus came: its mean, and the mean of its size
     regret         of the system that looked best: how much worse it was than the best
 
-Finished predictions are kept in .state/benchmarks of the folder. Needs `dvc repro embed_posts`.
+for SRC, for MAE, and for the value by which `select` and `tune` judge: MAE over that of the system `constant`, which is
+always there, minus SRC. Finished predictions are kept in .state/benchmarks of the folder. Needs `dvc repro embed_posts`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ CUTS, FOLDS = 3, 3  # of the schemes in a truncated data set
 NOTHING = 1e-9  # share of `report` there: a single post, for validation may have all that is before the cut
 LATE, PLAYED = "report", "final"  # there the unmatched late slice bears the name of `report`
 CAME = "came"
+VALUE = "value"  # of both metrics; the less, the better
+CONSTANT = "constant"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,13 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     worlds = {cut: truncated(args.folder, params, cut) for cut in range(CUTS)}  # features are made once, then found
     logger.info("posts before each cut: %s", [world.posts["label"].count() for world in worlds.values()])
     work = partial(scores_of, args.folder, params)
-    tasks = [(cut, name) for name in args.systems for cut in worlds]
+    tasks = [(cut, name) for name in dict.fromkeys([*args.systems, CONSTANT]) for cut in worlds]
     with ExitStack() as exits:
         alike: Callable[..., Iterator[pl.DataFrame]] = map
         if args.workers > 1:
             alike = exits.enter_context(ProcessPoolExecutor(args.workers, get_context("spawn"))).map
         done = alike(work, *zip(*tasks, strict=True))
-        table = pl.concat(tqdm(done, total=len(tasks), unit="system and cut"))
+        table = with_value(pl.concat(tqdm(done, total=len(tasks), unit="system and cut")))
     if args.out:
         with atomic_path(args.out) as out:
             table.write_csv(out)
@@ -91,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tbl_rows=-1, tbl_cols=-1, tbl_width_chars=250, fmt_str_lengths=80, tbl_hide_dataframe_shape=True,
         tbl_hide_column_data_types=True,
     ):  # fmt: skip
-        for metric in METRICS:
+        for metric in (*METRICS, VALUE):
             print(f"\n{metric.upper()}\n{judged(table, metric)}")
 
 
@@ -172,6 +175,21 @@ def promises(rows: Mapping[str, pl.DataFrame], name: str) -> dict[str, dict[str,
     return found
 
 
+def with_value(table: pl.DataFrame) -> pl.DataFrame:
+    """The scores of all systems, CONSTANT among them, and their values: MAE over the constant's MAE, minus SRC."""
+    key = ["cut", "system", "scheme"]
+    src, mae = (table.filter(metric=metric).drop("metric") for metric in METRICS)
+    both = src.join(mae, on=key, suffix="_mae", validate="1:1", maintain_order="left")
+    constant = mae.filter(system=CONSTANT).drop("system")
+    both = both.join(constant, on=["cut", "scheme"], suffix="_constant", validate="m:1", maintain_order="left")
+    values = both.select(
+        *key,
+        metric=pl.lit(VALUE),
+        **{name: pl.col(f"{name}_mae") / pl.col(f"{name}_constant") - pl.col(name) for name in ("promised", CAME)},
+    )
+    return pl.concat([table, values])
+
+
 def judged(table: pl.DataFrame, metric: str) -> pl.DataFrame:
     """A row a scheme: how it ranks the systems, misses their level, and what the choice by it costs."""
     lines = []
@@ -223,12 +241,12 @@ def of_metadata(**changes: Any) -> Change:
 
 SYSTEMS: Mapping[str, Row] = {
     "stack": stack_row(changed()),
-    "stack, all posts alike": stack_row(changed(half_life_days=0.0)),
-    "stack, level by a line": stack_row(changed(level="residual")),
+    "stack, half life of a year": stack_row(changed(half_life_days=365.0)),
+    "stack, without level": stack_row(changed(level="none")),
     "stack, linear": stack_row(changed(learners=("linear",))),
     "metadata": stack_row(metadata_alone),
     "metadata, half life of 120 days": stack_row(of_metadata(half_life_days=120.0)),
-    "metadata, level by a line": stack_row(of_metadata(level="residual")),
+    "metadata, without level": stack_row(of_metadata(level="none")),
     "metadata, no histories": stack_row(lambda data: without_histories(metadata_alone(data))),
     "metadata, users as categories": stack_row(of_blocks("metadata", uid_category=True)),
     "metadata, large trees": stack_row(with_trees(metadata_alone, num_leaves=127, min_data_in_leaf=5)),
@@ -239,7 +257,7 @@ SYSTEMS: Mapping[str, Row] = {
     "picture": stack_row(of_blocks("image")),
     "lightgbm_2020": peer_row("lightgbm_2020", peers.PEERS["lightgbm_2020"]),
     "user_mean": simple_row("user_mean"),
-    "constant": simple_row("constant"),
+    CONSTANT: simple_row(CONSTANT),
 }
 
 

@@ -14,11 +14,14 @@ import pytest
 
 from benchmarks import cuts, schemes
 from benchmarks.systems import FoldData, Project, ours
+from popularity.config import load_params
 from popularity.errors import ConfigError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.features.profiles import no_users
+from popularity.manifest import REPOSITORY
 from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table, write_table
 from popularity.splits import make_splits, rows_of
+from popularity.stack import StackParams
 from tests.random_posts import random_images
 from tests.stack.small_stack import ALL_PARTS, FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
 
@@ -294,17 +297,33 @@ def test_schemes_are_judged_by_rank_level_and_regret() -> None:
     assert mae["bad"]["regret"] == "0.4000"
 
 
+def test_a_value_is_the_mae_over_that_of_the_constant_minus_the_rank_correlation() -> None:
+    scores = {"one": {"src": (0.5, 0.4), "mae": (1.0, 1.5)}, "constant": {"src": (0.0, 0.0), "mae": (2.0, 2.5)}}
+    lines = [
+        {"cut": 0, "system": name, "scheme": "a", "metric": metric, "promised": promised, "came": came}
+        for name, own in scores.items()
+        for metric, (promised, came) in own.items()
+    ]
+    table = schemes.with_value(pl.DataFrame(lines))
+    assert table.head(4).equals(pl.DataFrame(lines))
+    values = table.filter(metric=schemes.VALUE).rows_by_key("system", named=True, unique=True)
+    assert values["one"]["promised"] == pytest.approx(1.0 / 2.0 - 0.5)
+    assert values["one"]["came"] == pytest.approx(1.5 / 2.5 - 0.4)
+    assert (values["constant"]["promised"], values["constant"]["came"]) == (1.0, 1.0)
+
+
 def test_the_command_prints_a_line_a_scheme(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--systems", "user_mean", "constant", "--workers", "1", "--out", str(tmp_path / "scores.csv")]
+    flags = ["--systems", "user_mean", "--workers", "1", "--out", str(tmp_path / "scores.csv")]
     schemes.main(["--folder", str(project), *flags])
-    assert pl.read_csv(tmp_path / "scores.csv").height == 2 * schemes.CUTS * 6 * 2
+    assert pl.read_csv(tmp_path / "scores.csv").height == 2 * schemes.CUTS * 6 * 3  # the constant is always there
     shown = capsys.readouterr().out
-    assert shown.count("matched, mean of cuts") == shown.count("random folds") == 2
+    assert shown.count("matched, mean of cuts") == shown.count("random folds") == 3
 
 
 def test_there_are_enough_varied_systems(project: Path) -> None:
-    """Each sees something else of the same fold."""
+    """Each sees something else of the same fold, at the parameters of the repository."""
     assert len(schemes.SYSTEMS) >= 12
     world = schemes.truncated(project, project / "params.yaml", 2)
+    world = replace(world, params=load_params("stack", StackParams, REPOSITORY / "params.yaml"))
     (data,) = world.folds(["final"])
     assert len({str(row.inputs(data)) for row in schemes.SYSTEMS.values()}) == len(schemes.SYSTEMS)
