@@ -23,13 +23,13 @@ import polars as pl
 
 from benchmarks.cuts import OURS, Change, Kept, cut_table, printed, stack_row, with_splits
 from benchmarks.systems import METRICS, FoldData, Project
-from popularity.blend import fitted
+from popularity.blend import among, fitted
 from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import DataError
 from popularity.features import FeaturizeParams
 from popularity.files import atomic_path
 from popularity.splits import SplitParams, make_splits
-from popularity.stack.blending import BlendKind, Order
+from popularity.stack.blending import BlendKind
 from popularity.stage import run
 
 SCHEME = "matched"
@@ -73,8 +73,7 @@ def with_blend(rows: pl.DataFrame, networks: Sequence[str], kind: BlendKind, nam
         others = rows.filter(pl.col("cut") != cut).sort("cut", maintain_order=True)
         blend = fitted(others.select(pl.col("cut").alias("fold"), "pid", "label", *networks), kind)
         each = here.select(networks).to_numpy().T
-        order = None if blend.order is None else Order.of(each, blend.level(each), blend.order.weights)
-        parts.append(here.with_columns(pl.Series(name, replace(blend, order=order).apply(each))))
+        parts.append(here.with_columns(pl.Series(name, among(blend, each).apply(each))))
     return pl.concat(parts)
 
 

@@ -13,7 +13,8 @@ and the posts of `report` are in none. Over the systems, mean over the cuts:
     regret         of the system that looked best: how much worse it was than the best
 
 for SRC, for MAE, and for the value by which `select` and `tune` judge: MAE over that of the system `constant`, which is
-always there, minus SRC. Finished predictions are kept in .state/benchmarks of the folder. Needs `dvc repro embed_posts`.
+always there, minus SRC. Finished predictions are kept in .state/benchmarks of the folder. Needs `dvc repro
+embed_posts`.
 """
 
 from __future__ import annotations

@@ -69,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     each = np.array([list(read_scores(file, ids, in_order=True).values()) for file in files.values()])
     if args.weight is not None:
         weights = np.array([1 - args.weight, args.weight])
-        level = weights @ each
-        blend = Blend(weights, Order.of(each, level, weights) if args.blend == "rank" else None)
+        blend = Blend(weights, Order.of(each, weights @ each, weights) if args.blend == "rank" else None)
     else:
         posts = read_table(args.posts, POSTS)
         rows = matched_rows({name: folder / PREDICTED for name, folder in folders.items()}, posts)
@@ -78,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = with_theirs(rows, args.matched)
         blend = fitted(rows, args.blend)
         print(told(rows, blend))
-        if blend.order is not None:
-            # Ranks are among the posts that are submitted, not among those that the weights come from.
-            blend = Blend(blend.weights, Order.of(each, blend.level(each), blend.order.weights))
+        blend = among(blend, each)
     for place, name in enumerate(files):
         order = "" if blend.order is None else f", in the order {blend.order.weights[place]:g}"
         print(f"weight of {name}: {blend.weights[place]:g}{order}")
@@ -143,6 +140,13 @@ def fitted(rows: pl.DataFrame, kind: BlendKind) -> Blend:
     each = rows.drop(FACTS).to_numpy().T
     sizes = rows.group_by("fold", maintain_order=True).len()["len"].to_list()
     return Blend.fit(each, rows["label"].to_numpy(), sizes, Target("raw", None), kind, centred=False)
+
+
+def among(blend: Blend, each: Array) -> Blend:
+    """The blend whose ranks are among the posts of `each` (columns, n), not among those that its weights come from."""
+    if blend.order is None:
+        return blend
+    return Blend(blend.weights, Order.of(each, blend.level(each), blend.order.weights))
 
 
 def told(rows: pl.DataFrame, blend: Blend) -> str:

@@ -42,7 +42,8 @@ def read_records(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
 def cost_table(records: Sequence[dict[str, Any]]) -> str:
     """Fixed-width table with a total: the sum of seconds and the highest peaks.
 
-    A stage that works in several processes needs its own peak and that of each child.
+    A stage that works in several processes needs its own peak and that of each child. Linux counts a program that a
+    stage starts (git, say) with the memory that the stage held at that moment, so equal peaks mean no such need.
     """
     rows = [[record[fact] for fact in FACTS] for record in records]
     rows.append(["total", sum(row[1] for row in rows), max(row[2] for row in rows), max(row[3] for row in rows)])

@@ -105,7 +105,7 @@ class TextReducer:
     @classmethod
     def fit(cls, posts: pl.DataFrame, components: int, seed: int) -> TextReducer:
         """From the shown posts; with 0 components there is no column."""
-        vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32)
+        vectorizer = text_vectorizer()
         none = pl.DataFrame(schema={name: rule.dtype for name, rule in TEXT_COMPONENTS.columns.items()})
         try:
             matrix = vectorizer.fit_transform(_texts(posts.sort("pid")))
@@ -128,6 +128,11 @@ class TextReducer:
         vectorizer.idf_ = self.table["weight"].to_numpy()
         reduced = vectorizer.transform(_texts(posts)) @ self.table.select(names).to_numpy()
         return posts.select("pid", *(pl.Series(name, reduced[:, at], pl.Float64) for at, name in enumerate(names)))
+
+
+def text_vectorizer() -> TfidfVectorizer:
+    """TF-IDF of the words that occur twice; fitting raises ValueError where there is none."""
+    return TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32)
 
 
 def _texts(posts: pl.DataFrame) -> list[str]:

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
+from popularity.features.context import text_vectorizer
 from popularity.schema import POSTS, USERS
 
 TEXTS = ("user_description", "location_description")
@@ -81,8 +81,7 @@ def _stacked(vectors: pl.Series) -> npt.NDArray[np.float32]:
 def _weighted_words(users: pl.DataFrame) -> Any:
     """(n, words) TF-IDF of the users' texts; (n, 0) where no word occurs twice."""
     texts = users.select(pl.concat_str(TEXTS, separator=" ", ignore_nulls=True))
-    vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32)
     try:
-        return vectorizer.fit_transform(texts.to_series().to_list())
+        return text_vectorizer().fit_transform(texts.to_series().to_list())
     except ValueError:
         return np.zeros((users.height, 0), dtype=np.float32)
