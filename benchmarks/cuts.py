@@ -2,6 +2,7 @@
 
     python -m benchmarks.cuts                                   # the cuts of `matched`, by which all is chosen
     python -m benchmarks.cuts --folder ../run --systems "- image" metadata catboost_2020 --out cuts.csv
+    python -m benchmarks.cuts --shape "a third of the users"    # of another data set, made from its posts
     python -m benchmarks.cuts --last                            # the cut `report` too: once, after the last choice
 
 Splits and features are made here from the parameters, so that none is older than they are. An interval is over users,
@@ -28,6 +29,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks import peers, systems
+from benchmarks.shapes import SHAPES, reshaped
 from benchmarks.systems import METRICS, Array, FoldData, Project, System, compare, ours
 from popularity import features, stack
 from popularity.config import PARAMS_FILE, load_params
@@ -36,7 +38,7 @@ from popularity.features import FeaturizeParams, featurize
 from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint
 from popularity.manifest import REPOSITORY
 from popularity.schema import IMAGES, USERS, read_table
-from popularity.splits import SplitParams, make_splits
+from popularity.splits import SplitParams
 from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
 from popularity.stage import run
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, help="by default the folder's params.yaml")
     parser.add_argument("--tuned", type=Path, help="best_params.yaml, whose keys replace those of section stack")
     parser.add_argument("--systems", nargs="+", help="rows beside ours; by default all")
+    parser.add_argument("--shape", choices=list(SHAPES), default="whole", help="see benchmarks.shapes")
     parser.add_argument("--last", action="store_true", help="score the cut `report` too")
     parser.add_argument("--log", type=Path, help="of --last; reports/last_cut.log of the folder")
     parser.add_argument("--resamples", type=int, default=1000)
@@ -75,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = args.params or args.folder / PARAMS_FILE
     commit = commit_of(REPOSITORY, params.resolve().parent) if args.last else ""
     project = replace(Project.read(args.folder, params), params=load_params("stack", StackParams, params, args.tuned))
-    made = make_splits(project.posts, load_params("split", SplitParams, params))[0]
+    project = reshaped(project, args.shape, load_params("split", SplitParams, params))
     schemes = ["matched", "report"] if args.last else ["matched"]
-    made = made.filter(pl.col("scheme").is_in(schemes))
-    project = with_splits(project, made, load_params("featurize", FeaturizeParams, params))
+    splits = project.splits.filter(pl.col("scheme").is_in(schemes))
+    project = with_splits(project, splits, load_params("featurize", FeaturizeParams, params))
     rows = table_rows(project.params)
     if unknown := set(args.systems or ()) - set(rows):
         raise ConfigError(f"--systems {' '.join(sorted(unknown))}: expected of {', '.join(rows)}")
