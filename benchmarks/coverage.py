@@ -40,7 +40,9 @@ from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.stage import run
 
 # What a generator without the trend changes: labels. Pictures, texts, and the network of them stay.
-READ_LABELS = ("demo_data", "ingest", "split", "featurize", "select", "tune", "stack", "evaluate")
+READ_LABELS = (
+    "demo_data", "ingest", "split", "featurize", "select", "tune", "text_model", "stack", "evaluate",
+)  # fmt: skip
 WITH, WITHOUT = "with trend", "without trend"
 TABLE = {
     "data": pl.String,

@@ -36,7 +36,7 @@ from popularity.stage import run
 
 STAGES = (
     "demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text", "prototypes", "train",
-    "embed_posts", "select", "tune", "stack",
+    "embed_posts", "select", "tune", "text_model", "stack",
 )  # fmt: skip
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")

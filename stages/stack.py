@@ -1,12 +1,12 @@
 """Fits LightGBM on metadata and dense blocks in every scheme, then on all training posts.
 
-Reads posts, splits, features and the blocks of both encoders and of the network; writes predictions.parquet and
-importance.csv, and the models of the final fit with their manifest. The scheme `random`, which flatters every model, is
-fitted only with --all-schemes or when stack.schemes names it.
+Reads posts, splits, features, the blocks of both encoders and of the network, and what the text model says; writes
+predictions.parquet and importance.csv, and the models of the final fit with their manifest. The scheme `random`, which
+flatters every model, is fitted only with --all-schemes or when stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
-        --prototype data/embeddings/prototype --tuned models/tuning/best_params.yaml \
+        --prototype data/embeddings/prototype --told data/text_model --tuned models/tuning/best_params.yaml \
         --predictions data/stack --models models/stack
 """
 
@@ -16,11 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
-from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint, resume_state
+from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint, resume_state, write_json
 from popularity.manifest import write_manifest
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, read_table, write_table
 from popularity.stack import StackParams, fit_schemes, read_blocks
 from popularity.stack.cluster import connected
+from popularity.stack.merging import merge, read_told
 from popularity.stack.scores import scheme_scores
 from popularity.stage import measured, run
 
@@ -28,8 +29,10 @@ from popularity.stage import measured, run
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
-    for name in ("posts", "splits", "features", "image", "text", "prototype", "predictions", "models", "resources"):
+    fitted_on = ("posts", "splits", "features", "image", "text", "prototype")
+    for name in (*fitted_on, "predictions", "models", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--told", type=Path, help="what stages.text_model wrote; without: the stack alone")
     parser.add_argument("--tuned", type=Path, help="best_params.yaml, whose keys replace those of section stack")
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     parser.add_argument("--all-schemes", action="store_true", help="fit every scheme, random too")
@@ -37,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = load_params("stack", StackParams, args.params, args.tuned)
     if args.all_schemes:
         params = replace(params, schemes=("report", "matched", "user", "random"))
-    inputs = {name: vars(args)[name] for name in ("posts", "splits", "features", "image", "text", "prototype")}
-    key = fingerprint(asdict(params), *inputs.values())
+    inputs = {name: vars(args)[name] for name in fitted_on}
+    key = fingerprint(asdict(replace(params, text_shares=(0.0,))), *inputs.values())  # of fits, which are merged later
+    inputs |= {"told": args.told} if args.told else {}
     posts = read_table(args.posts, POSTS)
     blocks = read_blocks(args.image, args.text, args.prototype)
     with (
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             state=state,
             model_folder=models,
         )
+        predictions, part = merge(predictions, read_told(args.told), posts, params.text_shares)
+        write_json(models / TEXT_FILE, part)
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)
         with atomic_path(out / "importance.csv") as partial:
             importance.write_csv(partial)

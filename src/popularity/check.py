@@ -27,6 +27,7 @@ from popularity.splits import SplitParams
 from popularity.stack import StackParams
 from popularity.stage import run
 from popularity.submission.write import SubmitConfig
+from popularity.text_model import TextModelParams
 from popularity.training.params import TrainParams
 from popularity.tuning.network import NetworkSearchParams
 from popularity.tuning.selection import SelectParams, candidates_of
@@ -43,6 +44,7 @@ SECTIONS: Mapping[str, Any] = {
     "prototypes": PrototypesParams,
     "train": TrainParams,
     "embed_posts": EmbedPostsParams,
+    "text_model": TextModelParams,
     "select": SelectParams,
     "tune": TuneParams,
     "tune_network": NetworkSearchParams,

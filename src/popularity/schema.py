@@ -158,6 +158,19 @@ PREDICTIONS = Contract(
     key=("scheme", "repeat", "model", "seed", "pid"),
 )
 
+TEXT_PREDICTIONS = Contract(
+    "text predictions",
+    {
+        "pid": Column(pl.String),
+        "scheme": Column(pl.String, values=SCHEMES),
+        "repeat": Column(pl.Int32),
+        "fold": Column(pl.Int32),
+        "prediction": Column(pl.Float64),
+    },
+    key=("scheme", "repeat", "fold", "pid"),
+)
+TEXT_FILE = "text.json"  # beside the stack's models of `final`: what share the text model has in its predictions
+
 LEVELS = ("category", "subcategory", "concept")  # of classes, from the top down; columns of POSTS
 # Classes of the training posts. Rows of a level, by index, are those of its arrays.
 CLASSES = Contract(
@@ -256,6 +269,11 @@ def class_names(key: str) -> tuple[str, ...]:
     """
     parts = re.findall(r"(?:^|/)((?:\\.|[^/\\])*)", key, flags=re.DOTALL)
     return tuple(re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts)
+
+
+def nothing(contract: Contract) -> pl.DataFrame:
+    """A table of the contract without a row."""
+    return pl.DataFrame(schema={name: column.dtype for name, column in contract.columns.items()})
 
 
 def check_table(frame: pl.DataFrame, contract: Contract) -> None:

@@ -26,6 +26,7 @@ ALL_STAGES = [
     "embed_posts",
     "select",
     "tune",
+    "text_model",
     "stack",
     "evaluate",
     "submit",

@@ -18,7 +18,17 @@ from popularity.errors import ConfigError, ContractError, DataError
 from popularity.images import PictureReader
 from popularity.predict.__main__ import main
 from popularity.predict.asked import PROFILE
-from popularity.schema import FOLDS, IMAGES, MEMBERS, POSTS, PREDICTIONS, class_names, read_table, write_table
+from popularity.schema import (
+    FOLDS,
+    IMAGES,
+    MEMBERS,
+    POSTS,
+    PREDICTIONS,
+    TEXT_PREDICTIONS,
+    class_names,
+    read_table,
+    write_table,
+)
 from tests.pipeline.conftest import Clone, files_below
 from tests.small_pictures import picture
 
@@ -109,6 +119,35 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
         assert one["notes"] == []
         assert (one["popularity"], one["scale"]) == pytest.approx(values[one["pid"]], abs=1e-4)
         assert one["base"] + sum(one["blocks"].values()) == pytest.approx(one["popularity"], abs=1e-6)
+
+
+def test_the_text_model_is_merged_as_the_stage_merges_it(
+    clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a share that the demo's cuts may not choose."""
+    stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
+        scheme="final", model="stack"
+    )
+    told = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="final")
+    text_json = project / "models/stack/text.json"
+    chosen = json.loads(text_json.read_text(encoding="utf-8"))
+    text_json.unlink()  # which may be a link to DVC's cache
+    text_json.write_text(json.dumps({"share": 0.4, "offset": 0.5}), encoding="utf-8")
+    post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
+    pid = post["pid"]
+    write_picture(clone, pid, project / "photo.jpg")
+    interim = project / "data/interim"
+    for name, contract in (("posts", POSTS), ("splits", FOLDS)):
+        table = read_table(interim / f"{name}.parquet", contract)
+        write_table(table.filter(pl.col("pid") != pid), interim / f"{name}.parquet", contract)
+    asked = as_asked(post, Path("photo.jpg"))
+    (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [asked])))
+    theirs = told.filter(pid=pid)["prediction"].item()
+    merged = stored.filter(pid=pid)["prediction"].mean()
+    own = (merged - chosen["share"] * (theirs - chosen["offset"])) / (1 - chosen["share"])
+    assert found["popularity"] == pytest.approx(0.6 * own + 0.4 * (theirs - 0.5), abs=1e-3)
+    assert found["blocks"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
+    assert found["base"] + sum(found["blocks"].values()) == pytest.approx(found["popularity"], abs=1e-6)
 
 
 def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:

@@ -16,10 +16,13 @@ import boto3
 import numpy as np
 import pytest
 
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.config import load_params
+from popularity.encoders.text import EmbedTextParams
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, TEXT_PREDICTIONS, read_table
 from popularity.splits import rows_of
 from popularity.stack import StackModel, read_blocks
 from popularity.stack.fit import load_fold
+from popularity.text_model import TextModel
 from tests.pipeline.conftest import Clone, copy_of
 
 BUCKET = "popularity"
@@ -138,7 +141,7 @@ def test_a_clean_clone_pulls_and_has_nothing_to_run(pushed: Clone, pulled: Clone
         assert (pulled.root / name).read_bytes() == (pushed.root / name).read_bytes()
 
 
-def test_the_pulled_model_gives_the_stored_predictions(pulled: Clone) -> None:
+def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     data = pulled.root / "data"
     posts = read_table(data / "interim/posts.parquet", POSTS)
     ((key, rows),) = rows_of(read_table(data / "interim/splits.parquet", FOLDS), ["final"])
@@ -148,11 +151,21 @@ def test_the_pulled_model_gives_the_stored_predictions(pulled: Clone) -> None:
     model = StackModel.load(pulled.root / "models/stack/stack")
     values = model.predict_each(model.encoder.apply(features, blocks), fold.scored_at)
     stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="final", model="stack")
+    told = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="final")
+    told = told.join(features.select("pid"), on="pid", how="right", maintain_order="right")
+    texts = told["prediction"].to_numpy()
+    text_model = TextModel.load(
+        pulled.root / "models/text_model/model.safetensors",
+        load_params("embed_text", EmbedTextParams, pulled.root / "params.yaml"),
+    )
+    np.testing.assert_allclose(text_model.predict(features, fold.scored_at), texts, rtol=0, atol=1e-5)
+    part = json.loads((pulled.root / "models/stack" / TEXT_FILE).read_text(encoding="utf-8"))
     assert stored.height == posts.filter(split="test").height > 0
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):
         expected = stored.filter(seed=seed).join(features.select("pid"), on="pid", how="right", maintain_order="right")
-        np.testing.assert_array_equal(found, expected["prediction"].to_numpy())
-    print(f"{stored.height} stored predictions of the test part come back from the pulled model bit by bit")
+        merged = found + part["share"] * (texts - part["offset"] - found)
+        np.testing.assert_allclose(merged, expected["prediction"].to_numpy(), rtol=0, atol=1e-12)
+    print(f"{stored.height} stored predictions of the test part come back from the pulled models")
 
 
 def test_manifests_came_along_and_name_what_was_read(pulled: Clone) -> None:

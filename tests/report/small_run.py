@@ -28,6 +28,7 @@ from popularity.schema import (
     NEAREST,
     POSTS,
     PREDICTIONS,
+    TEXT_FILE,
     write_table,
 )
 from popularity.splits import SplitParams, make_splits
@@ -261,6 +262,7 @@ def _models(folder: Path) -> None:
     ):
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_manifest(folder / name, params={}, inputs={"posts": folder / "posts.parquet"}, metrics={})
+    write_json(folder / "models/stack" / TEXT_FILE, {"share": 0.3, "offset": 0.1})
     (folder / "submissions/submission.csv").write_text("post_id,popularity_score\n")
     (folder / "reports/ablation").mkdir()
     ablation = [

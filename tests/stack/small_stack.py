@@ -56,6 +56,7 @@ STACK = StackParams(
     weights="recency",
     half_life_days=200.0,
     pseudo_weight=0.0,
+    text_shares=(0.0,),
     max_rounds=12,
     patience=4,
     inner_cuts=2,

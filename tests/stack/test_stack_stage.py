@@ -72,7 +72,9 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     importance = pl.read_csv(tmp_path / "stack" / "importance.csv")
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"][0] > 0
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["manifest.json", "metadata", "stack"]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
+        "manifest.json", "metadata", "stack", "text.json",
+    ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest["metrics"]) == {"matched", "report", "user"}
     assert manifest["params"]["stack"]["trees"]["num_leaves"] == STACK.trees.num_leaves

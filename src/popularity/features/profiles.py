@@ -15,7 +15,7 @@ from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
 from popularity.features.context import text_vectorizer
-from popularity.schema import POSTS, USERS
+from popularity.schema import POSTS, USERS, nothing
 
 TEXTS = ("user_description", "location_description")
 VECTORS = ("description_vector", "location_vector")
@@ -66,7 +66,7 @@ def known_profiles(posts: pl.DataFrame, known: pl.DataFrame, context: pl.DataFra
 
 def no_users() -> pl.DataFrame:
     """The table of a data set whose user file holds no vectors."""
-    return pl.DataFrame(schema={name: rule.dtype for name, rule in USERS.columns.items()})
+    return nothing(USERS)
 
 
 def _stacked(vectors: pl.Series) -> npt.NDArray[np.float32]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,10 +38,12 @@ from popularity.schema import (
 )
 from popularity.stack import StackModel, read_blocks
 from popularity.stack.model import Contributions, Predicted
+from popularity.text_model import TextModel
 from popularity.training.assembly import trained_params
 from popularity.training.loop import make_accelerator
 from popularity.training.reading import TowerOutputs
 
+Array = npt.NDArray[np.float64]
 Interval = tuple[float | None, float | None]  # None: no bound can be stated
 
 
@@ -61,7 +64,7 @@ class Prediction:
         looks_at: `visual`, `text` -> the prototypes that it looks at most: class, name, share.
         base: what all posts share, before contributions.
         blocks: block -> the sum over its columns; with `base` they add up to the prediction, in the scale of
-            `contributions_in`.
+            `contributions_in`. `text model`: what it moved; in normal scores it is not among them.
         features: the largest columns: feature, block, value, contribution.
         contributions_in: `popularity`, or `normal score of popularity` under `stack.target: normal`.
         notes: what was missing, and what stood in for it.
@@ -141,6 +144,13 @@ def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewP
         posted_at = dates["posted_at"].to_physical().to_numpy()
         predicted = model.predict(features, blocks, posted_at)
         contributions = model.contributions(features, blocks, posted_at, largest)
+        part = json.loads(project.merging.read_text(encoding="utf-8"))
+        if part["share"]:
+            text_model = TextModel.load(project.text_model, settings.towers.text)
+            told = text_model.predict(features, posted_at) - part["offset"]
+            predicted, contributions = with_text(
+                predicted, contributions, told, part["share"], add_block=model.target.kind == "raw"
+            )
         explained = _Explained.read(classes, explain)
         _note_pictures(posts, read_table(image / "status.parquet", IMAGE_STATUS), notes)
     intervals = _intervals(Calibration.read(project.calibration), predicted)
@@ -167,6 +177,26 @@ def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewP
             features["pid"], predicted.values, predicted.scale, intervals, contributions.base, strict=True
         )
     ]
+
+
+TEXT_BLOCK = "text model"  # its own in what moved a prediction
+
+
+def with_text(
+    predicted: Predicted, contributions: Contributions, told: Array, share: float, *, add_block: bool
+) -> tuple[Predicted, Contributions]:
+    """Predictions and what made them, merged with those of the text model, `told` (n,), less its offset.
+
+    The text model's contribution is its share of how far it differs from the stack: with this block, base and
+    contributions still add up to the prediction. Not added where contributions are in another scale than popularity.
+    """
+    moved = share * (told - predicted.values)
+    if not add_block:
+        return replace(predicted, values=predicted.values + moved), contributions
+    pids = contributions.blocks["pid"].unique(maintain_order=True)
+    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "contribution": moved})
+    blocks = pl.concat([contributions.blocks, own.cast(dict(contributions.blocks.schema))])  # type: ignore[arg-type]
+    return replace(predicted, values=predicted.values + moved), replace(contributions, blocks=blocks)
 
 
 def views(popularity: float) -> float:

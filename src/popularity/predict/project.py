@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from popularity.errors import ConfigError, DataError
 from popularity.features import FeaturizeParams
 from popularity.images import IndexImagesParams
 from popularity.post_features.embed import EmbedPostsParams
+from popularity.schema import TEXT_FILE
 from popularity.training.assembly import Towers
 
 # What a prediction takes from params.yaml. All else is stored with the models.
@@ -60,6 +62,14 @@ class Project:
         return self.root / "models/stack/stack"
 
     @property
+    def merging(self) -> Path:
+        return self.root / "models/stack" / TEXT_FILE
+
+    @property
+    def text_model(self) -> Path:
+        return self.root / "models/text_model/model.safetensors"
+
+    @property
     def calibration(self) -> Path:
         return self.root / "reports/calibration.json"
 
@@ -70,11 +80,14 @@ class Project:
             DataError: an output of the graph is missing.
             ConfigError: a section is not what it was when the graph ran.
         """
-        needed = (
+        needed = [
             *(self.posts, self.splits, self.features / "text_components.parquet", self.calibration),
             *(self.image / "pooled.npy", self.text / "post.npy", self.text / "tokens.npy"),
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
-        )
+            self.merging,
+        ]
+        if self.merging.is_file() and json.loads(self.merging.read_text(encoding="utf-8"))["share"]:
+            needed.append(self.text_model)
         missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
         if missing:
             raise DataError(

@@ -26,6 +26,7 @@ from popularity.schema import (
     NEAREST,
     POSTS,
     PREDICTIONS,
+    TEXT_FILE,
     read_table,
 )
 
@@ -110,6 +111,7 @@ class Inputs:
         importance, scores, groups: tables; `scores` and `groups` without differences; those of `scores` are in
             `differences`, and scores of single cuts in `cuts`.
         coverage, selection, selection_scores, trials, study, ablation: None where missing.
+        text_share: of the text model in what the stack predicts of the test part.
         curves: by metric name, (step, value).
         ingest, pictures, split, prototypes: JSON reports.
         costs: records of the stages.
@@ -140,6 +142,7 @@ class Inputs:
     selection_scores: pl.DataFrame | None
     trials: pl.DataFrame | None
     study: Mapping[str, Any] | None
+    text_share: float
     ablation: pl.DataFrame | None
     curves: Mapping[str, Sequence[tuple[int, float]]]
     ingest: Mapping[str, Any]
@@ -194,6 +197,7 @@ def read_inputs(sources: Sources) -> Inputs:
         selection_scores=_csv(sources.selection / "scores.csv"),
         trials=_csv(sources.tuning / "trials.csv"),
         study=_json_if_there(sources.tuning / "study.json"),
+        text_share=_json(sources.stack / TEXT_FILE)["share"],
         ablation=_csv(sources.ablation / "ablation.csv"),
         curves=_curves(sources.curves),
         ingest=_json(sources.ingest),

@@ -136,5 +136,6 @@ def facts(inputs: Inputs) -> list[tuple[str, str]]:
         ("Label", f"mean {number(label['mean'], 2)}, sd {number(label['sd'], 2)}, log2(views + 1)"),
         ("Profile", str(inputs.params["profile"])),
         *((f"{kind.capitalize()} tower", str(about["encoder"])) for kind, about in sorted(inputs.encoders.items())),
+        ("Share of the text model", f"{percent(inputs.text_share, 0)} in what the stack predicts of the test part"),
         ("Code", code),
     ]

@@ -34,7 +34,7 @@ SCHEME_SAYS = {
     "random": ("flattering", "Random folds: the model knows most users, and their future. Flatters every model."),
 }
 MODEL_SAYS = {
-    "stack": "the chosen blocks, on the kept fit rows",
+    "stack": "the chosen blocks, on the kept fit rows, and the share of the fine-tuned text model",
     "metadata": "without pictures, texts and network, on all fit rows",
     "user_mean": "mean label of the user's fit rows, shrunk to that of all",
     "constant": "median of the fit rows",

@@ -9,7 +9,6 @@ look at the posts here (`SharedAttention`); with the whole Eq 6 a step would cos
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from popularity.network.losses import class_loss
 from popularity.network.shared import ATTENTION_FILE, SharedAttention, read_tensors, write_tensors
 from popularity.stack.blocks import Blocks, dense_rows, part_rows
 from popularity.stack.heads import Array, FloatArray, user_folds
+from popularity.stack.parallel import torch_threads
 
 NAME = "network_head"  # of the column
 ASKED = 512  # posts of a forward pass
@@ -123,7 +123,7 @@ class NetworkHead(nn.Module):
     @torch.inference_mode()
     def predict(self, posts: Posts) -> FloatArray:
         """(n,) labels, in evaluation mode."""
-        with one_thread():
+        with torch_threads(1):
             parts = [
                 self(torch.tensor(posts.image[rows]), torch.tensor(posts.text[rows]))[0]  # aligned copies
                 for rows in (slice(start, start + ASKED) for start in range(0, len(posts.image), ASKED))
@@ -195,7 +195,7 @@ def _train(
     seed: int,
 ) -> NetworkHead:
     """A head trained on `posts` of the classes (n,), -1 for one that the network does not know."""
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    with torch_threads(1), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = NetworkHead(deepcopy(attention), posts.text.shape[1], params.hidden, params.dropout)
         head.standardise(posts.text, label)
@@ -236,14 +236,3 @@ def _batches(posts: int, steps: int, size: int, seed: int) -> Iterator[Tensor]:
             waiting = np.append(waiting, draw.permutation(posts))
         rows, waiting = waiting[:size], waiting[size:]
         yield torch.from_numpy(rows)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """More threads would sum in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache
 from threading import Thread
 from typing import TypeVar
 
+import torch
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
@@ -45,10 +47,21 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: 
             raise ClusterError(
                 "the process of a fit was killed, as a rule because memory ran out\n"
                 f"  expected: memory for {at_once} fits at a time\n"
-                "  next: lower stack.folds_at_once and run the command again: it goes on from what is finished"
+                "  next: lower folds_at_once in params.yaml and run the command again: it goes on from what is finished"
             ) from error
         finally:
             get_reusable_executor().shutdown()  # so that their memory is counted
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Torch computes on so many threads: more would sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _in_worker(work: Callable[[Task], Result], task: Task, parent: int) -> Result:

@@ -82,6 +82,7 @@ class StackParams(Section):
     trees: TreeParams
     catboost: CatBoostParams
     linear: LinearParams
+    text_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
 
     def __post_init__(self) -> None:
         if "network" in self.learners and "network" not in self.columns.heads:

@@ -1,0 +1,81 @@
+"""The text model of every fold: what it says of the scored rows; and the model of `final`, for later posts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import torch
+from tqdm import tqdm
+
+from popularity.encoders.text import EmbedTextParams
+from popularity.schema import TEXT_PREDICTIONS, nothing, read_table, write_table
+from popularity.splits import rows_of
+from popularity.stack.fit import load_fold
+from popularity.stack.parallel import in_order, torch_threads
+from popularity.text_model.model import TextModelParams, fit
+
+FINAL = "final"
+Key = tuple[str, int, int]
+
+
+def fit_folds(
+    posts: pl.DataFrame,
+    splits: pl.DataFrame,
+    features: Path,
+    encoder: EmbedTextParams,
+    params: TextModelParams,
+    schemes: Sequence[str],
+    *,
+    state: Path,
+    model: Path,
+) -> pl.DataFrame:
+    """What the models say of every fold's scored rows (contract TEXT_PREDICTIONS); empty without epochs.
+
+    Args:
+        posts: contract POSTS.
+        splits: contract FOLDS.
+        features: folder that featurize wrote.
+        encoder: section embed_text.
+        params: section text_model.
+        schemes: beside `final`.
+        state: finished folds are kept there and not fitted again.
+        model: file of the model of `final`.
+    """
+    if not params.epochs:
+        return nothing(TEXT_PREDICTIONS)
+    folds = list(rows_of(splits, [*schemes, FINAL]))
+    work = partial(_predictions, posts, features, encoder, params, state, model)
+    at_once = 1 if torch.cuda.is_available() else params.folds_at_once
+    done = in_order(work, folds, at_once=at_once, threads=params.threads)
+    found: pl.DataFrame = pl.concat(tqdm(done, "text model", len(folds), unit="fold"))
+    return found.sort(TEXT_PREDICTIONS.key)
+
+
+def _predictions(
+    posts: pl.DataFrame,
+    features: Path,
+    encoder: EmbedTextParams,
+    params: TextModelParams,
+    state: Path,
+    model: Path,
+    task: tuple[Key, pl.DataFrame],
+) -> pl.DataFrame:
+    """Contract TEXT_PREDICTIONS, of one fold."""
+    key, rows = task
+    finished = state / "{}-{}-{}.parquet".format(*key)
+    if not finished.exists():
+        data = load_fold(key, rows, posts, features)
+        with torch_threads(params.threads):
+            fitted = fit(data.fit, data.label, data.posted_at, encoder, params)
+            predicted = fitted.predict(data.score, data.scored_at)
+        scheme, repeat, fold = key
+        told = data.score.select(
+            "pid", scheme=pl.lit(scheme), repeat=pl.lit(repeat, pl.Int32), fold=pl.lit(fold, pl.Int32)
+        ).with_columns(prediction=pl.Series(predicted, dtype=pl.Float64))
+        if scheme == FINAL:
+            fitted.save(model)
+        write_table(told, finished, TEXT_PREDICTIONS)
+    return read_table(finished, TEXT_PREDICTIONS)

@@ -1,0 +1,60 @@
+"""Fine-tunes the text tower on the label in every fold, beside the network, which never sees a label.
+
+Reads posts, splits and features; writes predictions.parquet for the scored rows of every fold, and the model of the
+final fit with its manifest. Finished folds are kept, and a killed run goes on from there.
+
+    python -m stages.text_model --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
+        --features data/features --predictions data/text_model --models models/text_model
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.encoders.sources import find_weights
+from popularity.encoders.text import EmbedTextParams
+from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
+from popularity.manifest import write_manifest
+from popularity.schema import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
+from popularity.stage import measured, run
+from popularity.text_model import TextModelParams, fit_folds
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
+    for name in ("posts", "splits", "features", "predictions", "models", "resources"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--state", type=Path, default=STATE_ROOT)
+    args = parser.parse_args(argv)
+    params = load_params("text_model", TextModelParams, args.params)
+    encoder = load_params("embed_text", EmbedTextParams, args.params)
+    schemes = tuple(read_yaml(args.params)["stack"]["schemes"])
+    inputs = {name: vars(args)[name] for name in ("posts", "splits", "features")}
+    key = fingerprint(asdict(params), asdict(encoder), schemes, find_weights(encoder), *inputs.values())
+    with (
+        measured("text_model", args.resources),
+        resume_state("text_model", key, args.state) as state,
+        atomic_directory(args.models) as models,
+        atomic_directory(args.predictions) as out,
+    ):
+        found = fit_folds(
+            read_table(args.posts, POSTS),
+            read_table(args.splits, FOLDS),
+            args.features,
+            encoder,
+            params,
+            schemes,
+            state=state,
+            model=state / "model.safetensors",
+        )
+        write_table(found, out / "predictions.parquet", TEXT_PREDICTIONS)
+        if params.epochs:
+            (models / "model.safetensors").write_bytes((state / "model.safetensors").read_bytes())
+        write_manifest(models, params={"text_model": asdict(params)}, inputs=inputs, metrics={})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,208 @@
+"""The text model: it learns what texts say of the label, sees no scored label, and gives the same bytes again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import spearmanr
+
+from popularity.errors import DataError
+from popularity.features import featurize
+from popularity.schema import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
+from popularity.splits import make_splits, rows_of
+from popularity.stack.fit import Fold, load_fold
+from popularity.text_model.model import Numbers, TextModel, TextModelParams, batches, fit, sentences
+from stages import text_model
+from tests.encoders.tiny_encoders import text_params
+from tests.random_posts import random_images, random_posts
+from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
+
+PARAMS = TextModelParams(
+    seed=0, epochs=3, fit_posts=0, blocks=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01, warmup_share=0.1,
+    threads=1, folds_at_once=1,
+)  # fmt: skip
+ENCODER = text_params()
+SCHEMES = ["report", "matched"]
+
+
+@pytest.fixture(scope="module")
+def posts() -> pl.DataFrame:
+    """A title's words decide on the label of a training post."""
+    made = random_posts(3, train=500, test=60, users=120)
+    rng = np.random.default_rng(0)
+    liked = rng.random(made.height) < 0.5
+    label = pl.Series(6 + 3 * liked + rng.normal(0, 0.3, made.height)).round(2)
+    title = pl.Series(np.where(liked, "a kitten asleep on a sofa", "the annual tax report of a bank"))
+    return made.with_columns(title=title, label=pl.when(split="train").then(label))
+
+
+@pytest.fixture(scope="module")
+def folder(posts: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stage reads."""
+    return write_inputs(posts, tmp_path_factory.mktemp("inputs"))
+
+
+def write_inputs(posts: pl.DataFrame, folder: Path) -> Path:
+    splits = make_splits(posts, SPLIT)[0]
+    write_table(posts, folder / "posts.parquet", POSTS)
+    write_table(splits, folder / "splits.parquet", FOLDS)
+    featurize(posts, random_images(posts.sort("pid"), seed=0), splits, FEATURIZE, folder / "features")
+    return folder
+
+
+def fold_of(folder: Path, scheme: str) -> Fold:
+    posts, splits = read_table(folder / "posts.parquet", POSTS), read_table(folder / "splits.parquet", FOLDS)
+    key, rows = next(iter(rows_of(splits, [scheme])))
+    return load_fold(key, rows, posts, folder / "features")
+
+
+def run_stage(folder: Path, out: Path, params: TextModelParams = PARAMS) -> pl.DataFrame:
+    """What the stage writes below `out`."""
+    out.mkdir(exist_ok=True)
+    sections = {"text_model": asdict(params), "embed_text": asdict(ENCODER), "stack": {"schemes": SCHEMES}}
+    (out / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
+    given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features"}
+    made = {"predictions": "told", "models": "models", "resources": "cost.json", "state": "state"}
+    flags = [part for name, file in given.items() for part in (f"--{name}", str(folder / file))]
+    flags += [part for name, file in made.items() for part in (f"--{name}", str(out / file))]
+    text_model.main([*flags, "--params", str(out / "params.yaml")])
+    return read_table(out / "told/predictions.parquet", TEXT_PREDICTIONS)
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ran") / "out"
+    run_stage(folder, out)
+    return out
+
+
+def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFrame) -> None:
+    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
+    scored = told.filter(scheme="matched").join(posts.select("pid", "label"), on="pid", validate="m:1")
+    assert spearmanr(scored["label"], scored["prediction"]).statistic > 0.6
+    assert np.abs(scored["label"].to_numpy() - scored["prediction"].to_numpy()).mean() < 1.0
+    untrained = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=0))
+    fold = fold_of(folder, "matched")
+    assert np.ptp(untrained.predict(fold.score, fold.scored_at)) < np.ptp(scored["prediction"].to_numpy())
+
+
+def _given(folder: Path) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+    fold = fold_of(folder, "matched")
+    return fold.fit, fold.label, fold.posted_at
+
+
+def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:
+    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
+    splits = read_table(folder / "splits.parquet", FOLDS)
+    wanted = splits.filter(pl.col("role") == "score", pl.col("scheme").is_in([*SCHEMES, "final"]))
+    assert told.select(TEXT_PREDICTIONS.key).equals(wanted.select(TEXT_PREDICTIONS.key).sort(TEXT_PREDICTIONS.key))
+
+
+def test_labels_of_scored_posts_change_nothing(posts: pl.DataFrame, ran: Path, tmp_path: Path) -> None:
+    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
+    reported = told.filter(scheme="report")["pid"]
+    blank = pl.when(pl.col("pid").is_in(reported.implode())).then(pl.col("label") - 5).otherwise("label")
+    other = run_stage(write_inputs(posts.with_columns(label=blank), tmp_path), tmp_path / "out")
+    for scheme in SCHEMES:
+        assert other.filter(scheme=scheme).equals(told.filter(scheme=scheme))
+    assert not other.filter(scheme="final").equals(told.filter(scheme="final"))
+
+
+def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
+    folder: Path, ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = run_stage(folder, tmp_path / "out")
+    assert again.equals(read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS))
+    first, second = (tree_bytes(out / "models")["model.safetensors"] for out in (ran, tmp_path / "out"))
+    assert first == second
+    fitted = 0
+
+    def interrupted(*args: Any) -> TextModel:
+        nonlocal fitted
+        fitted += 1
+        if fitted == 3:
+            raise KeyboardInterrupt
+        return fit(*args)
+
+    monkeypatch.setattr("popularity.text_model.folds.fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(folder, tmp_path / "killed")
+    assert len(list((tmp_path / "killed/state").rglob("*.parquet"))) == 2
+    assert run_stage(folder, tmp_path / "killed").equals(again)
+    assert fitted == 1 + again.select("scheme", "fold").n_unique()
+
+
+def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path) -> None:
+    final = fold_of(folder, "final")
+    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="final")
+    model = TextModel.load(ran / "models/model.safetensors", ENCODER)
+    np.testing.assert_allclose(model.predict(final.score, final.scored_at), told["prediction"], rtol=0, atol=1e-5)
+    alone = model.predict(final.score.head(1), final.scored_at[:1])
+    np.testing.assert_allclose(alone, told["prediction"][:1], rtol=0, atol=1e-5)
+
+
+def test_in_half_precision_too_a_post_is_predicted_alike_with_any_others(folder: Path) -> None:
+    half = replace(ENCODER, precision="bf16")
+    model = fit(*_given(folder), half, replace(PARAMS, epochs=1))
+    fold = fold_of(folder, "matched")
+    together = model.predict(fold.score, fold.scored_at)
+    for row in range(5):
+        alone = model.predict(fold.score[row : row + 1], fold.scored_at[row : row + 1])
+        np.testing.assert_allclose(alone, together[row : row + 1], rtol=0, atol=1e-5)
+    whole = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=1))
+    assert not np.array_equal(whole.predict(fold.score, fold.scored_at), together)
+
+
+def test_without_epochs_there_is_no_model(folder: Path, tmp_path: Path) -> None:
+    assert run_stage(folder, tmp_path / "out", replace(PARAMS, epochs=0)).is_empty()
+    assert sorted(tree_bytes(tmp_path / "out/models")) == ["manifest.json"]
+
+
+def test_of_many_posts_it_sees_the_latest(folder: Path) -> None:
+    features, label, posted_at = _given(folder)
+    late = posted_at >= np.sort(posted_at)[-100]
+    alone = fit(features.filter(pl.Series(late)), label[late], posted_at[late], ENCODER, PARAMS)
+    capped = fit(features, label, posted_at, ENCODER, replace(PARAMS, fit_posts=int(late.sum())))
+    assert np.array_equal(alone.predict(features, posted_at), capped.predict(features, posted_at))
+    more = fit(features, label, posted_at, ENCODER, PARAMS)
+    assert not np.array_equal(more.predict(features, posted_at), capped.predict(features, posted_at))
+
+
+def test_a_rate_that_diverges_is_an_error(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"loss is no finite number[\s\S]*text_model\.lr"):
+        fit(*_given(folder), ENCODER, replace(PARAMS, lr=1e30))
+
+
+def test_numbers_are_standardised_by_fit_rows_alone(folder: Path) -> None:
+    fold = fold_of(folder, "matched")
+    numbers = Numbers.fit(fold.fit)
+    values = numbers.apply(fold.fit)
+    known = fold.fit.select(numbers.names).cast(pl.Float64).to_numpy()
+    column = numbers.names.index("title_length")
+    logs = np.log1p(known[:, column])
+    np.testing.assert_allclose(values[:, column], np.clip((logs - logs.mean()) / logs.std(), -5, 5), atol=1e-5)
+    assert not {"uid", "text", "concept"} & set(numbers.names)
+    assert not [name for name in numbers.names if "." in name]
+    assert np.isfinite(numbers.apply(fold.score)).all()
+
+
+def test_sentences_name_classes_title_and_tags() -> None:
+    rows = pl.DataFrame(
+        {"subcategory": ["Animal/cat", None], "concept": ["Animal/cat/kitten", "x"], "text": ["a b", ""]}
+    )
+    assert sentences(rows) == ["cat. kitten. a b", ". x. "]
+
+
+@pytest.mark.parametrize("posts", [1, 15, 16, 300])
+def test_an_epoch_sees_every_post_once(posts: int) -> None:
+    lengths = np.random.default_rng(0).integers(3, 40, posts)
+    seen = list(batches(lengths, replace(PARAMS, epochs=2)))
+    assert max(len(rows) for rows in seen) <= PARAMS.batch_size
+    assert np.bincount(np.concatenate(seen)).tolist() == [2] * posts
+    assert len(seen) == 2 * -(-posts // PARAMS.batch_size)
