@@ -1,5 +1,7 @@
 """The table of all cuts in time: ours, ours without each part, every peer and baseline, in SRC and MAE.
 
+Ours is the stack merged with the text model, as the graph does it; so is ours without a part of the stack.
+
     python -m benchmarks.cuts                                   # the cuts of `matched`, by which all is chosen
     python -m benchmarks.cuts --folder ../run --systems "- image" metadata catboost_2020 --out cuts.csv
     python -m benchmarks.cuts --shape "a third of the users"    # of another data set, made from its posts
@@ -31,19 +33,25 @@ import polars as pl
 from benchmarks import peers, systems
 from benchmarks.shapes import SHAPES, reshaped
 from benchmarks.systems import METRICS, Array, FoldData, Project, System, compare, ours
-from popularity import features, stack
+from popularity import features, stack, text_model
 from popularity.config import PARAMS_FILE, load_params
+from popularity.encoders.text import EmbedTextParams
 from popularity.errors import ConfigError
 from popularity.features import FeaturizeParams, featurize
 from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint
 from popularity.manifest import REPOSITORY
-from popularity.schema import IMAGES, USERS, read_table
+from popularity.schema import IMAGES, TEXT_PREDICTIONS, USERS, read_table
 from popularity.splits import SplitParams
 from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
+from popularity.stack.merging import CONSTANT, MODEL, fitted_shares, merged
+from popularity.stack.parallel import torch_threads
 from popularity.stage import run
+from popularity.text_model import TextModelParams
+from popularity.text_model.model import fit
 
 OURS, MEAN, LAST = "ours", "mean", "last"
+TEXT, WITHOUT_TEXT = "the text model", "- text model"
 CONFIGURATION = ("params.yaml", "src", "benchmarks")  # what must be committed before the last cut is scored
 Change = Callable[[FoldData], FoldData]
 
@@ -83,13 +91,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = project.splits.filter(pl.col("scheme").is_in(schemes))
     project = with_splits(project, splits, load_params("featurize", FeaturizeParams, params))
     rows = table_rows(project.params)
+    told = load_params("text_model", TextModelParams, params)
+    if told.epochs:
+        rows |= {TEXT: text_row(load_params("embed_text", EmbedTextParams, params), told), WITHOUT_TEXT: rows[OURS]}
     if unknown := set(args.systems or ()) - set(rows):
         raise ConfigError(f"--systems {' '.join(sorted(unknown))}: expected of {', '.join(rows)}")
     kept = Kept.below(args.folder)
-    chosen = {name: partial(kept, row) for name, row in rows.items() if name in {OURS, *(args.systems or rows)}}
-    table = cut_table(project.run(chosen, "matched"), args.resamples)
+    wanted = {OURS, CONSTANT, TEXT, WITHOUT_TEXT, *(args.systems or rows)}
+    chosen = {name: partial(kept, row) for name, row in rows.items() if name in wanted}
+    found = pl.concat(project.run(chosen, scheme) for scheme in schemes)
+    if told.epochs:
+        found = with_text(found, project.params.text_shares)
+    table = cut_table(found.filter(scheme="matched"), args.resamples)
     if args.last:
-        last = compare(project.run(chosen, "report"), OURS, resamples=args.resamples)
+        last = compare(found.filter(scheme="report"), OURS, resamples=args.resamples)
         log_last(args.log or args.folder / "reports/last_cut.log", commit, last)
         table = pl.concat([table, last.with_columns(cut=pl.lit(LAST))])
     for metric in METRICS:
@@ -174,8 +189,7 @@ def stack_row(change: Change, system: System = ours, name: str = OURS) -> Row:
 
     def inputs(data: FoldData) -> tuple[object, ...]:
         changed = change(data)
-        parts = [part for part in vars(changed.fold).values() if isinstance(part, pl.DataFrame | np.ndarray)]
-        return (name, *(digest(pl.DataFrame(part)) for part in parts), asdict(changed.params))
+        return (name, *fold_digests(changed), asdict(replace(changed.params, text_shares=(0.0,))))
 
     return Row(lambda data: system(change(data)), inputs, (*code_of(stack), *code_of(systems)))
 
@@ -190,6 +204,50 @@ def simple_row(name: str) -> Row:
 def peer_row(name: str, system: System) -> Row:
     """A peer reads the posts and the blocks, and of the parameters seed and threads."""
     return Row(system, lambda data: (name, digest(data.posts), data.params.seed, data.params.threads), code_of(peers))
+
+
+def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
+    """The text model by itself, which sees the fold's features and labels."""
+
+    def system(data: FoldData) -> Array:
+        with torch_threads(params.threads):
+            fitted = fit(data.fold.fit, data.fold.label, data.fold.posted_at, encoder, params)
+            return fitted.predict(data.fold.score, data.fold.scored_at)
+
+    def inputs(data: FoldData) -> tuple[object, ...]:
+        return (TEXT, *fold_digests(data), asdict(encoder), asdict(replace(params, folds_at_once=1)))
+
+    return Row(system, inputs, code_of(text_model))
+
+
+def with_text(rows: pl.DataFrame, candidates: Sequence[float]) -> pl.DataFrame:
+    """`rows` of Project.run, OURS and what lacks a part of it merged with TEXT; WITHOUT_TEXT is OURS as it was.
+
+    Every row takes the shares of OURS, chosen among `candidates` as the stage does.
+    """
+    facts = rows.select(
+        "pid", "scheme", pl.lit(0, pl.Int32).alias("repeat"), pl.col("cut").cast(pl.Int32).alias("fold")
+    )
+    told = facts.with_columns(prediction=rows[TEXT]).select(list(TEXT_PREDICTIONS.columns))
+
+    def as_stack(**columns: str) -> pl.DataFrame:
+        return pl.concat(
+            facts.with_columns(seed=pl.lit(0), model=pl.lit(model), prediction=rows[column])
+            for model, column in columns.items()
+        )
+
+    labels = rows.select("pid", "label").unique()
+    shares = fitted_shares(as_stack(**{MODEL: OURS, CONSTANT: CONSTANT}), told, labels, candidates)
+    ours_less = [name for name in rows.columns if name == OURS or (name.startswith("- ") and name != WITHOUT_TEXT)]
+    return rows.with_columns(
+        merged(as_stack(**{MODEL: name}), told, shares)["prediction"].alias(name) for name in ours_less
+    )
+
+
+def fold_digests(data: FoldData) -> list[str]:
+    """Of the fold's tables and arrays."""
+    parts = [part for part in vars(data.fold).values() if isinstance(part, pl.DataFrame | np.ndarray)]
+    return [digest(pl.DataFrame(part)) for part in parts]
 
 
 def digest(table: pl.DataFrame) -> str:

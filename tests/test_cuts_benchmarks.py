@@ -22,8 +22,10 @@ from popularity.manifest import REPOSITORY
 from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table, write_table
 from popularity.splits import make_splits, rows_of
 from popularity.stack import StackParams
+from tests.encoders.tiny_encoders import text_params
 from tests.random_posts import random_images
 from tests.stack.small_stack import ALL_PARTS, FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
+from tests.text_model.test_text_model import PARAMS as TEXT_MODEL
 
 
 def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
@@ -36,6 +38,7 @@ def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
     write_table(no_users(), interim / "users.parquet", USERS)
     write_blocks(blocks, folder / "data/embeddings")
     params = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(STACK)}
+    params |= {"text_model": {**asdict(TEXT_MODEL), "epochs": 0}, "embed_text": asdict(text_params())}
     (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     return folder
 
@@ -89,6 +92,34 @@ def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: p
     shown = capsys.readouterr().out
     assert shown.count("metadata") == 2
     assert "last" not in shown
+
+
+def test_ours_and_what_lacks_a_part_are_merged_with_the_text_model(project: Path, tmp_path: Path) -> None:
+    params = json.loads((project / "params.yaml").read_text(encoding="utf-8"))
+    params["text_model"]["epochs"] = 1
+    params["stack"]["text_shares"] = [0.25]
+    (tmp_path / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    table = run_table(project, *SOME, "--params", str(tmp_path / "params.yaml"))
+    assert set(table["system"]) == {"ours", *SOME[1:], "the text model", "- text model"}
+    alone = run_table(project, *SOME)
+    score = {name: dict(found.filter(cut="mean", metric="src").select("system", "score").iter_rows())
+             for name, found in (("alone", alone), ("merged", table))}  # fmt: skip
+    assert score["merged"]["- text model"] == score["alone"]["ours"]
+    for name in SOME[1:-1]:
+        assert score["merged"][name] == score["alone"][name]
+    for name in ("ours", "- recency"):
+        assert score["merged"][name] != score["alone"][name]
+    rows = pl.DataFrame(
+        {
+            "pid": list("abc"), "scheme": "matched", "cut": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
+            "ours": [2.0, 4.0, 6.0], "- image": [0.0, 1.0, 5.0], "metadata": [7.0, 8.0, 9.0],
+            "the text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
+        }
+    )  # fmt: skip
+    found = cuts.with_text(rows, [0.25])
+    assert found["ours"].to_list() == [2.25, 4.25, 5.5]
+    assert found["- image"].to_list() == [0.0, 1.25, 4.0]
+    assert found.drop("ours", "- image").equals(rows.drop("ours", "- image"))
 
 
 def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
