@@ -1,91 +1,232 @@
-"""Does the code at hand write the same bytes as another commit? Stages of both on generated data, file by file.
+"""Prints whether the code at hand writes the same outputs as another commit: the whole graph of both, file by file.
 
-Both commits are cloned (uncommitted changes are not compared) and run the stages named, by default those before the
-network, on a demo of the profile tiny with --posts. What differs is listed with how many values of each column do, and
-by how much at most; the exit status is 1.
+Both commits are cloned (uncommitted changes are not compared) and `dvc repro` runs in each, on the demo data of a
+profile. A table of names (benchmarks/renamed.yaml) says which files, columns, keys and values have another name since.
+A line for everything that differs: for a table, how many values of each column do, and by how much at most. The exit
+status is 1 if there is any. The code's revision, parameters, measured costs and pages for people are not compared.
 
-    python -m benchmarks.same_bytes --before HEAD~3
-    python -m benchmarks.same_bytes --before main --posts 3000 --stages demo_data ingest
+    python -m benchmarks.same_bytes --before HEAD~3 --profile tiny
+    python -m benchmarks.same_bytes --before 4ce4abb --profile demo --keep /tmp/runs
+    python -m benchmarks.same_bytes --before 4ce4abb --stages ingest split featurize
+    python -m benchmarks.same_bytes --before HEAD --environment ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell
+
+The last one says how far two CPUs agree: the second run is told to use the instructions of an older one.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import json
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
+from safetensors.numpy import load_file
 
 from benchmarks.measuring import REPOSITORY, execute
-from popularity.files import sha256_of
 from popularity.stage import run
 
-STAGES = ("demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text")
+NAMES = Path(__file__).with_name("renamed.yaml")
+DONE = ".git/run-is-complete"
+PAGES = {".html", ".md", ".txt", ".png"}  # for people; their numbers stand in the tables
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """What has another name since, and what is not compared.
+
+    Args:
+        files: pairs (regular expression of an old path, replacement).
+        names: new name by old one: of columns, keys and text values, as a whole or as a part between . / and space.
+        left_out_files: patterns of paths, under their new names, that are not compared.
+        left_out_names: new names of columns and keys that are not compared.
+    """
+
+    files: Sequence[tuple[str, str]]
+    names: Mapping[str, str]
+    left_out_files: Sequence[str]
+    left_out_names: Sequence[str]
+
+    @classmethod
+    def read(cls, file: Path) -> Renamed:
+        content = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+        files = [(old, new) for old, new in content["files"].items()]
+        return cls(files, content["names"], content["left_out_files"], content["left_out_names"])
+
+    def file(self, path: str) -> str:
+        for old, new in self.files:
+            path = re.sub(old, new, path)
+        return path
+
+    def name(self, text: str) -> str:
+        """The text with its whole, or each of its parts, under the new name."""
+        if text in self.names:
+            return self.names[text]
+        return "".join(self.names.get(part, part) for part in re.split(r"([./ ])", text))
+
+    def leaves_out_file(self, path: str) -> bool:
+        return Path(path).suffix in PAGES or any(fnmatch.fnmatch(path, pattern) for pattern in self.left_out_files)
+
+    def leaves_out(self, name: str) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self.left_out_names)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="the other commit")
-    parser.add_argument("--posts", type=int, default=300)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--after", default="HEAD", help="the commit that is compared with it")
+    parser.add_argument("--profile", default="tiny", help="of configs/profiles, for both")
+    parser.add_argument("--stages", nargs="*", default=[], help="of dvc.yaml; none: all")
+    parser.add_argument("--environment", nargs="*", default=[], help="variables of the second run, NAME=VALUE")
+    parser.add_argument("--keep", type=Path, help="folder for the finished runs, which another call uses again")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / which for which in ("before", "after")]
-        for folder, commit in zip(folders, (args.before, "HEAD"), strict=True):
-            make_run(folder, commit, args.posts, args.stages)
-        found = list(differences(*folders))
-    print("\n".join(found) if found else "the same bytes")
+        runs = args.keep or Path(name)
+        before = graph_run(runs, args.before, args.profile, args.stages)
+        after = graph_run(runs, args.after, args.profile, args.stages, args.environment)
+        found = list(differences(before, after, Renamed.read(NAMES)))
+    print("\n".join(found) if found else "the same outputs")
     sys.exit(1 if found else 0)
 
 
-def make_run(folder: Path, commit: str, posts: int, stages: Sequence[str]) -> None:
-    """A clone at `commit` in which the stages have run."""
-    execute(REPOSITORY, "git", "clone", "--quiet", str(REPOSITORY), str(folder))
-    execute(folder, "git", "checkout", "--quiet", execute(REPOSITORY, "git", "rev-parse", commit).strip())
-    execute(folder, sys.executable, "-m", "popularity.profile", "tiny")
-    yaml, file = YAML(), folder / "params.yaml"
-    params = yaml.load(file.read_text(encoding="utf-8"))
-    params["demo"] |= {"posts": posts, "users": posts // 4}
-    with file.open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
-    graph = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))
-    for stage in stages:
-        command = graph["stages"][stage]["cmd"].replace("${dataset.root}", params["dataset"]["root"])
-        execute(folder, sys.executable, *command.split()[1:])
+def graph_run(folder: Path, commit: str, profile: str, stages: Sequence[str], environment: Sequence[str] = ()) -> Path:
+    """A clone below `folder` at `commit` in which the stages have run; one that is there and complete stays."""
+    revision = execute(REPOSITORY, "git", "rev-parse", commit).strip()
+    clone = folder.resolve() / "-".join([revision[:12], profile, *environment])
+    if not clone.exists():
+        execute(REPOSITORY, "git", "clone", "--quiet", str(REPOSITORY), str(clone))
+        execute(clone, "git", "checkout", "--quiet", revision)
+    if not (clone / DONE).exists():
+        execute(clone, sys.executable, "-m", "popularity.profile", profile)
+        execute(clone, "env", *environment, sys.executable, "-m", "dvc", "repro", *stages)
+        (clone / DONE).touch()
+    return clone
 
 
-def differences(before: Path, after: Path) -> Iterator[str]:
-    """A line for every output that is not the same in both; measured costs do not count."""
-    names = {
-        file.relative_to(folder)
-        for folder in (before, after)
-        for top in ("data", "reports")
-        for file in (folder / top).rglob("*")
-        if file.is_file() and "resources" not in file.parts
-    }
-    for name in sorted(names):
-        old, new = before / name, after / name
-        if not (old.exists() and new.exists()):
-            yield f"{name}: only {'before' if old.exists() else 'after'}"
-        elif sha256_of(old) != sha256_of(new):
-            yield f"{name}: {_columns(old, new) if name.suffix == '.parquet' else 'other bytes'}"
+def differences(before: Path, after: Path, renamed: Renamed) -> Iterator[str]:
+    """A line for every output that is not the same in both."""
+    old = {renamed.file(name): before / name for name in outputs(before)}
+    new = {name: after / name for name in outputs(after)}
+    for name in sorted(old.keys() | new.keys()):
+        if renamed.leaves_out_file(name):
+            continue
+        if name not in old or name not in new:
+            yield f"{name}: only {'after' if name in new else 'before'}"
+        elif old[name].read_bytes() != new[name].read_bytes():
+            yield from (f"{name}: {difference}" for difference in compare(old[name], new[name], renamed))
 
 
-def _columns(before: Path, after: Path) -> str:
-    old, new = pl.read_parquet(before), pl.read_parquet(after)
+def outputs(clone: Path) -> list[str]:
+    """Paths of all files that the graph wrote."""
+    graph = YAML(typ="safe").load((clone / "dvc.yaml").read_text(encoding="utf-8"))
+    tops = [
+        next(iter(out)) if isinstance(out, dict) else out
+        for stage in graph["stages"].values()
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]
+    ]
+    files = [clone / top for top in tops if (clone / top).is_file()]
+    files += [file for top in tops for file in (clone / top).rglob("*") if file.is_file()]
+    return [str(file.relative_to(clone)) for file in files]
+
+
+def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
+    """What differs between two files of other bytes, once the old one's names are the new ones."""
+    if new.suffix == ".parquet":
+        yield from compare_tables(pl.read_parquet(old), pl.read_parquet(new), renamed)
+    elif new.suffix in (".csv", ".tsv"):
+        tables = [
+            pl.read_csv(file, separator="\t" if file.suffix == ".tsv" else ",", infer_schema=False)
+            for file in (old, new)
+        ]
+        yield from compare_tables(*tables, renamed)
+    elif new.suffix in (".json", ".yaml"):
+        yield from compare_trees(_tree(old), _tree(new), renamed)
+    elif new.suffix == ".npy":
+        yield from compare_arrays("array", np.load(old), np.load(new))
+    elif new.suffix == ".safetensors":
+        first, second = load_file(old), load_file(new)
+        first = {renamed.name(name): values for name, values in first.items()}
+        for name in sorted(first.keys() | second.keys()):
+            if name not in first or name not in second:
+                yield f"tensor {name} only {'after' if name in second else 'before'}"
+            else:
+                yield from compare_arrays(f"tensor {name}", first[name], second[name])
+    else:
+        lines = [file.read_bytes().splitlines() for file in (old, new)]
+        words = [renamed.name(line.decode(errors="replace")) for line in lines[0]]
+        if words != [line.decode(errors="replace") for line in lines[1]]:
+            yield "other bytes"
+
+
+def compare_tables(old: pl.DataFrame, new: pl.DataFrame, renamed: Renamed) -> Iterator[str]:
+    """Rows in the order of all columns that are no fractions: a renamed value sorts elsewhere."""
+    old = old.rename({name: renamed.name(name) for name in old.columns})
+    old, new = (table.drop([name for name in table.columns if renamed.leaves_out(name)]) for table in (old, new))
+    text = [name for name in old.columns if old[name].dtype == pl.String]
+    old = old.with_columns(pl.col(name).replace(_values(old[name], renamed)) for name in text)
+    if set(old.columns) != set(new.columns):
+        yield f"columns: {sorted(set(old.columns) ^ set(new.columns))} are not in both"
+    shared = [name for name in new.columns if name in old.columns]
+    old, new = old.select(shared), new.select(shared)
     if old.schema != new.schema or old.height != new.height:
-        return "another shape"
-    found = []
-    for column in old:
-        other = new[column.name]
+        yield f"another shape: {old.shape} and {new.shape}"
+        return
+    order = [name for name in shared if not (old[name].dtype.is_float() or old[name].dtype.is_nested())]
+    old, new = (table.sort(order, maintain_order=True, nulls_last=True) if order else table for table in (old, new))
+    for column, other in zip(old, new, strict=True):
         if not column.equals(other):
-            rows = f"{column.name} in {column.ne_missing(other).sum()} rows"
-            largest = (column.cast(pl.Float64) - other.cast(pl.Float64)).abs() if column.dtype.is_numeric() else None
-            found.append(rows if largest is None else f"{rows}, by {largest.to_numpy().max(initial=0)} at most")
-    return "; ".join(found) or "equal values in other bytes"
+            count = (~column.eq_missing(other)).sum()
+            size = (column.cast(pl.Float64) - other.cast(pl.Float64)).abs().max() if column.dtype.is_numeric() else None
+            yield f"{column.name} in {count} rows" + ("" if size is None else f", by {size} at most")
+
+
+def compare_trees(old: Any, new: Any, renamed: Renamed, at: str = "") -> Iterator[str]:
+    """JSON or YAML content: the paths whose values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        old = {renamed.name(str(key)): value for key, value in old.items()}
+        for key in sorted(old.keys() | new.keys()):
+            where = f"{at}.{key}".lstrip(".")
+            if renamed.leaves_out(key):
+                continue
+            if key not in old or key not in new:
+                yield f"{where} only {'after' if key in new else 'before'}"
+            else:
+                yield from compare_trees(old[key], new[key], renamed, where)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (first, second) in enumerate(zip(old, new, strict=True)):
+            yield from compare_trees(first, second, renamed, f"{at}[{index}]")
+    else:
+        old = renamed.name(old) if isinstance(old, str) else old
+        if old != new:
+            yield f"{at}: {old!r} and {new!r}"
+
+
+def compare_arrays(what: str, old: np.ndarray[Any, Any], new: np.ndarray[Any, Any]) -> Iterator[str]:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        yield f"{what}: {old.shape} {old.dtype} and {new.shape} {new.dtype}"
+    elif not np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
+        size = np.nanmax(np.abs(old.astype(np.float64) - new.astype(np.float64)))
+        yield f"{what}: {np.sum(old != new)} values, by {size} at most"
+
+
+def _tree(file: Path) -> Any:
+    text = file.read_text(encoding="utf-8")
+    return json.loads(text) if file.suffix == ".json" else YAML(typ="safe").load(text)
+
+
+def _values(column: pl.Series, renamed: Renamed) -> dict[str, str]:
+    """New values by old ones, for those that have another name; free text has so many values that none is one."""
+    values = column.unique().drop_nulls()
+    named = {value: renamed.name(value) for value in values if len(value) < 80} if len(values) < 5000 else {}
+    return {old: new for old, new in named.items() if old != new}
 
 
 if __name__ == "__main__":
