@@ -4,7 +4,7 @@ A generated part stands between two comments, `<!-- generated: NAME -->` and `<!
 
     stages            every stage of dvc.yaml in one line
     stage files       parameters, inputs and outputs of every stage of dvc.yaml
-    parameters        every key of params.yaml with its value and its comment
+    parameters        every key of params.yaml with its comment and its value in profile demo
     contracts         the columns of every table that passes between stages
     headline          the score table of README.md, from the CSV files of two data sets
     results/FILE.csv  a table of docs/results
@@ -25,8 +25,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from popularity.config import read_yaml
 from popularity.errors import DataError
+from popularity.profile import PROFILES, edited, read_profiles
 from popularity.schema import Column, Contract
 from popularity.stage import run
 
@@ -34,6 +37,7 @@ COMMAND = "python -m popularity.docs"
 PACKAGE = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: ([^\n]+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 RESULTS = Path("docs") / "results"
+PROFILE, DEMO_DATA = "demo", "data/demo"
 DATA_FOLDERS = ("data", "models", "reports", "submissions")
 COSTS = "reports/resources/"  # time and memory of every stage
 COMMENT_COLUMN = 20  # a comment on a line of its own that starts further right continues the comment above
@@ -97,11 +101,16 @@ def stage_files_part(root: Path) -> str:
 
 
 def parameters_part(root: Path) -> str:
-    """A table for every section of params.yaml: key, value, and the comment that stands at the key."""
-    file = root / "params.yaml"
-    comments = _key_comments(file.read_text(encoding="utf-8"))
+    """The tables of params.yaml with the values of profile `demo` on the demo data, whatever is set at the moment."""
+    values = {("profile",): PROFILE, ("dataset", "root"): DEMO_DATA, **read_profiles(root / PROFILES)[PROFILE]}
+    return parameter_tables(edited((root / "params.yaml").read_text(encoding="utf-8"), values, f"profile '{PROFILE}'"))
+
+
+def parameter_tables(text: str) -> str:
+    """A table for every section of a params.yaml: key, value, and the comment that stands at the key."""
+    comments = _key_comments(text)
     blocks: list[str] = []
-    for section, content in read_yaml(file).items():
+    for section, content in YAML(typ="safe", pure=True).load(text).items():
         if isinstance(content, Mapping):
             rows = [
                 (f"`{key}`", value, _escaped(comments.get(f"{section}.{key}", "")))

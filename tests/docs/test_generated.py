@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from popularity.docs import COMMAND, contracts_part, generate, main, parameters_part, refreshed
+from popularity.dataset.preparation import set_root
+from popularity.docs import COMMAND, contracts_part, generate, main, parameter_tables, parameters_part, refreshed
 from popularity.errors import DataError
+from popularity.profile import PROFILES
+from popularity.profile import main as choose_profile
 from tests.docs.pages import PAGES, REPOSITORY, text_of
 
 
@@ -27,8 +31,8 @@ def test_an_unknown_part_is_refused() -> None:
         generate("nothing", REPOSITORY)
 
 
-def test_a_parameter_has_its_comments(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(
+def test_a_parameter_has_its_comments() -> None:
+    text = (
         "tree:          # of every fold\n"
         "  # Above\n"
         "  # the key.\n"
@@ -38,7 +42,7 @@ def test_a_parameter_has_its_comments(tmp_path: Path) -> None:
         "    names: [a, b]\n"
         "    rate: {low: 0.1, high: 1.0}  # a | b\n"
     )
-    assert parameters_part(tmp_path).splitlines() == [
+    assert parameter_tables(text).splitlines() == [
         "### `tree`",
         "",
         "of every fold",
@@ -50,6 +54,15 @@ def test_a_parameter_has_its_comments(tmp_path: Path) -> None:
         "| `deeper.names` | `[a, b]` |  |",
         "| `deeper.rate` | `{low: 0.1, high: 1.0}` | a \\| b |",
     ]
+
+
+def test_parameters_do_not_depend_on_the_chosen_profile_and_data_set(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / PROFILES, tmp_path / PROFILES)
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    expected = parameters_part(tmp_path)
+    choose_profile(["full", "--params", str(tmp_path / "params.yaml"), "--profiles", str(REPOSITORY / PROFILES)])
+    set_root(tmp_path / "params.yaml", Path("/my/own/posts"))
+    assert parameters_part(tmp_path) == expected
 
 
 def test_a_contract_has_its_columns_and_their_comments() -> None:

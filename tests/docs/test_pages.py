@@ -42,60 +42,95 @@ def current(page: Path) -> str:
     return re.sub(r"^.*commit [0-9a-f]{7}.*$", "", text, flags=re.MULTILINE)
 
 
+def missing_links(text: str, page: Path) -> list[str]:
+    """Relative links of a page to files that are not there, or to headings that the file does not have."""
+    absent = []
+    for target in re.findall(r"\]\((?!https?://|mailto:)([^)\s]+)\)", without_code_blocks(text)):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and anchor not in anchors(text if file == page else text_of(file))):
+            absent.append(target)
+    return absent
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", without_code_blocks(text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def missing_files(text: str) -> list[str]:
+    """Files in back ticks, named from the repository's root or from src/popularity, that are not there."""
+    named = re.findall(r"`((?:src|stages|tests|configs|benchmarks|docs)/[\w./-]*)[`:]", text)
+    named += re.findall(r"`(\w+(?:/\w+)*\.py)[`:]", text)
+    absent = [name for name in named if not (REPOSITORY / name).exists() and not (PACKAGE / name).exists()]
+    return list(dict.fromkeys(absent))
+
+
+def missing_commands(text: str) -> list[str]:
+    """Modules after `python -m` and targets after `make` that are not there."""
+    modules = sorted(set(re.findall(r"python -m ((?:popularity|benchmarks|stages)[\w.]*\w)", text)))
+    absent = [name for name in modules if not module_exists(name)]
+    targets = set(re.findall(r"^([a-z-]+):", text_of(REPOSITORY / "Makefile"), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:`|^|&& )make ([a-z][a-z-]*)", text, flags=re.MULTILINE))
+    return [*absent, *(f"make {name}" for name in sorted(named - targets))]
+
+
+def module_exists(name: str) -> bool:
+    """Whether `python -m name` starts something."""
+    file = (REPOSITORY / "src" if name.startswith("popularity") else REPOSITORY).joinpath(*name.split("."))
+    return file.with_suffix(".py").is_file() or (file / "__main__.py").is_file()
+
+
+def missing_keys(text: str) -> list[str]:
+    """Dotted names that begin with a section of params.yaml and are no whole path in it.
+
+    They begin a code span (`split.n_origins: 3`) or follow -S.
+    """
+    sections = "|".join(name for name in parameter_paths() if "." not in name)
+    named = re.findall(rf"(?:`|-S '?)((?:{sections})\.[a-z_0-9.]*[a-z_0-9])(?!\.\w|/)", without_generated(text))
+    return [name for name in named if name not in parameter_paths()]
+
+
 def test_readme_is_a_front_door() -> None:
     assert (REPOSITORY / "README.md").stat().st_size <= README_BYTES
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=by_name)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    text = without_code_blocks(text_of(page))
-    for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
-        name, _, anchor = target.partition("#")
-        file = page.parent / name if name else page
-        assert file.exists(), target
-        if anchor:
-            assert anchor in anchors(file), target
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", without_code_blocks(text_of(page)), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert missing_links(text_of(page), page) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_every_file_of_the_repository_is_there(page: Path) -> None:
-    text = current(page)
-    named = re.findall(r"`((?:src|stages|tests|configs|benchmarks|docs)/[\w./-]*)[`:]", text)
-    named += re.findall(r"`(\w+(?:/\w+)*\.py)[`:]", text)
-    assert [name for name in named if not (REPOSITORY / name).exists() and not (PACKAGE / name).exists()] == []
+    assert missing_files(current(page)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_every_command_is_there(page: Path) -> None:
-    text = current(page)
-    modules = set(re.findall(r"python -m ((?:popularity|benchmarks|stages)[\w.]*)", text))
-    files = {
-        module: (REPOSITORY if module[0] != "p" else REPOSITORY / "src") / module.replace(".", "/")
-        for module in modules
-    }
-    assert [
-        module
-        for module, file in files.items()
-        if not file.with_suffix(".py").exists() and not (file / "__main__.py").exists()
-    ] == []
-    targets = set(re.findall(r"^([a-z-]+):", text_of(REPOSITORY / "Makefile"), flags=re.MULTILINE))
-    assert set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", text, flags=re.MULTILINE)) <= targets
+    assert missing_commands(current(page)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_every_parameter_is_a_key_of_params_yaml(page: Path) -> None:
-    """`section.key` and `-S section.key=value`, as whole paths."""
-    sections = "|".join(read_yaml(REPOSITORY / "params.yaml"))
-    named = re.findall(
-        rf"(?:`|-S '?)((?:{sections})\.[a-z_0-9.]*[a-z_0-9])(?!\.\w|/)", without_generated(current(page))
-    )
-    assert [name for name in named if name not in parameter_paths()] == []
+    assert missing_keys(current(page)) == []
+
+
+def test_the_checks_can_fail() -> None:
+    page = REPOSITORY / "docs" / "data.md"
+    assert missing_links("# One\n[a](no.md), [b](#one), [c](#two), [d](https://e)", page) == ["no.md", "#two"]
+    assert missing_files("`src/popularity/`, `src/no/such.py`, `features/build.py: featurize`, `no.py`") == [
+        "src/no/such.py",
+        "no.py",
+    ]
+    assert missing_commands("`python -m popularity.check`, `python -m popularity.no`\nmake test && make no") == [
+        "popularity.no",
+        "make no",
+    ]
+    assert missing_keys("`evaluate.seed`, `evaluate.seeds: 1`\ndvc exp run -S 'demo.no=[1]' -S demo.seed=2") == [
+        "evaluate.seeds",
+        "demo.no",
+    ]
 
 
 def test_renamed_keys_are_the_same_in_both_places() -> None:
