@@ -138,13 +138,8 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         for group in columns.signals
     }
     changed |= {
-        "- heads": replace(params, columns=replace(columns, heads=_only(columns.heads, "network"))),
+        "- heads": replace(params, columns=replace(columns, heads=())),
         "- characters": replace(params, columns=replace(columns, heads=_other(columns.heads, "characters"))),
-        "- network head": replace(
-            params,
-            columns=replace(columns, heads=_other(columns.heads, "network")),
-            learners=_other(params.learners, "network") or ("lightgbm",),
-        ),
         "- recency": replace(params, half_life_days=0.0),
         "- weights": replace(params, weights="recency"),
         "- level": replace(params, level="none"),
@@ -158,10 +153,6 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
 
 def _without_block(columns: Any, block: str) -> Any:
     return replace(columns, blocks=_other(columns.blocks, block), heads=_other(columns.heads, block))
-
-
-def _only(names: Sequence[str], name: str) -> Any:
-    return tuple(other for other in names if other == name)
 
 
 def _other(names: Sequence[str], name: str) -> Any:

@@ -18,7 +18,6 @@ from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, S
 from popularity.stack.blocks import PROTOTYPE_VECTORS
 from popularity.stack.cluster import ClusterParams
 from popularity.stack.matrix import EncoderParams
-from popularity.stack.network_head import NetworkHeadParams
 from tests.random_posts import random_images, random_posts
 
 SPLIT = SplitParams(
@@ -36,16 +35,6 @@ STACK = StackParams(
         signals=(),
         components=3,
         heads=("image", "text", "characters", "prototype"),
-        network=NetworkHeadParams(
-            steps=5,
-            batch_size=32,
-            hidden=8,
-            dropout=0.2,
-            lr=0.01,
-            lr_attention=0.001,
-            weight_decay=0.01,
-            class_weight=1.0,
-        ),
         head_folds=3,
         head_penalties=(10.0, 100.0),
         character_penalties=(1.0, 10.0),

@@ -18,7 +18,7 @@ from popularity.stack.weights import WeightKind
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-LearnerName = Literal["lightgbm", "catboost", "linear", "network"]
+LearnerName = Literal["lightgbm", "catboost", "linear"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,6 @@ class StackParams(Section):
     catboost: CatBoostParams
     linear: LinearParams
     text_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
-
-    def __post_init__(self) -> None:
-        if "network" in self.learners and "network" not in self.columns.heads:
-            raise ValueError("learners: network reads the head's column: name network in columns.heads too")
 
     @property
     def at_once(self) -> int:
