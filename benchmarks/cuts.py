@@ -141,7 +141,6 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         "- heads": replace(params, columns=replace(columns, heads=())),
         "- characters": replace(params, columns=replace(columns, heads=_other(columns.heads, "characters"))),
         "- recency": replace(params, half_life_days=0.0),
-        "- weights": replace(params, weights="recency"),
         "- level": replace(params, level="none"),
         "- pseudo-labels": replace(params, pseudo_weight=0.0),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},

@@ -19,7 +19,7 @@ from popularity.stack.parallel import in_order
 from tests.processes import wait_for
 from tests.stack.small_stack import ALL_PARTS, posts_with_signal, run_all, tree_bytes
 
-WITH_ORDER = replace(ALL_PARTS, weights="recency", pseudo_weight=0.0)
+WITH_ORDER = replace(ALL_PARTS, pseudo_weight=0.0)
 
 
 def blas_threads(_: object = None) -> set[int]:

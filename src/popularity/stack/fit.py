@@ -1,7 +1,7 @@
 """Fits the stack and the baselines beside it in every fold, and predicts the scored rows.
 
 Every number that a fit needs (rounds, encoders, components, level, blend) comes from the fold's fit rows. Of the scored
-rows it may use what is published: dates and users for the level, features for weights and pseudo-labels.
+rows it may use what is published: dates and users for the level, features for pseudo-labels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.scale import ScaleModel
 from popularity.stack.selection import kept_rows
 from popularity.stack.target import Target
-from popularity.stack.weights import row_weights
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +153,9 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     level = Level.fit(data.posted_at, data.label, params.level)
     rest = level.remove(data.label, data.posted_at)
     encoder, matrix = MatrixEncoder.fit(data.fit, rest, blocks, columns)
-    asked = params.pseudo_weight > 0 or params.weights != "recency"
-    scored = encoder.apply(data.score, blocks) if asked and not data.score.is_empty() else None
+    scored = encoder.apply(data.score, blocks) if params.pseudo_weight and not data.score.is_empty() else None
     target = Target.fit(rest, params.target)
-    sample = Sample(matrix, target.apply(rest), _weights(data, matrix, scored, params))
+    sample = Sample(matrix, target.apply(rest), recency_weights(data.posted_at, params.half_life_days))
 
     cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
     rows, sizes = scored_rows(cuts), [len(own) for _, own in cuts]
@@ -172,7 +170,7 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     level = level.shifted(errors, mix_weights(*users, cuts, params.level))
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
-    if params.pseudo_weight and scored is not None:
+    if scored is not None:
         own = blended(models, Blend(blend.weights, None), scored).mean(axis=0)
         sample = _with_pseudo_labels(sample, scored, own, params.pseudo_weight)
         models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
@@ -190,16 +188,6 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
         time.perf_counter() - started, _forecast(level, data),
     )  # fmt: skip
     return StackModel(encoder, models, blend, target, level, scale)
-
-
-def _weights(data: Fold, matrix: Matrix, scored: Matrix | None, params: StackParams) -> Array | None:
-    recency = recency_weights(data.posted_at, params.half_life_days)
-    if scored is None:
-        return recency
-    users, scored_users = data.fit["uid"].to_numpy(), data.score["uid"].to_numpy()
-    return row_weights(
-        params.weights, recency, matrix, scored, users, scored_users, seed=params.seed, threads=params.threads
-    )
 
 
 def _fit_learners(

@@ -14,7 +14,6 @@ from popularity.stack.level import LevelKind
 from popularity.stack.matrix import EncoderParams
 from popularity.stack.selection import KeepParams
 from popularity.stack.target import TargetKind
-from popularity.stack.weights import WeightKind
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -68,7 +67,6 @@ class StackParams(Section):
     keep: KeepParams
     max_rounds: Positive
     patience: Positive
-    weights: WeightKind
     half_life_days: Annotated[float, Field(ge=0)]
     pseudo_weight: Annotated[float, Field(ge=0, le=1)]
     inner_cuts: Positive

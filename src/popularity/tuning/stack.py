@@ -154,7 +154,7 @@ class StackObjective:
     from the scored rows instead of cuts inside the fit rows. So a trial costs one fit a fold: the learners beside
     LightGBM have the target and the recency of section `stack`, and all fit rows, whatever a trial takes. The shift of
     the level, which the stage learns from those cuts, is stood in for by leaving the median of the errors out of
-    account. Rows are weighted by recency alone.
+    account.
     """
 
     def __init__(self, inputs: StackInputs, schemes: Sequence[str], space: Space[StackParams]) -> None:
