@@ -142,7 +142,6 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         "- characters": replace(params, columns=replace(columns, heads=_other(columns.heads, "characters"))),
         "- recency": replace(params, half_life_days=0.0),
         "- level": replace(params, level="none"),
-        "- pseudo-labels": replace(params, pseudo_weight=0.0),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
         "- blend by rank": replace(params, blend="mean"),
         "- further seeds": replace(params, seeds=1),

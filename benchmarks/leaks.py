@@ -76,7 +76,7 @@ def shortened(params: StackParams) -> StackParams:
     trees = replace(params.trees, learning_rate=0.1)
     return replace(
         params, seeds=1, max_rounds=min(500, params.max_rounds), patience=30, target="raw", level="none",
-        pseudo_weight=0.0, learners=("lightgbm",), columns=columns, trees=trees,
+        learners=("lightgbm",), columns=columns, trees=trees,
     )  # fmt: skip
 
 

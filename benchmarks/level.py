@@ -1,4 +1,4 @@
-"""Which choices of level, learners, blend and pseudo-labels pay, each by itself, for MAE and for SRC apart.
+"""Which choices of level, learners and blend pay, each by itself, for MAE and for SRC apart.
 
     python -m benchmarks.level                                       # of the run in this folder, at params.yaml
     python -m benchmarks.level --folder ../run --seeds 1 --only "level residual" linear --out level.csv
@@ -75,7 +75,7 @@ def choices(params: StackParams) -> Mapping[str, StackParams]:
     """The stack with each choice by itself, by name."""
     plain = replace(
         params, level="none", half_life_days=365.0, learners=("lightgbm",), blend="mean",
-        pseudo_weight=0.0, target="raw",
+        target="raw",
     )  # fmt: skip
     level = replace(plain, level="residual")
     rows = {
@@ -86,11 +86,9 @@ def choices(params: StackParams) -> Mapping[str, StackParams]:
         "level mix": replace(plain, level="mix"),
         "residual, normal scores": replace(level, target="normal"),
         "residual, no recency": replace(level, half_life_days=0.0),
-        "residual, pseudo-labels": replace(level, pseudo_weight=0.1),
         "linear": replace(level, learners=("linear",)),
         "lightgbm + linear": replace(level, learners=("lightgbm", "linear")),
         "lightgbm + linear, rank": replace(level, learners=("lightgbm", "linear"), blend="rank"),
-        "lightgbm + linear, pseudo-labels": replace(level, learners=("lightgbm", "linear"), pseudo_weight=0.1),
     }
     if find_spec("catboost") is not None:
         rows |= {

@@ -165,7 +165,7 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
     params = replace(ALL_PARTS, seeds=2, columns=replace(STACK.columns, signals=("words", "rhythm")))
     parts = cuts.without_parts(params)
     assert set(parts) - set(cuts.without_parts(STACK)) == {
-        "- signals: words", "- signals: rhythm", "- level", "- pseudo-labels", "- lightgbm", "- linear",
+        "- signals: words", "- signals: rhythm", "- level", "- lightgbm", "- linear",
         "- blend by rank", "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.blocks == ("metadata", "image", "prototype")

@@ -147,7 +147,7 @@ TWO = replace(WITH_SECOND, columns=replace(STACK.columns, heads=("image", "text"
 def test_labels_of_scored_rows_change_nothing_in_the_model(
     made: Run, params: StackParams, scheme: str, tmp_path: Path
 ) -> None:
-    """The whole saved model of a fold, with its rounds, penalty, blend, level, pseudo-labels and scale, stays;
+    """The whole saved model of a fold, with its rounds, penalty, blend, level and scale, stays;
     a fit row's label shows."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
     splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))

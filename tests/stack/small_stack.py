@@ -43,7 +43,6 @@ STACK = StackParams(
     ),
     keep=KeepParams(share=1.0, by="low_loss"),
     half_life_days=200.0,
-    pseudo_weight=0.0,
     text_shares=(0.0,),
     max_rounds=12,
     patience=4,
@@ -82,13 +81,12 @@ STACK = StackParams(
 
 
 WITH_SECOND = replace(STACK, target="normal", max_rounds=40, learners=("lightgbm", "catboost"))
-ALL_PARTS = replace(STACK, level="mix", pseudo_weight=0.1, max_rounds=40, learners=("lightgbm", "linear"), blend="rank")
+ALL_PARTS = replace(STACK, level="mix", max_rounds=40, learners=("lightgbm", "linear"), blend="rank")
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
 EITHER = [
     pytest.param(STACK, id="one learner"),
     pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost),
-    # Pseudo-labels see the features of scored rows on purpose.
-    pytest.param(replace(ALL_PARTS, pseudo_weight=0.0), id="level and order"),
+    pytest.param(ALL_PARTS, id="level and order"),
 ]
 
 

@@ -265,26 +265,6 @@ def test_a_level_that_falls_is_forecast(trending: Run, level: LevelKind, tmp_pat
     assert found.shift.spread is not None
 
 
-def test_scored_rows_enter_a_fit_by_a_switch(trending: Run, tmp_path: Path) -> None:
-    """Their features are learned from with their own predictions: never their labels."""
-    (key, rows) = next(iter(rows_of(trending.splits, ["report"])))
-    data = load_fold(key, rows, trending.posts, trending.features)
-    params = replace(LONG, pseudo_weight=0.3)
-    before, after = (fit_model(data, trending.blocks, one.columns, one, "stack") for one in (LONG, params))
-    usual, other = (model.predict(data.score, trending.blocks, data.scored_at).values for model in (before, after))
-    assert not np.array_equal(usual, other)
-    assert np.corrcoef(usual, other)[0, 1] > 0.8
-    trees = after.models["lightgbm"][0].dump_model()["tree_info"]
-    roots = [int(tree["tree_structure"]["internal_count"]) for tree in trees]
-    seen = data.fit.height + data.score.height
-    assert max(roots) == pytest.approx(seen * LONG.trees.bagging_fraction, rel=0.1)
-    # Without a scored row, as in `final` without a test part, there is nothing to see.
-    none = replace(data, score=data.score.head(0), scored_at=data.scored_at[:0])
-    for name, one in (("alone", params), ("plain", LONG)):
-        fit_model(none, trending.blocks, one.columns, one, "stack").save(tmp_path / name)
-    assert tree_bytes(tmp_path / "alone") == tree_bytes(tmp_path / "plain")
-
-
 def test_the_linear_learner_alone(trending: Run, tmp_path: Path) -> None:
     """Importance is then the mean size of contributions."""
     params = replace(LONG, learners=("linear",), level="residual")

@@ -1,7 +1,7 @@
 """Fits the stack and the baselines beside it in every fold, and predicts the scored rows.
 
 Every number that a fit needs (rounds, encoders, components, level, blend) comes from the fold's fit rows. Of the scored
-rows it may use what is published: dates and users for the level, features for pseudo-labels.
+rows it may use what is published: dates and users, for the level.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from popularity.stack.blocks import Blocks
 from popularity.stack.inner import Array, Sample, inner_cuts, recency_weights, scored_rows
 from popularity.stack.learners import LEARNERS
 from popularity.stack.level import Level, inner_levels, mix_weights
-from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
-from popularity.stack.model import StackModel, blended
+from popularity.stack.matrix import EncoderParams, MatrixEncoder
+from popularity.stack.model import StackModel
 from popularity.stack.parallel import in_order
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.scale import ScaleModel
@@ -153,7 +153,6 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     level = Level.fit(data.posted_at, data.label, params.level)
     rest = level.remove(data.label, data.posted_at)
     encoder, matrix = MatrixEncoder.fit(data.fit, rest, blocks, columns)
-    scored = encoder.apply(data.score, blocks) if params.pseudo_weight and not data.score.is_empty() else None
     target = Target.fit(rest, params.target)
     sample = Sample(matrix, target.apply(rest), recency_weights(data.posted_at, params.half_life_days))
 
@@ -170,10 +169,6 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     level = level.shifted(errors, mix_weights(*users, cuts, params.level))
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
-    if scored is not None:
-        own = blended(models, Blend(blend.weights, None), scored).mean(axis=0)
-        sample = _with_pseudo_labels(sample, scored, own, params.pseudo_weight)
-        models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
     scale = ScaleModel.fit(
         matrix, rows, out_of_fold + expected + level.shift.value, data.label, seed=params.seed, threads=params.threads
     )
@@ -198,18 +193,6 @@ def _fit_learners(
         learner: [LEARNERS[learner].fit(sample, setting, params, seed) for seed in params.each_seed]
         for learner, setting in chosen.items()
     }
-
-
-def _with_pseudo_labels(sample: Sample, scored: Matrix, own: Array, weight: float) -> Sample:
-    """The sample and, at a low weight, the scored rows with their own predictions (m,) for labels."""
-    matrix = replace(
-        sample.matrix,
-        values=np.vstack([sample.matrix.values, scored.values]),
-        pids=[*sample.matrix.pids, *scored.pids],
-    )
-    mine = np.ones(len(sample.target)) if sample.weight is None else sample.weight
-    weights = np.concatenate([mine, np.full(len(own), weight * mine.mean())])
-    return Sample(matrix, np.concatenate([sample.target, own]), weights)
 
 
 def _forecast(level: Level, data: Fold) -> str:

@@ -68,7 +68,6 @@ class StackParams(Section):
     max_rounds: Positive
     patience: Positive
     half_life_days: Annotated[float, Field(ge=0)]
-    pseudo_weight: Annotated[float, Field(ge=0, le=1)]
     inner_cuts: Positive
     inner_share: Annotated[float, Field(gt=0, lt=1)]
     schemes: tuple[Literal["report", "matched", "user", "random"], ...]
