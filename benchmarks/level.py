@@ -81,9 +81,7 @@ def choices(params: StackParams) -> Mapping[str, StackParams]:
     rows = {
         PLAIN: plain,
         "normal scores": replace(plain, target="normal"),
-        "level shift": replace(plain, level="shift"),
         LEVEL: level,
-        "level mix": replace(plain, level="mix"),
         "residual, normal scores": replace(level, target="normal"),
         "residual, no recency": replace(level, half_life_days=0.0),
         "linear": replace(level, learners=("linear",)),

@@ -81,7 +81,7 @@ STACK = StackParams(
 
 
 WITH_SECOND = replace(STACK, target="normal", max_rounds=40, learners=("lightgbm", "catboost"))
-ALL_PARTS = replace(STACK, level="mix", max_rounds=40, learners=("lightgbm", "linear"), blend="rank")
+ALL_PARTS = replace(STACK, level="residual", max_rounds=40, learners=("lightgbm", "linear"), blend="rank")
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
 EITHER = [
     pytest.param(STACK, id="one learner"),

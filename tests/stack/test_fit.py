@@ -17,7 +17,6 @@ from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
 from popularity.stack import KeepParams, StackModel
 from popularity.stack.fit import fit_model, kept_fold, load_fold
-from popularity.stack.level import LevelKind
 from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
 
 MODELS = ["constant", "metadata", "stack", "user_mean"]
@@ -249,9 +248,8 @@ def errors(run: Run, scheme: str) -> npt.NDArray[np.float64]:
     return (rows["prediction"] - rows["label"]).to_numpy()
 
 
-@pytest.mark.parametrize("level", ["shift", "residual", "mix"])
-def test_a_level_that_falls_is_forecast(trending: Run, level: LevelKind, tmp_path: Path) -> None:
-    params = replace(LONG, level=level, learners=("lightgbm", "linear"), blend="rank")
+def test_a_level_that_falls_is_forecast(trending: Run, tmp_path: Path) -> None:
+    params = replace(LONG, level="residual", learners=("lightgbm", "linear"), blend="rank")
     run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report", "user"))
     high, right = errors(trending, "report"), errors(run, "report")
     assert high.mean() > 0.5
@@ -260,8 +258,8 @@ def test_a_level_that_falls_is_forecast(trending: Run, level: LevelKind, tmp_pat
     # Where there is nothing to forecast, the level does no harm.
     assert np.abs(errors(run, "user")).mean() < np.abs(errors(trending, "user")).mean() + 0.05
     found = StackModel.load(run.models / "stack").level
-    assert found.kind == level
-    assert (found.line.slope < 0) == (level != "shift")
+    assert found.kind == "residual"
+    assert found.line.slope < 0
     assert found.shift.spread is not None
 
 

@@ -37,7 +37,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "plain": {"columns.blocks": ["metadata"], "max_rounds": 2},
     "same": {"columns.blocks": ["metadata"], "max_rounds": 2},
     "all": {"columns.signals": ["class_time"], "trees.num_leaves": 8},
-    "untried": {"level": "shift"},
+    "untried": {"level": "residual"},
 }
 CANDIDATES = ["plain", "same", "all"]
 

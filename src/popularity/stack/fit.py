@@ -1,7 +1,6 @@
 """Fits the stack and the baselines beside it in every fold, and predicts the scored rows.
 
-Every number that a fit needs (rounds, encoders, components, level, blend) comes from the fold's fit rows. Of the scored
-rows it may use what is published: dates and users, for the level.
+Every number that a fit needs (rounds, encoders, components, level, blend) comes from the fold's fit rows.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from popularity.stack.blending import Blend
 from popularity.stack.blocks import Blocks
 from popularity.stack.inner import Array, Sample, inner_cuts, recency_weights, scored_rows
 from popularity.stack.learners import LEARNERS
-from popularity.stack.level import Level, inner_levels, mix_weights
+from popularity.stack.level import Level, inner_levels
 from popularity.stack.matrix import EncoderParams, MatrixEncoder
 from popularity.stack.model import StackModel
 from popularity.stack.parallel import in_order
@@ -165,8 +164,7 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     blend = Blend.fit(each, truth, sizes, target, params.blend, centred=level.shifts)
     out_of_fold = target.invert(blend.apply(each))
     errors = np.split(truth - out_of_fold, np.cumsum(sizes))[:-1]
-    users = (data.fit["uid"].to_numpy(), data.score["uid"].to_numpy())
-    level = level.shifted(errors, mix_weights(*users, cuts, params.level))
+    level = level.shifted(errors)
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
     scale = ScaleModel.fit(
