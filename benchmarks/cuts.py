@@ -143,7 +143,6 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         "- recency": replace(params, half_life_days=0.0),
         "- level": replace(params, level="none"),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
-        "- blend by rank": replace(params, blend="mean"),
         "- further seeds": replace(params, seeds=1),
     }
     return {name: other for name, other in changed.items() if other != params}

@@ -1,4 +1,4 @@
-"""Which choices of level, learners and blend pay, each by itself, for MAE and for SRC apart.
+"""Which choices of level and learners pay, each by itself, for MAE and for SRC apart.
 
     python -m benchmarks.level                                       # of the run in this folder, at params.yaml
     python -m benchmarks.level --folder ../run --seeds 1 --only "level residual" linear --out level.csv
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def choices(params: StackParams) -> Mapping[str, StackParams]:
     """The stack with each choice by itself, by name."""
     plain = replace(
-        params, level="none", half_life_days=365.0, learners=("lightgbm",), blend="mean",
+        params, level="none", half_life_days=365.0, learners=("lightgbm",),
         target="raw",
     )  # fmt: skip
     level = replace(plain, level="residual")
@@ -86,7 +86,6 @@ def choices(params: StackParams) -> Mapping[str, StackParams]:
         "residual, no recency": replace(level, half_life_days=0.0),
         "linear": replace(level, learners=("linear",)),
         "lightgbm + linear": replace(level, learners=("lightgbm", "linear")),
-        "lightgbm + linear, rank": replace(level, learners=("lightgbm", "linear"), blend="rank"),
     }
     if find_spec("catboost") is not None:
         rows |= {
@@ -94,7 +93,6 @@ def choices(params: StackParams) -> Mapping[str, StackParams]:
             "lightgbm + catboost": replace(level, learners=("lightgbm", "catboost")),
             "catboost + linear": replace(level, learners=("catboost", "linear")),
             "all three": replace(level, learners=("lightgbm", "catboost", "linear")),
-            "all three, rank": replace(level, learners=("lightgbm", "catboost", "linear"), blend="rank"),
         }
     return rows
 

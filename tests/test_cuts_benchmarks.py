@@ -166,7 +166,7 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
     parts = cuts.without_parts(params)
     assert set(parts) - set(cuts.without_parts(STACK)) == {
         "- signals: words", "- signals: rhythm", "- level", "- lightgbm", "- linear",
-        "- blend by rank", "- further seeds",
+        "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.blocks == ("metadata", "image", "prototype")
     assert parts["- text"].columns.heads == ("image", "characters", "prototype")

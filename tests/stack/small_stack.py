@@ -53,7 +53,6 @@ STACK = StackParams(
     folds_at_once=1,
     cluster=ClusterParams(workers=0, scheduler="local"),
     learners=("lightgbm",),
-    blend="mean",
     trees=TreeParams(
         objective="regression_l1",
         learning_rate=0.2,
@@ -81,12 +80,12 @@ STACK = StackParams(
 
 
 WITH_SECOND = replace(STACK, target="normal", max_rounds=40, learners=("lightgbm", "catboost"))
-ALL_PARTS = replace(STACK, level="residual", max_rounds=40, learners=("lightgbm", "linear"), blend="rank")
+ALL_PARTS = replace(STACK, level="residual", max_rounds=40, learners=("lightgbm", "linear"))
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
 EITHER = [
     pytest.param(STACK, id="one learner"),
     pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost),
-    pytest.param(ALL_PARTS, id="level and order"),
+    pytest.param(ALL_PARTS, id="level and linear"),
 ]
 
 

@@ -249,7 +249,7 @@ def errors(run: Run, scheme: str) -> npt.NDArray[np.float64]:
 
 
 def test_a_level_that_falls_is_forecast(trending: Run, tmp_path: Path) -> None:
-    params = replace(LONG, level="residual", learners=("lightgbm", "linear"), blend="rank")
+    params = replace(LONG, level="residual", learners=("lightgbm", "linear"))
     run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report", "user"))
     high, right = errors(trending, "report"), errors(run, "report")
     assert high.mean() > 0.5

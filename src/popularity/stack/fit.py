@@ -161,7 +161,7 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner rows)
     expected = inner_levels(data.posted_at, data.label, cuts, params.level)
     truth = data.label[rows] - expected
-    blend = Blend.fit(each, truth, sizes, target, params.blend, centred=level.shifts)
+    blend = Blend.fit(each, truth, target, centred=level.shifts)
     out_of_fold = target.invert(blend.apply(each))
     errors = np.split(truth - out_of_fold, np.cumsum(sizes))[:-1]
     level = level.shifted(errors)

@@ -44,9 +44,8 @@ class Predicted:
 class Contributions:
     """What made the predictions of n posts, in the scale that the learners fit.
 
-    That scale is the label's under `stack.target: raw`; then base and contributions add up to the prediction (under
-    `stack.blend: rank` to the mean of the learners, before the order is settled). Under `normal` they add up to its
-    normal score, which is not in label units and has no level.
+    That scale is the label's under `stack.target: raw`; then base and contributions add up to the prediction. Under
+    `normal` they add up to its normal score, which is not in label units and has no level.
 
     Args:
         base: (n,) what all posts share, and the level at the post's date.

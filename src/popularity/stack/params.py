@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from popularity.config import Section
-from popularity.stack.blending import BlendKind
 from popularity.stack.cluster import ClusterParams
 from popularity.stack.level import LevelKind
 from popularity.stack.matrix import EncoderParams
@@ -75,7 +74,6 @@ class StackParams(Section):
     folds_at_once: Positive
     cluster: ClusterParams
     learners: Annotated[tuple[LearnerName, ...], Field(min_length=1)]
-    blend: BlendKind
     trees: TreeParams
     catboost: CatBoostParams
     linear: LinearParams
