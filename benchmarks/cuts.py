@@ -213,9 +213,7 @@ def with_text(rows: pl.DataFrame, candidates: Sequence[float]) -> pl.DataFrame:
 
     Every row takes the shares of OURS, chosen among `candidates` as the stage does.
     """
-    facts = rows.select(
-        "pid", "scheme", pl.lit(0, pl.Int32).alias("repeat"), pl.col("cut").cast(pl.Int32).alias("fold")
-    )
+    facts = rows.select("pid", "scheme", pl.col("cut").cast(pl.Int32).alias("fold"))
     told = facts.with_columns(prediction=rows[TEXT]).select(list(TEXT_PREDICTIONS.columns))
 
     def as_stack(**columns: str) -> pl.DataFrame:

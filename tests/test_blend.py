@@ -49,7 +49,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         scored.select(
             "pid",
             scheme=pl.lit("matched"),
-            repeat=pl.lit(0, pl.Int32),
             fold=pl.lit(0, pl.Int32),
             seed=pl.lit(seed, pl.Int64),
             model=pl.lit("stack"),

@@ -86,7 +86,7 @@ def matched_rows(runs: Mapping[str, Path], posts: pl.DataFrame) -> pl.DataFrame:
     """(fold, pid, label, a column a run) of the posts that `matched` scores, sorted by fold and pid.
 
     Args:
-        runs: by name, table of contract PREDICTIONS; seeds and repeats are averaged.
+        runs: by name, table of contract PREDICTIONS; seeds are averaged.
         posts: contract POSTS.
 
     Raises:

@@ -12,9 +12,11 @@ import pytest
 
 from popularity.evaluation.metrics import spearman
 from popularity.features import featurize
+from popularity.schema import FoldKey
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import Blocks, StackParams
-from popularity.stack.fit import fit_model, load_fold
+from popularity.stack.fit import fit_model
 from popularity.stack.matrix import Matrix, MatrixEncoder, Signal
 from tests.random_posts import random_images
 from tests.stack.small_stack import (
@@ -57,7 +59,7 @@ def with_other_labels(posts: pl.DataFrame, pids: list[str]) -> pl.DataFrame:
 
 def file_of(run: Run, scheme: str, fold: int = 0) -> bytes:
     """Predictions of one fold by every model."""
-    return run.finished(scheme)[f"{scheme}-0-{fold}.parquet"]
+    return run.finished(scheme)[FoldKey(scheme, fold).file_name]
 
 
 def label_table(run: Run, scheme: str, fold: int = 0) -> pl.DataFrame:

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.features import FeaturizeParams, featurize, fold_path
-from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table, write_block, write_table
+from popularity.features import FeaturizeParams, featurize
+from popularity.schema import PROTOTYPE_SCALARS, Block, FoldKey, check_block, check_table, write_block, write_table
 from popularity.splits import SplitParams, make_splits
 from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, StackParams, TreeParams, fit_schemes
 from popularity.stack.blocks import PROTOTYPE_VECTORS
@@ -21,7 +21,7 @@ from popularity.stack.matrix import EncoderParams
 from tests.random_posts import random_images, random_posts
 
 SPLIT = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, cuts=2, folds=3, repeats=1, unseen_user_share=0.64, tolerance=0.02
+    seed=0, report_share=0.15, matched_share=0.15, cuts=2, folds=3, unseen_user_share=0.64, tolerance=0.02
 )
 FEATURIZE = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
 STACK = StackParams(
@@ -180,11 +180,11 @@ class Run:
 
     def table(self, name: str, *schemes: str) -> pl.DataFrame:
         """`context` or `label` features of `schemes`, with the columns scheme and fold (null: every fold's)."""
-        folds = self.splits.select("scheme", "repeat", "fold").unique().filter(pl.col("scheme").is_in(schemes))
+        folds = self.splits.select("scheme", "fold").unique().filter(pl.col("scheme").is_in(schemes))
         every = folds.with_columns(fold=pl.lit(None, pl.Int32)).unique()
         parts = []
-        for scheme, repeat, fold in pl.concat([folds, every]).sort(pl.all()).rows():
-            path = fold_path(self.features / name, scheme, repeat, fold)
+        for scheme, fold in pl.concat([folds, every]).sort(pl.all()).rows():
+            path = self.features / name / (f"{scheme}.parquet" if fold is None else FoldKey(scheme, fold).file_name)
             if path.exists():
                 keys = {"scheme": pl.lit(scheme), "fold": pl.lit(fold, pl.Int32)}
                 parts.append(pl.read_parquet(path).with_columns(**keys))

@@ -15,8 +15,9 @@ import pytest
 from popularity.errors import ConfigError
 from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import KeepParams, StackModel
-from popularity.stack.fit import fit_model, kept_fold, load_fold
+from popularity.stack.fit import fit_model, kept_fold
 from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
 
 MODELS = ["constant", "metadata", "stack", "user_mean"]
@@ -35,11 +36,11 @@ def repeat(made: Run, folder: Path) -> Run:
 def test_every_scored_row_is_predicted_once_by_every_model_and_seed(made: Run) -> None:
     check_table(made.predictions, PREDICTIONS)
     scored = made.splits.filter((pl.col("role") == "score") & (pl.col("scheme") != "random"))
-    expected = scored.select("scheme", "repeat", "fold", "pid").sort(pl.all())
+    expected = scored.select("scheme", "fold", "pid").sort(pl.all())
     assert sorted(made.predictions["model"].unique()) == MODELS
     for (model, seed), rows in made.predictions.group_by("model", "seed"):
         assert seed in (STACK.seed, STACK.seed + 1)
-        assert rows.select("scheme", "repeat", "fold", "pid").sort(pl.all()).equals(expected), model
+        assert rows.select("scheme", "fold", "pid").sort(pl.all()).equals(expected), model
     seeds = {model: part["seed"].n_unique() for (model,), part in made.predictions.group_by("model")}
     assert seeds == {"constant": 1, "metadata": 2, "stack": 2, "user_mean": 1}
 
@@ -50,7 +51,7 @@ def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
     assert made.predictions.filter(pl.col("scale").is_not_null())["model"].unique().to_list() == ["stack"]
     rows = made.predictions.filter(pl.col("model") == "stack")
     assert (rows["scale"] > 0).all()
-    each = rows.group_by("scheme", "repeat", "pid").agg(pl.col("scale").n_unique())
+    each = rows.group_by("scheme", "pid").agg(pl.col("scale").n_unique())
     assert each["scale"].unique().to_list() == [1]
     assert rows["scale"].n_unique() > 20
 
@@ -160,9 +161,9 @@ def test_finished_folds_are_not_fitted_again(made: Run, tmp_path: Path) -> None:
     state.mkdir()
     for name, content in made.finished("report", "matched", "user").items():
         (state / name).write_bytes(content)
-    for cut in ("matched-0-0.parquet", "matched-0-1.parquet"):
+    for cut in ("matched-0.parquet", "matched-1.parquet"):
         write_table(pl.read_parquet(state / cut).with_columns(prediction=pl.lit(-7.0)), state / cut, PREDICTIONS)
-    (state / "user-0-1.parquet").unlink()
+    (state / "user-1.parquet").unlink()
     resumed = repeat(made, tmp_path)
     assert resumed.predictions.filter(pl.col("scheme") == "matched")["prediction"].unique().to_list() == [-7.0]
     others = pl.col("scheme") != "matched"

@@ -8,17 +8,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from popularity.features import read_features
-from popularity.schema import PREDICTIONS, check_table, write_table
+from popularity.schema import PREDICTIONS, FoldKey, check_table, write_table
 from popularity.splits import rows_of
+from popularity.splits.folds import Fold, load_fold
 from popularity.stack import catboost_learner
 from popularity.stack.blending import Blend
 from popularity.stack.blocks import Blocks
@@ -36,20 +35,6 @@ from popularity.stack.target import Target
 logger = logging.getLogger(__name__)
 
 MAIN = "stack"  # the model whose errors have a scale
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One (scheme, repeat, fold): features of its fit and score rows, and labels of its fit rows."""
-
-    scheme: str
-    repeat: int
-    fold: int
-    fit: pl.DataFrame  # pid, features
-    score: pl.DataFrame  # pid, features
-    label: npt.NDArray[np.float64]  # (fit rows,)
-    posted_at: npt.NDArray[np.int64]  # (fit rows,) microseconds
-    scored_at: npt.NDArray[np.int64]  # (score rows,)
 
 
 def fit_schemes(
@@ -73,9 +58,9 @@ def fit_schemes(
     if "catboost" in params.learners:
         catboost_learner.catboost()
 
-    def fit(task: tuple[tuple[str, int, int], pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
         key, rows = task
-        finished = state / "{}-{}-{}.parquet".format(*key)
+        finished = state / key.file_name
         if finished.exists():
             return pl.read_parquet(finished), None
         data = load_fold(key, rows, posts, features)
@@ -87,7 +72,7 @@ def fit_schemes(
             [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
             + [predict_simple(data, params, name) for name in ("user_mean", "constant")]
         )
-        if data.scheme != "final":
+        if key.scheme != "final":
             write_table(predictions, finished, PREDICTIONS)
             return predictions, None
         for name, model in models.items():
@@ -107,27 +92,6 @@ def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple
         MAIN: (kept_fold(data, blocks, params), params.columns),
         "metadata": (data, replace(params.columns, blocks=("metadata",), signals=())),
     }
-
-
-def load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
-    features = read_features(folder, *key, rows)
-    roles = dict(rows.iter_rows())
-    is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
-    fit = features.filter(is_fit)
-    score = features.filter(~is_fit)
-    known = posts.select("pid", "label", "posted_at")
-    facts, scored = (
-        part.select("pid").join(known, on="pid", how="left", validate="1:1", maintain_order="left")
-        for part in (fit, score)
-    )
-    return Fold(
-        *key,
-        fit=fit,
-        score=score,
-        label=facts["label"].to_numpy(),
-        posted_at=facts["posted_at"].to_physical().to_numpy(),
-        scored_at=scored["posted_at"].to_physical().to_numpy(),
-    )
 
 
 def fit_and_predict(data: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
@@ -171,8 +135,8 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
         matrix, rows, out_of_fold + expected + level.shift.value, data.label, seed=params.seed, threads=params.threads
     )
     logger.info(
-        "%-8s repeat %d fold %d  %-8s  %5d fit rows  %4d columns  %s  %5.1f s%s",
-        data.scheme, data.repeat, data.fold, name,
+        "%-8s fold %d  %-8s  %5d fit rows  %4d columns  %s  %5.1f s%s",
+        data.key.scheme, data.key.fold, name,
         len(data.label), len(matrix.names),
         "  ".join(
             f"{learner} {share:.0%} at {one.chosen}"
@@ -237,9 +201,8 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array
         pl.DataFrame(
             {
                 "pid": data.score["pid"],
-                "scheme": data.scheme,
-                "repeat": data.repeat,
-                "fold": data.fold,
+                "scheme": data.key.scheme,
+                "fold": data.key.fold,
                 "seed": seed,
                 "model": model,
                 "prediction": values,
