@@ -38,9 +38,10 @@ from popularity.network.losses import cosines
 from popularity.network.model import CLASS_LEVEL, LevelName, NetworkParams
 from popularity.schema import FOLDS, Block, read_table
 from popularity.splits import rows_of
+from popularity.splits.folds import Fold, load_fold
 from popularity.stack import StackParams
 from popularity.stack.blocks import Blocks, PrototypePart, read_blocks
-from popularity.stack.fit import Fold, fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict
 from popularity.stack.parallel import in_order
 from popularity.stack.selection import KeepParams
 from popularity.stage import run
@@ -276,7 +277,7 @@ def _table(
 ) -> pl.DataFrame:
     facts = predictions[REFERENCE][0].select("pid").join(bench.posts, on="pid", how="left", maintain_order="left")
     labels, users = facts["label"].to_numpy(), facts["uid"].to_numpy()
-    scored = pl.concat(fold.score.select("pid", cut=pl.lit(fold.fold)) for fold in folds).sort("pid")
+    scored = pl.concat(fold.score.select("pid", cut=pl.lit(fold.key.fold)) for fold in folds).sort("pid")
     cuts = scored["cut"].to_numpy().astype(np.int64)
     matrices = {
         name: np.stack([frame["prediction"].to_numpy() for frame in frames], axis=1)

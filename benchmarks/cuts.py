@@ -138,19 +138,11 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         for group in columns.signals
     }
     changed |= {
-        "- heads": replace(params, columns=replace(columns, heads=_only(columns.heads, "network"))),
+        "- heads": replace(params, columns=replace(columns, heads=())),
         "- characters": replace(params, columns=replace(columns, heads=_other(columns.heads, "characters"))),
-        "- network head": replace(
-            params,
-            columns=replace(columns, heads=_other(columns.heads, "network")),
-            learners=_other(params.learners, "network") or ("lightgbm",),
-        ),
         "- recency": replace(params, half_life_days=0.0),
-        "- weights": replace(params, weights="recency"),
         "- level": replace(params, level="none"),
-        "- pseudo-labels": replace(params, pseudo_weight=0.0),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
-        "- blend by rank": replace(params, blend="mean"),
         "- further seeds": replace(params, seeds=1),
     }
     return {name: other for name, other in changed.items() if other != params}
@@ -158,10 +150,6 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
 
 def _without_block(columns: Any, block: str) -> Any:
     return replace(columns, blocks=_other(columns.blocks, block), heads=_other(columns.heads, block))
-
-
-def _only(names: Sequence[str], name: str) -> Any:
-    return tuple(other for other in names if other == name)
 
 
 def _other(names: Sequence[str], name: str) -> Any:
@@ -225,9 +213,7 @@ def with_text(rows: pl.DataFrame, candidates: Sequence[float]) -> pl.DataFrame:
 
     Every row takes the shares of OURS, chosen among `candidates` as the stage does.
     """
-    facts = rows.select(
-        "pid", "scheme", pl.lit(0, pl.Int32).alias("repeat"), pl.col("cut").cast(pl.Int32).alias("fold")
-    )
+    facts = rows.select("pid", "scheme", pl.col("cut").cast(pl.Int32).alias("fold"))
     told = facts.with_columns(prediction=rows[TEXT]).select(list(TEXT_PREDICTIONS.columns))
 
     def as_stack(**columns: str) -> pl.DataFrame:

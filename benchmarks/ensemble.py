@@ -8,7 +8,7 @@ parameters, splits and features of the first run. Rows beside the runs, scored a
 
     as many boosters    the first run with the boosters of all: what an ensemble must beat, for it costs no network
     mean                of the runs' predictions
-    weighted, by rank   as `python -m popularity.blend` fits them, but for each cut on the other cuts
+    weighted            as `python -m popularity.blend` fits them, but for each cut on the other cuts
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import polars as pl
 
 from benchmarks.cuts import OURS, Change, Kept, cut_table, printed, stack_row, with_splits
 from benchmarks.systems import METRICS, FoldData, Project
-from popularity.blend import among, fitted
+from popularity.blend import fitted
 from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import DataError
 from popularity.features import FeaturizeParams
 from popularity.files import atomic_path
 from popularity.splits import SplitParams, make_splits
-from popularity.stack.blending import BlendKind
 from popularity.stage import run
 
 SCHEME = "matched"
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = rows.join(found.select("cut", "pid", f"{folder}"), on=["cut", "pid"], validate="1:1")
     networks = [OURS, *map(str, args.runs)]
     rows = rows.with_columns(pl.mean_horizontal(networks).alias("mean"))
-    rows = with_blend(with_blend(rows, networks, "mean", "weighted"), networks, "rank", "by rank")
+    rows = with_blend(rows, networks, "weighted")
     table = cut_table(rows, args.resamples)
     for metric in METRICS:
         print(f"\n{metric.upper()}\n{printed(table, metric)}")
@@ -65,15 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             table.write_csv(partial_out)
 
 
-def with_blend(rows: pl.DataFrame, networks: Sequence[str], kind: BlendKind, name: str) -> pl.DataFrame:
+def with_blend(rows: pl.DataFrame, networks: Sequence[str], name: str) -> pl.DataFrame:
     """`rows` of Project.run with the column `name`: a blend of `networks`, weighted for each cut by the other cuts."""
     parts = []
     for cut in rows["cut"].unique().sort():
         here = rows.filter(cut=cut)
         others = rows.filter(pl.col("cut") != cut).sort("cut", maintain_order=True)
-        blend = fitted(others.select(pl.col("cut").alias("fold"), "pid", "label", *networks), kind)
+        blend = fitted(others.select(pl.col("cut").alias("fold"), "pid", "label", *networks))
         each = here.select(networks).to_numpy().T
-        parts.append(here.with_columns(pl.Series(name, among(blend, each).apply(each))))
+        parts.append(here.with_columns(pl.Series(name, blend.apply(each))))
     return pl.concat(parts)
 
 

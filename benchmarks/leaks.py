@@ -38,9 +38,9 @@ from popularity.errors import DataError
 from popularity.evaluation.metrics import mean_absolute_error, score
 from popularity.evaluation.probes import paired_interval
 from popularity.files import atomic_path
+from popularity.splits.folds import Fold
 from popularity.stack import lightgbm_learner
 from popularity.stack.blocks import Blocks, part_rows
-from popularity.stack.fit import Fold
 from popularity.stack.heads import fit_head
 from popularity.stack.inner import Sample, recency_weights
 from popularity.stack.matrix import MatrixEncoder
@@ -76,7 +76,7 @@ def shortened(params: StackParams) -> StackParams:
     trees = replace(params.trees, learning_rate=0.1)
     return replace(
         params, seeds=1, max_rounds=min(500, params.max_rounds), patience=30, target="raw", level="none",
-        weights="recency", pseudo_weight=0.0, learners=("lightgbm",), columns=columns, trees=trees,
+        learners=("lightgbm",), columns=columns, trees=trees,
     )  # fmt: skip
 
 
@@ -143,12 +143,12 @@ class Outcome:
 
 
 def cases(project: Project) -> Iterator[Case]:
-    """The neighbouring cuts of `matched` (its first repeat), in order of time.
+    """The neighbouring cuts of `matched`, in order of time.
 
     Raises:
         DataError: there is a single cut.
     """
-    folds = [data for data in project.folds(["matched"]) if data.fold.repeat == 0]
+    folds = list(project.folds(["matched"]))
     if len(folds) < 2:
         raise DataError(
             "the scheme matched has a single cut", expected="at least two", fix="set split.cuts: 3 and run dvc repro"

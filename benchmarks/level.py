@@ -1,4 +1,4 @@
-"""Which choices of level, weights, learners, blend and pseudo-labels pay, each by itself, for MAE and for SRC apart.
+"""Which choices of level and learners pay, each by itself, for MAE and for SRC apart.
 
     python -m benchmarks.level                                       # of the run in this folder, at params.yaml
     python -m benchmarks.level --folder ../run --seeds 1 --only "level residual" linear --out level.csv
@@ -74,25 +74,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def choices(params: StackParams) -> Mapping[str, StackParams]:
     """The stack with each choice by itself, by name."""
     plain = replace(
-        params, level="none", weights="recency", half_life_days=365.0, learners=("lightgbm",), blend="mean",
-        pseudo_weight=0.0, target="raw",
+        params, level="none", half_life_days=365.0, learners=("lightgbm",),
+        target="raw",
     )  # fmt: skip
     level = replace(plain, level="residual")
     rows = {
         PLAIN: plain,
         "normal scores": replace(plain, target="normal"),
-        "level shift": replace(plain, level="shift"),
         LEVEL: level,
-        "level mix": replace(plain, level="mix"),
         "residual, normal scores": replace(level, target="normal"),
         "residual, no recency": replace(level, half_life_days=0.0),
-        "residual, weights adversarial": replace(level, weights="adversarial"),
-        "residual, weights both": replace(level, weights="both"),
-        "residual, pseudo-labels": replace(level, pseudo_weight=0.1),
         "linear": replace(level, learners=("linear",)),
         "lightgbm + linear": replace(level, learners=("lightgbm", "linear")),
-        "lightgbm + linear, rank": replace(level, learners=("lightgbm", "linear"), blend="rank"),
-        "lightgbm + linear, pseudo-labels": replace(level, learners=("lightgbm", "linear"), pseudo_weight=0.1),
     }
     if find_spec("catboost") is not None:
         rows |= {
@@ -100,7 +93,6 @@ def choices(params: StackParams) -> Mapping[str, StackParams]:
             "lightgbm + catboost": replace(level, learners=("lightgbm", "catboost")),
             "catboost + linear": replace(level, learners=("catboost", "linear")),
             "all three": replace(level, learners=("lightgbm", "catboost", "linear")),
-            "all three, rank": replace(level, learners=("lightgbm", "catboost", "linear"), blend="rank"),
         }
     return rows
 

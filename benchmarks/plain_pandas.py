@@ -140,18 +140,18 @@ def features_of_folds(posts: Frame, splits: Frame) -> tuple[Frame, Frame]:
 
     Args:
         posts: from `read_posts`.
-        splits: (scheme, repeat, fold, pid, role) without dropped rows.
+        splits: (scheme, fold, pid, role) without dropped rows.
     """
     cut = splits[(splits["scheme"] == "matched") & (splits["role"] == "score")]
     times = posts.set_index("pid")["posted_at"].loc[cut.loc[cut["fold"] == cut["fold"].max(), "pid"]]
     horizon = max(times.max() - times.min(), pd.Timedelta(days=1))
     context, label, known = [], [], {}
-    for (scheme, repeat), rows in splits.groupby(["scheme", "repeat"]):
+    for scheme, rows in splits.groupby("scheme"):
         shown = {fold: part.sort_values("pid") for fold, part in rows.groupby("fold")}
         alike = len({tuple(part["pid"]) for part in shown.values()}) == 1
         for place, (fold, part) in enumerate(shown.items()):
             own = posts.merge(part[["pid", "role"]], on="pid", validate="1:1")
-            keys = {"scheme": scheme, "repeat": repeat, "fold": None if alike else fold}
+            keys = {"scheme": scheme, "fold": None if alike else fold}
             if not alike or place == 0:
                 key = tuple(part["pid"])
                 if key not in known:

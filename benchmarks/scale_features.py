@@ -16,11 +16,11 @@ from benchmarks.measuring import REPOSITORY, Clock, Part, execute, run_part
 from benchmarks.scale import scaled
 from popularity.config import PARAMS_FILE, load_params
 from popularity.demo import generate
-from popularity.features import FeaturizeParams, compare_histories, featurize, fold_path
+from popularity.features import FeaturizeParams, compare_histories, featurize
 from popularity.features.build import fold_label_features, label_facts
 from popularity.features.context import TEXT_COMPONENTS, TextReducer, count_features
 from popularity.features.row import row_features
-from popularity.schema import FEATURES, FOLDS, IMAGES, POSTS, read_table, write_table
+from popularity.schema import FEATURES, FOLDS, IMAGES, POSTS, FoldKey, read_table, write_table
 from popularity.splits import SplitParams, make_splits
 from stages import ingest
 
@@ -109,7 +109,7 @@ def differences(root: Path) -> float:
     pairs = [(features / "row.parquet", pl.read_parquet(root / "pandas_row.parquet"))]
     for name in ("context", "label"):
         parts = pl.read_parquet(root / f"pandas_{name}.parquet").partition_by(fold, as_dict=True)
-        pairs += [(fold_path(features / name, *key), part) for key, part in parts.items()]
+        pairs += [(features / name / FoldKey(*key).file_name, part) for key, part in parts.items()]
     return max(difference(pl.read_parquet(path).sort("pid"), other.sort("pid"), path.name) for path, other in pairs)
 
 

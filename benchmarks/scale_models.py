@@ -27,10 +27,11 @@ from popularity.encoders.parts import autocast, loader_workers, start_processes
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
-from popularity.schema import POSTS, read_table, write_table
+from popularity.schema import POSTS, FoldKey, read_table, write_table
+from popularity.splits.folds import Fold
 from popularity.stack import Blocks, StackParams
 from popularity.stack import lightgbm_learner as learner
-from popularity.stack.fit import Fold, fit_model
+from popularity.stack.fit import fit_model
 from popularity.stack.inner import Sample, inner_cuts, recency_weights
 from popularity.stack.matrix import MatrixEncoder
 from popularity.training.loop import make_accelerator
@@ -149,7 +150,7 @@ def part_stack(root: Path, which: str) -> dict[str, Any]:
     is_fit = posts["split"] == "train"
     dates = posts["posted_at"].to_physical()
     data = Fold(
-        *("final", 0, 0, table.filter(is_fit), table.filter(~is_fit)),
+        *(FoldKey("final", 0), table.filter(is_fit), table.filter(~is_fit)),
         posts["label"].filter(is_fit).to_numpy(),
         dates.filter(is_fit).to_numpy(),
         dates.filter(~is_fit).to_numpy(),

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def truncated(folder: Path, params: Path, cut: int) -> Project:
     """The run in `folder` as it was before a cut of `matched`."""
     project = Project.read(folder, params)
-    split = replace(load_params("split", SplitParams, params), cuts=CUTS, repeats=1)
+    split = replace(load_params("split", SplitParams, params), cuts=CUTS)
     splits = make_splits(project.posts, split)[0].filter(scheme="matched")
     if splits["fold"].n_unique() < CUTS:
         raise DataError("too few posts for the cuts that take the test part's place", expected=f"{CUTS} of them")
@@ -119,7 +119,7 @@ def world_of(project: Project, rows: pl.DataFrame, split: SplitParams, features:
     posts = posts.with_columns(
         split=pl.when(is_fit).then(pl.lit("train")).otherwise(pl.lit("test")), label=pl.when(is_fit).then("label")
     ).select(project.posts.columns)
-    splits = make_splits(posts, replace(split, report_share=NOTHING, cuts=CUTS, folds=FOLDS, repeats=1))[0]
+    splits = make_splits(posts, replace(split, report_share=NOTHING, cuts=CUTS, folds=FOLDS))[0]
     return with_splits(replace(project, posts=posts), with_late_slice(splits, posts), features)
 
 

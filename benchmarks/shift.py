@@ -27,9 +27,10 @@ from popularity.evaluation.metrics import score
 from popularity.evaluation.probes import Estimate, train_test_auc
 from popularity.schema import FOLDS, read_table
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import StackParams
 from popularity.stack.blocks import PROTOTYPE_VECTORS, Blocks, dense_rows, read_blocks
-from popularity.stack.fit import fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict
 from popularity.stage import run
 
 

@@ -25,16 +25,16 @@ from popularity.config import PARAMS_FILE, load_params
 from popularity.evaluation.metrics import score
 from popularity.evaluation.probes import paired_interval
 from popularity.files import STATE_ROOT, atomic_path, fingerprint
-from popularity.schema import CUT_SCHEMES, FOLDS, POSTS, read_table
+from popularity.schema import CUT_SCHEMES, FOLDS, POSTS, FoldKey, read_table
 from popularity.splits import rows_of
+from popularity.splits.folds import Fold, load_fold
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.blocks import Blocks
-from popularity.stack.fit import Fold, fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict
 
 Array = npt.NDArray[np.float64]
 METRICS: tuple[Literal["src", "mae"], ...] = ("src", "mae")
 FACTS = ("scheme", "cut", "pid", "uid", "label")
-Key = tuple[str, int, int]  # scheme, repeat, fold
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Project:
         for key, rows in rows_of(self.splits, list(schemes)):
             yield self.fold(key, rows)
 
-    def fold(self, key: Key, rows: pl.DataFrame) -> FoldData:
+    def fold(self, key: FoldKey, rows: pl.DataFrame) -> FoldData:
         """The fold `key` of `rows` (pid, role: fit or score)."""
         shown = rows.join(self.posts, on="pid", how="left", validate="1:1").sort("pid")
         hidden = shown.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
@@ -119,7 +119,7 @@ class Project:
         parts = []
         for data in tqdm(list(self.folds([scheme])), desc=scheme, unit="fold"):
             facts = self.scored(data).with_columns(
-                scheme=pl.lit(scheme), cut=pl.lit(data.fold.fold if scheme in CUT_SCHEMES else 0, pl.Int64)
+                scheme=pl.lit(scheme), cut=pl.lit(data.fold.key.fold if scheme in CUT_SCHEMES else 0, pl.Int64)
             )
             parts.append(facts.select(FACTS).with_columns(pl.Series(name, one(data)) for name, one in systems.items()))
         return pl.concat(parts)
@@ -134,7 +134,7 @@ class Project:
         """
 
         def once(data: FoldData) -> Array:
-            fold = (data.fold.scheme, data.fold.repeat, data.fold.fold, data.fold.fit["pid"].to_list())
+            fold = (data.fold.key, data.fold.fit["pid"].to_list())
             key = fingerprint(fold, asdict(self.params), self._inputs, *code)
             path = self.folder / STATE_ROOT / "benchmarks/systems" / name / f"{key}.parquet"
             if not path.exists():

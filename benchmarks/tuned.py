@@ -29,8 +29,9 @@ from popularity.evaluation.metrics import FloatArray, cuts_of, score
 from popularity.evaluation.probes import Estimate, paired_interval
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import Blocks, StackParams, read_blocks
-from popularity.stack.fit import fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict
 from popularity.stack.parallel import in_order
 from popularity.stage import run
 from popularity.tuning.stack import StackInputs
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for scheme in args.schemes:
         default, best = (_predict(scheme, posts, inputs, blocks, stack) for stack in stacks)
         facts = default.select("pid").join(posts, on="pid", how="left", validate="m:1", maintain_order="left")
-        matrices = [frame.drop("repeat", "fold", "pid").to_numpy() for frame in (default, best)]
+        matrices = [frame.drop("fold", "pid").to_numpy() for frame in (default, best)]
         labels, users, cuts = facts["label"].to_numpy(), facts["uid"].to_numpy(), cuts_of(scheme, default["fold"])
         rows += _compare(scheme, labels, users, matrices, cuts, args.resamples)
     with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=60, tbl_width_chars=140, tbl_hide_dataframe_shape=True):
@@ -67,14 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _predict(scheme: str, posts: pl.DataFrame, inputs: StackInputs, blocks: Blocks, stack: StackParams) -> pl.DataFrame:
-    """Repeat, fold, pid, and a column of predictions a seed."""
+    """Fold, pid, and a column of predictions a seed."""
     splits = read_table(inputs.splits, FOLDS)
     folds = (load_fold(key, rows, posts, inputs.features) for key, rows in rows_of(splits, [scheme]))
     fit = partial(fit_and_predict, blocks=blocks, params=stack)
     parts = list(in_order(fit, folds, at_once=stack.at_once, threads=stack.threads))
-    key = ["repeat", "fold", "pid"]
+    key = ["fold", "pid"]
     long = pl.concat(parts).select(*key, "seed", "prediction")
-    return long.pivot("seed", index=key, values="prediction", sort_columns=True).sort("repeat", "pid")
+    return long.pivot("seed", index=key, values="prediction", sort_columns=True).sort("pid")
 
 
 def _compare(

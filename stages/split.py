@@ -1,6 +1,6 @@
 """Makes the validation schemes, once, as an artifact.
 
-Reads posts.parquet; writes splits.parquet (scheme, repeat, fold, pid, role) and a summary.
+Reads posts.parquet; writes splits.parquet (scheme, fold, pid, role) and a summary.
 
     python -m stages.split --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --report reports/split.json

@@ -41,22 +41,20 @@ def small_posts(train: int = 120, test: int = 30, users: int = 24, seed: int = 0
 
 def small_splits(posts: pl.DataFrame) -> pl.DataFrame:
     """`report`: the last quarter of the training posts is scored, a few earlier users are dropped; `user`: two
-    folds by user, two repeats, over the rows before; `final`."""
+    folds by user, over the rows before; `final`."""
     train = posts.filter(pl.col("split") == "train").sort("source_index")
     cut = len(train) * 3 // 4
     uids = train["uid"].unique().sort().to_list()
     dropped = set(uids[:5])
-    rows: list[tuple[str, int, int, str, str]] = []
+    rows: list[tuple[str, int, str, str]] = []
     for position, (pid, uid) in enumerate(train.select("pid", "uid").iter_rows()):
         role = "score" if position >= cut else "dropped" if uid in dropped else "fit"
-        rows.append(("report", 0, 0, pid, role))
-        rows.append(("final", 0, 0, pid, "fit"))
+        rows.append(("report", 0, pid, role))
+        rows.append(("final", 0, pid, "fit"))
         if position < cut:
-            for repeat in range(2):
-                for fold in range(2):
-                    mine = (uids.index(uid) // (repeat + 1)) % 2 == fold
-                    rows.append(("user", repeat, fold, pid, "score" if mine else "fit"))
-    rows += [("final", 0, 0, pid, "score") for pid in posts.filter(pl.col("split") == "test")["pid"]]
+            for fold in range(2):
+                rows.append(("user", fold, pid, "score" if uids.index(uid) % 2 == fold else "fit"))
+    rows += [("final", 0, pid, "score") for pid in posts.filter(pl.col("split") == "test")["pid"]]
     splits = pl.DataFrame(rows, schema={name: rule.dtype for name, rule in FOLDS.columns.items()}, orient="row")
     splits = splits.sort(FOLDS.key)
     check_table(splits, FOLDS)
@@ -73,7 +71,7 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
         for seed in seeds if model == "stack" else seeds[:1]:
             values = truth + rng.normal(0, MODEL_NOISE[model], len(truth)) if model in MODEL_NOISE else 0 * truth + 5
             frames.append(
-                scored.select("pid", "scheme", "repeat", "fold").with_columns(
+                scored.select("pid", "scheme", "fold").with_columns(
                     seed=pl.lit(seed, dtype=pl.Int64),
                     model=pl.lit(model),
                     prediction=pl.Series(values),
@@ -86,6 +84,7 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
 
 
 def with_matched(frame: pl.DataFrame) -> pl.DataFrame:
-    """Splits or predictions in which the first repeat of `user` is called `matched`: its two folds are cuts."""
-    first = (pl.col("scheme") == "user") & (pl.col("repeat") == 0)
-    return frame.with_columns(scheme=pl.when(first).then(pl.lit("matched")).otherwise("scheme"))
+    """Splits or predictions that also have the rows of `user` under the name `matched`: its two folds are cuts."""
+    matched = frame.filter(scheme="user").with_columns(scheme=pl.lit("matched"))
+    contract = FOLDS if "role" in frame.columns else PREDICTIONS
+    return pl.concat([frame, matched]).sort(contract.key)

@@ -49,7 +49,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         scored.select(
             "pid",
             scheme=pl.lit("matched"),
-            repeat=pl.lit(0, pl.Int32),
             fold=pl.lit(0, pl.Int32),
             seed=pl.lit(seed, pl.Int64),
             model=pl.lit("stack"),
@@ -147,16 +146,6 @@ def test_a_run_of_other_splits_is_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"other(.|\n)*other posts in matched"):
         blend.main(["--runs", str(other), "--out", "out"])
     assert not (root / "out").exists()
-
-
-@pytest.mark.parametrize("how", [["--weight", "0.5"], ["--matched", "matched.csv"]])
-def test_ranks_give_the_order_and_the_mean_the_values(root: Path, how: list[str]) -> None:
-    their_matched(root, noise=2.0)
-    for kind in ("mean", "rank"):
-        blend.main(["--add", str(theirs(root)), *how, "--blend", kind, "--out", kind])
-    mean, rank = (scores(root / kind / "submission.csv", root) for kind in ("mean", "rank"))
-    assert not np.array_equal(np.argsort(mean), np.argsort(rank))
-    np.testing.assert_allclose(np.sort(rank), np.sort(mean), atol=0.6)
 
 
 def broken(root: Path, what: str) -> list[str]:

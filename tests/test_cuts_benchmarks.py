@@ -19,7 +19,7 @@ from popularity.errors import ConfigError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.features.profiles import no_users
 from popularity.manifest import REPOSITORY
-from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table, write_table
+from popularity.schema import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
 from popularity.splits import make_splits, rows_of
 from popularity.stack import StackParams
 from tests.encoders.tiny_encoders import text_params
@@ -153,7 +153,7 @@ def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
     rows = {"ours": cuts.stack_row(lambda data: data), "constant": cuts.simple_row("constant")}
     keys = [row.inputs(one) for row in rows.values() for one in (data, *others.values())]
     assert len({str(key) for key in keys}) == len(keys)
-    named = cuts.stack_row(lambda data: replace(data, fold=replace(data.fold, scheme="other")))
+    named = cuts.stack_row(lambda data: replace(data, fold=replace(data.fold, key=FoldKey("random", 0))))
     assert named.inputs(data) == rows["ours"].inputs(data)
     assert cuts.stack_row(cuts.metadata_alone).inputs(data) != rows["ours"].inputs(data)
 
@@ -165,8 +165,8 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
     params = replace(ALL_PARTS, seeds=2, columns=replace(STACK.columns, signals=("words", "rhythm")))
     parts = cuts.without_parts(params)
     assert set(parts) - set(cuts.without_parts(STACK)) == {
-        "- signals: words", "- signals: rhythm", "- weights", "- level", "- pseudo-labels", "- lightgbm", "- linear",
-        "- blend by rank", "- further seeds",
+        "- signals: words", "- signals: rhythm", "- level", "- lightgbm", "- linear",
+        "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.blocks == ("metadata", "image", "prototype")
     assert parts["- text"].columns.heads == ("image", "characters", "prototype")

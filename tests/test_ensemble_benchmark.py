@@ -33,25 +33,24 @@ def rows_of_three_cuts() -> pl.DataFrame:
 
 
 def test_the_better_network_weighs_more() -> None:
-    rows = ensemble.with_blend(rows_of_three_cuts(), NETWORKS, "mean", "weighted")
+    rows = ensemble.with_blend(rows_of_three_cuts(), NETWORKS, "weighted")
     label = rows["label"].to_numpy()
     error = {name: np.abs(rows[name].to_numpy() - label).mean() for name in (*NETWORKS, "weighted")}
     assert error["weighted"] == pytest.approx(error["sharp"], abs=0.05)
     assert error["noisy"] > 2 * error["weighted"]
 
 
-@pytest.mark.parametrize("kind", ["mean", "rank"])
-def test_labels_of_a_cut_have_no_part_in_its_own_blend(kind: str) -> None:
+def test_labels_of_a_cut_have_no_part_in_its_own_blend() -> None:
     rows = rows_of_three_cuts()
     turned = rows.with_columns(label=pl.when(pl.col("cut") == 1).then("noisy").otherwise("label"))
-    first, second = (ensemble.with_blend(each, NETWORKS, kind, "blend") for each in (rows, turned))  # type: ignore[arg-type]
+    first, second = (ensemble.with_blend(each, NETWORKS, "blend") for each in (rows, turned))
     assert first.filter(cut=1)["blend"].equals(second.filter(cut=1)["blend"])
     assert not first.filter(cut=0)["blend"].equals(second.filter(cut=0)["blend"])
 
 
 def test_rows_stay_in_their_places() -> None:
     rows = rows_of_three_cuts()
-    assert ensemble.with_blend(rows, NETWORKS, "rank", "blend").select(rows.columns).equals(rows)
+    assert ensemble.with_blend(rows, NETWORKS, "blend").select(rows.columns).equals(rows)
 
 
 def test_the_same_network_twice_is_no_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +62,7 @@ def test_the_same_network_twice_is_no_ensemble(tmp_path: Path, capsys: pytest.Ca
     assert alike.height == 6
     assert alike["minus ours"].to_list() == pytest.approx([0] * 6, abs=1e-9)
     assert any(table.filter(system=ensemble.MORE)["minus ours"].to_list())
-    assert "by rank" in capsys.readouterr().out
+    assert "weighted" in capsys.readouterr().out
 
 
 def test_other_posts_are_refused(tmp_path: Path) -> None:

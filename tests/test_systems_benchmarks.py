@@ -119,7 +119,7 @@ def test_compare_scores_cuts_by_themselves(project: Project) -> None:
     """A system that is right but for a constant of each cut has SRC 1 in each, and in their mean."""
 
     def shifted(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return project.labels(data) + 10 * data.fold.fold
+        return project.labels(data) + 10 * data.fold.key.fold
 
     table = compare(project.run({"ours": ours, "shifted": shifted}, "matched"), "ours", resamples=50)
     found = {(row["metric"], row["system"]): row for row in table.iter_rows(named=True)}

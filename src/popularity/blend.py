@@ -2,7 +2,7 @@
 
     python -m popularity.blend --runs ../seed1 ../clip --out ../blended
     python -m popularity.blend --add theirs.csv --weight 0.3 --out ../blended
-    python -m popularity.blend --runs ../seed1 --add theirs.csv --matched on_matched.csv --blend rank --out ../blended
+    python -m popularity.blend --runs ../seed1 --add theirs.csv --matched on_matched.csv --out ../blended
 
 Ours are those of the last run, in submissions/; run it from the repository's root. RUNS are other folders of the
 repository in which `dvc repro` ended on the same data set and splits, with another seed or encoder: each network keeps
@@ -26,7 +26,7 @@ from popularity.errors import DataError
 from popularity.evaluation.metrics import score
 from popularity.files import atomic_directory
 from popularity.schema import POSTS, PREDICTIONS, read_table
-from popularity.stack.blending import Blend, BlendKind, Order
+from popularity.stack.blending import Blend
 from popularity.stack.inner import Array
 from popularity.stack.target import Target
 from popularity.stage import run
@@ -48,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     share = parser.add_mutually_exclusive_group()
     share.add_argument("--weight", type=float, help="of theirs, 0 to 1")
     share.add_argument("--matched", type=Path, help="their predictions of what `matched` scores: the weight is fitted")
-    parser.add_argument("--blend", choices=["mean", "rank"], default="mean", help="as stack.blend")
     parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="that is made")
     parser.add_argument("--posts", type=Path, default=Path("data/interim/posts.parquet"))
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
@@ -68,19 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = {name: folder / SUBMISSION for name, folder in folders.items()} | ({THEIRS: args.add} if args.add else {})
     each = np.array([list(read_scores(file, ids, in_order=True).values()) for file in files.values()])
     if args.weight is not None:
-        weights = np.array([1 - args.weight, args.weight])
-        blend = Blend(weights, Order.of(each, weights @ each, weights) if args.blend == "rank" else None)
+        blend = Blend(np.array([1 - args.weight, args.weight]))
     else:
         posts = read_table(args.posts, POSTS)
         rows = matched_rows({name: folder / PREDICTED for name, folder in folders.items()}, posts)
         if args.matched:
             rows = with_theirs(rows, args.matched)
-        blend = fitted(rows, args.blend)
+        blend = fitted(rows)
         print(told(rows, blend))
-        blend = among(blend, each)
-    for place, name in enumerate(files):
-        order = "" if blend.order is None else f", in the order {blend.order.weights[place]:g}"
-        print(f"weight of {name}: {blend.weights[place]:g}{order}")
+    for name, weight in zip(files, blend.weights, strict=True):
+        print(f"weight of {name}: {weight:g}")
     config = load_params("submit", SubmitConfig, args.params)
     with atomic_directory(args.out) as out:
         write_files(ids, blend.apply(each).tolist(), config, out)
@@ -90,7 +86,7 @@ def matched_rows(runs: Mapping[str, Path], posts: pl.DataFrame) -> pl.DataFrame:
     """(fold, pid, label, a column a run) of the posts that `matched` scores, sorted by fold and pid.
 
     Args:
-        runs: by name, table of contract PREDICTIONS; seeds and repeats are averaged.
+        runs: by name, table of contract PREDICTIONS; seeds are averaged.
         posts: contract POSTS.
 
     Raises:
@@ -135,18 +131,10 @@ def with_theirs(rows: pl.DataFrame, file: Path) -> pl.DataFrame:
     return rows.with_columns(pl.Series(THEIRS, [found[post] for post in ids], dtype=pl.Float64))
 
 
-def fitted(rows: pl.DataFrame, kind: BlendKind) -> Blend:
-    """The blend of all columns of `rows` with the least mean absolute error, and under `rank` the best order."""
+def fitted(rows: pl.DataFrame) -> Blend:
+    """The blend of all columns of `rows` with the least mean absolute error."""
     each = rows.drop(FACTS).to_numpy().T
-    sizes = rows.group_by("fold", maintain_order=True).len()["len"].to_list()
-    return Blend.fit(each, rows["label"].to_numpy(), sizes, Target("raw", None), kind, centred=False)
-
-
-def among(blend: Blend, each: Array) -> Blend:
-    """The blend whose ranks are among the posts of `each` (columns, n), not among those that its weights come from."""
-    if blend.order is None:
-        return blend
-    return Blend(blend.weights, Order.of(each, blend.level(each), blend.order.weights))
+    return Blend.fit(each, rows["label"].to_numpy(), Target("raw", None), centred=False)
 
 
 def told(rows: pl.DataFrame, blend: Blend) -> str:

@@ -129,13 +129,29 @@ FOLDS = Contract(
     "splits",
     {
         "scheme": Column(pl.String, values=SCHEMES),
-        "repeat": Column(pl.Int32),
         "fold": Column(pl.Int32),
         "pid": Column(pl.String),
         "role": Column(pl.String, values=ROLES),
     },
-    key=("scheme", "repeat", "fold", "pid"),
+    key=("scheme", "fold", "pid"),
 )
+
+
+@dataclass(frozen=True, order=True)
+class FoldKey:
+    """Which fold of FOLDS: its scheme and its number in the scheme, from 0."""
+
+    scheme: str
+    fold: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme}, fold {self.fold}"
+
+    @property
+    def file_name(self) -> str:
+        """Of a table that belongs to the fold."""
+        return f"{self.scheme}-{self.fold}.parquet"
+
 
 FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
@@ -148,14 +164,13 @@ PREDICTIONS = Contract(
     {
         "pid": Column(pl.String),
         "scheme": Column(pl.String, values=SCHEMES),
-        "repeat": Column(pl.Int32),
         "fold": Column(pl.Int32),
         "seed": Column(pl.Int64),
         "model": Column(pl.String),
         "prediction": Column(pl.Float64),
         "scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
     },
-    key=("scheme", "repeat", "model", "seed", "pid"),
+    key=("scheme", "model", "seed", "pid"),
 )
 
 TEXT_PREDICTIONS = Contract(
@@ -163,11 +178,10 @@ TEXT_PREDICTIONS = Contract(
     {
         "pid": Column(pl.String),
         "scheme": Column(pl.String, values=SCHEMES),
-        "repeat": Column(pl.Int32),
         "fold": Column(pl.Int32),
         "prediction": Column(pl.Float64),
     },
-    key=("scheme", "repeat", "fold", "pid"),
+    key=("scheme", "fold", "pid"),
 )
 TEXT_FILE = "text.json"  # beside the stack's models of `final`: what share the text model has in its predictions
 

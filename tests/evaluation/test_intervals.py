@@ -43,15 +43,6 @@ def test_quantiles_are_the_kth_of_the_normalised_errors() -> None:
     assert calibration.quantiles == {level: ordered[math.ceil(58 * level) - 1] for level in (0.5, 0.8, 0.9)}
 
 
-def test_a_post_of_several_repeats_counts_once() -> None:
-    errors = np.arange(1.0, 9.0)
-    once, thrice = (
-        calibrate(np.tile(errors, count), np.zeros(8 * count), np.ones(8 * count), LEVELS, count) for count in (1, 3)
-    )
-    assert thrice == once
-    assert once.quantiles == {0.5: 5.0, 0.8: 8.0, 0.9: None}
-
-
 @pytest.mark.parametrize(("posts", "known"), [(0, 0), (1, 1), (3, 1), (4, 2), (8, 2), (9, 3)])
 def test_too_few_posts_for_a_level_make_its_interval_infinite(posts: int, known: int) -> None:
     """k = ceil((n + 1) level) posts are needed: 1 of 1, 4 of 4, 9 of 9. Among 10 * 0.9, exactly 9."""

@@ -87,14 +87,14 @@ def test_the_constant_has_no_rank_score_and_no_nan_is_written() -> None:
 
 
 def test_seen_means_a_fit_post_in_the_same_fold() -> None:
-    """Slow reference: look each scored user up among the fit rows of its scheme, repeat and fold."""
+    """Slow reference: look each scored user up among the fit rows of its scheme and fold."""
     uid = dict(POSTS.select("pid", "uid").iter_rows())
     for one in collect(POSTS, SPLITS, PREDICTIONS):
         roles = SPLITS.filter(pl.col("scheme") == one.scheme)
-        seen = {(row["repeat"], row["pid"]): row["seen"] for row in one.rows.iter_rows(named=True)}
-        for _, repeat, fold, pid, _ in roles.filter(pl.col("role") == "score").iter_rows():
-            fit = roles.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold) & (pl.col("role") == "fit"))
-            assert seen[repeat, pid] == (uid[pid] in {uid[other] for other in fit["pid"]})
+        seen = {row["pid"]: row["seen"] for row in one.rows.iter_rows(named=True)}
+        for _, fold, pid, _ in roles.filter(pl.col("role") == "score").iter_rows():
+            fit = roles.filter((pl.col("fold") == fold) & (pl.col("role") == "fit"))
+            assert seen[pid] == (uid[pid] in {uid[other] for other in fit["pid"]})
         assert len(seen) == len(one.rows)
     report = collect(POSTS, SPLITS, PREDICTIONS)[0].rows
     assert set(report["seen"]) == {True, False}  # dropped users count as unseen
@@ -114,7 +114,7 @@ def test_a_missing_prediction_is_an_error() -> None:
     hole = PREDICTIONS.filter(
         ~((pl.col("scheme") == "user") & (pl.col("model") == "metadata") & (pl.col("pid") == hit))
     )
-    with pytest.raises(ContractError, match=rf"2 missing, for example .*'pid': '{hit}'.*'metadata'"):
+    with pytest.raises(ContractError, match=rf"1 missing, for example .*'pid': '{hit}'.*'metadata'"):
         collect(POSTS, SPLITS, hole)
 
 

@@ -14,8 +14,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from popularity.features import fold_path
-from popularity.schema import FOLDS, IMAGES, POSTS, read_table, write_table
+from popularity.schema import FOLDS, IMAGES, POSTS, FoldKey, read_table, write_table
 from stages import featurize, ingest, split
 from tests.dataset.layout import build
 from tests.faults.test_texts import FEATURIZE, SPLIT, flags
@@ -71,6 +70,8 @@ def test_splits_and_features(tmp_path: Path) -> None:
     kept = splits.filter(pl.col("role") != "dropped")
     label = folder / "features/label"
     assert sum(pl.read_parquet(path).height for path in label.iterdir()) == kept.height
-    final = pl.read_parquet(fold_path(label, "final", 0, 0)).join(read_table(folder / "posts.parquet", POSTS), on="pid")
+    final = pl.read_parquet(label / FoldKey("final", 0).file_name).join(
+        read_table(folder / "posts.parquet", POSTS), on="pid"
+    )
     longest = final.filter(split="test", uid=HEAVY)["uid_history_posts"].to_list()
     assert set(longest) == {POSTS_OF_ONE * 19 // 20}

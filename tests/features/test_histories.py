@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from popularity.features import FeaturizeParams, compare_histories, featurize, fold_path
+from popularity.features import FeaturizeParams, compare_histories, featurize
+from popularity.schema import FoldKey
 from popularity.splits import make_splits
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import SPLIT
@@ -33,7 +34,7 @@ def test_ages_of_histories_agree_and_lengths_are_told(tmp_path: Path) -> None:
     splits, _ = make_splits(posts, SPLIT)
     featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
     found = compare_histories(splits, tmp_path, PARAMS.history)
-    folds = splits.select("scheme", "repeat", "fold").unique().height
+    folds = splits.select("scheme", "fold").unique().height
     assert len(found) == folds * len(PARAMS.history)
     told = {(row["scheme"], row["fold"], row["key"]): row for row in found}
     for scheme in ("report", "final"):
@@ -55,7 +56,7 @@ def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> Non
         .select("pid", gap=pl.col("posted_at").diff().over("uid").dt.total_seconds() / 86_400)
         .join(splits.filter(scheme="report", role="fit"), on="pid", how="semi")
     )
-    path = fold_path(tmp_path / "label", "report", 0, 0)
+    path = tmp_path / "label" / FoldKey("report", 0).file_name
     label = pl.read_parquet(path).join(gaps, on="pid", how="left")
     naive = label.with_columns(uid_history_age=pl.coalesce("gap", "uid_history_age")).drop("gap")
     naive.write_parquet(path)

@@ -14,7 +14,8 @@ from popularity.features import featurize
 from popularity.features.profiles import known_profiles, no_users, profile_features
 from popularity.schema import USERS, check_table
 from popularity.splits import make_splits, rows_of
-from popularity.stack.fit import fit_and_predict, load_fold
+from popularity.splits.folds import load_fold
+from popularity.stack.fit import fit_and_predict
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal
 
@@ -116,7 +117,7 @@ def test_profiles_foretell_users_without_a_past(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     label = 6 + np.array([renown[uid] for uid in posts["uid"]]) + rng.normal(0, 0.5, posts.height)
     posts = posts.with_columns(label=pl.when(pl.col("split") == "train").then(pl.Series(label.round(2))))
-    splits = make_splits(posts, SPLIT)[0].filter(scheme="user", repeat=0)
+    splits = make_splits(posts, SPLIT)[0].filter(scheme="user")
     needed = pl.concat([splits, make_splits(posts, SPLIT)[0].filter(scheme="matched")])
     featurize(posts, random_images(posts, seed=0), needed, FEATURIZE, tmp_path, users)
     key, rows = next(iter(rows_of(splits, ["user"])))

@@ -12,9 +12,11 @@ import pytest
 
 from popularity.evaluation.metrics import spearman
 from popularity.features import featurize
+from popularity.schema import FoldKey
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import Blocks, StackParams
-from popularity.stack.fit import fit_model, load_fold
+from popularity.stack.fit import fit_model
 from popularity.stack.matrix import Matrix, MatrixEncoder, Signal
 from tests.random_posts import random_images
 from tests.stack.small_stack import (
@@ -57,7 +59,7 @@ def with_other_labels(posts: pl.DataFrame, pids: list[str]) -> pl.DataFrame:
 
 def file_of(run: Run, scheme: str, fold: int = 0) -> bytes:
     """Predictions of one fold by every model."""
-    return run.finished(scheme)[f"{scheme}-0-{fold}.parquet"]
+    return run.finished(scheme)[FoldKey(scheme, fold).file_name]
 
 
 def label_table(run: Run, scheme: str, fold: int = 0) -> pl.DataFrame:
@@ -147,7 +149,7 @@ TWO = replace(WITH_SECOND, columns=replace(STACK.columns, heads=("image", "text"
 def test_labels_of_scored_rows_change_nothing_in_the_model(
     made: Run, params: StackParams, scheme: str, tmp_path: Path
 ) -> None:
-    """The whole saved model of a fold, with its rounds, penalty, blend, level, weights, pseudo-labels and scale, stays;
+    """The whole saved model of a fold, with its rounds, penalty, blend, level and scale, stays;
     a fit row's label shows."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
     splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))

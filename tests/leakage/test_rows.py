@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from popularity.features import read_features
-from popularity.schema import Block
+from popularity.schema import Block, FoldKey
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import Blocks, StackModel, StackParams
-from popularity.stack.fit import fit_model, load_fold
+from popularity.stack.fit import fit_model
 from tests.random_posts import random_images
 from tests.stack.small_stack import EITHER, Run, posts_with_signal, run_all, tree_bytes, with_vectors
 
@@ -43,7 +44,7 @@ def test_deleting_the_dropped_rows_changes_nothing_in_the_fold(
     made: Run, scheme: str, fold: int, tmp_path: Path
 ) -> None:
     """Not even the last bit of a prediction: they are neither fitted on, nor counted, nor scored."""
-    mine = made.splits.filter(scheme=scheme, repeat=0, fold=fold)
+    mine = made.splits.filter(scheme=scheme, fold=fold)
     dropped = set(mine.filter(pl.col("role") == "dropped")["pid"])
     assert dropped
     other_cut = (pl.col("scheme") == "matched") & (pl.col("fold") != (fold if scheme == "matched" else 1))
@@ -65,7 +66,7 @@ def test_deleting_the_dropped_rows_changes_nothing_in_the_fold(
         assert found.equals(table)
     row = pl.read_parquet(made.features / "row.parquet").filter(~pl.col("pid").is_in(dropped))
     assert pl.read_parquet(run.features / "row.parquet").equals(row)
-    file = f"{scheme}-0-{fold}.parquet"
+    file = FoldKey(scheme, fold).file_name
     assert run.finished(scheme)[file] == made.finished(scheme)[file]
     # The rows do count where they are shown.
     assert not run.table("context", "final").equals(
@@ -104,9 +105,9 @@ def test_row_order_of_the_inputs_changes_nothing(made: Run, tmp_path: Path) -> N
 
 
 def test_position_and_name_of_a_post_never_reach_the_matrix(made: Run) -> None:
-    hidden = {"pid", "source_index", "label", "split", "posted_at", "image_path", "scheme", "repeat", "fold", "role"}
+    hidden = {"pid", "source_index", "label", "split", "posted_at", "image_path", "scheme", "fold", "role"}
     for key, rows in rows_of(made.splits, [*VALIDATED, "final"]):
-        features = read_features(made.features, *key, rows)
+        features = read_features(made.features, key, rows)
         assert features.columns[0] == "pid"
         assert not hidden & set(features.columns[1:])
     for name in ("stack", "metadata"):

@@ -20,8 +20,8 @@ from popularity.config import load_params
 from popularity.encoders.text import EmbedTextParams
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, TEXT_PREDICTIONS, read_table
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import StackModel, read_blocks
-from popularity.stack.fit import load_fold
 from popularity.text_model import TextModel
 from tests.pipeline.conftest import Clone, copy_of
 

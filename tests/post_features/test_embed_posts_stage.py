@@ -14,10 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from popularity.errors import ConfigError, ContractError
-from popularity.network.shared import ATTENTION_FILE, SharedAttention
 from popularity.schema import (
     ATTENTION,
     ATTENTION_MASS,
@@ -100,23 +98,6 @@ def check_top(listed: pl.DataFrame, values: torch.Tensor | None, keys: pl.Series
     np.testing.assert_allclose(listed[listed.columns[-1]], values[order], rtol=1e-4, atol=1e-5)
     assert listed["key"].to_list() == [keys[int(index)] for index in order]
     assert listed["index"].to_list() == order.tolist()
-
-
-@pytest.mark.parametrize("levels", [["subcategory"], list(ALL_LEVELS)])
-def test_the_attention_is_left_to_those_who_train_it_further(world: World, levels: list[str]) -> None:
-    world.make_network(**{"prototypes.levels": levels})
-    out = world.embed()
-    stored = SharedAttention.load(out / ATTENTION_FILE)
-    trained = load_file(world.folder / "network" / "network.safetensors")
-    for name, values in stored.attention.state_dict().items():
-        assert torch.equal(values, trained[f"attention.{name}"])
-    prototypes = load_file(world.folder / "prototypes" / "prototypes.safetensors")
-    assert torch.equal(stored.get_buffer("visual"), prototypes["subcategory.visual"].float())
-    assert torch.equal(stored.get_buffer("text"), prototypes["subcategory.text"].float())
-    classes = read_table(world.folder / "prototypes" / "classes.parquet", CLASSES).filter(level="subcategory")
-    assert stored.classes == dict(classes.select("key", "index").iter_rows())  # keys are whole paths in this world
-    assert UNSEEN not in stored.classes
-    assert stored.temperatures == pytest.approx({"visual": 0.07, "text": 0.05}, rel=1e-6)
 
 
 def test_columns_are_named_by_head_and_class(world: World) -> None:

@@ -219,7 +219,7 @@ def _selection(folder: Path) -> None:
     labels, noise, own = rng.normal(6, 2, 60), rng.normal(0, 1, 60), rng.normal(0, 0.4, 60)
     judged = Judged(
         names=list(keys),
-        cuts=[(0, 0), (0, 1)],
+        cuts=[0, 1],
         place=np.arange(60) // 30,
         labels=labels,
         users=np.arange(60) % 20,

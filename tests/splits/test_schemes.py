@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from popularity.errors import DataError
-from popularity.schema import FOLDS, POSTS, check_table, read_table, write_table
+from popularity.schema import FOLDS, POSTS, FoldKey, check_table, read_table, write_table
 from popularity.splits import SplitParams, make_splits, rows_of
 from popularity.splits.schemes import LEAST_FIT
 from stages import split
 from tests.random_posts import random_posts
 
 PARAMS = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, cuts=3, folds=5, repeats=2, unseen_user_share=0.64, tolerance=0.01
+    seed=0, report_share=0.15, matched_share=0.15, cuts=3, folds=5, unseen_user_share=0.64, tolerance=0.01
 )
 
 
@@ -36,9 +36,9 @@ def made(posts: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
 LAST = PARAMS.cuts - 1
 
 
-def roles(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame, scheme: str, repeat: int = 0) -> pl.DataFrame:
+def roles(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame, scheme: str) -> pl.DataFrame:
     """Of `matched` the last cut."""
-    rows = made[0].filter((pl.col("scheme") == scheme) & (pl.col("repeat") == repeat))
+    rows = made[0].filter(pl.col("scheme") == scheme)
     rows = rows.filter(fold=LAST) if scheme == "matched" else rows
     return rows.join(posts, on="pid", how="left", validate="m:1")
 
@@ -47,11 +47,11 @@ def test_contract_and_every_training_post_in_every_fold(
     made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame
 ) -> None:
     check_table(made[0], FOLDS)
-    counts = made[0].group_by("scheme", "repeat", "fold").agg(n=pl.len(), unique=pl.col("pid").n_unique())
-    expected = {"report": 1, "matched": 6, "user": 10, "random": 10, "final": 1}
+    counts = made[0].group_by("scheme", "fold").agg(n=pl.len(), unique=pl.col("pid").n_unique())
+    expected = {"report": 1, "matched": 3, "user": 5, "random": 5, "final": 1}
     assert dict(counts.group_by("scheme").len().iter_rows()) == expected
     train = posts.filter(pl.col("split") == "train").height
-    for scheme, _, _, n, unique in counts.iter_rows():
+    for scheme, _, n, unique in counts.iter_rows():
         assert n == unique == (posts.height if scheme == "final" else train)
 
 
@@ -73,7 +73,7 @@ def test_cuts_score_one_slice_after_another(made: tuple[pl.DataFrame, dict[str, 
     """Each is fitted on what is before its slice, scores the last share of what is before the next, sees none later."""
     end = roles(made, posts, "report").filter(role="score")["posted_at"].min()
     for fold in reversed(range(PARAMS.cuts)):
-        rows = made[0].filter(scheme="matched", repeat=0, fold=fold).join(posts, on="pid", how="left", validate="1:1")
+        rows = made[0].filter(scheme="matched", fold=fold).join(posts, on="pid", how="left", validate="1:1")
         slice_ = rows.filter(role="score")["posted_at"]
         start, earlier = slice_.min(), rows.filter(pl.col("posted_at") < slice_.min())
         assert rows.filter(pl.col("posted_at") >= end)["role"].unique().to_list() == ["dropped"]
@@ -96,17 +96,17 @@ def test_every_cut_has_the_share_of_the_test_part_and_draws_its_own_users(
 ) -> None:
     wanted = made[1]["wanted_unseen_post_share"]
     cuts = [row for row in made[1]["schemes"] if row["scheme"] == "matched"]
-    assert [(row["repeat"], row["fold"]) for row in cuts] == [(repeat, cut) for repeat in (0, 1) for cut in range(3)]
+    assert [row["fold"] for row in cuts] == [0, 1, 2]
     for row in cuts:
         assert row["unseen_post_share"] == pytest.approx(wanted, abs=PARAMS.tolerance + 1e-4)
-        rows = made[0].filter(scheme="matched", repeat=row["repeat"], fold=row["fold"]).join(posts, on="pid")
+        rows = made[0].filter(scheme="matched", fold=row["fold"]).join(posts, on="pid")
         known = rows.filter(role="fit")["uid"].unique().to_list()
         share = (~rows.filter(role="score")["uid"].is_in(known)).mean()
         assert row["unseen_post_share"] == pytest.approx(share, abs=1e-4)
     gone = [
         set(rows.filter(pl.col("posted_at") < rows.filter(role="score")["posted_at"].min(), role="dropped")["uid"])
         for fold in range(3)
-        for rows in [made[0].filter(scheme="matched", repeat=0, fold=fold).join(posts, on="pid")]
+        for rows in [made[0].filter(scheme="matched", fold=fold).join(posts, on="pid")]
     ]
     assert all(one - other for one in gone for other in gone if one is not other)
 
@@ -116,13 +116,10 @@ def test_share_of_unseen_users_is_that_of_the_test_part(
 ) -> None:
     train, test = (posts.filter(pl.col("split") == part) for part in ("train", "test"))
     wanted = (~test["uid"].is_in(train["uid"].to_list())).mean()
-    for scheme, repeats in (("report", 1), ("matched", 2)):
-        for repeat in range(repeats):
-            rows = roles(made, posts, scheme, repeat)
-            fit, score = (rows.filter(pl.col("role") == role) for role in ("fit", "score"))
-            assert (~score["uid"].is_in(fit["uid"].to_list())).mean() == pytest.approx(wanted, abs=0.01)
-    first, second = (roles(made, posts, "matched", repeat).sort("pid")["role"] for repeat in (0, 1))
-    assert not first.equals(second)  # each repeat draws its own users
+    for scheme in ("report", "matched"):
+        rows = roles(made, posts, scheme)
+        fit, score = (rows.filter(pl.col("role") == role) for role in ("fit", "score"))
+        assert (~score["uid"].is_in(fit["uid"].to_list())).mean() == pytest.approx(wanted, abs=0.01)
 
 
 def test_folds_partition_the_rows_before_report(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame) -> None:
@@ -189,7 +186,7 @@ def test_fit_rows_remain_when_every_user_should_go() -> None:
 def test_cuts_leave_fit_rows_when_most_posts_have_the_first_date() -> None:
     train = random_posts(seed=4, train=200, test=1).filter(pl.col("split") == "train")
     splits, _ = make_splits(at_days(train, [max(0, row - 150) for row in range(200)]), PARAMS)
-    roles = splits.group_by("scheme", "repeat", "fold").agg(pl.col("role").unique())
+    roles = splits.group_by("scheme", "fold").agg(pl.col("role").unique())
     assert all({"fit", "score"} <= set(row) for row in roles.filter(pl.col("scheme") != "final")["role"])
 
 
@@ -199,7 +196,7 @@ def test_fewer_cuts_where_there_is_no_room_for_more() -> None:
     users = [f"{max(0, row - 35)}@N0" for row in range(80)]  # nobody but one before the 36th post
     ordered = posts.sort("split", "source_index", descending=[True, False]).with_columns(uid=pl.Series(users))
     splits, report = make_splits(at_days(ordered, list(range(80))), PARAMS)
-    cuts = [row for row in report["schemes"] if (row["scheme"], row["repeat"]) == ("matched", 0)]
+    cuts = [row for row in report["schemes"] if row["scheme"] == "matched"]
     assert [row["fold"] for row in cuts] == [0, 1]
     assert "too few posts or users for 1 more of split.cuts = 3" in cuts[0]["note"]
     assert "too few posts" not in cuts[1]["note"]
@@ -222,7 +219,9 @@ def test_rows_of_leaves_the_dropped_rows_out(made: tuple[pl.DataFrame, dict[str,
         keys.append(key)
         assert set(rows["role"]) == {"fit", "score"}
         assert rows["pid"].is_sorted()
-    assert keys == [("report", 0, 0), *[("user", repeat, fold) for repeat in (0, 1) for fold in range(5)]]
+    assert keys == [FoldKey("report", 0), *[FoldKey("user", fold) for fold in range(5)]]
+    assert keys == sorted(keys)
+    assert len({key.file_name for key in keys}) == len(keys)
 
 
 def test_stage(tmp_path: Path, posts: pl.DataFrame) -> None:

@@ -11,18 +11,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.features import FeaturizeParams, featurize, fold_path
-from popularity.schema import PROTOTYPE_SCALARS, Block, check_block, check_table, write_block, write_table
+from popularity.features import FeaturizeParams, featurize
+from popularity.schema import PROTOTYPE_SCALARS, Block, FoldKey, check_block, check_table, write_block, write_table
 from popularity.splits import SplitParams, make_splits
 from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, StackParams, TreeParams, fit_schemes
 from popularity.stack.blocks import PROTOTYPE_VECTORS
 from popularity.stack.cluster import ClusterParams
 from popularity.stack.matrix import EncoderParams
-from popularity.stack.network_head import NetworkHeadParams
 from tests.random_posts import random_images, random_posts
 
 SPLIT = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, cuts=2, folds=3, repeats=1, unseen_user_share=0.64, tolerance=0.02
+    seed=0, report_share=0.15, matched_share=0.15, cuts=2, folds=3, unseen_user_share=0.64, tolerance=0.02
 )
 FEATURIZE = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
 STACK = StackParams(
@@ -36,16 +35,6 @@ STACK = StackParams(
         signals=(),
         components=3,
         heads=("image", "text", "characters", "prototype"),
-        network=NetworkHeadParams(
-            steps=5,
-            batch_size=32,
-            hidden=8,
-            dropout=0.2,
-            lr=0.01,
-            lr_attention=0.001,
-            weight_decay=0.01,
-            class_weight=1.0,
-        ),
         head_folds=3,
         head_penalties=(10.0, 100.0),
         character_penalties=(1.0, 10.0),
@@ -53,9 +42,7 @@ STACK = StackParams(
         category_min_posts=3,
     ),
     keep=KeepParams(share=1.0, by="low_loss"),
-    weights="recency",
     half_life_days=200.0,
-    pseudo_weight=0.0,
     text_shares=(0.0,),
     max_rounds=12,
     patience=4,
@@ -66,7 +53,6 @@ STACK = StackParams(
     folds_at_once=1,
     cluster=ClusterParams(workers=0, scheduler="local"),
     learners=("lightgbm",),
-    blend="mean",
     trees=TreeParams(
         objective="regression_l1",
         learning_rate=0.2,
@@ -94,15 +80,12 @@ STACK = StackParams(
 
 
 WITH_SECOND = replace(STACK, target="normal", max_rounds=40, learners=("lightgbm", "catboost"))
-ALL_PARTS = replace(
-    STACK, level="mix", weights="both", pseudo_weight=0.1, max_rounds=40, learners=("lightgbm", "linear"), blend="rank"
-)
+ALL_PARTS = replace(STACK, level="residual", max_rounds=40, learners=("lightgbm", "linear"))
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
 EITHER = [
     pytest.param(STACK, id="one learner"),
     pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost),
-    # Weights and pseudo-labels see the features of scored rows on purpose.
-    pytest.param(replace(ALL_PARTS, weights="recency", pseudo_weight=0.0), id="level and order"),
+    pytest.param(ALL_PARTS, id="level and linear"),
 ]
 
 
@@ -197,11 +180,11 @@ class Run:
 
     def table(self, name: str, *schemes: str) -> pl.DataFrame:
         """`context` or `label` features of `schemes`, with the columns scheme and fold (null: every fold's)."""
-        folds = self.splits.select("scheme", "repeat", "fold").unique().filter(pl.col("scheme").is_in(schemes))
+        folds = self.splits.select("scheme", "fold").unique().filter(pl.col("scheme").is_in(schemes))
         every = folds.with_columns(fold=pl.lit(None, pl.Int32)).unique()
         parts = []
-        for scheme, repeat, fold in pl.concat([folds, every]).sort(pl.all()).rows():
-            path = fold_path(self.features / name, scheme, repeat, fold)
+        for scheme, fold in pl.concat([folds, every]).sort(pl.all()).rows():
+            path = self.features / name / (f"{scheme}.parquet" if fold is None else FoldKey(scheme, fold).file_name)
             if path.exists():
                 keys = {"scheme": pl.lit(scheme), "fold": pl.lit(fold, pl.Int32)}
                 parts.append(pl.read_parquet(path).with_columns(**keys))

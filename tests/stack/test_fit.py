@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ import pytest
 from popularity.errors import ConfigError
 from popularity.schema import PREDICTIONS, check_table, write_table
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import KeepParams, StackModel
-from popularity.stack.fit import fit_model, kept_fold, load_fold
-from popularity.stack.level import LevelKind
+from popularity.stack.fit import fit_model, kept_fold
 from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
 
 MODELS = ["constant", "metadata", "stack", "user_mean"]
@@ -36,11 +36,11 @@ def repeat(made: Run, folder: Path) -> Run:
 def test_every_scored_row_is_predicted_once_by_every_model_and_seed(made: Run) -> None:
     check_table(made.predictions, PREDICTIONS)
     scored = made.splits.filter((pl.col("role") == "score") & (pl.col("scheme") != "random"))
-    expected = scored.select("scheme", "repeat", "fold", "pid").sort(pl.all())
+    expected = scored.select("scheme", "fold", "pid").sort(pl.all())
     assert sorted(made.predictions["model"].unique()) == MODELS
     for (model, seed), rows in made.predictions.group_by("model", "seed"):
         assert seed in (STACK.seed, STACK.seed + 1)
-        assert rows.select("scheme", "repeat", "fold", "pid").sort(pl.all()).equals(expected), model
+        assert rows.select("scheme", "fold", "pid").sort(pl.all()).equals(expected), model
     seeds = {model: part["seed"].n_unique() for (model,), part in made.predictions.group_by("model")}
     assert seeds == {"constant": 1, "metadata": 2, "stack": 2, "user_mean": 1}
 
@@ -51,7 +51,7 @@ def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
     assert made.predictions.filter(pl.col("scale").is_not_null())["model"].unique().to_list() == ["stack"]
     rows = made.predictions.filter(pl.col("model") == "stack")
     assert (rows["scale"] > 0).all()
-    each = rows.group_by("scheme", "repeat", "pid").agg(pl.col("scale").n_unique())
+    each = rows.group_by("scheme", "pid").agg(pl.col("scale").n_unique())
     assert each["scale"].unique().to_list() == [1]
     assert rows["scale"].n_unique() > 20
 
@@ -161,9 +161,9 @@ def test_finished_folds_are_not_fitted_again(made: Run, tmp_path: Path) -> None:
     state.mkdir()
     for name, content in made.finished("report", "matched", "user").items():
         (state / name).write_bytes(content)
-    for cut in ("matched-0-0.parquet", "matched-0-1.parquet"):
+    for cut in ("matched-0.parquet", "matched-1.parquet"):
         write_table(pl.read_parquet(state / cut).with_columns(prediction=pl.lit(-7.0)), state / cut, PREDICTIONS)
-    (state / "user-0-1.parquet").unlink()
+    (state / "user-1.parquet").unlink()
     resumed = repeat(made, tmp_path)
     assert resumed.predictions.filter(pl.col("scheme") == "matched")["prediction"].unique().to_list() == [-7.0]
     others = pl.col("scheme") != "matched"
@@ -249,9 +249,8 @@ def errors(run: Run, scheme: str) -> npt.NDArray[np.float64]:
     return (rows["prediction"] - rows["label"]).to_numpy()
 
 
-@pytest.mark.parametrize("level", ["shift", "residual", "mix"])
-def test_a_level_that_falls_is_forecast(trending: Run, level: LevelKind, tmp_path: Path) -> None:
-    params = replace(LONG, level=level, learners=("lightgbm", "linear"), blend="rank")
+def test_a_level_that_falls_is_forecast(trending: Run, tmp_path: Path) -> None:
+    params = replace(LONG, level="residual", learners=("lightgbm", "linear"))
     run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report", "user"))
     high, right = errors(trending, "report"), errors(run, "report")
     assert high.mean() > 0.5
@@ -260,30 +259,9 @@ def test_a_level_that_falls_is_forecast(trending: Run, level: LevelKind, tmp_pat
     # Where there is nothing to forecast, the level does no harm.
     assert np.abs(errors(run, "user")).mean() < np.abs(errors(trending, "user")).mean() + 0.05
     found = StackModel.load(run.models / "stack").level
-    assert found.kind == level
-    assert (found.line.slope < 0) == (level != "shift")
+    assert found.kind == "residual"
+    assert found.line.slope < 0
     assert found.shift.spread is not None
-
-
-@pytest.mark.parametrize("change", [{"weights": "adversarial"}, {"weights": "both"}, {"pseudo_weight": 0.3}])
-def test_scored_rows_enter_a_fit_by_switches(trending: Run, change: dict[str, Any], tmp_path: Path) -> None:
-    """Their features weigh the fit rows, or are learned from with their own predictions: never their labels."""
-    (key, rows) = next(iter(rows_of(trending.splits, ["report"])))
-    data = load_fold(key, rows, trending.posts, trending.features)
-    params = replace(LONG, **change)
-    before, after = (fit_model(data, trending.blocks, one.columns, one, "stack") for one in (LONG, params))
-    usual, other = (model.predict(data.score, trending.blocks, data.scored_at).values for model in (before, after))
-    assert not np.array_equal(usual, other)
-    assert np.corrcoef(usual, other)[0, 1] > 0.8
-    trees = after.models["lightgbm"][0].dump_model()["tree_info"]
-    roots = [int(tree["tree_structure"]["internal_count"]) for tree in trees]
-    seen = data.fit.height + (data.score.height if "pseudo_weight" in change else 0)
-    assert max(roots) == pytest.approx(seen * LONG.trees.bagging_fraction, rel=0.1)
-    # Without a scored row, as in `final` without a test part, there is nothing to see.
-    none = replace(data, score=data.score.head(0), scored_at=data.scored_at[:0])
-    for name, one in (("alone", params), ("plain", LONG)):
-        fit_model(none, trending.blocks, one.columns, one, "stack").save(tmp_path / name)
-    assert tree_bytes(tmp_path / "alone") == tree_bytes(tmp_path / "plain")
 
 
 def test_the_linear_learner_alone(trending: Run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ THEIRS = {0: [13.0, 11.0, 12.0], 1: [-1.0, -3.0, -5.0]}
 
 def rows(model: str) -> pl.DataFrame:
     lines = [
-        {"pid": pid, "scheme": "matched", "repeat": 0, "fold": fold, "seed": seed, "model": model, "prediction": value}
+        {"pid": pid, "scheme": "matched", "fold": fold, "seed": seed, "model": model, "prediction": value}
         for fold, seeds in OURS.items()
         for seed, values in enumerate(seeds)
         for pid, value in zip(PIDS, values, strict=True)
@@ -28,7 +28,7 @@ def rows(model: str) -> pl.DataFrame:
 
 def told() -> pl.DataFrame:
     lines = [
-        {"pid": pid, "scheme": "matched", "repeat": 0, "fold": fold, "prediction": value}
+        {"pid": pid, "scheme": "matched", "fold": fold, "prediction": value}
         for fold, values in THEIRS.items()
         for pid, value in zip(PIDS, values, strict=True)
     ]
@@ -36,7 +36,7 @@ def told() -> pl.DataFrame:
 
 
 def shares(share: float) -> pl.DataFrame:
-    return rows("stack").select("scheme", "repeat", "fold").unique().with_columns(share=pl.lit(share))
+    return rows("stack").select("scheme", "fold").unique().with_columns(share=pl.lit(share))
 
 
 def test_posts_move_against_each_other_and_the_level_stays() -> None:
@@ -62,7 +62,7 @@ def test_other_models_and_no_share_are_left_as_they_are() -> None:
 
 
 def test_a_post_that_the_text_model_lacks_is_named() -> None:
-    with pytest.raises(DataError, match=r"post b of matched, repeat 0, fold 1, and 1 more"):
+    with pytest.raises(DataError, match=r"post b of matched, fold 1, and 1 more"):
         merged(rows("stack"), told().filter(~((pl.col("pid") == "b") & (pl.col("fold") == 1))), shares(0.3))
 
 
@@ -73,7 +73,7 @@ def test_a_cut_has_no_say_in_its_own_share() -> None:
     folds = np.repeat([0, 1], 30)
     ours, theirs = rng.normal(size=(2, 60))
     label = np.where(folds == 0, theirs, ours)
-    facts = {"pid": pids, "repeat": 0, "fold": folds}
+    facts = {"pid": pids, "fold": folds}
     lines = [
         pl.DataFrame({**facts, "scheme": "matched", "seed": 0, "model": model, "prediction": values})
         for model, values in (("stack", ours), ("constant", np.zeros(60)))

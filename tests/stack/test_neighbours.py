@@ -10,9 +10,11 @@ import polars as pl
 import pytest
 
 from popularity.errors import ConfigError
+from popularity.schema import FoldKey
+from popularity.splits.folds import Fold
 from popularity.stack import StackModel
 from popularity.stack.blocks import read_blocks
-from popularity.stack.fit import Fold, fit_model
+from popularity.stack.fit import fit_model
 from popularity.stack.heads import FloatArray
 from popularity.stack.matrix import MatrixEncoder, Signal
 from popularity.stack.neighbours import COLUMNS, NEAREST, SHARPNESS, Neighbours
@@ -101,7 +103,7 @@ def small_fold() -> Fold:
     )
     label = rng.normal(6, 1, FIT)
     fitted_at, scored_at = np.split(np.arange(FIT + NEW, dtype=np.int64), [FIT])
-    return Fold("report", 0, 0, features.head(FIT), features.tail(NEW), label, fitted_at, scored_at)
+    return Fold(FoldKey("report", 0), features.head(FIT), features.tail(NEW), label, fitted_at, scored_at)
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,6 @@ from popularity.stack.parallel import in_order
 from tests.processes import wait_for
 from tests.stack.small_stack import ALL_PARTS, posts_with_signal, run_all, tree_bytes
 
-WITH_ORDER = replace(ALL_PARTS, weights="recency", pseudo_weight=0.0)
-
 
 def blas_threads(_: object = None) -> set[int]:
     import numpy.linalg  # noqa: F401, PLC0415  (in a fresh process nothing else has loaded it)
@@ -113,6 +111,6 @@ def test_how_many_folds_are_fitted_at_a_time_is_no_part_of_the_result(tmp_path: 
     posts, blocks = posts_with_signal(3)
     found = []
     for at_once in (1, 2):
-        run = run_all(posts, blocks, tmp_path / str(at_once), params=replace(WITH_ORDER, folds_at_once=at_once))
+        run = run_all(posts, blocks, tmp_path / str(at_once), params=replace(ALL_PARTS, folds_at_once=at_once))
         found.append((run.predictions.to_dicts(), run.importance.to_dicts(), tree_bytes(run.folder)))
     assert found[0] == found[1]

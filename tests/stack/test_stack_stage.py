@@ -13,8 +13,7 @@ import polars as pl
 import pytest
 
 from popularity.errors import ConfigError, ContractError
-from popularity.features import fold_path
-from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, read_table, write_table
+from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, FoldKey, read_table, write_table
 from popularity.stack import StackModel
 from popularity.stack.cluster import ClusterParams
 from stages import featurize, split, stack
@@ -124,15 +123,15 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
     before = {out: tree_bytes(tmp_path / out) for out in ("stack", "models")}
     torn = tmp_path / "torn"
     shutil.copytree(inputs, torn)
-    path = fold_path(torn / "features" / "label", "user", 0, 0)
+    path = torn / "features" / "label" / FoldKey("user", 0).file_name
     label = pl.read_parquet(path)
     pl.concat([label, label]).write_parquet(path)
-    with pytest.raises(ContractError, match=r"user-0-0\.parquet: features: .* must be unique"):
+    with pytest.raises(ContractError, match=r"user-0\.parquet: features: .* must be unique"):
         run_stack(torn, tmp_path)
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "resources.json", "stack", "state", "torn"]
     finished = [path.name for path in (tmp_path / "state").rglob("*.parquet")]
-    assert sorted(finished) == ["matched-0-0.parquet", "matched-0-1.parquet", "report-0-0.parquet"]
+    assert sorted(finished) == ["matched-0.parquet", "matched-1.parquet", "report-0.parquet"]
     run_stack(inputs, tmp_path)  # sound inputs have another fingerprint: nothing of the torn run is picked up
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
 

@@ -16,7 +16,7 @@ from popularity.errors import DataError
 from popularity.features import featurize
 from popularity.schema import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
 from popularity.splits import make_splits, rows_of
-from popularity.stack.fit import Fold, load_fold
+from popularity.splits.folds import Fold, load_fold
 from popularity.text_model.model import Numbers, TextModel, TextModelParams, batches, fit, sentences
 from stages import text_model
 from tests.encoders.tiny_encoders import text_params

@@ -24,8 +24,9 @@ from popularity.evaluation.bootstrap import resample, resample_cuts
 from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import StackParams, read_blocks
-from popularity.stack.fit import fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict
 from popularity.tuning import selection
 from popularity.tuning.selection import Judged, SelectParams, candidates_of, choose, draws_of, scores_of
 from stages import featurize, stack
@@ -37,7 +38,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "plain": {"columns.blocks": ["metadata"], "max_rounds": 2},
     "same": {"columns.blocks": ["metadata"], "max_rounds": 2},
     "all": {"columns.signals": ["class_time"], "trees.num_leaves": 8},
-    "untried": {"level": "shift"},
+    "untried": {"level": "residual"},
 }
 CANDIDATES = ["plain", "same", "all"]
 
@@ -113,7 +114,7 @@ def judged_by(predictions: Mapping[str, np.ndarray[Any, Any]], labels: np.ndarra
     n = len(labels)
     return Judged(
         names=list(predictions),
-        cuts=[(0, 0), (0, 1)],
+        cuts=[0, 1],
         place=np.arange(n) * 2 // n,
         labels=labels,
         users=np.arange(n) % users,
@@ -166,7 +167,7 @@ def test_an_undefined_rank_correlation_counts_as_none(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         scores = scores_of(judged)
     assert scores["src"].to_list() == [None, pytest.approx(1.0), None, None]
-    assert "flat: SRC is not defined on cut 0 of repeat 0: it counts as 0" in caplog.text
+    assert "flat: SRC is not defined on cut 0: it counts as 0" in caplog.text
     assert np.isfinite(draws_of(judged, 0)).all()
     assert choose(scores["value"].to_numpy().reshape(2, 2).mean(axis=1), draws_of(judged, 0)).chosen == 0
 
@@ -234,7 +235,7 @@ def test_outs_hold_what_separate_fits_score(inputs: Path, selected: Path) -> Non
         for candidate in params:
             predicted = fit_and_predict(fold, blocks, candidate.stack)
             truth = np.array([labels[pid] for pid in predicted["pid"]])
-            (row,) = scores.filter(configuration=candidate.name, cut=key[2]).to_dicts()
+            (row,) = scores.filter(configuration=candidate.name, cut=key.fold).to_dicts()
             assert row["src"] == pytest.approx(spearman(truth, predicted["prediction"].to_numpy()))
             assert row["mae"] == pytest.approx(mean_absolute_error(truth, predicted["prediction"].to_numpy()))
             assert row["posts"] == len(truth)
@@ -297,7 +298,7 @@ def test_killed_it_goes_on_to_the_same_bytes(inputs: Path, selected: Path, tmp_p
     command = [sys.executable, "-m", "stages.select", *select_flags(inputs, tmp_path, params_file(inputs, tmp_path))]
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list((tmp_path / "state").rglob("*-0-0.parquet")):
+        while process.poll() is None and not list((tmp_path / "state").rglob("*-matched-0.parquet")):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

@@ -46,7 +46,7 @@ class Calibration:
 
     Args:
         scheme: whose scored posts calibrated.
-        posts: how many there were; repeats and cuts of the scheme are pooled, and a post of several is still one.
+        posts: how many there were; cuts of the scheme are pooled.
         quantiles: level -> number of scales; None where there are too few posts to state the level: the interval
             is infinite.
     """
@@ -73,19 +73,18 @@ class Calibration:
 
 
 def calibrate(
-    labels: FloatArray, predictions: FloatArray, scale: FloatArray, levels: Sequence[float] = LEVELS, repeats: int = 1
+    labels: FloatArray, predictions: FloatArray, scale: FloatArray, levels: Sequence[float] = LEVELS
 ) -> Calibration:
     """Quantiles of |label - prediction| / scale of n posts that were not fitted on: the k-th, k = ceil((n + 1) level).
 
-    Where k is above n the level has no finite interval. Under `repeats`, in each of which every post was predicted, the
-    arrays are (repeats * n,), and the k-th of n becomes the (repeats * k)-th: a post is no more than one.
+    Where k is above n the level has no finite interval.
     """
     scores = np.sort(np.abs(labels - predictions) / scale)
-    posts = len(scores) // repeats
+    posts = len(scores)
     quantiles: dict[float, float | None] = {}
     for level in levels:
         place = math.ceil(round((posts + 1) * level, 9))  # 10 * 0.7 is 7, not the next number above
-        quantiles[level] = float(scores[repeats * place - 1]) if place <= posts else None
+        quantiles[level] = float(scores[place - 1]) if place <= posts else None
     return Calibration(CALIBRATED_ON, posts, quantiles)
 
 
@@ -98,7 +97,7 @@ def calibrate_on(scored: Sequence[Scored]) -> Calibration:
     found = [one.rows for one in scored if one.scheme == CALIBRATED_ON]
     if not found:
         return calibrate(*np.empty((3, 0)))
-    return calibrate(*_columns(found[0]), repeats=len(found[0]) // max(1, found[0]["pid"].n_unique()))
+    return calibrate(*_columns(found[0]))
 
 
 def coverage_table(one: Scored, calibration: Calibration, config: EvaluateConfig) -> pl.DataFrame:

@@ -64,7 +64,7 @@ class Scored:
     Args:
         scheme: its name.
         models: the main model first.
-        rows: one per (repeat, pid), sorted: repeat, pid, cut, uid, label, seen, category, subcategory, month,
+        rows: one a post, sorted by pid: pid, cut, uid, label, seen, category, subcategory, month,
             `prediction:<model>`, the mean over seeds, for each model, and `scale`, the main model's.
         fit_means: mean label of the fit rows of each cut.
     """
@@ -82,8 +82,8 @@ class Scored:
 
 def check_predictions(splits: pl.DataFrame, predictions: pl.DataFrame) -> None:
     """Raises ContractError unless, in every scheme that has predictions, every (model, seed) predicts each
-    scored (repeat, fold, pid) exactly once and nothing else."""
-    key = ["scheme", "repeat", "fold", "pid"]
+    scored (fold, pid) exactly once and nothing else."""
+    key = ["scheme", "fold", "pid"]
     runs = predictions.select("scheme", "model", "seed").unique()
     wanted = splits.filter(pl.col("role") == "score").select(key).join(runs, on="scheme")
     found = predictions.group_by([*key, "model", "seed"]).len("found")
@@ -132,12 +132,11 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
     facts = posts.select(
         "pid", "uid", "label", "category", "subcategory", pl.col("posted_at").dt.strftime("%Y-%m").alias("month")
     )
-    fold = ["repeat", "fold"]
     cut = pl.col("fold") if scheme in CUT_SCHEMES else pl.lit(0, pl.Int32)
     roles = splits.join(facts, on="pid", how="left", validate="m:1").with_columns(cut=cut)
     fitted = roles.filter(pl.col("role") == "fit")
     scored = roles.filter(pl.col("role") == "score").join(
-        fitted.select(*fold, "uid", seen=pl.lit(True)).unique(), on=[*fold, "uid"], how="left", validate="m:1"
+        fitted.select("fold", "uid", seen=pl.lit(True)).unique(), on=["fold", "uid"], how="left", validate="m:1"
     )
     unlabelled = scored.filter(pl.col("label").is_null())
     if len(unlabelled):
@@ -147,20 +146,18 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
     means = (
         predictions.with_columns(model=pl.format("prediction:{}", "model"))
         .sort("seed")
-        .group_by("repeat", "pid", "model", maintain_order=True)
+        .group_by("pid", "model", maintain_order=True)
         .agg(pl.col("prediction").mean())
-        .pivot(on="model", index=["repeat", "pid"], values="prediction")
+        .pivot(on="model", index="pid", values="prediction")
     )
     # The scale belongs to the mean over the seeds and stands beside each of them.
-    scales = (
-        predictions.filter(pl.col("model") == MAIN_MODEL).sort("seed").group_by("repeat", "pid").agg(pl.first("scale"))
-    )
+    scales = predictions.filter(pl.col("model") == MAIN_MODEL).sort("seed").group_by("pid").agg(pl.first("scale"))
     rows = (
         scored.with_columns(pl.col("seen").fill_null(value=False))
-        .join(means, on=["repeat", "pid"], how="left", validate="1:1")
-        .join(scales, on=["repeat", "pid"], how="left", validate="1:1")
+        .join(means, on="pid", how="left", validate="1:1")
+        .join(scales, on="pid", how="left", validate="1:1")
         .drop("scheme", "role", "fold")
-        .sort("repeat", "pid")
+        .sort("pid")
     )
     fit_means = fitted.group_by("cut").agg(pl.col("label").mean()).sort("cut")
     return Scored(scheme, models, rows, dict(fit_means.iter_rows()))
@@ -205,10 +202,7 @@ def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
 def _score_rows(
     one: Scored, rows: pl.DataFrame, config: EvaluateConfig, cuts: npt.NDArray[np.int64] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the score table for some of a scheme's posts; means over their `cuts` (n,), if there are any.
-
-    Repeats are pooled: a drawn user comes with its posts of every repeat, so an interval does not shrink by repeating.
-    """
+    """Rows of the score table for some of a scheme's posts; means over their `cuts` (n,), if there are any."""
     labels = rows["label"].to_numpy()
     predictions = rows.select(f"prediction:{model}" for model in one.models).to_numpy()
     users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1

@@ -4,7 +4,7 @@ Three kinds, one module each: `row` from the post alone; `context` label-free st
 that a scheme shows; `label` fitted on labels of fit rows only, causal in time.
 """
 
-from popularity.features.build import FeaturizeParams, featurize, fold_path, further_features, read_features
+from popularity.features.build import FeaturizeParams, featurize, further_features, read_features
 from popularity.features.context import TextReducer, context_features
 from popularity.features.histories import compare_histories
 from popularity.features.label import label_features
@@ -19,7 +19,6 @@ __all__ = [
     "compare_histories",
     "context_features",
     "featurize",
-    "fold_path",
     "further_features",
     "group_of",
     "label_features",

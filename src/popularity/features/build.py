@@ -1,9 +1,9 @@
 """All feature sets of all schemes, each a table (pid, features) of its own.
 
-row.parquet                              one row a post
-context/<scheme>-<repeat>.parquet        the rows that every fold of the repeat shows; where folds show different ones,
-context/<scheme>-<repeat>-<fold>.parquet those of the fold
-label/<scheme>-<repeat>-<fold>.parquet   fit and score rows of the fold
+row.parquet                      one row a post
+context/<scheme>.parquet         the rows that every fold of the scheme shows; where folds show different ones,
+context/<scheme>-<fold>.parquet  those of the fold
+label/<scheme>-<fold>.parquet    fit and score rows of the fold
 
 A fold is written as soon as it is known: one at a time is in memory, and whoever reads one reads no other. Beside them
 text_components.parquet: what the text components of `final` are made of, for posts that come later.
@@ -28,9 +28,8 @@ from popularity.features.label import as_of_dates, label_features
 from popularity.features.profiles import known_profiles, no_users, profile_features
 from popularity.features.row import beside, row_features
 from popularity.features.signals import FACTS, coded, coded_label_signals
-from popularity.schema import FEATURES, SCHEMES, read_table, write_table
+from popularity.schema import FEATURES, SCHEMES, FoldKey, read_table, write_table
 
-_ORDER = {scheme: place for place, scheme in enumerate(SCHEMES)}
 HistoryKey = Literal["uid", "category", "subcategory", "concept"]
 
 
@@ -56,22 +55,18 @@ def featurize(
     _write_labels(posts, splits, params, out / "label")
 
 
-def fold_path(folder: Path, scheme: str, repeat: int, fold: int | None = None) -> Path:
-    """The table of a fold in a folder of such; of every fold of the repeat without `fold`."""
-    return folder / ("-".join(str(each) for each in (scheme, repeat, fold) if each is not None) + ".parquet")
-
-
 def _write_context(
     posts: pl.DataFrame, users: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path
 ) -> None:
     """Context features of each different set of shown rows, and the text components of `final`."""
     shown: list[tuple[pl.Series, Path, TextReducer]] = []
     (out / "context").mkdir(exist_ok=True)
-    for scheme, repeat, folds in _by_scheme(splits, "context"):
+    for scheme, folds in _by_scheme(splits, "context"):
         # The folds by user and at random show the same rows, the cuts do not.
         alike = all(part["pid"].equals(folds[0]["pid"]) for part in folds)
         for part in folds[:1] if alike else folds:
-            path = fold_path(out / "context", scheme, repeat, None if alike else int(part["fold"][0]))
+            name = _common_name(scheme) if alike else _key_of(part).file_name
+            path = out / "context" / name
             known = next((each for each in shown if each[0].equals(part["pid"])), None)
             if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
@@ -90,10 +85,10 @@ def _write_labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizePa
     """Label features of each fold."""
     horizon, facts = _scored_span(posts, splits), label_facts(posts)
     folder.mkdir(exist_ok=True)
-    for scheme, repeat, folds in _by_scheme(splits, "label"):
+    for _, folds in _by_scheme(splits, "label"):
         for part in folds:
             features = fold_label_features(part, facts, params, horizon)
-            write_table(features, fold_path(folder, scheme, repeat, int(part["fold"][0])), FEATURES)
+            write_table(features, folder / _key_of(part).file_name, FEATURES)
 
 
 def further_features(
@@ -122,7 +117,7 @@ def further_features(
     rows = pl.concat([shown, posts.select("pid", role=pl.lit("score"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    sets.append(known_profiles(posts, known, _read_context(folder, "final", 0, 0)))
+    sets.append(known_profiles(posts, known, _read_context(folder, FoldKey("final", 0))))
     # A post that comes later does not move the cut at which the histories of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     sets.append(fold_label_features(rows, label_facts(both), params, _scored_span(known, splits), timed_by))
@@ -132,22 +127,27 @@ def further_features(
     return table.sort("pid")
 
 
-def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.DataFrame) -> pl.DataFrame:
+def read_features(folder: Path, key: FoldKey, pids: pl.DataFrame) -> pl.DataFrame:
     """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
-    row, label = folder / "row.parquet", fold_path(folder / "label", scheme, repeat, fold)
+    row, label = folder / "row.parquet", folder / "label" / key.file_name
     table = pids.select("pid")
     for features in (
         read_table(row, FEATURES),
-        _read_context(folder, scheme, repeat, fold),
+        _read_context(folder, key),
         read_table(label, FEATURES),
     ):
         table = table.join(features, on="pid", how="left", validate="1:1")
     return table.sort("pid")
 
 
-def _read_context(folder: Path, scheme: str, repeat: int, fold: int) -> pl.DataFrame:
-    common = fold_path(folder / "context", scheme, repeat)
-    return read_table(common if common.exists() else fold_path(folder / "context", scheme, repeat, fold), FEATURES)
+def _read_context(folder: Path, key: FoldKey) -> pl.DataFrame:
+    common = folder / "context" / _common_name(key.scheme)
+    return read_table(common if common.exists() else folder / "context" / key.file_name, FEATURES)
+
+
+def _common_name(scheme: str) -> str:
+    """The file of what all folds of a scheme show alike."""
+    return f"{scheme}.parquet"
 
 
 def label_facts(posts: pl.DataFrame) -> pl.DataFrame:
@@ -169,14 +169,17 @@ def fold_label_features(
     return beside(histories, coded_label_signals(dated, params.history_prior))
 
 
-def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, int, list[pl.DataFrame]]]:
-    """(scheme, repeat, the shown rows of each fold, sorted by pid); `what` names the progress bar."""
-    repeats = splits.select("scheme", "repeat").unique().sort(pl.col("scheme").replace_strict(_ORDER), "repeat")
-    for scheme, repeat in tqdm(repeats.rows(), desc=f"{what} features by scheme", unit="scheme"):
-        rows = splits.filter(
-            (pl.col("scheme") == scheme) & (pl.col("repeat") == repeat) & (pl.col("role") != "dropped")
-        )
-        yield scheme, repeat, rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
+def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, list[pl.DataFrame]]]:
+    """(scheme, the shown rows of each fold, sorted by pid); `what` names the progress bar."""
+    schemes = splits["scheme"].unique().to_list()
+    for scheme in tqdm(sorted(schemes, key=SCHEMES.index), desc=f"{what} features by scheme", unit="scheme"):
+        rows = splits.filter((pl.col("scheme") == scheme) & (pl.col("role") != "dropped"))
+        yield scheme, rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
+
+
+def _key_of(part: pl.DataFrame) -> FoldKey:
+    """The key of a fold's rows (contract FOLDS)."""
+    return FoldKey(str(part["scheme"][0]), int(part["fold"][0]))
 
 
 def _scored_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from scipy.stats import ks_2samp
 
-from popularity.features.build import fold_path
-from popularity.schema import FOLDS
+from popularity.schema import FOLDS, FoldKey
 
 WHATS = ("posts", "age")
 QUARTILES = (0.25, 0.5, 0.75)
 DIGITS = 4
-FOLD = list(FOLDS.key[:3])
+FOLD = list(FOLDS.key[:2])
 
 
 def compare_histories(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -32,15 +32,16 @@ def compare_histories(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...])
     roles = splits.filter(pl.col("role") != "dropped")
     columns = [f"{key}_history_{what}" for key in keys for what in WHATS]
     found = []
-    for fold, shown in roles.group_by(FOLD, maintain_order=True):
-        histories = pl.read_parquet(fold_path(folder / "label", *fold), columns=["pid", *columns])
+    for (scheme, fold), shown in roles.group_by(FOLD, maintain_order=True):
+        key_of_fold = FoldKey(str(scheme), int(str(fold)))
+        histories = pl.read_parquet(folder / "label" / key_of_fold.file_name, columns=["pid", *columns])
         rows = histories.join(shown.select("pid", "role"), on="pid", how="left", validate="1:1")
         both = {role: rows.filter(role=role) for role in ("fit", "score")}
         for key in keys:
             past = {role: _past(part, key) for role, part in both.items()}
             found.append(
                 {
-                    **dict(zip(FOLD, fold, strict=True)),
+                    **asdict(key_of_fold),
                     "key": key,
                     **{role: _described(past[role], part.height) for role, part in both.items()},
                     "distance": {what: _distance(past["fit"][what], past["score"][what]) for what in WHATS},

@@ -70,10 +70,10 @@ class Layer(nn.Module):
         )
         self.dropout = Dropout(params.dropout)
 
-    def forward(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Tokens (b, n, D) to tokens (b, n, D); see `CrossModalAttention.forward`."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (b, n, D) to tokens (b, n, D)."""
         normed = self.attention_norm(tokens)
-        attended, _ = self.attention(normed, normed, normed, need_weights=False, attn_mask=hidden)
+        attended, _ = self.attention(normed, normed, normed, need_weights=False)
         tokens = tokens + self.dropout(attended)
         out: Tensor = tokens + self.dropout(self.forward_part(self.forward_norm(tokens)))
         return out
@@ -114,18 +114,17 @@ class CrossModalAttention(nn.Module):
         tokens: Tensor = projection(vectors) + self.kinds[kind]
         return tokens
 
-    def forward(self, tokens: Tensor, looks: list[Tensor] | None = None, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, looks: list[Tensor] | None = None) -> Tensor:
         """(b, n, D) of projected tokens (b, n, D), the image first.
 
         Each layer adds to `looks`, if that is given, how much x looks at each token: (b, n), averaged over its heads.
-        In evaluation mode the rows sum to 1. `hidden` (n, n) is true where the token of a row may not look at that of
-        a column.
+        In evaluation mode the rows sum to 1.
         """
         for layer in self.layers:
             if looks is not None:
                 assert isinstance(layer, Layer)
                 looks.append(layer.first_row(tokens).float())
-            tokens = layer(tokens, hidden)
+            tokens = layer(tokens)
         out: Tensor = self.norm(tokens)
         return out
 

@@ -21,7 +21,6 @@ from popularity.encoders.prompting import is_aligned
 from popularity.encoders.sources import weights_identity
 from popularity.files import atomic_directory
 from popularity.network.model import CLASS_LEVEL, Batch, PrototypeNetwork
-from popularity.network.shared import ATTENTION_FILE, SharedAttention
 from popularity.post_features.agreement import linear_agreement
 from popularity.post_features.outputs import (
     HEADS,
@@ -123,7 +122,7 @@ def embed_posts(
         params: section embed_posts.
         accelerator: of this process, with the precision of the training.
         state: folder of finished parts, shared by all processes.
-        out: replaced as a whole: the vectors of VECTORS, scalars.parquet and the attention itself.
+        out: replaced as a whole: the vectors of VECTORS and scalars.parquet.
         explain: likewise: nearest.parquet, attention.parquet and attention_mass.parquet.
         known: posts of an earlier run that `posts` come to; agreement.linear is fitted on them too.
 
@@ -158,7 +157,6 @@ def embed_posts(
             frame = pl.DataFrame({"pid": posts["pid"]} | {name: table[name].astype(np.float32) for name in names})
             frame = frame.with_columns(pl.col(pl.Float32).fill_nan(None))
             write_table(frame, partial / "scalars.parquet", PROTOTYPE_SCALARS)
-            _shared_attention(network, posts, inputs.vectors).save(partial / ATTENTION_FILE)
         with atomic_directory(explain) as partial:
             _write_explanation(state, cut, posts["pid"], network, keys, partial)
     processes.wait_for_everyone()
@@ -271,20 +269,6 @@ def _write_vectors(
             "columns": columns,
         }
         write_block(Block(values, [vectors.pids[row] for row in rows.tolist()], about), out, name)
-
-
-def _shared_attention(network: PrototypeNetwork, posts: pl.DataFrame, vectors: PostVectors) -> SharedAttention:
-    """The trained attention over the whole prototypes of the classes, for those who train it further."""
-    number = network.level_names.index(CLASS_LEVEL)
-    rows = dict(zip(posts[CLASS_LEVEL], vectors.target[:, number].tolist(), strict=True))
-    shared = SharedAttention(
-        network.params.attention,
-        {kind: network.get_buffer(f"{CLASS_LEVEL}_{kind}").cpu() for kind in MODALITIES},
-        {kind: float(network.temperature(kind)) for kind in MODALITIES},
-        {key: row for key, row in rows.items() if row >= 0},
-    )
-    shared.attention.load_state_dict(network.attention.state_dict())
-    return shared
 
 
 def _linear_agreement(embedded: Sequence[EmbeddedPosts], trained: TrainParams, shrinkage: float) -> Float32Array:

@@ -49,17 +49,15 @@ def selection_section(inputs: Inputs) -> Section:
 
 def _by_cut(scores: pl.DataFrame) -> Table:
     """A row a configuration, SRC and MAE of each cut."""
-    cuts = scores.select("repeat", "cut", "posts").unique(maintain_order=True).rows()
-    several = len({repeat for repeat, _, _ in cuts}) > 1
+    cuts = scores.select("cut", "posts").unique(maintain_order=True).rows()
     header = ["configuration"]
-    for repeat, cut, _ in cuts:
-        where = f"cut {cut}{f' of repeat {repeat}' if several else ''}"
-        header += [f"SRC, {where}", f"MAE, {where}"]
+    for cut, _ in cuts:
+        header += [f"SRC, cut {cut}", f"MAE, cut {cut}"]
     rows = [
         [str(name), *(number(value, 4) for row in own.select("src", "mae").iter_rows() for value in row)]
         for (name,), own in scores.group_by("configuration", maintain_order=True)
     ]
-    sizes = ", ".join(f"{posts:,}" for *_, posts in cuts)
+    sizes = ", ".join(f"{posts:,}" for _, posts in cuts)
     return Table(f"Scores of each cut, in order of time (posts: {sizes})", header, rows)
 
 

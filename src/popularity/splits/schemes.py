@@ -29,7 +29,7 @@ from sklearn.model_selection import GroupKFold, KFold
 
 from popularity.config import Section
 from popularity.errors import DataError
-from popularity.schema import FOLDS
+from popularity.schema import FOLDS, FoldKey
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ class SplitParams(Section):
     matched_share: Share
     cuts: Annotated[int, Field(ge=1)]
     folds: Annotated[int, Field(ge=2)]
-    repeats: Annotated[int, Field(ge=1)]
     unseen_user_share: Share
     tolerance: Annotated[float, Field(gt=0, lt=0.5)]
 
@@ -51,7 +50,7 @@ class SplitParams(Section):
 def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Roles of every post in every scheme (contract FOLDS), and what each scheme looks like.
 
-    A training post has one row in each (scheme, repeat, fold); test posts occur in `final` alone.
+    A training post has one row in each (scheme, fold); test posts occur in `final` alone.
 
     Raises:
         DataError: too few posts or users for the schemes.
@@ -77,37 +76,32 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
     parts: list[pl.DataFrame] = []
     summary: list[dict[str, Any]] = []
 
-    def add(scheme: str, repeat: int, fold: int, role: npt.NDArray[np.str_], pids: pl.Series, *, note: str) -> None:
+    def add(key: FoldKey, role: npt.NDArray[np.str_], pids: pl.Series, *, note: str) -> None:
         frame = pl.DataFrame({"pid": pids, "role": pl.Series(role.tolist(), dtype=pl.String)}).select(
-            pl.lit(scheme).alias("scheme"),
-            pl.lit(repeat, pl.Int32).alias("repeat"),
-            pl.lit(fold, pl.Int32).alias("fold"),
+            pl.lit(key.scheme).alias("scheme"),
+            pl.lit(key.fold, pl.Int32).alias("fold"),
             "pid",
             "role",
         )
         parts.append(frame)
-        summary.append({"scheme": scheme, "repeat": repeat, "fold": fold, "note": note, **_describe(frame, posts)})
+        summary.append({"scheme": key.scheme, "fold": key.fold, "note": note, **_describe(frame, posts)})
 
-    def add_cut(scheme: str, repeat: int, fold: int, start: Any, end: Any | None, *, later: int, note: str) -> None:
+    def add_cut(key: FoldKey, start: Any, end: Any | None, *, later: int, note: str) -> None:
         # Trailing zeros seed alike: the last cut draws the users that it would draw if it were the only one.
-        rng = np.random.default_rng([params.seed, FOLDS_SEED[scheme], repeat, later])
+        rng = np.random.default_rng([params.seed, FOLDS_SEED[key.scheme], 0, later])
         role, missed = _cut_roles(train, start, end, wanted=wanted, params=params, rng=rng)
-        add(scheme, repeat, fold, role, train["pid"], note="; ".join(filter(None, (note, missed))))
+        add(key, role, train["pid"], note="; ".join(filter(None, (note, missed))))
 
-    add_cut("report", 0, 0, report_start, None, later=0, note="")
-    for repeat in range(params.repeats):
-        for fold, (start, end) in enumerate(slices):
-            note = fewer if fold == 0 else ""
-            add_cut("matched", repeat, fold, start, end, later=len(slices) - 1 - fold, note=note)
+    add_cut(FoldKey("report", 0), report_start, None, later=0, note="")
+    for fold, (start, end) in enumerate(slices):
+        note = fewer if fold == 0 else ""
+        add_cut(FoldKey("matched", fold), start, end, later=len(slices) - 1 - fold, note=note)
     for scheme in ("user", "random"):
-        for repeat in range(params.repeats):
-            for fold, role in enumerate(_fold_roles(train, report_start, scheme, params, repeat)):
-                add(scheme, repeat, fold, role, train["pid"], note="")
+        for fold, role in enumerate(_fold_roles(train, report_start, scheme, params)):
+            add(FoldKey(scheme, fold), role, train["pid"], note="")
     everything = pl.concat([train, test])
     add(
-        "final",
-        0,
-        0,
+        FoldKey("final", 0),
         np.where(everything["split"].to_numpy() == "train", "fit", "score"),
         everything["pid"],
         note="" if test.height else "no test part: nothing to score",
@@ -128,12 +122,11 @@ FOLDS_SEED = {"report": 1, "matched": 2, "user": 3, "random": 4}
 LEAST_FIT = 0.25  # share of the rows before a cut in time that is fitted on, however many users should go
 
 
-def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[tuple[str, int, int], pl.DataFrame]]:
-    """Yields ((scheme, repeat, fold), rows (pid, role) without the dropped ones), in order."""
+def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[FoldKey, pl.DataFrame]]:
+    """Yields (key, rows (pid, role) without the dropped ones) of each fold, in order."""
     kept = splits.filter(pl.col("scheme").is_in(schemes) & (pl.col("role") != "dropped"))
-    for key, rows in kept.sort(FOLDS.key).group_by("scheme", "repeat", "fold", maintain_order=True):
-        scheme, repeat, fold = key
-        yield (str(scheme), int(str(repeat)), int(str(fold))), rows.select("pid", "role")
+    for (scheme, fold), rows in kept.sort(FOLDS.key).group_by("scheme", "fold", maintain_order=True):
+        yield FoldKey(str(scheme), int(str(fold))), rows.select("pid", "role")
 
 
 def _wanted_unseen_share(train: pl.DataFrame, test: pl.DataFrame, params: SplitParams) -> tuple[float, str]:
@@ -239,11 +232,11 @@ def _reached(share: float) -> str:
 
 
 def _fold_roles(
-    train: pl.DataFrame, report_start: Any, scheme: str, params: SplitParams, repeat: int
+    train: pl.DataFrame, report_start: Any, scheme: str, params: SplitParams
 ) -> Iterator[npt.NDArray[np.str_]]:
     """Roles (n,) for each fold of `user` or `random` over the rows before `report`."""
     before = np.flatnonzero((train["posted_at"] < report_start).to_numpy())
-    state = int(np.random.default_rng([params.seed, FOLDS_SEED[scheme], repeat]).integers(2**31))
+    state = int(np.random.default_rng([params.seed, FOLDS_SEED[scheme], 0]).integers(2**31))
     if scheme == "user":
         # Numbers in the order of the names: among names scikit-learn looks for every user in every row.
         groups = train["uid"].rank("dense").to_numpy()[before]

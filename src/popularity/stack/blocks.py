@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from popularity.errors import ConfigError, ContractError
-from popularity.network.shared import ATTENTION_FILE, SharedAttention
 from popularity.schema import PICTURE_STATISTICS, PROTOTYPE_SCALARS, Block, read_block, read_table
 from popularity.stack.heads import FloatArray
 
@@ -60,12 +59,10 @@ class Blocks:
     Args:
         vectors: `image`, `title`, `tags` and those of PROTOTYPE_VECTORS that are there.
         scalars: columns of PROTOTYPE_SCALARS and, named picture.<what>, of PICTURE_STATISTICS.
-        attention: of the trained network, if embed_posts left it.
     """
 
     vectors: Mapping[str, Block]
     scalars: pl.DataFrame
-    attention: SharedAttention | None = None
 
 
 def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
@@ -90,8 +87,7 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     if (image / "statistics.parquet").is_file():  # a folder of before there were any does without
         statistics = read_table(image / "statistics.parquet", PICTURE_STATISTICS)
         scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
-    attention = prototype / ATTENTION_FILE  # likewise
-    return Blocks(vectors, scalars, SharedAttention.load(attention) if attention.is_file() else None)
+    return Blocks(vectors, scalars)
 
 
 def dense_parts(block: str, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import Ridge
 
 from popularity.stack.heads import Array, FloatArray, user_folds
+from popularity.stack.ridge import fit_sparse_ridges
 
 NAME = "characters_head"  # of the column
 LONGEST = 4  # characters of a piece; pieces end with their word
 WIDTH = 2**18
-TOLERANCE = 1e-4  # of the conjugate gradients
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,10 @@ def fit_character_head(
     design = counts * scale
     predictions = np.full((len(penalties), len(label)), label.mean())
     for rows, own in user_folds(groups, folds, seed):
-        fitted = _ridges(design[rows], label[rows], penalties)
+        fitted = fit_sparse_ridges(design[rows], label[rows], penalties)
         predictions[:, own] = fitted.predict(design[own]).reshape(len(own), -1).T
     best = int(np.argmin(((predictions - label) ** 2).mean(axis=1)))
-    chosen = _ridges(design, label, penalties[best : best + 1])
+    chosen = fit_sparse_ridges(design, label, penalties[best : best + 1])
     weights = (np.ravel(chosen.coef_) * scale).astype(np.float32)
     head = CharacterHead(weights, float(np.ravel(chosen.intercept_)[0]))
     return head, predictions[best].astype(np.float32)
-
-
-def _ridges(design: sparse.csr_matrix, label: Array, penalties: Sequence[float]) -> Ridge:
-    """A ridge a penalty: the same labels once for each."""
-    ridge = Ridge(alpha=np.asarray(penalties), solver="sparse_cg", tol=TOLERANCE)
-    return ridge.fit(design, np.tile(label[:, None], len(penalties)))

@@ -1,7 +1,6 @@
 """Fits the stack and the baselines beside it in every fold, and predicts the scored rows.
 
-Every number that a fit needs (rounds, encoders, components, level, blend) comes from the fold's fit rows. Of the scored
-rows it may use what is published: dates and users for the level, features for weights and pseudo-labels.
+Every number that a fit needs (rounds, encoders, components, level, blend) comes from the fold's fit rows.
 """
 
 from __future__ import annotations
@@ -9,49 +8,33 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from popularity.features import read_features
-from popularity.schema import PREDICTIONS, check_table, write_table
+from popularity.schema import PREDICTIONS, FoldKey, check_table, write_table
 from popularity.splits import rows_of
+from popularity.splits.folds import Fold, load_fold
 from popularity.stack import catboost_learner
 from popularity.stack.blending import Blend
 from popularity.stack.blocks import Blocks
 from popularity.stack.inner import Array, Sample, inner_cuts, recency_weights, scored_rows
 from popularity.stack.learners import LEARNERS
-from popularity.stack.level import Level, inner_levels, mix_weights
-from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
-from popularity.stack.model import StackModel, blended
+from popularity.stack.level import Level, inner_levels
+from popularity.stack.matrix import EncoderParams, MatrixEncoder
+from popularity.stack.model import StackModel
 from popularity.stack.parallel import in_order
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.scale import ScaleModel
 from popularity.stack.selection import kept_rows
 from popularity.stack.target import Target
-from popularity.stack.weights import row_weights
 
 logger = logging.getLogger(__name__)
 
 MAIN = "stack"  # the model whose errors have a scale
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One (scheme, repeat, fold): features of its fit and score rows, and labels of its fit rows."""
-
-    scheme: str
-    repeat: int
-    fold: int
-    fit: pl.DataFrame  # pid, features
-    score: pl.DataFrame  # pid, features
-    label: npt.NDArray[np.float64]  # (fit rows,)
-    posted_at: npt.NDArray[np.int64]  # (fit rows,) microseconds
-    scored_at: npt.NDArray[np.int64]  # (score rows,)
 
 
 def fit_schemes(
@@ -75,9 +58,9 @@ def fit_schemes(
     if "catboost" in params.learners:
         catboost_learner.catboost()
 
-    def fit(task: tuple[tuple[str, int, int], pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
         key, rows = task
-        finished = state / "{}-{}-{}.parquet".format(*key)
+        finished = state / key.file_name
         if finished.exists():
             return pl.read_parquet(finished), None
         data = load_fold(key, rows, posts, features)
@@ -89,7 +72,7 @@ def fit_schemes(
             [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
             + [predict_simple(data, params, name) for name in ("user_mean", "constant")]
         )
-        if data.scheme != "final":
+        if key.scheme != "final":
             write_table(predictions, finished, PREDICTIONS)
             return predictions, None
         for name, model in models.items():
@@ -109,27 +92,6 @@ def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple
         MAIN: (kept_fold(data, blocks, params), params.columns),
         "metadata": (data, replace(params.columns, blocks=("metadata",), signals=())),
     }
-
-
-def load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
-    features = read_features(folder, *key, rows)
-    roles = dict(rows.iter_rows())
-    is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
-    fit = features.filter(is_fit)
-    score = features.filter(~is_fit)
-    known = posts.select("pid", "label", "posted_at")
-    facts, scored = (
-        part.select("pid").join(known, on="pid", how="left", validate="1:1", maintain_order="left")
-        for part in (fit, score)
-    )
-    return Fold(
-        *key,
-        fit=fit,
-        score=score,
-        label=facts["label"].to_numpy(),
-        posted_at=facts["posted_at"].to_physical().to_numpy(),
-        scored_at=scored["posted_at"].to_physical().to_numpy(),
-    )
 
 
 def fit_and_predict(data: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
@@ -154,10 +116,8 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     level = Level.fit(data.posted_at, data.label, params.level)
     rest = level.remove(data.label, data.posted_at)
     encoder, matrix = MatrixEncoder.fit(data.fit, rest, blocks, columns)
-    asked = params.pseudo_weight > 0 or params.weights != "recency"
-    scored = encoder.apply(data.score, blocks) if asked and not data.score.is_empty() else None
     target = Target.fit(rest, params.target)
-    sample = Sample(matrix, target.apply(rest), _weights(data, matrix, scored, params))
+    sample = Sample(matrix, target.apply(rest), recency_weights(data.posted_at, params.half_life_days))
 
     cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
     rows, sizes = scored_rows(cuts), [len(own) for _, own in cuts]
@@ -165,23 +125,18 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner rows)
     expected = inner_levels(data.posted_at, data.label, cuts, params.level)
     truth = data.label[rows] - expected
-    blend = Blend.fit(each, truth, sizes, target, params.blend, centred=level.shifts)
+    blend = Blend.fit(each, truth, target, centred=level.shifts)
     out_of_fold = target.invert(blend.apply(each))
     errors = np.split(truth - out_of_fold, np.cumsum(sizes))[:-1]
-    users = (data.fit["uid"].to_numpy(), data.score["uid"].to_numpy())
-    level = level.shifted(errors, mix_weights(*users, cuts, params.level))
+    level = level.shifted(errors)
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
-    if params.pseudo_weight and scored is not None:
-        own = blended(models, Blend(blend.weights, None), scored).mean(axis=0)
-        sample = _with_pseudo_labels(sample, scored, own, params.pseudo_weight)
-        models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
     scale = ScaleModel.fit(
         matrix, rows, out_of_fold + expected + level.shift.value, data.label, seed=params.seed, threads=params.threads
     )
     logger.info(
-        "%-8s repeat %d fold %d  %-8s  %5d fit rows  %4d columns  %s  %5.1f s%s",
-        data.scheme, data.repeat, data.fold, name,
+        "%-8s fold %d  %-8s  %5d fit rows  %4d columns  %s  %5.1f s%s",
+        data.key.scheme, data.key.fold, name,
         len(data.label), len(matrix.names),
         "  ".join(
             f"{learner} {share:.0%} at {one.chosen}"
@@ -192,16 +147,6 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
     return StackModel(encoder, models, blend, target, level, scale)
 
 
-def _weights(data: Fold, matrix: Matrix, scored: Matrix | None, params: StackParams) -> Array | None:
-    recency = recency_weights(data.posted_at, params.half_life_days)
-    if scored is None:
-        return recency
-    users, scored_users = data.fit["uid"].to_numpy(), data.score["uid"].to_numpy()
-    return row_weights(
-        params.weights, recency, matrix, scored, users, scored_users, seed=params.seed, threads=params.threads
-    )
-
-
 def _fit_learners(
     sample: Sample, chosen: Mapping[LearnerName, int], params: StackParams
 ) -> dict[LearnerName, list[Any]]:
@@ -210,18 +155,6 @@ def _fit_learners(
         learner: [LEARNERS[learner].fit(sample, setting, params, seed) for seed in params.each_seed]
         for learner, setting in chosen.items()
     }
-
-
-def _with_pseudo_labels(sample: Sample, scored: Matrix, own: Array, weight: float) -> Sample:
-    """The sample and, at a low weight, the scored rows with their own predictions (m,) for labels."""
-    matrix = replace(
-        sample.matrix,
-        values=np.vstack([sample.matrix.values, scored.values]),
-        pids=[*sample.matrix.pids, *scored.pids],
-    )
-    mine = np.ones(len(sample.target)) if sample.weight is None else sample.weight
-    weights = np.concatenate([mine, np.full(len(own), weight * mine.mean())])
-    return Sample(matrix, np.concatenate([sample.target, own]), weights)
 
 
 def _forecast(level: Level, data: Fold) -> str:
@@ -268,9 +201,8 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array
         pl.DataFrame(
             {
                 "pid": data.score["pid"],
-                "scheme": data.scheme,
-                "repeat": data.repeat,
-                "fold": data.fold,
+                "scheme": data.key.scheme,
+                "fold": data.key.fold,
                 "seed": seed,
                 "model": model,
                 "prediction": values,

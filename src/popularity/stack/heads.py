@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
 from sklearn.model_selection import GroupKFold
+
+from popularity.stack.ridge import solve_ridge
 
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
@@ -71,12 +72,12 @@ def fit_head(
     predictions = {penalty: np.empty(len(target)) for penalty in penalties}
     for rows, own_gram, own_moment in zip(parts, grams, moments, strict=True):
         for penalty in penalties:
-            weights = _solve(gram - own_gram, moment - own_moment, penalty)
+            weights = solve_ridge(gram - own_gram, moment - own_moment, penalty)
             predictions[penalty][rows] = design[rows] @ weights
     best = min(penalties, key=lambda penalty: float(np.mean((predictions[penalty] - target) ** 2)))
     out_of_fold = np.full(len(label), np.nan, dtype=np.float32)
     out_of_fold[known] = predictions[best]
-    weights = _solve(gram, moment, best)
+    weights = solve_ridge(gram, moment, best)
     if basis is not None:
         weights = np.append(basis @ weights[:-1], weights[-1])
     return RidgeHead(mean, scale, weights), out_of_fold
@@ -96,11 +97,3 @@ def _design(vectors: FloatArray, mean: FloatArray, scale: FloatArray) -> Array:
     design = np.ones((len(vectors), vectors.shape[1] + 1))
     design[:, :-1] = (vectors - mean) / scale
     return design
-
-
-def _solve(gram: Array, moment: Array, penalty: float) -> Array:
-    """Ridge weights from normal equations; the constant is not penalised (but kept solvable)."""
-    diagonal = np.full(len(gram), penalty)
-    diagonal[-1] = 1e-9
-    solved: Array = cho_solve(cho_factor(gram + np.diag(diagonal)), moment)
-    return solved

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from popularity.stack import catboost_learner, lightgbm_learner, linear_learner, network_learner
+from popularity.stack import catboost_learner, lightgbm_learner, linear_learner
 from popularity.stack.inner import Array, Cut, Learned, Sample
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import LearnerName, StackParams
@@ -40,5 +40,4 @@ LEARNERS: Mapping[LearnerName, Learner] = {
     "lightgbm": lightgbm_learner,
     "catboost": catboost_learner,
     "linear": linear_learner,
-    "network": network_learner,
 }

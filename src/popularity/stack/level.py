@@ -6,9 +6,8 @@ post's own date. What the line and the learners still miss together is measured 
 inside the fit rows.
 
     none      the learners fit the label
-    shift     predictions for later dates than the fit rows' move by what those of the inner cuts missed
-    residual  as shift, and the learners fit what the label is above the line
-    mix       as residual; users never seen before weigh as much in the shift as they do among the posts to be scored
+    residual  the learners fit what the label is above the line, and predictions for later dates than the fit rows'
+              move by what those of the inner cuts missed
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from scipy.stats import t as student
 
 from popularity.stack.inner import MICROSECONDS_A_DAY, Array, Cut
 
-LevelKind = Literal["none", "shift", "residual", "mix"]
+LevelKind = Literal["none", "residual"]
 Times = npt.NDArray[np.int64]
-Users = npt.NDArray[np.object_]
 
 PERIODS = 10  # of equal numbers of posts; the line goes through their means, whose scatter says how far to trust it
 REACH = 0.25  # share of the time span after whose length a forecast has all but stopped to move
@@ -105,14 +103,14 @@ class Shift:
     cuts: int
 
     @classmethod
-    def fit(cls, errors: Sequence[Array], weights: Sequence[Array], after: float) -> Shift:
-        """From label - prediction (m,) of every inner cut's scored posts: the mean of the cuts' weighted medians.
+    def fit(cls, errors: Sequence[Array], after: float) -> Shift:
+        """From label - prediction (m,) of every inner cut's scored posts: the mean of the cuts' medians.
 
         Shrunk to 0 by how far the cuts disagree, as the slope of a Line; 0 with less than two cuts, which cannot tell.
         """
         if len(errors) < 2:
             return cls(0.0, after, None, len(errors))
-        asked = np.array([weighted_median(*pair) for pair in zip(errors, weights, strict=True)])
+        asked = np.array([np.median(own) for own in errors])
         mean, spread = float(asked.mean()), float(asked.std(ddof=1))
         kept = max(0.0, 1 - spread**2 / len(asked) / mean**2) if mean else 0.0
         return cls(mean * kept, after, spread, len(asked))
@@ -134,7 +132,7 @@ class Level:
     def fit(cls, posted_at: Times, label: Array, kind: LevelKind) -> Level:
         """From dates (n,) and labels (n,) of fit rows; not shifted yet."""
         line = Line.fit(posted_at, label)
-        return cls(kind, line if kind in ("residual", "mix") else FLAT, Shift(0.0, line.end, None, 0))
+        return cls(kind, line if kind == "residual" else FLAT, Shift(0.0, line.end, None, 0))
 
     def remove(self, label: Array, posted_at: Times) -> Array:
         """(n,) what the learners fit of labels (n,)."""
@@ -150,15 +148,14 @@ class Level:
         """Whether predictions are moved, so that an error that all of them share does not count."""
         return self.kind != "none"
 
-    def shifted(self, errors: Sequence[Array], weights: Sequence[Array]) -> Level:
+    def shifted(self, errors: Sequence[Array]) -> Level:
         """The level that makes good what the inner cuts missed; itself for `none`. See Shift.fit."""
-        return replace(self, shift=Shift.fit(errors, weights, self.shift.after)) if self.shifts else self
+        return replace(self, shift=Shift.fit(errors, self.shift.after)) if self.shifts else self
 
     def forecast(self, posted_at: Times) -> tuple[float, float | None, float | None]:
         """The level in the middle of a scored period with the dates (m,), and its interval; None without two cuts.
 
         By Student's t from how far the inner cuts, each one period ahead of its fit rows, missed their own level.
-        Without a line the level is what is added to the learners' own.
         """
         value = float(self.add(np.zeros(1), np.median(posted_at, keepdims=True).astype(np.int64))[0])
         if self.shift.spread is None:
@@ -181,34 +178,3 @@ def inner_levels(posted_at: Times, label: Array, cuts: Sequence[Cut], kind: Leve
     """(m,) what each inner cut forecasts for the rows that it scores, from the rows before them alone."""
     parts = [Level.fit(posted_at[fit], label[fit], kind).line.at(posted_at[scored]) for fit, scored in cuts]
     return np.concatenate(parts) if parts else np.empty(0)
-
-
-def mix_weights(users: Users, scored_users: Users, cuts: Sequence[Cut], kind: LevelKind) -> list[Array]:
-    """Weights (rows,) of each inner cut's scored rows; alike but for `mix`.
-
-    Under `mix` rows by users without a row before the cut weigh together as much as such posts count among
-    `scored_users`, the users of the fold's scored rows; alike in a cut that lacks one of the two kinds.
-    """
-    share = float(_unseen(scored_users, users).mean()) if len(scored_users) else None
-    result = []
-    for fit, scored in cuts:
-        weights = np.ones(len(scored))
-        unseen = _unseen(users[scored], users[fit])
-        if kind == "mix" and share is not None and 0 < unseen.mean() < 1:
-            weights = np.where(unseen, share / unseen.mean(), (1 - share) / (1 - unseen.mean()))
-        result.append(weights)
-    return result
-
-
-def weighted_median(values: Array, weights: Array) -> float:
-    """The middle of the values (n,) by weight; the usual median where all weigh alike."""
-    if np.ptp(weights) == 0:
-        return float(np.median(values))
-    order = np.argsort(values, kind="stable")
-    share = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(share, share[-1] / 2)])
-
-
-def _unseen(users: Users, known: Users) -> npt.NDArray[np.bool_]:
-    """(n,) which of the users are not among the known ones."""
-    return ~np.isin(users.astype(np.str_), known.astype(np.str_))

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
 
 from popularity.files import atomic_path, reading
 from popularity.stack.inner import Array, Cut, Learned, Rows, Sample
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
+from popularity.stack.ridge import solve_ridge
 
 SUFFIX = "npz"
 FARTHEST = 3.0  # standard deviations at which a value ends: counts and lengths have long tails
@@ -127,9 +126,7 @@ def _fit(sample: Sample, rows: Rows, penalties: Sequence[float]) -> list[RidgeMo
         moment += weighted.T @ sample.target[part]
     models = []
     for penalty in penalties:
-        diagonal = np.full(width, penalty)
-        diagonal[-1] = 1e-9  # the constant is free, but kept solvable
-        weights: npt.NDArray[np.float64] = cho_solve(cho_factor(gram + np.diag(diagonal)), moment)
+        weights = solve_ridge(gram, moment, penalty)
         models.append(RidgeModel(empty.mean, empty.scale, empty.code_places, empty.codes, weights))
     return models
 

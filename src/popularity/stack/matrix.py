@@ -20,7 +20,6 @@ from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_row
 from popularity.stack.character_head import CharacterHead, fit_character_head
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
 from popularity.stack.neighbours import COLUMNS, Neighbours
-from popularity.stack.network_head import NAME, NetworkHead, NetworkHeadParams, Posts, fit_network_head
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ class EncoderParams(Section):
     prototype_parts: tuple[PrototypePart, ...]
     signals: tuple[Signal, ...]
     components: Annotated[int, Field(ge=0)]
-    heads: tuple[Literal["image", "text", "characters", "prototype", "network"], ...]
-    network: NetworkHeadParams
+    heads: tuple[Literal["image", "text", "characters", "prototype"], ...]
     head_folds: Annotated[int, Field(ge=2)]
     head_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     character_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
@@ -142,7 +140,6 @@ class DenseEncoder:
         scalars: names of the columns that are taken as they are.
         head: on all parts side by side, or None.
         neighbours: in the components of all parts, or None.
-        network: the popularity head on the network, of the block `prototype` alone, or None.
         characters: the head on the characters of the texts, of the block `text` alone, or None.
     """
 
@@ -150,7 +147,6 @@ class DenseEncoder:
     scalars: tuple[str, ...]
     head: RidgeHead | None
     neighbours: Neighbours | None
-    network: NetworkHead | None
     characters: CharacterHead | None
 
     @classmethod
@@ -170,7 +166,7 @@ class DenseEncoder:
             for part, vectors in parts.items()
         }
         out_of_fold: dict[str, FloatArray] = {}
-        head = network = characters = None
+        head = characters = None
         if parts and name in params.heads:
             head, out_of_fold[f"{name}_head"] = fit_head(
                 np.hstack(list(parts.values())),
@@ -179,10 +175,6 @@ class DenseEncoder:
                 folds=params.head_folds,
                 penalties=params.head_penalties,
                 seed=0,
-            )
-        if name == "prototype" and "network" in params.heads:
-            network, out_of_fold[NAME] = fit_network_head(
-                blocks, features, label, params.network, folds=params.head_folds, seed=0
             )
         if name == "text" and "characters" in params.heads:
             characters, out_of_fold[character_head.NAME] = fit_character_head(
@@ -198,7 +190,7 @@ class DenseEncoder:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, features["uid"].to_numpy())
         scalars = scalar_names(name, blocks, params.prototype_parts)
-        return cls(reducers, scalars, head, neighbours, network, characters), out_of_fold
+        return cls(reducers, scalars, head, neighbours, characters), out_of_fold
 
     def columns(
         self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: Mapping[str, FloatArray]
@@ -216,8 +208,6 @@ class DenseEncoder:
         if self.head is not None:
             column, together = f"{name}_head", np.hstack(list(parts.values()))
             scalars[column] = out_of_fold[column] if column in out_of_fold else self.head.predict(together)
-        if self.network is not None:
-            scalars[NAME] = out_of_fold[NAME] if NAME in out_of_fold else self.network.predict(Posts.read(blocks, pids))
         if self.characters is not None:
             column = character_head.NAME
             given = out_of_fold.get(column)

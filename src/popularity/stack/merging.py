@@ -8,6 +8,7 @@ asked nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ import polars as pl
 
 from popularity.errors import DataError
 from popularity.evaluation.metrics import mean_absolute_error, relative_error, spearman
-from popularity.schema import TEXT_PREDICTIONS, nothing, read_table
+from popularity.schema import TEXT_PREDICTIONS, FoldKey, nothing, read_table
 
 MODEL, CONSTANT, SCHEME = "stack", "constant", "matched"
-FOLD = ("scheme", "repeat", "fold")
+FOLD = ("scheme", "fold")
 TOLD = "told"
 
 
@@ -43,7 +44,7 @@ def merged(predictions: pl.DataFrame, told: pl.DataFrame, shares: pl.DataFrame) 
     Args:
         predictions: of any folds and models.
         told: contract TEXT_PREDICTIONS; without a row nothing is moved.
-        shares: (scheme, repeat, fold, share) of the text model, 0 to 1.
+        shares: (scheme, fold, share) of the text model, 0 to 1.
 
     Raises:
         DataError: the text model says nothing of a post of MODEL.
@@ -73,7 +74,7 @@ def text_part(predictions: pl.DataFrame, told: pl.DataFrame, shares: pl.DataFram
 def fitted_shares(
     predictions: pl.DataFrame, told: pl.DataFrame, posts: pl.DataFrame, candidates: Sequence[float]
 ) -> pl.DataFrame:
-    """(scheme, repeat, fold, share) for every fold of the predictions: the best candidate on the cuts of `matched`.
+    """(scheme, fold, share) for every fold of the predictions: the best candidate on the cuts of `matched`.
 
     The best has the least mean over the cuts of MAE over the constant's, minus SRC; of equals the first. A cut is left
     out of its own choice where there are others. Without a cut it is the first candidate.
@@ -87,31 +88,29 @@ def fitted_shares(
     folds = predictions.select(FOLD).unique().sort(FOLD)
     cuts = folds.filter(scheme=SCHEME)
     values = {share: _values(predictions, told, posts, cuts, share) for share in candidates} if cuts.height else {}
-    return folds.with_columns(
-        share=pl.Series([_best(values, candidates, key, cuts.height) for key in folds.iter_rows()], dtype=pl.Float64)
-    )
-
-
-Key = tuple[str, int, int]
+    shares = [_best(values, candidates, key, cuts.height) for key in starmap(FoldKey, folds.iter_rows())]
+    return folds.with_columns(share=pl.Series(shares, dtype=pl.Float64))
 
 
 def _values(
     predictions: pl.DataFrame, told: pl.DataFrame, posts: pl.DataFrame, cuts: pl.DataFrame, share: float
-) -> dict[Key, float]:
+) -> dict[FoldKey, float]:
     """Of every cut, at a share."""
     own = predictions.filter(pl.col("scheme") == SCHEME, pl.col("model").is_in([MODEL, CONSTANT]))
     moved = merged(own, told, cuts.with_columns(share=pl.lit(share)))
     means = moved.group_by(*FOLD, "pid", "model").agg(pl.mean("prediction")).pivot(on="model", values="prediction")
     means = means.join(posts.select("pid", "label"), on="pid", how="left", validate="m:1").sort(*FOLD, "pid")
     found = {}
-    for (scheme, repeat, fold), rows in means.group_by(FOLD, maintain_order=True):
+    for (scheme, fold), rows in means.group_by(FOLD, maintain_order=True):
         label, predicted, constant = (rows[name].to_numpy() for name in ("label", MODEL, CONSTANT))
         error = relative_error(mean_absolute_error(label, predicted), mean_absolute_error(label, constant))
-        found[str(scheme), int(str(repeat)), int(str(fold))] = float(error) - (spearman(label, predicted) or 0.0)
+        found[FoldKey(str(scheme), int(str(fold)))] = float(error) - (spearman(label, predicted) or 0.0)
     return found
 
 
-def _best(values: Mapping[float, Mapping[Key, float]], candidates: Sequence[float], key: Key, cuts: int) -> float:
+def _best(
+    values: Mapping[float, Mapping[FoldKey, float]], candidates: Sequence[float], key: FoldKey, cuts: int
+) -> float:
     if not values:
         return candidates[0]
     means = [
@@ -129,9 +128,9 @@ def _joined(predictions: pl.DataFrame, told: pl.DataFrame) -> pl.DataFrame:
     joined = predictions.join(told, on=TEXT_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
     lacking = joined.filter(pl.col("model") == MODEL, pl.col(TOLD).is_null())
     if lacking.height:
-        scheme, repeat, fold, pid = lacking.select(*FOLD, "pid").row(0)
+        scheme, fold, pid = lacking.select(*FOLD, "pid").row(0)
         raise DataError(
-            f"no prediction of the text model for post {pid} of {scheme}, repeat {repeat}, fold {fold}, "
+            f"no prediction of the text model for post {pid} of {FoldKey(scheme, fold)}, "
             f"and {lacking.height - 1} more",
             expected="one for each scored post", fix="dvc repro text_model",
         )  # fmt: skip

@@ -22,7 +22,6 @@ from popularity.stack.learners import LEARNERS
 from popularity.stack.level import Level
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, DenseEncoder, Matrix, MatrixEncoder
 from popularity.stack.neighbours import Neighbours
-from popularity.stack.network_head import NetworkHead
 from popularity.stack.params import LearnerName
 from popularity.stack.scale import ScaleModel
 from popularity.stack.target import Target
@@ -45,9 +44,8 @@ class Predicted:
 class Contributions:
     """What made the predictions of n posts, in the scale that the learners fit.
 
-    That scale is the label's under `stack.target: raw`; then base and contributions add up to the prediction (under
-    `stack.blend: rank` to the mean of the learners, before the order is settled). Under `normal` they add up to its
-    normal score, which is not in label units and has no level.
+    That scale is the label's under `stack.target: raw`; then base and contributions add up to the prediction. Under
+    `normal` they add up to its normal score, which is not in label units and has no level.
 
     Args:
         base: (n,) what all posts share, and the level at the post's date.
@@ -141,8 +139,8 @@ class StackModel:
         return Contributions(base, by_block, single)
 
     def save(self, folder: Path) -> None:
-        """Writes model.json, encoder.json, <block>.npz of every dense block, prototype_network.safetensors with the
-        network's head, <learner>_<seed position> of every model, scale.json and scale.txt into `folder`."""
+        """Writes model.json, encoder.json, <block>.npz of every dense block, <learner>_<seed position> of every model,
+        scale.json and scale.txt into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(
             folder / "encoder.json",
@@ -185,8 +183,6 @@ class StackModel:
                 }
             with (folder / f"{name}.npz").open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
-            if dense.network is not None:
-                dense.network.save(_head_file(folder, name))
         for learner, models in self.models.items():
             for position, model in enumerate(models):
                 LEARNERS[learner].save(model, _model_file(folder, learner, position))
@@ -218,11 +214,7 @@ class StackModel:
                 if "neighbours_vectors" in arrays:
                     names = (field.name for field in fields(Neighbours))
                     neighbours = Neighbours(*(arrays[f"neighbours_{name}"] for name in names))
-            file = _head_file(folder, block["block"])
-            network = NetworkHead.load(file) if file.is_file() else None
-            dense[block["block"]] = DenseEncoder(
-                reducers, tuple(block["scalars"]), head, neighbours, network, characters
-            )
+            dense[block["block"]] = DenseEncoder(reducers, tuple(block["scalars"]), head, neighbours, characters)
         categories = CategoryEncoder({column: dict(codes) for column, codes in stored["categories"]})
         facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         models = {
@@ -247,7 +239,3 @@ def blended(models: Mapping[LearnerName, Sequence[Any]], blend: Blend, matrix: M
 
 def _model_file(folder: Path, learner: LearnerName, position: int) -> Path:
     return folder / f"{learner}_{position}.{LEARNERS[learner].SUFFIX}"
-
-
-def _head_file(folder: Path, block: str) -> Path:
-    return folder / f"{block}_network.safetensors"

@@ -8,17 +8,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from popularity.config import Section
-from popularity.stack.blending import BlendKind
 from popularity.stack.cluster import ClusterParams
 from popularity.stack.level import LevelKind
 from popularity.stack.matrix import EncoderParams
 from popularity.stack.selection import KeepParams
 from popularity.stack.target import TargetKind
-from popularity.stack.weights import WeightKind
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-LearnerName = Literal["lightgbm", "catboost", "linear", "network"]
+LearnerName = Literal["lightgbm", "catboost", "linear"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ class StackParams(Section):
     keep: KeepParams
     max_rounds: Positive
     patience: Positive
-    weights: WeightKind
     half_life_days: Annotated[float, Field(ge=0)]
-    pseudo_weight: Annotated[float, Field(ge=0, le=1)]
     inner_cuts: Positive
     inner_share: Annotated[float, Field(gt=0, lt=1)]
     schemes: tuple[Literal["report", "matched", "user", "random"], ...]
@@ -78,15 +74,10 @@ class StackParams(Section):
     folds_at_once: Positive
     cluster: ClusterParams
     learners: Annotated[tuple[LearnerName, ...], Field(min_length=1)]
-    blend: BlendKind
     trees: TreeParams
     catboost: CatBoostParams
     linear: LinearParams
     text_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
-
-    def __post_init__(self) -> None:
-        if "network" in self.learners and "network" not in self.columns.heads:
-            raise ValueError("learners: network reads the head's column: name network in columns.heads too")
 
     @property
     def at_once(self) -> int:

@@ -12,7 +12,7 @@ DIGITS = 6
 
 
 def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, dict[str, float | None]]:
-    """MAE and SRC of the model `stack` by scheme, as `evaluate` has them: mean over seeds and cuts, repeats pooled.
+    """MAE and SRC of the model `stack` by scheme, as `evaluate` has them: mean over seeds and cuts.
 
     Args:
         posts: contract POSTS.
@@ -21,7 +21,7 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
     means = (
         predictions.filter((pl.col("model") == "stack") & (pl.col("scheme") != "final"))
         .sort(PREDICTIONS.key)
-        .group_by("scheme", "repeat", "pid", maintain_order=True)
+        .group_by("scheme", "pid", maintain_order=True)
         .agg(pl.mean("prediction"), pl.first("fold"))
         .join(posts.select("pid", "label"), on="pid", how="left", validate="m:1", maintain_order="left")
     )

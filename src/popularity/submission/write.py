@@ -84,8 +84,8 @@ def _scores(test: pl.DataFrame, predictions: pl.DataFrame) -> list[float]:
             f"{positions[0]} to {positions[-1]}: a submission needs every row of the test files"
         )
     final = predictions.filter((pl.col("scheme") == SCHEME) & (pl.col("model") == MODEL))
-    runs = final.select("repeat", "seed").n_unique()
-    means = final.sort("repeat", "seed").group_by("pid", maintain_order=True).agg(pl.mean("prediction"), runs=pl.len())
+    runs = final["seed"].n_unique()
+    means = final.sort("seed").group_by("pid", maintain_order=True).agg(pl.mean("prediction"), runs=pl.len())
     joined = test.select("pid").join(means, on="pid", how="left", validate="1:1", maintain_order="left")
     for name, wrong in (
         ("lack a prediction", joined.filter(pl.col("runs").is_null())),

@@ -11,14 +11,13 @@ import torch
 from tqdm import tqdm
 
 from popularity.encoders.text import EmbedTextParams
-from popularity.schema import TEXT_PREDICTIONS, nothing, read_table, write_table
+from popularity.schema import TEXT_PREDICTIONS, FoldKey, nothing, read_table, write_table
 from popularity.splits import rows_of
-from popularity.stack.fit import load_fold
+from popularity.splits.folds import load_fold
 from popularity.stack.parallel import in_order, torch_threads
 from popularity.text_model.model import TextModelParams, fit
 
 FINAL = "final"
-Key = tuple[str, int, int]
 
 
 def fit_folds(
@@ -61,21 +60,20 @@ def _predictions(
     params: TextModelParams,
     state: Path,
     model: Path,
-    task: tuple[Key, pl.DataFrame],
+    task: tuple[FoldKey, pl.DataFrame],
 ) -> pl.DataFrame:
     """Contract TEXT_PREDICTIONS, of one fold."""
     key, rows = task
-    finished = state / "{}-{}-{}.parquet".format(*key)
+    finished = state / key.file_name
     if not finished.exists():
         data = load_fold(key, rows, posts, features)
         with torch_threads(params.threads):
             fitted = fit(data.fit, data.label, data.posted_at, encoder, params)
             predicted = fitted.predict(data.score, data.scored_at)
-        scheme, repeat, fold = key
-        told = data.score.select(
-            "pid", scheme=pl.lit(scheme), repeat=pl.lit(repeat, pl.Int32), fold=pl.lit(fold, pl.Int32)
-        ).with_columns(prediction=pl.Series(predicted, dtype=pl.Float64))
-        if scheme == FINAL:
+        told = data.score.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32)).with_columns(
+            prediction=pl.Series(predicted, dtype=pl.Float64)
+        )
+        if key.scheme == FINAL:
             fitted.save(model)
         write_table(told, finished, TEXT_PREDICTIONS)
     return read_table(finished, TEXT_PREDICTIONS)

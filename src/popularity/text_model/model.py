@@ -27,8 +27,8 @@ from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encod
 from popularity.errors import DataError
 from popularity.features import CATEGORIES, TEXT
 from popularity.features.signals import group_of
-from popularity.network.shared import read_tensors, write_tensors
 from popularity.stack.level import Level
+from popularity.tensors import read_tensors, write_tensors
 
 Array = npt.NDArray[np.float64]
 FloatArray = npt.NDArray[np.float32]

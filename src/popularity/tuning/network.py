@@ -37,8 +37,9 @@ from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fin
 from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.schema import FOLDS, IMAGES, POSTS, read_table
 from popularity.splits import rows_of
+from popularity.splits.folds import Fold, load_fold
 from popularity.stack import StackParams, read_blocks
-from popularity.stack.fit import Fold, fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict
 from popularity.stage import run
 from popularity.training.assembly import Towers, build_network, posts_for, save_network
 from popularity.training.loop import DivergenceError, make_accelerator, train_network

@@ -26,10 +26,11 @@ from popularity.errors import ConfigError
 from popularity.evaluation.bootstrap import resample_cuts
 from popularity.evaluation.metrics import cut_rows, mean_absolute_error, relative_error, spearman
 from popularity.files import atomic_path, fingerprint, write_json, write_text
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.schema import FOLDS, POSTS, PREDICTIONS, FoldKey, read_table, write_table
 from popularity.splits import rows_of
+from popularity.splits.folds import load_fold
 from popularity.stack import Blocks, StackParams, catboost_learner, read_blocks
-from popularity.stack.fit import fit_and_predict, load_fold
+from popularity.stack.fit import fit_and_predict
 from popularity.stack.parallel import in_order
 from popularity.tuning.space import Space, nested
 from popularity.tuning.stack import StackInputs
@@ -43,7 +44,6 @@ DRAWS = 1000  # of users: a standard error is then known to some 2 %
 CHOICE = "choice.yaml"
 SCORES = {
     "configuration": pl.String,
-    "repeat": pl.Int64,
     "cut": pl.Int64,
     "posts": pl.Int64,
     "src": pl.Float64,
@@ -88,7 +88,7 @@ class Judged:
 
     Args:
         names: of the candidates, simplest first.
-        cuts: (repeat, fold) of each cut.
+        cuts: fold of each cut.
         place: (n,) its place in `cuts`.
         labels: (n,).
         users: (n,) index of the post's user.
@@ -97,7 +97,7 @@ class Judged:
     """
 
     names: Sequence[str]
-    cuts: Sequence[tuple[int, int]]
+    cuts: Sequence[int]
     place: npt.NDArray[np.int64]
     labels: Array
     users: npt.NDArray[np.int64]
@@ -178,7 +178,7 @@ def judge(candidates: Sequence[Candidate], inputs: StackInputs, state: Path) -> 
     rows = pl.concat(parts)
     return Judged(
         names=[candidate.name for candidate in candidates],
-        cuts=[(repeat, fold) for (_, repeat, fold), _ in cuts],
+        cuts=[cut.fold for cut, _ in cuts],
         place=rows["place"].to_numpy().astype(np.int64),
         labels=rows["label"].to_numpy(),
         users=np.unique(rows["uid"].to_numpy(), return_inverse=True)[1].astype(np.int64),
@@ -192,11 +192,11 @@ def _predictions(
     blocks: Blocks,
     features: Path,
     state: Path,
-    task: tuple[tuple[tuple[str, int, int], pl.DataFrame], tuple[str, StackParams]],
+    task: tuple[tuple[FoldKey, pl.DataFrame], tuple[str, StackParams]],
 ) -> pl.DataFrame:
     """Contract PREDICTIONS, of one cut and (key, section stack)."""
     (cut, rows), (key, stack) = task
-    finished = state / f"{key}-{cut[1]}-{cut[2]}.parquet"
+    finished = state / f"{key}-{cut.file_name}"
     if not finished.exists():
         write_table(fit_and_predict(load_fold(cut, rows, posts, features), blocks, stack), finished, PREDICTIONS)
     return read_table(finished, PREDICTIONS)
@@ -210,14 +210,14 @@ def scores_of(judged: Judged) -> pl.DataFrame:
     """
     rows: list[tuple[Any, ...]] = []
     for number, name in enumerate(judged.names):
-        for (repeat, cut), own in zip(judged.cuts, cut_rows(len(judged.labels), judged.place), strict=True):
+        for cut, own in zip(judged.cuts, cut_rows(len(judged.labels), judged.place), strict=True):
             label, predicted = judged.labels[own], judged.predictions[own, number]
             src, mae = spearman(label, predicted), mean_absolute_error(label, predicted)
             constant = mean_absolute_error(label, judged.constant[own])
             if src is None:
-                logger.warning("%s: SRC is not defined on cut %d of repeat %d: it counts as 0", name, cut, repeat)
+                logger.warning("%s: SRC is not defined on cut %d: it counts as 0", name, cut)
             value = float(relative_error(mae, constant)) - (src or 0.0)
-            rows.append((name, repeat, cut, len(own), src, mae, constant, value))
+            rows.append((name, cut, len(own), src, mae, constant, value))
     return pl.DataFrame(rows, schema=SCORES, orient="row")
 
 

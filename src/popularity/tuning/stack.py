@@ -27,9 +27,9 @@ from popularity.evaluation.metrics import error_over_median, mean_absolute_error
 from popularity.files import code_fingerprint, fingerprint
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
+from popularity.splits.folds import Fold, load_fold
 from popularity.stack.blending import DIGITS, candidates
 from popularity.stack.blocks import Blocks, read_blocks
-from popularity.stack.fit import Fold, load_fold
 from popularity.stack.inner import Sample, inner_cuts, recency_weights
 from popularity.stack.learners import LEARNERS
 from popularity.stack.level import Level
@@ -154,7 +154,7 @@ class StackObjective:
     from the scored rows instead of cuts inside the fit rows. So a trial costs one fit a fold: the learners beside
     LightGBM have the target and the recency of section `stack`, and all fit rows, whatever a trial takes. The shift of
     the level, which the stage learns from those cuts, is stood in for by leaving the median of the errors out of
-    account. Rows are weighted by recency alone.
+    account.
     """
 
     def __init__(self, inputs: StackInputs, schemes: Sequence[str], space: Space[StackParams]) -> None:
@@ -202,7 +202,7 @@ class StackObjective:
                 self._value(number, fold.level, weights @ own)
                 for number, (fold, own) in enumerate(zip(fitted, each, strict=True))
             ]
-            names = [f"{fold.scheme}_{fold.repeat}_{fold.fold}" for fold in self.folds[: place + 1]]
+            names = [f"{fold.key.scheme}_{fold.key.fold}" for fold in self.folds[: place + 1]]
             facts = {"rounds": rounds, "lightgbm": float(weights[0]), **dict(zip(names, found, strict=True))}
             yield Step(self._mean(found), facts)
 
@@ -210,7 +210,7 @@ class StackObjective:
         """Every scheme counts alike."""
         by_scheme: dict[str, list[float]] = {}
         for fold, value in zip(self.folds, values, strict=False):
-            by_scheme.setdefault(fold.scheme, []).append(value)
+            by_scheme.setdefault(fold.key.scheme, []).append(value)
         return float(np.mean([np.mean(own) for own in by_scheme.values()]))
 
     def _weights(self, fitted: Sequence[FittedFold], each: Sequence[Array]) -> Array:
