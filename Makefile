@@ -47,8 +47,8 @@ trials: ## compare experiments: scores that judge a trial, changed parameters
 leaks: env ## what each of seven leaks seems to gain, and what it loses on later posts
 	@python -m benchmarks.leaks
 
-bench: env ## time and memory at 1, 3 and 10 times the posts beside the plain way (up to 40 minutes)
-	@python -m benchmarks.full_scale
+bench: env ## time and memory at three sizes, with the ratio to the plain way (up to 40 minutes)
+	@python -m benchmarks.speed all --csv reports/bench.csv
 
 dataset: env ## choose a data set in the official layout: make dataset ROOT=path
 	@test -n "$(ROOT)" || { echo "error: say which: make dataset ROOT=path/to/data" >&2; exit 1; }

@@ -2,12 +2,13 @@
 
 For each seed one network is trained whole. Rows that only leave out columns reuse it; rows that change the attention
 retrain the attention alone and keep its prompts (the parts share no loss); only instance prompts train all again.
-Every network, block and fit is cached below .state/benchmarks: a broken-off run goes on, a second one only prints.
+Every network, block and fit is cached below .state/benchmarks: a broken-off run goes on, a second one only prints. The
+networks themselves, without a stack, are scored by benchmarks.networks, which takes them from the same cache.
 
     python -m benchmarks.ablation                                # 3 seeds, as params.yaml trains
     python -m benchmarks.ablation --steps 150 --precision bf16   # shorter; bf16 on a CPU that knows it
     python -m benchmarks.ablation --seeds 0 --steps 100          # a look
-    python -m benchmarks.ablation --folder ../other --only "metadata" "Eq 11 as printed"
+    python -m benchmarks.ablation --folder ../other --only "raw embeddings only" "Eq 11 as printed" --csv ablation.csv
 
 Needs `dvc repro featurize embed_image embed_text`. A score is the mean over the seeds; an interval is over users and
 seeds, of the difference to the row REFERENCE, on the same draws.
@@ -21,21 +22,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-import torch
 from tqdm import tqdm
 
-from benchmarks.networks import Bench
+from benchmarks.networks import Bench, Precision, trained_as
+from benchmarks.systems import METRICS, Scored, paired_interval
+from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
 from popularity.config import load_params
 from popularity.evaluation.metrics import score
-from popularity.evaluation.probes import class_scores, paired_interval, retrieval, silhouette
-from popularity.files import atomic_path, code_fingerprint, fingerprint, write_text
-from popularity.network.losses import cosines
-from popularity.network.model import CLASS_LEVEL, LevelName, NetworkParams
+from popularity.files import atomic_path, code_fingerprint, fingerprint
+from popularity.network.model import LevelName, NetworkParams
 from popularity.schema import FOLDS, Block, read_table
 from popularity.splits import rows_of
 from popularity.splits.folds import Fold, load_fold
@@ -45,15 +44,10 @@ from popularity.stack.fit import fit_and_predict
 from popularity.stack.parallel import in_order
 from popularity.stack.selection import KeepParams
 from popularity.stage import run
-from popularity.training.assembly import trained_params
-from popularity.training.data import load_batches
-from popularity.training.loop import head_log_probabilities
 from popularity.training.params import TrainParams
-from popularity.training.reading import training_rows
 
 logger = logging.getLogger(__name__)
 Head = Literal["global", "local", "attention"]
-Precision = Literal["fp32", "bf16", "fp16"]
 Change = Callable[[NetworkParams], NetworkParams]
 
 ATTENDED: tuple[PrototypePart, ...] = ("attended_image", "attended_visual", "attended_text")
@@ -104,16 +98,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="train so many steps instead of params.yaml's length")
     parser.add_argument("--precision", choices=get_args(Precision), help="of the networks, instead of params.yaml's")
     parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="rows; the reference is always there")
-    parser.add_argument("--out", type=Path, help="CSV of the table")
     parser.add_argument("--resamples", type=int, default=1000)
+    add_csv_flag(parser)
     args = parser.parse_args(argv)
     bench = Bench.here(args.folder)
     names = [name for name in SYSTEMS if not args.only or name in args.only or name == REFERENCE]
     folds = _matched(bench)
     predictions: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
-    looks: list[pl.DataFrame] = []
     for seed in args.seeds:
-        params = _trained_as(replace(bench.train, seed=seed), args.steps, args.precision)
+        params = trained_as(replace(bench.train, seed=seed), args.steps, args.precision)
         fits: dict[str, Fit] = {}
         for name in names:
             fits[name] = _fit_of(bench, SYSTEMS[name], params, seed)
@@ -121,18 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fit_all(bench, list(fits.values()), folds)
         for name, fit in fits.items():
             predictions[name].append(pl.read_parquet(fit.path))
-        looks.append(_look(bench, bench.network(params), seed))
     table = _table(bench, predictions, folds, args.resamples)
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=80, tbl_width_chars=160, tbl_hide_dataframe_shape=True):
-        print(table)
-        print(pl.concat(looks).group_by("what", maintain_order=True).agg(pl.exclude("seed").mean()))
-    if args.out is not None:
-        write_text(args.out, table.write_csv())
-
-
-def _trained_as(params: TrainParams, steps: int | None, precision: Precision | None) -> TrainParams:
-    params = params if steps is None else replace(params, epochs=1, min_steps=steps)
-    return params if precision is None else replace(params, precision=precision)
+    print(text_table([_printed(row) for row in table]))
+    write_csv(table, args.csv)
 
 
 def _with_attention(**changes: object) -> Change:
@@ -170,7 +154,7 @@ SYSTEMS: Mapping[str, System] = {
     "metadata + raw embeddings": System(blocks=("metadata", "image", "text")),
     "Eq 11 as printed": System(parts=EQ_11),
     REFERENCE: System(),
-    "all our columns": System(parts=(*EQ_11, "logits", "losses", "agreement", "distance", "unseen")),
+    "all our columns": System(parts=(*EQ_11, "logits", "losses", "distance", "unseen")),
     "- global prompt": System(parts=_minus("global_prompt"), without_heads=("global",)),
     "- local prompt": System(parts=_minus("local_prompt"), without_heads=("local",)),
     "- visual prototypes": System(parts=_minus("attended_visual"), network=_with_attention(prototypes=("text",))),
@@ -274,86 +258,35 @@ def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
 
 def _table(
     bench: Bench, predictions: Mapping[str, list[pl.DataFrame]], folds: list[Fold], resamples: int
-) -> pl.DataFrame:
+) -> list[dict[str, Any]]:
+    """A row a system: src, src_difference to REFERENCE, src_low, src_high; the same of mae."""
     facts = predictions[REFERENCE][0].select("pid").join(bench.posts, on="pid", how="left", maintain_order="left")
-    labels, users = facts["label"].to_numpy(), facts["uid"].to_numpy()
     scored = pl.concat(fold.score.select("pid", cut=pl.lit(fold.key.fold)) for fold in folds).sort("pid")
     cuts = scored["cut"].to_numpy().astype(np.int64)
+    posts = Scored(facts["label"].to_numpy(), facts["uid"].to_numpy(), cuts)
     matrices = {
         name: np.stack([frame["prediction"].to_numpy() for frame in frames], axis=1)
         for name, frames in predictions.items()
     }
     rows = []
     for name, values in matrices.items():
-        row: dict[str, object] = {"system": name}
-        for metric, sign in (("src", 1), ("mae", -1)):
-            row[metric] = float(np.mean([float(score(labels, column, cuts)[metric] or 0.0) for column in values.T]))
-            found = paired_interval(
-                labels, values, matrices[REFERENCE], users,
-                metric="src" if metric == "src" else "mae", resamples=resamples, confidence=0.95, seed=0, cuts=cuts,
-            )  # fmt: skip
-            low, high = (np.nan if bound is None else bound for bound in (found.low, found.high))
-            row[f"{metric} - reference"] = f"{found.value:+.4f} [{low:+.4f}, {high:+.4f}]"
-            row[f"{metric} verdict"] = "" if not low * high > 0 else "better" if sign * low > 0 else "worse"
+        row: dict[str, Any] = {"system": name}
+        for metric in METRICS:
+            each = [float(score(posts.label, column, cuts)[metric] or 0.0) for column in values.T]
+            found = paired_interval(posts, values, matrices[REFERENCE], metric, resamples=resamples)
+            row |= {metric: float(np.mean(each)), f"{metric}_difference": found.value}
+            row |= {f"{metric}_low": found.low, f"{metric}_high": found.high}
         rows.append(row)
-    return pl.DataFrame(rows)
+    return rows
 
 
-@torch.inference_mode()
-def _look(bench: Bench, network_folder: Path, seed: int) -> pl.DataFrame:
-    """Recall of a post's own text by its picture, class accuracy and silhouette, before and after each part, on the
-    posts that the network was not trained on.
-
-    Frozen towers of different models share no space: there, picture and text meet in the space of the classes, as the K
-    cosines to their prototypes (before), p (prompts) and q (attention).
-    """
-    network, posts, inputs = bench.load(network_folder)
-    params = trained_params(network_folder)
-    _, rows = training_rows(bench.posts, inputs.vectors, params.rows, params.validation_share, params.seed)
-    facts = posts.facts(rows)
-    rows = rows[(facts.has_image & facts.has_token).numpy()]
-    parts: dict[str, list[torch.Tensor]] = {}
-    prompts = network.class_prompts()
-    passes = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    for batch in load_batches(posts.read, passes, torch.device("cpu"), 0):
-        out = network(batch, prompts)
-        heads = head_log_probabilities(network, out)
-        found = {
-            "image": batch.image,
-            "text": batch.pooled,
-            "near V": cosines(batch.image, network.get_buffer(f"{CLASS_LEVEL}_visual")),
-            "near T": cosines(batch.pooled, network.get_buffer(f"{CLASS_LEVEL}_text")),
-            "x~": out.attended,
-            "P_I x": out.projected_image,
-            "P_T h": out.projected_text,
-            "y": batch.target[:, network.level_names.index(CLASS_LEVEL)],
-            **heads,
-        }
-        for name, values in found.items():
-            parts.setdefault(name, []).append(values)
-    arrays: dict[str, npt.NDArray[np.float32]] = {
-        name: torch.cat(values).float().numpy() for name, values in parts.items()
-    }
-    y = arrays.pop("y").astype(np.int64)
-    table = []
-    for what, image, text, logits, vectors in (
-        ("before: pictures and V", "near V", "near T", "near V", "image"),
-        ("before: texts and T", "near V", "near T", "near T", "text"),
-        ("after global prompts", "attention", "global_prompt", "global_prompt", "global_prompt"),
-        ("after local prompts", "attention", "local_prompt", "local_prompt", "local_prompt"),
-        ("after attention", "P_I x", "P_T h", "attention", "x~"),
-        ("mean of the heads", "attention", "global_prompt", "mean", "mean"),
-    ):
-        ranks = retrieval(_centred(arrays[image]), _centred(arrays[text]))["image_to_text"]
-        scores = class_scores(arrays[logits], y)
-        shape = silhouette(arrays[vectors], y, max_posts=2000, seed=seed)
-        table.append({"what": what, **ranks, **scores, "silhouette": shape, "seed": seed})
-    return pl.DataFrame(table)
-
-
-def _centred(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    centred: npt.NDArray[np.float32] = values - values.mean(axis=0)
-    return centred
+def _printed(row: Mapping[str, Any]) -> dict[str, Any]:
+    line: dict[str, Any] = {"system": row["system"]}
+    for metric in METRICS:
+        difference, low, high = (row[f"{metric}_{name}"] for name in ("difference", "low", "high"))
+        line[metric] = row[metric]
+        line[f"{metric} - reference"] = f"{signed_interval(difference, low, high)} {verdict(metric, low, high)}".strip()
+    return line
 
 
 if __name__ == "__main__":

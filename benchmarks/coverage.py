@@ -10,7 +10,7 @@ and Graubard 1998): first by the chance of the test posts alone, then with that 
 stated coverage is a mean over.
 
     python -m benchmarks.coverage
-    python -m benchmarks.coverage --seeds 1 --posts 600 --work .state/coverage --out coverage.csv
+    python -m benchmarks.coverage --seeds 1 --posts 600 --work .state/coverage --csv coverage.csv
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ import polars as pl
 from scipy.stats import beta
 
 from benchmarks.demo_ladder import POSTS_FILE, PREDICTIONS_FILE, SPLITS_FILE, TRUTH, params_of, run_stages, stage_folder
+from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.evaluation.intervals import CALIBRATED_ON, Calibration
 from popularity.evaluation.metrics import FloatArray
 from popularity.evaluation.scores import MAIN_MODEL, REPORT, UNLABELLED, EvaluateConfig, collect
-from popularity.files import atomic_directory, atomic_path
+from popularity.files import atomic_directory
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.stage import run
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the generator")
     parser.add_argument("--posts", type=int, help="per data set, with users in proportion; default: demo.posts")
     parser.add_argument("--work", type=Path, help="keeps each data set; finished stages are not run again")
-    parser.add_argument("--out", type=Path, help="the table as CSV")
+    add_csv_flag(parser)
     args = parser.parse_args(argv)
     confidence = load_params("evaluate", EvaluateConfig, args.params).confidence
     seeds = sorted(set(args.seeds))
@@ -103,15 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = pl.DataFrame(
         [row for name, by_seed in measured.items() for row in coverage(name, by_seed, confidence)], schema=TABLE
     )
-    if args.out:
-        with atomic_path(args.out) as partial:
-            table.write_csv(partial)
     print(f"Coverage of the demo's test labels, seeds {seeds}, {confidence:.0%} intervals clustered by user")
-    with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_width_chars=220, fmt_str_lengths=40, float_precision=3,
-        tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="ASCII_BORDERS_ONLY_CONDENSED",
-    ):  # fmt: skip
-        print(table)
+    print(text_table(table.to_dicts(), digits=3))
+    write_csv(table.to_dicts(), args.csv)
     for name in measured:
         pooled = table.filter((pl.col("data") == name) & (pl.col("seed") == "all") & (pl.col("users are") == "any"))
         for column in ("verdict", "verdict, both"):

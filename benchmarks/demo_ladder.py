@@ -6,7 +6,7 @@ seeds of each seed's score. Its interval comes from a bootstrap in which every s
 how far the users scored could mislead about these models, not how models of other training data would differ.
 
     python -m benchmarks.demo_ladder
-    python -m benchmarks.demo_ladder --seeds 1 2 --posts 900 --work .state/ladder --out ladder.csv
+    python -m benchmarks.demo_ladder --seeds 1 2 --posts 900 --work .state/ladder --csv ladder.csv
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import polars as pl
 from tqdm import tqdm
 
 import popularity
+from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.metrics import score
 from popularity.evaluation.scores import COMPARED, MODELS, REPORT, UNLABELLED, EvaluateConfig, check_predictions
-from popularity.files import atomic_path, fingerprint, write_json
+from popularity.files import fingerprint, write_json
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.stage import run
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the generator")
     parser.add_argument("--posts", type=int, help="per data set, with users in proportion; default: demo.posts")
     parser.add_argument("--work", type=Path, help="keeps each seed's data; finished stages are not run again")
-    parser.add_argument("--out", type=Path, help="the table as CSV")
+    add_csv_flag(parser)
     args = parser.parse_args(argv)
     config = load_params("evaluate", EvaluateConfig, args.params)
     seeds = sorted(set(args.seeds))
@@ -73,18 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders = {seed: run_stages(STAGES, params_of(seed, args.posts, args.params), work.resolve()) for seed in seeds}
         frames = {name: {seed: scored_rows(folders[seed], SCORED[name]) for seed in seeds} for name in SCORED}
     table = pl.concat(ladder(name, by_seed, config) for name, by_seed in frames.items())
-    if args.out:
-        with atomic_path(args.out) as partial:
-            table.write_csv(partial)
     print(f"Demo data, seeds {seeds}, {config.confidence:.0%} intervals by bootstrap over users")
     for name, by_seed in frames.items():
         users = sum(rows["uid"].n_unique() for rows in by_seed.values())
         print(f"{name}: {sum(map(len, by_seed.values())):,} posts of {users:,} users")
-    with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, fmt_str_lengths=100, float_precision=4,
-        tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="ASCII_BORDERS_ONLY_CONDENSED",
-    ):  # fmt: skip
-        print(table.with_columns(pl.col("minus", "verdict").fill_null("")))
+    print(text_table(table.to_dicts()))
+    write_csv(table.to_dicts(), args.csv)
     open_steps = table.filter(pl.col("minus").is_not_null() & (pl.col("verdict") != BETTER))
     named = [f"{row['rows']} {row['model']} - {row['minus']} ({row['metric']})" for row in open_steps.to_dicts()]
     print(f"steps that do not hold: {', '.join(named)}" if named else "every step holds")

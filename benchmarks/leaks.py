@@ -1,7 +1,7 @@
 """What each of seven leaks seems to gain in validation, and what it then loses on posts that come later.
 
     python -m benchmarks.leaks                        # `make leaks`: the run in this folder
-    python -m benchmarks.leaks --folder ../run --out leaks.csv
+    python -m benchmarks.leaks --folder ../run --csv leaks.csv
 
 Two neighbouring cuts of the scheme `matched` make a case: the earlier one validates, the later one is the pseudo-test.
 An honest practice scores each of CANDIDATES on the earlier cut, takes the one with the least MAE, fits it on the fit
@@ -33,11 +33,10 @@ import polars as pl
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from benchmarks.systems import METRICS, Array, FoldData, Project, ours
+from benchmarks.systems import METRICS, Array, FoldData, Project, Scored, ours, paired_interval
+from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.errors import DataError
 from popularity.evaluation.metrics import mean_absolute_error, score
-from popularity.evaluation.probes import paired_interval
-from popularity.files import atomic_path
 from popularity.splits.folds import Fold
 from popularity.stack import lightgbm_learner
 from popularity.stack.blocks import Blocks, part_rows
@@ -58,16 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
     parser.add_argument("--params", type=Path, help="by default the folder's params.yaml")
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--out", type=Path, help="the table as CSV")
+    add_csv_flag(parser)
     args = parser.parse_args(argv)
     project = Project.read(args.folder, args.params)
     project = replace(project, params=shortened(project.params))
-    table = measure(list(cases(project)), args.resamples)
-    if args.out:
-        with atomic_path(args.out) as partial:
-            table.write_csv(partial)
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, fmt_str_lengths=60, tbl_hide_dataframe_shape=True):
-        print(table)
+    table = measure(list(cases(project)), args.resamples).to_dicts()
+    print(text_table(table))
+    write_csv(table, args.csv)
 
 
 def shortened(params: StackParams) -> StackParams:
@@ -143,7 +139,7 @@ class Outcome:
 
 
 def cases(project: Project) -> Iterator[Case]:
-    """The neighbouring cuts of `matched`, in order of time.
+    """The neighbouring cuts of `matched` in order of time.
 
     Raises:
         DataError: there is a single cut.
@@ -173,9 +169,8 @@ def measure(given: Sequence[Case], resamples: int) -> pl.DataFrame:
         for name, own in outcomes.items():
             mine = np.concatenate([one.predictions for one in own])
             loss = paired_interval(
-                labels, mine[:, None], honest[:, None], users,
-                metric=metric, resamples=resamples, confidence=0.95, seed=0, cuts=cuts,
-            )  # fmt: skip
+                Scored(labels, users, cuts), mine[:, None], honest[:, None], metric, resamples=resamples
+            )
             bounds = [None if bound is None else -better * bound + 0.0 for bound in (loss.value, loss.low, loss.high)]
             reached = score(labels, mine, cuts)[metric]
             gain, missed = (_minus(claims[name], other) for other in (claims[HONEST], reached))

@@ -1,37 +1,96 @@
-"""Networks and what they say of the posts, for benchmarks that train several: each part is made once and cached.
+"""How well does the network tell the classes? Before and after each of its parts, on posts it was not trained on.
 
-bench = Bench.here()
-network = bench.network(replace(bench.train, seed=1))     # folder like models/network
-vectors, explain = bench.embed(network)                   # folders like data/embeddings/prototype and data/explain
+Of each part: recall of a post's own text by its picture, class accuracy (first, first five, mean over classes),
+silhouette of the classes. Frozen towers of different models share no space: there, picture and text meet in the space
+of the classes, as the K cosines to their prototypes (before), p (prompts) and q (attention). Then the accuracy of bare
+class names (the same text tower without context vectors) and of logistic regressions on the same frozen vectors, whose
+penalty is chosen on folds by user inside the training rows. A number is the mean over the seeds.
+
+    python -m benchmarks.networks                                # 3 seeds, as params.yaml trains
+    python -m benchmarks.networks --seeds 0 --steps 100 --csv networks.csv
+
+Needs `dvc repro embed_image embed_text`. Benchmarks that train several networks make each part once and cache it:
+
+    bench = Bench.here()
+    network = bench.network(replace(bench.train, seed=1))     # folder like models/network
+    vectors, explain = bench.embed(network)                   # folders like data/embeddings/prototype and data/explain
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import silhouette_score
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
-from popularity.network.model import PrototypeNetwork
+from popularity.network.losses import cosines, global_logits
+from popularity.network.model import CLASS_LEVEL, PrototypeNetwork
 from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
+from popularity.prototypes.vectors import unit
 from popularity.schema import IMAGES, POSTS, read_block, read_table
+from popularity.stage import run
 from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network, trained_params
-from popularity.training.loop import Posts, make_accelerator, train_network
+from popularity.training.data import load_batches
+from popularity.training.loop import Posts, head_log_probabilities, make_accelerator, train_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
 
 logger = logging.getLogger(__name__)
 
 CODE = ("encoders", "network", "post_features", "prototypes", "training")  # subpackages that make a network
+Precision = Literal["fp32", "bf16", "fp16"]
+Vectors = npt.NDArray[np.float32]
+Classes = npt.NDArray[np.int64]
+
+INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regressions
+PROBE_FOLDS = 3
+TIE = 1e-6  # similarities closer than this are equal: equal vectors may differ by that much after a matrix product
+CHUNK = 2048  # rows of a similarity matrix that are in memory at once
+MAX_SILHOUETTE_POSTS = 2000
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="train so many steps instead of params.yaml's length")
+    parser.add_argument("--precision", choices=get_args(Precision), help="of the networks, instead of params.yaml's")
+    add_csv_flag(parser)
+    args = parser.parse_args(argv)
+    bench = Bench.here(args.folder)
+    found = []
+    for seed in args.seeds:
+        params = trained_as(replace(bench.train, seed=seed), args.steps, args.precision)
+        found += class_table(bench, bench.network(params), seed)
+    rows = pl.DataFrame(found).group_by("part", maintain_order=True).mean().to_dicts()
+    print(text_table(rows))
+    write_csv(rows, args.csv)
+
+
+def trained_as(params: TrainParams, steps: int | None, precision: Precision | None) -> TrainParams:
+    """Section train with another number of steps and another precision, where these are given."""
+    params = params if steps is None else replace(params, epochs=1, min_steps=steps)
+    return params if precision is None else replace(params, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -77,35 +136,31 @@ class Bench:
     def blocks(self) -> TowerOutputs:
         return TowerOutputs.read(self.data / "embeddings/image", self.data / "embeddings/text")
 
-    def prototypes(self, rows: str, without: pl.Series | None = None) -> Path:
-        """A folder like models/prototypes; none of the posts `without` (pids) is a representative."""
+    def prototypes(self, rows: str) -> Path:
+        """A folder like models/prototypes."""
         params = load_params("prototypes", PrototypesParams, self.params)
-        left_out = [] if without is None else without.sort().to_list()
 
         def make(out: Path) -> None:
             image, text = (
                 read_block(self.data / "embeddings/image", "pooled"),
                 read_block(self.data / "embeddings/text", "post"),
             )
-            kept = self.posts.filter(~pl.col("pid").is_in(left_out))
-            write_prototypes(build_prototypes(kept, image, text, params, rows), out)  # type: ignore[arg-type]
+            write_prototypes(build_prototypes(self.posts, image, text, params, rows), out)  # type: ignore[arg-type]
 
-        return self._once("prototypes", make, asdict(params), rows, left_out, self._inputs)
+        return self._once("prototypes", make, asdict(params), rows, self._inputs)
 
     def inputs(self, prototypes: Path, params: TrainParams) -> Inputs:
         return read_inputs(self.posts, self.blocks, prototypes, params)
 
-    def network(self, params: TrainParams, prompts: Path | None = None, without: pl.Series | None = None) -> Path:
+    def network(self, params: TrainParams, prompts: Path | None = None) -> Path:
         """A folder like models/network, trained by `params`.
 
         Args:
             params: section train.
             prompts: folder of a network whose prompts are taken over; only the attention is then trained. The parts
                 share no loss, so the result is that of training all.
-            without: pids that are neither trained on nor representatives.
         """
-        prototypes = self.prototypes(params.rows, without)
-        left_out = [] if without is None else without.sort().to_list()
+        prototypes = self.prototypes(params.rows)
 
         def make(out: Path) -> None:
             weights = params.network.weights
@@ -117,11 +172,8 @@ class Bench:
             rows, held_out = training_rows(
                 self.posts, inputs.vectors, params.rows, params.validation_share, params.seed
             )
-            if left_out:
-                excluded = self.posts["pid"].is_in(left_out).to_numpy()
-                rows, held_out = rows[~excluded[rows]], held_out[~excluded[held_out]]
             accelerator = fresh_accelerator(params.precision)
-            key = fingerprint(asdict(trained), asdict(self.towers), left_out, prototypes, self._inputs)
+            key = fingerprint(asdict(trained), asdict(self.towers), prototypes, self._inputs)
             with resume_state("benchmark_train", key, self.cache) as state:
                 reader = posts_for(network, inputs, self.posts, self.images, self.root, self.towers)
                 history = train_network(network, reader, rows, held_out, trained, accelerator, state=state)
@@ -129,12 +181,12 @@ class Bench:
                 take_prompts(network, prompts)
             save_network(network, params, history, out)
 
-        return self._once("network", make, asdict(params), left_out, prototypes, prompts or "", self._inputs)
+        return self._once("network", make, asdict(params), prototypes, prompts or "", self._inputs)
 
-    def embed(self, network: Path, without: pl.Series | None = None) -> tuple[Path, Path]:
+    def embed(self, network: Path) -> tuple[Path, Path]:
         """Folders like data/embeddings/prototype and data/explain."""
         params = load_params("embed_posts", EmbedPostsParams, self.params)
-        prototypes = self.prototypes(trained_params(network).rows, without)
+        prototypes = self.prototypes(trained_params(network).rows)
         folders = Folders(self.root, self.data / "embeddings/image", self.data / "embeddings/text", prototypes, network)
 
         def make(out: Path) -> None:
@@ -149,10 +201,10 @@ class Bench:
         folder = self._once("embed", make, asdict(params), network, prototypes, self._inputs)
         return folder / "vectors", folder / "explain"
 
-    def load(self, network: Path, without: pl.Series | None = None) -> tuple[PrototypeNetwork, Posts, Inputs]:
+    def load(self, network: Path) -> tuple[PrototypeNetwork, Posts, Inputs]:
         """The network in evaluation mode, and how it reads the posts."""
         params = trained_params(network)
-        inputs = self.inputs(self.prototypes(params.rows, without), params)
+        inputs = self.inputs(self.prototypes(params.rows), params)
         loaded, _ = load_network(network, inputs, self.towers)
         return loaded, posts_for(loaded, inputs, self.posts, self.images, self.root, self.towers), inputs
 
@@ -184,3 +236,155 @@ def take_prompts(network: PrototypeNetwork, folder: Path) -> None:
     tensors = load_file(folder / "network.safetensors")
     own = {name: values for name, values in tensors.items() if name.split(".")[0] in ("global_prompt", "local_prompt")}
     network.load_state_dict(own, strict=False)
+
+
+@torch.inference_mode()
+def class_table(bench: Bench, network_folder: Path, seed: int) -> list[dict[str, Any]]:
+    """A row a part of the network, then one for class names and for each regression, as in the module's docstring."""
+    network, posts, inputs = bench.load(network_folder)
+    params = trained_params(network_folder)
+    fit, held_out = (
+        with_both(posts, rows)
+        for rows in training_rows(bench.posts, inputs.vectors, params.rows, params.validation_share, params.seed)
+    )
+    arrays = outputs_of(network, posts, held_out)
+    y = arrays.pop("y").astype(np.int64)
+    table: list[dict[str, Any]] = []
+    for part, image, text, logits, vectors in (
+        ("before: pictures and V", "near V", "near T", "near V", "image"),
+        ("before: texts and T", "near V", "near T", "near T", "text"),
+        ("after global prompts", "attention", "global_prompt", "global_prompt", "global_prompt"),
+        ("after local prompts", "attention", "local_prompt", "local_prompt", "local_prompt"),
+        ("after attention", "P_I x", "P_T h", "attention", "x~"),
+        ("mean of the heads", "attention", "global_prompt", "mean", "mean"),
+    ):
+        ranks = retrieval(_centred(arrays[image]), _centred(arrays[text]))
+        table.append({"part": part, **ranks, **class_scores(arrays[logits], y)})
+        table[-1]["silhouette"] = silhouette(arrays[vectors], y, seed=seed)
+    names = global_logits(torch.from_numpy(arrays["text"]), network.text_tower(None, network.names).pooled)
+    table.append({"part": "bare class names", **class_scores(names.float().numpy(), y)})
+    target = inputs.vectors.target[:, network.level_names.index(CLASS_LEVEL)]
+    fit = fit[target[fit] >= 0]
+    users = bench.posts["uid"].to_numpy()[fit]
+    image, text = inputs.vectors.images(fit), inputs.vectors.texts(fit)
+    for name, features, new in (
+        ("image", image, arrays["image"]),
+        ("text", text, arrays["text"]),
+        ("image + text", np.hstack([image, text]), np.hstack([arrays["image"], arrays["text"]])),
+    ):
+        logits_of_probe = linear_probe(features, target[fit], new, users, len(inputs.names))
+        table.append({"part": f"logistic regression of {name}", **class_scores(logits_of_probe, y)})
+    return table
+
+
+def with_both(posts: Posts, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The rows of posts that have a picture and a text."""
+    facts = posts.facts(rows)
+    return rows[(facts.has_image & facts.has_token).numpy()]
+
+
+def outputs_of(network: PrototypeNetwork, posts: Posts, rows: npt.NDArray[np.int64]) -> dict[str, Vectors]:
+    """What the network makes of the rows, by name, (n, width) each, and their class `y` (n,)."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    prompts = network.class_prompts()
+    passes = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+    for batch in load_batches(posts.read, passes, torch.device("cpu"), 0):
+        out = network(batch, prompts)
+        found = {
+            "image": batch.image,
+            "text": batch.pooled,
+            "near V": cosines(batch.image, network.get_buffer(f"{CLASS_LEVEL}_visual")),
+            "near T": cosines(batch.pooled, network.get_buffer(f"{CLASS_LEVEL}_text")),
+            "x~": out.attended,
+            "P_I x": out.projected_image,
+            "P_T h": out.projected_text,
+            "y": batch.target[:, network.level_names.index(CLASS_LEVEL)],
+            **head_log_probabilities(network, out),
+        }
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    return {name: torch.cat(values).float().numpy() for name, values in parts.items()}
+
+
+def _centred(values: Vectors) -> Vectors:
+    centred: Vectors = values - values.mean(axis=0)
+    return centred
+
+
+def linear_probe(features: Vectors, y: Classes, new: Vectors, users: npt.NDArray[Any], classes: int) -> Vectors:
+    """(m, classes) log-probabilities of `new` (m, d) by a logistic regression on `features` (n, d), standardised.
+
+    Args:
+        features: of the fit rows.
+        y: (n,) their classes; one that does not occur gets the least probability there is.
+        new: of other rows.
+        users: (n,) no user is on both sides of a fold on which the penalty is chosen.
+        classes: width of the result.
+    """
+    folds = list(GroupKFold(PROBE_FOLDS, shuffle=True, random_state=0).split(features, groups=users))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    search = GridSearchCV(model, {"logisticregression__C": INVERSE_PENALTIES}, cv=folds, scoring="accuracy")
+    search.fit(features.astype(np.float64), y)
+    logger.info("logistic regression: C %s, accuracy %.4f", *search.best_params_.values(), search.best_score_)
+    found = np.full((len(new), classes), np.log(np.finfo(np.float64).tiny))
+    found[:, search.classes_] = np.maximum(search.predict_log_proba(new.astype(np.float64)), found[:1, :1])
+    return found.astype(np.float32)
+
+
+def retrieval(image: Vectors, text: Vectors) -> dict[str, float]:
+    """`recall_1`, `recall_10` and `median_rank` of a post's own text among all texts, by cosine to its image.
+
+    Of equal similarities the order is a matter of chance: a recall is its mean over the orders, a rank the mean rank.
+    Chance is k / n and (n + 1) / 2.
+    """
+    queries, answers = unit(image), unit(text)
+    above, tied = np.empty(len(queries)), np.empty(len(queries))
+    for start in range(0, len(queries), CHUNK):
+        rows = slice(start, start + CHUNK)
+        similarity = queries[rows] @ answers.T
+        own = similarity[np.arange(len(similarity)), np.arange(start, start + len(similarity))]
+        above[rows], tied[rows] = _above_and_tied(similarity, own)
+    recalls = {f"recall_{k}": float(_hits(above, tied, k).mean()) for k in (1, 10)}
+    return recalls | {"median_rank": float(np.median(above + (tied + 1) / 2))}
+
+
+def class_scores(logits: Vectors, y: Classes) -> dict[str, float]:
+    """`top_1`, `top_5` and `macro` (top-1 averaged over the classes that occur) of logits (n, classes) for y (n,).
+
+    Equal logits count as the mean over their orders: constant logits score chance.
+    """
+    above, tied = _above_and_tied(logits, logits[np.arange(len(y)), y])
+    first = _hits(above, tied, 1)
+    _, place, posts = np.unique(y, return_inverse=True, return_counts=True)
+    return {
+        "top_1": float(first.mean()),
+        "top_5": float(_hits(above, tied, 5).mean()),
+        "macro": float((np.bincount(place, weights=first) / posts).mean()),
+    }
+
+
+def _above_and_tied(values: Vectors, own: Vectors) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """For each row of (n, m) values: how many exceed its `own` (n,), and how many equal it (its own too)."""
+    above = values > own[:, None] + TIE
+    tied = np.abs(values - own[:, None]) <= TIE
+    return above.sum(axis=1).astype(np.float64), tied.sum(axis=1).astype(np.float64)
+
+
+def _hits(above: npt.NDArray[np.float64], tied: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.float64]:
+    """(n,) chance of being among the first k when equals are ordered at random."""
+    return np.clip((k - above) / tied, 0, 1)
+
+
+def silhouette(features: Vectors, y: Classes, *, seed: int) -> float | None:
+    """Mean silhouette of the classes by cosine distance, -1 to 1, on at most MAX_SILHOUETTE_POSTS seeded rows.
+
+    None when those rows are all of one class or all of different ones.
+    """
+    rows = np.sort(np.random.default_rng(seed).permutation(len(y))[:MAX_SILHOUETTE_POSTS])
+    if not 1 < len(np.unique(y[rows])) < len(rows):
+        return None
+    return float(silhouette_score(unit(features[rows]), y[rows], metric="cosine"))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,35 +1,30 @@
-"""What a competitor would run today, from the same files: honest opponents with their own best settings.
+"""What a competitor would run today, from the same files: the group of rows `peers` of benchmarks.cuts.
 
 Each is a system of one fold (benchmarks.systems), fitted on its fit rows alone; labels of scored rows are not there to
 be read. The boosters' settings are the better of a few on cuts of `matched` of the memes data; those of text_model and
 autogluon were not searched.
 
-    python -m benchmarks.peers --folder ../run                       # every installed peer on `matched`, against ours
-    python -m benchmarks.peers --folder ../run --systems catboost_2020 text_model
-    python -m benchmarks.peers --folder ../run --schemes matched user --out peers.csv
+    python -m benchmarks.cuts --folder ../run --rows peers                # every installed peer on `matched`, with ours
+    python -m benchmarks.cuts --folder ../run --rows catboost_2020 text_model
 
     catboost_2020        the 2020 winner's recipe: ids and classes as native categories, counts, TF-IDF and SVD of title
                          and tags; five random folds, each stopped on the fifth left out, averaged
     lightgbm_2020        the same in LightGBM
-    catboost_embeddings  the metadata of that recipe beside the raw vectors of picture, title and tags
+    catboost_embeddings  the metadata of that recipe with the raw vectors of picture, title and tags
     lightgbm_embeddings  the same in LightGBM
     text_model           MiniLM, fine-tuned whole, with a linear head on its pooled vector and the standardised numbers
     autogluon            AutoGluon's boosters, forests and stacking on the table of catboost_2020
 
 CatBoost: pip install -e '.[catboost]'. AutoGluon: pip install 'autogluon.tabular[lightgbm,catboost]' (60 MB of wheels
-beside ours; its neural models ask for an older torch than ours and are left out). Finished predictions are kept in
-.state/benchmarks of the folder. Needs `dvc repro embed_posts`.
+more than ours; its neural models need an older torch than ours and are left out).
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import lightgbm as lgb
@@ -43,16 +38,10 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks import systems
-from benchmarks.systems import Array, FoldData, Project, System, compare, ours
-from popularity import stack
+from benchmarks.systems import Array, FoldData, System
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
-from popularity.files import atomic_path
 from popularity.stack.blocks import dense_rows
 from popularity.stack.catboost_learner import catboost
-from popularity.stage import run
-
-logger = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -61,31 +50,6 @@ FOLDS = 5
 TEXT_COMPONENTS = 20  # of title and of tags
 MISSING = "none"
 OPTIONAL = {"catboost_2020": "catboost", "catboost_embeddings": "catboost", "autogluon": "autogluon.tabular"}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
-    parser.add_argument("--params", type=Path, help="of ours; by default the folder's params.yaml")
-    parser.add_argument("--systems", nargs="+", choices=list(PEERS), help="by default all that are installed")
-    parser.add_argument("--schemes", nargs="+", choices=["matched", "user"], default=["matched"])
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--out", type=Path, help="the table as CSV")
-    args = parser.parse_args(argv)
-    missing = [] if args.systems else [name for name in PEERS if not installed(name)]
-    if missing:
-        logger.warning("left out, not installed: %s", ", ".join(missing))
-    chosen = {"ours": ours} | {name: PEERS[name] for name in args.systems or PEERS if name not in missing}
-    project = Project.read(args.folder, args.params)
-    code = {"ours": [*sorted(Path(stack.__file__).parent.glob("*.py")), Path(systems.__file__)]}
-    chosen = {name: project.kept(name, one, code.get(name, [Path(__file__)])) for name, one in chosen.items()}
-    rows = pl.concat(project.run(chosen, scheme) for scheme in args.schemes)
-    table = compare(rows, "ours", resamples=args.resamples)
-    if args.out:
-        with atomic_path(args.out) as partial:
-            table.write_csv(partial)
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, tbl_hide_dataframe_shape=True):
-        print(table)
 
 
 def installed(name: str) -> bool:
@@ -385,7 +349,3 @@ PEERS: dict[str, System] = {
     "text_model": TextModel(epochs=3, batch=32, lr=5e-5, lr_head=1e-3, encoder=MINILM),
     "autogluon": AutoGluon(presets="good_quality", seconds=120),
 }
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,7 @@
 """Which validation tells the truth? How each scheme ranks varied systems, and by how much it misses their later score.
 
     python -m benchmarks.schemes                       # of the run in this folder
-    python -m benchmarks.schemes --folder ../run --systems metadata constant user_mean --out schemes.csv
+    python -m benchmarks.schemes --folder ../run --systems metadata constant user_mean --csv schemes.csv
 
 Each cut of `matched` in turn plays the test part: the data set is truncated to the posts that the cut fits on, with
 labels, and those that it scores, without. The functions of the graph split it, make its features and fit every system
@@ -37,23 +37,23 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from benchmarks import peers
-from benchmarks.cuts import (
+from benchmarks.rows import (
     Change,
-    Kept,
     Row,
     metadata_alone,
     peer_row,
+    predicted,
     simple_row,
     stack_row,
     with_splits,
     without_histories,
-)  # fmt: skip
+)
 from benchmarks.systems import METRICS, FoldData, Project
+from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import DataError
 from popularity.evaluation.metrics import score, spearman
 from popularity.features import FeaturizeParams
-from popularity.files import atomic_path
 from popularity.schema import FOLDS as SPLITS
 from popularity.schema import POSTS, read_table
 from popularity.splits import SplitParams, make_splits
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, help="by default the folder's params.yaml")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; each fits on one thread")
-    parser.add_argument("--out", type=Path, help="CSV of every score")
+    add_csv_flag(parser)
     args = parser.parse_args(argv)
     params = args.params or args.folder / PARAMS_FILE
     worlds = {cut: truncated(args.folder, params, cut) for cut in range(CUTS)}  # features are made once, then found
@@ -88,15 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             alike = exits.enter_context(ProcessPoolExecutor(args.workers, get_context("spawn"))).map
         done = alike(work, *zip(*tasks, strict=True))
         table = with_value(pl.concat(tqdm(done, total=len(tasks), unit="system and cut")))
-    if args.out:
-        with atomic_path(args.out) as out:
-            table.write_csv(out)
-    with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_width_chars=250, fmt_str_lengths=80, tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-    ):  # fmt: skip
-        for metric in (*METRICS, VALUE):
-            print(f"\n{metric.upper()}\n{judged(table, metric)}")
+    ranked = [row for metric in (*METRICS, VALUE) for row in ranked_schemes(table, metric)]
+    for metric in (*METRICS, VALUE):
+        print(f"\n{metric.upper()}\n{printed([row for row in ranked if row['metric'] == metric])}")
+    write_csv(ranked, args.csv)
 
 
 @cache
@@ -138,10 +133,10 @@ def with_late_slice(splits: pl.DataFrame, posts: pl.DataFrame) -> pl.DataFrame:
 
 def scores_of(folder: Path, params: Path, cut: int, name: str) -> pl.DataFrame:
     """(cut, system, scheme, metric, promised, came) of a system before a cut, and at it."""
-    world, system = truncated(folder, params, cut), partial(Kept.below(folder), SYSTEMS[name])
+    world, row = truncated(folder, params, cut), {name: SYSTEMS[name]}
     labels = read_table(folder / "data/interim/posts.parquet", POSTS).select("pid", "label")
     with threadpool_limits(world.params.threads, user_api="blas"):  # several workers share the machine
-        rows = {scheme: world.run({name: system}, scheme) for scheme in ("matched", LATE, "user", "random", PLAYED)}
+        rows = {scheme: predicted(world, row, scheme) for scheme in ("matched", LATE, "user", "random", PLAYED)}
     known = {
         scheme: found.drop("label").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
         for scheme, found in rows.items()
@@ -191,28 +186,34 @@ def with_value(table: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([table, values])
 
 
-def judged(table: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """A row a scheme: how it ranks the systems, misses their level, and what the choice by it costs."""
+def ranked_schemes(table: pl.DataFrame, metric: str) -> list[dict[str, Any]]:
+    """A row a scheme: how it ranks the systems, misses their level, and what the choice by it costs.
+
+    Keys: metric, scheme, rank (mean over the cuts), rank_<cut>, level, size and regret, as in the module's docstring.
+    """
     lines = []
     for (scheme,), own in table.filter(metric=metric).group_by("scheme", maintain_order=True):
-        ranks, regrets = [], []
-        for (_,), part in own.sort("cut", "system").group_by("cut", maintain_order=True):
+        ranks, regrets = {}, []
+        for (cut,), part in own.sort("cut", "system").group_by("cut", maintain_order=True):
             promised, came = part["promised"].to_numpy(), part[CAME].to_numpy()
             sign = 1 if metric == "src" else -1
-            ranks.append(spearman(promised, came) or 0.0)
+            ranks[f"rank_{cut}"] = spearman(promised, came) or 0.0
             regrets.append(float((sign * came).max() - sign * came[np.argmax(sign * promised)]))
         misses = (own["promised"] - own[CAME]).to_numpy()
-        each = " ".join(f"{rank:.2f}" for rank in ranks)
-        lines.append(
-            {
-                "scheme": scheme,
-                "rank": f"{np.mean(ranks):.3f} [{each}]",
-                "level": f"{misses.mean():+.4f}",
-                "size": f"{np.abs(misses).mean():.4f}",
-                "regret": f"{np.mean(regrets):.4f}",
-            }
-        )
-    return pl.DataFrame(lines)
+        line = {"metric": metric, "scheme": scheme, "rank": float(np.mean(list(ranks.values()))), **ranks}
+        line |= {"level": float(misses.mean()), "size": float(np.abs(misses).mean()), "regret": float(np.mean(regrets))}
+        lines.append(line)
+    return lines
+
+
+def printed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of one metric as a table, the ranks of the cuts in brackets."""
+    lines = []
+    for row in rows:
+        each = " ".join(f"{row[name]:.2f}" for name in row if name.startswith("rank_"))
+        shown = {"scheme": row["scheme"], "rank": f"{row['rank']:.3f} [{each}]", "level": f"{row['level']:+.4f}"}
+        lines.append(shown | {name: row[name] for name in ("size", "regret")})
+    return text_table(lines)
 
 
 def changed(**changes: Any) -> Change:

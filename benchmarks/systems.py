@@ -1,4 +1,4 @@
-"""A system is a function of one fold: ours, a part of it removed, a competitor's. Benchmarks that compare run them so.
+"""A system is a function of one fold: ours, ours with a change, a competitor's. Benchmarks compare systems.
 
     project = Project.read(Path("../run"))
     for data in project.folds(["matched"]):
@@ -11,10 +11,9 @@ A folder is a project in which the graph ran up to the embed stages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +21,19 @@ import polars as pl
 from tqdm import tqdm
 
 from popularity.config import PARAMS_FILE, load_params
+from popularity.errors import ContractError
+from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.metrics import score
-from popularity.evaluation.probes import paired_interval
-from popularity.files import STATE_ROOT, atomic_path, fingerprint
-from popularity.schema import CUT_SCHEMES, FOLDS, POSTS, FoldKey, read_table
-from popularity.splits import rows_of
+from popularity.schema import CUT_SCHEMES, FOLDS, POSTS, read_table
+from popularity.splits import SplitParams, make_splits, rows_of
 from popularity.splits.folds import Fold, load_fold
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.blocks import Blocks
 from popularity.stack.fit import fit_and_predict
 
 Array = npt.NDArray[np.float64]
-METRICS: tuple[Literal["src", "mae"], ...] = ("src", "mae")
+Metric = Literal["src", "mae"]
+METRICS: tuple[Metric, ...] = ("src", "mae")
 FACTS = ("scheme", "cut", "pid", "uid", "label")
 
 
@@ -92,15 +92,11 @@ class Project:
 
     def folds(self, schemes: Sequence[str]) -> Iterator[FoldData]:
         """The folds of the schemes, in the order of the stage `stack`, which is that of time for `matched`."""
-        for key, rows in rows_of(self.splits, list(schemes)):
-            yield self.fold(key, rows)
-
-    def fold(self, key: FoldKey, rows: pl.DataFrame) -> FoldData:
-        """The fold `key` of `rows` (pid, role: fit or score)."""
-        shown = rows.join(self.posts, on="pid", how="left", validate="1:1").sort("pid")
-        hidden = shown.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
-        fold = load_fold(key, rows, self.posts, self.features)
-        return FoldData(fold, hidden.select(self.posts.columns), self.blocks, self.params)
+        for key, rows in rows_of(self.splits, list(schemes)):  # rows: pid, role (fit or score)
+            shown = rows.join(self.posts, on="pid", how="left", validate="1:1").sort("pid")
+            hidden = shown.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
+            fold = load_fold(key, rows, self.posts, self.features)
+            yield FoldData(fold, hidden.select(self.posts.columns), self.blocks, self.params)
 
     def scored(self, data: FoldData) -> pl.DataFrame:
         """(pid, uid, label) of the fold's scored rows, in its row order."""
@@ -124,63 +120,137 @@ class Project:
             parts.append(facts.select(FACTS).with_columns(pl.Series(name, one(data)) for name, one in systems.items()))
         return pl.concat(parts)
 
-    def kept(self, name: str, system: System, code: Sequence[Path]) -> System:
-        """`system`, its predictions kept in .state/benchmarks of the run.
-
-        Args:
-            name: of the system.
-            system: that is asked where nothing is kept.
-            code: files whose content decides the result, beside the inputs and section stack.
-        """
-
-        def once(data: FoldData) -> Array:
-            fold = (data.fold.key, data.fold.fit["pid"].to_list())
-            key = fingerprint(fold, asdict(self.params), self._inputs, *code)
-            path = self.folder / STATE_ROOT / "benchmarks/systems" / name / f"{key}.parquet"
-            if not path.exists():
-                with atomic_path(path) as partial:
-                    pl.DataFrame({"prediction": system(data)}).write_parquet(partial)
-            return pl.read_parquet(path)["prediction"].to_numpy()
-
-        return once
-
-    @cached_property
-    def _inputs(self) -> str:
-        tables = [self.folder / "data/interim" / name for name in ("posts.parquet", "splits.parquet")]
-        embeddings = [self.folder / "data/embeddings" / name for name in ("image", "text", "prototype")]
-        return fingerprint(*tables, self.features, *embeddings)
-
-
-def compare(rows: pl.DataFrame, against: str, *, resamples: int) -> pl.DataFrame:
-    """A row a scheme, metric and system: its score, and that minus the score of the system `against`.
-
-    Args:
-        rows: of `Project.run`, of one scheme or of several.
-        against: the system whose scores are subtracted.
-        resamples: draws of users behind the 95 % interval of a difference; both sides are scored on the same ones.
-    """
-    table = []
-    for (scheme,), own in rows.group_by("scheme", maintain_order=True):
-        labels, users, cuts = (own[name].to_numpy() for name in ("label", "uid", "cut"))
-        for metric in METRICS:
-            for name in (column for column in rows.columns if column not in FACTS):
-                mine, other = (own[column].to_numpy() for column in (name, against))
-                found = paired_interval(
-                    labels, mine[:, None], other[:, None], users,
-                    metric=metric, resamples=resamples, confidence=0.95, seed=0, cuts=cuts,
-                )  # fmt: skip
-                table.append(
-                    {
-                        "scheme": scheme, "metric": metric, "system": name, "score": score(labels, mine, cuts)[metric],
-                        f"minus {against}": found.value, "low": found.low, "high": found.high,
-                        "cuts": len(np.unique(cuts)), "posts": len(own), "users": len(np.unique(users)),
-                    }
-                )  # fmt: skip
-    return pl.DataFrame(table)
-
 
 def ours(data: FoldData) -> Array:
     """(m,) what the stage `stack` predicts for the scored rows: the mean over its seeds."""
     each = fit_and_predict(data.fold, data.blocks, data.params)
     means = each.sort("seed").group_by("pid", maintain_order=True).agg(pl.col("prediction").mean())
     return means.sort("pid")["prediction"].to_numpy()
+
+
+def compare(rows: pl.DataFrame, against: str, *, resamples: int) -> pl.DataFrame:
+    """(metric, system, score, difference, low, high, cuts, posts, users): a row a metric and system.
+
+    Args:
+        rows: of `Project.run`.
+        against: the system whose score is subtracted.
+        resamples: draws of users behind the 95 % interval of a difference; both sides are scored on the same ones.
+    """
+    labels, users, cuts = (rows[name].to_numpy() for name in ("label", "uid", "cut"))
+    sizes = {"cuts": len(np.unique(cuts)), "posts": len(rows), "users": len(np.unique(users))}
+    table = []
+    for metric in METRICS:
+        for name in (column for column in rows.columns if column not in FACTS):
+            mine, other = (rows[column].to_numpy() for column in (name, against))
+            found = paired_interval(
+                Scored(labels, users, cuts), mine[:, None], other[:, None], metric, resamples=resamples
+            )
+            named = {"metric": metric, "system": name, "score": score(labels, mine, cuts)[metric]}
+            table.append(named | {"difference": found.value, "low": found.low, "high": found.high} | sizes)
+    return pl.DataFrame(table, schema_overrides=dict.fromkeys(("score", "difference", "low", "high"), pl.Float64))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scored posts: labels (n,), users (n,), and the cut that scores each post (n,); without cuts all are one."""
+
+    label: Array
+    user: npt.NDArray[Any]
+    cut: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its percentile interval; None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def paired_interval(
+    posts: Scored, first: Array, second: Array, metric: Metric, *, resamples: int, confidence: float = 0.95
+) -> Estimate:
+    """The metric of `first` minus that of `second`, mean over seeds, with an interval over users and seeds.
+
+    A draw takes users with replacement, each with all posts, and seeds with replacement; both sides are scored on the
+    same draw. None where a metric is undefined; no interval for one user.
+
+    Args:
+        posts: n posts; a score is the mean over their cuts.
+        first: (n, seeds) predictions.
+        second: as first, column by column of the same seeds; either may have one column that stands for all.
+        metric: src or mae.
+        resamples: number of draws.
+        confidence: share of the draws inside the interval.
+
+    Raises:
+        ContractError: the sides have different numbers of seeds.
+    """
+    seeds = max(first.shape[1], second.shape[1])
+    if {first.shape[1], second.shape[1]} - {1, seeds}:
+        raise ContractError(f"paired interval: {first.shape[1]} seeds against {second.shape[1]}")
+    predictions = np.hstack([np.broadcast_to(side, (len(posts.label), seeds)) for side in (first, second)])
+    values = [score(posts.label, column, posts.cut)[metric] for column in predictions.T]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return Estimate(None, None, None)
+    difference = float(np.mean(known[:seeds]) - np.mean(known[seeds:]))
+    user = np.unique(posts.user, return_inverse=True)[1]
+    if not user.any():
+        return Estimate(difference, None, None)
+    drawn = resample(posts.label, predictions, user, resamples=resamples, seed=0, cuts=posts.cut)[metric]
+    picked = np.random.default_rng([0, seeds]).integers(seeds, size=(resamples, seeds))
+    left, right = (
+        np.take_along_axis(part, picked, axis=1).mean(axis=1) for part in (drawn[:, :seeds], drawn[:, seeds:])
+    )
+    return Estimate(difference, *interval(left - right, confidence))
+
+
+MERGED = 10  # users in one
+
+
+def coarse_users(posts: pl.DataFrame) -> pl.DataFrame:
+    """The posts with MERGED users, drawn at random, under one name."""
+    users = posts["uid"].unique().sort()
+    group = np.random.default_rng(0).permutation(len(users)) // MERGED
+    names = dict(zip(users.to_list(), (f"{number}@N00" for number in group), strict=True))
+    return posts.with_columns(uid=pl.col("uid").replace_strict(names))
+
+
+def half_classes(posts: pl.DataFrame) -> pl.DataFrame:
+    """The posts of a random half of the second-level classes."""
+    return _of_some(posts, "subcategory", 1 / 2)
+
+
+def third_of_users(posts: pl.DataFrame) -> pl.DataFrame:
+    """The posts of a random third of the users: a small data set."""
+    return _of_some(posts, "uid", 1 / 3)
+
+
+def _of_some(posts: pl.DataFrame, column: str, share: float) -> pl.DataFrame:
+    kept = posts[column].unique().sort().sample(fraction=share, shuffle=True, seed=0)
+    return posts.filter(pl.col(column).is_in(kept.implode()))
+
+
+# Other data sets, made from the posts of one: what pays on one alone may be luck.
+SHAPES: Mapping[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
+    "whole": lambda posts: posts,
+    "coarse users": coarse_users,
+    "half the classes": half_classes,
+    "a third of the users": third_of_users,
+}
+
+
+def reshaped(project: Project, shape: str, split: SplitParams) -> Project:
+    """The project with the posts of a shape, and splits of these whose `report` begins where it did.
+
+    Its features are still those of the run: benchmarks.rows.with_splits makes them anew.
+    """
+    posts = SHAPES[shape](project.posts)
+    reported = project.splits.filter(scheme="report", role="score").select("pid")
+    start = reported.join(project.posts, on="pid", how="left", validate="1:1")["posted_at"].min()
+    train = posts.filter(split="train")
+    later = train.filter(pl.col("posted_at") >= start).height
+    wanted = replace(split, report_share=later / train.height)
+    return replace(project, posts=posts, splits=make_splits(posts, wanted)[0])

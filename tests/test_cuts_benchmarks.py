@@ -1,5 +1,4 @@
-"""The benchmarks that score systems on cuts in time, on random posts: the table of all cuts, and which scheme tells
-the truth."""
+"""The benchmarks that score named rows on random posts: the table of all cuts, and which scheme tells the truth."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import cuts, schemes
-from benchmarks.systems import FoldData, Project, ours
+from benchmarks import cuts, rows, schemes
+from benchmarks.systems import MERGED, SHAPES, FoldData, Project, ours, reshaped
 from popularity.config import load_params
-from popularity.errors import ConfigError
+from popularity.errors import ConfigError, DataError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.features.profiles import no_users
 from popularity.manifest import REPOSITORY
@@ -23,8 +22,8 @@ from popularity.schema import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, 
 from popularity.splits import make_splits, rows_of
 from popularity.stack import StackParams
 from tests.encoders.tiny_encoders import text_params
-from tests.random_posts import random_images
-from tests.stack.small_stack import ALL_PARTS, FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
+from tests.random_posts import random_images, random_posts
+from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
 from tests.text_model.test_text_model import PARAMS as TEXT_MODEL
 
 
@@ -60,11 +59,11 @@ def relabelled(folder: Path, scheme: str, fold: int, other: Path) -> Path:
 
 def run_table(folder: Path, *flags: str) -> pl.DataFrame:
     out = folder / "table.csv"
-    cuts.main(["--folder", str(folder), "--resamples", "30", "--out", str(out), *flags])
+    cuts.main(["--folder", str(folder), "--resamples", "30", "--csv", str(out), *flags])
     return pl.read_csv(out, schema_overrides={"cut": pl.String})
 
 
-SOME = ("--systems", "metadata", "user_mean", "constant", "- recency")
+SOME = ("--rows", "metadata", "user_mean", "constant", "- recency")
 
 
 def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,8 +71,8 @@ def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: p
     assert set(table["system"]) == {"ours", *SOME[1:]}
     assert table["cut"].unique(maintain_order=True).to_list() == ["0", "1", "mean"]
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
-    made = cuts.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
-    for system, change in (("ours", lambda data: data), ("metadata", cuts.metadata_alone)):
+    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
+    for system, change in (("ours", lambda data: data), ("metadata", rows.metadata_alone)):
         found = table.filter(system=system)
         each: dict[str, list[float]] = {"src": [], "mae": []}
         for data in made.folds(["matched"]):
@@ -83,7 +82,7 @@ def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: p
         for metric, values in each.items():
             expected = [*values, np.mean(values)]
             assert found.filter(metric=metric)["score"].to_list() == pytest.approx(expected)
-    wide = table.filter(metric="mae", cut="mean").select("system", "score", "minus ours", "low", "high")
+    wide = table.filter(metric="mae", cut="mean").select("system", "score", "difference", "low", "high")
     score = dict(wide.select("system", "score").iter_rows())
     for value, difference, low, high in wide.drop("system").iter_rows():
         assert difference == pytest.approx(value - score["ours"])
@@ -109,17 +108,17 @@ def test_ours_and_what_lacks_a_part_are_merged_with_the_text_model(project: Path
         assert score["merged"][name] == score["alone"][name]
     for name in ("ours", "- recency"):
         assert score["merged"][name] != score["alone"][name]
-    rows = pl.DataFrame(
+    made = pl.DataFrame(
         {
             "pid": list("abc"), "scheme": "matched", "cut": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
             "ours": [2.0, 4.0, 6.0], "- image": [0.0, 1.0, 5.0], "metadata": [7.0, 8.0, 9.0],
             "the text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
         }
     )  # fmt: skip
-    found = cuts.with_text(rows, [0.25])
+    found = cuts.with_text(made, [0.25])
     assert found["ours"].to_list() == [2.25, 4.25, 5.5]
     assert found["- image"].to_list() == [0.0, 1.25, 4.0]
-    assert found.drop("ours", "- image").equals(rows.drop("ours", "- image"))
+    assert found.drop("ours", "- image").equals(made.drop("ours", "- image"))
 
 
 def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
     for file in (folder / ".state/benchmarks/cuts").iterdir():  # altered, so that it shows
         kept = pl.read_parquet(file)
         kept.with_columns(pl.lit(3.0).alias("prediction")).write_parquet(file)
-    assert run_table(folder, *SOME).filter(metric="mae")["minus ours"].unique().to_list() == [0.0]
+    assert run_table(folder, *SOME).filter(metric="mae")["difference"].unique().to_list() == [0.0]
 
 
 def test_labels_of_report_reach_no_cut(project: Path, tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_labels_of_report_reach_no_cut(project: Path, tmp_path: Path) -> None:
 
 def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
-    made = cuts.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
+    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
     data, *_ = made.folds(["matched"])
     fold = data.fold
     others = {
@@ -150,23 +149,25 @@ def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
         "feature": replace(data, fold=replace(fold, score=fold.score.with_columns(hour=pl.lit(1, pl.Int8)))),
         "parameter": replace(data, params=replace(data.params, half_life_days=1.0)),
     }
-    rows = {"ours": cuts.stack_row(lambda data: data), "constant": cuts.simple_row("constant")}
-    keys = [row.inputs(one) for row in rows.values() for one in (data, *others.values())]
+    kinds = {"ours": rows.stack_row(lambda data: data), "constant": rows.simple_row("constant")}
+    keys = [row.inputs(one) for row in kinds.values() for one in (data, *others.values())]
     assert len({str(key) for key in keys}) == len(keys)
-    named = cuts.stack_row(lambda data: replace(data, fold=replace(data.fold, key=FoldKey("random", 0))))
-    assert named.inputs(data) == rows["ours"].inputs(data)
-    assert cuts.stack_row(cuts.metadata_alone).inputs(data) != rows["ours"].inputs(data)
+    named = rows.stack_row(lambda data: replace(data, fold=replace(data.fold, scheme="other")))
+    assert named.inputs(data) == kinds["ours"].inputs(data)
+    assert rows.stack_row(rows.metadata_alone).inputs(data) != kinds["ours"].inputs(data)
 
 
 def test_every_part_that_there_is_can_be_left_out() -> None:
-    assert set(cuts.without_parts(STACK)) == {
+    assert set(rows.without_parts(STACK)) == {
         "- image", "- text", "- prototype", "- heads", "- characters", "- recency",
     }  # fmt: skip
-    params = replace(ALL_PARTS, seeds=2, columns=replace(STACK.columns, signals=("words", "rhythm")))
-    parts = cuts.without_parts(params)
-    assert set(parts) - set(cuts.without_parts(STACK)) == {
-        "- signals: words", "- signals: rhythm", "- level", "- lightgbm", "- linear",
-        "- further seeds",
+    params = replace(
+        STACK, seeds=2, level="residual", learners=("lightgbm", "linear"),
+        columns=replace(STACK.columns, signals=("words", "rhythm")),
+    )  # fmt: skip
+    parts = rows.without_parts(params)
+    assert set(parts) - set(rows.without_parts(STACK)) == {
+        "- signals: words", "- signals: rhythm", "- level", "- lightgbm", "- linear", "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.blocks == ("metadata", "image", "prototype")
     assert parts["- text"].columns.heads == ("image", "characters", "prototype")
@@ -176,9 +177,9 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
 
 def test_a_fold_without_histories_keeps_all_else(project: Path) -> None:
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
-    made = cuts.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
+    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
     data, *_ = made.folds(["matched"])
-    fold = cuts.without_histories(data).fold
+    fold = rows.without_histories(data).fold
     gone = set(data.fold.fit.columns) - set(fold.fit.columns)
     assert gone
     assert all("history" in column for column in gone)
@@ -230,8 +231,104 @@ def test_the_last_cut_is_scored_for_a_commit_alone(
 
 
 def test_an_unknown_system_is_a_named_error(project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--systems other: expected of ours, - image, "):
-        run_table(project, "--systems", "other")
+    with pytest.raises(ConfigError, match=r"--rows other: expected groups \(parts, (.|\n)*- image, "):
+        run_table(project, "--rows", "other")
+    with pytest.raises(ConfigError, match="--against other: expected one of the rows ours, constant"):
+        run_table(project, "--rows", "constant", "--against", "other")
+
+
+def test_choices_are_different_stacks_whatever_params_say() -> None:
+    found = rows.choices(STACK)
+    assert found[rows.PLAIN] == replace(STACK, half_life_days=365.0)
+    assert found["residual"] == replace(STACK, half_life_days=365.0, level="residual")
+    assert len({str(params) for params in found.values()}) == len(found)
+    others = rows.choices(replace(STACK, level="residual", target="normal", learners=("linear",)))
+    assert others == found
+
+
+def test_rows_of_signals_name_their_groups() -> None:
+    found = rows.signal_groups()
+    assert found[rows.NO_SIGNALS] == ()
+    assert found["only history"] == ("history",)
+    assert set(found["all signals"]) == set(rows.SIGNALS)
+    assert set(found["all signals but words"]) == set(rows.SIGNALS) - {"words"}
+
+
+def test_a_group_is_compared_with_another_row(project: Path) -> None:
+    table = run_table(project, "--rows", "normal scores", "only words", "--against", "plain").filter(cut="mean")
+    assert table["system"].unique(maintain_order=True).to_list() == ["ours", "normal scores", "only words", "plain"]
+    assert table.filter(system="plain")["difference"].to_list() == [0.0, 0.0]
+    assert all(value != 0 for value in table.filter(system="normal scores")["difference"])
+    every = rows.groups_of_rows(STACK)
+    assert set(every) == {"parts", "baselines", "peers", "choices", "signals"}
+    assert set(every["choices"]) == set(rows.choices(STACK))
+
+
+def test_changed_parameters_are_rows(project: Path, tmp_path: Path) -> None:
+    """Of a file, and of the stage tune where it has run; without a change they equal ours."""
+    same, other = tmp_path / "same.yaml", project / rows.TUNED_PARAMS
+    same.write_text("{}", encoding="utf-8")
+    other.parent.mkdir(parents=True)
+    other.write_text("stack: {trees: {num_leaves: 2, learning_rate: 0.01}}", encoding="utf-8")
+    table = run_table(project, "--rows", "tuned", "--patch", f"same={same}").filter(cut="mean")
+    other.unlink()
+    difference = {name: own["difference"].to_list() for (name,), own in table.group_by("system")}
+    assert difference["same"] == [0.0, 0.0]
+    assert difference["tuned"][1] > 0.1  # far fewer leaves: the error grows
+
+
+def test_the_same_network_twice_brings_nothing(project: Path, tmp_path: Path) -> None:
+    again = write_project(tmp_path / "again")
+    table = run_table(project, "--rows", "constant", "--runs", str(again)).filter(cut="mean")
+    alike = table.filter(pl.col("system").is_in([str(again), cuts.RUNS_MEAN, cuts.RUNS_WEIGHTED]))
+    assert alike.height == 6
+    assert alike["difference"].to_list() == pytest.approx([0] * 6, abs=1e-9)
+    assert any(table.filter(system=cuts.MORE)["difference"].to_list())
+    path = again / "data/interim/posts.parquet"
+    write_table(read_table(path, POSTS).head(-1), path, POSTS)
+    with pytest.raises(DataError, match="other posts than those of the first run"):
+        run_table(project, "--rows", "constant", "--runs", str(again))
+
+
+def test_labels_of_a_cut_have_no_part_in_its_own_weights() -> None:
+    draw = np.random.default_rng(0)
+    label = draw.normal(6, 2, 300)
+    networks = {"sharp": label + draw.normal(0, 0.5, 300), "noisy": label + draw.normal(0, 4, 300)}
+    found = pl.DataFrame({"scheme": "matched", "cut": np.repeat([0, 1, 2], 100), "label": label, **networks})
+    cut = found.filter(cut=1)
+    weights = cuts._weights(found, cut, list(networks))
+    assert weights[0] > 0.9
+    turned = found.with_columns(label=pl.when(pl.col("cut") == 1).then("noisy").otherwise("label"))
+    assert cuts._weights(turned, cut, list(networks)).tolist() == weights.tolist()
+    assert cuts._weights(turned, found.filter(cut=0), list(networks)).tolist() != weights.tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_cut_of_a_shape_scores_what_report_scores(shape: str, project: Path) -> None:
+    run = Project.read(project)
+    run = replace(run, splits=make_splits(run.posts, SPLIT)[0])
+    found = reshaped(run, shape, SPLIT)
+    assert found.posts.equals(SHAPES[shape](run.posts))
+    reported, matched, kept = (
+        own.splits.filter(scheme=scheme, role="score").select("pid").unique().join(run.posts, on="pid")
+        for own, scheme in ((run, "report"), (found, "matched"), (found, "report"))
+    )
+    assert matched["posted_at"].max() < reported["posted_at"].min()  # type: ignore[operator]
+    assert kept.height
+    assert set(kept["pid"]) == set(reported.join(found.posts, on="pid", how="semi")["pid"])  # begins where it did
+
+
+def test_shapes_are_made_from_the_posts() -> None:
+    posts = random_posts(0, train=400, test=100, users=100)
+    merged = SHAPES["coarse users"](posts)
+    assert merged.drop("uid").equals(posts.drop("uid"))
+    groups = posts.select("uid", to=merged["uid"]).unique()
+    assert groups["uid"].is_unique().all()
+    assert groups.group_by("to").len()["len"].max() == MERGED
+    for shape, column, parts in (("half the classes", "subcategory", 2), ("a third of the users", "uid", 3)):
+        some = SHAPES[shape](posts)
+        assert some[column].n_unique() == posts[column].n_unique() // parts
+        assert some.equals(posts.filter(pl.col(column).is_in(some[column].unique().implode())))
 
 
 @pytest.fixture(scope="module")
@@ -239,22 +336,22 @@ def world(project: Path) -> tuple[Project, pl.DataFrame]:
     """The data set before the last of three cuts, and the rows of that cut."""
     run = Project.read(project)
     made = make_splits(run.posts, replace(SPLIT, cuts=3))[0]
-    (*_, (_, rows)) = rows_of(made, ["matched"])
-    return schemes.world_of(run, rows, SPLIT, FEATURIZE), rows
+    (*_, (_, last)) = rows_of(made, ["matched"])
+    return schemes.world_of(run, last, SPLIT, FEATURIZE), last
 
 
 def test_a_cut_takes_the_place_of_the_test_part(project: Path, world: tuple[Project, pl.DataFrame]) -> None:
-    made, rows = world
+    made, last = world
     truth = Project.read(project).posts
-    posts = made.posts.join(rows, on="pid", validate="1:1")
-    assert posts.height == made.posts.height == rows.height
+    posts = made.posts.join(last, on="pid", validate="1:1")
+    assert posts.height == made.posts.height == last.height
     assert (posts["split"] == "train").equals(posts["role"] == "fit")
     assert posts["label"].is_null().equals(posts["role"] == "score")
     labels = posts.filter(role="fit").join(truth, on="pid", suffix=" before")
     assert labels["label"].equals(labels["label before"])
     (final,) = made.folds(["final"])
-    assert set(final.fold.fit["pid"]) == set(rows.filter(role="fit")["pid"])
-    assert set(final.fold.score["pid"]) == set(rows.filter(role="score")["pid"])
+    assert set(final.fold.fit["pid"]) == set(last.filter(role="fit")["pid"])
+    assert set(final.fold.score["pid"]) == set(last.filter(role="score")["pid"])
     start = posts.filter(role="score")["posted_at"].min()
     shown = {"matched": 3, schemes.LATE: 1, "user": schemes.FOLDS, "random": schemes.FOLDS}
     for scheme, count in shown.items():
@@ -296,14 +393,14 @@ def test_promises_are_scores_of_their_scheme(world: tuple[Project, pl.DataFrame]
     def system(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return np.arange(data.fold.score.height, dtype=np.float64)
 
-    rows = {scheme: made.run({"one": system}, scheme) for scheme in ("matched", schemes.LATE, "user", "random")}
-    rows["final"] = rows["user"]
-    found = schemes.promises(rows, "one")
-    by_cut = rows["matched"].partition_by("cut", maintain_order=True)
+    scored = {scheme: made.run({"one": system}, scheme) for scheme in ("matched", schemes.LATE, "user", "random")}
+    scored["final"] = scored["user"]
+    found = schemes.promises(scored, "one")
+    by_cut = scored["matched"].partition_by("cut", maintain_order=True)
     each = [mean_absolute_error(part["label"].to_numpy(), part["one"].to_numpy()) for part in by_cut]
     assert found["matched, mean of cuts"]["mae"] == pytest.approx(np.mean(each))
     assert found["matched, one cut"]["mae"] == pytest.approx(each[-1])
-    pooled = mean_absolute_error(rows["user"]["label"].to_numpy(), rows["user"]["one"].to_numpy())
+    pooled = mean_absolute_error(scored["user"]["label"].to_numpy(), scored["user"]["one"].to_numpy())
     assert found["user folds"]["mae"] == pytest.approx(pooled)
     assert found["cuts and user folds"]["mae"] == pytest.approx((pooled + np.mean(each)) / 2)
 
@@ -319,13 +416,13 @@ def test_schemes_are_judged_by_rank_level_and_regret() -> None:
         for name in came
     ]
     src, mae = (
-        schemes.judged(pl.DataFrame(lines), metric).rows_by_key("scheme", named=True, unique=True)
-        for metric in ("src", "mae")
+        {row["scheme"]: row for row in schemes.ranked_schemes(pl.DataFrame(lines), metric)} for metric in ("src", "mae")
     )
-    assert src["good"] == {"rank": "1.000 [1.00 1.00]", "level": "+0.1000", "size": "0.1000", "regret": "0.0000"}
-    assert src["bad"] == {"rank": "-1.000 [-1.00 -1.00]", "level": "+0.0000", "size": "0.2667", "regret": "0.4000"}
-    assert mae["good"]["regret"] == "0.0000"
-    assert mae["bad"]["regret"] == "0.4000"
+    names = ("rank", "rank_0", "rank_1", "level", "size", "regret")
+    assert [src["good"][name] for name in names] == pytest.approx([1, 1, 1, 0.1, 0.1, 0])
+    assert [src["bad"][name] for name in names] == pytest.approx([-1, -1, -1, 0, 0.8 / 3, 0.4])
+    assert [mae[scheme]["regret"] for scheme in ("good", "bad")] == pytest.approx([0, 0.4])
+    assert "1.000 [1.00 1.00]  +0.1000  0.1000  0.0000" in schemes.printed([src["good"]])
 
 
 def test_a_value_is_the_mae_over_that_of_the_constant_minus_the_rank_correlation() -> None:
@@ -344,9 +441,11 @@ def test_a_value_is_the_mae_over_that_of_the_constant_minus_the_rank_correlation
 
 
 def test_the_command_prints_a_line_a_scheme(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--systems", "user_mean", "--workers", "1", "--out", str(tmp_path / "scores.csv")]
+    flags = ["--systems", "user_mean", "--workers", "1", "--csv", str(tmp_path / "scores.csv")]
     schemes.main(["--folder", str(project), *flags])
-    assert pl.read_csv(tmp_path / "scores.csv").height == 2 * schemes.CUTS * 6 * 3  # the constant is always there
+    table = pl.read_csv(tmp_path / "scores.csv")
+    assert table.height == 3 * 6  # of metrics and schemes
+    assert {f"rank_{cut}" for cut in range(schemes.CUTS)} < set(table.columns)
     shown = capsys.readouterr().out
     assert shown.count("matched, mean of cuts") == shown.count("random folds") == 3
 

@@ -1,66 +1,129 @@
-"""The speed benchmarks at a small size: they run, print their table, and count the matrix products that there are."""
+"""The speed benchmark at a small size: ours and pandas agree, its products are those of a step, its table is whole."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
-from ruamel.yaml import YAML
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import embed_speed
-from benchmarks.network_speed import minilm, products, random_content
+from benchmarks.measuring import environment
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import features, graph, models, network
 from popularity.config import load_params
 from popularity.encoders.prompting import load_prompt_tower
-from popularity.training.params import TrainParams
+from popularity.training.loop import make_accelerator
 from tests.encoders.tiny_encoders import image_params, save_timm
 
-REPOSITORY = Path(__file__).parents[1]
+
+def row(what: str, posts: int, cpu: float) -> Any:
+    ours = {"seconds": 2 * cpu, "cpu": cpu, "mib": 100.0}
+    return speed.row_of(what, posts, ours, "plain", {"seconds": 1.0, "cpu": 3 * cpu, "mib": 1.0})
 
 
-def test_network_speed_runs_without_tables_trees_and_dvc() -> None:
+def test_the_table_names_ratios_and_growth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def section(folder: Path, posts: int) -> list[Any]:
+        assert folder.is_dir()
+        return [row("fake", posts, 0.01 * posts**1.2)]
+
+    monkeypatch.setitem(speed.SECTIONS, "text", section)
+    speed.main(["text", "--posts", "100", "1000", "--csv", str(tmp_path / "text.csv"), "--work", str(tmp_path)])
+    assert "cpu ~ posts ^ 1.20" in capsys.readouterr().out
+    table = pl.read_csv(tmp_path / "text.csv")
+    assert table["posts"].to_list() == [100, 1000]
+    assert table["ratio"].to_list() == pytest.approx([3.0, 3.0])
+    assert speed.row_of("alone", 5, {"seconds": 1.0, "cpu": 1.0, "mib": 1.0})["ratio"] is None
+    assert speed.sizes(speed.SMPD_POSTS) == [48_619, 145_858, 486_194]
+
+
+def test_ours_and_pandas_agree(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    features.part_data(root, "600", "B", "4", "32")
+    features.part_ingest(root)
+    features.part_split(root)
+    features.part_features(root)
+    features.part_pandas(root)
+    assert features.part_difference(root)["worst"] < 1e-9
+    ours = pl.read_parquet(root / features.OURS)
+    assert ours.width > 30
+    moved = ours.with_columns(pl.col("user_posts") + 1)
+    assert features.difference(ours, moved) > 0
+    with pytest.raises(RuntimeError, match="other posts or columns"):
+        features.difference(ours, ours.drop("user_posts"))
+    models.part_stack_features(root)
+    parts = [part(root) for part in (models.part_stack, models.part_lightgbm)]
+    assert all(part[name]["seconds"] > 0 for part in parts for name in ("fit", "predict"))
+
+
+def test_features_are_measured_without_torch() -> None:
+    """Or the memory of a stage's features would be that of torch."""
+    code = "import sys; import benchmarks.speed.features; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
+
+
+def test_the_network_is_measured_without_tables_trees_and_dvc(tmp_path: Path) -> None:
     """On a machine that only trains."""
-    names = ("polars", "lightgbm", "optuna", "dvc", "dvclive", "scmrepo")
-    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in names)
-    given = "--posts 300 --classes 3 --width 16 --layers 1 --tower minilm --steps 2 --warm-up 1 --precision fp32"
-    code = f"import sys; {blocked}; from benchmarks.network_speed import main; main({given.split()!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
-    )
+    names = ("polars", "lightgbm", "optuna", "dvc", "dvclive", "scmrepo", "pandas")
+    flags = {"classes": 3, "width": 16, "layers": 1, "steps": 2, "precision": "fp32"}
+    given = ["network", str(tmp_path), "300", json.dumps(flags)]
+    code = f"""
+import sys
+for name in {names}: sys.modules[name] = None
+import benchmarks.speed.__main__
+from benchmarks.measuring import run_part
+from benchmarks.speed.network import PARTS
+run_part(PARTS, {given!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
-    assert rows["precision"].strip() == "fp32"
-    assert 0 < float(rows["matrix products / step"]) < 1.2
-    assert float(rows["posts a second"].replace(",", "")) > 0
-    assert any(name.startswith("4 epochs of 305,613 posts") for name in rows)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["step"]["cpu"] > 0
+    assert found["products"]["cpu"] > 0
+    assert "fp32" in found["step"]["note"]
 
 
-def test_the_products_are_those_of_a_step(tmp_path: Path) -> None:
+def test_the_recorded_products_are_those_of_a_step(tmp_path: Path) -> None:
     """Against torch's own count of forward and backward."""
-    params = replace(load_params("train", TrainParams, REPOSITORY / "params.yaml"), batch_size=16)
-    tower = load_prompt_tower(minilm())
-    content = random_content(tmp_path, 300, 21, 64, tower.facts.width, params.network.prototypes.folds)
-    network = content.network(tower, params)
-    batch = content.vectors.batch(np.arange(16))
+    params = network.network_params({"width": 32, "layers": 2, "precision": "fp32"})
+    tower = load_prompt_tower(network.minilm())
+    widths, folds = (64, tower.facts.width), params.network.prototypes.folds
+    content = network.random_content(tmp_path, 300, 21, widths, folds)
+    made = content.network(tower, params)
+    batch = content.vectors.batch(np.arange(params.batch_size))
     with FlopCounterMode(display=False) as counted:
-        terms = network.loss_terms(network(batch), batch)
+        terms = made.loss_terms(made(batch), batch)
         torch.stack([values.mean() for values in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    ours = sum(product.flops for product in products(network, params, tower, 64))
-    assert ours == pytest.approx(counted.get_total_flops(), rel=0.02)
+    accelerator = make_accelerator("fp32")
+    shapes = network.products_of_a_step(content, tower, params, accelerator)
+    flops = sum(2 * int(np.prod(left)) * right[-1] for left, right, _ in shapes)
+    assert flops == pytest.approx(counted.get_total_flops(), rel=0.02)
+    assert network.time_products(shapes[:3], accelerator, 1)["seconds"] > 0
 
 
-def test_embed_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_are_measured_beyond_the_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_timm("test_efficientnet", tmp_path / "model")
     params = image_params(model="test_efficientnet", weights=f"path:{tmp_path / 'model'}")
-    YAML().dump({"embed_image": vars(params)}, tmp_path / "params.yaml")
+    sections = {"embed_image": params}
+    monkeypatch.setattr(
+        models, "load_params", lambda name, kind, file: sections.get(name) or load_params(name, kind, file)
+    )
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
-    embed_speed.main(["--params", str(tmp_path / "params.yaml"), "--pictures", "24", "--side", "64"])
-    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    stage, bare = (float(rows[name].split()[0].replace(",", "")) for name in ("stage", "bare encoder fed from memory"))
-    assert bare > 0
-    assert float(rows["stage / bare encoder"]) == pytest.approx(stage / bare, abs=0.01)
+    ours, bare = (part(tmp_path, "24") for part in (models.part_images, models.part_bare_images))
+    assert bare["seconds"] > 0
+    assert "pictures/s" in ours["note"]
+    texts = models.posts_of(tmp_path, 300)
+    assert texts.height == 300
+
+
+def test_with_stand_ins_for_its_outputs_the_graph_has_nothing_to_do(tmp_path: Path) -> None:
+    features.part_data(tmp_path / "data", "300", "B", "4", "32")
+    assert graph.part_nothing_to_do(tmp_path, str(tmp_path / "data"))["ran"] == 0

@@ -1,22 +1,52 @@
-"""The benchmarks that run systems by fold: competitors and leaks, on random posts."""
+"""What benchmarks share (folds, intervals of differences, tables), and those of peers, leaks and coverage."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
+from scipy.stats import binomtest, spearmanr
 
+from benchmarks import leaks
+from benchmarks.coverage import (
+    INFINITE,
+    INSIDE,
+    LESS,
+    MORE,
+    Group,
+    Measured,
+    binomial_interval,
+    clustered_variance,
+    coverage_at,
+    verdict,
+)
 from benchmarks.leaks import HONEST, PRACTICES, cases, measure, shifted_join
 from benchmarks.peers import PEERS, Recipe, TextModel, columns_of, standardised
-from benchmarks.systems import FoldData, Project, compare, ours
-from popularity.errors import DataError
+from benchmarks.systems import (
+    Array,
+    Estimate,
+    FoldData,
+    Metric,
+    Project,
+    Scored,
+    compare,
+    ours,
+    paired_interval,
+)
+from benchmarks.tables import signed_interval, text_table, write_csv
+from benchmarks.tables import verdict as verdict_of
+from popularity.errors import ContractError, DataError
+from popularity.evaluation.intervals import calibrate
 from popularity.schema import CUT_SCHEMES
 from tests.encoders.tiny_encoders import save_bert, text_params
 from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all
+from tests.test_cuts_benchmarks import write_project
 
 
 @pytest.fixture(scope="module")
@@ -126,32 +156,9 @@ def test_compare_scores_cuts_by_themselves(project: Project) -> None:
     assert found["src", "shifted"]["score"] == pytest.approx(1.0)
     cuts = found["src", "shifted"]["cuts"]
     assert found["mae", "shifted"]["score"] == pytest.approx(10 * np.mean(range(cuts)))
-    assert found["src", "ours"]["minus ours"] == found["src", "ours"]["low"] == 0
+    assert found["src", "ours"]["difference"] == found["src", "ours"]["low"] == 0
     assert found["src", "shifted"]["low"] > 0
     assert "matched" in CUT_SCHEMES
-
-
-def test_a_kept_system_is_asked_once_and_again_after_a_change_of_code(small: Run, tmp_path: Path) -> None:
-    asked: list[int] = []
-    code = tmp_path / "code.py"
-    code.write_text("1")
-
-    def system(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        asked.append(1)
-        return np.full(data.fold.score.height, float(len(asked)))
-
-    for name in ("posts", "splits"):
-        table = small.posts if name == "posts" else small.splits
-        (tmp_path / "data/interim").mkdir(parents=True, exist_ok=True)
-        table.write_parquet(tmp_path / f"data/interim/{name}.parquet")
-    for name in ("image", "text", "prototype"):
-        (tmp_path / "data/embeddings" / name).mkdir(parents=True)
-    project = Project(small.posts, small.splits, small.features, small.blocks, STACK, tmp_path)
-    data = first_fold(project)
-    kept = project.kept("one", system, [code])
-    assert kept(data).tolist() == kept(data).tolist() == [1.0] * data.fold.score.height
-    code.write_text("2")
-    assert project.kept("one", system, [code])(data)[0] == 2
 
 
 def test_leaked_labels_look_good_and_bring_nothing(project: Project) -> None:
@@ -195,3 +202,169 @@ def test_one_cut_is_too_few_for_leaks(project: Project) -> None:
     single = project.splits.filter((pl.col("scheme") != "matched") | (pl.col("fold") == 0))
     with pytest.raises(DataError, match=r"split\.cuts"):
         list(cases(replace(project, splits=single)))
+
+
+def predictions(seeds: int = 3, better: float = 0.3) -> tuple[Array, Array, Array, npt.NDArray[Any]]:
+    """Labels, two models of which the second errs more, users of unequal size."""
+    rng = np.random.default_rng(0)
+    labels = rng.normal(6, 2, 400)
+    first, second = (labels[:, None] + scale * rng.normal(size=(400, seeds)) for scale in (1.0, 1.0 + better))
+    return labels, first, second, np.array([f"u{int(user)}" for user in rng.exponential(20, 400)])
+
+
+def difference(
+    labels: Array, first: Array, second: Array, users: Any, *, metric: Metric, resamples: int = 400
+) -> Estimate:
+    return paired_interval(Scored(labels, users), first, second, metric, resamples=resamples)
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("src", 1), ("mae", -1)])
+def test_a_better_model_is_better_and_the_same_one_is_not(metric: Metric, sign: int) -> None:
+    labels, first, second, users = predictions()
+    found, back, none = (
+        difference(labels, *sides, users, metric=metric) for sides in ((first, second), (second, first), (first, first))
+    )
+    assert found.low is not None
+    assert found.high is not None
+    assert found.value is not None
+    assert min(sign * found.low, sign * found.high) > 0
+    assert found.low < found.value < found.high
+    assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+    assert none == Estimate(0.0, 0.0, 0.0)
+
+
+def test_the_value_is_the_mean_over_seeds() -> None:
+    labels, first, second, users = predictions()
+    ranked = [float(spearmanr(labels, side).statistic) for side in (*first.T, *second.T)]
+    errors = [float(np.abs(side - labels).mean()) for side in (*first.T, *second.T)]
+    scores: dict[Metric, list[float]] = {"src": ranked, "mae": errors}
+    for metric, values in scores.items():
+        found = difference(labels, first, second, users, metric=metric)
+        assert found.value == pytest.approx(np.mean(values[:3]) - np.mean(values[3:]))
+
+
+def test_with_cuts_the_value_is_the_mean_over_them() -> None:
+    labels, first, second, users = predictions()
+    cuts = np.repeat([0, 1], [300, 100])
+    parts = [slice(0, 300), slice(300, 400)]
+    found = paired_interval(Scored(labels, users, cuts), first, second, "mae", resamples=50)
+    each = [np.abs(first - labels[:, None])[own].mean() - np.abs(second - labels[:, None])[own].mean() for own in parts]
+    assert found.value == pytest.approx(np.mean(each))
+    assert found.value != pytest.approx(difference(labels, first, second, users, metric="mae", resamples=2).value)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.value is not None
+    assert found.low < found.value < found.high
+
+
+def test_draws_are_of_users_and_of_seeds() -> None:
+    """Every post five times over tells no more; seeds that disagree widen the interval."""
+
+    def width(found: Estimate) -> float:
+        assert found.low is not None
+        assert found.high is not None
+        return found.high - found.low
+
+    labels, first, second, users = predictions(seeds=1)
+    once = width(difference(labels, first, second, users, metric="mae"))
+    often = (np.repeat(part, 5, axis=0) for part in (labels, first, second, users))
+    assert width(difference(*often, metric="mae")) == pytest.approx(once)
+    assert width(difference(labels, first, second, np.arange(400), metric="mae")) != pytest.approx(once, rel=0.02)
+    apart = first + np.array([[-1.0, 0.0, 1.0]]) * np.sign(first - labels[:, None])
+    assert width(difference(labels, apart, second, users, metric="mae")) > 2 * once
+
+
+def test_undefined_differences_are_none() -> None:
+    labels, first, second, users = predictions()
+    assert difference(labels, first, np.ones_like(second), users, metric="src") == Estimate(None, None, None)
+    alone = difference(labels, first, second, np.zeros(400), metric="mae")
+    assert alone.value is not None
+    assert (alone.low, alone.high) == (None, None)
+    with pytest.raises(ContractError, match="3 seeds against 2"):
+        difference(labels, first, second[:, :2], users, metric="mae")
+
+
+HITS = np.array([1.0] * 73 + [0.0] * 27)
+
+
+def names(count: int, posts: int = 1) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+    return np.repeat([f"user {user}" for user in range(count)], posts)
+
+
+def test_one_post_a_user_is_the_exact_binomial_interval() -> None:
+    variance = clustered_variance(HITS, names(100))
+    assert variance == pytest.approx(0.73 * 0.27 / 99)
+    exact = binomtest(73, 100).proportion_ci(0.95, method="exact")
+    assert binomial_interval(0.73, variance, 100, 0.95) == pytest.approx((exact.low, exact.high), abs=0.001)
+
+
+def test_posts_that_always_agree_count_as_one() -> None:
+    variance = clustered_variance(np.repeat(HITS, 4), names(100, 4))
+    assert variance == pytest.approx(clustered_variance(HITS, names(100)))
+    mixed = clustered_variance(np.tile(HITS, 4), np.tile(names(100), 4))  # the same posts in another order
+    assert mixed == pytest.approx(variance)
+
+
+def test_all_or_none_inside() -> None:
+    assert binomial_interval(1.0, 0.0, 50, 0.95) == pytest.approx((0.025 ** (1 / 50), 1.0))
+    assert binomial_interval(1.0, 0.01, 50, 0.95) == binomial_interval(1.0, 0.0, 50, 0.95)
+    assert binomial_interval(0.0, 0.0, 50, 0.95) == pytest.approx((0.0, 1 - 0.025 ** (1 / 50)))
+
+
+def test_verdicts() -> None:
+    assert [verdict(0.8, *bounds) for bounds in ((0.7, 0.9), (0.5, 0.79), (0.81, 0.9))] == [INSIDE, LESS, MORE]
+
+
+def part(rng: np.random.Generator, calibrating: int, noise: float, shift: float) -> Measured:
+    """Labels of standard error `noise` around the predictions; the test part's miss the level by `shift`."""
+    calibrated = Group(np.abs(rng.normal(0, noise, calibrating)), np.full(calibrating, noise), names(calibrating))
+    test = Group(np.abs(rng.normal(shift, noise, 400)), np.full(400, noise), names(200, 2))
+    calibration = calibrate(calibrated.error, np.zeros(calibrating), calibrated.scale)
+    return Measured(calibration, calibrated, {"any": test})
+
+
+def test_a_drift_is_found_and_its_absence_too() -> None:
+    rng = np.random.default_rng(0)
+    same = coverage_at(0.8, [part(rng, 300, 1.0, 0.0), part(rng, 300, 2.0, 0.0)], "any", 0.95)
+    assert same["posts"] == 800
+    assert same["users"] == 400  # of two data sets: equal names are different people
+    assert same["verdict, both"] == INSIDE
+    assert same["low, both"] < same["low"] < same["coverage"] < same["high"] < same["high, both"]
+    assert same["width"] == pytest.approx(2 * 1.28 * 1.5, rel=0.1)
+    drifted = coverage_at(0.8, [part(rng, 300, 1.0, 1.5)], "any", 0.95)
+    assert (drifted["verdict"], drifted["verdict, both"]) == (LESS, LESS)
+
+
+def test_an_infinite_interval_has_no_coverage() -> None:
+    rng = np.random.default_rng(0)
+    row = coverage_at(0.9, [part(rng, 300, 1.0, 0.0), part(rng, 5, 1.0, 0.0)], "any", 0.95)
+    assert row == {"posts": 800, "users": 400, "verdict": INFINITE, "verdict, both": INFINITE}
+
+
+def test_tables_show_what_the_csv_holds(tmp_path: Path) -> None:
+    rows = [{"system": "ours", "mae": 1.19355, "posts": 1200}, {"system": "constant", "mae": None, "verdict": "worse"}]
+    lines = text_table(rows, digits=3).splitlines()
+    assert lines[0].split() == ["system", "mae", "posts", "verdict"]
+    assert lines[1].split() == ["ours", "1.194", "1,200"]
+    assert lines[2].split() == ["constant", "worse"]
+    write_csv(rows, tmp_path / "new/table.csv")
+    table = pl.read_csv(tmp_path / "new/table.csv")
+    assert table.to_dicts()[0] == {"system": "ours", "mae": 1.19355, "posts": 1200, "verdict": None}
+    assert table["mae"].to_list() == [1.19355, None]
+    write_csv(rows, None)
+    assert signed_interval(0.04, -0.01, None, digits=2) == "+0.04 [-0.01, -]"
+    assert [verdict_of(metric, *bounds) for metric in ("src", "mae") for bounds in ((0.1, 0.2), (-0.1, 0.2))] == [
+        "better", "", "worse", "",
+    ]  # fmt: skip
+
+
+def test_the_command_of_leaks_prints_and_keeps_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The practices are measured above; here a table stands for them."""
+    row = {"metric": "src", "leak": HONEST, "claimed": 0.5, "seems to gain": 0.0, "pseudo-test": 0.4}
+    monkeypatch.setattr(leaks, "measure", lambda *_: pl.DataFrame([row]))
+    folder = write_project(tmp_path)
+    leaks.main(["--folder", str(folder), "--csv", str(tmp_path / "leaks.csv")])
+    assert HONEST in capsys.readouterr().out
+    assert pl.read_csv(tmp_path / "leaks.csv").to_dicts() == [row]

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import scale
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed.features import SMPD_POSTS, TEST_POSTS, USERS, scaled
 from popularity.dataset import ingest
 from popularity.demo import DemoParams, generate
 from popularity.demo.posts import _choice, _cumulated, choose_classes
 
 
-def test_a_scaled_data_set_has_the_parts_of_smpd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scale.main(["--out", str(tmp_path / "scaled"), "--posts", "700", "--user-file", "B"])
-    assert "440 + 260 posts" in capsys.readouterr().out
+def test_a_scaled_data_set_has_the_parts_of_smpd(tmp_path: Path) -> None:
+    speed.main(["data", "--out", str(tmp_path / "scaled"), "--posts", "700", "--user-file", "B"])
     posts = ingest(tmp_path / "scaled" / "data").posts
     assert posts["split"].value_counts(sort=True)["count"].to_list() == [440, 260]
     assert not list((tmp_path / "scaled" / "data").glob("*.tar"))
-    params = scale.scaled(scale.POSTS, "A")
-    assert params.users == scale.USERS
-    assert round(params.posts * params.test_share) == scale.TEST_POSTS
+    params = scaled(SMPD_POSTS, "A")
+    assert params.users == USERS
+    assert round(params.posts * params.test_share) == TEST_POSTS
 
 
 def test_further_classes_have_names_and_words_of_their_own() -> None:

@@ -4,10 +4,9 @@ import time
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from popularity.evaluation import bootstrap
-from popularity.evaluation.bootstrap import interval, resample, resample_auc, resample_means
+from popularity.evaluation.bootstrap import interval, resample, resample_means
 from popularity.evaluation.metrics import FloatArray, score
 
 
@@ -112,18 +111,6 @@ def test_a_constant_model_has_no_rank_interval() -> None:
     draws = resample(labels, predictions, users, resamples=30, seed=0)
     assert interval(draws["src"][:, 1], 0.95) == (None, None)
     assert interval(draws["mae"][:, 1], 0.95) != (None, None)
-
-
-def test_the_area_of_each_draw_is_that_of_its_rows_written_out() -> None:
-    labels, predictions, users = _data(60, 12)
-    positive = labels > 6
-    scores = predictions[:, 0]  # with ties
-    areas = resample_auc(scores, positive, users, resamples=20, seed=3)
-    chosen = np.random.default_rng(3).integers(12, size=(20, 12))
-    for draw in range(20):
-        rows = np.concatenate([np.flatnonzero(users == user) for user in chosen[draw]])
-        assert areas[draw] == pytest.approx(roc_auc_score(positive[rows], scores[rows]), abs=1e-12)
-    assert np.isnan(resample_auc(scores, np.ones(60, dtype=bool), users, resamples=3, seed=0)).all()
 
 
 def test_a_thousand_draws_of_seven_thousand_posts_take_seconds() -> None:

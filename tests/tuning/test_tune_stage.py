@@ -21,7 +21,6 @@ import polars as pl
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from benchmarks.tuned import main as compare
 from popularity.config import load_params, read_yaml
 from popularity.errors import ConfigError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
@@ -418,19 +417,3 @@ def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_
     assert name(replace(params, schemes=("user",)), SMALL, paths) != own
     assert name(params, replace(SMALL, patience=9), paths) != own
     assert name(params, SMALL, replace(paths, posts=paths.splits)) != own
-
-
-def test_the_benchmark_finds_no_difference_where_nothing_was_tuned(
-    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = project(inputs, tmp_path / "project")
-    tuned = folder / "models/tuning/best_params.yaml"
-    tuned.parent.mkdir()
-    found = []
-    for patch in ("{}", "stack: {trees: {num_leaves: 2, learning_rate: 0.01}}"):
-        tuned.write_text(patch, encoding="utf-8")
-        compare(["--folder", str(folder), "--seeds", "2", "--resamples", "50", "--schemes", "report", "user"])
-        found.append(capsys.readouterr().out)
-    assert found[0].count("+0.0000 [+0.0000, +0.0000]") == 4
-    assert "worse" not in found[0]
-    assert "worse" in found[1]

@@ -107,27 +107,6 @@ def resample_cuts(
     return {metric: np.concatenate([part[metric] for part in parts], axis=1) for metric in parts[0]}
 
 
-def resample_auc(
-    scores: FloatArray, positive: npt.NDArray[np.bool_], users: npt.NDArray[np.int64], *, resamples: int, seed: int
-) -> FloatArray:
-    """(resamples,) area under the ROC curve of `scores` (n,) for `positive` (n,); draws as in `resample`.
-
-    Ties count half; NaN where a draw holds one kind alone.
-    """
-    ranks = _Ranks(scores)
-    areas = []
-    for counts in _draws(users, resamples, seed):
-        weights = np.ascontiguousarray(counts.T)[users]  # (n, draws)
-        centred, _ = ranks.centred(weights)
-        positives = weights[positive].sum(axis=0)
-        pairs = positives * (weights.sum(axis=0) - positives)
-        # Ranks less their mean, summed over the positives, are pairs * (area - 1 / 2): Mann-Whitney.
-        above = np.einsum("nd,nd->d", weights[positive], centred[positive])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            areas.append(np.where(pairs > 0, 0.5 + above / pairs, np.nan))
-    return np.concatenate(areas)
-
-
 def resample_means(values: FloatArray, users: npt.NDArray[np.int64], *, resamples: int, seed: int) -> FloatArray:
     """(resamples,) means of `values` (n,); draws as in `resample`."""
     n_users = int(users.max()) + 1

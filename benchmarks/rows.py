@@ -1,0 +1,288 @@
+"""The rows of benchmarks.cuts and benchmarks.schemes: systems by name, in groups.
+
+    parts      ours without each of its parts
+    baselines  metadata alone, the mean of the user, a constant
+    peers      see benchmarks.peers; those that are installed
+    choices    the plain stack (no trend, weights that halve in a year, LightGBM alone) and one change to it each
+    signals    the stack with no, one, all and all but one of the groups of `stack.columns.signals`
+    tuned      the stack with the parameters that stage tune found
+
+A row is a change of the fold or of section stack, or a system of its own. To add one, add a name to its group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+
+from benchmarks import peers, systems
+from benchmarks.systems import Array, FoldData, Project, System, ours
+from popularity import features, stack, text_model
+from popularity.config import PARAMS_FILE, load_params
+from popularity.encoders.text import EmbedTextParams
+from popularity.features import FeaturizeParams, featurize
+from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint
+from popularity.schema import IMAGES, USERS, read_table
+from popularity.stack import StackParams
+from popularity.stack.fit import predict_simple
+from popularity.stack.matrix import Signal
+from popularity.stack.parallel import torch_threads
+from popularity.text_model import TextModelParams
+from popularity.text_model.model import fit
+
+OURS, PLAIN, NO_SIGNALS = "ours", "plain", "no signals"
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
+TUNED_PARAMS = Path("models/tuning/best_params.yaml")  # in a project folder
+Change = Callable[[FoldData], FoldData]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system of the table.
+
+    Args:
+        system: what it predicts for the scored rows of a fold.
+        inputs: the part of the fold on which that depends.
+        code: files on which it depends too.
+    """
+
+    system: System
+    inputs: Callable[[FoldData], tuple[object, ...]]
+    code: tuple[Path, ...]
+
+
+Rows = dict[str, Row]
+
+
+def groups_of_rows(params: StackParams, folder: Path = Path()) -> dict[str, Rows]:
+    """All rows that this machine can fit, by group and name.
+
+    Args:
+        params: section stack of ours.
+        folder: project folder, in which the tuned parameters may be.
+    """
+    groups = {
+        "parts": {name: params_row(changed) for name, changed in without_parts(params).items()}
+        | {"- histories": stack_row(without_histories)},
+        "baselines": {"metadata": stack_row(metadata_alone)} | {name: simple_row(name) for name in SIMPLE},
+        "peers": {name: peer_row(name, system) for name, system in peers.PEERS.items() if peers.installed(name)},
+        "choices": {name: params_row(changed) for name, changed in choices(params).items()},
+        "signals": {name: signals_row(groups) for name, groups in signal_groups().items()},
+    }
+    if (folder / TUNED_PARAMS).is_file():
+        groups["tuned"] = {"tuned": patched_row(folder / PARAMS_FILE, folder / TUNED_PARAMS)}
+    return groups
+
+
+SIMPLE = ("user_mean", "constant")
+
+
+def without_parts(params: StackParams) -> dict[str, StackParams]:
+    """Ours without each of its parts, as far as it has them."""
+    columns = params.columns
+    changed = {f"- {block}": replace(params, columns=_without_block(columns, block)) for block in columns.blocks[1:]}
+    changed |= {
+        f"- signals: {group}": replace(params, columns=replace(columns, signals=_other(columns.signals, group)))
+        for group in columns.signals
+    }
+    changed |= {
+        "- heads": replace(params, columns=replace(columns, heads=())),
+        "- characters": replace(params, columns=replace(columns, heads=_other(columns.heads, "characters"))),
+        "- recency": replace(params, half_life_days=0.0),
+        "- level": replace(params, level="none"),
+        **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
+        "- further seeds": replace(params, seeds=1),
+    }
+    return {name: other for name, other in changed.items() if other != params}
+
+
+def _without_block(columns: Any, block: str) -> Any:
+    return replace(columns, blocks=_other(columns.blocks, block), heads=_other(columns.heads, block))
+
+
+def _other(names: Sequence[str], name: str) -> Any:
+    return tuple(other for other in names if other != name)
+
+
+def choices(params: StackParams) -> Mapping[str, StackParams]:
+    """The plain stack, and the stack with each choice of trend, target, weights and learners by itself."""
+    plain = replace(params, level="none", half_life_days=365.0, learners=("lightgbm",), target="raw")
+    trend = replace(plain, level="residual")
+    found = {
+        PLAIN: plain,
+        "normal scores": replace(plain, target="normal"),
+        "residual": trend,
+        "residual, normal scores": replace(trend, target="normal"),
+        "residual, no recency": replace(trend, half_life_days=0.0),
+        "linear": replace(trend, learners=("linear",)),
+        "lightgbm + linear": replace(trend, learners=("lightgbm", "linear")),
+    }
+    if find_spec("catboost") is not None:
+        found |= {
+            "catboost": replace(trend, learners=("catboost",)),
+            "lightgbm + catboost": replace(trend, learners=("lightgbm", "catboost")),
+            "catboost + linear": replace(trend, learners=("catboost", "linear")),
+            "all three": replace(trend, learners=("lightgbm", "catboost", "linear")),
+        }
+    return found
+
+
+def signal_groups() -> dict[str, tuple[Signal, ...]]:
+    """The groups of `stack.columns.signals` by the name of the row."""
+    return {
+        NO_SIGNALS: (),
+        **{f"only {group}": (group,) for group in SIGNALS},
+        "all signals": SIGNALS,
+        **{f"all signals but {group}": tuple(other for other in SIGNALS if other != group) for group in SIGNALS},
+    }
+
+
+def signals_row(groups: tuple[Signal, ...]) -> Row:
+    """The stack with those groups of signals and no other."""
+
+    def change(data: FoldData) -> FoldData:
+        return with_params(data, replace(data.params, columns=replace(data.params.columns, signals=groups)))
+
+    return stack_row(change)
+
+
+def params_row(params: StackParams) -> Row:
+    """The stack with other parameters."""
+    return stack_row(partial(with_params, params=params))
+
+
+def patched_row(params: Path, patch: Path) -> Row:
+    """The stack with the keys of section stack in the file `patch`, nested as in params.yaml, in their places."""
+    return params_row(load_params("stack", StackParams, params, patch))
+
+
+def with_params(data: FoldData, params: StackParams) -> FoldData:
+    return replace(data, params=params)
+
+
+def without_histories(data: FoldData) -> FoldData:
+    """The fold without past labels of users and classes."""
+    named = [column for column in data.fold.fit.columns if "history" in column]
+    return replace(data, fold=replace(data.fold, fit=data.fold.fit.drop(named), score=data.fold.score.drop(named)))
+
+
+def metadata_alone(data: FoldData) -> FoldData:
+    """The fold as the stage's baseline `metadata` sees it."""
+    columns = replace(data.params.columns, blocks=("metadata",), heads=(), signals=())
+    return with_params(data, replace(data.params, columns=columns, keep=replace(data.params.keep, share=1.0)))
+
+
+def stack_row(change: Change, system: System = ours, name: str = OURS) -> Row:
+    """The stack, or another system of that name and of the fold's features, on a changed fold."""
+
+    def inputs(data: FoldData) -> tuple[object, ...]:
+        changed = change(data)
+        return (name, *fold_digests(changed), asdict(replace(changed.params, text_shares=(0.0,))))
+
+    return Row(lambda data: system(change(data)), inputs, (*code_of(stack), *code_of(systems)))
+
+
+def simple_row(name: str) -> Row:
+    """The baseline `user_mean` or `constant` of the stage."""
+    return stack_row(
+        lambda data: data, lambda data: predict_simple(data.fold, data.params, name)["prediction"].to_numpy(), name
+    )
+
+
+def peer_row(name: str, system: System) -> Row:
+    """A peer reads the posts and the blocks, and of the parameters seed and threads."""
+    return Row(system, lambda data: (name, digest(data.posts), data.params.seed, data.params.threads), code_of(peers))
+
+
+def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
+    """The fine-tuned text model of stage text_model by itself, which sees the fold's features and labels."""
+
+    def system(data: FoldData) -> Array:
+        with torch_threads(params.threads):
+            fitted = fit(data.fold.fit, data.fold.label, data.fold.posted_at, encoder, params)
+            return fitted.predict(data.fold.score, data.fold.scored_at)
+
+    def inputs(data: FoldData) -> tuple[object, ...]:
+        return ("text model", *fold_digests(data), asdict(encoder), asdict(replace(params, folds_at_once=1)))
+
+    return Row(system, inputs, code_of(text_model))
+
+
+def fold_digests(data: FoldData) -> list[str]:
+    """Of the fold's tables and arrays."""
+    parts = [part for part in vars(data.fold).values() if isinstance(part, pl.DataFrame | np.ndarray)]
+    return [digest(pl.DataFrame(part)) for part in parts]
+
+
+def digest(table: pl.DataFrame) -> str:
+    stream = io.BytesIO()
+    table.write_parquet(stream, compression="uncompressed", statistics=False)
+    return hashlib.sha256(stream.getvalue()).hexdigest()
+
+
+def code_of(module: ModuleType) -> tuple[Path, ...]:
+    """The files of a package, or the file of a module."""
+    file = Path(str(module.__file__))
+    return tuple(sorted(file.parent.glob("*.py"))) if file.name == "__init__.py" else (file,)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The predictions of a row, kept in a file by all that they depend on and computed once.
+
+    Args:
+        folder: of the files.
+        vectors: fingerprint of the blocks.
+    """
+
+    folder: Path
+    vectors: str
+
+    @classmethod
+    def below(cls, folder: Path) -> Kept:
+        """In .state/benchmarks of the project `folder`."""
+        blocks = [folder / "data/embeddings" / name for name in ("image", "text", "prototype")]
+        return cls(folder / STATE_ROOT / "benchmarks/cuts", fingerprint(*blocks))
+
+    def __call__(self, row: Row, data: FoldData) -> Array:
+        path = self.folder / f"{fingerprint(row.inputs(data), self.vectors, *row.code)}.parquet"
+        if not path.exists():
+            with atomic_path(path) as partial_path:
+                pl.DataFrame({"prediction": row.system(data)}).write_parquet(partial_path)
+        return pl.read_parquet(path)["prediction"].to_numpy()
+
+
+def predicted(project: Project, rows: Mapping[str, Row], scheme: str, folder: Path | None = None) -> pl.DataFrame:
+    """(FACTS, a column a row) of the scored posts of a scheme; predictions are kept in the project's folder.
+
+    Args:
+        project: whose folds are scored.
+        rows: by the name of their column.
+        scheme: one of the splits.
+        folder: whose vectors the project has, if they are not those of its own folder.
+    """
+    kept = Kept.below(project.folder if folder is None else folder)
+    return project.run({name: partial(kept, row) for name, row in rows.items()}, scheme)
+
+
+def with_splits(project: Project, splits: pl.DataFrame, params: FeaturizeParams) -> Project:
+    """The project with other `splits` of its posts and the features of their rows, which are made once."""
+    images = read_table(project.folder / "data/interim/images.parquet", IMAGES)
+    images = images.join(project.posts.select("pid"), on="pid", how="semi", maintain_order="left")
+    users = read_table(project.folder / "data/interim/users.parquet", USERS)
+    key = fingerprint(asdict(params), *map(digest, (project.posts, images, splits, users)), *code_of(features))
+    folder = project.folder / STATE_ROOT / "benchmarks/features" / key
+    if not folder.exists():
+        with atomic_directory(folder) as out:
+            featurize(project.posts, images, splits, params, out, users)
+    return replace(project, splits=splits, features=folder)

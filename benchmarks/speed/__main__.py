@@ -1,0 +1,196 @@
+"""Time and memory of ours and of the plain way, and the ratio of the two, by subcommand.
+
+    python -m benchmarks.speed features                     # at a tenth, three tenths and all of SMPD's 486,194 posts
+    python -m benchmarks.speed stack --posts 48619 --csv stack.csv
+    python -m benchmarks.speed network --posts 305613 --tower clip --steps 200
+    python -m benchmarks.speed all                          # every section: `make bench`, up to 40 minutes
+    python -m benchmarks.speed data --out smpd --posts 486194          # the data set itself
+
+| subcommand | ours | the plain way |
+|---|---|---|
+| features | ingest; split; counts and target statistics of the refit | pandas, the same values |
+| images, text | the embed stage, reading and decoding included | the encoder alone over batches in memory |
+| network | a training step | its matrix products alone |
+| stack | encoders, rounds, boosters, scale of the error; predictions | LightGBM's cv, train and predict on the matrix |
+| dvc | `dvc repro` with nothing to do | |
+| change | `dvc repro` after a changed parameter of the stack (profile tiny) | the whole run |
+
+Each number is of a process of its own; ours and the plain way take turns. Seconds are of the clock, CPU of all threads:
+on a machine that does other work believe the second and the ratio, which is CPU of the plain way by CPU of ours. Growth
+is the exponent of the CPU time in the posts. `network` needs torch, transformers and accelerate alone, and takes the
+accelerator where there is one: there the ratio is of seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import measure
+from benchmarks.tables import add_csv_flag, text_table, write_csv
+from popularity.stage import run
+
+SMPD_POSTS = 486_194
+SHARES = (0.1, 0.3, 1.0)
+# Posts (pictures, texts) of the largest data set of each section.
+LARGEST = {
+    "features": SMPD_POSTS, "images": 2560, "text": 10_000, "network": 30_000, "stack": SMPD_POSTS, "dvc": SMPD_POSTS,
+    "change": 2000,
+}  # fmt: skip
+LEAST = 300
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="section", required=True)
+    for name in (*SECTIONS, "all"):
+        command = commands.add_parser(name)
+        command.add_argument("--posts", type=int, nargs="+", help="sizes of the data sets")
+        command.add_argument("--work", type=Path, help="folder for data sets; by default a temporary one")
+        add_csv_flag(command)
+        if name == "network":
+            add_network_flags(command)
+    add_data_flags(commands.add_parser("data", help="write a data set of any size in the official layout"))
+    args = parser.parse_args(argv)
+    if args.section == "data":
+        print(json.dumps(measure("speed.features", "data", args.out.resolve(), *data_words(args))))
+        return
+    flags = network_flags(args) if args.section == "network" else {}
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=args.work and args.work.resolve()) as name:
+        for section in SECTIONS if args.section == "all" else [args.section]:
+            for posts in args.posts or sizes(LARGEST[section]):
+                for row in SECTIONS[section](Path(name), posts, **flags):
+                    rows.append(row)
+                    print(f"{row['what']}, {posts:,} posts: {row['cpu']:.1f} CPU s", file=sys.stderr, flush=True)
+    print(text_table(rows, digits=2))
+    print(f"\n{growth(rows)}\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end")
+    write_csv(rows, args.csv)
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the network that differ from section train."""
+    parser.add_argument("--tower", choices=["clip", "minilm"], default="minilm", help="clip: of that size, random")
+    parser.add_argument("--classes", type=int, default=77)
+    parser.add_argument("--width", type=int, help="of the attention, instead of params.yaml's")
+    parser.add_argument("--layers", type=int, help="of the attention, instead of params.yaml's")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+
+
+def network_flags(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("tower", "classes", "width", "layers", "steps", "precision")}
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a data set in SMPD's proportions."""
+    parser.add_argument("--out", type=Path, required=True, help="replaced; gets data/ and, for checks, truth/")
+    parser.add_argument("--posts", type=int, default=SMPD_POSTS, help="in both parts together")
+    parser.add_argument("--user-file", choices=["A", "B"], default="A")
+    parser.add_argument("--pictures", type=int, default=0, help="different ones in each part; 0: no shards")
+    parser.add_argument("--side", type=int, default=96, help="pixels of the longer side of a picture")
+
+
+def data_words(args: argparse.Namespace) -> list[str]:
+    return [str(value) for value in (args.posts, args.user_file, args.pictures, args.side)]
+
+
+def sizes(largest: int) -> list[int]:
+    """Numbers of posts in SHARES of the largest."""
+    return [max(round(largest * share), LEAST) for share in SHARES]
+
+
+def row_of(what: str, posts: int, ours: dict[str, Any], plain: str = "", other: dict[str, Any] | None = None) -> Any:
+    """A row of the table: seconds, CPU seconds and peak memory (MiB) of ours, the plain way's, and their ratio."""
+    row = {"what": what, "posts": posts} | {name: ours[name] for name in ("seconds", "cpu", "mib")}
+    row["plain way"] = plain
+    row |= {f"plain {name}": None if other is None else other[name] for name in ("seconds", "cpu", "mib")}
+    by = ours.get("ratio_by", "cpu")
+    row["ratio"] = None if other is None or not ours[by] else other[by] / ours[by]
+    return row | {"note": ours.get("note", "")}
+
+
+def data_set(folder: Path, posts: int) -> Path:
+    """The data set of that size, made once."""
+    root = folder / f"{posts}"
+    if not root.exists():
+        measure("speed.features", "data", root, str(posts), "B", "16", "32")
+    return root
+
+
+def features(folder: Path, posts: int) -> Iterator[Any]:
+    root = data_set(folder, posts)
+    for part in ("ingest", "split"):
+        yield row_of(part, posts, measure("speed.features", part, root))
+    ours, plain = measure("speed.features", "features", root), measure("speed.features", "pandas", root)
+    ours["note"] = f"values within {measure('speed.features', 'difference', root)['worst']:.0e}"
+    yield row_of("counts and target statistics", posts, ours, "pandas", plain)
+
+
+def images(folder: Path, posts: int) -> Iterator[Any]:
+    ours, plain = (measure("speed.models", part, folder, str(posts)) for part in ("images", "bare_images"))
+    yield row_of("decode and encode pictures", posts, ours, "encoder alone", plain)
+
+
+def text(folder: Path, posts: int) -> Iterator[Any]:
+    ours, plain = (measure("speed.models", part, folder, str(posts)) for part in ("text", "bare_text"))
+    yield row_of("tokenise and encode texts", posts, ours, "encoder alone", plain)
+
+
+def network(folder: Path, posts: int, **flags: Any) -> Iterator[Any]:
+    found = measure("speed.network", "network", folder, str(posts), json.dumps(flags))
+    yield row_of("network, a training step", posts, found["step"], "matrix products", found["products"])
+
+
+def stack(folder: Path, posts: int) -> Iterator[Any]:
+    root = data_set(folder, posts)
+    if not (root / "features").exists():
+        for part in ("ingest", "split"):
+            measure("speed.features", part, root)
+        measure("speed.models", "stack_features", root)
+    ours, plain = (measure("speed.models", part, root) for part in ("stack", "lightgbm"))
+    for name in ("fit", "predict"):
+        yield row_of(f"stack, {name}", posts, ours | ours[name], "LightGBM", plain | plain[name])
+
+
+def dvc(folder: Path, posts: int) -> Iterator[Any]:
+    root = data_set(folder, posts)
+    yield row_of("dvc repro, nothing to do", posts, measure("speed.graph", "nothing_to_do", folder, str(root)))
+
+
+def change(folder: Path, posts: int) -> Iterator[Any]:
+    found = measure("speed.graph", "change", folder, str(posts))
+    yield row_of("a changed stack parameter (tiny)", posts, found["changed"], "whole run", found["whole"])
+
+
+SECTIONS: dict[str, Callable[..., Iterator[Any]]] = {
+    "features": features, "images": images, "text": text, "network": network, "stack": stack, "dvc": dvc,
+    "change": change,
+}  # fmt: skip
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> str:
+    """The exponent of CPU time in posts, by least squares on logarithms, of each kind of row that has two sizes."""
+    lines = []
+    for what in dict.fromkeys(row["what"] for row in rows):
+        points = [(math.log(row["posts"]), math.log(max(row["cpu"], 1e-3))) for row in rows if row["what"] == what]
+        if len({x for x, _ in points}) > 1:
+            lines.append(f"{what:<40}  cpu ~ posts ^ {slope(points):.2f}")
+    return "\n".join(lines)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the straight line through the points with the least squared errors."""
+    mean_x, mean_y = (sum(each) / len(points) for each in zip(*points, strict=True))
+    return float(sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,113 @@
+"""From published files to features: the parts of `python -m benchmarks.speed features`. No torch: memory counts."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.measuring import REPOSITORY, Part, run_part
+from benchmarks.speed import pandas_features
+from popularity.config import PARAMS_FILE, load_params, parse_section
+from popularity.demo import DemoParams, generate
+from popularity.features.context import class_features, tag_features, user_features
+from popularity.features.label import label_features
+from popularity.files import atomic_directory
+from popularity.schema import FOLDS, POSTS, read_table, write_table
+from popularity.splits import SplitParams, make_splits
+from stages import ingest
+
+TRAINING_POSTS, TEST_POSTS, USERS, CLASSES = 305_613, 180_581, 70_000, 77  # of SMPD
+SMPD_POSTS = TRAINING_POSTS + TEST_POSTS
+KEYS = ("uid", "subcategory", "concept")
+PRIOR = 3.0
+OURS, OTHER = "ours.parquet", "pandas.parquet"
+
+
+def scaled(posts: int, user_file: str, side: int = 96) -> DemoParams:
+    """SMPD's proportions at another number of posts; `side`: pixels of the longer side of a picture."""
+    values = {
+        "seed": 20,
+        "posts": posts,
+        "users": max(10, round(posts * USERS / SMPD_POSTS)),
+        "subcategories": CLASSES,
+        "image_size": side,
+        "test_share": TEST_POSTS / SMPD_POSTS,
+        "user_file": user_file,
+        "trend": 2.3,
+    }
+    return parse_section("demo", values, DemoParams, "the flags")
+
+
+def part_data(root: Path, posts: str, user_file: str, pictures: str, side: str) -> None:
+    """Writes a data set in the official layout below `root`: data/ and truth/."""
+    with atomic_directory(root) as out:
+        generate(scaled(int(posts), user_file, int(side)), out / "data", out / "truth", int(pictures))
+
+
+def part_ingest(root: Path) -> None:
+    names = ("posts", "users", "quarantine")
+    tables = [word for name in names for word in (f"--{name}", str(root / f"{name}.parquet"))]
+    reports = ["--report", str(root / "ingest.json"), "--resources", str(root / "resources.json")]
+    ingest.main(["--root", str(root / "data"), *tables, *reports])
+
+
+def part_split(root: Path) -> None:
+    posts = read_table(root / "posts.parquet", POSTS)
+    splits, _ = make_splits(posts, load_params("split", SplitParams, REPOSITORY / PARAMS_FILE))
+    write_table(splits, root / "splits.parquet", FOLDS)
+
+
+def part_features(root: Path) -> None:
+    """Counts and target statistics of the refit on all labelled posts, as stage featurize computes them."""
+    posts = pl.read_parquet(root / "posts.parquet")
+    table = posts.lazy().select("pid")
+    for made in (user_features, class_features, tag_features):
+        table = table.join(made(posts.lazy()), on="pid", how="left", validate="1:1")
+    role = pl.when(pl.col("split") == "train").then(pl.lit("fit")).otherwise(pl.lit("score"))
+    rows = posts.select("pid", "posted_at", "label", *KEYS, role=role)
+    statistics = label_features(rows, KEYS, PRIOR, timedelta(days=1))
+    table.collect().join(statistics, on="pid", how="left", validate="1:1").sort("pid").write_parquet(root / OURS)
+
+
+def part_pandas(root: Path) -> None:
+    """The same columns in pandas."""
+    pandas_features.write(root / "posts.parquet", root / OTHER, PRIOR)
+
+
+def part_difference(root: Path) -> dict[str, float]:
+    """In a process of its own: the next ones would inherit its peak of memory."""
+    return {"worst": difference(pl.read_parquet(root / OURS), pl.read_parquet(root / OTHER))}
+
+
+def difference(ours: pl.DataFrame, other: pl.DataFrame) -> float:
+    """The largest difference between two tables sorted by pid, over 1 or the value where that is larger.
+
+    Raises:
+        RuntimeError: a table has other posts or columns, or a value is missing in one of both only.
+    """
+    if not ours["pid"].equals(other["pid"]) or set(ours.columns) != set(other.columns):
+        raise RuntimeError(f"other posts or columns than with pandas: {set(ours.columns) ^ set(other.columns)}")
+    worst = 0.0
+    for column in ours.drop("pid").columns:
+        mine, theirs = (frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy() for frame in (ours, other))
+        if (np.isnan(mine) != np.isnan(theirs)).any():
+            raise RuntimeError(f"{column} is missing in other rows than with pandas")
+        worst = max(worst, float(np.nanmax(np.abs(mine - theirs) / np.maximum(np.abs(mine), 1), initial=0.0)))
+    return worst
+
+
+PARTS: dict[str, Part] = {
+    "data": part_data,
+    "ingest": part_ingest,
+    "split": part_split,
+    "features": part_features,
+    "pandas": part_pandas,
+    "difference": part_difference,
+}
+
+if __name__ == "__main__":
+    run_part(PARTS, sys.argv[1:])

@@ -1,0 +1,86 @@
+"""What DVC costs: the parts of `python -m benchmarks.speed dvc` and `change`, each in a clone of the repository."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from benchmarks.measuring import REPOSITORY, Part, execute, measure, run_part
+from popularity.dataset.preparation import set_root
+
+
+def part_nothing_to_do(folder: Path, root: str) -> dict[str, Any]:
+    """`dvc repro` in a clone whose outputs are stand-ins that are committed as they are.
+
+    Raises:
+        RuntimeError: a stage ran.
+    """
+    clone = folder / f"clone-{Path(root).name}"
+    make_clone(clone)
+    stand_in(clone, Path(root) / "data")
+    execute(clone, "dvc", "commit", "--force")
+    execute(clone, "dvc", "repro", "--quiet")
+    cost = measure("speed.graph", "repro", clone)
+    if cost["ran"]:
+        raise RuntimeError(f"dvc repro ran {cost['ran']} stages that had nothing to do")
+    return cost
+
+
+def part_change(folder: Path, posts: str) -> dict[str, Any]:
+    """The whole graph on a demo of the profile tiny, then once more after a change of the stack's parameters."""
+    clone = folder / f"run-{posts}"
+    make_clone(clone)
+    execute(clone, sys.executable, "-m", "popularity.profile", "tiny")
+    edit(clone / "params.yaml", "demo", posts=int(posts), users=int(posts) // 4)
+    whole = measure("speed.graph", "repro", clone)
+    edit(clone / "params.yaml", "stack", seed=1)
+    return {"whole": whole, "changed": measure("speed.graph", "repro", clone)}
+
+
+def part_repro(clone: Path) -> dict[str, int]:
+    """`dvc repro` in a clone of the repository: how many stages it ran."""
+    return {"ran": execute(clone, "dvc", "repro").count("Running stage")}
+
+
+def make_clone(clone: Path) -> None:
+    shutil.rmtree(clone, ignore_errors=True)
+    execute(REPOSITORY, "git", "clone", "--quiet", "--no-hardlinks", str(REPOSITORY), str(clone))
+
+
+def edit(file: Path, section: str, **values: Any) -> None:
+    """Writes values into a section of a YAML file."""
+    yaml = YAML()
+    content = yaml.load(file.read_text(encoding="utf-8"))
+    content[section] |= values
+    with file.open("w", encoding="utf-8") as stream:
+        yaml.dump(content, stream)
+
+
+def stand_in(clone: Path, root: Path) -> None:
+    """Puts a small file wherever the graph of `clone` has an output, and `root` in as its data set."""
+    set_root(clone / "params.yaml", root)
+    stages = YAML(typ="safe").load((clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    outs: set[str] = set()
+    deps: set[str] = set()
+    for stage in stages.values():
+        for kind, names in (("outs", outs), ("metrics", outs), ("deps", deps)):
+            names |= {next(iter(each)) if isinstance(each, dict) else each for each in stage.get(kind, [])}
+        files = {name for each in stage.get("params", []) if isinstance(each, dict) for name in each}
+        outs |= {name for name in files if not (clone / name).exists()}
+    made = {dep for dep in deps if dep.startswith(("data/", "models/", "reports/", "submissions/"))}
+    for name in sorted(outs | made, reverse=True):  # a file in a folder before the folder
+        path = clone / name
+        inner = path if path.suffix else path / "content"
+        inner.parent.mkdir(parents=True, exist_ok=True)
+        if not inner.is_dir():
+            inner.write_text("{}\n", encoding="utf-8")
+
+
+PARTS: dict[str, Part] = {"nothing_to_do": part_nothing_to_do, "change": part_change, "repro": part_repro}
+
+if __name__ == "__main__":
+    run_part(PARTS, sys.argv[1:])

@@ -1,0 +1,209 @@
+"""Encoders and the stack: the parts of `python -m benchmarks.speed images`, `text` and `stack`.
+
+Each part of ours has one of what it cannot be faster than. Start-up is left out: the second cost of one batch is
+taken off.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import polars as pl
+import torch
+from PIL import Image
+
+from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
+from benchmarks.speed.features import scaled
+from popularity.config import PARAMS_FILE, load_params
+from popularity.dataset import ingest
+from popularity.demo import generate
+from popularity.encoders.image import EmbedImageParams, load_image_encoder
+from popularity.encoders.image_blocks import embed_images
+from popularity.encoders.parts import autocast, loader_workers, start_processes
+from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
+from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
+from popularity.features import FeaturizeParams, featurize
+from popularity.schema import FOLDS, IMAGES, POSTS, read_table, write_table
+from popularity.splits import rows_of
+from popularity.splits.folds import Fold, load_fold
+from popularity.stack import Blocks, StackParams
+from popularity.stack import lightgbm_learner as learner
+from popularity.stack.fit import fit_model
+from popularity.stack.inner import Sample, inner_cuts, recency_weights
+from popularity.stack.matrix import MatrixEncoder
+
+SHARD, SIDE, JPEG_QUALITY = "train_images.tar", 500, 90  # SIDE: pixels of the longer side; the shorter has 3/4
+ROUNDS = 30  # of the stack
+PARAMS = REPOSITORY / PARAMS_FILE
+
+
+def beyond_one_batch(embed: Callable[[pl.DataFrame], object], rows: pl.DataFrame, batch: int) -> dict[str, Any]:
+    """The cost of `embed` over the rows after the first batch."""
+    costs = []
+    for part in (rows.head(batch), rows.head(batch), rows):
+        clock = Clock()
+        embed(part)
+        costs.append(clock.read())
+    return {name: costs[2][name] - costs[1][name] for name in costs[0]}
+
+
+def part_images(folder: Path, count: str) -> dict[str, Any]:
+    """The stage's function over `count` pictures of the data sets' size, in a tar shard."""
+    params = load_params("embed_image", EmbedImageParams, PARAMS)
+    with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
+        root = Path(name)
+        pictures = make_pictures(root, int(count) + params.batch_size, SIDE)
+        cost = beyond_one_batch(lambda part: embed(root, part, params), pictures, params.batch_size)
+    return cost | {"note": f"{int(count) / cost['seconds']:,.1f} pictures/s, {loader_workers()} loader processes"}
+
+
+def embed(root: Path, pictures: pl.DataFrame, params: EmbedImageParams) -> None:
+    write_table(pictures, root / "images.parquet", IMAGES)
+    embed_images(root, root / "images.parquet", root / f"out{pictures.height}", params)
+
+
+def make_pictures(root: Path, count: int, side: int) -> pl.DataFrame:
+    """A table of contract IMAGES for `count` JPEGs in one shard: coarse random colours, as smooth as photographs."""
+    rng = np.random.default_rng(0)
+    width, height = side, side * 3 // 4
+    with tarfile.open(root / SHARD, "w") as tar:
+        for number in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            stream = io.BytesIO()
+            coarse.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
+            member = tarfile.TarInfo(f"train/{number:07d}.jpg")
+            member.size = stream.tell()
+            stream.seek(0)
+            tar.addfile(member, stream)
+    with tarfile.open(root / SHARD) as tar:
+        rows = [(Path(each.name).stem, SHARD, each.offset_data, each.size, width, height, "RGB", "ok") for each in tar]
+    return pl.DataFrame(rows, schema={name: column.dtype for name, column in IMAGES.columns.items()}, orient="row")
+
+
+def part_bare_images(folder: Path, count: str) -> dict[str, float]:
+    """The encoder over batches in memory, each brought to the device and its vectors back."""
+    del folder
+    params = load_params("embed_image", EmbedImageParams, PARAMS)
+    device = start_processes().device
+    encoder = load_image_encoder(params).to(device)
+    pixels = torch.randint(0, 256, (params.batch_size, 3, params.image_size, params.image_size), dtype=torch.uint8)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+    with torch.inference_mode(), autocast(device, params.precision):
+        encoder(pixels.to(device)).cpu()
+        clock = Clock()
+        for _ in range(max(int(count) // params.batch_size, 1)):
+            encoder(pixels.to(device, non_blocking=True)).cpu()
+    return clock.read()
+
+
+def part_text(folder: Path, count: str) -> dict[str, Any]:
+    """The stage's function over the texts of `count` posts."""
+    params = load_params("embed_text", EmbedTextParams, PARAMS)
+
+    def embed_posts(posts: pl.DataFrame) -> None:
+        write_table(posts, Path("posts.parquet"), POSTS)
+        embed_texts(Path("posts.parquet"), Path(f"out{posts.height}"), params)
+
+    with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
+        return beyond_one_batch(embed_posts, posts_of(Path(name), int(count)), params.batch_size)
+
+
+def part_bare_text(folder: Path, count: str) -> dict[str, float]:
+    """The encoder over the batches that the stage makes, tokenised before the clock runs."""
+    params = load_params("embed_text", EmbedTextParams, PARAMS)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        posts = posts_of(Path(name), int(count))
+    texts = distinct_texts(posts.select("pid", "title", "tags", post=post_text()))["text"].to_list()
+    tokenize, device = load_tokenizer(params), start_processes().device
+    batches = [tokenize(texts[at : at + params.batch_size]) for at in range(0, len(texts), params.batch_size)]
+    encoder = load_text_encoder(params).to(device)
+    with torch.inference_mode(), autocast(device, params.precision):
+        encoder(batches[0].input_ids.to(device), batches[0].attention_mask.to(device))
+        clock = Clock()
+        for batch in batches:
+            encoder(batch.input_ids.to(device), batch.attention_mask.to(device))[0].cpu()
+    return clock.read()
+
+
+def posts_of(root: Path, count: int) -> pl.DataFrame:
+    """Contract POSTS of `count` posts of a data set made for this."""
+    generate(scaled(count, "B"), root / "data", root / "truth", 0)
+    return ingest(root / "data").posts
+
+
+def part_stack_features(root: Path) -> None:
+    """The features of the refit on all labelled posts, and of the last cut, by which histories are dated."""
+    posts, splits = read_table(root / "posts.parquet", POSTS), read_table(root / "splits.parquet", FOLDS)
+    fixed = {"shard": "", "offset": 0, "bytes": 0, "width": None, "height": None, "mode": None, "status": "missing"}
+    images = posts.select("pid", **{name: pl.lit(fixed[name], IMAGES.columns[name].dtype) for name in fixed})
+    last = splits.filter(scheme="matched").filter(pl.col("fold") == pl.col("fold").max())
+    params = replace(load_params("featurize", FeaturizeParams, PARAMS), text_components=0)
+    (root / "features").mkdir()
+    featurize(posts, images, pl.concat([last, splits.filter(scheme="final")]), params, root / "features")
+
+
+def refit(root: Path) -> tuple[Fold, Blocks, StackParams]:
+    """The fold of the refit, no vectors, and the section stack without all that reads vectors."""
+    params = load_params("stack", StackParams, PARAMS)
+    columns = replace(params.columns, blocks=("metadata",), heads=(), signals=())
+    threads = os.cpu_count() or 1
+    params = replace(params, columns=columns, max_rounds=ROUNDS, threads=threads, learners=("lightgbm",))
+    posts, splits = read_table(root / "posts.parquet", POSTS), read_table(root / "splits.parquet", FOLDS)
+    ((key, rows),) = rows_of(splits, ["final"])
+    return load_fold(key, rows, posts, root / "features"), Blocks({}, pl.DataFrame(schema={"pid": pl.String})), params
+
+
+def part_stack(root: Path) -> dict[str, Any]:
+    """Fit and prediction of the metadata stack on the refit."""
+    data, blocks, params = refit(root)
+    clock = Clock()
+    model = fit_model(data, blocks, params.columns, params, "stack")
+    fit, clock = clock.read(), Clock()
+    model.predict(data.score, blocks, data.scored_at)
+    return {"fit": fit, "predict": clock.read()}
+
+
+def part_lightgbm(root: Path) -> dict[str, Any]:
+    """LightGBM's cv, train and predict on the same matrix, which is made before the clock runs."""
+    data, blocks, params = refit(root)
+    encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, params.columns)
+    scored = encoder.apply(data.score, blocks)
+    sample = Sample(matrix, data.label, recency_weights(data.posted_at, params.half_life_days))
+    cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
+    clock = Clock()
+    options = learner.lightgbm_params(params, params.seed)
+    lgb.cv(options, learner.dataset(sample, options), num_boost_round=ROUNDS, folds=cuts)
+    boosters = [
+        lgb.train(own, learner.dataset(sample, own), num_boost_round=ROUNDS)
+        for own in (learner.lightgbm_params(params, seed) for seed in params.each_seed)
+    ]
+    fit, clock = clock.read(), Clock()
+    for booster in boosters:
+        booster.predict(scored.values)
+    return {"fit": fit, "predict": clock.read()}
+
+
+PARTS: dict[str, Part] = {
+    "images": part_images,
+    "bare_images": part_bare_images,
+    "text": part_text,
+    "bare_text": part_bare_text,
+    "stack_features": part_stack_features,
+    "stack": part_stack,
+    "lightgbm": part_lightgbm,
+}
+
+if __name__ == "__main__":
+    run_part(PARTS, sys.argv[1:])
