@@ -116,9 +116,9 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool =
     _selection(folder)
     _tuning(folder)
     _models(folder)
-    for stage, path in paths.RESOURCES.items():
+    for stage, cost in paths.RESOURCES.items():
         child = 40 if stage == "train" else 0
-        write_json(folder / path, {"stage": stage, "seconds": 1.25, "peak_mib": 120, "largest_child_mib": child})
+        write_json(folder / cost, {"stage": stage, "seconds": 1.25, "peak_mib": 120, "largest_child_mib": child})
     return SmallRun(folder)
 
 

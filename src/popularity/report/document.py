@@ -30,6 +30,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """Small tables side by side where there is room."""
+
+    kind: ClassVar[str] = "tables"
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
 class Chart:
     """A drawing, a description for those who do not see it, and a caption; a wide one has a row to itself."""
 
@@ -105,7 +113,7 @@ class Pair:
     grids: tuple[Posts, Posts]
 
 
-Element = Text | Table | Charts | Bars | Posts | Pair
+Element = Text | Table | Tables | Charts | Bars | Posts | Pair
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import polars as pl
 from popularity import paths
 from popularity.evaluation.scores import REPORT
 from popularity.report import drawing
-from popularity.report.document import Chart, Charts, Element, Section, Table, Text
+from popularity.report.document import Chart, Charts, Element, Section, Table, Tables, Text
 from popularity.report.drawing import BLUE, ORANGE, Line
 from popularity.report.months import all_months
 from popularity.report.run_folder import RunFolder
@@ -26,6 +26,7 @@ EXPECTED_MISSING = ("label",)  # in the test part
 def build(run: RunFolder) -> Section:
     """The section."""
     summary = run.json(paths.INGEST_SUMMARY)
+    statuses = run.json(paths.IMAGE_SUMMARY)["statuses"]
     unseen = summary.get("unseen_in_training")
     text = (
         f"{percent(unseen['share_of_test_posts_by_unseen_users'])} of the test posts are by users without a training "
@@ -39,8 +40,7 @@ def build(run: RunFolder) -> Section:
         "Data",
         [
             Text(text),
-            _counts(summary["parts"], run.json(paths.IMAGE_SUMMARY)["statuses"]),
-            *_missing_values(summary["parts"]),
+            Tables([_counts(summary["parts"], statuses), *_missing_values(summary["parts"])]),
             *_quarantine(summary["quarantine"]),
             Text(trend),
             Charts(_charts_by_month(run)),
@@ -140,4 +140,4 @@ def _mean_labels(run: RunFolder, training: float) -> Table:
         rows.append([f"validation rows of {REPORT}, label", number(validation)])
     if len(run.test_predictions):
         rows.append(["test posts, prediction", number(float(np.mean(run.test_predictions["prediction"].to_numpy())))])
-    return Table("Trend: means", ["posts", "mean"], rows)
+    return Table("Mean label, and mean prediction of the test part", ["posts", "mean"], rows)

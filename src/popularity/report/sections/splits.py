@@ -11,7 +11,7 @@ import polars as pl
 from popularity import paths
 from popularity.evaluation.scores import UNLABELLED
 from popularity.report import drawing
-from popularity.report.document import Chart, Charts, Section, Table, Text
+from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import SplitRow
 from popularity.report.months import all_months
 from popularity.report.run_folder import RunFolder
@@ -37,12 +37,17 @@ SCHEME_SHOWS = {
 
 def build(run: RunFolder) -> Section:
     """The section."""
-    wanted = run.json(paths.SPLIT_SUMMARY)
+    summary = run.json(paths.SPLIT_SUMMARY)
+    schemes: dict[str, list[Mapping[str, Any]]] = {}
+    for fold in summary["schemes"]:
+        schemes.setdefault(fold["scheme"], []).append(fold)
     text = (
-        f"In splits by time, {percent(wanted['wanted_unseen_post_share'])} of the validation posts should be by users "
-        f"without a train post (from {wanted['wanted_from']}). Excluded posts are neither trained on nor scored."
+        f"In splits by time, the share of validation posts by users without a train post should be "
+        f"{percent(summary['wanted_unseen_post_share'])} (source: {summary['wanted_from']}). Excluded posts are "
+        "neither trained on nor scored."
     )
-    return Section("splits", "Validation splits", [Text(text), Charts([_timeline(run)]), _table(run)])
+    elements: list[Element] = [Text(text), Charts([_timeline(run)]), _counts(schemes), _meaning(schemes, run.scores)]
+    return Section("splits", "Validation splits", elements)
 
 
 def _timeline(run: RunFolder) -> Chart:
@@ -70,20 +75,25 @@ def _per_month(counts: pl.DataFrame, months: Sequence[str]) -> list[int]:
     return [found.get(month, 0) for month in months]
 
 
-def _table(run: RunFolder) -> Table:
-    """A row a scheme: the mean number of posts by role over its folds, and what its scores mean."""
-    summary = run.json(paths.SPLIT_SUMMARY)
-    used = dict(run.scores.select("scheme", "used_in_selection").unique().iter_rows())
+def _meaning(schemes: Mapping[str, Sequence[Mapping[str, Any]]], scores: pl.DataFrame) -> Table:
+    """A row a scheme: whether choices were made on it, and what its scores mean."""
+    used = dict(scores.select("scheme", "used_in_selection").unique().iter_rows())
     rows = []
-    for scheme in dict.fromkeys(fold["scheme"] for fold in summary["schemes"]):
-        folds = [fold for fold in summary["schemes"] if fold["scheme"] == scheme]
+    for scheme, folds in schemes.items():
+        notes = dict.fromkeys(f"{fold['note']}." for fold in folds if fold["note"])
+        answer = NONE if scheme == UNLABELLED else used.get(scheme, "not scored")
+        rows.append([scheme, answer, " ".join([SCHEME_SHOWS[scheme], *notes])])
+    return Table("What the schemes show", ["scheme", "used for selection?", "what it shows"], rows, names=3)
+
+
+def _counts(schemes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """A row a scheme: the mean number of posts by role over its folds."""
+    rows = []
+    for scheme, folds in schemes.items():
         counts = (f"{np.mean([fold[role] for fold in folds]):,.0f}" for role in ROLES)
-        notes = " ".join(dict.fromkeys(fold["note"] for fold in folds if fold["note"]))
-        shows = f"{SCHEME_SHOWS[scheme]} {notes}".strip()
-        scored = NONE if scheme == UNLABELLED else used.get(scheme, "not scored")
-        rows.append([scheme, scored, shows, f"{len(folds)}", *counts, percent(unseen_share(folds))])
-    header = ["scheme", "used for selection?", "what it shows", "folds", *ROLES.values(), "valid, by new users"]
-    return Table("Schemes; posts are means over the folds", header, rows, names=3)
+        rows.append([scheme, f"{len(folds)}", *counts, percent(unseen_share(folds))])
+    header = ["scheme", "folds", *ROLES.values(), "valid, by new users"]
+    return Table("Posts of each scheme, mean over its folds", header, rows)
 
 
 def unseen_share(folds: Sequence[Mapping[str, Any]]) -> float | None:

@@ -16,7 +16,7 @@ from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, listed, number, percent
 
 READS = (paths.SELECTION_SUMMARY, paths.SELECTION_SCORES, paths.TUNING_STUDY, paths.TUNING_TRIALS)
-TRIALS_SHOWN = 6  # columns: as many as a page of 1280 pixels has room for
+TRIALS_SHOWN = 5  # columns, after that of the first trial: as many as fit a page of 1280 pixels
 LOSS = "The selection loss is MAE relative to that of a constant, minus SRC; lower is better."
 
 
@@ -42,16 +42,16 @@ def _selection(selection: Mapping[str, Any], scores: pl.DataFrame) -> list[Eleme
     )
     rows = [
         [
-            one["name"],
-            "chosen" if one["name"] == chosen else "",
+            f"{one['name']} (chosen)" if one["name"] == chosen else one["name"],
             "; ".join(f"{key}: {_shown(value)}" for key, value in one["keys"].items()),
             *(number(one[name], 4) for name in ("src", "mae", "value")),
             f"{number(one['difference'], 4, sign=True)} ± {number(one['standard_error'], 4)}",
         ]
         for one in selection["configurations"]
     ]
-    header = ["configuration", "", "instead of params.yaml", "SRC", "MAE", "loss", "difference to the best"]
-    return [Text(text), Table("Configurations, the simplest first", header, rows, names=3), _by_split(scores)]
+    header = ["configuration", "instead of params.yaml", "SRC", "MAE", "loss", "difference to the best"]
+    elements: list[Element] = [Text(text), Table("Configurations, the simplest first", header, rows, names=2)]
+    return [*elements, _by_split(scores)] if scores["cut"].n_unique() > 1 else elements
 
 
 def _by_split(scores: pl.DataFrame) -> Table:
@@ -78,7 +78,7 @@ def _search(study: Mapping[str, Any], trials: pl.DataFrame, schemes: list[str]) 
         largest = ordered[0][1] or 1.0
         rows = [Bar(name, [share / largest], percent(share)) for name, share in ordered]
         elements.append(Bars("Importance of the parameters: share of the variance between trials (fANOVA)", rows))
-    return [*elements, _chosen(study), _best_trials(trials, study)]
+    return [*elements, _best_trials(trials, study)]
 
 
 def _history(trials: pl.DataFrame) -> Chart:
@@ -97,22 +97,17 @@ def _history(trials: pl.DataFrame) -> Chart:
     return Chart(drawn, label, f"{label}. A pruned trial was stopped before its last fold.")
 
 
-def _chosen(study: Mapping[str, Any]) -> Table:
-    best, default = study["best"], study["default"]
-    before = default["params"] if default else {}
-    rows = [[key, _shown(before[key]) if before else "", _shown(best["params"][key])] for key in study["space"]]
-    loss = ["loss", number(default["value"], 4) if default else "", number(best["value"], 4)]
-    header = [f"{study['section']}.", "first trial", f"best (trial {best['number']})"]
-    return Table("What the search chose", header, [*rows, loss], names=3)
-
-
 def _best_trials(trials: pl.DataFrame, study: Mapping[str, Any]) -> Table:
-    """A column a trial: the names of the parameters are too long to stand side by side."""
-    best = trials.filter(state="COMPLETE").sort("value", "number").head(TRIALS_SHOWN)
-    header = [f"{study['section']}.", *(f"trial {trial}" for trial in best["number"])]
-    loss = ["loss", *(number(value, 4) for value in best["value"])]
-    rows = [[key, *map(_shown, best[key])] for key in study["space"]]
-    return Table(f"The {counted(len(best), 'best trial')}", header, [loss, *rows], names=len(header))
+    """A column a trial, the first one before the best ones: names of parameters are too long for columns."""
+    done = trials.filter(state="COMPLETE").sort("number")
+    first, best = done["number"][0], study["best"]["number"]
+    others = done[1:].sort("value", "number").head(TRIALS_SHOWN)
+    shown = pl.concat([done[:1], others])
+    marks = {first: ", first", best: ", best", **({first: ", first and best"} if first == best else {})}
+    header = [f"{study['section']}.", *(f"trial {trial}{marks.get(trial, '')}" for trial in shown["number"])]
+    loss = ["loss", *(number(value, 4) for value in shown["value"])]
+    rows = [[key, *map(_shown, shown[key])] for key in study["space"]]
+    return Table("The first trial and the best trials", header, [loss, *rows], names=len(header))
 
 
 def _shown(value: Any) -> str:
