@@ -22,7 +22,7 @@ from popularity.features import FeaturizeParams
 from popularity.images import IndexImagesParams
 from popularity.post_features.embed import EmbedPostsParams
 from popularity.prototypes.build import PrototypesParams
-from popularity.report.inputs import ReportParams
+from popularity.report.run_folder import ReportParams
 from popularity.splits import SplitParams
 from popularity.stack import StackParams
 from popularity.stage import run

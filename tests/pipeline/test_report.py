@@ -14,8 +14,8 @@ def test_the_report_of_the_graph_shows_everything(clone: Clone, width: int) -> N
     assert file.stat().st_size < 10 * 2**20
     with shown(file, width) as browser:
         browser.check(pictures=20)
-        assert browser.page.locator("#map svg").evaluate(COLLISIONS) == []
-        for anchor in ("intervals", "selection", "tuning", "training", "provenance"):
+        assert browser.page.locator("#prototypes svg").evaluate(COLLISIONS) == []
+        for anchor in ("splits", "intervals", "tuning", "network", "run"):
             assert browser.page.locator(f"#{anchor} table, #{anchor} svg").count() > 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
+from popularity import paths
 from popularity.config import load_params, read_yaml
 from popularity.dataset import ingest
 from popularity.files import write_json
@@ -28,7 +30,6 @@ from popularity.schema import (
     NEAREST,
     POSTS,
     PREDICTIONS,
-    TEXT_FILE,
     write_table,
 )
 from popularity.splits import SplitParams, make_splits
@@ -44,80 +45,70 @@ from tests.training.small_inputs import random_block
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('post')</script> $x_1$ & \"quoted\" | `code` " + "w" * 300
 HOSTILE_CLASS = '<img src=x onerror="alert(1)">$|'
-STAGES = ("demo_data", "ingest", "train", "stack", "submit")
 SHOWN = {"thumbnail": 48, "worst_posts": 3, "gallery_classes": 4, "gallery_posts": 2}
+
+
+DATASET = "data/small"
 
 
 @dataclass(frozen=True)
 class SmallRun:
-    """A folder with everything that the stage reads."""
+    """A project folder with everything that the stage reads; the data set is in DATASET."""
 
     folder: Path
 
-    def arguments(self, out: Path, **changed: Path) -> list[str]:
-        """The stage's command line, with outs below `out` and some inputs elsewhere."""
-        paths = {
-            "params": "params.yaml",
-            "root": "data",
-            "posts": "posts.parquet",
-            "splits": "splits.parquet",
-            "images": "images.parquet",
-            "statuses": "statuses.parquet",
-            "prototypes": "models/prototypes",
-            "network": "models/network",
-            "stack": "models/stack",
-            "selection": "models/selection",
-            "tuning": "models/tuning",
-            "submissions": "submissions",
-            "explain": "explain",
-            "predictions": "predictions.parquet",
-            "importance": "importance.csv",
-            "scores": "reports/scores.csv",
-            "groups": "reports/groups.csv",
-            "coverage": "reports/coverage.csv",
-            "curves": "reports/curves",
-            "ingest": "reports/ingest.json",
-            "pictures": "reports/images.json",
-            "split": "reports/split.json",
-            "classes": "reports/prototypes.json",
-            "ablation": "reports/ablation",
+    def write(self, out: Path) -> tuple[str, str]:
+        """Runs the stage with its outs below `out`; the page and the card."""
+        names = {"html": "report.html", "card": "model_card.md", "resources": "report.json"}
+        flags = {"folder": self.folder, "root": self.folder / DATASET} | {
+            flag: out / name for flag, name in names.items()
         }
-        flags = {name: self.folder / path for name, path in paths.items()} | changed
-        flags |= {"html": out / "report.html", "card": out / "model_card.md", "resources": out / "report.json"}
-        costs = [str(self.folder / f"costs/{stage}.json") for stage in STAGES]
-        return [part for name, path in flags.items() for part in (f"--{name}", str(path))] + ["--costs", *costs]
-
-    def write(self, out: Path, **changed: Path) -> tuple[str, str]:
-        """Runs the stage; the page and the card."""
-        report.main(self.arguments(out, **changed))
+        report.main([part for flag, path in flags.items() for part in (f"--{flag}", str(path))])
         return tuple((out / name).read_text(encoding="utf-8") for name in ("report.html", "model_card.md"))  # type: ignore[return-value]
 
+    def copy(self, folder: Path) -> SmallRun:
+        """A run to change, in a new folder."""
+        return SmallRun(Path(shutil.copytree(self.folder, folder)))
+
+    def only(self, folder: Path, names: Iterable[str]) -> SmallRun:
+        """A run of params.yaml, the data set and these files and folders alone."""
+        for name in {paths.PARAMS, DATASET, *names}:
+            source, target = self.folder / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            else:
+                shutil.copy2(source, target)
+        return SmallRun(folder)
+
     def table(self, name: str) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / f"{name}.parquet")
+        return pl.read_parquet(self.folder / name)
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
 
 def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool = True) -> SmallRun:
-    """A run on a copy of `dataset`, without its test part or its pictures if so wished."""
-    root = folder / "data"
+    """A run on a copy of `dataset`, without its test part or its images if so wished."""
+    root = folder / DATASET
     shutil.copytree(dataset, root)
     for path in root.glob("*"):
         if (not test and path.name.startswith("test")) or (not pictures and path.suffix == ".tar"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (folder / "reports").mkdir()
     ingested = ingest(root)
-    write_json(folder / "reports/ingest.json", ingested.report)
+    write_json(folder / paths.INGEST_SUMMARY, ingested.report)
     images, found = index_images(ingested.posts, root, IndexImagesParams(max_bad_share=1.0, max_pixels=10**6))
-    write_json(folder / "reports/images.json", found)
+    write_json(folder / paths.IMAGE_SUMMARY, found)
     posts = _with_hostile_words(ingested.posts)
-    write_table(posts, folder / "posts.parquet", POSTS)
-    write_table(images, folder / "images.parquet", IMAGES)
-    write_table(images.select("pid", "status"), folder / "statuses.parquet", IMAGE_STATUS)
+    write_table(posts, folder / paths.POSTS, POSTS)
+    write_table(images, folder / paths.IMAGES, IMAGES)
+    write_table(images.select("pid", "status"), folder / paths.IMAGE_STATUS, IMAGE_STATUS)
     splits, summary = make_splits(posts, SplitParams(0, 0.15, 0.15, 2, 2, 1, 0.5, 0.05))
-    write_table(splits, folder / "splits.parquet", FOLDS)
-    write_json(folder / "reports/split.json", summary)
+    write_table(splits, folder / paths.SPLITS, FOLDS)
+    write_json(folder / paths.SPLIT_SUMMARY, summary)
     predictions = small_predictions(posts, splits.filter(pl.col("scheme") != "random"))
-    write_table(predictions, folder / "predictions.parquet", PREDICTIONS)
-    (folder / "importance.csv").write_text("block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n")
+    write_table(predictions, folder / paths.STACK_PREDICTIONS, PREDICTIONS)
+    (folder / paths.STACK_IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n")
     _params(folder)
     _evaluation(folder)
     _explanations(folder, posts, images)
@@ -125,9 +116,9 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool =
     _selection(folder)
     _tuning(folder)
     _models(folder)
-    for stage in STAGES:
-        cost = {"stage": stage, "seconds": 1.25, "peak_mib": 120, "largest_child_mib": 40 if stage == "train" else 0}
-        write_json(folder / f"costs/{stage}.json", cost)
+    for stage, cost in paths.RESOURCES.items():
+        child = 40 if stage == "train" else 0
+        write_json(folder / cost, {"stage": stage, "seconds": 1.25, "peak_mib": 120, "largest_child_mib": child})
     return SmallRun(folder)
 
 
@@ -148,7 +139,7 @@ def _with_hostile_words(posts: pl.DataFrame) -> pl.DataFrame:
 def _params(folder: Path) -> None:
     """Those of the repository, but for what is small here."""
     params = read_yaml(REPOSITORY / "params.yaml")
-    params["dataset"]["root"] = str(folder / "data")
+    params["dataset"]["root"] = str(folder / DATASET)
     params["evaluate"]["bootstrap"] = 40
     params["report"] = SHOWN
     with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
@@ -157,19 +148,19 @@ def _params(folder: Path) -> None:
 
 def _evaluation(folder: Path) -> None:
     names = {
-        "params": "params.yaml",
-        "posts": "posts.parquet",
-        "splits": "splits.parquet",
-        "predictions": "predictions.parquet",
-        "importance": "importance.csv",
-        "metrics": "reports/metrics.json",
-        "table": "reports/scores.txt",
-        "scores": "reports/scores.csv",
-        "groups": "reports/groups.csv",
-        "calibration": "reports/calibration.json",
-        "coverage": "reports/coverage.csv",
-        "plots": "reports/plots",
-        "resources": "reports/evaluate.json",
+        "params": paths.PARAMS,
+        "posts": paths.POSTS,
+        "splits": paths.SPLITS,
+        "predictions": paths.STACK_PREDICTIONS,
+        "importance": paths.STACK_IMPORTANCE,
+        "metrics": paths.METRICS,
+        "table": paths.SCORES_TEXT,
+        "scores": paths.SCORES,
+        "groups": paths.SCORES_BY_GROUP,
+        "calibration": paths.CALIBRATION,
+        "coverage": paths.COVERAGE,
+        "plots": paths.PLOTS,
+        "resources": paths.RESOURCES["evaluate"],
     }
     evaluate.main([part for flag, name in names.items() for part in (f"--{flag}", str(folder / name))])
 
@@ -179,8 +170,8 @@ def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> No
     with_picture = images.filter(status="ok")["pid"].to_list()
     blocks = random_block(with_picture, 12, 1), random_block(posts["pid"].to_list(), 9, 2)
     built = build_prototypes(posts, *blocks, PrototypesParams(seed=0, limit=5, class_path="auto"), "all")
-    write_prototypes(built, folder / "models/prototypes")
-    write_json(folder / "reports/prototypes.json", dict(built.report))
+    write_prototypes(built, folder / paths.PROTOTYPES)
+    write_json(folder / paths.PROTOTYPE_SUMMARY, dict(built.report))
     classes = built.classes.filter(level="subcategory")
     rng = np.random.default_rng(3)
     rows = []
@@ -190,20 +181,20 @@ def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> No
                 index, key = classes.row(place, named=False)[1:3]
                 rows.append((pid, head, rank, index, key, float(rng.uniform(-1, 1))))
     schema: dict[str, Any] = {name: rule.dtype for name, rule in NEAREST.columns.items()}
-    write_table(pl.DataFrame(rows, schema=schema, orient="row"), folder / "explain/nearest.parquet", NEAREST)
+    write_table(pl.DataFrame(rows, schema=schema, orient="row"), folder / paths.NEAREST_CLASSES, NEAREST)
     shares = rng.dirichlet(np.ones(4), len(with_picture)).astype(np.float32)
     columns = dict(zip(("image", "visual", "text", "other_levels"), shares.T, strict=True))
     masses = pl.DataFrame(
         {"pid": with_picture, **columns}, schema={name: rule.dtype for name, rule in ATTENTION_MASS.columns.items()}
     )
-    write_table(masses, folder / "explain/attention_mass.parquet", ATTENTION_MASS)
+    write_table(masses, folder / paths.ATTENTION_MASS, ATTENTION_MASS)
 
 
 def _training(folder: Path) -> None:
     for place, name in enumerate(
         ("train/loss", "train/global_prompt", "validation/global_prompt", "validation/top1/mean")
     ):
-        file = folder / f"reports/curves/metrics/{name}.tsv"
+        file = folder / paths.TRAINING_PLOTS / f"metrics/{name}.tsv"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(
             f"step\t{name.split('/')[-1]}\n" + "".join(f"{step}\t{0.9 / (step + 1 + place)}\n" for step in range(4))
@@ -226,8 +217,8 @@ def _selection(folder: Path) -> None:
         constant=np.full(60, 6.0),
         predictions=np.column_stack([labels + 3 * noise, labels + noise, labels + 0.98 * noise + own]),
     )
-    (folder / "models/selection").mkdir(parents=True)
-    write_selection(candidates, judged, 0, folder / "models/selection")
+    (folder / paths.SELECTION).mkdir(parents=True)
+    write_selection(candidates, judged, 0, folder / paths.SELECTION)
 
 
 def _tuning(folder: Path) -> None:
@@ -246,39 +237,21 @@ def _tuning(folder: Path) -> None:
         trials.append(Finished(number, "COMPLETE", 0.5 - 0.02 * number, values, {"rounds": 20}))
     trials[8] = replace(trials[8], value=0.11)
     trials[11] = replace(trials[11], state="PRUNED")
-    (folder / "models/tuning").mkdir(parents=True)
-    write_results(trials, Search("small", space, Budget(0, 12, 0.0, "sqlite")), folder / "models/tuning")
+    (folder / paths.TUNING).mkdir(parents=True)
+    write_results(trials, Search("small", space, Budget(0, 12, 0.0, "sqlite")), folder / paths.TUNING)
 
 
 def _models(folder: Path) -> None:
     """Folders that the report reads for their manifests, and a submission."""
     for name in (
-        "models/network",
-        "models/stack",
-        "models/prototypes",
-        "models/selection",
-        "models/tuning",
-        "submissions",
+        paths.NETWORK,
+        paths.STACK,
+        paths.PROTOTYPES,
+        paths.SELECTION,
+        paths.TUNING,
+        paths.SUBMISSIONS,
     ):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_manifest(folder / name, params={}, inputs={"posts": folder / "posts.parquet"}, metrics={})
-    write_json(folder / "models/stack" / TEXT_FILE, {"share": 0.3, "offset": 0.1})
-    (folder / "submissions/submission.csv").write_text("post_id,popularity_score\n")
-    (folder / "reports/ablation").mkdir()
-    ablation = [
-        {
-            "system": "Eq 11 + logits and losses",
-            "src": 0.5,
-            "src - reference": "+0.0000 [+0.0000, +0.0000]",
-            "src verdict": "",
-        },
-        {"system": "- attention", "src": 0.4, "src - reference": "-0.1000 [-0.1500, -0.0500]", "src verdict": "worse"},
-    ]
-    both = [
-        row | {key.replace("src", "mae"): value for key, value in row.items() if key != "system"} for row in ablation
-    ]
-    pl.DataFrame(both).write_csv(folder / "reports/ablation/ablation.csv")
-
-
-def facts(run: SmallRun, name: str) -> Any:
-    return json.loads((run.folder / f"reports/{name}.json").read_text(encoding="utf-8"))
+        write_manifest(folder / name, params={}, inputs={"posts": folder / paths.POSTS}, metrics={})
+    write_json(folder / paths.TEXT_MODEL_WEIGHT, {"share": 0.3, "offset": 0.1})
+    (folder / paths.SUBMISSIONS / "submission.csv").write_text("post_id,popularity_score\n")

@@ -49,10 +49,10 @@ def test_the_best_trials_fit_a_laptop(written: Path) -> None:
 
 def test_no_name_lies_on_another_and_the_contents_stay_in_sight(written: Path) -> None:
     with shown(written / "report.html", WIDTHS[0]) as browser:
-        assert browser.page.locator("#map svg").evaluate(COLLISIONS) == []
+        assert browser.page.locator("#prototypes svg").evaluate(COLLISIONS) == []
         for chart in browser.page.locator("figure svg").all():
             assert chart.evaluate(COLLISIONS) == []
-        browser.page.locator("#cost").scroll_into_view_if_needed()
+        browser.page.locator("#run").scroll_into_view_if_needed()
         assert browser.page.locator("nav a").first.is_visible()
         assert browser.page.locator("nav").bounding_box()["y"] >= 0
 

@@ -8,7 +8,7 @@ import pytest
 from markupsafe import Markup
 
 from popularity.report import drawing
-from popularity.report.drawing import Interval, Line, Place
+from popularity.report.drawing import Interval, Line, Place, SplitRow
 
 HOSTILE = '<b>&" $x$写 #0072b2'
 
@@ -29,6 +29,11 @@ def _lines() -> Markup:
     return drawing.lines([line, Line("point", [1], [2.0])], "level", HOSTILE, names=["2015-01", "2015-02", "2015-03"])
 
 
+def _splits() -> Markup:
+    rows = [SplitRow(HOSTILE, {"train": [5, 2, 0], "valid": [0, 1, 3], "excluded": [0, 0, 0]})]
+    return drawing.split_timeline(rows, ["2015-01", "2015-02", "2015-03"], HOSTILE)
+
+
 def _map() -> Markup:
     rng = np.random.default_rng(1)
     places = [
@@ -37,7 +42,7 @@ def _map() -> Markup:
     return drawing.class_map(places, 20, HOSTILE)
 
 
-@pytest.mark.parametrize("draw", [_scatter, _intervals, _lines, _map])
+@pytest.mark.parametrize("draw", [_scatter, _intervals, _lines, _splits, _map])
 def test_a_drawing_is_the_same_each_time_and_self_contained(draw: Callable[[], Markup]) -> None:
     svg = draw()
     assert svg == draw()
@@ -51,7 +56,7 @@ def test_a_drawing_is_the_same_each_time_and_self_contained(draw: Callable[[], M
     assert set(ids) == used  # no id that another drawing of the page could share by chance, like axes_1
 
 
-@pytest.mark.parametrize("draw", [_scatter, _intervals, _lines, _map])
+@pytest.mark.parametrize("draw", [_scatter, _intervals, _lines, _splits, _map])
 def test_colours_come_from_the_page_and_text_is_not_small(draw: Callable[[], Markup]) -> None:
     svg = draw()
     styles = re.findall(r'style="([^"]*)"', svg)

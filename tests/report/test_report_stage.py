@@ -15,12 +15,15 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from popularity import paths
+from popularity.config import read_yaml
 from popularity.errors import ContractError
 from popularity.evaluation.scores import collect
-from popularity.report.inputs import Sources
+from popularity.report import head, model_card
+from popularity.report.page import SECTIONS
 from popularity.schema import PREDICTIONS
 from tests.conftest import Dataset
-from tests.report.small_run import HOSTILE, HOSTILE_CLASS, SHOWN, SmallRun, facts, make_run
+from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, REPOSITORY, SHOWN, SmallRun, make_run
 
 
 class Elements(HTMLParser):
@@ -95,8 +98,8 @@ def test_the_page_loads_nothing_and_nests(page: str) -> None:
 def test_hostile_words_are_shown_as_words(page: str, card: str) -> None:
     assert "<script" not in page
     assert html.escape(HOSTILE[:60]).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
-    assert HOSTILE_CLASS in words(section(page, "gallery"))
-    assert HOSTILE_CLASS[:25] + "…" in words(section(page, "map"))
+    assert HOSTILE_CLASS in words(section(page, "prototypes"))
+    assert HOSTILE_CLASS[:25] + "…" in words(section(page, "prototypes"))
     assert "onerror" in page
     assert "</style><b>" not in page
     assert re.findall(r"<[a-z/][^>]*>", card) == ["<the code revision above>"]
@@ -104,9 +107,10 @@ def test_hostile_words_are_shown_as_words(page: str, card: str) -> None:
 
 def test_the_class_of_a_table_row_cannot_break_the_card(small_run: SmallRun, tmp_path: Path) -> None:
     """A first-level class named with pipes, in the table of subgroups."""
-    groups = (small_run.folder / "reports/groups.csv").read_text(encoding="utf-8")
-    (tmp_path / "groups.csv").write_text(groups.replace(",Fashion,", ",Fa|sh\\*<i>,"), encoding="utf-8")
-    _, card = small_run.write(tmp_path, groups=tmp_path / "groups.csv")
+    run = small_run.copy(tmp_path / "run")
+    groups = run.folder / paths.SCORES_BY_GROUP
+    groups.write_text(groups.read_text(encoding="utf-8").replace(",Fashion,", ",Fa|sh\\*<i>,"), encoding="utf-8")
+    _, card = run.write(tmp_path)
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert any("Fa" in row for row in rows)
     for table in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
@@ -116,7 +120,7 @@ def test_the_class_of_a_table_row_cannot_break_the_card(small_run: SmallRun, tmp
 
 
 def test_scores_are_those_of_evaluate(small_run: SmallRun, page: str, card: str) -> None:
-    metrics = facts(small_run, "metrics")
+    metrics = small_run.json(paths.METRICS)
     for text in (words(section(page, "scores")), card):
         for scheme, models in metrics.items():
             for model, values in models.items():
@@ -127,32 +131,47 @@ def test_scores_are_those_of_evaluate(small_run: SmallRun, page: str, card: str)
                 if values["src"] is not None:
                     assert f"{values['src']:.3f}".replace("-", "−") in row[0]
     assert f"{metrics['report']['stack']['src']:.3f}" in words(page.split("<main>", maxsplit=1)[0])
-    assert "this is the score to quote" in section(page, "scores")
+
+
+def test_the_splits_are_drawn_and_say_what_they_are_used_for(small_run: SmallRun, page: str) -> None:
+    text = words(section(page, "splits"))
+    folds = small_run.json(paths.SPLIT_SUMMARY)["schemes"]
+    for fold in folds:
+        if fold["scheme"] == "report":
+            counts = " ".join(f"{fold[role]:,}" for role in ("fit", "score", "dropped"))
+            assert f"report 1 {counts} " in text
+    assert re.search(r"report no The last posts in time.* quote this score\.", text)
+    assert re.search(r"matched yes Earlier splits", text)
+    assert "random not scored" in text
+    (drawn,) = re.findall(r"<svg.*?</svg>", section(page, "splits"), flags=re.DOTALL)
+    assert all(
+        f">{name}<" in drawn for name in ("report", "matched 1 of 2", "user 1 of 2", "final", "train", "excluded")
+    )
 
 
 def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:
-    tables = (small_run.table(name) for name in ("posts", "splits", "predictions"))
+    tables = (small_run.table(name) for name in (paths.POSTS, paths.SPLITS, paths.STACK_PREDICTIONS))
     rows = next(one for one in collect(*tables) if one.scheme == "report").rows
     errors = rows.select(pl.col("prediction:stack") - pl.col("label")).to_series().sort()
     expected = [*errors.tail(3).reverse(), *errors.head(3)]
-    shown = re.findall(r"predicted [\d.−]+ \(([+−][\d.]+)\)", words(section(page, "failures")))
+    shown = re.findall(r"predicted [\d.−]+ \(([+−][\d.]+)\)", words(section(page, "errors")))
     assert [float(error.replace("−", "-")) for error in shown] == pytest.approx(expected, abs=0.006)
-    assert len(re.findall(r"<img", section(page, "failures"))) == 2 * SHOWN["worst_posts"]
+    assert len(re.findall(r"<img", section(page, "errors"))) == 2 * SHOWN["worst_posts"]
 
 
 def test_modalities_add_up(small_run: SmallRun, page: str) -> None:
-    posts = small_run.table("posts")
-    splits = small_run.table("splits").filter(scheme="report", role="score")
+    posts = small_run.table(paths.POSTS)
+    splits = small_run.table(paths.SPLITS).filter(scheme="report", role="score")
     silent = splits.join(posts.filter(title="", tags=""), on="pid").height
     assert silent > 0
-    text = words(section(page, "failures"))
-    assert re.search(rf"picture and text {splits.height - silent} ", text)
-    assert re.search(rf"picture only {silent} ", text)
+    text = words(section(page, "errors"))
+    assert re.search(rf"image and text {splits.height - silent} ", text)
+    assert re.search(rf"image only {silent} ", text)
 
 
 def test_the_gallery_shows_the_nearest_posts_of_the_largest_classes(small_run: SmallRun, page: str) -> None:
-    nearest = pl.read_parquet(small_run.folder / "explain/nearest.parquet")
-    classes = pl.read_parquet(small_run.folder / "models/prototypes/classes.parquet").filter(level="subcategory")
+    nearest = small_run.table(paths.NEAREST_CLASSES)
+    classes = small_run.table(paths.PROTOTYPE_CLASSES).filter(level="subcategory")
     largest = classes.sort("posts", "index", descending=[True, False]).head(SHOWN["gallery_classes"])
     expected = [
         f"{value:.2f}".replace("-", "−")
@@ -160,103 +179,124 @@ def test_the_gallery_shows_the_nearest_posts_of_the_largest_classes(small_run: S
         for head in ("visual", "text")
         for value in nearest.filter(head=head, index=index)["value"].sort(descending=True).head(SHOWN["gallery_posts"])
     ]
-    assert re.findall(r"cos ([\d.−]+)", words(section(page, "gallery"))) == expected
+    assert re.findall(r"cos ([\d.−]+)", words(section(page, "prototypes"))) == expected
 
 
-def test_pictures_are_small_jpegs_of_the_posts(page: str) -> None:
+def test_images_are_small_jpegs_of_the_posts(page: str) -> None:
     sources = re.findall(r'<img src="data:image/jpeg;base64,([^"]*)"', page)
     assert len(sources) == 2 * SHOWN["worst_posts"] + 2 * SHOWN["gallery_classes"] * SHOWN["gallery_posts"]
     for source in sources:
-        with Image.open(io.BytesIO(base64.b64decode(source))) as picture:
-            assert max(picture.size) <= SHOWN["thumbnail"]
-            assert np.ptp(np.asarray(picture)) > 0
+        with Image.open(io.BytesIO(base64.b64decode(source))) as image:
+            assert max(image.size) <= SHOWN["thumbnail"]
+            assert np.ptp(np.asarray(image)) > 0
 
 
 def test_importance_attention_tuning_and_cost(page: str) -> None:
-    assert re.search(r"metadata \(1 column\).*81\.2 %", words(section(page, "importance")))
+    assert re.search(r"metadata \(1 feature\).*81\.2 %", words(section(page, "importance")))
     assert "<b>" not in section(page, "importance")
-    shares = re.findall(r"\d+ / \d+ / \d+ / \d+", words(section(page, "attention")))
+    shares = re.findall(r"\d+ / \d+ / \d+ / \d+", words(section(page, "network")))
     assert len(shares) > 3
     assert all(abs(sum(map(int, share.split(" / "))) - 100) <= 2 for share in shares)
     tuning = words(section(page, "tuning"))
     assert "12 trials (11 complete, 1 pruned)" in tuning
-    assert "best (trial 8)" in tuning
-    assert re.search(r"half_life_days 365 158", tuning)
-    assert re.search(r"The 6 best trials stack\. (trial \d+ ){6}value ([\d.−]+ ){6}", tuning)
-    assert "train 1.2 s, 120 MiB + 40" in words(section(page, "cost"))
-    assert "- attention" in words(section(page, "ablation"))
+    assert "trial 0, first trial 8, best trial 10" in tuning
+    assert re.search(r"half_life_days 365 158 160", tuning)
+    assert re.search(r"The first trial and the best trials stack\. .*loss ([\d.−]+ ){6}", tuning)
+    assert "train 1.2 s, 120 + 40 MiB" in words(section(page, "run"))
 
 
 def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: str) -> None:
-    found = json.loads((small_run.folder / "models/selection/selection.json").read_text(encoding="utf-8"))
+    found = small_run.json(paths.SELECTION_SUMMARY)
     assert (found["chosen"], found["best"]) == ("level", "user")
-    text = words(section(page, "selection"))
-    assert "Chosen: level." in text
-    assert "the best is user" in text
+    text = words(section(page, "tuning"))
+    assert "Chosen configuration: level." in text
+    assert "The best one is user." in text
     for one in found["configurations"]:
         figures = [f"{one[name]:.4f}".replace("-", "−") for name in ("src", "mae", "value", "standard_error")]
-        chosen = "chosen " if one["name"] == "level" else ""
-        assert re.search(rf"{one['name']} {chosen}\S+: .*{' '.join(figures[:3])} \+[\d.]+ ± {figures[3]}", text)
-    assert "Scores of each cut, in order of time (posts: 30, 30)" in text
-    assert "configuration level, which replaced these keys of section stack: `level` residual." in card
+        chosen = "(chosen) " if one["name"] == "level" else ""
+        assert re.search(
+            rf"{one['name']} {re.escape(chosen)}\S+: .*{' '.join(figures[:3])} \+[\d.]+ ± {figures[3]}", text
+        )
+    assert "Scores of each split, in order of time (posts: 30, 30)" in text
+    assert (
+        "Chosen on matched: configuration level, which replaced these keys of section stack: `level` residual." in card
+    )
 
 
 def test_coverage_is_that_of_evaluate(small_run: SmallRun, page: str, card: str) -> None:
-    row = pl.read_csv(small_run.folder / "reports/coverage.csv").filter(scheme="report", group="unseen", level=0.9)
+    row = pl.read_csv(small_run.folder / paths.COVERAGE).filter(scheme="report", group="unseen", level=0.9)
     text = f"{100 * row['coverage'][0]:.1f} %"
     assert re.search(rf"90 % unseen users {row['posts'][0]} {text}", words(section(page, "intervals")))
     assert f"| 90 % | unseen | {text} |" in card
 
 
-def test_the_users_path_is_not_told(small_run: SmallRun, page: str, card: str) -> None:
+def test_the_users_path_is_not_shown(small_run: SmallRun, page: str, card: str) -> None:
     assert str(small_run.folder) not in page
     assert str(small_run.folder) not in card
 
 
-def test_what_is_missing_is_said(small_run: SmallRun, tmp_path: Path) -> None:
-    """No coverage, no trial, no ablation, no curve, no manifest."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    models = {}
-    for name in ("prototypes", "network", "stack"):
-        models[name] = shutil.copytree(small_run.folder / "models" / name, tmp_path / name)
-        (models[name] / "manifest.json").unlink()
-    page, card = small_run.write(
-        tmp_path,
-        coverage=tmp_path / "none.csv",
-        selection=empty,
-        tuning=empty,
-        ablation=empty,
-        curves=empty,
-        submissions=empty,
-        **models,
-    )
-    assert "no table of the intervals' coverage" in words(section(page, "intervals"))
-    assert "Nothing was chosen" in section(page, "selection")
-    assert "Not tuned" in section(page, "tuning")
-    assert "python -m benchmarks.ablation" in section(page, "ablation")
-    assert "no curves" in section(page, "training")
-    assert "carry no manifest" in section(page, "provenance")
-    assert "not recorded" in page
+ANCHORS = ("scores", "splits", "errors", "intervals", "prototypes", "network", "importance", "tuning", "data", "run")
+SECTION_OF = dict(zip(ANCHORS, SECTIONS, strict=True))
+
+
+def test_the_sections_and_their_order(page: str) -> None:
+    assert re.findall(r'<section id="(\w+)"', page) == list(ANCHORS)
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_section_reads_no_more_than_it_names(small_run: SmallRun, page: str, tmp_path: Path, anchor: str) -> None:
+    """In a folder with the files of its READS alone it is the same."""
+    alone, _ = small_run.only(tmp_path / "run", SECTION_OF[anchor].reads).write(tmp_path)
+    assert section(alone, anchor) == section(page, anchor)
+
+
+def test_a_missing_file_takes_away_the_sections_that_read_it(small_run: SmallRun, tmp_path: Path) -> None:
+    for place, name in enumerate((paths.SCORES, paths.IMAGES, paths.TRAINING_PLOTS, paths.RESOURCES["train"])):
+        run = small_run.copy(tmp_path / f"run{place}")
+        file = run.folder / name
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+        page, _ = run.write(tmp_path)
+        expected = [anchor for anchor in ANCHORS if name not in SECTION_OF[anchor].reads]
+        assert len(expected) < len(ANCHORS)
+        assert re.findall(r'<section id="(\w+)"', page) == expected
+
+
+def test_the_stage_depends_on_what_it_reads() -> None:
+    """The data among the deps of stage `report` are the files that the page and the card name, and the data set."""
+    stage = read_yaml(REPOSITORY / "dvc.yaml")["stages"]["report"]
+    deps = {dep for dep in stage["deps"] if not dep.startswith(("src/", "stages/"))}
+    named = {path for one in SECTIONS for path in one.reads} | {*head.READS, *model_card.READS}
+    assert deps == {*named, "${dataset.root}"}
+    assert stage["params"] == [{paths.PARAMS: None}]
+
+
+def test_a_folder_of_parameters_alone_gives_a_page_without_sections(small_run: SmallRun, tmp_path: Path) -> None:
+    page, card = small_run.only(tmp_path / "run", ()).write(tmp_path)
+    assert "<section" not in page
+    for text in (page, card):
+        assert "no score on posts that were kept out of every choice" in text
     assert "Not tuned: the values below" in card
-    assert "Chosen on matched" not in card
+    assert "Chosen on" not in card
 
 
 def test_a_search_of_no_trials_is_no_search(small_run: SmallRun, tmp_path: Path) -> None:
-    tuning = shutil.copytree(small_run.folder / "models/tuning", tmp_path / "tuning")
-    header = (tuning / "trials.csv").read_text().splitlines()[0]
-    (tuning / "trials.csv").write_text(header + "\n")
-    study = json.loads((tuning / "study.json").read_text()) | {"best": None, "default": None, "importance": {}}
-    (tuning / "study.json").write_text(json.dumps(study))
-    page, _ = small_run.write(tmp_path, tuning=tuning)
-    assert "Not tuned" in section(page, "tuning")
+    run = small_run.copy(tmp_path / "run")
+    trials, study = run.folder / paths.TUNING_TRIALS, run.folder / paths.TUNING_STUDY
+    trials.write_text(trials.read_text().splitlines()[0] + "\n")
+    study.write_text(json.dumps(run.json(paths.TUNING_STUDY) | {"best": None, "default": None, "importance": {}}))
+    page, _ = run.write(tmp_path)
+    assert "Chosen configuration" in section(page, "tuning")
+    assert "Search:" not in section(page, "tuning")
+    selection = run.json(paths.SELECTION_SUMMARY) | {"chosen": None, "best": None, "configurations": []}
+    (run.folder / paths.SELECTION_SUMMARY).write_text(json.dumps(selection))
+    page, _ = run.write(tmp_path)
+    assert 'id="tuning"' not in page
 
 
 def test_a_data_set_without_test_part(tiny_dataset: Dataset, tmp_path: Path) -> None:
     run = make_run(tiny_dataset.root, tmp_path / "run", test=False)
     page, card = run.write(tmp_path)
-    assert "no test part" in words(section(page, "quality"))
-    assert "no test part" in words(section(page, "drift"))
+    assert "no test part" in words(section(page, "data"))
     assert "no test part" in card
 
 
@@ -264,44 +304,39 @@ def test_a_data_set_without_pictures(tiny_dataset: Dataset, tmp_path: Path) -> N
     run = make_run(tiny_dataset.root, tmp_path / "run", pictures=False)
     page, _ = run.write(tmp_path)
     assert "<img" not in page
-    assert "no picture" in section(page, "failures")
-    assert "No post has attention" in section(page, "attention")
-    assert re.search(r"neither \d+ ", words(section(page, "failures")))
+    assert "no image" in section(page, "errors")
+    assert "Attention" not in section(page, "network")
+    assert re.search(r"neither \d+ ", words(section(page, "errors")))
 
 
-def test_without_scored_posts_of_report_the_sections_say_so(small_run: SmallRun, tmp_path: Path) -> None:
-    predictions = small_run.table("predictions").filter(pl.col("scheme") != "report")
-    predictions.write_parquet(tmp_path / "predictions.parquet")
-    changed = {"predictions": tmp_path / "predictions.parquet"}
-    for name in ("scores", "groups"):
-        table = pl.read_csv(small_run.folder / f"reports/{name}.csv").filter(pl.col("scheme") != "report")
-        table.write_csv(tmp_path / f"{name}.csv")
-        changed[name] = tmp_path / f"{name}.csv"
-    page, card = small_run.write(tmp_path, **changed)
-    for anchor in ("predicted", "failures"):
-        assert "nothing to show" in section(page, anchor)
-    assert "no honest score" in page
-    assert "no honest score" in card
+def test_without_scored_posts_of_report_there_is_no_section_of_errors(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copy(tmp_path / "run")
+    run.table(paths.STACK_PREDICTIONS).filter(pl.col("scheme") != "report").write_parquet(
+        run.folder / paths.STACK_PREDICTIONS
+    )
+    for name in (paths.SCORES, paths.SCORES_BY_GROUP):
+        pl.read_csv(run.folder / name).filter(pl.col("scheme") != "report").write_csv(run.folder / name)
+    page, card = run.write(tmp_path)
+    assert 'id="errors"' not in page
+    assert "no score on posts that were kept out of every choice" in page
+    assert "no score on posts that were kept out of every choice" in card
 
 
-def test_a_picture_that_is_damaged_since_is_left_out(small_run: SmallRun, tmp_path: Path) -> None:
-    root = shutil.copytree(small_run.folder / "data", tmp_path / "data")
-    shard = root / "train_images.tar"
+def test_an_image_that_is_damaged_since_is_left_out(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copy(tmp_path / "run")
+    shard = run.folder / DATASET / "train_images.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
-    page, _ = small_run.write(tmp_path, root=root)
-    assert "<img" in section(page, "gallery")  # posts of the test part
-    assert "<img" not in section(page, "failures")
-    assert "no picture" in section(page, "failures")
+    page, _ = run.write(tmp_path)
+    assert "<img" in section(page, "prototypes")  # posts of the test part
+    assert "<img" not in section(page, "errors")
+    assert "no image" in section(page, "errors")
 
 
 def test_a_table_of_another_shape_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
-    small_run.table("predictions").drop("scale").write_parquet(tmp_path / "predictions.parquet")
+    run = small_run.copy(tmp_path / "run")
+    file = run.folder / paths.STACK_PREDICTIONS
+    run.table(paths.STACK_PREDICTIONS).drop("scale").write_parquet(file)
     with pytest.raises(ContractError, match="predictions: expected columns"):
-        small_run.write(tmp_path, predictions=tmp_path / "predictions.parquet")
+        run.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
     assert PREDICTIONS.columns["scale"].nullable
-
-
-def test_every_source_is_a_flag_of_the_stage(small_run: SmallRun, tmp_path: Path) -> None:
-    flags = {part[2:] for part in small_run.arguments(tmp_path) if part.startswith("--")}
-    assert flags == set(Sources.__dataclass_fields__) | {"html", "card", "resources"}

@@ -1,1 +1,1 @@
-"""The report that a person reads: one HTML page that needs nothing beside itself, and a model card."""
+"""The report that a person reads: one HTML page that loads no other file, and a model card."""

@@ -30,8 +30,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """Small tables side by side where there is room."""
+
+    kind: ClassVar[str] = "tables"
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A drawing, what it shows in words, and the line below it; a wide one has a row to itself."""
+    """A drawing, a description for those who do not see it, and a caption; a wide one has a row to itself."""
 
     svg: Markup
     label: str
@@ -49,7 +57,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Bar:
-    """Lengths from 0 to 1 laid end to end, and the number in words."""
+    """Lengths from 0 to 1 laid end to end, and the value as text."""
 
     name: str
     parts: Sequence[float]
@@ -73,16 +81,16 @@ class Bars:
 
 @dataclass(frozen=True)
 class Post:
-    """A post as shown: its picture as a data URI (None: it has none), its words, and facts below them."""
+    """A post: its image as a data URI (None: it has none), its texts, and facts below them."""
 
-    picture: str | None
+    image: str | None
     title: str
     tags: str
     facts: Sequence[str]
 
     @property
     def alternative(self) -> str:
-        return f"Picture of the post: {self.title or self.tags or 'no title'}"
+        return f"Image of the post: {self.title or self.tags or 'no title'}"
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,12 @@ class Pair:
     grids: tuple[Posts, Posts]
 
 
-Element = Text | Table | Charts | Bars | Posts | Pair
+Element = Text | Table | Tables | Charts | Bars | Posts | Pair
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the table of contents and what stands below it."""
+    """A part of the page with an entry in the table of contents."""
 
     anchor: str
     title: str
@@ -119,7 +127,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Tile:
-    """A number worth seeing first."""
+    """A number at the head of the page."""
 
     name: str
     value: str
@@ -138,7 +146,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML that loads nothing: styles, drawings and pictures are inside."""
+    """The page as HTML that loads nothing: styles, drawings and images are inside."""
     environment = Environment(
         loader=PackageLoader("popularity.report"),
         autoescape=True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
@@ -247,6 +248,49 @@ def lines(
 
 def _floats(values: Sequence[float]) -> FloatArray:
     return np.asarray(values, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """A validation split: its name, and by role the number of posts in each month."""
+
+    name: str
+    posts: Mapping[str, Sequence[int]]
+
+
+ROLE_COLOURS = {"train": BLUE, "valid": ORANGE, "excluded": MUTED}
+BAND = 8  # pixels of a role's band in a split
+
+
+def split_timeline(rows: Sequence[SplitRow], months: Sequence[str], description: str) -> Markup:
+    """Splits one below the other over time: a band for each role, the more posts in a month the stronger.
+
+    Args:
+        rows: at least one; roles are those of ROLE_COLOURS.
+        months: names of the positions on the time axis.
+        description: for those who do not see the drawing.
+    """
+    height = 70 + len(rows) * (BAND * len(ROLE_COLOURS) + 8)
+    step = 1 + 8 / (BAND * len(ROLE_COLOURS))  # of a row, in heights of its bands
+    with _canvas((SMALL[0], height), description) as canvas:
+        axes = canvas.axes
+        for number, row in enumerate(rows):
+            for lane, (role, colour) in enumerate(ROLE_COLOURS.items()):
+                counts = np.asarray(row.posts[role], dtype=np.float64)
+                for month in np.flatnonzero(counts):
+                    alpha = round(0.3 + 0.7 * float(counts[month] / counts.max()) ** 0.5, 2)
+                    top = number * step + lane / len(ROLE_COLOURS)
+                    box = (month - 0.5, top), 1, 1 / len(ROLE_COLOURS)
+                    axes.add_patch(Rectangle(*box, facecolor=colour, alpha=alpha, linewidth=0))
+        axes.set_yticks([number * step + 0.5 for number in range(len(rows))], [row.name for row in rows])
+        axes.tick_params(axis="y", length=0)
+        every = -(-len(months) // 4)
+        axes.set_xticks(range(0, len(months), every), months[::every])
+        axes.set(xlim=(-0.5, len(months) - 0.5), ylim=(len(rows) * step - 0.2, -0.2))
+        axes.grid(visible=False, axis="y")
+        handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in ROLE_COLOURS.values()]
+        canvas.figure.legend(handles, list(ROLE_COLOURS), loc="outside lower center", ncols=3, handlelength=1.2)
+    return canvas.svg
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""Where a run keeps its files: every file and folder that a stage of dvc.yaml writes, relative to the project folder.
+
+A test compares these names with dvc.yaml.
+"""
+
+from __future__ import annotations
+
+PARAMS = "params.yaml"
+
+DEMO = "data/demo"
+DEMO_TRUTH = "data/demo_truth"
+
+POSTS = "data/interim/posts.parquet"
+USERS = "data/interim/users.parquet"
+QUARANTINE = "data/interim/quarantine.parquet"
+IMAGES = "data/interim/images.parquet"
+SPLITS = "data/interim/splits.parquet"
+
+FEATURES = "data/features"
+
+IMAGE_EMBEDDINGS = "data/embeddings/image"
+IMAGE_STATUS = "data/embeddings/image/status.parquet"
+TEXT_EMBEDDINGS = "data/embeddings/text"
+PROTOTYPE_EMBEDDINGS = "data/embeddings/prototype"
+
+PROTOTYPES = "models/prototypes"
+PROTOTYPE_CLASSES = "models/prototypes/classes.parquet"
+PROTOTYPE_FIELDS = "models/prototypes/about.json"
+PROTOTYPE_MANIFEST = "models/prototypes/manifest.json"
+PROTOTYPE_VECTORS = "models/prototypes/prototypes.safetensors"
+
+NETWORK = "models/network"
+NETWORK_MANIFEST = "models/network/manifest.json"
+
+EXPLANATIONS = "data/explain"
+ATTENTION_MASS = "data/explain/attention_mass.parquet"
+NEAREST_CLASSES = "data/explain/nearest.parquet"
+
+SELECTION = "models/selection"
+SELECTION_MANIFEST = "models/selection/manifest.json"
+SELECTION_SCORES = "models/selection/scores.csv"
+SELECTION_SUMMARY = "models/selection/selection.json"
+
+TUNING = "models/tuning"
+TUNING_MANIFEST = "models/tuning/manifest.json"
+TUNING_STUDY = "models/tuning/study.json"
+TUNING_TRIALS = "models/tuning/trials.csv"
+
+TEXT_MODEL = "models/text_model"
+TEXT_MODEL_PREDICTIONS = "data/text_model"
+
+STACK = "models/stack"
+STACK_MANIFEST = "models/stack/manifest.json"
+STACK_OUTPUTS = "data/stack"
+STACK_IMPORTANCE = "data/stack/importance.csv"
+STACK_PREDICTIONS = "data/stack/predictions.parquet"
+TEXT_MODEL_WEIGHT = "models/stack/text.json"  # the text model's weight in the stack's predictions
+
+SUBMISSIONS = "submissions"
+SUBMISSION_MANIFEST = "submissions/manifest.json"
+
+INGEST_SUMMARY = "reports/ingest.json"
+IMAGE_SUMMARY = "reports/images.json"
+SPLIT_SUMMARY = "reports/split.json"
+FEATURE_SUMMARY = "reports/histories.json"
+PROTOTYPE_SUMMARY = "reports/prototypes.json"
+
+TRAINING_METRICS = "reports/training/metrics.json"
+TRAINING_PLOTS = "reports/training/plots"
+
+METRICS = "reports/metrics.json"
+SCORES = "reports/scores.csv"
+SCORES_BY_GROUP = "reports/scores_by_group.csv"
+SCORES_TEXT = "reports/scores.txt"
+CALIBRATION = "reports/calibration.json"
+COVERAGE = "reports/coverage.csv"
+PLOTS = "reports/plots"
+
+REPORT = "reports/report.html"
+MODEL_CARD = "reports/model_card.md"
+
+STAGES = (
+    "demo_data",
+    "ingest",
+    "index_images",
+    "split",
+    "featurize",
+    "embed_image",
+    "embed_text",
+    "prototypes",
+    "train",
+    "embed_posts",
+    "select",
+    "tune",
+    "text_model",
+    "stack",
+    "evaluate",
+    "submit",
+    "report",
+)
+RESOURCES = {stage: f"reports/resources/{stage}.json" for stage in STAGES}  # seconds and memory of each stage

@@ -1,0 +1,135 @@
+"""The head of the page and of the model card: what the run scored and what one must know of it."""
+
+from __future__ import annotations
+
+from popularity import paths
+from popularity.evaluation.scores import MAIN_MODEL, MODELS, REPORT
+from popularity.report.document import Tile
+from popularity.report.run_folder import RunFolder
+from popularity.report.score_cells import Metrics, by_metric, differences, overall, verdict
+from popularity.report.wording import counted, estimate, listed, number, percent
+
+READS = (
+    paths.SCORES,
+    paths.COVERAGE,
+    paths.POSTS,
+    paths.STACK_PREDICTIONS,
+    paths.INGEST_SUMMARY,
+    paths.PROTOTYPE_CLASSES,
+    paths.PROTOTYPE_FIELDS,
+    paths.STACK_MANIFEST,
+    paths.TEXT_MODEL_WEIGHT,
+)
+NO_SCORE = "This run has no score on posts that were kept out of every choice."
+NOMINAL = 0.8  # coverage of the interval in the tiles
+
+
+def summary(run: RunFolder) -> str:
+    """What the scores of scheme REPORT say, in two sentences."""
+    found = _metrics(run)
+    if MAIN_MODEL not in found:
+        return NO_SCORE
+    src, mae = (found[MAIN_MODEL][metric] for metric in ("src", "mae"))
+    sentence = (
+        f"On the validation posts of scheme {REPORT}, on which no choice was made, the {MAIN_MODEL} reaches SRC "
+        f"{estimate(src['value'], src['low'], src['high'])} and MAE {estimate(mae['value'], mae['low'], mae['high'])} "
+        f"({counted(src['posts'], 'post')} by {counted(src['users'], 'user')})."
+    )
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": []}
+    own = differences(run.scores).filter(scheme=REPORT, model=MAIN_MODEL, metric="mae")
+    for row in own.iter_rows(named=True):
+        difference = estimate(row["value"], row["low"], row["high"], sign=True)
+        groups.setdefault(verdict(row), []).append(f"{row['minus']} ({difference})")
+    words = {"better": "lower than that of", "worse": "higher than that of"}
+    words["no clear difference"] = "not clearly different from that of"
+    clauses = [f"{words[name]} {listed(rows)}" for name, rows in groups.items() if rows and name in words]
+    return f"{sentence} Its MAE is {', and '.join(clauses)}." if clauses else sentence
+
+
+def _metrics(run: RunFolder) -> dict[str, Metrics]:
+    """By model, its scores in scheme REPORT; empty where nothing was scored."""
+    if not run.has(paths.SCORES):
+        return {}
+    return {model: metrics for (model,), metrics in by_metric(overall(run.scores).filter(scheme=REPORT), ["model"])}
+
+
+def tiles(run: RunFolder) -> list[Tile]:
+    """The numbers that are worth seeing first."""
+    return [*_score_tiles(_metrics(run)), *_coverage_tiles(run), *_test_tiles(run)]
+
+
+def _score_tiles(found: dict[str, Metrics]) -> list[Tile]:
+    if MAIN_MODEL not in found:
+        return []
+    shown = []
+    for metric in ("src", "mae"):
+        row = found[MAIN_MODEL][metric]
+        note = f"{number(row['low'])} to {number(row['high'])}" if row["low"] is not None else "no interval"
+        shown.append(Tile(f"{metric.upper()} on {REPORT}", number(row["value"]), note))
+    baselines = {model: found[model]["mae"]["value"] for model in MODELS if model in found and model != MAIN_MODEL}
+    if baselines:
+        best = min(baselines, key=lambda model: baselines[model])
+        shown.append(Tile("MAE of the best baseline", number(baselines[best]), best))
+    return shown
+
+
+def _coverage_tiles(run: RunFolder) -> list[Tile]:
+    if not run.has(paths.COVERAGE):
+        return []
+    rows = run.csv(paths.COVERAGE).filter(scheme=REPORT, group="all", level=NOMINAL)
+    cells = [(percent(row["coverage"]), number(row["width"], 2)) for row in rows.iter_rows(named=True)]
+    name = f"Coverage of {percent(NOMINAL, 0)} intervals"
+    return [Tile(name, coverage, f"mean width {width}") for coverage, width in cells]
+
+
+def _test_tiles(run: RunFolder) -> list[Tile]:
+    if not run.has(paths.POSTS, paths.STACK_PREDICTIONS):
+        return []
+    posts = len(run.posts.filter(split="test"))
+    note = f"of {posts:,}" if posts else "no test part"
+    return [Tile("Test posts predicted", f"{len(run.test_predictions):,}", note)]
+
+
+def facts(run: RunFolder) -> list[tuple[str, str]]:
+    """Name and value of what one must know of the run."""
+    return [
+        ("Data set", run.dataset_name),
+        *(_data_facts(run) if run.has(paths.INGEST_SUMMARY) else []),
+        *_class_facts(run),
+        ("Profile", str(run.params["profile"])),
+        *_model_facts(run),
+    ]
+
+
+def _data_facts(run: RunFolder) -> list[tuple[str, str]]:
+    found = run.json(paths.INGEST_SUMMARY)
+    parts, label = found["parts"], found["label"]
+    first, last = min(part["from"] for part in parts.values()), max(part["to"] for part in parts.values())
+    return [
+        ("Posts", ", ".join(f"{part['posts']:,} {name}" for name, part in sorted(parts.items(), reverse=True))),
+        ("Users", f"{found['users']:,}"),
+        ("Time", f"{first[:10]} to {last[:10]}"),
+        ("Label", f"log2(views + 1), mean {number(label['mean'], 2)}, sd {number(label['sd'], 2)}"),
+    ]
+
+
+def _class_facts(run: RunFolder) -> list[tuple[str, str]]:
+    rows = []
+    if run.has(paths.PROTOTYPE_CLASSES):
+        rows.append(("Classes", f"{len(run.classes):,} of the second taxonomy level"))
+    if run.has(paths.PROTOTYPE_FIELDS):
+        encoders = run.json(paths.PROTOTYPE_FIELDS)["encoders"]
+        rows += [(f"{kind.capitalize()} encoder", str(fields["encoder"])) for kind, fields in sorted(encoders.items())]
+    return rows
+
+
+def _model_facts(run: RunFolder) -> list[tuple[str, str]]:
+    rows = []
+    if run.has(paths.TEXT_MODEL_WEIGHT):
+        weight = run.json(paths.TEXT_MODEL_WEIGHT)["share"]
+        rows.append(("Text model", f"weight {percent(weight, 0)} in the predictions of the test part"))
+    if run.has(paths.STACK_MANIFEST):
+        code = run.json(paths.STACK_MANIFEST)["code"]
+        modified = " (modified)" if code["modified"] else ""
+        rows.append(("Code", (code["revision"] or "not recorded")[:12] + modified))
+    return rows

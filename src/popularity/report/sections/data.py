@@ -1,0 +1,143 @@
+"""The data set: counts, missing values, quarantine, and how the posts change with time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from popularity import paths
+from popularity.evaluation.scores import REPORT
+from popularity.report import drawing
+from popularity.report.document import Chart, Charts, Element, Section, Table, Tables, Text
+from popularity.report.drawing import BLUE, ORANGE, Line
+from popularity.report.months import all_months
+from popularity.report.run_folder import RunFolder
+from popularity.report.wording import counted, number, percent
+from popularity.schema import IMAGE_STATUSES, LEVELS, SPLITS
+
+READS = (paths.INGEST_SUMMARY, paths.IMAGE_SUMMARY, paths.POSTS, paths.SPLITS, paths.STACK_PREDICTIONS)
+EXPECTED_MISSING = ("label",)  # in the test part
+
+
+def build(run: RunFolder) -> Section:
+    """The section."""
+    summary = run.json(paths.INGEST_SUMMARY)
+    statuses = run.json(paths.IMAGE_SUMMARY)["statuses"]
+    unseen = summary.get("unseen_in_training")
+    text = (
+        f"{percent(unseen['share_of_test_posts_by_unseen_users'])} of the test posts are by users without a training "
+        "post."
+        if unseen
+        else "The data set has no test part, so nothing can be submitted."
+    )
+    trend = "The mean label and the users change with time: a model of old labels does not know the new trend."
+    return Section(
+        "data",
+        "Data",
+        [
+            Text(text),
+            Tables([_counts(summary["parts"], statuses), *_missing_values(summary["parts"])]),
+            *_quarantine(summary["quarantine"]),
+            Text(trend),
+            Charts(_charts_by_month(run)),
+            _mean_labels(run, summary["label"]["mean"]),
+        ],
+    )
+
+
+def _counts(parts: Mapping[str, Any], statuses: Mapping[str, Any]) -> Table:
+    names = [name for name in SPLITS if name in parts]
+    rows = [
+        ["posts", *(f"{parts[name]['posts']:,}" for name in names)],
+        ["users", *(f"{parts[name]['users']:,}" for name in names)],
+        *([f"classes, {level}", *(f"{parts[name]['classes'][level]:,}" for name in names)] for level in LEVELS),
+        ["first post", *(parts[name]["from"][:10] for name in names)],
+        ["last post", *(parts[name]["to"][:10] for name in names)],
+        *(
+            [f"images {status.replace('_', ' ')}", *(f"{statuses[name][status]:,}" for name in names)]
+            for status in IMAGE_STATUSES
+        ),
+    ]
+    return Table("Counts", ["", *names], rows)
+
+
+def _missing_values(parts: Mapping[str, Any]) -> list[Table]:
+    names = [name for name in SPLITS if name in parts]
+    rows = []
+    for field in parts[names[0]]["missing_share"]:
+        shares = [parts[name]["missing_share"][field] for name in names]
+        if any(shares) and field not in EXPECTED_MISSING:
+            rows.append([field, *map(percent, shares)])
+    return [Table("Share of posts without a value", ["field", *names], rows)] if rows else []
+
+
+def _quarantine(quarantine: Mapping[str, Any]) -> list[Element]:
+    if not quarantine["values"]:
+        return [Text("No value was implausible: the quarantine is empty.")]
+    rows = [[one["field"], one["reason"], one["action"], f"{one['values']:,}"] for one in quarantine["by_reason"]]
+    title = f"Quarantine: {counted(quarantine['values'], 'value')} that could not be used"
+    return [Table(title, ["field", "reason", "action", "values"], rows, names=3)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Posts of one curve and how the curve is drawn."""
+
+    name: str
+    posts: pl.DataFrame
+    colour: str = BLUE
+    style: str = "-"
+
+    def curve(self, value: pl.Expr, months: Sequence[str]) -> Line:
+        """A value for each month that has posts."""
+        found = self.posts.group_by("month").agg(value=value).sort("month")
+        x = [months.index(month) for month in found["month"]]
+        return Line(self.name, x, found["value"].to_list(), colour=self.colour, style=self.style, marker="o")
+
+
+def _charts_by_month(run: RunFolder) -> list[Chart]:
+    posts = run.posts.with_columns(month=pl.col("posted_at").dt.strftime("%Y-%m"))
+    months = all_months(posts["month"])
+    train, test = (posts.filter(split=split) for split in SPLITS)
+    predicted = test.join(run.test_predictions, on="pid", how="inner", validate="1:1")
+    labels = [
+        _Part("label, training", train.with_columns(value="label")),
+        _Part("prediction, test", predicted.with_columns(value="prediction"), ORANGE, "--"),
+    ]
+    counts = [_Part("training", train), _Part("test", test, ORANGE, "--")]
+    first = _Part("", posts.with_columns(first=pl.col("month") == pl.col("month").min().over("uid")))
+    means = [_with_quartiles(part, months) for part in labels if len(part.posts)]
+    numbers = [part.curve(pl.len(), months) for part in counts if len(part.posts)]
+    shares = [first.curve(pl.mean("first"), months)]
+    mean = "Mean label by month, and the mean prediction of test posts"
+    share = "Share of each month's posts by users whose first post is of that month"
+    return [
+        Chart(drawing.lines(means, "mean label", mean, names=months), mean, f"{mean}; the band is the middle half."),
+        _chart(numbers, "posts", "Posts by month", months),
+        _chart(shares, "share of posts by new users", share, months),
+    ]
+
+
+def _chart(curves: Sequence[Line], title: str, label: str, months: Sequence[str]) -> Chart:
+    return Chart(drawing.lines(curves, title, label, names=months, bottom=0), label, f"{label}.")
+
+
+def _with_quartiles(part: _Part, months: Sequence[str]) -> Line:
+    """The mean of column `value` by month, with a band between the quartiles."""
+    low, high = (part.curve(pl.col("value").quantile(share, "linear"), months).y for share in (0.25, 0.75))
+    return replace(part.curve(pl.mean("value"), months), low=low, high=high)
+
+
+def _mean_labels(run: RunFolder, training: float) -> Table:
+    rows = [["training posts, label", number(training)]]
+    if run.scored is not None:
+        rows.append([f"train rows of {REPORT}, label", number(run.scored.fit_means[0])])
+        validation = float(np.mean(run.scored.rows["label"].to_numpy()))
+        rows.append([f"validation rows of {REPORT}, label", number(validation)])
+    if len(run.test_predictions):
+        rows.append(["test posts, prediction", number(float(np.mean(run.test_predictions["prediction"].to_numpy())))])
+    return Table("Mean label, and mean prediction of the test part", ["posts", "mean"], rows)

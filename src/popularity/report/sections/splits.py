@@ -1,0 +1,102 @@
+"""How the posts were split for validation: a picture over time and a row for each scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from popularity import paths
+from popularity.evaluation.scores import UNLABELLED
+from popularity.report import drawing
+from popularity.report.document import Chart, Charts, Element, Section, Table, Text
+from popularity.report.drawing import SplitRow
+from popularity.report.months import all_months
+from popularity.report.run_folder import RunFolder
+from popularity.report.wording import NONE, percent
+from popularity.schema import CUT_SCHEMES
+
+READS = (paths.POSTS, paths.SPLITS, paths.SPLIT_SUMMARY, paths.SCORES)
+ROLES = {"fit": "train", "score": "valid", "dropped": "excluded"}  # role in the table -> word on the page
+SCHEME_SHOWS = {
+    "report": (
+        "The last posts in time, with the test part's share of posts by new users. No choice was made on it: quote "
+        "this score."
+    ),
+    "matched": (
+        "Earlier splits in time, made in the same way; the score is their mean. Trials were compared on it, so the "
+        "chosen trial scores a little too well here."
+    ),
+    "user": "New users, but at the time of the train rows: the trend does not move. Its scores are too good.",
+    "random": "Random folds: the model knows most users and their later posts. Its scores are too good.",
+    "final": "All labelled posts; the model predicts the test part, whose labels nobody here knows.",
+}
+
+
+def build(run: RunFolder) -> Section:
+    """The section."""
+    summary = run.json(paths.SPLIT_SUMMARY)
+    schemes: dict[str, list[Mapping[str, Any]]] = {}
+    for fold in summary["schemes"]:
+        schemes.setdefault(fold["scheme"], []).append(fold)
+    text = (
+        f"In splits by time, the share of validation posts by users without a train post should be "
+        f"{percent(summary['wanted_unseen_post_share'])} (source: {summary['wanted_from']}). Excluded posts are "
+        "neither trained on nor scored."
+    )
+    elements: list[Element] = [Text(text), Charts([_timeline(run)]), _counts(schemes), _meaning(schemes, run.scores)]
+    return Section("splits", "Validation splits", elements)
+
+
+def _timeline(run: RunFolder) -> Chart:
+    posts = run.posts.select("pid", month=pl.col("posted_at").dt.strftime("%Y-%m"))
+    months = all_months(posts["month"])
+    counts = run.splits.join(posts, on="pid", validate="m:1").group_by("scheme", "fold", "role", "month").len()
+    folds = counts.select("scheme", "fold").unique()
+    rows = []
+    for scheme in SCHEME_SHOWS:
+        numbers = folds.filter(scheme=scheme)["fold"].sort().to_list()
+        by_time = scheme in CUT_SCHEMES
+        for fold in numbers if by_time else numbers[:1]:
+            of = f" {fold + 1} of {len(numbers)}" if len(numbers) > 1 else ""
+            own = counts.filter(scheme=scheme, fold=fold)
+            lanes = {word: _per_month(own.filter(role=role), months) for role, word in ROLES.items()}
+            rows.append(SplitRow(scheme + of, lanes))
+    label = "Posts by month in each split: train, validation and excluded"
+    drawn = drawing.split_timeline(rows, months, label)
+    caption = "Each band is a role of the posts; the stronger the colour, the more posts in the month. Of the folds "
+    return Chart(drawn, label, caption + "that are not made by time, the first is drawn.")
+
+
+def _per_month(counts: pl.DataFrame, months: Sequence[str]) -> list[int]:
+    found = dict(counts.select("month", "len").iter_rows())
+    return [found.get(month, 0) for month in months]
+
+
+def _meaning(schemes: Mapping[str, Sequence[Mapping[str, Any]]], scores: pl.DataFrame) -> Table:
+    """A row a scheme: whether choices were made on it, and what its scores mean."""
+    used = dict(scores.select("scheme", "used_in_selection").unique().iter_rows())
+    rows = []
+    for scheme, folds in schemes.items():
+        notes = dict.fromkeys(f"{fold['note']}." for fold in folds if fold["note"])
+        answer = NONE if scheme == UNLABELLED else used.get(scheme, "not scored")
+        rows.append([scheme, answer, " ".join([SCHEME_SHOWS[scheme], *notes])])
+    return Table("What the schemes show", ["scheme", "used for selection?", "what it shows"], rows, names=3)
+
+
+def _counts(schemes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """A row a scheme: the mean number of posts by role over its folds."""
+    rows = []
+    for scheme, folds in schemes.items():
+        counts = (f"{np.mean([fold[role] for fold in folds]):,.0f}" for role in ROLES)
+        rows.append([scheme, f"{len(folds)}", *counts, percent(unseen_share(folds))])
+    header = ["scheme", "folds", *ROLES.values(), "valid, by new users"]
+    return Table("Posts of each scheme, mean over its folds", header, rows)
+
+
+def unseen_share(folds: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean share of validation posts by users without a train post; None where no fold knows it."""
+    shares = [fold["unseen_post_share"] for fold in folds if fold["unseen_post_share"] is not None]
+    return float(np.mean(shares)) if shares else None
