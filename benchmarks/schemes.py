@@ -51,7 +51,7 @@ from benchmarks.cuts import (
 from benchmarks.systems import METRICS, FoldData, Project
 from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import DataError
-from popularity.evaluation.metrics import score, spearman
+from popularity.evaluation.metrics import loss_of_scores, score, spearman
 from popularity.features import FeaturizeParams
 from popularity.files import atomic_path
 from popularity.schema import FOLDS as SPLITS
@@ -183,11 +183,11 @@ def with_value(table: pl.DataFrame) -> pl.DataFrame:
     both = src.join(mae, on=key, suffix="_mae", validate="1:1", maintain_order="left")
     constant = mae.filter(system=CONSTANT).drop("system")
     both = both.join(constant, on=["cut", "scheme"], suffix="_constant", validate="m:1", maintain_order="left")
-    values = both.select(
-        *key,
-        metric=pl.lit(VALUE),
-        **{name: pl.col(f"{name}_mae") / pl.col(f"{name}_constant") - pl.col(name) for name in ("promised", CAME)},
-    )
+    losses = {
+        name: loss_of_scores(both[f"{name}_mae"].to_numpy(), both[f"{name}_constant"].to_numpy(), both[name].to_numpy())
+        for name in ("promised", CAME)
+    }
+    values = both.select(*key, metric=pl.lit(VALUE)).with_columns(**{name: pl.Series(own) for name, own in losses.items()})
     return pl.concat([table, values])
 
 

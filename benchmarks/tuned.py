@@ -25,13 +25,14 @@ import polars as pl
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import DataError
-from popularity.evaluation.metrics import FloatArray, cuts_of, score
+from popularity.evaluation.metrics import FloatArray, score
 from popularity.evaluation.probes import Estimate, paired_interval
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
 from popularity.stack import Blocks, StackParams, read_blocks
 from popularity.stack.fit import fit_and_predict, load_fold
 from popularity.stack.parallel import in_order
+from popularity.stack.scores import cuts_of
 from popularity.stage import run
 from popularity.tuning.stack import StackInputs
 
