@@ -183,12 +183,11 @@ def with_value(table: pl.DataFrame) -> pl.DataFrame:
     both = src.join(mae, on=key, suffix="_mae", validate="1:1", maintain_order="left")
     constant = mae.filter(system=CONSTANT).drop("system")
     both = both.join(constant, on=["cut", "scheme"], suffix="_constant", validate="m:1", maintain_order="left")
-    losses = {
-        name: loss_of_scores(both[f"{name}_mae"].to_numpy(), both[f"{name}_constant"].to_numpy(), both[name].to_numpy())
+    losses = [
+        pl.Series(name, loss_of_scores(both[f"{name}_mae"], both[f"{name}_constant"], both[name]))
         for name in ("promised", CAME)
-    }
-    values = both.select(*key, metric=pl.lit(VALUE)).with_columns(**{name: pl.Series(own) for name, own in losses.items()})
-    return pl.concat([table, values])
+    ]
+    return pl.concat([table, both.select(*key, metric=pl.lit(VALUE)).with_columns(losses)])
 
 
 def judged(table: pl.DataFrame, metric: str) -> pl.DataFrame:
