@@ -52,7 +52,7 @@ from benchmarks.systems import METRICS, FoldData, Project
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.config import PARAMS_FILE, load_params
 from popularity.errors import DataError
-from popularity.evaluation.metrics import score, spearman
+from popularity.evaluation.metrics import loss_of_scores, score, spearman
 from popularity.features import FeaturizeParams
 from popularity.schema import FOLDS as SPLITS
 from popularity.schema import POSTS, read_table
@@ -178,12 +178,11 @@ def with_value(table: pl.DataFrame) -> pl.DataFrame:
     both = src.join(mae, on=key, suffix="_mae", validate="1:1", maintain_order="left")
     constant = mae.filter(system=CONSTANT).drop("system")
     both = both.join(constant, on=["cut", "scheme"], suffix="_constant", validate="m:1", maintain_order="left")
-    values = both.select(
-        *key,
-        metric=pl.lit(VALUE),
-        **{name: pl.col(f"{name}_mae") / pl.col(f"{name}_constant") - pl.col(name) for name in ("promised", CAME)},
-    )
-    return pl.concat([table, values])
+    losses = [
+        pl.Series(name, loss_of_scores(both[f"{name}_mae"], both[f"{name}_constant"], both[name]))
+        for name in ("promised", CAME)
+    ]
+    return pl.concat([table, both.select(*key, metric=pl.lit(VALUE)).with_columns(losses)])
 
 
 def ranked_schemes(table: pl.DataFrame, metric: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from popularity.evaluation.metrics import METRICS, error_over_median, relative_error, score, spearman
+from popularity.evaluation.metrics import METRICS, loss_of_scores, relative_error, score, selection_loss, spearman
 
 
 def test_spearman_takes_average_ranks() -> None:
@@ -45,5 +45,13 @@ def test_relative_error_is_the_error_itself_where_the_constant_has_none() -> Non
     assert float(relative_error(1.0, 4.0)) == 0.25
 
 
-def test_error_over_median_is_that_of_the_fit_rows_median() -> None:
-    assert error_over_median(0.5, np.array([1.0, 4.0]), np.array([0.0, 2.0, 9.0])) == pytest.approx(0.5 / 1.5)
+def test_the_selection_loss_by_hand() -> None:
+    label, prediction = np.array([1.0, 2.0, 6.0]), np.array([2.0, 1.0, 4.0])
+    # Errors 1, 1, 2 and, of the baseline 2, 1, 0, 4: 4 / 5. Ranks 1, 2, 3 against 2, 1, 3: 1 - 6 * 2 / 24.
+    assert selection_loss(label, prediction, 2.0) == pytest.approx(4 / 5 - 0.5)
+    assert selection_loss(label, prediction, np.full(3, 2.0)) == selection_loss(label, prediction, 2.0)
+    assert loss_of_scores([4 / 3, 4 / 3], [5 / 3, 0.0], [0.5, 0.5]) == pytest.approx([0.3, 4 / 3 - 0.5])
+    # Without an order there is no SRC, and the baseline has its own MAE.
+    assert selection_loss(label, np.full(3, 2.0), 2.0) == 1.0
+    # A baseline without an error leaves the MAE as it is: (1 + 0 + 0) / 3, and SRC 0 for equal labels.
+    assert selection_loss(np.full(3, 5.0), np.array([4.0, 5.0, 5.0]), 5.0) == pytest.approx(1 / 3)

@@ -36,9 +36,11 @@ from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.selection import kept_rows
 from popularity.stack.target import Target
 from popularity.tuning import stack as tuning_stack
+from popularity.tuning.results import best_of
 from popularity.tuning.space import Space
 from popularity.tuning.stack import StackInputs, StackObjective, best_rounds
-from popularity.tuning.study import SQLITE, finished_trials, open_study
+from popularity.tuning.storage import SQLITE, open_study
+from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
 from stages import featurize, stack
 from tests.stack.small_stack import posts_with_signal, tree_bytes
@@ -129,6 +131,18 @@ def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(
     states = pl.read_csv(out / "tuning/trials.csv")["state"].value_counts(sort=True).rows()
     best = study["best"]["number"]
     print(f"killed after {moments} of {trials} trials, then the table of an undisturbed run: {states}, best {best}")
+
+
+def test_the_best_value_is_that_of_its_parameters_scored_again(inputs: Path, tmp_path: Path) -> None:
+    """A fresh objective has encoded no fold before; the trial before it shares nothing with it."""
+    write_params(tmp_path / "params.yaml", trials=8)
+    params = load_params("tune", tuning_stack.TuneParams, tmp_path / "params.yaml")
+    search, make_objective = tuning_stack.stack_search(params, SMALL, small_objective(inputs).inputs)
+    best = best_of(run_search(search, make_objective, state=tmp_path))
+    assert best is not None
+    assert best.number > 0
+    *_, step = make_objective()(best.values)
+    assert step == Step(best.value, best.facts)
 
 
 def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path) -> None:
@@ -391,7 +405,7 @@ def test_a_worker_joins_from_another_copy_of_the_project(inputs: Path, tmp_path:
         join(["--folder", str(elsewhere)])
     params = load_params("tune", tuning_stack.TuneParams, elsewhere / "params.yaml")
     search, _ = tuning_stack.stack_search(params, SMALL, StackInputs.below(elsewhere))
-    study = open_study(search, tmp_path, create=True)
+    study = open_study(search.name, storage, tmp_path, create=True)
     join(["--folder", str(elsewhere)])
     trials = finished_trials(study, search)
     assert len(trials) == 5

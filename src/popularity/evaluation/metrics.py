@@ -1,4 +1,4 @@
-"""The challenge's metrics. An undefined score is None, never NaN."""
+"""The challenge's metrics, and the loss that every search minimises. An undefined score is None, never NaN."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
-
-from popularity.schema import CUT_SCHEMES
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,10 +32,22 @@ def relative_error(error: ArrayLike, constant: ArrayLike) -> FloatArray:
     return np.asarray(error, dtype=np.float64) / np.where(known > 0, known, 1.0)
 
 
-def error_over_median(error: float, labels: FloatArray, fit_labels: FloatArray) -> float:
-    """MAE over that of predicting the fit rows' median for `labels`."""
-    median = np.full(len(labels), np.median(fit_labels))
-    return float(relative_error(error, mean_absolute_error(labels, median)))
+def selection_loss(label: FloatArray, prediction: FloatArray, baseline: ArrayLike) -> float:
+    """What every search and selection minimises: MAE over the baseline's MAE, minus SRC; the baseline itself has 1.
+
+    Args:
+        label: (n,) true labels, n >= 1.
+        prediction: (n,) predicted labels.
+        baseline: (n,) or a number: a constant prediction, the median label of the training rows.
+    """
+    baseline_mae = mean_absolute_error(label, np.asarray(baseline, dtype=np.float64))
+    src = spearman(label, prediction)
+    return float(loss_of_scores(mean_absolute_error(label, prediction), baseline_mae, np.nan if src is None else src))
+
+
+def loss_of_scores(mae: ArrayLike, baseline_mae: ArrayLike, src: ArrayLike) -> FloatArray:
+    """`selection_loss` (...,) of scores that are known already; an undefined SRC (NaN) counts as 0."""
+    return relative_error(mae, baseline_mae) - np.nan_to_num(np.asarray(src, dtype=np.float64))
 
 
 def mean_absolute_percentage_error(labels: FloatArray, predictions: FloatArray) -> float | None:
@@ -63,11 +72,6 @@ def score(
     each = [(labels[rows], predictions[rows]) for rows in cut_rows(len(labels), cuts)]
     metrics = (spearman, mean_absolute_error, mean_absolute_percentage_error, bias)
     return {name: _mean([metric(*cut) for cut in each]) for name, metric in zip(METRICS, metrics, strict=True)}
-
-
-def cuts_of(scheme: str, folds: pl.Series) -> npt.NDArray[np.int64] | None:
-    """(n,) the cut of each row by its fold, for `score`; None for a scheme whose folds are parts of one score."""
-    return folds.to_numpy().astype(np.int64) if scheme in CUT_SCHEMES else None
 
 
 def cut_rows(n: int, cuts: npt.NDArray[np.int64] | None) -> list[npt.NDArray[np.int64]]:

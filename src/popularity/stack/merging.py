@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from popularity.errors import DataError
-from popularity.evaluation.metrics import mean_absolute_error, relative_error, spearman
+from popularity.evaluation.metrics import selection_loss
 from popularity.schema import TEXT_PREDICTIONS, FoldKey, nothing, read_table
 
 MODEL, CONSTANT, SCHEME = "stack", "constant", "matched"
@@ -103,8 +103,7 @@ def _values(
     found = {}
     for (scheme, fold), rows in means.group_by(FOLD, maintain_order=True):
         label, predicted, constant = (rows[name].to_numpy() for name in ("label", MODEL, CONSTANT))
-        error = relative_error(mean_absolute_error(label, predicted), mean_absolute_error(label, constant))
-        found[FoldKey(str(scheme), int(str(fold)))] = float(error) - (spearman(label, predicted) or 0.0)
+        found[FoldKey(str(scheme), int(str(fold)))] = selection_loss(label, predicted, constant)
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from popularity.evaluation.metrics import cuts_of, score
-from popularity.schema import PREDICTIONS
+from popularity.evaluation.metrics import score
+from popularity.schema import CUT_SCHEMES, PREDICTIONS
 
 TOLD = ("mae", "src")
 DIGITS = 6
@@ -31,6 +33,11 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
         found = score(rows["label"].to_numpy(), rows["prediction"].to_numpy(), cuts)
         scores[str(scheme)] = {name: _rounded(found[name]) for name in TOLD}
     return scores
+
+
+def cuts_of(scheme: str, folds: pl.Series) -> npt.NDArray[np.int64] | None:
+    """(n,) the cut of each row by its fold, for `score`; None for a scheme whose folds are parts of one score."""
+    return folds.to_numpy().astype(np.int64) if scheme in CUT_SCHEMES else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,17 +1,16 @@
-r"""The search over the network's own parameters: python -m popularity.tuning.network [--trials N] [--folder PROJECT].
+"""Searches the parameters of section `train`: python -m popularity.tuning.network [--trials N] [--folder PROJECT].
 
     python -m popularity.tuning.network --trials 20
     python -m popularity.profile --patch models/network_search/best_params.yaml --show
     python -m popularity.profile --patch models/network_search/best_params.yaml
 
-Needs `dvc repro featurize prototypes`. A trial trains the network with other values of section `train` and is judged
-first by how many classes of the validation posts it names (top-1 of the mean head), then by what its vectors are worth
-to the stack on the scheme `matched`: its value is MAE over that of the fit rows' median, minus SRC, minus the accuracy.
-The labels of the posts that `report` scores are read nowhere in it. The space is section `tune_network` of params.yaml.
+Needs `dvc repro prototypes`. Each trial trains the network and is scored by its accuracy on held-out posts alone: the
+top-1 of the mean head on the validation posts after the last epoch, as training measures it. Popularity plays no part:
+the labels are not read. The space is section `tune_network` of params.yaml.
 
-Writes best_params.yaml, a patch of section train that the second and third command show and apply, trials.csv and
-study.json. A killed search goes on with the same command: after its last finished trial, in a trial after the last
-epoch. POPULARITY_TUNE_WORKERS starts several processes.
+Writes best_params.yaml, a patch of section train that the second command shows and the third applies, trials.csv and
+study.json. A killed search is resumed by the same command, after the last epoch of the trial that was running.
+POPULARITY_TUNE_WORKERS starts several processes.
 """
 
 from __future__ import annotations
@@ -22,40 +21,30 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
 
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.errors import ConfigError
-from popularity.evaluation.metrics import error_over_median, mean_absolute_error, spearman
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
-from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
-from popularity.schema import FOLDS, IMAGES, POSTS, read_table
-from popularity.splits import rows_of
-from popularity.splits.folds import Fold, load_fold
-from popularity.stack import StackParams, read_blocks
-from popularity.stack.fit import fit_and_predict
+from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import run
-from popularity.training.assembly import Towers, build_network, posts_for, save_network
+from popularity.training.assembly import Towers, build_network, posts_for
 from popularity.training.loop import DivergenceError, make_accelerator, train_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import TowerOutputs, read_inputs, training_rows
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space, Values
-from popularity.tuning.stack import StackInputs
 from popularity.tuning.study import Budget, Search, Step, run_search, workers_here
 
 logger = logging.getLogger(__name__)
 
 ACCURACY = "validation/top1/mean"
-SCHEME = "matched"
-PROTOTYPE_FILES = ("about.json", "classes.parquet", "members.parquet", "prototypes.safetensors")
-FIXED = ("rows", "seed", "validation_share")  # prototypes are made for rows; the others choose who is measured
+INPUTS = ("interim/posts.parquet", "interim/images.parquet", "embeddings/image", "embeddings/text")  # below data
+FIXED = ("rows", "seed", "validation_share")  # prototypes are made for rows; the others choose the validation posts
 
 
 @dataclass(frozen=True)
@@ -65,157 +54,63 @@ class NetworkSearchParams(Budget):
     space: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Project:
-    """The folder of a project in which the graph ran up to `prototypes` and `featurize`."""
-
-    folder: Path
-
-    @property
-    def params(self) -> Path:
-        return self.folder / PARAMS_FILE
-
-    @property
-    def images(self) -> Path:
-        return self.folder / "data/interim/images.parquet"
-
-    @property
-    def prototypes(self) -> Path:
-        return self.folder / "models/prototypes"
-
-    @property
-    def inputs(self) -> StackInputs:
-        """Of the stack; there is no block `prototype` before a trial has made it."""
-        return StackInputs.below(self.folder)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all trials share, read once: params.yaml may change while they run.
-
-    Args:
-        root: of the data set.
-        towers: which encoders, and how.
-        embed_posts: section of params.yaml.
-        stack: section of params.yaml, with one booster a fold, whatever the stage fits.
-    """
-
-    root: Path
-    towers: Towers
-    embed_posts: EmbedPostsParams
-    stack: StackParams
-
-    @classmethod
-    def load(cls, project: Project) -> Settings:
-        stack = load_params("stack", StackParams, project.params)
-        return cls(
-            project.folder / str(read_yaml(project.params)["dataset"]["root"]),
-            Towers.load(project.params),
-            load_params("embed_posts", EmbedPostsParams, project.params),
-            replace(stack, seeds=1, learners=("lightgbm",)),
-        )
-
-
-def network_search(
-    params: NetworkSearchParams, project: Project, settings: Settings
-) -> tuple[Search, Space[TrainParams]]:
-    """What is searched in `project`.
+def network_search(params: NetworkSearchParams, folder: Path) -> Search:
+    """What is searched in the project `folder`.
 
     Raises:
-        ConfigError: the space is none, or there is nothing to judge trials by.
+        ConfigError: the space is none, or there are no validation posts to score trials by.
     """
-    train = load_params("train", TrainParams, project.params)
+    train, towers = load_params("train", TrainParams, folder / PARAMS_FILE), Towers.load(folder / PARAMS_FILE)
     if fixed := [key for key in params.space if key in FIXED]:
         raise ConfigError(f"tune_network.space.{fixed[0]}: trials that differ in it cannot be compared; leave it out")
     if train.validation_share == 0:
-        raise ConfigError("train.validation_share is 0: the search needs validation posts to judge trials by")
+        raise ConfigError("train.validation_share is 0: the search needs validation posts to score trials by")
     space = Space.parse("tune_network.space", params.space, "train", train)
-    inputs = project.inputs
-    sections = [asdict(section) for section in (train, settings.towers, settings.stack, settings.embed_posts)]
+    inputs = [folder / "data" / name for name in INPUTS]
     key = fingerprint(
-        code_fingerprint(), sections, params.space, params.seed,
-        inputs.posts, inputs.splits, inputs.features, inputs.image, inputs.text, project.images,
-        *(project.prototypes / name for name in PROTOTYPE_FILES),
+        code_fingerprint(), asdict(train), asdict(towers), params.space, params.seed, *inputs,
+        folder / "models/prototypes",
     )  # fmt: skip
-    return Search(f"network-{key}", space, Budget(params.seed, params.trials, params.hours, params.storage)), space
+    return Search(f"network-{key}", space, Budget(params.seed, params.trials, params.hours, params.storage))
 
 
 class NetworkObjective:
-    """Two steps: minus the accuracy of the trained network, then the stack's value on `matched` added to it."""
+    """One step: minus the accuracy of the trained network on the validation posts.
 
-    steps = 2
+    Args:
+        folder: of the project.
+        space: of section train.
+        state: where a trial that is broken off keeps its epochs.
+    """
 
-    def __init__(self, project: Project, settings: Settings, space: Space[TrainParams], state: Path) -> None:
-        self.project, self.settings, self.space, self.state = project, settings, space, state
+    steps = 1
 
-    @cached_property
-    def posts(self) -> pl.DataFrame:
-        return read_table(self.project.inputs.posts, POSTS)
-
-    @cached_property
-    def images(self) -> pl.DataFrame:
-        return read_table(self.project.images, IMAGES)
-
-    @cached_property
-    def folds(self) -> list[Fold]:
-        rows = rows_of(read_table(self.project.inputs.splits, FOLDS), [SCHEME])
-        return [load_fold(key, own, self.posts, self.project.inputs.features) for key, own in rows]
+    def __init__(self, folder: Path, space: Space[TrainParams], state: Path) -> None:
+        self.space, self.state, self.prototypes = space, state, folder / "models/prototypes"
+        posts, images, *towers = (folder / "data" / name for name in INPUTS)
+        self.posts, self.images = read_table(posts, POSTS).drop("label"), read_table(images, IMAGES)
+        self.outputs, self.towers = TowerOutputs.read(*towers), Towers.load(folder / PARAMS_FILE)
+        self.root = folder / str(read_yaml(folder / PARAMS_FILE)["dataset"]["root"])
 
     def __call__(self, values: Values) -> Iterator[Step]:
         params = self.space.apply(values)
         folder = self.state / "trials" / fingerprint(asdict(params))  # a trial that is run again finds its epochs there
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            accuracy = self._train(params, folder)
-            yield Step(-accuracy, {"top1": accuracy})
-            mae, src = self._fit_stack(self._embed(params, folder))
-            yield Step(mae - src - accuracy, {"top1": accuracy, "mae_of_constant": mae, "src": src})
-        except (DivergenceError, torch.cuda.OutOfMemoryError) as error:  # would end every further run in the same place
-            logger.warning("%s: it counts as a constant. %s", json.dumps(values), error)
-            yield Step(0.0, {"top1": 0.0})
-            yield Step(1.0, {"top1": 0.0, "mae_of_constant": 1.0, "src": 0.0})
-        except GeneratorExit:  # pruned
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+            accuracy = self._accuracy(params, folder)
+        except (DivergenceError, torch.cuda.OutOfMemoryError) as error:  # the next run would end in the same place
+            logger.warning("%s: its accuracy counts as 0. %s", json.dumps(values), error)
+            accuracy = 0.0
         shutil.rmtree(folder, ignore_errors=True)
+        yield Step(-accuracy, {"top1": accuracy})
 
-    def _train(self, params: TrainParams, folder: Path) -> float:
-        """Top-1 of the validation posts after the last epoch; the network is in `folder`/network."""
-        inputs = self.project.inputs
-        read = read_inputs(self.posts, TowerOutputs.read(inputs.image, inputs.text), self.project.prototypes, params)
-        network = build_network(params, read, self.settings.towers)
-        rows, held_out = training_rows(self.posts, read.vectors, params.rows, params.validation_share, params.seed)
-        reader = posts_for(network, read, self.posts, self.images, self.settings.root, self.settings.towers)
-        (folder / "training").mkdir(parents=True, exist_ok=True)
+    def _accuracy(self, params: TrainParams, folder: Path) -> float:
+        inputs = read_inputs(self.posts, self.outputs, self.prototypes, params)
+        network = build_network(params, inputs, self.towers)
+        rows, held_out = training_rows(self.posts, inputs.vectors, params.rows, params.validation_share, params.seed)
+        reader = posts_for(network, inputs, self.posts, self.images, self.root, self.towers)
         accelerator = make_accelerator(params.precision)
-        history = train_network(network, reader, rows, held_out, params, accelerator, state=folder / "training")
-        with atomic_directory(folder / "network") as out:
-            save_network(network, params, history, out)
-        return history[-1][ACCURACY]
-
-    def _embed(self, params: TrainParams, folder: Path) -> Path:
-        """A folder like data/embeddings/prototype."""
-        inputs = self.project.inputs
-        folders = Folders(self.settings.root, inputs.image, inputs.text, self.project.prototypes, folder / "network")
-        (folder / "parts").mkdir(exist_ok=True)
-        embed_posts(
-            self.posts, self.images, folders, self.settings.towers, self.settings.embed_posts,
-            make_accelerator(params.precision),
-            state=folder / "parts", out=folder / "vectors", explain=folder / "explain",
-        )  # fmt: skip
-        return folder / "vectors"
-
-    def _fit_stack(self, vectors: Path) -> tuple[float, float]:
-        """MAE over that of the fit rows' median, and SRC, of the scored rows; mean over the folds of `matched`."""
-        inputs, known = self.project.inputs, self.posts.select("pid", "label")
-        blocks, found = read_blocks(inputs.image, inputs.text, vectors), []
-        for fold in self.folds:
-            predicted = fit_and_predict(fold, blocks, self.settings.stack)
-            both = predicted.join(known, on="pid", how="left", validate="1:1", maintain_order="left")
-            label, prediction = both["label"].to_numpy(), both["prediction"].to_numpy()
-            error = error_over_median(mean_absolute_error(label, prediction), label, fold.label)
-            found.append((error, spearman(label, prediction) or 0.0))
-        mae, src = np.mean(found, axis=0).tolist()
-        return mae, src
+        return train_network(network, reader, rows, held_out, params, accelerator, state=folder)[-1][ACCURACY]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -228,15 +123,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, help="instead of tune_network.trials")
     parser.add_argument("--out", type=Path, help="folder of the result; models/network_search of the project")
     args = parser.parse_args(argv)
-    project = Project(args.folder)
-    params = load_params("tune_network", NetworkSearchParams, project.params)
-    params = params if args.trials is None else replace(params, trials=args.trials)
-    settings = Settings.load(project)
-    search, space = network_search(params, project, settings)
+    params = load_params("tune_network", NetworkSearchParams, args.folder / PARAMS_FILE)
+    search = network_search(params if args.trials is None else replace(params, trials=args.trials), args.folder)
+    out: Path = args.out or args.folder / "models/network_search"
     with resume_state("tune_network", search.name, args.folder / STATE_ROOT) as state:
-        objective = partial(NetworkObjective, project, settings, space, state)
+        objective = partial(NetworkObjective, args.folder, search.space, state)
         trials = run_search(search, objective, state=state, workers=workers_here())
-        out: Path = args.out or args.folder / "models/network_search"
         with atomic_directory(out) as partial_out:
             write_results(trials, search, partial_out)
     patch = out / "best_params.yaml"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from popularity.config import Section
 from popularity.errors import ConfigError
 from popularity.evaluation.bootstrap import resample_cuts
-from popularity.evaluation.metrics import cut_rows, mean_absolute_error, relative_error, spearman
+from popularity.evaluation.metrics import cut_rows, loss_of_scores, mean_absolute_error, selection_loss, spearman
 from popularity.files import atomic_path, fingerprint, write_json, write_text
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, FoldKey, read_table, write_table
 from popularity.splits import rows_of
@@ -217,6 +217,7 @@ def scores_of(judged: Judged) -> pl.DataFrame:
             if src is None:
                 logger.warning("%s: SRC is not defined on cut %d: it counts as 0", name, cut)
             value = float(relative_error(mae, constant)) - (src or 0.0)
+            value = selection_loss(label, predicted, judged.constant[own])
             rows.append((name, cut, len(own), src, mae, constant, value))
     return pl.DataFrame(rows, schema=SCORES, orient="row")
 
@@ -225,8 +226,7 @@ def draws_of(judged: Judged, seed: int) -> Array:
     """(DRAWS, candidates) values on draws of users, the same for all candidates; NaN where a cut has no post left."""
     both = np.column_stack([judged.predictions, judged.constant])
     drawn = resample_cuts(judged.labels, both, judged.users, resamples=DRAWS, seed=seed, cuts=judged.place)
-    mae, constant = drawn["mae"][..., :-1], drawn["mae"][..., -1:]
-    value: Array = relative_error(mae, constant) - np.nan_to_num(drawn["src"][..., :-1])
+    value = loss_of_scores(drawn["mae"][..., :-1], drawn["mae"][..., -1:], drawn["src"][..., :-1])
     return np.asarray(value.mean(axis=0))
 
 

@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Annotated, Any, Generic, TypeVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
 from pydantic import Field
 
 from popularity.config import Section, leaves, parse_section, patched
@@ -89,6 +90,18 @@ class Space(Generic[S]):
     def distributions(self) -> dict[str, BaseDistribution]:
         """The axes as Optuna knows them; `encode` and `decode` go between its values and ours."""
         return {key: _distribution(axis) for key, axis in self.axes.items()}
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Values that Optuna draws for `trial`, in the order of the axes."""
+        drawn: dict[str, Any] = {}
+        for key, axis in self.distributions().items():
+            if isinstance(axis, CategoricalDistribution):
+                drawn[key] = trial.suggest_categorical(key, axis.choices)
+            elif isinstance(axis, IntDistribution):
+                drawn[key] = trial.suggest_int(key, axis.low, axis.high, log=axis.log)
+            elif isinstance(axis, FloatDistribution):
+                drawn[key] = trial.suggest_float(key, axis.low, axis.high, log=axis.log)
+        return self.decode(drawn)
 
     def encode(self, values: Values) -> dict[str, Any]:
         """Lists become text: Optuna stores plain values only."""

@@ -23,7 +23,7 @@ import polars as pl
 from pydantic import Field
 from threadpoolctl import threadpool_limits
 
-from popularity.evaluation.metrics import error_over_median, mean_absolute_error, spearman
+from popularity.evaluation.metrics import mean_absolute_error, selection_loss
 from popularity.files import code_fingerprint, fingerprint
 from popularity.schema import FOLDS, POSTS, read_table
 from popularity.splits import rows_of
@@ -228,8 +228,7 @@ class StackObjective:
     def _value(self, place: int, level: Level, rest: Array) -> float:
         fold, label = self.folds[place], self.labels[place]
         predicted = level.add(rest, fold.scored_at)
-        error = error_over_median(_error(label, predicted, level), label, fold.label)
-        return error - (spearman(label, predicted) or 0.0)
+        return selection_loss(label, predicted + _shift(label, predicted, level), np.median(fold.label))
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
         fold, scored = self.folds[place], self.labels[place]
@@ -307,8 +306,13 @@ def _rest(fold: Fold, params: StackParams) -> tuple[Level, Array]:
 
 
 def _error(label: Array, predicted: Array, level: Level) -> float:
-    """The mean absolute error; where predictions are shifted in the end, after the best shift."""
-    return mean_absolute_error(label - (np.median(label - predicted) if level.shifts else 0.0), predicted)
+    """The mean absolute error after the shift."""
+    return mean_absolute_error(label, predicted + _shift(label, predicted, level))
+
+
+def _shift(label: Array, predicted: Array, level: Level) -> float:
+    """What the stage's shift is replaced with: the median error of the scored rows; 0 where nothing is shifted."""
+    return float(np.median(label - predicted)) if level.shifts else 0.0
 
 
 def best_rounds(errors: Sequence[Array]) -> int:

@@ -18,7 +18,8 @@ from popularity.errors import ConfigError
 from popularity.stack import StackParams
 from popularity.stage import run
 from popularity.tuning.stack import StackInputs, TuneParams, stack_search
-from popularity.tuning.study import SQLITE, Pulse, open_study, work
+from popularity.tuning.storage import SQLITE, open_study
+from popularity.tuning.study import work
 
 SELECTED = "models/selection/choice.yaml"
 
@@ -33,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{file}: tune.storage is {SQLITE}, which is the stage's own; name a journal or a database")
     stack = load_params("stack", StackParams, file, args.folder / SELECTED)
     search, objective = stack_search(params, stack, StackInputs.below(args.folder))
-    study = open_study(search, args.folder, create=False)
+    study = open_study(search.name, search.budget.storage, args.folder, create=False)
     deadline = time.time() + params.hours * 3600 if params.hours else float("inf")
     # Others count their workers from 0: a number from elsewhere keeps the draws apart.
     number = int.from_bytes(os.urandom(4), "little")
-    work(study, search, objective, worker=number, deadline=deadline, pulse=Pulse())
+    work(study, search, objective, worker=number, deadline=deadline)
 
 
 if __name__ == "__main__":

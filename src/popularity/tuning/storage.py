@@ -1,0 +1,97 @@
+"""Opens the Optuna study of a search in a SQLite file, a journal file on a shared disk or a database."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.pruners import MedianPruner
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, ProgrammingError, SQLAlchemyError
+
+from popularity.errors import ConfigError, DataError
+
+SQLITE, JOURNAL = "sqlite", "journal:"
+N_UNPRUNED_TRIALS = 5  # completed trials before one is pruned
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Seconds between the heartbeats of a running trial, and without one before its worker counts as dead."""
+
+    interval: int = 5
+    stale_after: int = 60
+
+
+HEARTBEAT = Heartbeat()
+
+
+def open_study(name: str, where: str, state: Path, *, create: bool, heartbeat: Heartbeat = HEARTBEAT) -> optuna.Study:
+    """The study `name`, made if it is not there and `create` says so; its storage is made with it.
+
+    Args:
+        name: of the study.
+        where: `sqlite`, `journal:<path>` or the URL of a database.
+        state: folder of the database under `sqlite`.
+        create: for the search itself; workers that join it do not make a study.
+        heartbeat: of running trials, in a database.
+
+    Raises:
+        ConfigError: a storage that is none, a password in it, or a driver that is not installed.
+        DataError: the storage cannot be reached, or it has no such study.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the error of a failed trial is raised
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    try:
+        storage = _open_storage(where, state, create, heartbeat)
+        pruner = MedianPruner(n_startup_trials=N_UNPRUNED_TRIALS)
+        if create:
+            return optuna.create_study(storage=storage, pruner=pruner, study_name=name, load_if_exists=True)
+        return optuna.load_study(storage=storage, pruner=pruner, study_name=name)
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError(f"storage {where!r}: expected {SQLITE}, {JOURNAL}<path> or the URL of a database") from error
+    except ImportError as error:
+        raise ConfigError(
+            f"storage {where!r}: its driver is not installed; for PostgreSQL (postgresql+psycopg://...): "
+            "pip install 'psycopg[binary]>=3.3'"
+        ) from error
+    except (KeyError, SQLAlchemyError, StorageInternalError, OSError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, KeyError | ProgrammingError):  # no such study, or not even its tables
+            raise DataError(
+                f"no study {name}",
+                file=where,
+                expected="one that the stage began with the same parameters, inputs and code",
+                fix="start the search itself first, or bring params.yaml, data and code to the state it began with",
+            ) from error
+        reason = str(cause).splitlines()[0]
+        raise DataError(
+            f"the trials' storage cannot be used: {reason}",
+            file=where,
+            expected=f"{SQLITE}, {JOURNAL}<path> in a folder that exists, or a database that answers",
+            fix="start the database, or choose another storage in params.yaml",
+        ) from error
+
+
+def _open_storage(where: str, state: Path, create: bool, heartbeat: Heartbeat) -> BaseStorage:
+    if where.startswith(JOURNAL):
+        return JournalStorage(JournalFileBackend(where.removeprefix(JOURNAL)))
+    if where != SQLITE and make_url(where).password is not None:
+        raise ConfigError(
+            "a storage's URL holds a password, which would end up in dvc.lock and git; leave it out and put it where "
+            "the driver finds it (PostgreSQL: ~/.pgpass or PGPASSFILE)"
+        )
+    return RDBStorage(
+        f"sqlite:///{state / 'study.db'}" if where == SQLITE else where,
+        engine_kwargs={"connect_args": {"timeout": 60}} if where == SQLITE else {"pool_pre_ping": True},
+        heartbeat_interval=heartbeat.interval,
+        grace_period=heartbeat.stale_after,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        # Two processes that make the tables at once would fail: only the one that makes the study does it.
+        skip_table_creation=not create,
+    )
