@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from popularity.demo import DemoParams, generate
-from tests.pipeline.conftest import Clone, make_clone, switch_to_tiny
+from tests.clones import Clone, make_clone, switch_to_tiny
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the stages set it: see stages/__init__.py

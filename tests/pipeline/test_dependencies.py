@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from popularity.config import read_yaml
-from tests.pipeline.conftest import REPOSITORY
+from tests.repository import REPOSITORY, STAGES
 
-STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
 SOURCES = REPOSITORY / "src"
 LAUNCHED = "python -m popularity.launch "
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.pipeline.conftest import REPOSITORY, Clone
+from tests.clones import REPOSITORY, Clone
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
