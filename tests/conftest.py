@@ -89,7 +89,7 @@ FIRST = (
     "pipeline/test_experiments",
     "pipeline/test_reruns",
     "pipeline/test_graph",
-    "pipeline/test_readme",
+    "pipeline/test_documents",
 )
 TESTS = Path(__file__).parent
 

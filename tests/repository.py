@@ -33,6 +33,12 @@ def write_profile(folder: Path, profile: str = "demo") -> Path:
     return path
 
 
+def outs_of(stage: str, *kinds: str) -> list[str]:
+    """The paths that a stage declares in dvc.yaml under `kinds`: outs, metrics and plots, unless others are named."""
+    entries = [entry for kind in kinds or ("outs", "metrics", "plots") for entry in STAGES[stage].get(kind, [])]
+    return [str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries]
+
+
 def stage_command(stage: str) -> list[str]:
     """The words of the command in dvc.yaml: the module, then its flags; without Python and the launcher."""
     words = shlex.split(STAGES[stage]["cmd"].replace("${dataset.root}", GENERATED))
