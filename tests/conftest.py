@@ -67,12 +67,16 @@ def _run_graph(root: Path) -> Clone:
 
 # A test with one of these takes minutes or needs a server: it is slow, wherever it stands.
 SLOW_FIXTURES = {"clone", "postgresql"}
-# Files of which all tests are slow; others mark their slow tests themselves.
-SLOW_FILES = {
+# Files and single tests that are slow; other files mark theirs themselves.
+SLOW = {
     "encoders/test_embed_stages",
     "encoders/test_lost_processes",
-    "encoders/test_prompting",
-    "encoders/test_weights",
+    "encoders/test_prompting::test_runs_without_the_libraries_of_the_tables",
+    "encoders/test_weights::test_fetch_then_run_offline",
+    "features/test_signals::test_the_number_of_threads_changes_no_bit",
+    "leakage/test_labels",
+    "leakage/test_rows",
+    "stack/test_cluster",
     "test_two_nodes_benchmark",
     "training/test_processes",
     "training/test_train_stage",
@@ -100,7 +104,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     At the end one worker would run the last of the long files and the others none.
     """
     for item in items:
-        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())) or _name(item) in SLOW_FILES:
+        names = {_name(item), f"{_name(item)}::{getattr(item, 'originalname', None)}"}
+        if names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.conftest import FIRST, SLOW_FILES, TESTS
+from tests.conftest import FIRST, SLOW, TESTS
 
 
-def test_every_file_that_the_suite_names_is_there() -> None:
-    for name in (*SLOW_FILES, *FIRST):
-        assert (TESTS / f"{name}.py").is_file(), name
+def test_every_file_and_test_that_the_suite_names_is_there() -> None:
+    for name in (*SLOW, *FIRST):
+        file, _, test = name.partition("::")
+        assert (TESTS / f"{file}.py").is_file(), name
+        assert f"def {test}(" in (TESTS / f"{file}.py").read_text(encoding="utf-8") or not test, name

@@ -83,7 +83,7 @@ def test_each_cut_of_matched_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
     assert metrics["matched"]["stack"]["mae"] == by_cut["value"][0]
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("matched  yes") for line in lines) == 4  # one a model: the means
+    assert sum(line.split()[:2] == ["matched", "yes"] for line in lines) == 4  # one a model: the means
     assert sum(line.split()[:3] == ["matched", cut, "stack"] for line in lines for cut in "01") == 2
     assert sum(line.split()[:2] == ["matched", "1"] for line in lines) == 5  # four models, and the level
 

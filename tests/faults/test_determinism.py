@@ -11,6 +11,8 @@ from popularity.config import read_yaml
 from tests.clones import Clone, make_clone, switch_to_tiny
 from tests.faults.test_stages import KILLS
 
+pytestmark = pytest.mark.slow
+
 
 def sums(clone: Clone) -> dict[str, str]:
     """Out to md5 as DVC computed it."""

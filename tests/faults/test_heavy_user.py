@@ -23,6 +23,8 @@ from tests.repository import stage_flags
 from tests.small_tables import small_posts
 from tests.work import Work, work_of
 
+pytestmark = pytest.mark.slow
+
 POSTS_OF_ONE = 20_000
 HEAVY = "7@N00"
 

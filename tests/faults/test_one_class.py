@@ -15,6 +15,8 @@ from tests.encoders.tiny_encoders import make_pictures
 from tests.faults.test_texts import run_ingest, run_rest
 from tests.repository import stage_flags
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,8 @@ from tests.repository import stage_flags
 from tests.small_pictures import picture, write_tar
 from tests.small_tables import small_posts
 
+pytestmark = pytest.mark.slow
+
 MAX_PIXELS = 2_000_000
 
 

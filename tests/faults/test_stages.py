@@ -24,6 +24,8 @@ from tests.faults.graph import Count, Server, Stage, Workspace, compared, kill, 
 from tests.faults.server import digests
 from tests.repository import STAGES
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("FAULT_KILLS", "2"))
 SHARES = (0.05, 0.4, 0.8) if KILLS > 2 else (0.5,)
 BY_DVC = list(STAGES) if KILLS > 2 else ["embed_text"]

@@ -23,6 +23,8 @@ from tests.encoders.tiny_encoders import text_params
 from tests.random_posts import random_images
 from tests.repository import stage_flags
 
+pytestmark = pytest.mark.slow
+
 SPLIT = SplitParams(
     seed=0, report_share=0.15, matched_share=0.15, cuts=1, folds=2, repeats=1, unseen_user_share=0.5, tolerance=0.4
 )

@@ -16,6 +16,8 @@ from stages import embed_image
 from tests.encoders.tiny_encoders import Pictures, make_pictures
 from tests.repository import REPOSITORY, stage_flags
 
+pytestmark = pytest.mark.slow
+
 
 def arguments(pictures: Pictures, out: str) -> list[str]:
     YAML().dump({"embed_image": asdict(pictures.params())}, Path("params.yaml"))
