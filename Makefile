@@ -11,10 +11,10 @@ export TOKENIZERS_PARALLELISM ?= false
 READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro trials leaks bench dataset weights test faults lint clean
+.PHONY: help env repro trials leaks bench dataset weights test test-fast faults lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  VENV=path uses the environment at path instead of .venv"
 
 env: $(READY) ## create the environment (6 GB; once)
@@ -60,6 +60,9 @@ weights: env ## fetch the hub encoders named in params.yaml, once
 # A thread each: what runs beside would only take turns with a second one.
 test: env ## run all tests, two files at a time
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: env ## run the tests that are not slow, within 90 seconds on two cores
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow"
 
 faults: env ## kill each stage 20 times, fill its disk, run the graph twice; prints counts
 	FAULT_KILLS=20 python -m pytest tests/faults tests/test_files.py tests/dataset/test_mutations.py

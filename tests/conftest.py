@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from filelock import FileLock
 
 from popularity.demo import DemoParams, generate
-from tests.pipeline.conftest import Clone, make_clone, switch_to_tiny
+from tests.clones import Clone, make_clone, switch_to_tiny
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the stages set it: see stages/__init__.py
@@ -64,11 +65,54 @@ def _run_graph(root: Path) -> Clone:
     return made
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first: at the end one worker would run the last of them and the others none.
+# A test with one of these takes minutes or needs a server: it is slow, wherever it stands.
+SLOW_FIXTURES = {"clone", "postgresql"}
+# Files and single tests that are slow; other files mark theirs themselves.
+SLOW = {
+    "encoders/test_embed_stages",
+    "encoders/test_lost_processes",
+    "encoders/test_prompting::test_runs_without_the_libraries_of_the_tables",
+    "encoders/test_weights::test_fetch_then_run_offline",
+    "features/test_signals::test_the_number_of_threads_changes_no_bit",
+    "leakage/test_labels",
+    "leakage/test_rows",
+    "stack/test_cluster",
+    "test_two_nodes_benchmark",
+    "training/test_processes",
+    "training/test_train_stage",
+    "tuning/test_network_search",
+    "tuning/test_selection",
+    "tuning/test_tune_stage",
+}
+# Files that take minutes, in the order in which they start. The first runs the graph for all; the two after it need
+# none, so that the other worker does not wait for it.
+FIRST = (
+    "faults/test_stages",
+    "tuning/test_tune_stage",
+    "encoders/test_lost_processes",
+    "pipeline/test_experiments",
+    "pipeline/test_reruns",
+    "pipeline/test_graph",
+    "pipeline/test_documents",
+)
+TESTS = Path(__file__).parent
 
-    The first runs the graph for all; the two after it need none, so that the other worker does not wait for it.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow, skips what needs a GPU where there is none, and puts the longest files first.
+
+    At the end one worker would run the last of the long files and the others none.
     """
-    long = ("stages", "tune_stage", "lost_processes", "experiments", "reruns", "graph", "readme")
-    places = {f"test_{name}.py": place for place, name in enumerate(long)}
-    items.sort(key=lambda item: places.get(item.path.name, len(long)))
+    for item in items:
+        names = {_name(item), f"{_name(item)}::{getattr(item, 'originalname', None)}"}
+        if names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(_name(item), len(places)))
+
+
+def _name(item: pytest.Item) -> str:
+    """The file of a test, below tests/ and without its ending."""
+    return item.path.relative_to(TESTS).with_suffix("").as_posix()

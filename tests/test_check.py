@@ -1,4 +1,4 @@
-"""The check of params.yaml as a whole: the repository's own file passes, and every kind of mistake is listed."""
+"""The check of params.yaml as a whole: every profile passes, and every kind of mistake is listed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import pytest
 from popularity.check import OTHERS, SECTIONS, main
 from popularity.config import read_yaml
 from popularity.errors import ConfigError
+from popularity.profile import read_profiles
+from tests.repository import PROFILES, profile_text, write_profile
 
-REAL = Path(__file__).parents[1] / "params.yaml"
 
-
-def test_the_repositorys_own_file_passes_and_has_every_section() -> None:
-    main(["--params", str(REAL)])
-    assert set(read_yaml(REAL)) == {*OTHERS, *SECTIONS}
+@pytest.mark.parametrize("profile", read_profiles(PROFILES))
+def test_every_profile_passes_and_has_every_section(profile: str, tmp_path: Path) -> None:
+    params = write_profile(tmp_path, profile)
+    main(["--params", str(params)])
+    assert set(read_yaml(params)) == {*OTHERS, *SECTIONS}
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
-    text = REAL.read_text(encoding="utf-8")
+    text = profile_text()
     for old, new in (
         ("  confidence: 0.95", "  confidense: 95"),
         ("\nsubmit:", "\nsubmitt:"),
@@ -46,7 +48,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
 
 def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    text = REAL.read_text(encoding="utf-8").replace("    num_leaves: 15", "    num_leaves: 640")
+    text = profile_text().replace("    num_leaves: 15", "    num_leaves: 640")
     params.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"tune\.space\.trees\.num_leaves: .* is 640, outside 7 to 63"):
         main(["--params", str(params)])

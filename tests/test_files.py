@@ -14,8 +14,7 @@ from popularity import files
 from popularity.errors import BusyError
 from popularity.files import atomic_directory, atomic_path, resume_state, write_text
 from popularity.stage import run
-
-REPOSITORY = Path(__file__).parents[1]
+from tests.repository import REPOSITORY
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:

@@ -18,8 +18,8 @@ import torch
 from popularity.config import read_yaml
 from popularity.errors import ConfigError
 from popularity.launch import Launch
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 TOLD = """
 import os
 import signal

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from popularity.manifest import code_state, library_versions, write_manifest
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.repository import REPOSITORY
 
 
 def git(repository: Path, *command: str) -> str:

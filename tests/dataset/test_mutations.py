@@ -25,6 +25,8 @@ from popularity.errors import DataError
 from popularity.schema import POSTS, QUARANTINE, USERS, check_table
 from tests.dataset.layout import NEW_NAMES, ROLES, build
 
+pytestmark = pytest.mark.slow
+
 Files = dict[str, bytes]
 SETTINGS = settings(
     deadline=None,

@@ -19,6 +19,7 @@ from popularity.dataset.preparation import prepare, summary
 from popularity.errors import ConfigError, DataError
 from popularity.images import IndexImagesParams, PictureReader, index_images
 from tests.dataset.layout import Layout, build, write_folder, write_tars
+from tests.repository import profile_text, write_profile
 
 PARAMS = """# The only hyper-parameter file.
 profile: demo
@@ -223,11 +224,9 @@ def test_a_shard_that_was_cut_off_is_named(tmp_path: Path) -> None:
 
 
 def test_params_keep_every_other_byte(tmp_path: Path, folder: Path) -> None:
-    real = Path(__file__).parents[2] / "params.yaml"
-    params = tmp_path / "params.yaml"
-    params.write_bytes(real.read_bytes())
+    params = write_profile(tmp_path)
     command.main([str(folder), "--params", str(params), "--packed", str(tmp_path / "raw")])
-    before, after = real.read_text().splitlines(), params.read_text().splitlines()
+    before, after = profile_text().splitlines(), params.read_text(encoding="utf-8").splitlines()
     assert len(before) == len(after)
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     assert [new for _, new in changed] == [f"  root: {tmp_path / 'raw' / 'flickr'}"]

@@ -11,6 +11,7 @@ from popularity.errors import ConfigError
 from popularity.files import fingerprint
 from stages.demo_data import main
 from tests.conftest import Dataset
+from tests.repository import stage_flags
 
 TINY = (
     "demo: {seed: 20, posts: 300, users: 80, subcategories: 8, image_size: 32, test_share: 0.3, user_file: A, "
@@ -20,8 +21,7 @@ TINY = (
 
 def arguments(folder: Path, params: str) -> list[str]:
     (folder / "params.yaml").write_text(params)
-    names = {"params": "params.yaml", "root": "data/demo", "truth": "data/demo_truth", "resources": "resources.json"}
-    return [part for name, path in names.items() for part in (f"--{name}", str(folder / path))]
+    return stage_flags("demo_data", folder)
 
 
 def test_stage_replaces_both_folders_and_records_its_cost(tmp_path: Path, tiny_dataset: Dataset) -> None:
@@ -32,7 +32,7 @@ def test_stage_replaces_both_folders_and_records_its_cost(tmp_path: Path, tiny_d
     assert fingerprint(tmp_path / "data" / "demo") == fingerprint(tiny_dataset.root)
     assert fingerprint(tmp_path / "data" / "demo_truth") == fingerprint(tiny_dataset.truth)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["demo", "demo_truth"]
-    record = json.loads((tmp_path / "resources.json").read_text())
+    record = json.loads((tmp_path / "reports/resources/demo_data.json").read_text())
     assert record["stage"] == "demo_data"
     assert record["seconds"] > 0
 

@@ -11,6 +11,7 @@ from popularity.errors import ContractError
 from popularity.evaluation.scores import SCORES
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from stages import evaluate
+from tests.repository import stage_flags
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 # plot -> template, x and the y fields, as declared in dvc.yaml
@@ -22,30 +23,20 @@ PLOTS = {
 }
 
 
+PREDICTED, IMPORTANCE = "data/stack/predictions.parquet", "data/stack/importance.csv"
+
+
 def _arguments(folder: Path) -> list[str]:
     posts = small_posts()
     splits = small_splits(posts)
-    write_table(posts, folder / "posts.parquet", POSTS)
-    write_table(splits, folder / "splits.parquet", FOLDS)
-    write_table(small_predictions(posts, splits), folder / "predictions.parquet", PREDICTIONS)
-    (folder / "importance.csv").write_text("block,feature,gain\nmetadata,hour,6\nimage,pc_0,1\nimage,pc_1,1\n")
+    for name in ("data/interim", "data/stack"):
+        (folder / name).mkdir(parents=True)
+    write_table(posts, folder / "data/interim/posts.parquet", POSTS)
+    write_table(splits, folder / "data/interim/splits.parquet", FOLDS)
+    write_table(small_predictions(posts, splits), folder / PREDICTED, PREDICTIONS)
+    (folder / IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6\nimage,pc_0,1\nimage,pc_1,1\n")
     (folder / "params.yaml").write_text("evaluate:\n  seed: 0\n  bootstrap: 40\n  confidence: 0.95\n")
-    names = {
-        "posts": "posts.parquet",
-        "splits": "splits.parquet",
-        "predictions": "predictions.parquet",
-        "importance": "importance.csv",
-        "params": "params.yaml",
-        "metrics": "reports/metrics.json",
-        "table": "reports/scores.txt",
-        "scores": "reports/scores.csv",
-        "groups": "reports/scores_by_group.csv",
-        "calibration": "reports/calibration.json",
-        "coverage": "reports/coverage.csv",
-        "plots": "reports/plots",
-        "resources": "reports/resources/evaluate.json",
-    }
-    return [part for option, name in names.items() for part in (f"--{option}", str(folder / name))]
+    return stage_flags("evaluate", folder)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -92,7 +83,7 @@ def test_each_cut_of_matched_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
     assert metrics["matched"]["stack"]["mae"] == by_cut["value"][0]
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("matched  yes") for line in lines) == 4  # one a model: the means
+    assert sum(line.split()[:2] == ["matched", "yes"] for line in lines) == 4  # one a model: the means
     assert sum(line.split()[:3] == ["matched", cut, "stack"] for line in lines for cut in "01") == 2
     assert sum(line.split()[:2] == ["matched", "1"] for line in lines) == 5  # four models, and the level
 
@@ -131,8 +122,8 @@ def test_a_missing_prediction_leaves_the_reports_as_they_were(tmp_path: Path) ->
     arguments = _arguments(tmp_path)
     evaluate.main(arguments)
     before = _contents(tmp_path / "reports")
-    predictions = pl.read_parquet(tmp_path / "predictions.parquet")
-    write_table(predictions.filter(pl.col("scheme") != "user").head(-1), tmp_path / "predictions.parquet", PREDICTIONS)
+    predictions = pl.read_parquet(tmp_path / PREDICTED)
+    write_table(predictions.filter(pl.col("scheme") != "user").head(-1), tmp_path / PREDICTED, PREDICTIONS)
     with pytest.raises(ContractError, match="1 missing"):
         evaluate.main(arguments)
     assert _contents(tmp_path / "reports") == before
@@ -140,7 +131,7 @@ def test_a_missing_prediction_leaves_the_reports_as_they_were(tmp_path: Path) ->
 
 def test_an_importance_file_of_another_shape_is_an_error(tmp_path: Path) -> None:
     arguments = _arguments(tmp_path)
-    (tmp_path / "importance.csv").write_text("feature,gain\nhour,6\n")
+    (tmp_path / IMPORTANCE).write_text("feature,gain\nhour,6\n")
     with pytest.raises(ContractError, match="expected columns"):
         evaluate.main(arguments)
 

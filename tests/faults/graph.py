@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -18,10 +17,10 @@ from typing import Any
 import polars as pl
 
 from popularity.config import read_yaml
+from tests.clones import Clone
 from tests.faults.server import WRITTEN, Ended, Order, digests
-from tests.pipeline.conftest import Clone
+from tests.repository import STAGES, stage_command
 
-LAUNCHER = "popularity.launch"
 OLD = b"of an earlier run"
 AT_ONCE = re.compile(r'(folds_at_once"?: )1')
 TRIES = 12  # to kill a run that ends before the moment
@@ -29,7 +28,7 @@ TRIES = 12  # to kill a run that ends before the moment
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as dvc.lock has it: its command, in parts, and its outs."""
+    """A stage: its command, in parts, as dvc.yaml has it, and its outs, as dvc.lock has them."""
 
     name: str
     module: str
@@ -46,11 +45,8 @@ def stages_of(root: Path) -> list[Stage]:
     """In the order of dvc.yaml, which is that of the graph."""
     locked = read_yaml(root / "dvc.lock")["stages"]
     found = []
-    for name in read_yaml(root / "dvc.yaml")["stages"]:
-        python, flag, module, *flags = shlex.split(locked[name]["cmd"])
-        assert (python, flag) == ("python", "-m")
-        if module == LAUNCHER:  # which runs a single process in place of itself
-            module, *flags = flags
+    for name in STAGES:
+        module, *flags = stage_command(name)  # the launcher runs a single process in place of itself
         found.append(Stage(name, module, tuple(flags), tuple(out["path"] for out in locked[name]["outs"])))
     return found
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from popularity.config import read_yaml
+from tests.clones import Clone, make_clone, switch_to_tiny
 from tests.faults.test_stages import KILLS
-from tests.pipeline.conftest import Clone, make_clone, switch_to_tiny
+
+pytestmark = pytest.mark.slow
 
 
 def sums(clone: Clone) -> dict[str, str]:

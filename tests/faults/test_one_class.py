@@ -12,7 +12,10 @@ from popularity.schema import FOLDS, read_table
 from stages import embed_image, prototypes
 from tests.dataset.layout import build
 from tests.encoders.tiny_encoders import make_pictures
-from tests.faults.test_texts import flags, run_ingest, run_rest
+from tests.faults.test_texts import run_ingest, run_rest
+from tests.repository import stage_flags
+
+pytestmark = pytest.mark.slow
 
 
 def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,17 +33,13 @@ def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").mkdir()
     pictures = make_pictures(tmp_path / "other")
     YAML().dump({"embed_image": vars(pictures.params())}, tmp_path / "image.yaml")
-    embed_image.main(
-        [
-            *flags(tmp_path, params="image.yaml", root="other/data", images="other/images.parquet"),
-            *flags(tmp_path, out="image", resources="cost.json"),
-        ]
-    )
+    places = {"params": "image.yaml", "root": "other/data", "images": "other/images.parquet", "out": "image"}
+    embed_image.main(stage_flags("embed_image", tmp_path, **places))
     sections = {"prototypes": {"seed": 0, "limit": 8, "class_path": "auto"}, "train": {"rows": "all"}}
     YAML().dump(sections, tmp_path / "params.yaml")
-    given = {"params": "params.yaml", "posts": "posts.parquet", "image": "image", "text": "text", "out": "prototypes"}
+    given = {"posts": "posts.parquet", "image": "image", "text": "text", "out": "prototypes"}
     with pytest.raises(DataError, match="the training posts have 1 second-level classes") as caught:
-        prototypes.main(flags(tmp_path, **given, report="report.json", resources="cost.json"))
+        prototypes.main(stage_flags("prototypes", tmp_path, **given))
     assert "at least 2 different names" in str(caught.value.expected)
     assert caught.value.fix
     assert not (tmp_path / "prototypes").exists()

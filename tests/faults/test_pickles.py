@@ -24,6 +24,8 @@ from tests.post_features.small_world import World
 from tests.stack.test_stack_stage import inputs, run_stack  # noqa: F401  # a fixture
 from tests.training.small_training import TRAIN
 
+pytestmark = pytest.mark.slow
+
 
 class Payload:
     """Unpickled, it makes a folder."""

@@ -21,8 +21,11 @@ from popularity.errors import DataError
 from popularity.schema import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_block, read_table, write_table
 from stages import embed_image, index_images
 from tests.encoders.tiny_encoders import image_params, save_timm
+from tests.repository import stage_flags
 from tests.small_pictures import picture, write_tar
 from tests.small_tables import small_posts
+
+pytestmark = pytest.mark.slow
 
 MAX_PIXELS = 2_000_000
 
@@ -124,20 +127,16 @@ def write_params(root: Path, max_bad_share: float) -> None:
     YAML().dump({"index_images": index, "embed_image": asdict(encoder)}, root / "params.yaml")
 
 
-def flags(folder: Path, **names: str) -> list[str]:
-    return [part for flag, name in names.items() for part in (f"--{flag}", str(folder / name))]
-
-
 def index(root: Path) -> pl.DataFrame:
     names = {"root": "data", "posts": "posts.parquet", "images": "images.parquet", "report": "images.json"}
-    index_images.main(flags(root, params="params.yaml", resources="index.json", **names))
+    index_images.main(stage_flags("index_images", root, **names))
     return read_table(root / "images.parquet", IMAGES)
 
 
 def embed(root: Path) -> dict[str, str]:
     """Status of every post after the stage."""
     names = {"root": "data", "images": "images.parquet", "out": "vectors"}
-    embed_image.main(flags(root, params="params.yaml", resources="embed.json", **names))
+    embed_image.main(stage_flags("embed_image", root, **names))
     return dict(read_table(root / "vectors/status.parquet", IMAGE_STATUS).iter_rows())
 
 

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.clones import Clone, copy_of
 from tests.faults.graph import Count, Server, Stage, Workspace, compared, kill, stages_of, table
 from tests.faults.server import digests
-from tests.pipeline.conftest import Clone, copy_of
-from tests.pipeline.test_dependencies import STAGES
+from tests.repository import STAGES
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("FAULT_KILLS", "2"))
 SHARES = (0.05, 0.4, 0.8) if KILLS > 2 else (0.5,)

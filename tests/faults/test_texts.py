@@ -21,6 +21,9 @@ from stages import embed_text, featurize, ingest, split
 from tests.dataset.layout import build
 from tests.encoders.tiny_encoders import text_params
 from tests.random_posts import random_images
+from tests.repository import stage_flags
+
+pytestmark = pytest.mark.slow
 
 SPLIT = SplitParams(
     seed=0, report_share=0.15, matched_share=0.15, cuts=1, folds=2, unseen_user_share=0.5, tolerance=0.4
@@ -50,13 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_ingest(folder: Path) -> pl.DataFrame:
-    names = {"root": "data", "posts": "posts.parquet", "users": "users.parquet", "quarantine": "quarantine.parquet"}
-    ingest.main(flags(folder, **names, report="ingest.json", resources="cost.json"))
+    names = {"posts": "posts.parquet", "quarantine": "quarantine.parquet", "report": "ingest.json"}
+    ingest.main(stage_flags("ingest", folder, root="data", **names))
     return read_table(folder / "posts.parquet", POSTS)
-
-
-def flags(base: Path, **names: str) -> list[str]:
-    return [part for flag, name in names.items() for part in (f"--{flag}", str(base / name))]
 
 
 def run_rest(folder: Path) -> None:
@@ -65,11 +64,11 @@ def run_rest(folder: Path) -> None:
     YAML().dump(json.loads(json.dumps(sections)), folder / "params.yaml")
     posts = read_table(folder / "posts.parquet", POSTS)
     write_table(random_images(posts, 0), folder / "images.parquet", IMAGES)
-    given = {"params": "params.yaml", "posts": "posts.parquet", "resources": "cost.json"}
-    split.main(flags(folder, **given, splits="splits.parquet", report="split.json"))
-    more = {"images": "images.parquet", "splits": "splits.parquet", "out": "features", "report": "histories.json"}
-    featurize.main(flags(folder, **given, **more))
-    embed_text.main(flags(folder, **given, out="text"))
+    tables = {"posts": "posts.parquet", "splits": "splits.parquet"}
+    split.main(stage_flags("split", folder, **tables))
+    more = {"images": "images.parquet", "users": None, "out": "features"}
+    featurize.main(stage_flags("featurize", folder, **tables, **more))
+    embed_text.main(stage_flags("embed_text", folder, posts="posts.parquet", out="text"))
 
 
 def test_every_text_passes_all_stages_and_moves_no_row(folder: Path) -> None:

@@ -14,14 +14,14 @@ from ruamel.yaml import YAML
 
 from stages import embed_image
 from tests.encoders.tiny_encoders import Pictures, make_pictures
+from tests.repository import REPOSITORY, stage_flags
 
-REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 
 def arguments(pictures: Pictures, out: str) -> list[str]:
     YAML().dump({"embed_image": asdict(pictures.params())}, Path("params.yaml"))
-    places = {"root": pictures.root, "images": pictures.table, "out": Path(out), "resources": Path(f"{out}.json")}
-    return ["--params", "params.yaml", *(part for name, path in places.items() for part in (f"--{name}", str(path)))]
+    return stage_flags("embed_image", Path(), root=pictures.root, images=pictures.table, out=out)
 
 
 def start(given: list[str]) -> subprocess.Popen[str]:

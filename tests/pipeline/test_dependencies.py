@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from popularity.config import read_yaml
-from tests.pipeline.conftest import REPOSITORY
+from tests.repository import REPOSITORY, STAGES, outs_of
 
-STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
 SOURCES = REPOSITORY / "src"
 LAUNCHED = "python -m popularity.launch "
 
@@ -90,7 +87,7 @@ def test_every_path_on_the_command_line_is_a_dep_or_an_out(stage: str) -> None:
     deps are its other files."""
     words = STAGES[stage]["cmd"].split()
     paths = [word for word in words if "/" in word or word == "submissions" or word.startswith("${")]
-    outs = listed(stage, "outs", "metrics", "plots")
+    outs = outs_of(stage)
     live = {str(Path(path).parent) for path in outs if Path(path).name == "plots"}  # DVCLive's folder, as a whole
     for path in paths:
         tuned = [file for entry in STAGES[stage].get("params", []) if isinstance(entry, dict) for file in entry]
@@ -111,15 +108,9 @@ def test_dvc_leaves_the_last_output_until_a_stage_replaces_it(stage: str) -> Non
 @pytest.mark.parametrize("stage", sorted({*STAGES} - {"report"}))
 def test_no_stage_depends_on_a_manifest(stage: str) -> None:
     """Its bytes change with the code's revision, and would run again for nothing what follows; the report shows it."""
-    outs = {out for other in STAGES for out in listed(other, "outs")}
+    outs = {out for other in STAGES for out in outs_of(other, "outs")}
     with_manifest = {out for out in outs if out.startswith("models/") or out == "submissions"}
     assert len(with_manifest) >= 4
     for dep in map(str, STAGES[stage]["deps"]):
         assert Path(dep).name != "manifest.json"
         assert dep not in with_manifest, f"{stage} depends on {dep}: name the files that it reads there"
-
-
-def listed(stage: str, *kinds: str) -> list[str]:
-    """The paths under the keys `kinds` of a stage."""
-    entries = [entry for kind in kinds for entry in STAGES[stage].get(kind, [])]
-    return [str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import Clone, copy_of
+from tests.clones import Clone, copy_of
 
 RATES = ("0.2", "0.3")
 RATE = "stack.trees.learning_rate"

@@ -11,7 +11,7 @@ import polars as pl
 from popularity.config import read_yaml
 from popularity.demo import DemoParams, generate
 from popularity.submission.validate import expected_ids, validate
-from tests.pipeline.conftest import Clone, copy_of, files_below
+from tests.clones import Clone, copy_of, files_below
 
 ALL_STAGES = [
     "demo_data",

@@ -29,7 +29,7 @@ from popularity.schema import (
     read_table,
     write_table,
 )
-from tests.pipeline.conftest import Clone, files_below
+from tests.clones import Clone, files_below
 from tests.small_pictures import picture
 
 DATE = "2016-05-01T12:00"

@@ -23,7 +23,7 @@ from popularity.splits import rows_of
 from popularity.splits.folds import load_fold
 from popularity.stack import StackModel, read_blocks
 from popularity.text_model import TextModel
-from tests.pipeline.conftest import Clone, copy_of
+from tests.clones import Clone, copy_of
 
 BUCKET = "popularity"
 # What setting up takes: one action each for a user, its rights, its key and the bucket. Then every request is checked.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.browser import COLLISIONS, WIDTHS, shown
-from tests.pipeline.conftest import Clone
+from tests.clones import Clone
 
 
 @pytest.mark.parametrize("width", WIDTHS)

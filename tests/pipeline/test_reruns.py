@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from popularity.schema import PREDICTIONS, read_table
-from tests.pipeline.conftest import Clone, copy_of
+from tests.clones import Clone, copy_of
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 from popularity.errors import ConfigError, ContractError
 from popularity.schema import POSTS, PREDICTIONS, write_table
 from stages import submit
+from tests.repository import stage_flags
 from tests.small_tables import small_posts, small_predictions, small_splits
 
 REPORT = {"bias": 0.1, "mae": 1.5, "mape": None, "src": 0.6}
@@ -21,15 +22,8 @@ def _write(folder: Path, posts: pl.DataFrame, predictions: pl.DataFrame, params:
     write_table(predictions, folder / "predictions.parquet", PREDICTIONS)
     (folder / "params.yaml").write_text(params, encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps({"report": {"stack": REPORT, "constant": {}}}), encoding="utf-8")
-    names = {
-        "posts": "posts.parquet",
-        "predictions": "predictions.parquet",
-        "metrics": "metrics.json",
-        "out": "submissions",
-        "resources": "resources/submit.json",
-        "params": "params.yaml",
-    }
-    return [part for option, name in names.items() for part in (f"--{option}", str(folder / name))]
+    names = {"posts": "posts.parquet", "predictions": "predictions.parquet", "metrics": "metrics.json"}
+    return stage_flags("submit", folder, **names)
 
 
 def _small(test: int = 30) -> tuple[pl.DataFrame, pl.DataFrame]:

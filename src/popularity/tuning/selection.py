@@ -216,7 +216,6 @@ def scores_of(judged: Judged) -> pl.DataFrame:
             constant = mean_absolute_error(label, judged.constant[own])
             if src is None:
                 logger.warning("%s: SRC is not defined on cut %d: it counts as 0", name, cut)
-            value = float(relative_error(mae, constant)) - (src or 0.0)
             value = selection_loss(label, predicted, judged.constant[own])
             rows.append((name, cut, len(own), src, mae, constant, value))
     return pl.DataFrame(rows, schema=SCORES, orient="row")

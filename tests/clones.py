@@ -1,4 +1,4 @@
-"""Clean clones of this working tree on profile tiny; the fixture `clone` is one whose graph has run."""
+"""Clean clones of this working tree, and commands in them; the fixture `clone` is one whose graph has run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.repository import REPOSITORY, write_profile
+
 # The same files are the same commit, whenever they are cloned: a manifest names it.
 DATED = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
 
@@ -55,7 +56,10 @@ class Clone:
 
 
 def make_clone(root: Path) -> Clone:
-    """The tracked and untracked-but-not-ignored files of this tree, committed in a repository of their own."""
+    """The tracked and untracked-but-not-ignored files of this tree, committed in a repository of their own.
+
+    Its parameters are those of profile demo on the generated data, whatever the working file is set to.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=REPOSITORY,
@@ -66,6 +70,7 @@ def make_clone(root: Path) -> Clone:
         if (REPOSITORY / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, root / name)
+    write_profile(root)
     clone = Clone(root)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
         clone.run("git", *command, more=DATED)

@@ -1,0 +1,163 @@
+"""The layers of src/popularity: a package imports packages of lower layers, and no file imports itself on a detour.
+
+This is where the layers are written down. A new package needs a place in `LAYERS`; an import that runs back up, or over
+to a neighbour, needs another place for what it imports, not an entry here.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.repository import REPOSITORY
+
+# From the lowest up. Packages of one layer do not know one another.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("core",),  # what every package may use
+    ("demo", "evaluation", "features", "images", "prototypes", "submission"),
+    ("dataset", "encoders", "validation"),
+    ("network", "target"),
+    ("ensemble", "inference", "text_model", "training"),
+    ("stack",),
+    ("tuning",),
+    ("report", "predict"),
+    ("commands",),  # the files that lie in src/popularity itself
+)
+# Where files belong that have not moved yet; longer names win.
+MOVES: Mapping[str, str] = {
+    "__init__.py": "core",
+    "config.py": "core",
+    "errors.py": "core",
+    "files.py": "core",
+    "manifest.py": "core",
+    "schema.py": "core",
+    "stage.py": "core",
+    "evaluation/metrics.py": "core",
+    "stack/parallel.py": "core",
+    "stack/scores.py": "evaluation",
+    "splits": "validation",
+    "stack/inner.py": "validation",
+    "stack/level.py": "target",
+    "stack/target.py": "target",
+    "stack/blending.py": "ensemble",
+    "stack/merging.py": "ensemble",
+    "training/assembly.py": "network",
+    "training/data.py": "network",
+    "training/params.py": "network",
+    "training/reading.py": "network",
+    "post_features": "inference",
+}
+# Imports that end with those moves, because a file is divided or leaves: (importing, imported).
+UNTIL_MOVED = {
+    ("evaluation/probes.py", "prototypes/vectors.py"),
+    ("post_features/outputs.py", "training/loop.py"),
+    ("stack/inner.py", "stack/matrix.py"),
+    ("text_model/folds.py", "stack/fit.py"),
+    ("training/assembly.py", "training/loop.py"),
+}
+
+SOURCES = REPOSITORY / "src" / "popularity"
+HEIGHT = {package: height for height, layer in enumerate(LAYERS) for package in layer}
+
+
+def package_of(file: str) -> str:
+    """The package of a file below src/popularity; `commands` for a file that lies in no folder."""
+    for end in range(len(parts := file.split("/")), 0, -1):
+        if (name := "/".join(parts[:end])) in MOVES:
+            return MOVES[name]
+    return parts[0] if len(parts) > 1 else "commands"
+
+
+def imports(sources: Path) -> dict[str, set[str]]:
+    """File to the files of the package that it imports, both below `sources`."""
+    found: dict[str, set[str]] = {}
+    for file in sorted(sources.rglob("*.py")):
+        names: list[str] = []
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                # A name may be a module of the package or something that its __init__ holds.
+                each = [f"{node.module}.{alias.name}" for alias in node.names]
+                names += [name if _file_of(name, sources) else node.module for name in each]
+        own = file.relative_to(sources).as_posix()
+        found[own] = {path for name in names if (path := _file_of(name, sources))} - {own}
+    return found
+
+
+def _file_of(module: str, sources: Path) -> str | None:
+    top, *parts = module.split(".")
+    if top != sources.name:
+        return None
+    path = sources.joinpath(*parts)
+    files = (path.with_suffix(".py"), path / "__init__.py") if parts else (path / "__init__.py",)
+    return next((file.relative_to(sources).as_posix() for file in files if file.is_file()), None)
+
+
+def against_the_layers(graph: Mapping[str, set[str]]) -> list[str]:
+    """The imports that lead to another package of the same layer or of a higher one."""
+    wrong = []
+    for file, imported in graph.items():
+        for other in sorted(imported):
+            one, two = package_of(file), package_of(other)
+            if one != two and HEIGHT[one] <= HEIGHT[two] and (file, other) not in UNTIL_MOVED:
+                wrong.append(f"{file} ({one}) imports {other} ({two})")
+    return wrong
+
+
+def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Files that import one another in a circle, each circle once."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(file: str, path: list[str]) -> None:
+        if file in path:
+            found.append([*path[path.index(file) :], file])
+        elif file not in done:
+            for other in sorted(graph.get(file, ())):
+                visit(other, [*path, file])
+            done.add(file)
+
+    for file in graph:
+        visit(file, [])
+    return found
+
+
+def test_every_package_has_a_layer() -> None:
+    packages = {package_of(file) for file in imports(SOURCES)}
+    assert packages <= HEIGHT.keys()
+
+
+def test_no_import_runs_back_up() -> None:
+    assert against_the_layers(imports(SOURCES)) == []
+
+
+def test_no_import_comes_back_to_where_it_began() -> None:
+    assert cycles(imports(SOURCES)) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "wrong", "circles"),
+    [
+        ({"stack/a.py": "from popularity.network import b", "network/b.py": "import popularity.core.c"}, 0, 0),
+        ({"network/a.py": "from popularity.stack.b import c", "stack/b.py": ""}, 1, 0),
+        ({"training/a.py": "import popularity.inference.b", "inference/b.py": ""}, 1, 0),
+        ({"demo/a.py": "from popularity import launch", "launch.py": ""}, 1, 0),
+        (
+            {"stack/a.py": "from popularity.stack.b import c", "stack/b.py": "def c():\n import popularity.stack.a"},
+            0,
+            1,
+        ),
+    ],
+)
+def test_it_can_fail(tmp_path: Path, files: dict[str, str], wrong: int, circles: int) -> None:
+    sources = tmp_path / "popularity"
+    for name, text in {"__init__.py": "", "core/c.py": "", **files}.items():
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).write_text(text, encoding="utf-8")
+    graph = imports(sources)
+    assert len(against_the_layers(graph)) == wrong
+    assert len(cycles(graph)) == circles

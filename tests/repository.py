@@ -1,0 +1,69 @@
+"""The repository as the tests see it: where it is, its parameters on a profile, and the flags of its stages."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from popularity.config import read_yaml
+from popularity.profile import edited, read_profiles
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROFILES = REPOSITORY / "configs" / "profiles"
+GENERATED = "data/demo"  # the data set of a clean clone
+STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
+LAUNCHER = "popularity.launch"
+
+
+def profile_text(profile: str = "demo") -> str:
+    """The text of params.yaml on a profile and on the generated data, whatever the working file is set to.
+
+    `make dataset` and `python -m popularity.profile` edit the working file; no test may depend on what they wrote.
+    """
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    values = {("profile",): profile, ("dataset", "root"): GENERATED, **read_profiles(PROFILES)[profile]}
+    return edited(text, values, f"profile '{profile}'")
+
+
+def write_profile(folder: Path, profile: str = "demo") -> Path:
+    """Writes that text to `folder`/params.yaml and returns the path."""
+    path = folder / "params.yaml"
+    path.write_text(profile_text(profile), encoding="utf-8")
+    return path
+
+
+def outs_of(stage: str, *kinds: str) -> list[str]:
+    """The paths that a stage declares in dvc.yaml under `kinds`: outs, metrics and plots, unless others are named."""
+    entries = [entry for kind in kinds or ("outs", "metrics", "plots") for entry in STAGES[stage].get(kind, [])]
+    return [str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries]
+
+
+def stage_command(stage: str) -> list[str]:
+    """The words of the command in dvc.yaml: the module, then its flags; without Python and the launcher."""
+    words = shlex.split(STAGES[stage]["cmd"].replace("${dataset.root}", GENERATED))
+    python, option, *command = words
+    assert (python, option) == ("python", "-m"), words
+    return command[1:] if command[0] == LAUNCHER else command
+
+
+def stage_flags(stage: str, folder: Path, **changed: str | Path | None) -> list[str]:
+    """The flags of a stage's command in dvc.yaml, all its paths below `folder`, as is params.yaml.
+
+    Args:
+        stage: name in dvc.yaml.
+        folder: takes the place of the repository's root.
+        changed: by flag, paths (relative to `folder`, or absolute) in place of those in dvc.yaml; None leaves it out.
+    """
+    values: dict[str, list[str | Path]] = {"params": ["params.yaml"]} if "params" in STAGES[stage] else {}
+    flag = ""
+    for word in stage_command(stage)[1:]:
+        if word.startswith("--"):
+            flag = word[2:]
+            values[flag] = []
+        else:
+            values[flag].append(word)
+    for name, path in changed.items():
+        values[name] = [] if path is None else [path]
+    given = {name: [str(folder / path) for path in paths] for name, paths in values.items() if paths}
+    return [part for name, paths in given.items() for part in (f"--{name}", *paths)]
