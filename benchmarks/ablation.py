@@ -169,7 +169,7 @@ SYSTEMS: Mapping[str, System] = {
     "metadata + raw embeddings": System(blocks=("metadata", "image", "text")),
     "Eq 11 as printed": System(parts=EQ_11),
     REFERENCE: System(),
-    "all our columns": System(parts=(*EQ_11, "logits", "losses", "agreement", "distance", "unseen")),
+    "all our columns": System(parts=(*EQ_11, "logits", "losses", "distance", "unseen")),
     "- global prompt": System(parts=_minus("global_prompt"), without_heads=("global",)),
     "- local prompt": System(parts=_minus("local_prompt"), without_heads=("local",)),
     "- visual prototypes": System(parts=_minus("attended_visual"), network=_with_attention(prototypes=("text",))),

@@ -24,7 +24,7 @@ from tests.random_posts import random_images, random_posts
 from tests.training.small_inputs import random_block, random_outputs
 from tests.training.small_training import train_params
 
-EMBED = EmbedPostsParams(batch_size=8, shard_rows=20, nearest=3, shrinkage=0.5)
+EMBED = EmbedPostsParams(batch_size=8, shard_rows=20, nearest=3)
 LONE, UNSEEN = "C0/the sea", "C1/never"
 NAMES = ("cat", "dog", "sunset", "sea")  # words of the tiny tokenizer, for the classes S0 to S3
 

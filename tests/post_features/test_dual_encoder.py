@@ -80,14 +80,14 @@ def test_clip_goes_through_train_and_embed(
     scalars = read_table(out / "scalars.parquet", PROTOTYPE_SCALARS)
     assert scalars.height == 20
     absent = 0
-    for pid, found in scalars.select("pid", "agreement.aligned").iter_rows():
+    for pid, found in scalars.select("pid", "distance.image_text").iter_rows():
         (picture,) = image.rows([pid])
         if picture < 0 or not lengths[pid]:
             assert found is None
             absent += 1
         else:
             x, h = image.values[picture].astype(float), text.values[text.rows([pid])[0]].astype(float)
-            assert found == pytest.approx(x @ h / np.linalg.norm(x) / np.linalg.norm(h), abs=1e-5)
+            assert found == pytest.approx(1 - x @ h / np.linalg.norm(x) / np.linalg.norm(h), abs=1e-5)
     assert 3 < absent < 10
     blocks = vectors(out)
     assert blocks["attended_image"].pids == image.pids

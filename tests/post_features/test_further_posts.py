@@ -7,7 +7,7 @@ import polars as pl
 import torch
 from accelerate.state import AcceleratorState
 
-from popularity.post_features.embed import EmbeddedPosts, Folders, embed_posts, probable_classes
+from popularity.post_features.embed import Folders, embed_posts, probable_classes
 from popularity.schema import IMAGES, PROTOTYPE_SCALARS, read_block, read_table
 from popularity.training.assembly import load_network
 from popularity.training.loop import make_accelerator
@@ -35,14 +35,11 @@ def test_posts_that_come_later_are_read_as_if_they_had_been_there(world: World) 
         state=world.folder / "further-state",
         out=world.folder / "further",
         explain=world.folder / "further-explain",
-        known=EmbeddedPosts(posts.filter(~further), world.outputs()),
     )
     scalars, expected = (
         read_table(folder / "scalars.parquet", PROTOTYPE_SCALARS) for folder in (world.folder / "further", whole)
     )
     same = scalars.select("pid").join(expected, on="pid", how="left", validate="1:1", maintain_order="left")
-    assert scalars["agreement.linear"].null_count() < scalars.height
-    assert scalars["agreement.linear"].equals(same["agreement.linear"])
     for name in scalars.columns[1:]:
         assert np.allclose(scalars[name].fill_null(9.0), same[name].fill_null(9.0), atol=1e-5), name
     for name, block in vectors(world.folder / "further").items():

@@ -111,8 +111,7 @@ def test_masses_of_attention_are_sums_over_tokens(tower: PromptTower) -> None:
     assert found["attention_mass"][[0, 3]].isnan().all()
 
 
-def test_agreement_of_aligned_towers_needs_equal_widths(tower: PromptTower) -> None:
+def test_the_distance_of_image_and_text_needs_equal_widths(tower: PromptTower) -> None:
     network = make_network(tower)
     found = described(network, awkward_batch(network))["scalars"]
-    assert found[:, SCALARS.index("agreement.aligned")].isnan().all()
-    assert not found[4:, SCALARS.index("agreement.projected")].isnan().any()
+    assert found[:, SCALARS.index("distance.image_text")].isnan().all()

@@ -22,7 +22,6 @@ from popularity.encoders.sources import weights_identity
 from popularity.files import atomic_directory
 from popularity.network.model import CLASS_LEVEL, Batch, PrototypeNetwork
 from popularity.network.shared import ATTENTION_FILE, SharedAttention
-from popularity.post_features.agreement import linear_agreement
 from popularity.post_features.outputs import (
     HEADS,
     MASSES,
@@ -31,7 +30,6 @@ from popularity.post_features.outputs import (
     class_probabilities,
     describe_posts,
 )
-from popularity.prototypes.vectors import unit
 from popularity.schema import (
     ATTENTION,
     ATTENTION_MASS,
@@ -72,13 +70,11 @@ class EmbedPostsParams(Section):
         batch_size: posts per forward pass.
         shard_rows: posts per resumable part.
         nearest: classes that are listed for a post's explanation.
-        shrinkage: of the linear map behind agreement.linear: see `linear_agreement`.
     """
 
     batch_size: Annotated[int, Field(ge=1)]
     shard_rows: Annotated[int, Field(ge=1)]
     nearest: Annotated[int, Field(ge=1)]
-    shrinkage: Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -92,14 +88,6 @@ class Folders:
     network: Path
 
 
-@dataclass(frozen=True)
-class EmbeddedPosts:
-    """Posts (contract POSTS) and the outputs of the frozen towers for them."""
-
-    posts: pl.DataFrame
-    blocks: TowerOutputs
-
-
 def embed_posts(
     posts: pl.DataFrame,
     images: pl.DataFrame,
@@ -111,7 +99,6 @@ def embed_posts(
     state: Path,
     out: Path,
     explain: Path,
-    known: EmbeddedPosts | None = None,
 ) -> None:
     """Writes the block `prototype` into `out` and what explains it into `explain`; no popularity label is read.
 
@@ -125,7 +112,6 @@ def embed_posts(
         state: folder of finished parts, shared by all processes.
         out: replaced as a whole: the vectors of VECTORS, scalars.parquet and the attention itself.
         explain: likewise: nearest.parquet, attention.parquet and attention_mass.parquet.
-        known: posts of an earlier run that `posts` come to; agreement.linear is fitted on them too.
 
     Raises:
         ContractError: the network was trained with other classes or encoders, or gives values beyond float16.
@@ -150,10 +136,8 @@ def embed_posts(
         keys = read_table(folders.prototypes / "classes.parquet", CLASSES).filter(level=CLASS_LEVEL)["key"]
         with atomic_directory(out) as partial:
             _write_vectors(state, cut, inputs.vectors, network, folders.network, keys, partial)
-            embedded = [EmbeddedPosts(posts, blocks), *([] if known is None else [known])]
-            agreement = _linear_agreement(embedded, trained, params.shrinkage)
             scalars = np.concatenate(list(read_parts(state, cut, "scalars")))
-            table = {"agreement.linear": agreement} | dict(zip(SCALARS, scalars.T, strict=True))
+            table = dict(zip(SCALARS, scalars.T, strict=True))
             names = written_scalars(trained, aligned=is_aligned(towers.image, towers.text))
             frame = pl.DataFrame({"pid": posts["pid"]} | {name: table[name].astype(np.float32) for name in names})
             frame = frame.with_columns(pl.col(pl.Float32).fill_nan(None))
@@ -235,8 +219,8 @@ def written_scalars(trained: TrainParams, *, aligned: bool) -> tuple[str, ...]:
     """
     trained_heads = [head for head, term in HEADS.items() if getattr(trained.network.weights, term)]
     left_out = {f"losses.{head}" for head in HEADS if trained.rows != "all" or head not in trained_heads}
-    left_out |= set() if aligned else {"agreement.aligned"}
-    return tuple(name for name in ("agreement.linear", *SCALARS) if name not in left_out)
+    left_out |= set() if aligned else {"distance.image_text"}
+    return tuple(name for name in SCALARS if name not in left_out)
 
 
 def _write_vectors(
@@ -285,51 +269,6 @@ def _shared_attention(network: PrototypeNetwork, posts: pl.DataFrame, vectors: P
     )
     shared.attention.load_state_dict(network.attention.state_dict())
     return shared
-
-
-def _linear_agreement(embedded: Sequence[EmbeddedPosts], trained: TrainParams, shrinkage: float) -> Float32Array:
-    """agreement.linear of the first of `embedded`, (n,); NaN without picture or text.
-
-    Its map is fitted on the posts that the network was shown, of all of `embedded`.
-    """
-    everyone = pl.concat(
-        [
-            each.posts.select("pid", "uid", "split", source=pl.lit(number), **_pair_rows(each))
-            for number, each in enumerate(embedded)
-        ]
-    ).sort("pid")
-    source, image, text = (everyone[name].to_numpy() for name in ("source", "image", "text"))
-    both = (image >= 0) & (text >= 0)
-    shown = both & ((everyone["split"] == "train").to_numpy() if trained.rows == "train" else True)
-    fitted, others = np.flatnonzero(shown), np.flatnonzero(both & ~shown)
-    users = everyone["uid"].rank("dense").to_numpy().astype(np.int64)
-
-    def read(rows: Int64Array) -> tuple[Float32Array, Float32Array]:
-        pictures, texts = ([getattr(each.blocks, name).values for each in embedded] for name in ("image", "text"))
-        return _unit_rows(pictures, source[rows], image[rows]), _unit_rows(texts, source[rows], text[rows])
-
-    rows = np.concatenate([fitted, others])
-    agreement = np.full(everyone.height, np.nan, np.float32)
-    agreement[rows] = linear_agreement(read, fitted, others, users[fitted], shrinkage, source[rows] == 0)
-    of_first: Float32Array = agreement[source == 0]
-    return of_first
-
-
-def _unit_rows(values: Sequence[Array], source: Array, row: Array) -> Float32Array:
-    """(b, d) row `row` (b,) of the one of `values` that `source` (b,) numbers, L2-normalised."""
-    found = np.empty((len(row), values[0].shape[1]), np.float32)
-    for number, each in enumerate(values):
-        own = source == number
-        found[own] = unit(each[row[own]])
-    return found
-
-
-def _pair_rows(embedded: EmbeddedPosts) -> dict[str, pl.Series]:
-    """Row of each post's vectors in the blocks `image` and `text`; -1 without a picture, or without a token."""
-    pids, blocks = embedded.posts["pid"].to_list(), embedded.blocks
-    empty = {pid for pid, length in zip(blocks.tokens.pids, np.diff(blocks.tokens.offsets), strict=True) if not length}
-    text = [-1 if pid in empty else row for pid, row in zip(pids, blocks.text.rows(pids), strict=True)]
-    return {"image": pl.Series(blocks.image.rows(pids)), "text": pl.Series(text, dtype=pl.Int64)}
 
 
 def _write_explanation(

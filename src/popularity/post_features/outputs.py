@@ -21,13 +21,11 @@ SCALARS = (
     *(f"logits.margin_{head}" for head in HEADS),  # own class less the best other
     *(f"logits.entropy_{head}" for head in HEADS),  # nats: how undecided the head is
     "logits.rank",  # of the own class by the mean of the heads, from 0
-    "agreement.projected",  # cos(P_I x, P_T h)
-    "agreement.aligned",  # cos(x, h), where both towers share a space
-    "agreement.classes",  # log sum_i softmax(p / tau_g)_i softmax(q)_i: does the text speak of what the picture shows
     "distance.visual_own",  # 1 - cos to the own class's prototype without the post
     "distance.visual_other",  # 1 - cos to the nearest prototype of another class
     "distance.text_own",
     "distance.text_other",
+    "distance.image_text",  # 1 - cos(x, h), where both towers share a space
     "class_unseen",  # 1 where no training post is of the class
 )
 NEAREST_HEADS = ("visual", "text", "attention")
@@ -77,8 +75,8 @@ def describe_posts(
     scalars = {
         **_class_scalars(values, log_probabilities, has, target),
         "logits.rank": _where(target >= 0, rank_of_target(mean, target).float()),
-        **_agreements(batch, outputs, log_probabilities),
         **_distances(similarity, target),
+        "distance.image_text": _image_text_distance(batch),
         "class_unseen": (target < 0).float(),
     }
     ranked = {**similarity, "attention": _where(batch.has_image, level.logits)}
@@ -146,19 +144,6 @@ def _class_scalars(
     return {prefix + head: values for prefix, heads in names.items() for head, values in heads.items()}
 
 
-def _agreements(batch: Batch, outputs: Outputs, log_probabilities: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How well picture and text of the same post fit, (b,); NaN where it lacks one of them."""
-    both = batch.has_image & batch.facts.has_token
-    shared = (log_probabilities["global"] + log_probabilities["attention"]).logsumexp(dim=1)
-    projected = functional.cosine_similarity(outputs.projected_image.float(), outputs.projected_text.float())
-    one_space = batch.image.shape == batch.pooled.shape
-    aligned = (
-        functional.cosine_similarity(batch.image, batch.pooled) if one_space else torch.full_like(shared, torch.nan)
-    )
-    found = {"projected": projected, "aligned": aligned, "classes": shared}
-    return {f"agreement.{name}": _where(both, values) for name, values in found.items()}
-
-
 def _similarities(network: PrototypeNetwork, batch: Batch) -> dict[str, Tensor]:
     """Cosines (b, K) of the post's frozen vectors to the class prototypes, the own one without the post.
 
@@ -188,6 +173,14 @@ def _distances(similarity: dict[str, Tensor], target: Tensor) -> dict[str, Tenso
         found[f"distance.{kind}_own"] = _where(known, 1 - values.gather(1, column)[:, 0])
         found[f"distance.{kind}_other"] = 1 - others.amax(dim=1)  # of a row of NaN: NaN
     return found
+
+
+def _image_text_distance(batch: Batch) -> Tensor:
+    """1 - cos(x, h) (b,); NaN where a post lacks picture or text, and everywhere where the widths differ."""
+    if batch.image.shape != batch.pooled.shape:
+        return batch.image.new_full((len(batch.image),), torch.nan)
+    both = batch.has_image & batch.facts.has_token
+    return _where(both, 1 - functional.cosine_similarity(batch.image, batch.pooled))
 
 
 def _attention(outputs: Outputs, has_image: Tensor, weights: Tensor | None, nearest: int) -> dict[str, Tensor]:

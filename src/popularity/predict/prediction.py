@@ -20,7 +20,7 @@ from popularity.evaluation.intervals import Calibration
 from popularity.features import CATEGORIES, further_features
 from popularity.images import index_files
 from popularity.network.model import CLASS_LEVEL
-from popularity.post_features.embed import EmbeddedPosts, Folders, embed_posts, probable_classes
+from popularity.post_features.embed import Folders, embed_posts, probable_classes
 from popularity.predict.asked import NewPosts
 from popularity.predict.classes import KnownClasses
 from popularity.predict.project import Project, Settings
@@ -90,7 +90,7 @@ def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewP
     """Predictions of `new.table`, by pid; further notes go to `new.asked`.
 
     The new posts count as posts of the test part: they see each other and every stored post in counts of users,
-    classes, tags and texts and in the map behind agreement.linear, and are fitted on in nothing else.
+    classes, tags and texts, and are fitted on in nothing.
 
     Args:
         project: where the graph has run.
@@ -112,8 +112,7 @@ def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewP
         write_table(images, scratch / "images.parquet", IMAGES)
         embed_images(new.root, scratch / "images.parquet", image, settings.towers.image, scratch)
         embed_texts(scratch / "posts.parquet", text, settings.towers.text, scratch)
-        stored = TowerOutputs.read(project.image, project.text)
-        _refuse_other_encoders(TowerOutputs.read(image, text), stored)
+        _refuse_other_encoders(TowerOutputs.read(image, text), TowerOutputs.read(project.image, project.text))
         accelerator = make_accelerator(trained_params(project.network).precision)
         network = (
             Folders(new.root, image, text, project.prototypes, project.network),
@@ -127,15 +126,7 @@ def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewP
             posts = _with_classes(posts, blank, found, classes, notes)
         for pid, key in posts.select("pid", CLASS_LEVEL).iter_rows():
             notes[pid] += filter(None, [classes.note(key)])
-        embed_posts(
-            posts,
-            images,
-            *network,
-            state=scratch,
-            out=prototype,
-            explain=explain,
-            known=EmbeddedPosts(known, stored),
-        )
+        embed_posts(posts, images, *network, state=scratch, out=prototype, explain=explain)
         splits = read_table(project.splits, FOLDS)
         features = further_features(posts, images, splits, known, settings.featurize, project.features)
         blocks = read_blocks(image, text, prototype)

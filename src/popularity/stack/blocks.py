@@ -23,7 +23,6 @@ PrototypePart = Literal[
     "attended_text",  # T~_y
     "logits",  # p, p', q of every class, and scalars of the own class
     "losses",
-    "agreement",
     "distance",
     "unseen",
 ]
@@ -47,7 +46,6 @@ PART_VECTORS: Mapping[str, tuple[str, ...]] = {
 PROTOTYPE_SCALAR_PARTS: Mapping[str, PrototypePart] = {
     "logits": "logits",
     "losses": "losses",
-    "agreement": "agreement",
     "distance": "distance",
     "class_unseen": "unseen",
 }
