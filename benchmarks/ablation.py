@@ -34,8 +34,10 @@ from popularity.config import load_params
 from popularity.evaluation.metrics import score
 from popularity.evaluation.probes import class_scores, paired_interval, retrieval, silhouette
 from popularity.files import atomic_path, code_fingerprint, fingerprint, write_text
+from popularity.network.build import trained_params
+from popularity.network.heads import head_log_probabilities
 from popularity.network.losses import cosines
-from popularity.network.model import CLASS_LEVEL, LevelName, NetworkParams
+from popularity.network.params import CLASS_LEVEL, LevelName, NetworkParams, TrainParams
 from popularity.schema import FOLDS, Block, read_table
 from popularity.splits import rows_of
 from popularity.stack import StackParams
@@ -44,11 +46,7 @@ from popularity.stack.fit import Fold, fit_and_predict, load_fold
 from popularity.stack.parallel import in_order
 from popularity.stack.selection import KeepParams
 from popularity.stage import run
-from popularity.training.assembly import trained_params
-from popularity.training.data import load_batches
-from popularity.training.loop import head_log_probabilities
-from popularity.training.params import TrainParams
-from popularity.training.reading import training_rows
+from popularity.training.batches import load_batches, training_rows
 
 logger = logging.getLogger(__name__)
 Head = Literal["global", "local", "attention"]
@@ -139,7 +137,7 @@ def _with_attention(**changes: object) -> Change:
 
 
 def _with_levels(network: NetworkParams) -> NetworkParams:
-    return replace(network, prototypes=replace(network.prototypes, levels=LEVELS, tokens="near"))
+    return replace(network, prototypes=replace(network.prototypes, levels=LEVELS, tokens="top_k"))
 
 
 def _with_weights(network: NetworkParams, **changes: float) -> NetworkParams:
@@ -174,7 +172,7 @@ SYSTEMS: Mapping[str, System] = {
     "- local prompt": System(parts=_minus("local_prompt"), without_heads=("local",)),
     "- visual prototypes": System(parts=_minus("attended_visual"), network=_with_attention(prototypes=("text",))),
     "- text prototypes": System(parts=_minus("attended_text"), network=_with_attention(prototypes=("visual",))),
-    "- attention (projections only)": System(network=_with_attention(layers=0)),
+    "- attention (projections only)": System(network=_with_attention(depth=0)),
     "- all prototypes": System(parts=_minus(*ATTENDED), without_heads=("attention",)),
     "keep 77 % of least loss": System(keep=KeepParams(0.77, "low_loss")),
     "keep 77 % at random": System(keep=KeepParams(0.77, "random")),
@@ -308,9 +306,9 @@ def _look(bench: Bench, network_folder: Path, seed: int) -> pl.DataFrame:
     """
     network, posts, inputs = bench.load(network_folder)
     params = trained_params(network_folder)
-    _, rows = training_rows(bench.posts, inputs.vectors, params.rows, params.validation_share, params.seed)
-    facts = posts.facts(rows)
-    rows = rows[(facts.has_image & facts.has_token).numpy()]
+    _, rows = training_rows(bench.posts, inputs.vectors, params)
+    metadata = posts.metadata(rows)
+    rows = rows[(metadata.has_image & metadata.has_token).numpy()]
     parts: dict[str, list[torch.Tensor]] = {}
     prompts = network.class_prompts()
     passes = [rows[start : start + 256] for start in range(0, len(rows), 256)]

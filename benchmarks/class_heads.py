@@ -27,12 +27,11 @@ import torch
 from benchmarks.networks import Bench
 from popularity.evaluation.bootstrap import interval
 from popularity.evaluation.probes import linear_probe
+from popularity.network.heads import HEADS, head_log_probabilities
 from popularity.network.losses import global_logits
-from popularity.network.model import CLASS_LEVEL
+from popularity.network.params import CLASS_LEVEL
 from popularity.stage import run
-from popularity.training.data import load_batches
-from popularity.training.loop import HEADS, head_log_probabilities
-from popularity.training.reading import training_rows
+from popularity.training.batches import load_batches, training_rows
 
 Hits = dict[str, npt.NDArray[np.bool_]]
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -62,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _hits(bench: Bench, seed: int) -> tuple[Hits, npt.NDArray[np.str_]]:
     """Whether each system is right about each held-out post, and the posts' users."""
     params = replace(bench.train, seed=seed, validation_share=0.0)
-    inputs = bench.inputs(bench.prototypes(params.rows), params)
-    fit, held_out = training_rows(bench.posts, inputs.vectors, params.rows, HELD_OUT, seed)
+    inputs = bench.inputs(bench.prototypes(params.transductive), params)
+    fit, held_out = training_rows(bench.posts, inputs.vectors, replace(params, validation_share=HELD_OUT))
     without = bench.posts["pid"].gather(held_out)
     folder = bench.network(params, without=without)
     network, posts, inputs = bench.load(folder, without=without)

@@ -34,12 +34,14 @@ from torch import Tensor
 from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
-from popularity.network.model import CLASS_LEVEL, Level, LevelName, PrototypeNetwork
+from popularity.network.build import make_accelerator
+from popularity.network.dataset import PostVectors, draw_folds
+from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.params import CLASS_LEVEL, LevelName, TrainParams
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
 from popularity.stage import run
-from popularity.training.data import PostVectors, draw_folds
-from popularity.training.loop import Posts, make_accelerator, train_network
-from popularity.training.params import TrainParams
+from popularity.training.batches import TrainingPosts
+from popularity.training.loop import train_network
 
 OFFICIAL_POSTS = 305_613  # training posts of SMPD
 MEAN_TOKENS = 8  # of a title
@@ -67,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         params,
         network=replace(
             network,
-            attention=replace(network.attention, width=args.width, layers=args.layers),
+            attention=replace(network.attention, dim=args.width, depth=args.layers),
             prototypes=replace(network.prototypes, levels=(level,)),
         ),
         epochs=1,
         min_steps=0,
         precision=args.precision,
-        unfreeze_blocks=0,
+        unfreeze_layers=0,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -211,8 +213,8 @@ def train(content: Content, tower: PromptTower, params: TrainParams, steps: int,
     with tempfile.TemporaryDirectory(dir=folder) as state:
         synchronize(accelerator.device)
         started = time.perf_counter()
-        posts = Posts(content.vectors.batch, content.vectors.facts)
-        train_network(network, posts, draws, draws[:0], params, accelerator, state=Path(state))
+        posts = TrainingPosts(content.vectors.reader, draws, draws[:0])
+        train_network(network, posts, params, accelerator, state=Path(state))
         synchronize(accelerator.device)
         return time.perf_counter() - started
 
@@ -250,9 +252,9 @@ class Product(NamedTuple):
 
 def products(network: PrototypeNetwork, params: TrainParams, tower: PromptTower, image_width: int) -> list[Product]:
     """The matrix products of a step, by their shapes. Frozen towers need no gradient of their weights."""
-    posts, width = params.batch_size, params.network.attention.width
-    heads, hidden = params.network.attention.heads, width * params.network.attention.expansion
-    classes, text_width, layers = len(network.names.lengths), tower.facts.width, params.network.attention.layers
+    posts, width = params.batch_size, params.network.attention.dim
+    heads, hidden = params.network.attention.num_heads, width * params.network.attention.mlp_ratio
+    classes, text_width, layers = len(network.names.lengths), tower.facts.width, params.network.attention.depth
     tokens = 1 + classes * len(params.network.attention.prototypes)
     found = [
         Product(1, 1, posts + classes + posts, image_width, width),  # image, visual prototypes, the posts' own

@@ -20,18 +20,20 @@ from safetensors.torch import load_file
 
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
+from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
+from popularity.network.build import build_network, load_network, make_accelerator, save_network, trained_params
+from popularity.network.dataset import PostReader
+from popularity.network.inputs import EncoderOutputs, EncoderPair, NetworkData, post_reader, read_network_data
 from popularity.network.model import PrototypeNetwork
-from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
+from popularity.network.params import TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import IMAGES, POSTS, read_block, read_table
-from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network, trained_params
-from popularity.training.loop import Posts, make_accelerator, train_network
-from popularity.training.params import TrainParams
-from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
+from popularity.training.batches import TrainingPosts, training_rows
+from popularity.training.loop import train_network
 
 logger = logging.getLogger(__name__)
 
-CODE = ("encoders", "network", "post_features", "prototypes", "training")  # subpackages that make a network
+CODE = ("encoders", "inference", "network", "prototypes", "training")  # subpackages that make a network
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ class Bench:
         return load_params("train", TrainParams, self.params)
 
     @property
-    def towers(self) -> Towers:
-        return Towers.load(self.params)
+    def towers(self) -> EncoderPair:
+        return EncoderPair.load(self.params)
 
     @property
-    def blocks(self) -> TowerOutputs:
-        return TowerOutputs.read(self.data / "embeddings/image", self.data / "embeddings/text")
+    def blocks(self) -> EncoderOutputs:
+        return EncoderOutputs.read(self.data / "embeddings/image", self.data / "embeddings/text")
 
-    def prototypes(self, rows: str, without: pl.Series | None = None) -> Path:
+    def prototypes(self, transductive: bool, without: pl.Series | None = None) -> Path:
         """A folder like models/prototypes; none of the posts `without` (pids) is a representative."""
         params = load_params("prototypes", PrototypesParams, self.params)
         left_out = [] if without is None else without.sort().to_list()
@@ -88,12 +90,12 @@ class Bench:
                 read_block(self.data / "embeddings/text", "post"),
             )
             kept = self.posts.filter(~pl.col("pid").is_in(left_out))
-            write_prototypes(build_prototypes(kept, image, text, params, rows), out)  # type: ignore[arg-type]
+            write_prototypes(build_prototypes(kept, image, text, params, transductive=transductive), out)
 
-        return self._once("prototypes", make, asdict(params), rows, left_out, self._inputs)
+        return self._once("prototypes", make, asdict(params), transductive, left_out, self._inputs)
 
-    def inputs(self, prototypes: Path, params: TrainParams) -> Inputs:
-        return read_inputs(self.posts, self.blocks, prototypes, params)
+    def inputs(self, prototypes: Path, params: TrainParams) -> NetworkData:
+        return read_network_data(self.posts, self.blocks, prototypes, params)
 
     def network(self, params: TrainParams, prompts: Path | None = None, without: pl.Series | None = None) -> Path:
         """A folder like models/network, trained by `params`.
@@ -104,7 +106,7 @@ class Bench:
                 share no loss, so the result is that of training all.
             without: pids that are neither trained on nor representatives.
         """
-        prototypes = self.prototypes(params.rows, without)
+        prototypes = self.prototypes(params.transductive, without)
         left_out = [] if without is None else without.sort().to_list()
 
         def make(out: Path) -> None:
@@ -114,17 +116,17 @@ class Bench:
             trained = replace(params, network=replace(params.network, weights=weights))
             inputs = self.inputs(prototypes, params)
             network = build_network(trained, inputs, self.towers)
-            rows, held_out = training_rows(
-                self.posts, inputs.vectors, params.rows, params.validation_share, params.seed
-            )
+            rows, held_out = training_rows(self.posts, inputs.vectors, params)
             if left_out:
                 excluded = self.posts["pid"].is_in(left_out).to_numpy()
                 rows, held_out = rows[~excluded[rows]], held_out[~excluded[held_out]]
             accelerator = fresh_accelerator(params.precision)
             key = fingerprint(asdict(trained), asdict(self.towers), left_out, prototypes, self._inputs)
             with resume_state("benchmark_train", key, self.cache) as state:
-                reader = posts_for(network, inputs, self.posts, self.images, self.root, self.towers)
-                history = train_network(network, reader, rows, held_out, trained, accelerator, state=state)
+                reader = post_reader(network, inputs, self.posts, self.images, self.root, self.towers)
+                history = train_network(
+                    network, TrainingPosts(reader, rows, held_out), trained, accelerator, state=state
+                )
             if prompts is not None:
                 take_prompts(network, prompts)
             save_network(network, params, history, out)
@@ -134,27 +136,25 @@ class Bench:
     def embed(self, network: Path, without: pl.Series | None = None) -> tuple[Path, Path]:
         """Folders like data/embeddings/prototype and data/explain."""
         params = load_params("embed_posts", EmbedPostsParams, self.params)
-        prototypes = self.prototypes(trained_params(network).rows, without)
+        prototypes = self.prototypes(trained_params(network).transductive, without)
         folders = Folders(self.root, self.data / "embeddings/image", self.data / "embeddings/text", prototypes, network)
 
         def make(out: Path) -> None:
             accelerator = fresh_accelerator(trained_params(network).precision)
             key = fingerprint(asdict(params), network, prototypes, self._inputs)
             with resume_state("benchmark_embed", key, self.cache) as state:
-                embed_posts(
-                    self.posts, self.images, folders, self.towers, params, accelerator,
-                    state=state, out=out / "vectors", explain=out / "explain",
-                )  # fmt: skip
+                inputs = NetworkInputs(self.posts, self.images, folders, self.towers, params, accelerator)
+                embed_posts(inputs, state=state, out=out / "vectors", explain=out / "explain")
 
         folder = self._once("embed", make, asdict(params), network, prototypes, self._inputs)
         return folder / "vectors", folder / "explain"
 
-    def load(self, network: Path, without: pl.Series | None = None) -> tuple[PrototypeNetwork, Posts, Inputs]:
+    def load(self, network: Path, without: pl.Series | None = None) -> tuple[PrototypeNetwork, PostReader, NetworkData]:
         """The network in evaluation mode, and how it reads the posts."""
         params = trained_params(network)
-        inputs = self.inputs(self.prototypes(params.rows, without), params)
+        inputs = self.inputs(self.prototypes(params.transductive, without), params)
         loaded, _ = load_network(network, inputs, self.towers)
-        return loaded, posts_for(loaded, inputs, self.posts, self.images, self.root, self.towers), inputs
+        return loaded, post_reader(loaded, inputs, self.posts, self.images, self.root, self.towers), inputs
 
     @cached_property
     def _inputs(self) -> str:

@@ -27,14 +27,14 @@ from popularity.encoders.parts import autocast, loader_workers, start_processes
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
+from popularity.network.build import make_accelerator
+from popularity.network.params import TrainParams
 from popularity.schema import POSTS, read_table, write_table
 from popularity.stack import Blocks, StackParams
 from popularity.stack import lightgbm_learner as learner
 from popularity.stack.fit import Fold, fit_model
 from popularity.stack.inner import Sample, inner_cuts, recency_weights
 from popularity.stack.matrix import MatrixEncoder
-from popularity.training.loop import make_accelerator
-from popularity.training.params import TrainParams
 
 STEPS = 6  # of the network
 ROUNDS = 30  # of the stack
@@ -120,7 +120,7 @@ def beyond_one(work: Callable[[int], object]) -> dict[str, float]:
 
 def part_network(folder: Path, posts: str) -> dict[str, Any]:
     params = load_params("train", TrainParams, REPOSITORY / PARAMS_FILE)
-    params = replace(params, epochs=1, min_steps=0, precision="bf16", unfreeze_blocks=0)
+    params = replace(params, epochs=1, min_steps=0, precision="bf16", unfreeze_layers=0)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         tower = load_prompt_tower(speed.minilm())
         width = speed.IMAGE_WIDTHS["minilm"]

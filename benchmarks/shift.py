@@ -40,12 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench.here(args.folder)
     image, text = (bench.data / "embeddings" / name for name in ("image", "text"))
     table: list[dict[str, object]] = []
-    for rows in ("all", "train"):
-        vectors, _ = bench.embed(bench.network(replace(bench.train, rows=rows)))
+    for transductive in (True, False):
+        vectors, _ = bench.embed(bench.network(replace(bench.train, transductive=transductive)))
         blocks = read_blocks(image, text, vectors)
         if not table:
             table.append(_row("raw image + text", _auc(bench, blocks, ("image", "title", "tags"), scalars=False)))
-        table.append(_row(f"prototype, train.rows {rows}", _auc(bench, blocks, PROTOTYPE_VECTORS, scalars=True)))
+        table.append(
+            _row(f"prototype, train.transductive {transductive}", _auc(bench, blocks, PROTOTYPE_VECTORS, scalars=True))
+        )
     with pl.Config(fmt_str_lengths=60):
         print(pl.DataFrame(table))
         print(pl.DataFrame([_report(bench, unseen) for unseen in (False, True)]))

@@ -17,7 +17,8 @@ from benchmarks import embed_speed
 from benchmarks.network_speed import minilm, products, random_content
 from popularity.config import load_params
 from popularity.encoders.prompting import load_prompt_tower
-from popularity.training.params import TrainParams
+from popularity.network.heads import loss_terms
+from popularity.network.params import TrainParams
 from tests.encoders.tiny_encoders import image_params, save_timm
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_the_products_are_those_of_a_step(tmp_path: Path) -> None:
     network = content.network(tower, params)
     batch = content.vectors.batch(np.arange(16))
     with FlopCounterMode(display=False) as counted:
-        terms = network.loss_terms(network(batch), batch)
+        terms = loss_terms(network, network(batch), batch)
         torch.stack([values.mean() for values in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
     ours = sum(product.flops for product in products(network, params, tower, 64))
     assert ours == pytest.approx(counted.get_total_flops(), rel=0.02)

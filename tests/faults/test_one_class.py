@@ -36,7 +36,7 @@ def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             *flags(tmp_path, out="image", resources="cost.json"),
         ]
     )
-    sections = {"prototypes": {"seed": 0, "limit": 8, "class_path": "auto"}, "train": {"rows": "all"}}
+    sections = {"prototypes": {"seed": 0, "limit": 8, "class_path": "auto"}, "train": {"transductive": True}}
     YAML().dump(sections, tmp_path / "params.yaml")
     given = {"params": "params.yaml", "posts": "posts.parquet", "image": "image", "text": "text", "out": "prototypes"}
     with pytest.raises(DataError, match="the training posts have 1 second-level classes") as caught:

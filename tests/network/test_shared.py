@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from popularity.network.attention import AttentionParams, Modality
 from popularity.network.losses import attention_logits
+from popularity.network.params import AttentionParams, Modality
 from popularity.network.shared import SharedAttention
 
 BOTH: tuple[Modality, ...] = ("visual", "text")
-PARAMS = AttentionParams(width=16, layers=2, heads=4, expansion=2, dropout=0.0, prototypes=BOTH)
+PARAMS = AttentionParams(dim=16, depth=2, num_heads=4, mlp_ratio=2, dropout=0.0, prototypes=BOTH)
 TEMPERATURES = {"visual": 0.07, "text": 0.05}
 CLASSES = 5
 
@@ -54,7 +54,7 @@ def test_a_post_is_as_if_it_were_alone(kinds: tuple[Modality, ...]) -> None:
 
 
 def test_without_layers_it_is_equation_6_itself() -> None:
-    module = shared(replace(PARAMS, layers=0))
+    module = shared(replace(PARAMS, depth=0))
     images = unit(4, 6, 2)
     prototypes = [module.attention.project(module.get_buffer(kind), kind)[None].expand(4, -1, -1) for kind in BOTH]
     sequence = torch.cat([module.attention.project(images, "image")[:, None], *prototypes], dim=1)

@@ -38,8 +38,8 @@ from popularity.tuning.selection import Judged, SelectParams, candidates_of, wri
 from popularity.tuning.space import Space
 from popularity.tuning.study import Budget, Finished, Search
 from stages import evaluate, report
+from tests.network.small_inputs import random_block
 from tests.small_tables import small_predictions
-from tests.training.small_inputs import random_block
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('post')</script> $x_1$ & \"quoted\" | `code` " + "w" * 300

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from popularity.errors import ConfigError
-from popularity.network.attention import AttentionParams
+from popularity.network.params import AttentionParams
 from popularity.network.shared import ATTENTION_FILE, SharedAttention
 from popularity.stack import Blocks, StackModel, network_learner, read_blocks
 from popularity.stack.fit import Fold, fit_model
@@ -34,7 +34,7 @@ def with_attention(posts: pl.DataFrame, blocks: Blocks, seed: int = 0) -> Blocks
     keys = posts["subcategory"].unique().sort().to_list()[::2]
     widths = {"visual": blocks.vectors["image"].values.shape[1], "text": 5}
     prototypes = {kind: functional.normalize(torch.randn(len(keys), width), dim=1) for kind, width in widths.items()}
-    params = AttentionParams(width=8, layers=1, heads=2, expansion=2, dropout=0.1, prototypes=("visual", "text"))
+    params = AttentionParams(dim=8, depth=1, num_heads=2, mlp_ratio=2, dropout=0.1, prototypes=("visual", "text"))
     classes = {key: row for row, key in enumerate(keys)}
     return replace(blocks, attention=SharedAttention(params, prototypes, {"visual": 0.07, "text": 0.07}, classes))
 

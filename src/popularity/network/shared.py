@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from popularity.config import parse_section
 from popularity.files import atomic_path
-from popularity.network.attention import AttentionParams, CrossModalAttention
+from popularity.network.attention import CrossModalAttention
 from popularity.network.losses import attention_logits
+from popularity.network.params import AttentionParams
 
 ATTENTION_FILE = "attention.safetensors"  # of the block `prototype`
 

@@ -98,7 +98,7 @@ class NetworkHead(nn.Module):
         super().__init__()
         self.attention = attention
         self.readout = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(attention.params.width + text_width, hidden), nn.GELU(),
+            nn.Dropout(dropout), nn.Linear(attention.params.dim + text_width, hidden), nn.GELU(),
             nn.Dropout(dropout), nn.Linear(hidden, 1),
         )  # fmt: skip
         for name, shape in {"mean": (text_width,), "scale": (text_width,), "label_mean": (), "label_scale": ()}.items():

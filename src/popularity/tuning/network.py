@@ -34,16 +34,17 @@ from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.errors import ConfigError
 from popularity.evaluation.metrics import error_over_median, mean_absolute_error, spearman
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
-from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
+from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
+from popularity.network.build import build_network, make_accelerator, save_network
+from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
+from popularity.network.params import TrainParams
 from popularity.schema import FOLDS, IMAGES, POSTS, read_table
 from popularity.splits import rows_of
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import Fold, fit_and_predict, load_fold
 from popularity.stage import run
-from popularity.training.assembly import Towers, build_network, posts_for, save_network
-from popularity.training.loop import DivergenceError, make_accelerator, train_network
-from popularity.training.params import TrainParams
-from popularity.training.reading import TowerOutputs, read_inputs, training_rows
+from popularity.training.batches import TrainingPosts, training_rows
+from popularity.training.loop import DivergenceError, train_network
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space, Values
 from popularity.tuning.stack import StackInputs
@@ -54,7 +55,11 @@ logger = logging.getLogger(__name__)
 ACCURACY = "validation/top1/mean"
 SCHEME = "matched"
 PROTOTYPE_FILES = ("about.json", "classes.parquet", "members.parquet", "prototypes.safetensors")
-FIXED = ("rows", "seed", "validation_share")  # prototypes are made for rows; the others choose who is measured
+FIXED = (
+    "transductive",
+    "seed",
+    "validation_share",
+)  # the first is of the prototypes too, the others choose who is measured
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,13 @@ class Settings:
 
     Args:
         root: of the data set.
-        towers: which encoders, and how.
+        encoders: which ones, and how.
         embed_posts: section of params.yaml.
         stack: section of params.yaml, with one booster a fold, whatever the stage fits.
     """
 
     root: Path
-    towers: Towers
+    encoders: EncoderPair
     embed_posts: EmbedPostsParams
     stack: StackParams
 
@@ -109,7 +114,7 @@ class Settings:
         stack = load_params("stack", StackParams, project.params)
         return cls(
             project.folder / str(read_yaml(project.params)["dataset"]["root"]),
-            Towers.load(project.params),
+            EncoderPair.load(project.params),
             load_params("embed_posts", EmbedPostsParams, project.params),
             replace(stack, seeds=1, learners=("lightgbm",)),
         )
@@ -130,7 +135,7 @@ def network_search(
         raise ConfigError("train.validation_share is 0: the search needs validation posts to judge trials by")
     space = Space.parse("tune_network.space", params.space, "train", train)
     inputs = project.inputs
-    sections = [asdict(section) for section in (train, settings.towers, settings.stack, settings.embed_posts)]
+    sections = [asdict(section) for section in (train, settings.encoders, settings.stack, settings.embed_posts)]
     key = fingerprint(
         code_fingerprint(), sections, params.space, params.seed,
         inputs.posts, inputs.splits, inputs.features, inputs.image, inputs.text, project.images,
@@ -180,13 +185,14 @@ class NetworkObjective:
     def _train(self, params: TrainParams, folder: Path) -> float:
         """Top-1 of the validation posts after the last epoch; the network is in `folder`/network."""
         inputs = self.project.inputs
-        read = read_inputs(self.posts, TowerOutputs.read(inputs.image, inputs.text), self.project.prototypes, params)
-        network = build_network(params, read, self.settings.towers)
-        rows, held_out = training_rows(self.posts, read.vectors, params.rows, params.validation_share, params.seed)
-        reader = posts_for(network, read, self.posts, self.images, self.settings.root, self.settings.towers)
+        outputs = EncoderOutputs.read(inputs.image, inputs.text)
+        data = read_network_data(self.posts, outputs, self.project.prototypes, params)
+        network = build_network(params, data, self.settings.encoders)
+        reader = post_reader(network, data, self.posts, self.images, self.settings.root, self.settings.encoders)
+        rows = TrainingPosts(reader, *training_rows(self.posts, data.vectors, params))
         (folder / "training").mkdir(parents=True, exist_ok=True)
         accelerator = make_accelerator(params.precision)
-        history = train_network(network, reader, rows, held_out, params, accelerator, state=folder / "training")
+        history = train_network(network, rows, params, accelerator, state=folder / "training")
         with atomic_directory(folder / "network") as out:
             save_network(network, params, history, out)
         return history[-1][ACCURACY]
@@ -196,11 +202,11 @@ class NetworkObjective:
         inputs = self.project.inputs
         folders = Folders(self.settings.root, inputs.image, inputs.text, self.project.prototypes, folder / "network")
         (folder / "parts").mkdir(exist_ok=True)
-        embed_posts(
-            self.posts, self.images, folders, self.settings.towers, self.settings.embed_posts,
+        network_inputs = NetworkInputs(
+            self.posts, self.images, folders, self.settings.encoders, self.settings.embed_posts,
             make_accelerator(params.precision),
-            state=folder / "parts", out=folder / "vectors", explain=folder / "explain",
         )  # fmt: skip
+        embed_posts(network_inputs, state=folder / "parts", out=folder / "vectors", explain=folder / "explain")
         return folder / "vectors"
 
     def _fit_stack(self, vectors: Path) -> tuple[float, float]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from popularity.network.build import load_network
 from popularity.network.model import PrototypeNetwork
 from popularity.schema import CLASSES, MEMBERS, MODALITIES, read_table
-from popularity.training.assembly import load_network
-from tests.post_features.small_world import World
+from tests.inference.small_world import World
 from tests.training.small_training import train_params
 
 
