@@ -36,6 +36,7 @@ from popularity.evaluation.probes import class_scores, paired_interval, retrieva
 from popularity.files import atomic_path, code_fingerprint, fingerprint, write_text
 from popularity.network.build import trained_params
 from popularity.network.heads import head_log_probabilities
+from popularity.network.inputs import training_rows
 from popularity.network.losses import cosines
 from popularity.network.params import CLASS_LEVEL, LevelName, NetworkParams, TrainParams
 from popularity.schema import FOLDS, Block, read_table
@@ -46,7 +47,7 @@ from popularity.stack.fit import Fold, fit_and_predict, load_fold
 from popularity.stack.parallel import in_order
 from popularity.stack.selection import KeepParams
 from popularity.stage import run
-from popularity.training.batches import load_batches, training_rows
+from popularity.training.batches import load_batches
 
 logger = logging.getLogger(__name__)
 Head = Literal["global", "local", "attention"]

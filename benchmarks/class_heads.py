@@ -28,10 +28,11 @@ from benchmarks.networks import Bench
 from popularity.evaluation.bootstrap import interval
 from popularity.evaluation.probes import linear_probe
 from popularity.network.heads import HEADS, head_log_probabilities
+from popularity.network.inputs import training_rows
 from popularity.network.losses import global_logits
 from popularity.network.params import CLASS_LEVEL
 from popularity.stage import run
-from popularity.training.batches import load_batches, training_rows
+from popularity.training.batches import load_batches
 
 Hits = dict[str, npt.NDArray[np.bool_]]
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -34,7 +34,7 @@ from torch import Tensor
 from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
-from popularity.network.build import make_accelerator
+from popularity.network.accelerator import make_accelerator
 from popularity.network.dataset import PostVectors, draw_folds
 from popularity.network.model import Level, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, LevelName, TrainParams

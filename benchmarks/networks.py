@@ -21,14 +21,22 @@ from safetensors.torch import load_file
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
-from popularity.network.build import build_network, load_network, make_accelerator, save_network, trained_params
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import build_network, load_network, save_network, trained_params
 from popularity.network.dataset import PostReader
-from popularity.network.inputs import EncoderOutputs, EncoderPair, NetworkData, post_reader, read_network_data
+from popularity.network.inputs import (
+    EncoderOutputs,
+    EncoderPair,
+    NetworkData,
+    post_reader,
+    read_network_data,
+    training_rows,
+)
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import IMAGES, POSTS, read_block, read_table
-from popularity.training.batches import TrainingPosts, training_rows
+from popularity.training.batches import TrainingPosts
 from popularity.training.loop import train_network
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from popularity.encoders.parts import autocast, loader_workers, start_processes
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
-from popularity.network.build import make_accelerator
+from popularity.network.accelerator import make_accelerator
 from popularity.network.params import TrainParams
 from popularity.schema import POSTS, read_table, write_table
 from popularity.stack import Blocks, StackParams

@@ -23,7 +23,8 @@ from pathlib import Path
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, fingerprint, resume_state
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
-from popularity.network.build import make_accelerator, trained_params
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import trained_params
 from popularity.network.inputs import EncoderPair
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run

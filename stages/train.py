@@ -23,12 +23,13 @@ from pathlib import Path
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.manifest import write_manifest
-from popularity.network.build import build_network, make_accelerator, save_network
-from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import build_network, save_network
+from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data, training_rows
 from popularity.network.params import TrainParams
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run
-from popularity.training.batches import TrainingPosts, training_rows
+from popularity.training.batches import TrainingPosts
 from popularity.training.curves import curves
 from popularity.training.loop import train_network
 

@@ -12,10 +12,9 @@ import torch
 
 from popularity.errors import DataError
 from popularity.network.dataset import PostVectors, draw_folds
-from popularity.network.inputs import EncoderOutputs, NetworkData, read_network_data
+from popularity.network.inputs import EncoderOutputs, NetworkData, read_network_data, training_rows
 from popularity.prototypes.vectors import normalise
 from popularity.schema import CLASSES, LEVELS, MEMBERS, Block, Tokens, read_table
-from popularity.training.batches import training_rows
 from tests.network.small_inputs import make_prototypes, random_outputs
 from tests.random_posts import random_posts
 from tests.training.small_training import train_params

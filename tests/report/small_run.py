@@ -178,7 +178,7 @@ def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> No
     """Prototypes of random vectors; to each post three random classes a head, and random shares of attention."""
     with_picture = images.filter(status="ok")["pid"].to_list()
     blocks = random_block(with_picture, 12, 1), random_block(posts["pid"].to_list(), 9, 2)
-    built = build_prototypes(posts, *blocks, PrototypesParams(seed=0, limit=5, class_path="auto"), "all")
+    built = build_prototypes(posts, *blocks, PrototypesParams(seed=0, limit=5, class_path="auto"), transductive=True)
     write_prototypes(built, folder / "models/prototypes")
     write_json(folder / "reports/prototypes.json", dict(built.report))
     classes = built.classes.filter(level="subcategory")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from popularity.encoders.prompting import PromptTower
 from popularity.errors import DataError
-from popularity.network.build import make_accelerator
+from popularity.network.accelerator import make_accelerator
 from popularity.network.dataset import Batch, Int64Array, PostReader
 from popularity.network.heads import rank_of_target
 from popularity.training.batches import TrainingPosts

@@ -9,36 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from popularity.config import parse_section
 from popularity.encoders.image import load_image_encoder
-from popularity.encoders.parts import start_processes
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
 from popularity.errors import ContractError
 from popularity.files import atomic_path, fingerprint, reading, write_json
 from popularity.network.inputs import EncoderPair, NetworkData
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """The accelerator of this process, with the precision that the device gives.
-
-    Args:
-        precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where it is supported, else fp16 on a GPU and fp32 on a CPU.
-
-    Raises:
-        ConfigError: more than one process was launched, but they do not know of each other.
-    """
-    device = start_processes().device
-    if precision == "auto":
-        if device.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        else:
-            precision = "bf16" if _fast_bf16() else "fp32"
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
 
 
 def build_network(params: TrainParams, data: NetworkData, encoders: EncoderPair) -> PrototypeNetwork:
@@ -116,10 +96,6 @@ def load_network(folder: Path, data: NetworkData, encoders: EncoderPair) -> tupl
         raise ContractError(f"{folder}: the network was trained with other classes or encoders ({other[0]} differs)")
     network.load_state_dict(tensors)
     return network.eval(), params
-
-
-def _fast_bf16() -> bool:
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

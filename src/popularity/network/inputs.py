@@ -126,6 +126,23 @@ def read_network_data(
     return NetworkData(vectors, {level: _level(file, level, vectors, folds) for level in levels}, names)
 
 
+def training_rows(posts: pl.DataFrame, vectors: PostVectors, params: TrainParams) -> tuple[Int64Array, Int64Array]:
+    """Rows (n,) to train on and validation rows (m,), both sorted: posts whose class training knows.
+
+    Args:
+        posts: contract POSTS.
+        vectors: of the same posts.
+        params: `transductive` takes the posts of both parts, else those of the part `train`; `validation_share` of
+            them is drawn by `seed`.
+    """
+    known = vectors.target[:, vectors.levels.index(CLASS_LEVEL)] >= 0
+    if not params.transductive:
+        known &= (posts["split"] == "train").to_numpy()
+    order = np.random.default_rng(params.seed).permutation(np.flatnonzero(known))
+    held_out = round(params.validation_share * len(order))
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
 def post_reader(
     network: PrototypeNetwork,
     data: NetworkData,

@@ -21,7 +21,8 @@ from popularity.evaluation.intervals import Calibration
 from popularity.features import CATEGORIES, FeaturizeParams, further_features
 from popularity.images import IndexImagesParams, index_files
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts, probable_classes
-from popularity.network.build import make_accelerator, trained_params
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import trained_params
 from popularity.network.inputs import EncoderOutputs, EncoderPair
 from popularity.network.params import CLASS_LEVEL
 from popularity.predict.classes import KnownClasses

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, to_device
-from popularity.network.params import CLASS_LEVEL, TrainParams
+from popularity.network.dataset import Batch, Int64Array, PostReader, to_device
 
 
 @dataclass(frozen=True)
@@ -27,23 +25,6 @@ class TrainingPosts:
     reader: PostReader
     train: Int64Array
     valid: Int64Array
-
-
-def training_rows(posts: pl.DataFrame, vectors: PostVectors, params: TrainParams) -> tuple[Int64Array, Int64Array]:
-    """Rows (n,) to train on and validation rows (m,), both sorted: posts whose class training knows.
-
-    Args:
-        posts: contract POSTS.
-        vectors: of the same posts.
-        params: `transductive` takes the posts of both parts, else those of the part `train`; `validation_share` of
-            them is drawn by `seed`.
-    """
-    known = vectors.target[:, vectors.levels.index(CLASS_LEVEL)] >= 0
-    if not params.transductive:
-        known &= (posts["split"] == "train").to_numpy()
-    order = np.random.default_rng(params.seed).permutation(np.flatnonzero(known))
-    held_out = round(params.validation_share * len(order))
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,16 @@ from popularity.errors import ConfigError
 from popularity.evaluation.metrics import error_over_median, mean_absolute_error, spearman
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
-from popularity.network.build import build_network, make_accelerator, save_network
-from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import build_network, save_network
+from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data, training_rows
 from popularity.network.params import TrainParams
 from popularity.schema import FOLDS, IMAGES, POSTS, read_table
 from popularity.splits import rows_of
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import Fold, fit_and_predict, load_fold
 from popularity.stage import run
-from popularity.training.batches import TrainingPosts, training_rows
+from popularity.training.batches import TrainingPosts
 from popularity.training.loop import DivergenceError, train_network
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space, Values
