@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import StrictBool
+
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import atomic_directory, write_json
 from popularity.manifest import write_manifest
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, help="output")
     args = parser.parse_args(argv)
     params = load_params("prototypes", PrototypesParams, args.params)
-    transductive = load_params("train.transductive", bool, args.params)
+    transductive = load_params("train.transductive", StrictBool, args.params)
     with measured("prototypes", args.resources), atomic_directory(args.out) as out:
         blocks = (read_block(args.image, "pooled"), read_block(args.text, "post"))
         built = build_prototypes(read_table(args.posts, POSTS), *blocks, params, transductive=transductive)

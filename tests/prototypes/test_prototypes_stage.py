@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import StrictBool
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
@@ -312,14 +313,14 @@ def test_member_classes_follow_the_posts_order(posts: pl.DataFrame) -> None:
 def test_train_transductive_is_read_by_its_dotted_name(tmp_path: Path) -> None:
     place = tmp_path / "params.yaml"
     YAML().dump({"train": {"transductive": False, "other": 1}}, place)
-    assert load_params("train.transductive", bool, place) is False
+    assert load_params("train.transductive", StrictBool, place) is False
     YAML().dump({"train": {"transductive": "no"}}, place)
     with pytest.raises(ConfigError, match=r"train\.transductive: Input should be a valid boolean, found 'no'"):
-        load_params("train.transductive", bool, place)
+        load_params("train.transductive", StrictBool, place)
     for lacking in ("train: {seed: 1}", "train: 3", "stack: {}"):
         place.write_text(lacking, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"section 'train\.transductive' is missing"):
-            load_params("train.transductive", bool, place)
+            load_params("train.transductive", StrictBool, place)
 
 
 def test_no_concepts_and_no_test_part(posts: pl.DataFrame, tmp_path: Path) -> None:
