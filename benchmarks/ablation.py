@@ -34,7 +34,7 @@ from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict
 from popularity.config import load_params
 from popularity.evaluation.metrics import score
 from popularity.files import atomic_path, code_fingerprint, fingerprint
-from popularity.network.model import LevelName, NetworkParams
+from popularity.network.params import LevelName, NetworkParams, TrainParams
 from popularity.schema import FOLDS, Block, read_table
 from popularity.splits import rows_of
 from popularity.splits.folds import Fold, load_fold
@@ -44,7 +44,6 @@ from popularity.stack.fit import fit_and_predict
 from popularity.stack.parallel import in_order
 from popularity.stack.selection import KeepParams
 from popularity.stage import run
-from popularity.training.params import TrainParams
 
 logger = logging.getLogger(__name__)
 Head = Literal["global", "local", "attention"]
@@ -124,7 +123,7 @@ def _with_attention(**changes: object) -> Change:
 
 
 def _with_levels(network: NetworkParams) -> NetworkParams:
-    return replace(network, prototypes=replace(network.prototypes, levels=LEVELS, tokens="near"))
+    return replace(network, prototypes=replace(network.prototypes, levels=LEVELS, tokens="top_k"))
 
 
 def _with_weights(network: NetworkParams, **changes: float) -> NetworkParams:
@@ -159,7 +158,7 @@ SYSTEMS: Mapping[str, System] = {
     "- local prompt": System(parts=_minus("local_prompt"), without_heads=("local",)),
     "- visual prototypes": System(parts=_minus("attended_visual"), network=_with_attention(prototypes=("text",))),
     "- text prototypes": System(parts=_minus("attended_text"), network=_with_attention(prototypes=("visual",))),
-    "- attention (projections only)": System(network=_with_attention(layers=0)),
+    "- attention (projections only)": System(network=_with_attention(depth=0)),
     "- all prototypes": System(parts=_minus(*ATTENDED), without_heads=("attention",)),
     "keep 77 % of least loss": System(keep=KeepParams(0.77, "low_loss")),
     "keep 77 % at random": System(keep=KeepParams(0.77, "random")),

@@ -42,22 +42,32 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
+from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import build_network, load_network, save_network, trained_params
+from popularity.network.dataset import PostReader
+from popularity.network.heads import head_log_probabilities
+from popularity.network.inputs import (
+    EncoderOutputs,
+    EncoderPair,
+    NetworkData,
+    post_reader,
+    read_network_data,
+    training_rows,
+)
 from popularity.network.losses import cosines, global_logits
-from popularity.network.model import CLASS_LEVEL, PrototypeNetwork
-from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
+from popularity.network.model import PrototypeNetwork
+from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.prototypes.vectors import unit
 from popularity.schema import IMAGES, POSTS, read_block, read_table
 from popularity.stage import run
-from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network, trained_params
-from popularity.training.data import load_batches
-from popularity.training.loop import Posts, head_log_probabilities, make_accelerator, train_network
-from popularity.training.params import TrainParams
-from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
+from popularity.training.batches import TrainingPosts, load_batches
+from popularity.training.loop import train_network
 
 logger = logging.getLogger(__name__)
 
-CODE = ("encoders", "network", "post_features", "prototypes", "training")  # subpackages that make a network
+CODE = ("encoders", "network", "inference", "prototypes", "training")  # subpackages that make a network
 Precision = Literal["fp32", "bf16", "fp16"]
 Vectors = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.int64]
@@ -129,14 +139,14 @@ class Bench:
         return load_params("train", TrainParams, self.params)
 
     @property
-    def towers(self) -> Towers:
-        return Towers.load(self.params)
+    def towers(self) -> EncoderPair:
+        return EncoderPair.load(self.params)
 
     @property
-    def blocks(self) -> TowerOutputs:
-        return TowerOutputs.read(self.data / "embeddings/image", self.data / "embeddings/text")
+    def blocks(self) -> EncoderOutputs:
+        return EncoderOutputs.read(self.data / "embeddings/image", self.data / "embeddings/text")
 
-    def prototypes(self, rows: str) -> Path:
+    def prototypes(self, transductive: bool) -> Path:
         """A folder like models/prototypes."""
         params = load_params("prototypes", PrototypesParams, self.params)
 
@@ -145,12 +155,12 @@ class Bench:
                 read_block(self.data / "embeddings/image", "pooled"),
                 read_block(self.data / "embeddings/text", "post"),
             )
-            write_prototypes(build_prototypes(self.posts, image, text, params, rows), out)  # type: ignore[arg-type]
+            write_prototypes(build_prototypes(self.posts, image, text, params, transductive=transductive), out)
 
-        return self._once("prototypes", make, asdict(params), rows, self._inputs)
+        return self._once("prototypes", make, asdict(params), transductive, self._inputs)
 
-    def inputs(self, prototypes: Path, params: TrainParams) -> Inputs:
-        return read_inputs(self.posts, self.blocks, prototypes, params)
+    def inputs(self, prototypes: Path, params: TrainParams) -> NetworkData:
+        return read_network_data(self.posts, self.blocks, prototypes, params)
 
     def network(self, params: TrainParams, prompts: Path | None = None) -> Path:
         """A folder like models/network, trained by `params`.
@@ -160,7 +170,7 @@ class Bench:
             prompts: folder of a network whose prompts are taken over; only the attention is then trained. The parts
                 share no loss, so the result is that of training all.
         """
-        prototypes = self.prototypes(params.rows)
+        prototypes = self.prototypes(params.transductive)
 
         def make(out: Path) -> None:
             weights = params.network.weights
@@ -169,14 +179,14 @@ class Bench:
             trained = replace(params, network=replace(params.network, weights=weights))
             inputs = self.inputs(prototypes, params)
             network = build_network(trained, inputs, self.towers)
-            rows, held_out = training_rows(
-                self.posts, inputs.vectors, params.rows, params.validation_share, params.seed
-            )
+            rows, held_out = training_rows(self.posts, inputs.vectors, params)
             accelerator = fresh_accelerator(params.precision)
             key = fingerprint(asdict(trained), asdict(self.towers), prototypes, self._inputs)
             with resume_state("benchmark_train", key, self.cache) as state:
-                reader = posts_for(network, inputs, self.posts, self.images, self.root, self.towers)
-                history = train_network(network, reader, rows, held_out, trained, accelerator, state=state)
+                reader = post_reader(network, inputs, self.posts, self.images, self.root, self.towers)
+                history = train_network(
+                    network, TrainingPosts(reader, rows, held_out), trained, accelerator, state=state
+                )
             if prompts is not None:
                 take_prompts(network, prompts)
             save_network(network, params, history, out)
@@ -186,27 +196,25 @@ class Bench:
     def embed(self, network: Path) -> tuple[Path, Path]:
         """Folders like data/embeddings/prototype and data/explain."""
         params = load_params("embed_posts", EmbedPostsParams, self.params)
-        prototypes = self.prototypes(trained_params(network).rows)
+        prototypes = self.prototypes(trained_params(network).transductive)
         folders = Folders(self.root, self.data / "embeddings/image", self.data / "embeddings/text", prototypes, network)
 
         def make(out: Path) -> None:
             accelerator = fresh_accelerator(trained_params(network).precision)
             key = fingerprint(asdict(params), network, prototypes, self._inputs)
             with resume_state("benchmark_embed", key, self.cache) as state:
-                embed_posts(
-                    self.posts, self.images, folders, self.towers, params, accelerator,
-                    state=state, out=out / "vectors", explain=out / "explain",
-                )  # fmt: skip
+                inputs = NetworkInputs(self.posts, self.images, folders, self.towers, params, accelerator)
+                embed_posts(inputs, state=state, out=out / "vectors", explain=out / "explain")
 
         folder = self._once("embed", make, asdict(params), network, prototypes, self._inputs)
         return folder / "vectors", folder / "explain"
 
-    def load(self, network: Path) -> tuple[PrototypeNetwork, Posts, Inputs]:
+    def load(self, network: Path) -> tuple[PrototypeNetwork, PostReader, NetworkData]:
         """The network in evaluation mode, and how it reads the posts."""
         params = trained_params(network)
-        inputs = self.inputs(self.prototypes(params.rows), params)
+        inputs = self.inputs(self.prototypes(params.transductive), params)
         loaded, _ = load_network(network, inputs, self.towers)
-        return loaded, posts_for(loaded, inputs, self.posts, self.images, self.root, self.towers), inputs
+        return loaded, post_reader(loaded, inputs, self.posts, self.images, self.root, self.towers), inputs
 
     @cached_property
     def _inputs(self) -> str:
@@ -243,10 +251,7 @@ def class_table(bench: Bench, network_folder: Path, seed: int) -> list[dict[str,
     """A row a part of the network, then one for class names and for each regression, as in the module's docstring."""
     network, posts, inputs = bench.load(network_folder)
     params = trained_params(network_folder)
-    fit, held_out = (
-        with_both(posts, rows)
-        for rows in training_rows(bench.posts, inputs.vectors, params.rows, params.validation_share, params.seed)
-    )
+    fit, held_out = (with_both(posts, rows) for rows in training_rows(bench.posts, inputs.vectors, params))
     arrays = outputs_of(network, posts, held_out)
     y = arrays.pop("y").astype(np.int64)
     table: list[dict[str, Any]] = []
@@ -277,13 +282,13 @@ def class_table(bench: Bench, network_folder: Path, seed: int) -> list[dict[str,
     return table
 
 
-def with_both(posts: Posts, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def with_both(posts: PostReader, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The rows of posts that have a picture and a text."""
-    facts = posts.facts(rows)
-    return rows[(facts.has_image & facts.has_token).numpy()]
+    metadata = posts.metadata(rows)
+    return rows[(metadata.has_image & metadata.has_token).numpy()]
 
 
-def outputs_of(network: PrototypeNetwork, posts: Posts, rows: npt.NDArray[np.int64]) -> dict[str, Vectors]:
+def outputs_of(network: PrototypeNetwork, posts: PostReader, rows: npt.NDArray[np.int64]) -> dict[str, Vectors]:
     """What the network makes of the rows, by name, (n, width) each, and their class `y` (n,)."""
     parts: dict[str, list[torch.Tensor]] = {}
     prompts = network.class_prompts()

@@ -1,16 +1,16 @@
-r"""Every post through the trained network: its vectors, class logits, losses and agreement, and what explains them.
+r"""Every post through the trained network: its vectors, class logits and losses, and what explains them.
 
 Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes, models/network;
-        of a network with unfrozen towers pictures below the root of the data set.
+        of a network with unfrozen encoders images below the root of the data set.
 Writes: data/embeddings/prototype/ with the vectors of Eq 11, logits and scalars.parquet; data/explain/ with the nearest
-        prototypes of each post and what its picture attends to.
+        prototypes of each post and what its image attends to.
 
     python -m popularity.launch stages.embed_posts --root data/demo --posts data/interim/posts.parquet \
         --images data/interim/images.parquet --image data/embeddings/image --text data/embeddings/text \
         --prototypes models/prototypes --network models/network --out data/embeddings/prototype \
         --explain data/explain --resources reports/resources/embed_posts.json
 
-A killed run resumes at its last finished part. POPULARITY_TOPOLOGY picks a file of configs/accelerate.
+A killed run resumes at its last finished shard. POPULARITY_TOPOLOGY picks a file of configs/accelerate.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, fingerprint, resume_state
-from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
+from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import trained_params
+from popularity.network.inputs import EncoderPair
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run
-from popularity.training.assembly import Towers, trained_params
-from popularity.training.loop import make_accelerator
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,23 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("embed_posts", EmbedPostsParams, args.params)
-    towers = Towers.load(args.params)
+    encoders = EncoderPair.load(args.params)
     folders = Folders(args.root, args.image, args.text, args.prototypes, args.network)
     accelerator = make_accelerator(trained_params(args.network).precision)
     inputs_read = (args.posts, args.images, args.image, args.text, args.prototypes, args.network)
-    key = fingerprint(asdict(params), asdict(towers), accelerator.mixed_precision, *inputs_read)
+    key = fingerprint(asdict(params), asdict(encoders), accelerator.mixed_precision, *inputs_read)
     with measured("embed_posts", args.resources), resume_state("embed_posts", key, args.state) as state:
-        embed_posts(
-            read_table(args.posts, POSTS),
-            read_table(args.images, IMAGES),
-            folders,
-            towers,
-            params,
-            accelerator,
-            state=state,
-            out=args.out,
-            explain=args.explain,
-        )
+        posts, images = read_table(args.posts, POSTS), read_table(args.images, IMAGES)
+        network_inputs = NetworkInputs(posts, images, folders, encoders, params, accelerator)
+        embed_posts(network_inputs, state=state, out=args.out, explain=args.explain)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 r"""Class prototypes: for every class at three levels, the mean picture and text vector of its representatives.
 
 Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
-        data/embeddings/text; section `prototypes` and `train.rows` of params.yaml.
+        data/embeddings/text; section `prototypes` and `train.transductive` of params.yaml.
 Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, about.json and manifest.json;
         a report.
 
@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import StrictBool
+
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import atomic_directory, write_json
 from popularity.manifest import write_manifest
-from popularity.prototypes.build import PrototypesParams, Rows, build_prototypes, write_prototypes
+from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import POSTS, read_block, read_table
 from popularity.stage import measured, run
 
@@ -34,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path, required=True, help="output")
     args = parser.parse_args(argv)
     params = load_params("prototypes", PrototypesParams, args.params)
-    rows: Rows = load_params("train.rows", Rows, args.params)
+    transductive = load_params("train.transductive", StrictBool, args.params)
     with measured("prototypes", args.resources), atomic_directory(args.out) as out:
         blocks = (read_block(args.image, "pooled"), read_block(args.text, "post"))
-        built = build_prototypes(read_table(args.posts, POSTS), *blocks, params, rows)
+        built = build_prototypes(read_table(args.posts, POSTS), *blocks, params, transductive=transductive)
         write_prototypes(built, out)
         write_manifest(
             out,
-            params={"prototypes": asdict(params), "train": {"rows": rows}},
+            params={"prototypes": asdict(params), "train": {"transductive": transductive}},
             inputs={name: vars(args)[name] for name in ("posts", "image", "text")},
             metrics={
                 "representatives": {level: facts["representatives"] for level, facts in built.report["levels"].items()}

@@ -1,7 +1,7 @@
 r"""Trains the prototype network: prompts, projections and attention, by the posts' classes and never by popularity.
 
 Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes; with
-        train.unfreeze_blocks pictures below the root of the data set.
+        train.unfreeze_layers images below the root of the data set.
 Writes: models/network/ with network.safetensors, network.json and manifest.json; curves and the last epoch's values by
         DVCLive.
 
@@ -23,13 +23,15 @@ from pathlib import Path
 from popularity.config import PARAMS_FILE, load_params
 from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.manifest import write_manifest
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import build_network, save_network
+from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data, training_rows
+from popularity.network.params import TrainParams
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run
-from popularity.training.assembly import Towers, build_network, posts_for, save_network
+from popularity.training.batches import TrainingPosts
 from popularity.training.curves import curves
-from popularity.training.loop import make_accelerator, train_network
-from popularity.training.params import TrainParams
-from popularity.training.reading import TowerOutputs, read_inputs, training_rows
+from popularity.training.loop import train_network
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,18 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("train", TrainParams, args.params)
-    towers = Towers.load(args.params)
+    encoders = EncoderPair.load(args.params)
     posts, images = read_table(args.posts, POSTS), read_table(args.images, IMAGES)
-    blocks = TowerOutputs.read(args.image, args.text)
-    key = fingerprint(asdict(params), asdict(towers), args.posts, args.image, args.text, args.prototypes)
+    outputs = EncoderOutputs.read(args.image, args.text)
+    key = fingerprint(asdict(params), asdict(encoders), args.posts, args.image, args.text, args.prototypes)
     accelerator = make_accelerator(params.precision)
     with measured("train", args.resources), resume_state("train", key, args.state) as state:
-        read = read_inputs(posts, blocks, args.prototypes, params)
-        network = build_network(params, read, towers)
-        rows, held_out = training_rows(posts, read.vectors, params.rows, params.validation_share, params.seed)
-        reader = posts_for(network, read, posts, images, args.root, towers)
-        with curves(args.live, writes=accelerator.is_main_process) as tell:
-            history = train_network(network, reader, rows, held_out, params, accelerator, state=state, on_epoch=tell)
+        data = read_network_data(posts, outputs, args.prototypes, params)
+        network = build_network(params, data, encoders)
+        reader = post_reader(network, data, posts, images, args.root, encoders)
+        rows = TrainingPosts(reader, *training_rows(posts, data.vectors, params))
+        with curves(args.live, writes=accelerator.is_main_process) as on_epoch:
+            history = train_network(network, rows, params, accelerator, state=state, on_epoch=on_epoch)
         if accelerator.is_main_process:
             with atomic_directory(args.out) as out:
                 save_network(network, params, history, out)
@@ -60,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     out,
                     params={
                         "train": asdict(params),
-                        "embed_image": asdict(towers.image),
-                        "embed_text": asdict(towers.text),
+                        "embed_image": asdict(encoders.image),
+                        "embed_text": asdict(encoders.text),
                     },
                     inputs={name: vars(args)[name] for name in inputs if name != "root"},
                     metrics={name: value for name, value in history[-1].items() if name.startswith("validation/")},

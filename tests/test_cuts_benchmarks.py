@@ -18,7 +18,7 @@ from popularity.errors import ConfigError, DataError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.features.profiles import no_users
 from popularity.manifest import REPOSITORY
-from popularity.schema import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
+from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table, write_table
 from popularity.splits import make_splits, rows_of
 from popularity.stack import StackParams
 from tests.encoders.tiny_encoders import text_params

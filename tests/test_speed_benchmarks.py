@@ -19,7 +19,8 @@ from benchmarks.speed import __main__ as speed
 from benchmarks.speed import features, graph, models, network
 from popularity.config import load_params
 from popularity.encoders.prompting import load_prompt_tower
-from popularity.training.loop import make_accelerator
+from popularity.network.accelerator import make_accelerator
+from popularity.network.heads import loss_terms
 from tests.encoders.tiny_encoders import image_params, save_timm
 
 
@@ -73,7 +74,7 @@ def test_features_are_measured_without_torch() -> None:
 def test_the_network_is_measured_without_tables_trees_and_dvc(tmp_path: Path) -> None:
     """On a machine that only trains."""
     names = ("polars", "lightgbm", "optuna", "dvc", "dvclive", "scmrepo", "pandas")
-    flags = {"classes": 3, "width": 16, "layers": 1, "steps": 2, "precision": "fp32"}
+    flags = {"classes": 3, "dim": 16, "depth": 1, "steps": 2, "precision": "fp32"}
     given = ["network", str(tmp_path), "300", json.dumps(flags)]
     code = f"""
 import sys
@@ -93,14 +94,14 @@ run_part(PARTS, {given!r})
 
 def test_the_recorded_products_are_those_of_a_step(tmp_path: Path) -> None:
     """Against torch's own count of forward and backward."""
-    params = network.network_params({"width": 32, "layers": 2, "precision": "fp32"})
+    params = network.network_params({"dim": 32, "depth": 2, "precision": "fp32"})
     tower = load_prompt_tower(network.minilm())
     widths, folds = (64, tower.facts.width), params.network.prototypes.folds
     content = network.random_content(tmp_path, 300, 21, widths, folds)
     made = content.network(tower, params)
     batch = content.vectors.batch(np.arange(params.batch_size))
     with FlopCounterMode(display=False) as counted:
-        terms = made.loss_terms(made(batch), batch)
+        terms = loss_terms(made, made(batch), batch)
         torch.stack([values.mean() for values in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
     accelerator = make_accelerator("fp32")
     shapes = network.products_of_a_step(content, tower, params, accelerator)

@@ -25,6 +25,8 @@ import numpy.typing as npt
 import torch
 import transformers
 from accelerate import Accelerator
+from popularity.training.data import PostVectors, draw_folds, to_device
+from popularity.training.params import TrainParams
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,9 +36,7 @@ from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
 from popularity.network.model import CLASS_LEVEL, Level, PrototypeNetwork
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
-from popularity.training.data import PostVectors, draw_folds, to_device
 from popularity.training.loop import Posts, make_accelerator, train_network
-from popularity.training.params import TrainParams
 
 OFFICIAL_POSTS = 305_613  # training posts of SMPD
 MEAN_TOKENS = 8  # of a title

@@ -20,7 +20,8 @@ from popularity.errors import ConfigError
 from popularity.evaluation.scores import EvaluateConfig
 from popularity.features import FeaturizeParams
 from popularity.images import IndexImagesParams
-from popularity.post_features.embed import EmbedPostsParams
+from popularity.inference.embed import EmbedPostsParams
+from popularity.network.params import TrainParams
 from popularity.prototypes.build import PrototypesParams
 from popularity.report.run_folder import ReportParams
 from popularity.splits import SplitParams
@@ -28,7 +29,6 @@ from popularity.stack import StackParams
 from popularity.stage import run
 from popularity.submission.write import SubmitConfig
 from popularity.text_model import TextModelParams
-from popularity.training.params import TrainParams
 from popularity.tuning.network import NetworkSearchParams
 from popularity.tuning.selection import SelectParams, candidates_of
 from popularity.tuning.space import Space

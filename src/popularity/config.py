@@ -74,7 +74,7 @@ def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path |
 def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path | None = None) -> Any:
     """The section `name` of params.yaml as an instance of `section`.
 
-    A dotted name (`train.rows`) is one value of another stage's section, and `section` its type, a Literal say.
+    A dotted name (`train.transductive`) is one value of another stage's section, `section` its type, StrictBool say.
     The keys of the file `tuned`, nested as in params.yaml, replace those there.
 
     Raises:

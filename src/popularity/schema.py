@@ -156,7 +156,7 @@ class FoldKey:
 FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
 # What the network says of a post in single numbers: nullable Float32 columns named <part>.<what> (losses.global,
-# logits.own_global, agreement.cosine, distance.visual) and class_unseen.
+# logits.own_global, distance.visual_own) and class_unseen.
 PROTOTYPE_SCALARS = Contract("prototype scalars", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
 PREDICTIONS = Contract(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.encoders.tiny_encoders import save_bert
-from tests.post_features.small_world import World, make_world
+from tests.inference.small_world import World, make_world
 
 
 @pytest.fixture(scope="session")

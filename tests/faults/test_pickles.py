@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 from popularity.errors import ContractError, DataError
 from popularity.stack import StackModel
 from stages import train
+from tests.inference.small_world import World
 from tests.network.small_network import VALUES
-from tests.post_features.small_world import World
 from tests.stack.test_stack_stage import inputs, run_stack  # noqa: F401  # a fixture
 from tests.training.small_training import TRAIN
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
@@ -7,7 +9,12 @@ from tests.encoders.tiny_encoders import save_bert, text_params
 
 
 @pytest.fixture(scope="session")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> PromptTower:
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random text encoder of type BERT."""
+    return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def tower(bert: Path) -> PromptTower:
     """Of type BERT, frozen, random."""
-    folder = save_bert(tmp_path_factory.mktemp("bert"))
-    return load_prompt_tower(text_params(weights=f"path:{folder}", max_tokens=12))
+    return load_prompt_tower(text_params(weights=f"path:{bert}", max_tokens=12))

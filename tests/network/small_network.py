@@ -11,7 +11,10 @@ from torch.nn import functional
 
 from popularity.config import parse_section
 from popularity.encoders.prompting import PromptTower
-from popularity.network.model import Batch, Level, NetworkParams, PrototypeNetwork
+from popularity.network.dataset import Batch
+from popularity.network.heads import eligible_posts, loss_terms, term_weight
+from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.params import NetworkParams
 
 IMAGE_WIDTH, TEXT_WIDTH = 6, 32
 NAMES = ("cat", "dog", "sunset", "sea", "the sea")
@@ -20,14 +23,14 @@ ALL_LEVELS = tuple(SIZES)
 VALUES: dict[str, Any] = {
     "prompts": {"global_length": 3, "local_length": 2, "instance_length": 0, "pool": "all"},
     "attention": {
-        "width": 16,
-        "layers": 2,
-        "heads": 4,
-        "expansion": 2,
+        "dim": 16,
+        "depth": 2,
+        "num_heads": 4,
+        "mlp_ratio": 2,
         "dropout": 0.0,
         "prototypes": ["visual", "text"],
     },
-    "prototypes": {"levels": ["subcategory"], "tokens": "all", "near": 3, "folds": 4},
+    "prototypes": {"levels": ["subcategory"], "tokens": "all", "top_k": 3, "folds": 4},
     "temperatures": {
         "global_prompt": 0.07,
         "local_prompt": 0.07,
@@ -41,7 +44,7 @@ VALUES: dict[str, Any] = {
     "same_class_positives": False,
 }
 THREE_LEVELS = {"prototypes.levels": list(ALL_LEVELS)}
-NEAR = {**THREE_LEVELS, "prototypes.tokens": "near"}
+TOP_K = {**THREE_LEVELS, "prototypes.tokens": "top_k"}
 INSTANCE = {"prompts.instance_length": 2}
 
 
@@ -117,7 +120,7 @@ def small_batch(
         has_image=torch.ones(posts, dtype=torch.bool),
         pooled=unit_rows(posts, TEXT_WIDTH, seed=seed + 2),
         tokens=torch.randn((posts, longest, TEXT_WIDTH), generator=generator),
-        content=torch.arange(longest) < counts[:, None],
+        token_mask=torch.arange(longest) < counts[:, None],
         target=target,
         fold=torch.arange(posts) % VALUES["prototypes"]["folds"],
         own_visual=unit_rows(posts, len(levels), IMAGE_WIDTH, seed=seed + 3),
@@ -134,9 +137,11 @@ def without_picture(batch: Batch, row: int) -> Batch:
 
 def total_loss(network: PrototypeNetwork, batch: Batch) -> Tensor:
     """The objective over the posts that each term counts for."""
-    terms = network.loss_terms(network(batch), batch)
-    counts = {name: mask.sum().clamp(min=1) for name, mask in network.eligible(batch.facts).items()}
-    return torch.stack([network.weight(name) * values.sum() / counts[name] for name, values in terms.items()]).sum()
+    terms = loss_terms(network, network(batch), batch)
+    counts = {name: mask.sum().clamp(min=1) for name, mask in eligible_posts(network, batch.metadata).items()}
+    return torch.stack(
+        [term_weight(network, name) * values.sum() / counts[name] for name, values in terms.items()]
+    ).sum()
 
 
 def gradients(network: PrototypeNetwork, loss: Tensor) -> dict[str, Tensor | None]:

@@ -1,4 +1,4 @@
-"""Eq 6: the encoder over image and prototypes, what x looks at, and where the projections start."""
+"""Eq 6: the encoder over image and prototypes, what x layer_weights at, and where the projections start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from popularity.config import parse_section
 from popularity.errors import ConfigError
-from popularity.network.attention import AttentionParams, CrossModalAttention, Dropout, Layer
+from popularity.network.attention import CrossModalAttention, Dropout, Layer
+from popularity.network.params import AttentionParams
 from tests.network.small_network import VALUES, network_params, unit_rows
 
 SHAPES = {"image": 4, "visual": 6, "text": 8}
@@ -47,17 +48,17 @@ def manual_layer(layer: Layer, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_the_encoder_and_its_weights_are_the_formulas() -> None:
-    attention = module(layers=2)
+    attention = module(depth=2)
     tokens = sequence(attention)
-    looks, expected = torch.zeros(3, 11), tokens
+    layer_weights, expected = torch.zeros(3, 11), tokens
     for layer in attention.layers:
         assert isinstance(layer, Layer)
         expected, weights = manual_layer(layer, expected)
-        looks += weights[:, :, 0].mean(dim=1) / 2
+        layer_weights += weights[:, :, 0].mean(dim=1) / 2
     each: list[torch.Tensor] = []
     torch.testing.assert_close(attention(tokens, each), attention.norm(expected), atol=1e-5, rtol=1e-5)
     found = torch.stack(each).mean(dim=0)
-    torch.testing.assert_close(found, looks, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found, layer_weights, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(3))
     assert found.std(dim=1).min() > 1e-4
 
@@ -73,11 +74,11 @@ def test_evaluation_equals_training_without_dropout(gradient: bool, autocast: bo
         torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext(),
         nullcontext() if gradient else torch.inference_mode(),
     ):
-        looks: list[torch.Tensor] = []
-        found = attention.eval()(tokens, looks)
+        layer_weights: list[torch.Tensor] = []
+        found = attention.eval()(tokens, layer_weights)
     tolerance = 0.05 if autocast else 1e-5
     torch.testing.assert_close(found.float(), exact, atol=tolerance, rtol=0)
-    for layer in looks:
+    for layer in layer_weights:
         torch.testing.assert_close(layer.sum(dim=1), torch.ones(3), atol=tolerance, rtol=0)
 
 
@@ -113,11 +114,11 @@ def test_dropout_keeps_the_mean(share: float) -> None:
 
 
 def test_without_layers_the_projections_stand_alone() -> None:
-    attention = module(layers=0)
+    attention = module(depth=0)
     tokens = sequence(attention)
-    looks: list[torch.Tensor] = []
-    torch.testing.assert_close(attention(tokens, looks), functional.layer_norm(tokens, (16,)))
-    assert not looks
+    layer_weights: list[torch.Tensor] = []
+    torch.testing.assert_close(attention(tokens, layer_weights), functional.layer_norm(tokens, (16,)))
+    assert not layer_weights
 
 
 def test_types_tell_the_kinds_apart() -> None:
@@ -135,7 +136,7 @@ def test_projections_start_centred_with_unit_variance(share: float) -> None:
     torch.manual_seed(0)
     common = functional.normalize(torch.randn(24), dim=0)
     visual = functional.normalize(share * common + functional.normalize(torch.randn(40, 24), dim=1), dim=1)
-    attention = CrossModalAttention(params(width=512), visual, unit_rows(40, 8))
+    attention = CrossModalAttention(params(dim=512), visual, unit_rows(40, 8))
     tokens = attention.image_projection(visual)
     torch.testing.assert_close(tokens.mean(dim=0), torch.zeros(512), atol=1e-4, rtol=0)
     assert tokens.var().item() == pytest.approx(1, abs=0.1)
@@ -144,14 +145,14 @@ def test_projections_start_centred_with_unit_variance(share: float) -> None:
 @pytest.mark.parametrize("visual", [torch.zeros(5, 6), unit_rows(1, 6).expand(5, -1)], ids=["none", "one for all"])
 def test_prototypes_without_spread_start_at_the_scale_of_unit_vectors(visual: Tensor) -> None:
     torch.manual_seed(0)
-    attention = CrossModalAttention(params(width=512), visual, unit_rows(5, 8)).eval()
+    attention = CrossModalAttention(params(dim=512), visual, unit_rows(5, 8)).eval()
     torch.testing.assert_close(attention.image_projection(visual), torch.zeros(5, 512), atol=1e-4, rtol=0)
     image = attention.image_projection(unit_rows(9, 6, seed=7))
     assert 0.3 < image.std().item() < 3
     assert attention(sequence(attention)).isfinite().all()
 
 
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    values = {**VALUES["attention"], "heads": 3}
-    with pytest.raises(ConfigError, match=r"train\.network\.attention: .*heads must divide width, found 3 and 16"):
+def test_heads_that_do_not_divide_the_dim_are_refused() -> None:
+    values = {**VALUES["attention"], "num_heads": 3}
+    with pytest.raises(ConfigError, match=r"train\.network\.attention: .*num_heads must divide dim, found 3 and 16"):
         parse_section("train.network.attention", values, AttentionParams)

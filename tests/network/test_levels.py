@@ -11,13 +11,14 @@ from torch.nn import functional
 from popularity.config import parse_section
 from popularity.encoders.prompting import PromptTower
 from popularity.errors import ConfigError
+from popularity.network.heads import loss_terms, term_weight
 from popularity.network.losses import consistency_loss
-from popularity.network.model import LevelParams
+from popularity.network.params import LevelParams
 from tests.network.small_network import (
     ALL_LEVELS,
-    NEAR,
     SIZES,
     THREE_LEVELS,
+    TOP_K,
     VALUES,
     gradients,
     make_network,
@@ -31,7 +32,7 @@ CONSISTENT = {**THREE_LEVELS, "weights.consistency": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("changes", "concepts"), [(THREE_LEVELS, 9), (NEAR, 3), ({**NEAR, "prototypes.near": 20}, 9)], ids=str
+    ("changes", "concepts"), [(THREE_LEVELS, 9), (TOP_K, 3), ({**TOP_K, "prototypes.top_k": 20}, 9)], ids=str
 )
 def test_tokens_of_the_sequence(changes: dict[str, Any], concepts: int, tower: PromptTower) -> None:
     network = make_network(tower, changes)
@@ -51,12 +52,12 @@ def test_the_attention_loss_is_a_sum_over_levels(tower: PromptTower) -> None:
     network = make_network(tower, THREE_LEVELS)
     batch = small_batch(network)
     outputs = network(batch)
-    terms = network.loss_terms(outputs, batch)
+    terms = loss_terms(network, outputs, batch)
     for number, name in enumerate(ALL_LEVELS):
         expected = functional.cross_entropy(outputs.levels[name].logits, batch.target[:, number], reduction="none")
         term = "attention" if name == "subcategory" else f"attention_{name}"
         torch.testing.assert_close(terms[term], expected)
-        assert network.weight(term) == 1.0
+        assert term_weight(network, term) == 1.0
 
 
 def test_one_level_alone_is_the_papers_network(tower: PromptTower) -> None:
@@ -64,7 +65,7 @@ def test_one_level_alone_is_the_papers_network(tower: PromptTower) -> None:
     batch = small_batch(network)
     sequence, _ = network.sequence(network.attention.project(batch.image, "image"), batch)
     assert sequence.shape[1] == 1 + 2 * SIZES["subcategory"]
-    assert set(network.loss_terms(network(batch), batch)) == {"global_prompt", "local_prompt", "attention"}
+    assert set(loss_terms(network, network(batch), batch)) == {"global_prompt", "local_prompt", "attention"}
 
 
 def near_by_hand(network_near: int, batch: Any, levels: Any, row: int) -> set[int]:
@@ -78,14 +79,14 @@ def near_by_hand(network_near: int, batch: Any, levels: Any, row: int) -> set[in
 
 
 def test_near_concepts_are_the_nearest_ones(tower: PromptTower) -> None:
-    network = make_network(tower, NEAR).eval()
+    network = make_network(tower, TOP_K).eval()
     levels = small_levels()
     batch = small_batch(network, 20)
     target = batch.target.clone()
     target[:5] = -1
     batch = batch._replace(target=target)
     outputs = network(batch)
-    classes, column = outputs.levels["concept"].places.classes, outputs.levels["concept"].places.target
+    classes, column = outputs.levels["concept"].tokens.classes, outputs.levels["concept"].tokens.target
     assert classes is not None
     found = [near_by_hand(3, batch, levels, row) == set(classes[row].tolist()) for row in range(20)]
     assert all(found)
@@ -94,14 +95,14 @@ def test_near_concepts_are_the_nearest_ones(tower: PromptTower) -> None:
     assert 0 < int(inside[5:].sum()) < 15  # both happen
     assert (column >= 0).tolist() == inside.tolist()
     assert classes[inside].gather(1, column[inside][:, None])[:, 0].tolist() == own[inside].tolist()
-    terms = network.loss_terms(outputs, batch)
+    terms = loss_terms(network, outputs, batch)
     assert ((terms["attention_concept"] > 0) == inside).all()  # masked where the own concept is not among them
     assert (terms["attention"][5:] > 0).all()
 
 
 def test_near_concepts_do_not_tell_the_class(tower: PromptTower) -> None:
     """For a post that represents nothing (its classes lose nothing without it) any label gives the same choice."""
-    network = make_network(tower, NEAR).eval()
+    network = make_network(tower, TOP_K).eval()
     batch = small_batch(network, 20)
     choices = []
     for shift in (None, 0, 1, 5):
@@ -122,10 +123,10 @@ def test_near_concepts_do_not_tell_the_class(tower: PromptTower) -> None:
 
 
 def test_near_concepts_of_posts_without_picture_or_text(tower: PromptTower) -> None:
-    network = make_network(tower, NEAR).eval()
+    network = make_network(tower, TOP_K).eval()
     batch = small_batch(network)
     batch = batch._replace(image=torch.zeros_like(batch.image))
-    classes = network(batch).levels["concept"].places.classes
+    classes = network(batch).levels["concept"].tokens.classes
     assert classes is not None
     for row in range(7):
         assert set(classes[row].tolist()) == near_by_hand(3, batch, small_levels(), row)
@@ -134,7 +135,7 @@ def test_near_concepts_of_posts_without_picture_or_text(tower: PromptTower) -> N
 def test_consistency_is_the_mean_over_levels_and_modalities(tower: PromptTower) -> None:
     network = make_network(tower, CONSISTENT)
     batch = small_batch(network)
-    term = network.loss_terms(network(batch), batch)["consistency"]
+    term = loss_terms(network, network(batch), batch)["consistency"]
     parts = []
     levels, project = small_levels(), network.attention.project
     for above, name in (("category", "subcategory"), ("subcategory", "concept")):
@@ -153,7 +154,7 @@ def test_consistency_pulls_children_to_their_parents(tower: PromptTower) -> None
         tower, {**CONSISTENT, **{f"weights.{name}": 0.0 for name in ("global_prompt", "local_prompt", "attention")}}
     )
     batch = small_batch(network)
-    loss = network.loss_terms(network(batch), batch)["consistency"].mean()
+    loss = loss_terms(network, network(batch), batch)["consistency"].mean()
     reached = {
         name for name, gradient in gradients(network, loss).items() if gradient is not None and (gradient != 0).any()
     }
@@ -161,7 +162,7 @@ def test_consistency_pulls_children_to_their_parents(tower: PromptTower) -> None
     optimizer = torch.optim.AdamW(network.attention.parameters(), lr=1e-2)
     for _ in range(30):
         optimizer.zero_grad()
-        now = network.loss_terms(network(batch), batch)["consistency"].mean()
+        now = loss_terms(network, network(batch), batch)["consistency"].mean()
         now.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert now < loss / 2
@@ -183,7 +184,7 @@ def test_a_concept_without_parent_is_pulled_to_none(tower: PromptTower) -> None:
             project(levels["concept"].text[2], "text"), project(levels["subcategory"].text[3], "text"), dim=0
         ),
     ]
-    term = network.loss_terms(network(batch), batch)["consistency"]
+    term = loss_terms(network, network(batch), batch)["consistency"]
     torch.testing.assert_close(term[0], 1 - torch.stack(cosines).mean())
 
 

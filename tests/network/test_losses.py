@@ -57,32 +57,34 @@ def test_reference_vectors_in_float64(case: dict[str, Any]) -> None:
 def local_case() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn((3, 5, 8), generator=generator, dtype=torch.float64)
-    content = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0]]).bool()
-    return tokens, content, torch.randn((4, 8), generator=generator, dtype=torch.float64)
+    token_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0]]).bool()
+    return tokens, token_mask, torch.randn((4, 8), generator=generator, dtype=torch.float64)
 
 
 def test_padding_has_zero_weight_and_zero_gradient() -> None:
-    tokens, content, prompts = local_case()
+    tokens, token_mask, prompts = local_case()
     tokens.requires_grad_()
-    found = local_logits(tokens, content, prompts, 0.1)
-    other = torch.where(content[..., None], tokens, 1e3 * tokens.flip(0) + 7)
-    assert torch.equal(local_logits(other, content, prompts, 0.1), found)
+    found = local_logits(tokens, token_mask, prompts, 0.1)
+    other = torch.where(token_mask[..., None], tokens, 1e3 * tokens.flip(0) + 7)
+    assert torch.equal(local_logits(other, token_mask, prompts, 0.1), found)
     (gradient,) = torch.autograd.grad(found.square().sum(), tokens)
-    assert (gradient[~content] == 0).all()
-    assert (gradient[content].norm(dim=-1) > 0).all()
+    assert (gradient[~token_mask] == 0).all()
+    assert (gradient[token_mask].norm(dim=-1) > 0).all()
     for row in range(3):  # as if the padding were not there
-        alone = local_logits(tokens[row : row + 1, content[row]], content[row : row + 1, content[row]], prompts, 0.1)
+        alone = local_logits(
+            tokens[row : row + 1, token_mask[row]], token_mask[row : row + 1, token_mask[row]], prompts, 0.1
+        )
         torch.testing.assert_close(found[row : row + 1], alone)
 
 
 def test_local_logits_run_from_the_mean_to_the_maximum() -> None:
-    tokens, content, prompts = local_case()
+    tokens, token_mask, prompts = local_case()
     similarity = cosines(tokens, prompts)
-    mean = torch.stack([row[kept].mean(dim=0) for row, kept in zip(similarity, content, strict=True)])
-    largest = torch.stack([row[kept].amax(dim=0) for row, kept in zip(similarity, content, strict=True)])
-    torch.testing.assert_close(local_logits(tokens, content, prompts, 1e6), mean, atol=1e-5, rtol=0)
-    torch.testing.assert_close(local_logits(tokens, content, prompts, 1e-4), largest, atol=1e-5, rtol=0)
-    between = local_logits(tokens, content, prompts, 0.1)
+    mean = torch.stack([row[kept].mean(dim=0) for row, kept in zip(similarity, token_mask, strict=True)])
+    largest = torch.stack([row[kept].amax(dim=0) for row, kept in zip(similarity, token_mask, strict=True)])
+    torch.testing.assert_close(local_logits(tokens, token_mask, prompts, 1e6), mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(local_logits(tokens, token_mask, prompts, 1e-4), largest, atol=1e-5, rtol=0)
+    between = local_logits(tokens, token_mask, prompts, 0.1)
     assert ((mean <= between) & (between <= largest)).all()
     assert (between - mean).abs().max() > 0.01
     assert (between - largest).abs().max() > 0.01
@@ -90,16 +92,16 @@ def test_local_logits_run_from_the_mean_to_the_maximum() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_text_without_tokens_gives_zeros_and_finite_gradients(dtype: torch.dtype) -> None:
-    tokens, content, prompts = local_case()
+    tokens, token_mask, prompts = local_case()
     tokens, prompts = tokens.to(dtype).requires_grad_(), prompts.to(dtype).requires_grad_()
     temperature = torch.tensor(0.1, dtype=dtype, requires_grad=True)
-    content[1] = False
-    found = local_logits(tokens, content, prompts, temperature)
+    token_mask[1] = False
+    found = local_logits(tokens, token_mask, prompts, temperature)
     assert (found[1] == 0).all()
     for gradient in torch.autograd.grad(found.exp().sum(), (tokens, prompts, temperature)):
         assert gradient.isfinite().all()
         assert (gradient != 0).any()
-    only_empty = local_logits(tokens, torch.zeros_like(content), prompts, temperature)
+    only_empty = local_logits(tokens, torch.zeros_like(token_mask), prompts, temperature)
     assert (only_empty == 0).all()
     assert all((gradient == 0).all() for gradient in torch.autograd.grad(only_empty.sum(), (tokens, prompts)))
 

@@ -17,15 +17,17 @@ from torch import Tensor
 
 from popularity.encoders.prompting import PromptTower, unfreeze_last
 from popularity.errors import ConfigError
+from popularity.network.dataset import Batch
+from popularity.network.heads import eligible_posts, loss_terms, term_weight
 from popularity.network.losses import attention_logits
-from popularity.network.model import Batch, Level, LevelOutputs, Outputs, Places, PrototypeNetwork
+from popularity.network.model import Level, LevelOutputs, LevelTokens, Outputs, PrototypeNetwork
 from tests.network.small_network import (
     ALL_LEVELS,
     INSTANCE,
     NAMES,
-    NEAR,
     SIZES,
     THREE_LEVELS,
+    TOP_K,
     VALUES,
     gradients,
     make_network,
@@ -40,7 +42,7 @@ from tests.network.small_network import (
 )
 
 CASES = json.loads((Path(__file__).parent / "method_vectors.json").read_text(encoding="utf-8"))["cases"]
-EVERYTHING: dict[str, Any] = {**NEAR, "weights.contrastive": 0.5, "weights.consistency": 0.1, **INSTANCE}
+EVERYTHING: dict[str, Any] = {**TOP_K, "weights.contrastive": 0.5, "weights.consistency": 0.1, **INSTANCE}
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
         has_image=torch.ones(posts).bool(),
         pooled=given["h"],
         tokens=given["H"],
-        content=given["mask"],
+        token_mask=given["mask"],
         target=given["y"][:, None],
         fold=torch.zeros(posts).long(),
         own_visual=unit_rows(posts, 1, 6),
@@ -76,9 +78,9 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
     logits = attention_logits(
         given["x"], given["V"], given["T"], network.temperature("visual"), network.temperature("text")
     )
-    attended = LevelOutputs(given["V"], given["T"], logits, Places(slice(1, 4), slice(4, 7), None, given["y"]))
+    attended = LevelOutputs(given["V"], given["T"], logits, LevelTokens(slice(1, 4), slice(4, 7), None, given["y"]))
     outputs = outputs._replace(levels={"subcategory": attended})
-    losses = {name: values.mean() for name, values in network.loss_terms(outputs, batch).items()}
+    losses = {name: values.mean() for name, values in loss_terms(network, outputs, batch).items()}
     found = {
         "p": outputs.global_logits,
         "p_prime": outputs.local_logits,
@@ -86,7 +88,7 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
         "L_g": losses["global_prompt"],
         "L_o": losses["local_prompt"],
         "L_c": losses["attention"],
-        "L": torch.stack([network.weight(name) * loss for name, loss in losses.items()]).sum(),
+        "L": torch.stack([term_weight(network, name) * loss for name, loss in losses.items()]).sum(),
     }
     for name, values in found.items():
         np.testing.assert_allclose(values.detach().numpy(), expected[name], rtol=0, atol=1e-6, err_msg=name)
@@ -108,7 +110,7 @@ def permuted(network: PrototypeNetwork, tower: PromptTower, order: Tensor) -> Pr
     return other.eval()
 
 
-@pytest.mark.parametrize("changes", [{}, {"attention.layers": 0}, {**NEAR, "weights.consistency": 1.0}])
+@pytest.mark.parametrize("changes", [{}, {"attention.depth": 0}, {**TOP_K, "weights.consistency": 1.0}])
 def test_a_permutation_of_the_classes_permutes_the_logits(changes: dict[str, Any], tower: PromptTower) -> None:
     network = make_network(tower, changes).eval()
     batch = small_batch(network)
@@ -128,7 +130,7 @@ def test_a_permutation_of_the_classes_permutes_the_logits(changes: dict[str, Any
     ):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     assert first.global_logits.std(dim=1).min() > 1e-3
-    terms, others = network.loss_terms(first, batch), other.loss_terms(second, moved)
+    terms, others = loss_terms(network, first, batch), loss_terms(other, second, moved)
     for name, values in terms.items():
         torch.testing.assert_close(others[name], values, atol=1e-4, rtol=1e-4)
 
@@ -138,13 +140,13 @@ def test_an_empty_text_has_no_local_loss_and_the_mean_of_p(tower: PromptTower) -
     batch = small_batch(network, lengths=[2, 0, 3, 1, 0, 1, 1])
     outputs = network(batch)
     empty = torch.tensor([0, 1, 0, 0, 1, 0, 0]).bool()
-    terms = network.loss_terms(outputs, batch)
+    terms = loss_terms(network, outputs, batch)
     mean = outputs.global_logits.mean(dim=1, keepdim=True).expand(-1, len(NAMES))
     torch.testing.assert_close(outputs.local_logits[empty], mean[empty])
     assert (outputs.local_logits[~empty].std(dim=1) > 1e-4).all()
     assert (terms["local_prompt"][empty] == 0).all()
     assert (terms["local_prompt"][~empty] > 0).all()
-    assert network.eligible(batch.facts)["local_prompt"].tolist() == (~empty).tolist()
+    assert eligible_posts(network, batch.metadata)["local_prompt"].tolist() == (~empty).tolist()
     assert all((terms[name] > 0).all() for name in ("global_prompt", "attention"))  # the other terms stay
     for name, gradient in gradients(network, total_loss(network, batch)).items():
         assert gradient is None or gradient.isfinite().all(), name
@@ -161,11 +163,11 @@ def test_a_post_without_picture_has_no_attention_loss(tower: PromptTower) -> Non
     batch = small_batch(network)
     bare = without_picture(batch, 2)
     outputs = network(bare)
-    terms = network.loss_terms(outputs, bare)
+    terms = loss_terms(network, outputs, bare)
     for name in ("attention", "contrastive"):
         assert terms[name][2] == 0
         assert (terms[name][[0, 1, 3, 4, 5, 6]] > 0).all()
-        assert network.eligible(bare.facts)[name].tolist() == [True, True, False, True, True, True, True]
+        assert eligible_posts(network, bare.metadata)[name].tolist() == [True, True, False, True, True, True, True]
     assert (terms["global_prompt"] > 0).all()
     assert outputs.levels["subcategory"].logits.isfinite().all()
     assert outputs.attended.isfinite().all()
@@ -184,11 +186,11 @@ def test_an_unseen_class_has_no_class_loss(tower: PromptTower) -> None:
     target[4] = -1
     unseen = batch._replace(target=target)
     outputs = network(unseen)
-    terms = network.loss_terms(outputs, unseen)
+    terms = loss_terms(network, outputs, unseen)
     for name in ("global_prompt", "local_prompt", "attention"):
         assert terms[name][4] == 0
         assert (terms[name][:4] > 0).all()
-        assert not network.eligible(unseen.facts)[name][4]
+        assert not eligible_posts(network, unseen.metadata)[name][4]
     assert terms["contrastive"][4] > 0
     assert all(
         gradient is None or gradient.isfinite().all()
@@ -204,16 +206,16 @@ def test_filler_rows_count_for_nothing(tower: PromptTower) -> None:
     batch = small_batch(network)
     kept = torch.tensor([1, 1, 0, 1, 1, 0, 1]).bool()
     filled = batch._replace(valid=kept)
-    terms = network.loss_terms(network(filled), filled)
+    terms = loss_terms(network, network(filled), filled)
     alone = batch._replace(**{name: part[kept] for name, part in batch._asdict().items() if part is not None})
-    expected = network.loss_terms(network(alone), alone)
+    expected = loss_terms(network, network(alone), alone)
     for name, values in terms.items():
         assert (values[~kept] == 0).all()
         torch.testing.assert_close(values[kept], expected[name])
-        assert not network.eligible(filled.facts)[name][~kept].any()
+        assert not eligible_posts(network, filled.metadata)[name][~kept].any()
 
 
-@pytest.mark.parametrize("changes", [{}, THREE_LEVELS, NEAR])
+@pytest.mark.parametrize("changes", [{}, THREE_LEVELS, TOP_K])
 @pytest.mark.parametrize(("training", "folds"), [(False, True), (True, True), (True, False)])
 def test_what_a_post_sees_of_the_classes(
     changes: dict[str, Any], training: bool, folds: bool, tower: PromptTower
@@ -276,13 +278,13 @@ def test_terms_of_weight_zero_are_gone(tower: PromptTower) -> None:
         weights = {f"weights.{name}": 0.0 if name == left_out else value for name, value in names.items()}
         network = make_network(tower, {**THREE_LEVELS, **weights})
         batch = small_batch(network)
-        terms = network.loss_terms(network(batch), batch)
+        terms = loss_terms(network, network(batch), batch)
         expected = {*names, "attention_category", "attention_concept"}
         if left_out:
             expected = {name for name in expected if not name.startswith(left_out)}
-        assert set(terms) == expected == set(network.eligible(batch.facts))
+        assert set(terms) == expected == set(eligible_posts(network, batch.metadata))
         for term in terms:
-            assert network.weight(term) == names["attention" if term.startswith("attention") else term]
+            assert term_weight(network, term) == names["attention" if term.startswith("attention") else term]
 
 
 def test_temperatures_learn_only_when_asked(tower: PromptTower) -> None:
@@ -394,7 +396,7 @@ def test_autocast_changes_little_and_losses_stay_float32(changes: dict[str, Any]
     exact = network(batch)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(batch)
-        terms = network.loss_terms(outputs, batch)
+        terms = loss_terms(network, outputs, batch)
     assert all(values.dtype == torch.float32 for values in terms.values())
     assert outputs.global_logits.dtype == outputs.local_logits.dtype == torch.float32
     similarity = torch.nn.functional.cosine_similarity(outputs.attended.float(), exact.attended)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from popularity.encoders.prompting import PromptTower
+from popularity.network.heads import loss_terms
 from popularity.network.prompts import InstancePrompt, SoftPrompt
 from tests.network.small_network import (
     IMAGE_WIDTH,
@@ -60,7 +61,7 @@ def test_with_frozen_towers_each_loss_trains_its_own_part(tower: PromptTower) ->
     """So that the parts may be trained together or apart: Eq 8 is then a sum of three problems."""
     network = make_network(tower)
     batch = small_batch(network)
-    terms = network.loss_terms(network(batch), batch)
+    terms = loss_terms(network, network(batch), batch)
     reached = {
         term: {name for name, gradient in gradients(network, loss).items() if gradient is not None}
         for term, loss in ((term, values.sum()) for term, values in terms.items())

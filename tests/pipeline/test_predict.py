@@ -17,7 +17,7 @@ from popularity.config import read_yaml
 from popularity.errors import ConfigError, ContractError, DataError
 from popularity.images import PictureReader
 from popularity.predict.__main__ import main
-from popularity.predict.asked import PROFILE
+from popularity.predict.requests import USER_FIELDS
 from popularity.schema import (
     FOLDS,
     IMAGES,
@@ -73,13 +73,13 @@ def repeatable(posts: pl.DataFrame) -> pl.DataFrame:
     kept = []
     for row in posts.filter(split="test", media_type="photo").iter_rows(named=True):
         others = posts.filter(uid=row["uid"]).filter(pl.col("pid") != row["pid"]).sort("posted_at", "pid")
-        same = others.height and all(others[name][-1] == row[name] for name in PROFILE)
+        same = others.height and all(others[name][-1] == row[name] for name in USER_FIELDS)
         if same and row["geo_accuracy"] == (0 if row["latitude"] is None else 16):
             kept.append(row["pid"])
     return posts.filter(pl.col("pid").is_in(kept))
 
 
-def as_asked(post: Mapping[str, Any], image: Path) -> dict[str, Any]:
+def as_request(post: Mapping[str, Any], image: Path) -> dict[str, Any]:
     """The fields of `--posts` that say what a row of POSTS says."""
     names = class_names(post["concept"])
     return {
@@ -104,12 +104,12 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     others = ~pl.col("pid").is_in(chosen["pid"].implode())
     write_table(posts.filter(others), interim / "posts.parquet", POSTS)
     write_table(read_table(interim / "splits.parquet", FOLDS).filter(others), interim / "splits.parquet", FOLDS)
-    asked = []
+    requests = []
     for post in chosen.iter_rows(named=True):
         file = project / "pictures" / f"{post['pid']}.jpg"
         write_picture(clone, post["pid"], file)
-        asked.append(as_asked(post, file.relative_to(project)))
-    found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", asked)))
+        requests.append(as_request(post, file.relative_to(project)))
+    found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
         scheme="final", model="stack"
     )
@@ -117,8 +117,8 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     values = {pid: (prediction, scale) for pid, prediction, scale in expected.iter_rows()}
     for one in found:
         assert one["notes"] == []
-        assert (one["popularity"], one["scale"]) == pytest.approx(values[one["pid"]], abs=1e-4)
-        assert one["base"] + sum(one["blocks"].values()) == pytest.approx(one["popularity"], abs=1e-6)
+        assert (one["popularity"], one["error_scale"]) == pytest.approx(values[one["pid"]], abs=1e-4)
+        assert one["expected_value"] + sum(one["shap_by_block"].values()) == pytest.approx(one["popularity"], abs=1e-6)
 
 
 def test_the_text_model_is_merged_as_the_stage_merges_it(
@@ -128,7 +128,9 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
         scheme="final", model="stack"
     )
-    told = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="final")
+    text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
+        scheme="final"
+    )
     text_json = project / "models/stack/text.json"
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
     text_json.unlink()  # which may be a link to DVC's cache
@@ -140,14 +142,16 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     for name, contract in (("posts", POSTS), ("splits", FOLDS)):
         table = read_table(interim / f"{name}.parquet", contract)
         write_table(table.filter(pl.col("pid") != pid), interim / f"{name}.parquet", contract)
-    asked = as_asked(post, Path("photo.jpg"))
-    (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [asked])))
-    theirs = told.filter(pid=pid)["prediction"].item()
+    request = as_request(post, Path("photo.jpg"))
+    (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [request])))
+    theirs = text_predictions.filter(pid=pid)["prediction"].item()
     merged = stored.filter(pid=pid)["prediction"].mean()
     own = (merged - chosen["share"] * (theirs - chosen["offset"])) / (1 - chosen["share"])
     assert found["popularity"] == pytest.approx(0.6 * own + 0.4 * (theirs - 0.5), abs=1e-3)
-    assert found["blocks"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
-    assert found["base"] + sum(found["blocks"].values()) == pytest.approx(found["popularity"], abs=1e-6)
+    assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
+    assert found["expected_value"] + sum(found["shap_by_block"].values()) == pytest.approx(
+        found["popularity"], abs=1e-6
+    )
 
 
 def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:
@@ -162,8 +166,8 @@ def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:
         "python", "-B", "-m", "popularity.predict", *(f"--{name}={value}" for name, value in flags.items())
     )
     assert max(map(len, done.stdout.splitlines())) <= 100
-    for part in ("popularity", "views", "50%", "80%", "90%", "nearest by picture", "nearest by text",
-                 "picture looks at", "what moved it", "metadata", "prototype", "single features"):  # fmt: skip
+    for part in ("popularity", "views", "50%", "80%", "90%", "nearest by image", "nearest by text",
+                 "attends to images", "SHAP values", "metadata", "prototype", "single features"):  # fmt: skip
         assert part in done.stdout, part
     assert "note:" not in done.stdout
     assert "it/s]" not in done.stderr
@@ -182,32 +186,32 @@ def test_files_of_posts_with_every_fault(clone: Clone, project: Path, capsys: py
     rows: list[tuple[dict[str, Any], str]] = [
         ({**given, "image": "good.jpg"}, ""),
         ({**given, "date": "someday"}, "problem: date 'someday' is no date"),
-        ({**given, "image": "text.jpg"}, "no picture: text.jpg is unreadable"),
-        ({**given, "image": "cut.jpg"}, "no picture: cut.jpg is unreadable"),
-        ({**given, "image": "gone.jpg"}, "no picture: gone.jpg cannot be read"),
+        ({**given, "image": "text.jpg"}, "no image: text.jpg is unreadable"),
+        ({**given, "image": "cut.jpg"}, "no image: cut.jpg is unreadable"),
+        ({**given, "image": "gone.jpg"}, "no image: gone.jpg cannot be read"),
         ({**given, "pid": known["pid"]}, "problem: pid"),
         ({**given, "user": "nobody@N9"}, "unknown user: nobody@N9"),
         ({**given, "subcategory": subcategory + "s"}, f"unseen class: {category}/{subcategory}s"),
         ({"date": DATE}, "no class: "),
         ({**given, "latitude": 200, "longitude": 1}, "unusable value: latitude 200"),
     ]
-    asked = [post for post, _ in rows]
-    found = printed(capsys, "--posts", str(write_jsonl(project / "in/posts.jsonl", asked)))
+    requests = [post for post, _ in rows]
+    found = printed(capsys, "--posts", str(write_jsonl(project / "in/posts.jsonl", requests)))
     assert [one["row"] for one in found] == list(range(len(rows)))
     for one, (_, said) in zip(found, rows, strict=True):
         notes = [*one.get("notes", []), *([f"problem: {one['problem']}"] if "problem" in one else [])]
         assert any(note.startswith(said) for note in notes) if said else notes == [], (said, notes)
     unseen, blank = found[7], found[8]
     assert f"spelled alike: {category}/{subcategory}" in unseen["notes"][-1]
-    assert blank["attention"] == {}
+    assert blank["attention_mass"] == {}
     assert blank["nearest"]["visual"] == []
-    assert found[0]["attention"]
+    assert found[0]["attention_mass"]
 
-    columns = sorted(set().union(*asked))
+    columns = sorted(set().union(*requests))
     with (project / "in/posts.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
-        writer.writerows(asked)
+        writer.writerows(requests)
     capsys.readouterr()
     main(["--posts", "in/posts.csv", "--out", "out.csv"])
     text = capsys.readouterr().out
@@ -264,9 +268,12 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
 def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -> None:
     params = project / "params.yaml"
     text = params.read_text(encoding="utf-8")
-    for old, section in (("history_prior: 3.0", "featurize"), ("shrinkage: 1.0", "embed_posts")):
+    for old, new, section in (
+        ("history_prior: 3.0", "history_prior: 3.5", "featurize"),
+        ("nearest: 5", "nearest: 4", "embed_posts"),
+    ):
         assert old in text
-        params.write_text(text.replace(old, old.replace(".0", ".5")), encoding="utf-8")
+        params.write_text(text.replace(old, new), encoding="utf-8")
         with pytest.raises(ConfigError, match=rf"(?s){section} changed since the graph ran.*dvc repro"):
             one_post()
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import StrictBool
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
@@ -20,7 +21,6 @@ from popularity.errors import ConfigError, DataError
 from popularity.prototypes.build import (
     Prototypes,
     PrototypesParams,
-    Rows,
     build_prototypes,
     member_classes,
     write_prototypes,
@@ -71,9 +71,9 @@ def blocks(posts: pl.DataFrame, without_picture: set[str] | None = None) -> tupl
 
 
 def build(
-    posts: pl.DataFrame, rows: Rows = "all", without_picture: set[str] | None = None, **changes: Any
+    posts: pl.DataFrame, transductive: bool = True, without_picture: set[str] | None = None, **changes: Any
 ) -> Prototypes:
-    return build_prototypes(posts, *blocks(posts, without_picture), params(**changes), rows)
+    return build_prototypes(posts, *blocks(posts, without_picture), params(**changes), transductive=transductive)
 
 
 def written(built: Prototypes, folder: Path) -> dict[str, bytes]:
@@ -92,7 +92,9 @@ def members_of(built: Prototypes, level: str, key: str, modality: str) -> list[s
 
 
 def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path) -> None:
-    YAML().dump({"prototypes": {"seed": 0, "limit": 5, "class_path": "auto"}, "train": {"rows": "all"}}, tmp_path / "p")
+    YAML().dump(
+        {"prototypes": {"seed": 0, "limit": 5, "class_path": "auto"}, "train": {"transductive": True}}, tmp_path / "p"
+    )
     write_table(posts, tmp_path / "posts.parquet", POSTS)
     image, text = blocks(posts)
     write_block(image, tmp_path / "image", "pooled")
@@ -109,7 +111,10 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
         "manifest.json",
     }
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["params"] == {"prototypes": {"seed": 0, "limit": 5, "class_path": "auto"}, "train": {"rows": "all"}}
+    assert manifest["params"] == {
+        "prototypes": {"seed": 0, "limit": 5, "class_path": "auto"},
+        "train": {"transductive": True},
+    }
     assert set(manifest["inputs"]) == {"posts", "image", "text"}
     classes, members = read_table(out / "classes.parquet", CLASSES), read_table(out / "members.parquet", MEMBERS)
     tensors = load_file(out / "prototypes.safetensors")
@@ -125,7 +130,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
             counted = members.filter(level=level, modality=modality).group_by("index").len().sort("index")["len"]
             assert tensors[f"{level}.{modality}_count"].tolist() == counted.to_list()
     about = json.loads((out / "about.json").read_text())
-    assert (about["seed"], about["limit"], about["rows"], about["class_path"]) == (0, 5, "all", "whole")
+    assert (about["seed"], about["limit"], about["transductive"], about["class_path"]) == (0, 5, True, "whole")
     assert about["encoders"]["visual"] == {"encoder": "encoder 6", "weights": "sha256:6", "width": 6}
     report = json.loads((tmp_path / "report.json").read_text())
     counted = report["levels"]["concept"]["representatives"]
@@ -158,10 +163,10 @@ def test_no_label_is_read(posts: pl.DataFrame, tmp_path: Path) -> None:
     assert written(build(changed), tmp_path / "changed") == written(build(posts), tmp_path / "as_published")
 
 
-def test_rows_train_uses_no_test_post(posts: pl.DataFrame, tmp_path: Path) -> None:
+def test_without_transductive_no_test_post_is_used(posts: pl.DataFrame, tmp_path: Path) -> None:
     test = set(posts.filter(split="test")["pid"])
-    assert test & set(build(posts, "all").members["pid"])
-    built = build(posts, "train")
+    assert test & set(build(posts, transductive=True).members["pid"])
+    built = build(posts, transductive=False)
     assert not test & set(built.members["pid"])
     # Nor does anything that is said of them: other vectors, texts, times and classes of test posts change no vector.
     image, text = blocks(posts)
@@ -170,7 +175,7 @@ def test_rows_train_uses_no_test_post(posts: pl.DataFrame, tmp_path: Path) -> No
     odd = posts.with_columns(
         pl.when(split="test").then(pl.lit("x")).otherwise(name).alias(name) for name in ("title", "uid")
     ).with_columns(subcategory=pl.when(split="test").then(pl.lit("C0/Odd")).otherwise("subcategory"))
-    other = build_prototypes(odd, image, Block(noise, text.pids, text.about), params(), "train")
+    other = build_prototypes(odd, image, Block(noise, text.pids, text.about), params(), transductive=False)
     assert other.classes.equals(built.classes)
     for name, tensor in built.tensors.items():
         np.testing.assert_array_equal(other.tensors[name], tensor)
@@ -270,7 +275,7 @@ def test_no_picture_at_all(posts: pl.DataFrame, caplog: pytest.LogCaptureFixture
 def test_vectors_of_other_posts_are_refused(posts: pl.DataFrame) -> None:
     image, _ = blocks(posts)
     with pytest.raises(DataError, match="3 of 130 posts have no text vector"):
-        build_prototypes(posts, image, block(posts["pid"].to_list()[3:], 4), params(), "all")
+        build_prototypes(posts, image, block(posts["pid"].to_list()[3:], 4), params(), transductive=True)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -305,17 +310,17 @@ def test_member_classes_follow_the_posts_order(posts: pl.DataFrame) -> None:
     assert found.tolist() == [expected.get(pid, -1) for pid in posts["pid"]]
 
 
-def test_train_rows_is_read_by_its_dotted_name(tmp_path: Path) -> None:
+def test_train_transductive_is_read_by_its_dotted_name(tmp_path: Path) -> None:
     place = tmp_path / "params.yaml"
-    YAML().dump({"train": {"rows": "train", "other": 1}}, place)
-    assert load_params("train.rows", Rows, place) == "train"
-    YAML().dump({"train": {"rows": "test"}}, place)
-    with pytest.raises(ConfigError, match=r"train\.rows: Input should be 'all' or 'train', found 'test'"):
-        load_params("train.rows", Rows, place)
+    YAML().dump({"train": {"transductive": False, "other": 1}}, place)
+    assert load_params("train.transductive", StrictBool, place) is False
+    YAML().dump({"train": {"transductive": "no"}}, place)
+    with pytest.raises(ConfigError, match=r"train\.transductive: Input should be a valid boolean, found 'no'"):
+        load_params("train.transductive", StrictBool, place)
     for lacking in ("train: {seed: 1}", "train: 3", "stack: {}"):
         place.write_text(lacking, encoding="utf-8")
-        with pytest.raises(ConfigError, match=r"section 'train\.rows' is missing"):
-            load_params("train.rows", Rows, place)
+        with pytest.raises(ConfigError, match=r"section 'train\.transductive' is missing"):
+            load_params("train.transductive", StrictBool, place)
 
 
 def test_no_concepts_and_no_test_part(posts: pl.DataFrame, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ from popularity.tuning.selection import Judged, SelectParams, candidates_of, wri
 from popularity.tuning.space import Space
 from popularity.tuning.study import Budget, Finished, Search
 from stages import evaluate, report
+from tests.network.small_inputs import random_block
 from tests.small_tables import small_predictions
-from tests.training.small_inputs import random_block
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('post')</script> $x_1$ & \"quoted\" | `code` " + "w" * 300
@@ -169,7 +169,7 @@ def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> No
     """Prototypes of random vectors; to each post three random classes a head, and random shares of attention."""
     with_picture = images.filter(status="ok")["pid"].to_list()
     blocks = random_block(with_picture, 12, 1), random_block(posts["pid"].to_list(), 9, 2)
-    built = build_prototypes(posts, *blocks, PrototypesParams(seed=0, limit=5, class_path="auto"), "all")
+    built = build_prototypes(posts, *blocks, PrototypesParams(seed=0, limit=5, class_path="auto"), transductive=True)
     write_prototypes(built, folder / paths.PROTOTYPES)
     write_json(folder / paths.PROTOTYPE_SUMMARY, dict(built.report))
     classes = built.classes.filter(level="subcategory")

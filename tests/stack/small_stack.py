@@ -31,7 +31,7 @@ STACK = StackParams(
     level="none",
     columns=EncoderParams(
         blocks=("metadata", "image", "text", "prototype"),
-        prototype_parts=(*PROTOTYPE_VECTORS, "losses", "agreement", "distance", "unseen"),
+        prototype_parts=(*PROTOTYPE_VECTORS, "losses", "distance", "unseen"),
         signals=(),
         components=3,
         heads=("image", "text", "characters", "prototype"),
@@ -106,8 +106,7 @@ def random_block(pids: Sequence[str], width: int, seed: int, missing: float = 0.
 
 
 SCALARS = (
-    "losses.global", "losses.local", "losses.attention", "logits.own_global", "agreement.cosine", "distance.visual",
-    "class_unseen",
+    "losses.global", "losses.local", "losses.attention", "logits.own_global", "distance.visual", "class_unseen",
 )  # fmt: skip
 
 

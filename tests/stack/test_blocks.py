@@ -43,16 +43,16 @@ def test_cosine_of_title_and_tags() -> None:
 
 def test_scalars_are_joined_by_pid() -> None:
     scalars = pl.DataFrame(
-        {"pid": ["a", "b", "d"], "losses.global": [0.5, None, 2.5], "agreement.cosine": [0.1, 0.2, None]},
-        schema={"pid": pl.String, "losses.global": pl.Float32, "agreement.cosine": pl.Float32},
+        {"pid": ["a", "b", "d"], "losses.global": [0.5, None, 2.5], "distance.visual": [0.1, 0.2, None]},
+        schema={"pid": pl.String, "losses.global": pl.Float32, "distance.visual": pl.Float32},
     )
     blocks = Blocks({}, scalars)
     names = scalar_names("prototype", blocks, STACK.columns.prototype_parts)
-    assert names == ("losses.global", "agreement.cosine")
-    assert scalar_names("prototype", blocks, ("agreement", "logits")) == ("agreement.cosine",)
+    assert names == ("losses.global", "distance.visual")
+    assert scalar_names("prototype", blocks, ("distance", "logits")) == ("distance.visual",)
     found = scalar_columns("prototype", names, blocks, ["d", "c", "b", "a"])
     np.testing.assert_array_equal(found["losses.global"], np.array([2.5, np.nan, np.nan, 0.5], dtype=np.float32))
-    np.testing.assert_array_equal(found["agreement.cosine"], np.array([np.nan, np.nan, 0.2, 0.1], dtype=np.float32))
+    np.testing.assert_array_equal(found["distance.visual"], np.array([np.nan, np.nan, 0.2, 0.1], dtype=np.float32))
 
 
 @pytest.fixture(scope="module")

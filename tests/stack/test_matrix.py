@@ -209,7 +209,6 @@ PARTS_GONE = {
     "local_prompt": {f"local_prompt_component_{index:03d}" for index in range(3)},
     "logits": {*(f"logits_component_{index:03d}" for index in range(3)), "logits.own_global"},
     "losses": {"losses.global", "losses.local", "losses.attention"},
-    "agreement": {"agreement.cosine"},
     "distance": {"distance.visual"},
     "unseen": {"class_unseen"},
 }

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from popularity.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
-from popularity.network.model import Batch, Level, PrototypeNetwork
+from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
+from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.params import TrainParams
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
-from popularity.training.data import Int64Array, PostVectors, draw_folds
-from popularity.training.loop import Epoch, Posts, say_nothing, train_network
-from popularity.training.params import TrainParams
+from popularity.training.batches import TrainingPosts
+from popularity.training.loop import Epoch, no_op, train_network
 from tests.encoders.tiny_encoders import WORDS, text_params
 from tests.network.small_network import IMAGE_WIDTH, NAMES, SIZES, TEXT_WIDTH, VALUES, changed
 
@@ -26,7 +27,7 @@ POSTS = 68
 FOLDS: int = VALUES["prototypes"]["folds"]
 WIDTHS = {"visual": IMAGE_WIDTH, "text": TEXT_WIDTH}
 TRAIN: dict[str, Any] = {
-    "rows": "all",
+    "transductive": True,
     "seed": 0,
     "validation_share": 0.25,
     "epochs": 3,
@@ -42,7 +43,7 @@ TRAIN: dict[str, Any] = {
     "warmup_share": 0.1,
     "clip_norm": 1.0,
     "precision": "fp32",
-    "unfreeze_blocks": 0,
+    "unfreeze_layers": 0,
 }
 
 
@@ -128,21 +129,21 @@ def small_tower(folder: Path) -> PromptTower:
 
 def small_network(params: TrainParams, vectors: PostVectors, tower: PromptTower) -> PrototypeNetwork:
     torch.manual_seed(params.seed)
-    unfreeze_last(tower, params.unfreeze_blocks)
+    unfreeze_last(tower, params.unfreeze_layers)
     return PrototypeNetwork(
         params.network, stored_levels(vectors, params.network.prototypes.folds), tower, tower.tokenize(NAMES, 12)
     )
 
 
-def reader(vectors: PostVectors, tower: PromptTower) -> Posts:
-    """With the posts' own tokens, as unfrozen towers and instance prompts need them; filler has those of post 0."""
+def reader(vectors: PostVectors, tower: PromptTower) -> PostReader:
+    """With the posts' own tokens, as unfrozen encoders and instance prompts need them; filler has those of post 0."""
     texts = [" ".join(WORDS[(row + place) % 4] for place in range(vectors.lengths[row])) for row in range(POSTS)]
 
     def read(rows: Int64Array) -> Batch:
         own = tower.tokenize([texts[row] for row in np.maximum(rows, 0)], 12)
         return vectors.batch(rows)._replace(texts=own)
 
-    return Posts(read, vectors.facts)
+    return PostReader(read, vectors.metadata)
 
 
 def rows_of(vectors: PostVectors) -> tuple[Int64Array, Int64Array]:
@@ -161,25 +162,17 @@ def small_run(
     folder: Path,
     state: Path,
     accelerator: Accelerator | None = None,
-    on_epoch: Callable[[int, Epoch], None] = say_nothing,
+    on_epoch: Callable[[int, Epoch], None] = no_op,
     held_out: bool = True,
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
     """The history of a run over the random vectors, and the weights that it ends with."""
     vectors, tower = random_vectors(params.network.prototypes.levels), small_tower(folder)
     network = small_network(params, vectors, tower)
-    live = params.unfreeze_blocks or params.network.prompts.instance_length
-    posts = reader(vectors, tower) if live else Posts(vectors.batch, vectors.facts)
+    live = params.unfreeze_layers or params.network.prompts.instance_length
+    posts = reader(vectors, tower) if live else vectors.reader
     rows, measured = rows_of(vectors)
     accelerator = accelerator or single_accelerator()
     state.mkdir(parents=True, exist_ok=True)
-    history = train_network(
-        network,
-        posts,
-        rows,
-        measured if held_out else measured[:0],
-        params,
-        accelerator,
-        state=state,
-        on_epoch=on_epoch,
-    )
+    training = TrainingPosts(posts, rows, measured if held_out else measured[:0])
+    history = train_network(network, training, params, accelerator, state=state, on_epoch=on_epoch)
     return history, {name: values.detach().clone() for name, values in network.state_dict().items()}

@@ -15,17 +15,11 @@ from torch import Tensor
 
 from popularity.encoders.prompting import PromptTower
 from popularity.errors import DataError
-from popularity.network.model import Batch
-from popularity.training.data import Int64Array
-from popularity.training.loop import (
-    DivergenceError,
-    Epoch,
-    Posts,
-    make_accelerator,
-    measure,
-    rank_of_target,
-    train_network,
-)
+from popularity.network.accelerator import make_accelerator
+from popularity.network.dataset import Batch, Int64Array, PostReader
+from popularity.network.heads import rank_of_target
+from popularity.training.batches import TrainingPosts
+from popularity.training.loop import DivergenceError, Epoch, measure, train_network
 from tests.network.small_network import ALL_LEVELS
 from tests.training.small_training import (
     random_vectors,
@@ -88,7 +82,7 @@ class StoppedError(Exception):
 def test_a_run_that_was_stopped_ends_in_the_same_bits(last: int, bert: Path, tmp_path: Path) -> None:
     """With dropout, a cosine schedule, learnt temperatures and a part of the towers."""
     params = train_params(
-        epochs=5, unfreeze_blocks=1, **{"attention.dropout": 0.2, "temperatures.learn": True}, lr_temperature=0.1
+        epochs=5, unfreeze_layers=1, **{"attention.dropout": 0.2, "temperatures.learn": True}, lr_temperature=0.1
     )
 
     def stop(number: int, _epoch: Epoch) -> None:
@@ -165,13 +159,15 @@ class Recorder:
         return self.vectors.batch(rows)
 
     @property
-    def posts(self) -> Posts:
-        return Posts(self, self.vectors.facts)
+    def posts(self) -> PostReader:
+        return PostReader(self, self.vectors.metadata)
 
     def run(self, folder: Path, state: Path, rows: Int64Array, held_out: Int64Array, **changes: Any) -> list[Epoch]:
         params = train_params(**changes)
         network = small_network(params, self.vectors, small_tower(folder))
-        return train_network(network, self.posts, rows, held_out, params, single_accelerator(), state=state)
+        return train_network(
+            network, TrainingPosts(self.posts, rows, held_out), params, single_accelerator(), state=state
+        )
 
 
 def test_the_longer_of_epochs_and_steps(bert: Path, tmp_path: Path) -> None:
@@ -224,8 +220,8 @@ def test_posts_without_picture_text_or_class(posts: list[int], bert: Path, tmp_p
     params = train_params(**changes)
     vectors = random_vectors(ALL_LEVELS)
     network = small_network(params, vectors, small_tower(bert))
-    reader = Posts(vectors.batch, vectors.facts)
-    history = train_network(network, reader, rows, rows, params, single_accelerator(), state=tmp_path)
+    posts_of_run = TrainingPosts(vectors.reader, rows, rows)
+    history = train_network(network, posts_of_run, params, single_accelerator(), state=tmp_path)
     assert finite(history)
     assert all(values.isfinite().all() for values in network.state_dict().values())
     counted = {
@@ -251,7 +247,7 @@ def test_measures_are_plain_numpy(bert: Path) -> None:
     vectors, params = random_vectors(), train_params(batch_size=9, micro_batch=4)
     network = small_network(params, vectors, small_tower(bert)).eval()
     rows = np.arange(len(vectors.pids))
-    measured = measure(network, Posts(vectors.batch, vectors.facts), rows, params, single_accelerator())
+    measured = measure(network, vectors.reader, rows, params, single_accelerator())
     with torch.no_grad():
         outputs = network(vectors.batch(rows))
     temperatures = params.network.temperatures

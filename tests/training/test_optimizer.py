@@ -12,7 +12,7 @@ import torch
 from popularity.encoders.prompting import PromptTower, unfreeze_last
 from popularity.network.model import PrototypeNetwork
 from popularity.training.optimizer import clip, freeze_unused, make_optimizer, make_schedule, parts
-from tests.network.small_network import INSTANCE, NEAR, THREE_LEVELS, gradients, make_network, small_batch, total_loss
+from tests.network.small_network import INSTANCE, THREE_LEVELS, TOP_K, gradients, make_network, small_batch, total_loss
 from tests.training.small_training import small_tower, train_params
 
 LEARN = {"temperatures.learn": True}
@@ -65,10 +65,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "visual prototypes": {"attention.prototypes": ["visual"]},
     "text prototypes": {"attention.prototypes": ["text"]},
     "text prototypes, contrastive": {"attention.prototypes": ["text"], "weights.contrastive": 1.0},
-    "no layers": {"attention.layers": 0},
+    "no layers": {"attention.depth": 0},
     "instance prompt, attention": {**OFF, **INSTANCE, "weights.attention": 1.0},
     "instance prompt, contrastive": {**OFF, **INSTANCE, "weights.contrastive": 1.0},
-    "everything": {**NEAR, **INSTANCE, "weights.contrastive": 1.0, "weights.consistency": 1.0},
+    "everything": {**TOP_K, **INSTANCE, "weights.contrastive": 1.0, "weights.consistency": 1.0},
 }
 
 

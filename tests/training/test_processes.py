@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "accumulated": {"epochs": 7, "batch_size": 25, "micro_batch": 4},
     # Instance prompts; temperatures and projections that no term reaches must not stop the processes.
     "unreached": {"prompts.instance_length": 2, "temperatures.learn": True, "attention.prototypes": ["visual"]},
-    "unfrozen": {"unfreeze_blocks": 1, "weights.global_prompt": 0.0},
+    "unfrozen": {"unfreeze_layers": 1, "weights.global_prompt": 0.0},
 }
 
 

@@ -25,9 +25,9 @@ from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
 from popularity.encoders.text_blocks import embed_texts
 from popularity.errors import DataError
+from popularity.network.build import load_network
+from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_data
 from popularity.schema import IMAGES, POSTS, read_block, read_table, write_table
-from popularity.training.assembly import Towers, load_network
-from popularity.training.reading import TowerOutputs, read_inputs
 from stages import prototypes, train
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
@@ -42,7 +42,7 @@ class Project:
     """A folder in which all stages before `train` ran."""
 
     folder: Path
-    towers: Towers
+    towers: EncoderPair
 
     def write_params(self, **changes: Any) -> None:
         network = changed(VALUES, {name: value for name, value in changes.items() if name not in TRAIN})
@@ -80,7 +80,7 @@ class Project:
         return {str(file.relative_to(self.folder / name)): file.read_bytes() for file in written if file.is_file()}
 
 
-def make_project(folder: Path, towers: Towers) -> Project:
+def make_project(folder: Path, towers: EncoderPair) -> Project:
     """20 posts, two of them without a readable picture, one without a text."""
     posts = small_posts(train=16, test=4)
     texts = ["cat at the sea", "dog", "sunset of the sea", "", "the cat"]
@@ -113,7 +113,9 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("POPULARITY_WORKERS", "0")
-        return make_project(folder, Towers(image, type(text)(**{**vars(text), "max_tokens": 12, "model": image.model})))
+        return make_project(
+            folder, EncoderPair(image, type(text)(**{**vars(text), "max_tokens": 12, "model": image.model}))
+        )
 
 
 @pytest.fixture
@@ -152,9 +154,9 @@ def test_outputs(project: Project) -> None:
         "attention",
         "log_temperatures",
     }
-    inputs = read_inputs(
+    inputs = read_network_data(
         read_table(Path("posts.parquet"), POSTS),
-        TowerOutputs.read(Path("image"), Path("text")),
+        EncoderOutputs.read(Path("image"), Path("text")),
         Path("prototypes"),
         train_params(),
     )
@@ -191,7 +193,7 @@ def finished_epochs(name: str) -> int:
 def test_unfrozen_towers_read_pictures_and_texts_and_train_their_last_blocks(project: Project) -> None:
     pictures = read_block(Path("image"), "pooled")
     assert len(pictures.pids) == 18  # of 20 posts: some that train lack a picture
-    project.write_params(unfreeze_blocks=1, lr_tower=1e-2, validation_share=0.0)
+    project.write_params(unfreeze_layers=1, lr_tower=1e-2, validation_share=0.0)
     project.train("live")
     trained = load_file("live/network/network.safetensors")
     for name, tower in (
@@ -215,7 +217,7 @@ def test_pictures_that_are_read_are_those_of_the_post(project: Project) -> None:
     """Live towers at rate 0 train as cached vectors do, up to the float16 in which those are stored."""
     project.write_params(epochs=2)
     project.train("cached")
-    project.write_params(epochs=2, unfreeze_blocks=1, lr_tower=0.0)
+    project.write_params(epochs=2, unfreeze_layers=1, lr_tower=0.0)
     project.train("live")
     cached, live = (
         json.loads(Path(f"{name}/network/network.json").read_text())["history"] for name in ("cached", "live")

@@ -14,17 +14,17 @@ from ruamel.yaml import YAML
 
 from popularity.config import load_params, read_yaml
 from popularity.errors import ConfigError
+from popularity.network.params import TrainParams
 from popularity.profile import main as edit_params
 from popularity.schema import IMAGES, POSTS, read_table, write_block, write_table, write_tokens
-from popularity.training.params import TrainParams
 from popularity.tuning.network import NetworkObjective, NetworkSearchParams, main, network_search
 from popularity.tuning.results import best_of
 from popularity.tuning.study import Search, Step, run_search
 from tests.encoders.tiny_encoders import image_params, save_bert, text_params
-from tests.post_features.small_world import readable_posts
+from tests.inference.small_world import readable_posts
+from tests.network.small_inputs import make_prototypes, random_outputs
 from tests.random_posts import random_images
 from tests.stack.small_stack import tree_bytes
-from tests.training.small_inputs import make_prototypes, random_outputs
 from tests.training.small_training import train_params
 
 SPACE: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_fewer_trials_by_the_flag_and_none_left_behind(project: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("space", "train", "message"),
     [
-        ({"rows": {"choices": ["all", "train"]}}, {}, r"tune_network\.space\.rows: .*cannot be compared"),
+        ({"transductive": {"choices": [True, False]}}, {}, r"tune_network\.space\.transductive: .*cannot be compared"),
         ({"seed": {"choices": [0, 1]}}, {}, r"tune_network\.space\.seed"),
         ({"network.attention.widths": {"choices": [1]}}, {}, r"section 'train' has no such key"),
         (SPACE, {"validation_share": 0.0}, r"train\.validation_share is 0"),

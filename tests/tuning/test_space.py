@@ -8,8 +8,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from popularity.config import parse_section, patched, read_yaml
 from popularity.errors import ConfigError
+from popularity.network.params import TrainParams
 from popularity.stack import StackParams
-from popularity.training.params import TrainParams
 from popularity.tuning.network import NetworkSearchParams
 from popularity.tuning.space import Space, nested
 from popularity.tuning.stack import TuneParams

@@ -221,7 +221,7 @@ def unfreeze_last(encoder: ImageEncoder | TextEncoder | PromptTower, count: int)
     tower = encoder.encoder.tower if isinstance(encoder, PromptTower) else encoder.tower
     blocks, following = _blocks_and_following(tower)
     if count > len(blocks):
-        raise ConfigError(f"train.unfreeze_blocks: {count}, but {type(tower).__name__} has {len(blocks)} blocks")
+        raise ConfigError(f"train.unfreeze_layers: {count}, but {type(tower).__name__} has {len(blocks)} layers")
     if count == 0:
         return []
     chosen = [parameter for block in blocks[-count:] for parameter in block.parameters()] + following

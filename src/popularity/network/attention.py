@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from popularity.config import Section
-
-Modality = Literal["visual", "text"]
-
-
-@dataclass(frozen=True)
-class AttentionParams(Section):
-    """Shape of the encoder.
-
-    Args:
-        width: D.
-        layers: pre-norm Transformer layers; 0 leaves the projections alone (an ablation).
-        heads: per layer; divides D.
-        expansion: width of the feed-forward part as a multiple of D.
-        dropout: share, of what a layer adds to its tokens and of the feed-forward part; attention weights have none.
-        prototypes: whose tokens stand in the sequence beside the image.
-    """
-
-    width: Annotated[int, Field(ge=1)]
-    layers: Annotated[int, Field(ge=0)]
-    heads: Annotated[int, Field(ge=1)]
-    expansion: Annotated[int, Field(ge=1)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    prototypes: Annotated[tuple[Modality, ...], Field(min_length=1)]
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"heads must divide width, found {self.heads} and {self.width}")
+from popularity.network.params import AttentionParams
 
 
 class Dropout(nn.Module):
-    """As nn.Dropout, but quick on a CPU: there the mask is made of random bytes, and `share` is rounded to 1/256."""
+    """As nn.Dropout, but quick on a CPU: there the mask is made of random bytes, and the rate is rounded to 1/256.
 
-    def __init__(self, share: float) -> None:
+    Args:
+        rate: of values that are set to 0 in training.
+    """
+
+    def __init__(self, rate: float) -> None:
         super().__init__()
-        self.share = share
+        self.rate = rate
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape to values of the same shape."""
         if not self.training or values.device.type != "cpu":
-            return nn.functional.dropout(values, self.share, self.training)
-        left_out = min(round(256 * self.share), 255)
+            return nn.functional.dropout(values, self.rate, self.training)
+        left_out = min(round(256 * self.rate), 255)
         words = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= left_out
         return values * (kept.to(values.dtype) * (256 / (256 - left_out)))
@@ -61,12 +36,12 @@ class Layer(nn.Module):
 
     def __init__(self, params: AttentionParams) -> None:
         super().__init__()
-        width, hidden = params.width, params.width * params.expansion
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, params.heads, batch_first=True)
-        self.forward_norm = nn.LayerNorm(width)
+        dim, hidden = params.dim, params.dim * params.mlp_ratio
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, params.num_heads, batch_first=True)
+        self.forward_norm = nn.LayerNorm(dim)
         self.forward_part = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), Dropout(params.dropout), nn.Linear(hidden, width)
+            nn.Linear(dim, hidden), nn.GELU(), Dropout(params.dropout), nn.Linear(hidden, dim)
         )
         self.dropout = Dropout(params.dropout)
 
@@ -78,12 +53,12 @@ class Layer(nn.Module):
         out: Tensor = tokens + self.dropout(self.forward_part(self.forward_norm(tokens)))
         return out
 
-    def first_row(self, tokens: Tensor) -> Tensor:
-        """Attention weights (b, n) of the first token over all tokens, averaged over the heads."""
+    def image_weights(self, tokens: Tensor) -> Tensor:
+        """Attention weights (b, n) of the first token, the image, over all tokens (b, n, D), mean over the heads."""
         normed = self.attention_norm(tokens)
         _, weights = self.attention(normed[:, :1], normed, normed, need_weights=True)
-        of_first: Tensor = weights.squeeze(1)
-        return of_first
+        of_image: Tensor = weights.squeeze(1)
+        return of_image
 
 
 class CrossModalAttention(nn.Module):
@@ -100,30 +75,35 @@ class CrossModalAttention(nn.Module):
 
     def __init__(self, params: AttentionParams, visual: Tensor, text: Tensor) -> None:
         super().__init__()
-        self.image_projection = _start(nn.Linear(visual.shape[1], params.width), visual)
-        self.text_projection = _start(nn.Linear(text.shape[1], params.width), text)
+        self.image_projection = _start(nn.Linear(visual.shape[1], params.dim), visual)
+        self.text_projection = _start(nn.Linear(text.shape[1], params.dim), text)
         self.kinds = nn.ParameterDict(
-            {kind: nn.Parameter(torch.randn(params.width) * 0.02) for kind in ("image", "visual", "text")}
+            {kind: nn.Parameter(torch.randn(params.dim) * 0.02) for kind in ("image", "visual", "text")}
         )
-        self.layers = nn.ModuleList(Layer(params) for _ in range(params.layers))
-        self.norm = nn.LayerNorm(params.width)
+        self.layers = nn.ModuleList(Layer(params) for _ in range(params.depth))
+        self.norm = nn.LayerNorm(params.dim)
 
     def project(self, vectors: Tensor, kind: Literal["image", "visual", "text"]) -> Tensor:
-        """Tokens (..., D) of L2-normalised vectors: P_I for images and visual prototypes, P_T for text prototypes."""
+        """Tokens (..., D) of L2-normalised vectors (..., d): P_I for images and visual prototypes, else P_T."""
         projection = self.text_projection if kind == "text" else self.image_projection
         tokens: Tensor = projection(vectors) + self.kinds[kind]
         return tokens
 
-    def forward(self, tokens: Tensor, looks: list[Tensor] | None = None) -> Tensor:
-        """(b, n, D) of projected tokens (b, n, D), the image first.
+    def forward(self, tokens: Tensor, attention_weights: list[Tensor] | None = None) -> Tensor:
+        """[x~, V~, T~] of Eq 6.
 
-        Each layer adds to `looks`, if that is given, how much x looks at each token: (b, n), averaged over its heads.
-        In evaluation mode the rows sum to 1.
+        Args:
+            tokens: (b, n, D), projected, the image first.
+            attention_weights: a list to which each layer adds its weights (b, n) of the image over all tokens, mean
+                over the heads. In evaluation mode the rows sum to 1.
+
+        Returns:
+            (b, n, D).
         """
         for layer in self.layers:
-            if looks is not None:
+            if attention_weights is not None:
                 assert isinstance(layer, Layer)
-                looks.append(layer.first_row(tokens).float())
+                attention_weights.append(layer.image_weights(tokens).float())
             tokens = layer(tokens)
         out: Tensor = self.norm(tokens)
         return out
@@ -132,8 +112,8 @@ class CrossModalAttention(nn.Module):
 def _start(projection: nn.Linear, vectors: Tensor) -> nn.Linear:
     """Starts a projection so that the prototypes (K, d) come out centred, with unit variance (ours).
 
-    Pooled features of an image tower share a large common part; without this, all cosines start near 1. Prototypes
-    without any spread (no class, or one alone, has a picture) say nothing of the scale: unit vectors then start at it.
+    Pooled features of an image encoder share a large common part; without this, all cosines start near 1. Prototypes
+    without any spread (no class, or one alone, has an image) say nothing of the scale: unit vectors then start at it.
     """
     centre = vectors.mean(dim=0)
     spread = float((vectors - centre).norm(dim=1).square().mean().sqrt())

@@ -1,4 +1,4 @@
-"""Class logits and losses: Eq 4 (global prompts), Eq 5 (local prompts), Eq 7 (attention), and the terms beside them.
+"""Class logits and losses: Eq 4 (global prompts), Eq 5 (local prompts), Eq 7 (attention), and the wider reading's.
 
 Cosines and losses are computed in at least float32, whatever the precision around them.
 """
@@ -32,12 +32,12 @@ def global_logits(pooled: Tensor, prompts: Tensor) -> Tensor:
     return cosines(pooled, prompts)
 
 
-def local_logits(tokens: Tensor, content: Tensor, prompts: Tensor, temperature: Tensor | float) -> Tensor:
+def local_logits(tokens: Tensor, token_mask: Tensor, prompts: Tensor, temperature: Tensor | float) -> Tensor:
     """Logits p' of Eq 5: P_ij = cos(H_j, L_i), a_ij = softmax_j(P_ij / tau_s), p'_i = sum_j a_ij P_ij.
 
     Args:
         tokens: H, (b, l, d).
-        content: (b, l), true where a token is; padding gets weight 0.
+        token_mask: (b, l), true where a token is; padding gets weight 0.
         prompts: L, (K, d).
         temperature: tau_s; large makes p' the mean of P over the tokens, small its maximum.
 
@@ -45,7 +45,7 @@ def local_logits(tokens: Tensor, content: Tensor, prompts: Tensor, temperature: 
         (b, K); rows of texts without a token are 0.
     """
     similarity = cosines(tokens, prompts)  # (b, l, K)
-    outside = ~content.unsqueeze(-1)
+    outside = ~token_mask.unsqueeze(-1)
     # A finite floor, not -inf: the softmax of an empty row, and its gradient, stay finite.
     floor = torch.finfo(similarity.dtype).min
     weights = (similarity / temperature).masked_fill(outside, floor).softmax(dim=1).masked_fill(outside, 0.0)
@@ -166,7 +166,7 @@ def _gather(values: Tensor) -> Tensor:
 
 
 def _first_row(values: Tensor) -> int:
-    """Place of this process's first row in the gathered batch; processes hold equally many rows."""
+    """Index of this process's first row in the gathered batch; processes hold equally many rows."""
     return dist.get_rank() * len(values) if _in_a_group() else 0
 
 

@@ -3,8 +3,8 @@
 A new post is treated as one more post of the test part, by the functions and the models of the graph.
 """
 
-from popularity.predict.asked import Asked, NewPosts, make_posts, read_posts
-from popularity.predict.prediction import Prediction, predict
-from popularity.predict.project import Project
+from popularity.predict.output import Prediction
+from popularity.predict.predict import Project, predict
+from popularity.predict.requests import NewPosts, Request, make_posts, read_requests
 
-__all__ = ["Asked", "NewPosts", "Prediction", "Project", "make_posts", "predict", "read_posts"]
+__all__ = ["NewPosts", "Prediction", "Project", "Request", "make_posts", "predict", "read_requests"]

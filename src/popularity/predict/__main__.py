@@ -4,9 +4,10 @@ r"""Predicts the popularity of new posts, with intervals and reasons, in a folde
         --user 12@N34 --date 2016-05-01T12:00 --category Travel --subcategory Beach
     python -m popularity.predict --posts posts.csv --out predictions.csv
 
-A file of posts, .csv or .jsonl, has the same fields as columns (pid too, if you like); paths of pictures start at its
-folder. Dates without a zone are UTC. What is not given is said, and predicted without. A row that cannot be used is set
-aside: it keeps its place in the output and says why. --json prints everything as JSON, a file of posts line by line.
+A file of posts, .csv or .jsonl, has the same fields as columns (pid too, if you like); paths of images start at its
+folder. Dates without a zone are UTC. A field that is not given is noted, and predicted without. A row that cannot be
+used is set aside: it keeps its row in the output, with the reason. --json prints everything as
+JSON, a file of posts line by line.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from io import StringIO
 from pathlib import Path
 
 from popularity.errors import DataError
-from popularity.predict.asked import FIELDS, Asked, make_posts, read_posts, why_unreadable
-from popularity.predict.prediction import predict
-from popularity.predict.project import Project
-from popularity.predict.show import record, refuse_other_suffix, summary, text_of, write_file
+from popularity.predict.output import record, refuse_other_suffix, summary, text_of, write_file
+from popularity.predict.predict import Project, predict
+from popularity.predict.requests import FIELDS, Request, make_posts, read_requests, why_unreadable
 from popularity.schema import POSTS, read_table
 from popularity.stage import run
 
@@ -44,37 +44,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give either the fields of one post or a file of --posts")
     if args.out is not None:
         refuse_other_suffix(args.out)
-    asked = [Asked(0, given)] if args.posts is None else read_posts(args.posts)
+    requests = [Request(0, given)] if args.posts is None else read_requests(args.posts)
     if given.get("image") and (reason := why_unreadable(Path(given["image"]))):
-        raise DataError(f"cannot be read: {reason}", file=given["image"], expected="a picture, or no --image")
-    project = Project(Path())
+        raise DataError(f"cannot be read: {reason}", file=given["image"], expected="an image, or no --image")
+    project = Project.at(Path())
     settings = project.settings()
     known = read_table(project.posts, POSTS)
-    new = make_posts(asked, known, Path() if args.posts is None else args.posts.parent)
+    new = make_posts(requests, known, Path() if args.posts is None else args.posts.parent)
     if new.table.is_empty():
         if args.posts is None:
-            raise DataError(asked[0].problem)
+            raise DataError(requests[0].problem)
         raise DataError(
-            f"none of {len(asked)} posts can be predicted, not this one: {asked[0].problem}", file=args.posts, row=0
+            f"none of {len(requests)} posts can be predicted, not this one: {requests[0].problem}",
+            file=args.posts,
+            row=0,
         )
     # Progress is for files of posts: for one post its bars would outnumber the lines of the answer.
     with redirect_stderr(StringIO()) if args.posts is None else nullcontext():
         predictions = {found.pid: found for found in predict(project, settings, known, new, LARGEST)}
     if args.out is not None:
-        write_file(args.out, asked, predictions)
+        write_file(args.out, requests, predictions)
     if args.json:
-        for each in asked:
-            content = record(each, predictions.get(each.pid))
+        for request in requests:
+            content = record(request, predictions.get(request.pid))
             print(json.dumps(content, ensure_ascii=False, indent=2 if args.posts is None else None))
     elif args.out is None:
-        print("\n\n".join(text_of(each, predictions.get(each.pid)) for each in asked))
+        print("\n\n".join(text_of(request, predictions.get(request.pid)) for request in requests))
     if args.posts is not None and not args.json:
-        print(("" if args.out else "\n") + summary(asked, predictions, args.out))
+        print(("" if args.out else "\n") + summary(requests, predictions, args.out))
 
 
 _HELP = {
-    "image": "picture",
-    "user": "Uid of the data set; the profile of a known user is that of the latest stored post",
+    "image": "file of the image",
+    "user": "Uid of the data set; the user fields of a known user are those of the latest stored post",
     "date": "2016-05-01T12:00 (UTC), 2016-05-01T14:00+02:00 or unix seconds",
     "tags": "separated by spaces",
     "category": "first-level class, as the data set names it",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.network.model import CLASS_LEVEL
+from popularity.network.params import CLASS_LEVEL
 from popularity.prototypes.classes import ClassPath, level_key
 from popularity.schema import CLASSES, class_key, class_names, read_table
 
@@ -33,8 +33,8 @@ class KnownClasses:
     @classmethod
     def read(cls, folder: Path) -> KnownClasses:
         """Of models/prototypes."""
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return cls(read_table(folder / "classes.parquet", CLASSES), about["class_path"])
+        metadata = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return cls(read_table(folder / "classes.parquet", CLASSES), metadata["class_path"])
 
     @property
     def of_level(self) -> pl.DataFrame:
@@ -47,10 +47,10 @@ class KnownClasses:
         return posts.filter(pl.col(CLASS_LEVEL).is_in(empty))
 
     def likeliest(self, post: dict[str, str], probabilities: npt.NDArray[np.float32]) -> tuple[dict[str, str], float]:
-        """The class keys of POSTS of the likeliest class, and its probability among those that come into question.
+        """The class keys of POSTS of the likeliest class, and its probability among the candidates.
 
         Args:
-            post: its own keys; where its first-level class is known, classes below it alone come into question.
+            post: its own keys; where its first-level class is known, only the classes below it are candidates.
             probabilities: (K,) of the classes.
         """
         above = self.table.filter(level=LEVEL_ABOVE)
@@ -68,14 +68,14 @@ class KnownClasses:
         return keys, float(possible[best] / possible.sum())
 
     def note(self, published: str) -> str:
-        """What to say of a class of POSTS that the network does not know; "" of one that it knows."""
+        """The note on a class of POSTS that the network does not know; "" for one that it knows."""
         key, keys = level_key(published, CLASS_LEVEL, self.class_path), self.of_level["key"].to_list()
         if key is None or key in keys:
             return ""
         return f"unseen class: {key}; a mixture of the known ones stands in{_spelled_alike(key, keys)}"
 
     def note_above(self, published: str) -> str:
-        """What to say of a first-level class of POSTS that is not known; "" of one that is, or of none."""
+        """The note on a first-level class of POSTS that is not known; "" for one that is, or for none."""
         key, keys = level_key(published, LEVEL_ABOVE, self.class_path), self.table.filter(level=LEVEL_ABOVE)["key"]
         if key is None or key in keys:
             return ""

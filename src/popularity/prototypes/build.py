@@ -25,7 +25,6 @@ from popularity.schema import CLASSES, LEVELS, MEMBERS, MODALITIES, Block, write
 
 logger = logging.getLogger(__name__)
 
-Rows = Literal["all", "train"]
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -72,7 +71,7 @@ class Prototypes:
 
 
 def build_prototypes(
-    posts: pl.DataFrame, image: Block, text: Block, params: PrototypesParams, rows: Rows
+    posts: pl.DataFrame, image: Block, text: Block, params: PrototypesParams, *, transductive: bool
 ) -> Prototypes:
     """Prototypes of all three levels; no popularity label is read.
 
@@ -84,7 +83,7 @@ def build_prototypes(
         image: block `pooled` of the pictures; a post without a readable one is absent.
         text: block `post`, of the text r of every post.
         params: section prototypes.
-        rows: `all`: test posts of known classes may be representatives too; `train`: training posts only.
+        transductive: test posts of known classes may be representatives too, not training posts only.
 
     Raises:
         DataError: fewer than two second-level classes, or vectors of other posts.
@@ -96,7 +95,7 @@ def build_prototypes(
     blocks = {"visual": image, "text": text}
     positions = {modality: block.rows(posts["pid"].to_list()) for modality, block in blocks.items()}
     _refuse_other_posts(positions)
-    eligible = np.ones(posts.height, bool) if rows == "all" else (posts["split"] == "train").to_numpy()
+    eligible = np.ones(posts.height, bool) if transductive else (posts["split"] == "train").to_numpy()
     has_title, has_tags = ((posts[name].str.strip_chars() != "").to_numpy() for name in ("title", "tags"))
     chosen: dict[tuple[str, str], Representatives] = {}
     tensors: dict[str, npt.NDArray[Any]] = {}
@@ -126,7 +125,7 @@ def build_prototypes(
     about = {
         "seed": params.seed,
         "limit": params.limit,
-        "rows": rows,
+        "transductive": transductive,
         "class_path": class_path,
         "encoders": {
             modality: {
@@ -137,7 +136,7 @@ def build_prototypes(
             for modality, block in blocks.items()
         },
     }
-    report = _report(posts, classes, index, tensors, params) | {"class_path": class_path, "rows": rows}
+    report = _report(posts, classes, index, tensors, params) | {"class_path": class_path, "transductive": transductive}
     return Prototypes(classes, _members(posts, chosen), tensors, about, report)
 
 

@@ -22,7 +22,6 @@ PrototypePart = Literal[
     "attended_text",  # T~_y
     "logits",  # p, p', q of every class, and scalars of the own class
     "losses",
-    "agreement",
     "distance",
     "unseen",
 ]
@@ -46,7 +45,6 @@ PART_VECTORS: Mapping[str, tuple[str, ...]] = {
 PROTOTYPE_SCALAR_PARTS: Mapping[str, PrototypePart] = {
     "logits": "logits",
     "losses": "losses",
-    "agreement": "agreement",
     "distance": "distance",
     "class_unseen": "unseen",
 }

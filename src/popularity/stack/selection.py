@@ -42,7 +42,8 @@ def kept_rows(pids: Sequence[str], scalars: pl.DataFrame, keep: KeepParams, seed
         terms = [column for column in scalars.columns if column.startswith("losses.")]
         if not terms:
             raise ConfigError(
-                f"stack.keep.by: {keep.by} needs the posts' losses, which are features only under train.rows: all; "
+                f"stack.keep.by: {keep.by} needs the posts' losses, which are features only under "
+                "train.transductive: true; "
                 "set stack.keep.share: 1.0 or stack.keep.by: random"
             )
         table = prototype_scalars(scalars.select("pid", *terms), pids)

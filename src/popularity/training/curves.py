@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,22 +10,22 @@ from dvclive.live import Live
 from scmrepo.exceptions import SCMError
 
 from popularity.errors import DataError
-from popularity.training.loop import Epoch, say_nothing
+from popularity.training.loop import Epoch, OnEpoch, no_op
 
 
 @contextmanager
-def curves(folder: Path, *, writes: bool) -> Iterator[Callable[[int, Epoch], None]]:
-    """A function to be told (number, values) of each epoch, which writes <folder>/metrics.json and <folder>/plots.
+def curves(folder: Path, *, writes: bool) -> Iterator[OnEpoch]:
+    """A function that writes the values of an epoch to <folder>/metrics.json and <folder>/plots.
 
     Args:
         folder: emptied first.
-        writes: false on all processes but one: theirs does nothing.
+        writes: false on all processes but one: their function does nothing.
 
     Raises:
         DataError: the repository has no commit yet; DVCLive cannot work without one.
     """
     if not writes:
-        yield say_nothing
+        yield no_op
         return
     try:
         live = Live(str(folder), dvcyaml=None, save_dvc_exp=False, report=None)
@@ -36,11 +36,11 @@ def curves(folder: Path, *, writes: bool) -> Iterator[Callable[[int, Epoch], Non
             fix="git add -A && git commit -m start",
         ) from error
 
-    def tell(number: int, epoch: Epoch) -> None:
-        live.step = number
+    def on_epoch(index: int, epoch: Epoch) -> None:
+        live.step = index
         for name, value in sorted(epoch.items()):  # a resumed run reads its history in this order
             live.log_metric(name, value)
         live.make_summary()  # type: ignore[no-untyped-call]
 
-    yield tell
+    yield on_epoch
     live.end()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Trains the prototype network: one process or many, resumable after each epoch, the same result either way.
 
 accelerator = make_accelerator(params.precision)
-history = train_network(network, vectors, rows, held_out, params, accelerator, state=folder)
+history = train_network(network, TrainingPosts(reader, train, valid), params, accelerator, state=folder)
 """
 
 from __future__ import annotations
@@ -25,160 +25,167 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from popularity.encoders.parts import loader_workers, start_processes
+from popularity.encoders.parts import loader_workers
 from popularity.errors import ContractError, DataError
 from popularity.files import atomic_directory, write_json
-from popularity.network.model import CLASS_LEVEL, Batch, Facts, Outputs, PrototypeNetwork
-from popularity.training.data import Int64Array, load_batches, steps_of_epoch, steps_over
+from popularity.network.dataset import Batch, Int64Array, PostReader
+from popularity.network.heads import eligible_posts, head_log_probabilities, loss_terms, rank_of_target, term_weight
+from popularity.network.model import PrototypeNetwork
+from popularity.network.params import TrainParams
+from popularity.training.batches import BatchPlan, Step, TrainingPosts, load_batches
 from popularity.training.optimizer import clip, freeze_unused, make_optimizer, make_schedule
-from popularity.training.params import TrainParams
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("global_prompt", "local_prompt", "attention", "mean")
 Epoch = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Posts:
-    """How the loop reads posts.
-
-    Args:
-        read: rows (b,), -1 for filler -> Batch.
-        facts: rows (b,) -> Facts.
-    """
-
-    read: Callable[[Int64Array], Batch]
-    facts: Callable[[Int64Array], Facts]
+OnEpoch = Callable[[int, Epoch], None]
+SHOWN = ("train/loss", "validation/top1/mean")  # in the progress bar
+CHECKPOINT = "checkpoint"
 
 
 class DivergenceError(DataError):
     """A network that such parameters do not train."""
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """The place of this process, and the precision the device gives: `auto` is bf16 where it is supported, else
-    fp16 on a GPU and fp32 on a CPU.
-
-    Raises:
-        ConfigError: more than one process was launched, but they do not know of each other.
-    """
-    device = start_processes().device
-    if precision == "auto":
-        if device.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        else:
-            precision = "bf16" if _fast_bf16() else "fp32"
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
-
-
-def _fast_bf16() -> bool:
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-def say_nothing(_number: int, _epoch: Epoch) -> None:
-    """For whom the history is enough."""
+def no_op(_index: int, _epoch: Epoch) -> None:
+    """Does nothing with an epoch's values."""
 
 
 def train_network(
     network: PrototypeNetwork,
-    posts: Posts,
-    rows: Int64Array,
-    held_out: Int64Array,
+    posts: TrainingPosts,
     params: TrainParams,
     accelerator: Accelerator,
     *,
     state: Path,
-    on_epoch: Callable[[int, Epoch], None] = say_nothing,
+    on_epoch: OnEpoch = no_op,
 ) -> list[Epoch]:
-    """Trains `network` in place; returns each epoch's `train/<term>`, `train/loss` and `validation/<...>` (`measure`).
+    """Each epoch's `train/<term>`, `train/loss` and `validation/<...>` (`measure`); the network is trained in place.
+
+    Source: Sec 3.4 (Eq 8) and 4.1.
 
     Args:
-        network: on the CPU or on the device; towers on the device.
-        posts: how to read them.
-        rows: that it is trained on.
-        held_out: rows that are measured after each epoch; may be empty.
+        network: on the CPU or on the device; encoders on the device.
+        posts: that it is trained on and scored on.
         params: section train.
         accelerator: of this process.
         state: folder of the checkpoint; a run that finds one goes on from it.
-        on_epoch: on the main process told (number from 0, values) of every epoch, those before an interruption too.
+        on_epoch: on the main process called with (index from 0, values) of every epoch, those before an
+            interruption too.
 
     Raises:
-        DataError: no rows to train on.
+        DataError: no rows to train on, or a checkpoint that cannot be read.
         DivergenceError: the loss of an epoch is no finite number; the checkpoint is that of the epoch before.
     """
-    if not len(rows):
+    if not len(posts.train):
         raise DataError("no post to train on has a known class", expected="at least one")
     freeze_unused(network)
-    steps_in_epoch = -(-len(rows) // params.batch_size)
+    steps_in_epoch = -(-len(posts.train) // params.batch_size)
     total = max(params.epochs * steps_in_epoch, params.min_steps)
     optimizer = make_optimizer(network, params)
     schedule = make_schedule(optimizer, total, params)
     model, optimizer = accelerator.prepare(network, optimizer)
     history = _restore(accelerator, schedule, state, on_epoch)
     network.text_tower.to(accelerator.device)
-    prompts = _fixed_prompts(network, accelerator)
+    run = _Run(network, model, params, accelerator, _fixed_prompts(network, accelerator))
     done = min(len(history) * steps_in_epoch, total)
     with tqdm(
         total=total, initial=done, desc="train", unit="step", disable=not accelerator.is_main_process
     ) as progress:
-        for number in range(len(history), -(-total // steps_in_epoch)):
-            steps = steps_of_epoch(
-                rows,
-                number,
-                batch_size=params.batch_size,
-                micro_batch=params.micro_batch,
-                processes=accelerator.num_processes,
-                process=accelerator.process_index,
-                seed=params.seed,
-            )[: total - done]
-            batches = load_batches(
-                posts.read, [part for step in steps for part in step.passes], accelerator.device, _workers(accelerator)
-            )
+        for index in range(len(history), -(-total // steps_in_epoch)):
+            steps = run.plan.epoch(posts.train, index, params.seed)[: total - done]
             sums: list[dict[str, Tensor]] = []
             network.train()
-            for step in steps:
-                counts = {
-                    name: int(mask.sum()) for name, mask in network.eligible(posts.facts(step.everywhere)).items()
-                }
-                sums.append(_step(model, network, batches, len(step.passes), counts, accelerator, prompts))
+            for means in run.backward(posts.reader, steps):
+                sums.append(means)
                 accelerator.unscale_gradients(optimizer)
                 clip(network, params.clip_norm)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                done += 1
                 progress.update()
-            epoch = _training_means(sums, network, accelerator)
-            if not math.isfinite(epoch["train/loss"]):
-                raise DivergenceError(
-                    f"epoch {number}: the loss is {epoch['train/loss']}",
-                    expected="a finite number",
-                    fix="lower the rates or clip_norm, or raise the temperatures, in section train of params.yaml",
-                )
-            if len(held_out):
-                measured = measure(network, posts, held_out, params, accelerator)
-                epoch |= {f"validation/{name}": value for name, value in measured.items()}
+            done += len(steps)
+            epoch = run.training_means(sums)
+            _refuse_divergence(index, epoch)
+            if len(posts.valid):
+                scored = measure(network, posts.reader, posts.valid, params, accelerator)
+                epoch |= {f"validation/{name}": value for name, value in scored.items()}
             history.append(epoch)
-            progress.set_postfix(
-                {name.partition("/")[2]: f"{value:.3f}" for name, value in epoch.items() if name in SHOWN}
-            )
+            progress.set_postfix({name.partition("/")[2]: f"{epoch[name]:.3f}" for name in SHOWN if name in epoch})
             if accelerator.is_main_process:
-                on_epoch(number, epoch)
+                on_epoch(index, epoch)
             _save(accelerator, schedule, state, history)
     return history
 
 
-SHOWN = ("train/loss", "validation/top1/mean")
+@dataclass(frozen=True)
+class _Run:
+    """What every step of a training run needs.
+
+    Args:
+        network: that is trained.
+        model: the same, as the accelerator wraps it.
+        params: section train.
+        accelerator: of this process.
+        prompts: G and L where no term of the objective trains them.
+    """
+
+    network: PrototypeNetwork
+    model: nn.Module
+    params: TrainParams
+    accelerator: Accelerator
+    prompts: tuple[Tensor, Tensor] | None
+
+    @property
+    def plan(self) -> BatchPlan:
+        return _plan(self.params, self.accelerator)
+
+    def backward(self, reader: PostReader, steps: Sequence[Step]) -> Iterator[dict[str, Tensor]]:
+        """Leaves the gradients of one step after the other in the network; yields the step's terms.
+
+        Every term is the mean over the posts of all processes and passes that are eligible for it; what is yielded is
+        this process's share of it.
+        """
+        passes = [rows for step in steps for rows in step.passes]
+        # Reading cached vectors is cheap on a CPU, which has better things to do than to copy them between processes.
+        workers = loader_workers() if self.accelerator.device.type == "cuda" else 0
+        batches = load_batches(reader.read, passes, self.accelerator.device, workers)
+        for step in steps:
+            masks = eligible_posts(self.network, reader.metadata(step.everywhere))
+            yield self._step(batches, len(step.passes), {name: int(mask.sum()) for name, mask in masks.items()})
+
+    def _step(self, batches: Iterator[Batch], passes: int, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        shares: dict[str, Tensor] = {}
+        for index in range(passes):
+            batch = next(batches)
+            with nullcontext() if index == passes - 1 else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    outputs = self.model(batch, self.prompts)
+                    terms = loss_terms(self.network, outputs, batch)
+                means = {name: values.sum() / max(counts[name], 1) for name, values in terms.items()}
+                loss = torch.stack([term_weight(self.network, name) * mean for name, mean in means.items()]).sum()
+                # Processes average their gradients, where a sum is wanted.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            for name, mean in means.items():
+                shares[name] = shares.get(name, torch.zeros((), device=mean.device)) + mean.detach()
+        return shares
+
+    def training_means(self, sums: Sequence[dict[str, Tensor]]) -> Epoch:
+        names = list(sums[0])
+        table = torch.stack([torch.stack([step[name] for name in names]) for step in sums])  # (steps, terms)
+        means = self.accelerator.reduce(table, "sum").mean(dim=0).tolist()
+        epoch = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        weighted = (term_weight(self.network, name) * mean for name, mean in zip(names, means, strict=True))
+        epoch["train/loss"] = sum(weighted)
+        return epoch
 
 
-def _workers(accelerator: Accelerator) -> int:
-    """Reading cached vectors is cheap on a CPU, which has better things to do than to copy them between processes."""
-    return loader_workers() if accelerator.device.type == "cuda" else 0
+def _plan(params: TrainParams, accelerator: Accelerator) -> BatchPlan:
+    return BatchPlan(params.batch_size, params.micro_batch, accelerator.num_processes, accelerator.process_index)
 
 
 def _fixed_prompts(network: PrototypeNetwork, accelerator: Accelerator) -> tuple[Tensor, Tensor] | None:
-    """G and L where no term of the objective trains them: the text tower then runs once, not in every step."""
+    """G and L where no term of the objective trains them: the text encoder then runs once, not in every step."""
     weights = network.params.weights
     if weights.global_prompt or weights.local_prompt:
         return None
@@ -186,68 +193,40 @@ def _fixed_prompts(network: PrototypeNetwork, accelerator: Accelerator) -> tuple
         return network.class_prompts()
 
 
-def _step(
-    model: nn.Module,
-    network: PrototypeNetwork,
-    batches: Iterator[Batch],
-    passes: int,
-    counts: Mapping[str, int],
-    accelerator: Accelerator,
-    prompts: tuple[Tensor, Tensor] | None,
-) -> dict[str, Tensor]:
-    """Gradients of one step: every term is the mean over the posts of all processes and passes that it counts for.
-
-    Returns this process's share of each term's mean.
-    """
-    shares: dict[str, Tensor] = {}
-    for number in range(passes):
-        batch = next(batches)
-        with nullcontext() if number == passes - 1 else accelerator.no_sync(model):
-            with accelerator.autocast():
-                outputs = model(batch, prompts)
-                terms = network.loss_terms(outputs, batch)
-            means = {name: values.sum() / max(counts[name], 1) for name, values in terms.items()}
-            loss = torch.stack([network.weight(name) * mean for name, mean in means.items()]).sum()
-            # Processes average their gradients, where a sum is wanted.
-            accelerator.backward(loss * accelerator.num_processes)
-        for name, mean in means.items():
-            shares[name] = shares.get(name, torch.zeros((), device=mean.device)) + mean.detach()
-    return shares
-
-
-def _training_means(sums: Sequence[dict[str, Tensor]], network: PrototypeNetwork, accelerator: Accelerator) -> Epoch:
-    names = list(sums[0])
-    table = torch.stack([torch.stack([step[name] for name in names]) for step in sums])  # (steps, terms)
-    means = accelerator.reduce(table, "sum").mean(dim=0).tolist()
-    epoch = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
-    epoch["train/loss"] = sum(network.weight(name) * mean for name, mean in zip(names, means, strict=True))
-    return epoch
+def _refuse_divergence(index: int, epoch: Epoch) -> None:
+    if not math.isfinite(epoch["train/loss"]):
+        raise DivergenceError(
+            f"epoch {index}: the loss is {epoch['train/loss']}",
+            expected="a finite number",
+            fix="lower the rates or clip_norm, or raise the temperatures, in section train of params.yaml",
+        )
 
 
 @torch.no_grad()
 def measure(
-    network: PrototypeNetwork, posts: Posts, rows: Int64Array, params: TrainParams, accelerator: Accelerator
+    network: PrototypeNetwork, reader: PostReader, rows: Int64Array, params: TrainParams, accelerator: Accelerator
 ) -> Epoch:
-    """Means over `rows` of the loss terms, and top-1 and top-5 accuracy of each head and of their mean.
+    """Means over the posts of the loss terms, and top-1 and top-5 accuracy of each head and of their mean.
 
     The mean head averages the log-probabilities of the three.
+
+    Args:
+        network: is left in evaluation mode.
+        reader: of the posts.
+        rows: (n,) posts that are scored.
+        params: section train.
+        accelerator: of this process.
     """
     network.eval()
-    steps = steps_over(
-        rows,
-        batch_size=params.batch_size,
-        micro_batch=params.micro_batch,
-        processes=accelerator.num_processes,
-        process=accelerator.process_index,
-    )
+    passes = [part for step in _plan(params, accelerator).steps(rows) for part in step.passes]
     found: list[dict[str, Any]] = []
     with accelerator.autocast():
         prompts = network.class_prompts()
-        for batch in load_batches(posts.read, [part for step in steps for part in step.passes], accelerator.device, 0):
+        for batch in load_batches(reader.read, passes, accelerator.device, 0):
             outputs = network(batch, prompts)
-            terms = network.loss_terms(outputs, batch)
-            counted = network.eligible(batch.facts)
-            target = batch.target[:, network.level_names.index(CLASS_LEVEL)]
+            terms = loss_terms(network, outputs, batch)
+            counted = eligible_posts(network, batch.metadata)
+            target = batch.target[:, network.class_level]
             known = batch.valid & (target >= 0)
             ranks = {
                 name: rank_of_target(values, target)
@@ -259,36 +238,20 @@ def measure(
                     "ranks": {name: values[known].tolist() for name, values in ranks.items()},
                 }
             )
-    everywhere = gather_object(found)
+    return _means_and_accuracies(gather_object(found))
+
+
+def _means_and_accuracies(found: Sequence[Mapping[str, Any]]) -> Epoch:
+    """Of the batches of all processes."""
     epoch: Epoch = {}
-    for name in everywhere[0]["losses"]:
-        total, count = (sum(part["losses"][name][place] for part in everywhere) for place in (0, 1))
+    for name in found[0]["losses"]:
+        total, count = (sum(batch["losses"][name][column] for batch in found) for column in (0, 1))
         epoch[name] = total / max(count, 1)
-    for name in everywhere[0]["ranks"]:
-        all_ranks = np.array([rank for part in everywhere for rank in part["ranks"][name]])
+    for name in found[0]["ranks"]:
+        all_ranks = np.array([rank for batch in found for rank in batch["ranks"][name]])
         for top in (1, 5):
             epoch[f"top{top}/{name}"] = float((all_ranks < top).mean()) if len(all_ranks) else 0.0
     return epoch
-
-
-def head_log_probabilities(network: PrototypeNetwork, outputs: Outputs) -> dict[str, Tensor]:
-    """Log-probabilities (b, K) of the classes by each head of HEADS."""
-    logits = {
-        "global_prompt": outputs.global_logits / network.temperature("global_prompt"),
-        "local_prompt": outputs.local_logits / network.temperature("local_prompt"),
-        "attention": outputs.levels[CLASS_LEVEL].logits,
-    }
-    heads = {name: values.float().log_softmax(dim=1) for name, values in logits.items()}
-    return heads | {"mean": torch.stack(list(heads.values())).mean(dim=0)}
-
-
-def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
-    """(b,) how many classes score at least as high as the target, itself not counted; ties and NaN count against it."""
-    own = scores.gather(1, target.clamp(min=0)[:, None])
-    return (~(scores < own)).sum(dim=1) - 1
-
-
-CHECKPOINT = "checkpoint"
 
 
 def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history: list[Epoch]) -> None:
@@ -310,9 +273,7 @@ def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history:
     accelerator.wait_for_everyone()
 
 
-def _restore(
-    accelerator: Accelerator, schedule: LRScheduler, state: Path, on_epoch: Callable[[int, Epoch], None]
-) -> list[Epoch]:
+def _restore(accelerator: Accelerator, schedule: LRScheduler, state: Path, on_epoch: OnEpoch) -> list[Epoch]:
     """The history so far, with everything else as the checkpoint left it; empty without one."""
     folder = state / CHECKPOINT
     # By a listing: nodes that share a disk may each hold on to what was at a name when they last asked for it.
@@ -345,6 +306,6 @@ def _restore(
         ) from error
     logger.info("going on after epoch %d", len(history))
     if accelerator.is_main_process:
-        for number, epoch in enumerate(history):
-            on_epoch(number, epoch)
+        for index, epoch in enumerate(history):
+            on_epoch(index, epoch)
     return history

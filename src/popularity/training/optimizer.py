@@ -9,15 +9,15 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
 from popularity.network.model import PrototypeNetwork
-from popularity.training.params import TrainParams
+from popularity.network.params import TrainParams
 
 Named = list[tuple[str, nn.Parameter]]
 
 
 def parts(network: PrototypeNetwork) -> dict[str, Named]:
-    """The parameters that train, by part: what is clipped together.
+    """The parameters that train, with their names, by part: what is clipped together.
 
-    With frozen towers and without the wider reading's terms the parts share no loss. A temperature belongs to the
+    With frozen encoders and without the wider reading's terms the parts share no loss. A temperature belongs to the
     part whose loss it scales.
     """
     found: dict[str, Named] = {}
@@ -28,7 +28,12 @@ def parts(network: PrototypeNetwork) -> dict[str, Named]:
 
 
 def make_optimizer(network: PrototypeNetwork, params: TrainParams) -> AdamW:
-    """AdamW with one group per rate and weight decay."""
+    """AdamW with one group per rate and weight decay (Sec 4.1).
+
+    Args:
+        network: whose parameters train.
+        params: section train, with the rates.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part, named in parts(network).items():
         for name, parameter in named:
@@ -37,7 +42,13 @@ def make_optimizer(network: PrototypeNetwork, params: TrainParams) -> AdamW:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, steps: int, params: TrainParams) -> LRScheduler:
-    """Rates over `steps`: a linear warm-up, then constant or half a cosine down to 0."""
+    """The rates of every step: a linear warm-up, then constant or half a cosine down to 0.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        steps: of the whole run.
+        params: section train.
+    """
     name = "cosine" if params.schedule == "cosine" else "constant_with_warmup"
     schedule: LRScheduler = transformers.get_scheduler(
         name, optimizer, num_warmup_steps=round(params.warmup_share * steps), num_training_steps=steps
@@ -113,5 +124,5 @@ def _rate(part: str, name: str, params: TrainParams) -> float:
 
 
 def _decay(part: str, parameter: nn.Parameter, params: TrainParams) -> float:
-    """Matrices of attention and towers decay; prompts, temperatures, norms, biases and type embeddings do not."""
+    """Matrices of attention and encoders decay; prompts, temperatures, norms, biases and type embeddings do not."""
     return 0.0 if part.endswith("prompt") or parameter.ndim < 2 else params.weight_decay

@@ -30,12 +30,14 @@ import torch
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.errors import ConfigError
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import build_network
+from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data, training_rows
+from popularity.network.params import TrainParams
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import run
-from popularity.training.assembly import Towers, build_network, posts_for
-from popularity.training.loop import DivergenceError, make_accelerator, train_network
-from popularity.training.params import TrainParams
-from popularity.training.reading import TowerOutputs, read_inputs, training_rows
+from popularity.training.batches import TrainingPosts
+from popularity.training.loop import DivergenceError, train_network
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space, Values
 from popularity.tuning.study import Budget, Search, Step, run_search, workers_here
@@ -44,7 +46,11 @@ logger = logging.getLogger(__name__)
 
 ACCURACY = "validation/top1/mean"
 INPUTS = ("interim/posts.parquet", "interim/images.parquet", "embeddings/image", "embeddings/text")  # below data
-FIXED = ("rows", "seed", "validation_share")  # prototypes are made for rows; the others choose the validation posts
+FIXED = (
+    "transductive",
+    "seed",
+    "validation_share",
+)  # prototypes are made for the first; the others choose the validation posts
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def network_search(params: NetworkSearchParams, folder: Path) -> Search:
     Raises:
         ConfigError: the space is none, or there are no validation posts to score trials by.
     """
-    train, towers = load_params("train", TrainParams, folder / PARAMS_FILE), Towers.load(folder / PARAMS_FILE)
+    train, towers = load_params("train", TrainParams, folder / PARAMS_FILE), EncoderPair.load(folder / PARAMS_FILE)
     if fixed := [key for key in params.space if key in FIXED]:
         raise ConfigError(f"tune_network.space.{fixed[0]}: trials that differ in it cannot be compared; leave it out")
     if train.validation_share == 0:
@@ -89,7 +95,7 @@ class NetworkObjective:
         self.space, self.state, self.prototypes = space, state, folder / "models/prototypes"
         posts, images, *towers = (folder / "data" / name for name in INPUTS)
         self.posts, self.images = read_table(posts, POSTS).drop("label"), read_table(images, IMAGES)
-        self.outputs, self.towers = TowerOutputs.read(*towers), Towers.load(folder / PARAMS_FILE)
+        self.outputs, self.towers = EncoderOutputs.read(*towers), EncoderPair.load(folder / PARAMS_FILE)
         self.root = folder / str(read_yaml(folder / PARAMS_FILE)["dataset"]["root"])
 
     def __call__(self, values: Values) -> Iterator[Step]:
@@ -105,12 +111,14 @@ class NetworkObjective:
         yield Step(-accuracy, {"top1": accuracy})
 
     def _accuracy(self, params: TrainParams, folder: Path) -> float:
-        inputs = read_inputs(self.posts, self.outputs, self.prototypes, params)
+        inputs = read_network_data(self.posts, self.outputs, self.prototypes, params)
         network = build_network(params, inputs, self.towers)
-        rows, held_out = training_rows(self.posts, inputs.vectors, params.rows, params.validation_share, params.seed)
-        reader = posts_for(network, inputs, self.posts, self.images, self.root, self.towers)
+        rows, held_out = training_rows(self.posts, inputs.vectors, params)
+        reader = post_reader(network, inputs, self.posts, self.images, self.root, self.towers)
         accelerator = make_accelerator(params.precision)
-        return train_network(network, reader, rows, held_out, params, accelerator, state=folder)[-1][ACCURACY]
+        return train_network(network, TrainingPosts(reader, rows, held_out), params, accelerator, state=folder)[-1][
+            ACCURACY
+        ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

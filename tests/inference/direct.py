@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from popularity.network.build import load_network
 from popularity.network.model import PrototypeNetwork
 from popularity.schema import CLASSES, MEMBERS, MODALITIES, read_table
-from popularity.training.assembly import load_network
-from tests.post_features.small_world import World
+from tests.inference.small_world import World
 from tests.training.small_training import train_params
 
 
@@ -126,11 +126,6 @@ class Equations:
             entropy = -float((shares[head].exp() * shares[head]).sum())
             scalars[f"logits.entropy_{head}"] = entropy if there[head] else None
         scalars["logits.rank"] = float((mean > mean[known[0]]).sum()) if known else None
-        both = has_image and has_text
-        projected = unit(image(x)) @ unit(attention.text_projection(h))
-        scalars["agreement.projected"] = float(projected) if both else None
-        shared = (shares["global"].exp() * shares["attention"].exp()).sum().log()
-        scalars["agreement.classes"] = float(shared) if both else None
         for modality, found in similarity.items():
             own_name, other_name = f"distance.{modality}_own", f"distance.{modality}_other"
             scalars |= dict.fromkeys((own_name, other_name))

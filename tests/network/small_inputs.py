@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from popularity.network.inputs import EncoderOutputs
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import Block, Tokens
-from popularity.training.reading import TowerOutputs
 from tests.network.small_network import IMAGE_WIDTH, TEXT_WIDTH
 
 
-def random_outputs(posts: pl.DataFrame, without_picture: set[str], without_text: set[str]) -> TowerOutputs:
+def random_outputs(posts: pl.DataFrame, without_picture: set[str], without_text: set[str]) -> EncoderOutputs:
     """Random vectors of all posts, in canonical order.
 
     Those without a picture are absent, those without text have no tokens.
@@ -23,7 +23,7 @@ def random_outputs(posts: pl.DataFrame, without_picture: set[str], without_text:
     pictures = [pid for pid in pids if pid not in without_picture]
     lengths = [0 if pid in without_text else int(rng.integers(1, 6)) for pid in pids]
     tokens = rng.normal(size=(sum(lengths), TEXT_WIDTH)).astype(np.float16)
-    return TowerOutputs(
+    return EncoderOutputs(
         image=random_block(pictures, IMAGE_WIDTH, 1),
         text=random_block(pids, TEXT_WIDTH, 2),
         tokens=Tokens(tokens, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), pids, {}),
@@ -36,8 +36,8 @@ def random_block(pids: list[str], width: int, seed: int) -> Block:
     return Block(values, pids, {**about, "columns": [f"column_{number}" for number in range(width)]})
 
 
-def make_prototypes(posts: pl.DataFrame, blocks: TowerOutputs, folder: Path) -> Path:
+def make_prototypes(posts: pl.DataFrame, blocks: EncoderOutputs, folder: Path) -> Path:
     """Of at most 5 representatives a class, so that some posts represent nothing."""
     params = PrototypesParams(seed=0, limit=5, class_path="auto")
-    write_prototypes(build_prototypes(posts, blocks.image, blocks.text, params, "all"), folder)
+    write_prototypes(build_prototypes(posts, blocks.image, blocks.text, params, transductive=True), folder)
     return folder

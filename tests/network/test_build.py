@@ -14,18 +14,19 @@ import torch
 
 from popularity.encoders.image import load_image_encoder
 from popularity.errors import ContractError
+from popularity.network.build import build_network, load_network, save_network
+from popularity.network.heads import loss_terms
+from popularity.network.inputs import EncoderPair, NetworkData, post_reader, read_network_data
 from popularity.network.model import PrototypeNetwork
+from popularity.network.params import TrainParams
 from popularity.schema import IMAGES, read_table
-from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network
-from popularity.training.params import TrainParams
-from popularity.training.reading import Inputs, read_inputs
 from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
-from tests.network.small_network import INSTANCE, NEAR, taken, total_loss
+from tests.network.small_inputs import make_prototypes, random_block, random_outputs
+from tests.network.small_network import INSTANCE, TOP_K, taken, total_loss
 from tests.random_posts import random_posts
-from tests.training.small_inputs import make_prototypes, random_block, random_outputs
 from tests.training.small_training import train_params
 
-EVERYTHING = {**NEAR, **INSTANCE, "weights.contrastive": 0.5, "weights.consistency": 0.1, "temperatures.learn": True}
+EVERYTHING = {**TOP_K, **INSTANCE, "weights.contrastive": 0.5, "weights.consistency": 0.1, "temperatures.learn": True}
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +40,15 @@ def prototypes(posts: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def towers(bert: Path) -> Towers:
-    return Towers(image_params(), text_params(weights=f"path:{bert}", max_tokens=12))
+def towers(bert: Path) -> EncoderPair:
+    return EncoderPair(image_params(), text_params(weights=f"path:{bert}", max_tokens=12))
 
 
-def inputs_of(posts: pl.DataFrame, prototypes: Path, params: TrainParams) -> Inputs:
-    return read_inputs(posts, random_outputs(posts, set(), set()), prototypes, params)
+def inputs_of(posts: pl.DataFrame, prototypes: Path, params: TrainParams) -> NetworkData:
+    return read_network_data(posts, random_outputs(posts, set(), set()), prototypes, params)
 
 
-def one_step(network: PrototypeNetwork, inputs: Inputs) -> None:
+def one_step(network: PrototypeNetwork, inputs: NetworkData) -> None:
     """So that no weight is where the seed put it."""
     optimizer = torch.optim.SGD([each for each in network.parameters() if each.requires_grad], lr=0.1)
     total_loss(network, inputs.vectors.batch(np.arange(16))).backward()  # type: ignore[no-untyped-call]
@@ -56,7 +57,7 @@ def one_step(network: PrototypeNetwork, inputs: Inputs) -> None:
 
 @pytest.mark.parametrize("changes", [{}, EVERYTHING])
 def test_what_is_read_back_is_the_same_network(
-    changes: dict[str, Any], posts: pl.DataFrame, prototypes: Path, towers: Towers, tmp_path: Path
+    changes: dict[str, Any], posts: pl.DataFrame, prototypes: Path, towers: EncoderPair, tmp_path: Path
 ) -> None:
     params = train_params(**changes)
     inputs = inputs_of(posts, prototypes, params)
@@ -76,15 +77,15 @@ def test_what_is_read_back_is_the_same_network(
     for name, level in expected.levels.items():
         assert torch.equal(outputs.levels[name].logits, level.logits)
         assert torch.equal(outputs.levels[name].visual, level.visual)
-    for name, loss in network.loss_terms(expected, batch).items():
-        assert torch.equal(found.loss_terms(outputs, batch)[name], loss)
+    for name, loss in loss_terms(network, expected, batch).items():
+        assert torch.equal(loss_terms(found, outputs, batch)[name], loss)
     assert json.loads((tmp_path / "network.json").read_text())["history"] == [{"train/loss": 1.5}]
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     save_network(found, read, [{"train/loss": 1.5}], tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_initial_weights_follow_the_seed(posts: pl.DataFrame, prototypes: Path, towers: Towers) -> None:
+def test_initial_weights_follow_the_seed(posts: pl.DataFrame, prototypes: Path, towers: EncoderPair) -> None:
     params = train_params()
     inputs = inputs_of(posts, prototypes, params)
     first, again, other = (build_network(replace(params, seed=seed), inputs, towers).state_dict() for seed in (0, 0, 1))
@@ -92,7 +93,7 @@ def test_initial_weights_follow_the_seed(posts: pl.DataFrame, prototypes: Path, 
     assert not torch.equal(first["global_prompt.context"], other["global_prompt.context"])
 
 
-def fewer(inputs: Inputs, count: int) -> Inputs:
+def fewer(inputs: NetworkData, count: int) -> NetworkData:
     level = inputs.levels["subcategory"]
     return replace(
         inputs,
@@ -102,7 +103,7 @@ def fewer(inputs: Inputs, count: int) -> Inputs:
 
 
 def test_other_classes_and_other_encoders_are_refused(
-    posts: pl.DataFrame, prototypes: Path, towers: Towers, tmp_path: Path
+    posts: pl.DataFrame, prototypes: Path, towers: EncoderPair, tmp_path: Path
 ) -> None:
     params = train_params()
     inputs = inputs_of(posts, prototypes, params)
@@ -124,7 +125,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: Towers, tmp_path: Path) -> None:
+def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: EncoderPair, tmp_path: Path) -> None:
     """20 posts: two broken pictures and a missing one; the state holds the towers."""
     images = read_table(pictures.table, IMAGES)
     pids = images["pid"].to_list()
@@ -137,10 +138,10 @@ def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: Tow
         random_outputs(posts, set(), set()),
         image=random_block([pid for pid in posts["pid"] if pid not in lost], encoder.out_features, 1),
     )
-    params = train_params(**INSTANCE, unfreeze_blocks=1)
-    inputs = read_inputs(posts, blocks, make_prototypes(posts, blocks, tmp_path / "prototypes"), params)
+    params = train_params(**INSTANCE, unfreeze_layers=1)
+    inputs = read_network_data(posts, blocks, make_prototypes(posts, blocks, tmp_path / "prototypes"), params)
     network = build_network(params, inputs, towers)
-    reader = posts_for(network, inputs, posts, images, pictures.root, towers)
+    reader = post_reader(network, inputs, posts, images, pictures.root, towers)
     rows = np.array([4, 0, posts["pid"].to_list().index(pictures.missing), 19, -1])
     batch = reader.read(rows)
     assert batch.pixels is not None
@@ -159,8 +160,8 @@ def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: Tow
         outputs = network(batch)
     expected_image = torch.nn.functional.normalize(features, dim=-1) * batch.has_image[:, None]
     torch.testing.assert_close(outputs.projected_image, network.attention.image_projection(expected_image))
-    for name, found in zip(("valid", "has_image", "has_token", "target"), reader.facts(rows[:4]), strict=True):
-        assert torch.equal(found, getattr(batch.facts, name)[:4])
+    for name, found in zip(("valid", "has_image", "has_token", "target"), reader.metadata(rows[:4]), strict=True):
+        assert torch.equal(found, getattr(batch.metadata, name)[:4])
     save_network(network, params, [], tmp_path / "network")
     found_network, _ = load_network(tmp_path / "network", inputs, towers)
     assert {name.partition(".")[0] for name in found_network.state_dict()} >= {"tower", "image_tower"}

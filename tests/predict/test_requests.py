@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from popularity.errors import DataError
-from popularity.predict import Asked, NewPosts, make_posts, read_posts
-from popularity.predict.asked import FIELDS, PROFILE
+from popularity.predict import NewPosts, Request, make_posts, read_requests
+from popularity.predict.requests import FIELDS, USER_FIELDS
 from tests.random_posts import random_posts
 from tests.small_pictures import picture
 
@@ -21,20 +21,20 @@ DATE = "2016-05-01T12:00"
 
 
 def made(*fields: dict[str, str], root: Path = Path()) -> NewPosts:
-    return make_posts([Asked(row, {"date": DATE, **each}) for row, each in enumerate(fields)], KNOWN, root)
+    return make_posts([Request(row, {"date": DATE, **each}) for row, each in enumerate(fields)], KNOWN, root)
 
 
 def only(**fields: str) -> tuple[dict[str, Any], list[str]]:
     """The one post, and its notes."""
     new = made(fields)
-    assert not new.asked[0].problem
-    return new.table.row(0, named=True), new.asked[0].notes
+    assert not new.requests[0].problem
+    return new.table.row(0, named=True), new.requests[0].notes
 
 
 def problem(**fields: str) -> str:
     new = made(fields)
     assert new.table.is_empty()
-    return new.asked[0].problem
+    return new.requests[0].problem
 
 
 def test_every_field(tmp_path: Path) -> None:
@@ -48,22 +48,24 @@ def test_every_field(tmp_path: Path) -> None:
     assert (post["latitude"], post["longitude"], post["geo_accuracy"]) == (-1.5, 170.0, 16)
     assert post["posted_at"] == datetime(2016, 5, 1, 12, tzinfo=UTC)
     assert (post["media_type"], post["media_status"]) == ("photo", "ready")
-    assert new.asked[0].notes == ["unknown user: none given; profile fields are empty"]
+    assert new.requests[0].notes == ["unknown user: none given; user fields are empty"]
 
 
-def test_a_known_user_brings_the_profile_of_the_latest_stored_post() -> None:
+def test_a_known_user_brings_the_fields_of_the_latest_stored_post() -> None:
     uid = KNOWN["uid"].mode().sort()[0]
     latest = KNOWN.filter(uid=uid).sort("posted_at", "pid").row(-1, named=True)
     post, notes = only(user=uid)
-    assert {name: post[name] for name in ("uid", *PROFILE)} == {name: latest[name] for name in ("uid", *PROFILE)}
-    assert notes == ["no picture: predicted from the rest"]
+    assert {name: post[name] for name in ("uid", *USER_FIELDS)} == {
+        name: latest[name] for name in ("uid", *USER_FIELDS)
+    }
+    assert notes == ["no image: predicted from the rest"]
 
 
-def test_an_unknown_user_has_an_empty_profile_and_says_so() -> None:
+def test_an_unknown_user_has_empty_fields_and_a_note() -> None:
     post, notes = only(user="nobody@N9")
     assert post["uid"] == "nobody@N9"
-    assert [name for name in PROFILE if post[name] is not None] == ["has_path_alias"]
-    assert "unknown user: nobody@N9 has no stored post; profile fields are empty" in notes
+    assert [name for name in USER_FIELDS if post[name] is not None] == ["has_path_alias"]
+    assert "unknown user: nobody@N9 has no stored post; user fields are empty" in notes
 
 
 def test_posts_without_a_user_are_of_no_common_user() -> None:
@@ -96,13 +98,13 @@ def test_what_is_no_date_is_refused(text: str) -> None:
 def test_a_stored_pid_is_refused_and_a_repeated_one_too() -> None:
     assert "is that of a stored post" in problem(pid=KNOWN["pid"][0])
     new = made({"pid": "a"}, {"pid": "a"}, {"pid": "b"})
-    assert [each.problem for each in new.asked] == ["", "pid a occurs again: it is that of row 0", ""]
+    assert [each.problem for each in new.requests] == ["", "pid a occurs again: it is that of row 0", ""]
     assert new.table["pid"].to_list() == ["a", "b"]
 
 
 def test_a_pid_made_up_is_no_other_posts() -> None:
     new = made({"pid": "new-1"}, {}, {})
-    assert len({each.pid for each in new.asked}) == 3
+    assert len({each.pid for each in new.requests}) == 3
 
 
 @pytest.mark.parametrize(
@@ -114,17 +116,17 @@ def test_a_pid_made_up_is_no_other_posts() -> None:
         {"longitude": "nan"},
     ],
 )
-def test_a_place_that_is_none_is_left_out_and_said(given: dict[str, str]) -> None:
+def test_a_position_that_is_none_is_left_out_and_noted(given: dict[str, str]) -> None:
     post, notes = only(**given)
     assert (post["latitude"], post["longitude"], post["geo_accuracy"]) == (None, None, 0)
     assert any(note.startswith("unusable value: ") for note in notes)
 
 
 @pytest.mark.parametrize("name", ["gone.jpg", ".", "x" * 400 + ".jpg", "a\x00.jpg"])
-def test_a_picture_that_cannot_be_opened_is_said_and_predicted_without(name: str, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_opened_is_noted_and_predicted_without(name: str, tmp_path: Path) -> None:
     new = made({"image": name}, root=tmp_path)
     assert new.table["image_path"].to_list() == [""]
-    assert any("cannot be read" in note for note in new.asked[0].notes)
+    assert any("cannot be read" in note for note in new.requests[0].notes)
 
 
 def test_unprintable_characters_are_replaced_as_in_a_data_set() -> None:
@@ -137,7 +139,7 @@ def test_csv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file.write_text(
         '\ufeffdate,title,mood\n2016-05-01,"a, ""b""\nc",good\n\nonly one\n2016-05-02,d,\n', encoding="utf-8"
     )
-    rows = read_posts(file)
+    rows = read_requests(file)
     assert [each.row for each in rows] == [0, 1, 2]
     assert rows[0].fields == {"date": "2016-05-01", "title": 'a, "b"\nc'}
     assert rows[1].problem == "1 fields where the file has 3 columns"
@@ -150,7 +152,7 @@ def test_jsonl(tmp_path: Path) -> None:
     good = {"date": 1462104000, "tags": ["a", "b"], "latitude": 1.5, "title": None, "mood": {}}
     lines = [json.dumps(good), "{broken", "[1]", "", json.dumps({"date": DATE, "title": {"a": 1}, "tags": True})]
     file.write_text("\n".join(lines), encoding="utf-8")
-    rows = read_posts(file)
+    rows = read_requests(file)
     assert [each.row for each in rows] == [0, 1, 2, 3]
     assert (rows[0].get("date"), rows[0].get("tags"), rows[0].get("latitude"), rows[0].get("title")) == (
         *("1462104000", "a b", "1.5", ""),
@@ -164,9 +166,9 @@ def test_rows_that_cannot_be_used_shift_no_other(tmp_path: Path) -> None:
     file = tmp_path / "posts.csv"
     rows = [f"p{number},{'never' if number % 3 == 0 else DATE},t{number}" for number in range(12)]
     file.write_text("\n".join(["pid,date,title", *rows]), encoding="utf-8")
-    new = make_posts(read_posts(file), KNOWN, tmp_path)
-    assert [each.get("pid") for each in new.asked] == [f"p{number}" for number in range(12)]
-    assert [bool(each.problem) for each in new.asked] == [number % 3 == 0 for number in range(12)]
+    new = make_posts(read_requests(file), KNOWN, tmp_path)
+    assert [each.get("pid") for each in new.requests] == [f"p{number}" for number in range(12)]
+    assert [bool(each.problem) for each in new.requests] == [number % 3 == 0 for number in range(12)]
     titles = dict(new.table.select("pid", "title").iter_rows())
     assert titles == {f"p{number}": f"t{number}" for number in range(12) if number % 3}
 
@@ -188,14 +190,14 @@ def test_rows_that_cannot_be_used_shift_no_other(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error:
-        read_posts(tmp_path / name)
+        read_requests(tmp_path / name)
     assert said in str(error.value)
     assert name in str(error.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.csv: cannot be read: No such file"):
-        read_posts(tmp_path / "gone.csv")
+        read_requests(tmp_path / "gone.csv")
 
 
 def test_posts_keep_the_contract_and_leave_the_stored_ones_alone() -> None:
@@ -203,5 +205,5 @@ def test_posts_keep_the_contract_and_leave_the_stored_ones_alone() -> None:
     new = made(*({"title": str(number)} for number in range(5)))
     assert new.table["pid"].is_sorted()
     assert KNOWN.equals(before)
-    assert set(FIELDS) >= set(new.asked[0].fields)
+    assert set(FIELDS) >= set(new.requests[0].fields)
     assert new.table.select(pl.col("label").is_null().all()).item()

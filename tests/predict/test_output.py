@@ -10,35 +10,34 @@ from pathlib import Path
 import pytest
 
 from popularity.errors import DataError
-from popularity.predict import Asked, Prediction
-from popularity.predict.prediction import views
-from popularity.predict.show import WIDTH, record, summary, text_of, write_file
+from popularity.predict import Prediction, Request
+from popularity.predict.output import WIDTH, record, summary, text_of, views, write_file
 
 PREDICTION = Prediction(
     pid="a",
     popularity=6.0,
     views=63.0,
-    scale=1.25,
+    error_scale=1.25,
     intervals={"0.5": (5.0, 7.0), "0.9": (None, None)},
     views_intervals={"0.5": (31.0, 127.0), "0.9": (None, None)},
     nearest={"visual": [{"class": "A/Beach", "name": "beach", "cosine": 0.81234}], "text": []},
-    attention={"image": 0.01, "visual": 0.5, "text": 0.49, "other_levels": 0.0},
-    looks_at={"visual": [{"class": "A/Beach", "name": "beach", "share": 0.25}], "text": []},
-    base=5.5,
-    blocks={"metadata": 0.75, "image": -0.25},
-    features=[{"block": "metadata", "feature": "concept", "value": "A/Beach/" + "x" * 200, "contribution": 0.5}],
-    contributions_in="popularity",
-    notes=["no picture: predicted from the rest", "unknown user: none given; profile fields are empty"],
+    attention_mass={"image": 0.01, "visual": 0.5, "text": 0.49, "other_levels": 0.0},
+    attention_weights={"visual": [{"class": "A/Beach", "name": "beach", "weight": 0.25}], "text": []},
+    expected_value=5.5,
+    shap_by_block={"metadata": 0.75, "image": -0.25},
+    shap_by_feature=[{"block": "metadata", "feature": "concept", "value": "A/Beach/" + "x" * 200, "shap_value": 0.5}],
+    shap_unit="popularity",
+    notes=["no image: predicted from the rest", "unknown user: none given; user fields are empty"],
 )
-ASIDE = Asked(0, {"pid": "bad"}, problem="no date; " + "expected one " * 20)
-GOOD = Asked(1, {"title": "Sea\nof " + "words " * 40}, pid="a")
+ASIDE = Request(0, {"pid": "bad"}, problem="no date; " + "expected one " * 20)
+GOOD = Request(1, {"title": "Sea\nof " + "words " * 40}, pid="a")
 
 
 def test_text_fits_the_width_and_says_all() -> None:
     text = text_of(GOOD, PREDICTION)
     assert max(map(len, text.splitlines())) <= WIDTH
     for part in ("6.00", "63", "5.00 to   7.00", "31 to", "too few posts", "beach 0.81", "beach 25%", "+0.75  metadata",
-                 "-0.25  image", "concept", "note: no picture", "50% on pictures of classes"):  # fmt: skip
+                 "-0.25  image", "concept", "note: no image", "50% on images of classes"):  # fmt: skip
         assert part in text, part
     aside = text_of(ASIDE, None)
     assert "set aside: no date" in aside
@@ -65,7 +64,7 @@ def test_files_have_a_row_a_post_in_order(suffix: str, tmp_path: Path) -> None:
     assert float(rows[1]["popularity"]) == 6.0
     if suffix == "csv":
         assert (rows[1]["low_50"], rows[1]["views_high_50"], rows[1]["low_90"]) == ("5.0", "127.0", "")
-        assert (rows[1]["from_metadata"], rows[1]["nearest_visual"], rows[0]["popularity"]) == ("0.75", "A/Beach", "")
+        assert (rows[1]["shap_metadata"], rows[1]["nearest_visual"], rows[0]["popularity"]) == ("0.75", "A/Beach", "")
         assert rows[1]["notes"] == "; ".join(PREDICTION.notes)
 
 
@@ -75,12 +74,12 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
 
 def test_summary_counts_what_was_predicted_how() -> None:
-    other = replace(PREDICTION, pid="b", popularity=4.0, notes=["no picture: gone.jpg is unreadable"])
-    aside = [Asked(row, {}, problem="no date") for row in range(2, 15)]
-    text = summary([GOOD, Asked(1, {}, pid="b"), *aside], {"a": PREDICTION, "b": other}, Path("out.csv"))
+    other = replace(PREDICTION, pid="b", popularity=4.0, notes=["no image: gone.jpg is unreadable"])
+    aside = [Request(row, {}, problem="no date") for row in range(2, 15)]
+    text = summary([GOOD, Request(1, {}, pid="b"), *aside], {"a": PREDICTION, "b": other}, Path("out.csv"))
     assert "2 of 15 posts predicted, 13 set aside; all in out.csv" in text
     assert "mean 5.00, from 4.00 to 6.00" in text
-    assert "no picture: 2" in text
+    assert "no image: 2" in text
     assert "unknown user: 1" in text
     assert "row 2 set aside: no date" in text
     assert "... and 3 more" in text

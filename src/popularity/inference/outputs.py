@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from popularity.network.dataset import Batch
+from popularity.network.heads import head_log_probabilities, rank_of_target
 from popularity.network.losses import cosines
-from popularity.network.model import CLASS_LEVEL, Batch, Outputs, PrototypeNetwork
-from popularity.training.loop import head_log_probabilities, rank_of_target
+from popularity.network.model import Outputs, PrototypeNetwork
+from popularity.network.params import CLASS_LEVEL
 
-HEADS = {"global": "global_prompt", "local": "local_prompt", "attention": "attention"}  # names there and in the network
+HEADS = {"global": "global_prompt", "local": "local_prompt", "attention": "attention"}  # column names -> the network's
 # Of the array `scalars`, in order; NaN where a post has no such value.
 SCALARS = (
     *(f"losses.{head}" for head in HEADS),  # cross-entropies of Eq 4, 5, 7
@@ -21,13 +23,11 @@ SCALARS = (
     *(f"logits.margin_{head}" for head in HEADS),  # own class less the best other
     *(f"logits.entropy_{head}" for head in HEADS),  # nats: how undecided the head is
     "logits.rank",  # of the own class by the mean of the heads, from 0
-    "agreement.projected",  # cos(P_I x, P_T h)
-    "agreement.aligned",  # cos(x, h), where both towers share a space
-    "agreement.classes",  # log sum_i softmax(p / tau_g)_i softmax(q)_i: does the text speak of what the picture shows
     "distance.visual_own",  # 1 - cos to the own class's prototype without the post
     "distance.visual_other",  # 1 - cos to the nearest prototype of another class
     "distance.text_own",
     "distance.text_other",
+    "distance.image_text",  # 1 - cos(x, h), where both towers share a space
     "class_unseen",  # 1 where no training post is of the class
 )
 NEAREST_HEADS = ("visual", "text", "attention")
@@ -45,27 +45,29 @@ def describe_posts(
     """Float32 arrays of the b posts of `batch`, by name.
 
     A post of an unseen class takes each vector of its class as the mixture over all classes, by the probabilities of
-    the mean head (`head_log_probabilities`) over the heads it has: without a picture the two text heads.
+    the mean head (`head_log_probabilities`) over the heads it has: without an image the two text heads.
+
+    Source: Eq 11; the scalars are ours.
 
     Args:
         network: in evaluation mode, so that a post's own class prototypes leave it out.
-        prompts: G and L of `class_prompts`.
-        batch: on the network's device.
+        prompts: G (K, d_T) and L (K, d_T) of `class_prompts`.
+        batch: b posts, on the network's device.
         nearest: classes that are listed for the explanation.
         autocast: precision of the forward pass.
 
     Returns:
         global_prompt, local_prompt (b, d_T): G_y, L_y. attended_image, attended_visual, attended_text (b, D): x~,
         V~_y, T~_y; the latter two as far as the network has such tokens. logits (b, 3K): p, p', q; where a post has
-        no picture q is its row mean, as p' of an empty text is that of p. scalars (b, len(SCALARS)).
+        no image q is its row mean, as p' of an empty text is that of p. scalars (b, len(SCALARS)).
         nearest_class, nearest_value (b, 3, m): see NEAREST_HEADS. attention_class, attention_weight (b, kinds, m): the
-        class tokens that x looks at most, by kind of token; attention_mass (b, 4): see MASSES. NaN where undefined.
+        class tokens that x attends to most, by kind of token; attention_mass (b, 4): see MASSES. NaN where undefined.
     """
-    looks: list[Tensor] = []
+    layer_weights: list[Tensor] = []
     with autocast:
-        outputs = network(batch, prompts, looks)
+        outputs = network(batch, prompts, layer_weights)
     level = outputs.levels[CLASS_LEVEL]
-    target = batch.target[:, network.level_names.index(CLASS_LEVEL)]
+    target = batch.target[:, network.class_level]
     log_probabilities, has = _heads(network, outputs, batch)
     mean = _mean_head(log_probabilities, has)
     own_class = functional.one_hot(target.clamp(min=0), mean.shape[1]).float()
@@ -77,8 +79,8 @@ def describe_posts(
     scalars = {
         **_class_scalars(values, log_probabilities, has, target),
         "logits.rank": _where(target >= 0, rank_of_target(mean, target).float()),
-        **_agreements(batch, outputs, log_probabilities),
         **_distances(similarity, target),
+        "distance.image_text": _image_text_distance(batch),
         "class_unseen": (target < 0).float(),
     }
     ranked = {**similarity, "attention": _where(batch.has_image, level.logits)}
@@ -96,7 +98,7 @@ def describe_posts(
     }
     top = [_top(ranked[head], nearest) for head in NEAREST_HEADS]
     found["nearest_class"], found["nearest_value"] = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
-    weights = torch.stack(looks).mean(dim=0) if looks else None
+    weights = torch.stack(layer_weights).mean(dim=0) if layer_weights else None
     return found | _attention(outputs, batch.has_image, weights, nearest)
 
 
@@ -104,7 +106,14 @@ def describe_posts(
 def class_probabilities(
     network: PrototypeNetwork, prompts: tuple[Tensor, Tensor], batch: Batch, autocast: AbstractContextManager[Any]
 ) -> Tensor:
-    """(b, K) probabilities of the classes by the mean head, over the heads that a post has; see `describe_posts`."""
+    """(b, K) probabilities of the classes by the mean head, over the heads that a post has.
+
+    Args:
+        network: in evaluation mode.
+        prompts: G (K, d_T) and L (K, d_T) of `class_prompts`.
+        batch: b posts, on the network's device.
+        autocast: precision of the forward pass.
+    """
     with autocast:
         outputs = network(batch, prompts)
     return _mean_head(*_heads(network, outputs, batch)).exp()
@@ -112,7 +121,7 @@ def class_probabilities(
 
 def _heads(network: PrototypeNetwork, outputs: Outputs, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of each of HEADS: log-probabilities (b, K), and which posts (b,) have it."""
-    has = {"global": torch.ones_like(batch.has_image), "local": batch.facts.has_token, "attention": batch.has_image}
+    has = {"global": torch.ones_like(batch.has_image), "local": batch.metadata.has_token, "attention": batch.has_image}
     by_term = head_log_probabilities(network, outputs)
     return {head: by_term[name] for head, name in HEADS.items()}, has
 
@@ -146,36 +155,22 @@ def _class_scalars(
     return {prefix + head: values for prefix, heads in names.items() for head, values in heads.items()}
 
 
-def _agreements(batch: Batch, outputs: Outputs, log_probabilities: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How well picture and text of the same post fit, (b,); NaN where it lacks one of them."""
-    both = batch.has_image & batch.facts.has_token
-    shared = (log_probabilities["global"] + log_probabilities["attention"]).logsumexp(dim=1)
-    projected = functional.cosine_similarity(outputs.projected_image.float(), outputs.projected_text.float())
-    one_space = batch.image.shape == batch.pooled.shape
-    aligned = (
-        functional.cosine_similarity(batch.image, batch.pooled) if one_space else torch.full_like(shared, torch.nan)
-    )
-    found = {"projected": projected, "aligned": aligned, "classes": shared}
-    return {f"agreement.{name}": _where(both, values) for name, values in found.items()}
-
-
 def _similarities(network: PrototypeNetwork, batch: Batch) -> dict[str, Tensor]:
     """Cosines (b, K) of the post's frozen vectors to the class prototypes, the own one without the post.
 
-    By modality; a row of NaN where the post has no picture or no text.
+    By modality; a row of NaN where the post has no image or no text.
     """
-    number = network.level_names.index(CLASS_LEVEL)
-    target = batch.target[:, number]
+    target = batch.target[:, network.class_level]
     found = {}
-    for kind, vectors, own, there in (
+    for kind, vectors, own, has in (
         ("visual", batch.image, batch.own_visual, batch.has_image),
-        ("text", batch.pooled, batch.own_text, batch.facts.has_token),
+        ("text", batch.pooled, batch.own_text, batch.metadata.has_token),
     ):
         similarity = cosines(vectors, network.get_buffer(f"{CLASS_LEVEL}_{kind}"))
-        itself = functional.cosine_similarity(vectors, own[:, number])
+        itself = functional.cosine_similarity(vectors, own[:, network.class_level])
         column = target.clamp(min=0)[:, None]
         itself = torch.where(target >= 0, itself, similarity.gather(1, column)[:, 0])
-        found[kind] = _where(there, similarity.scatter(1, column, itself[:, None]))
+        found[kind] = _where(has, similarity.scatter(1, column, itself[:, None]))
     return found
 
 
@@ -190,20 +185,28 @@ def _distances(similarity: dict[str, Tensor], target: Tensor) -> dict[str, Tenso
     return found
 
 
+def _image_text_distance(batch: Batch) -> Tensor:
+    """1 - cos(x, h) (b,); NaN where a post lacks image or text, and everywhere where the widths differ."""
+    if batch.image.shape != batch.pooled.shape:
+        return batch.image.new_full((len(batch.image),), torch.nan)
+    both = batch.has_image & batch.metadata.has_token
+    return _where(both, 1 - functional.cosine_similarity(batch.image, batch.pooled))
+
+
 def _attention(outputs: Outputs, has_image: Tensor, weights: Tensor | None, nearest: int) -> dict[str, Tensor]:
-    """What x looks at, of weights (b, n) over the sequence; None, without layers, and no picture give NaN."""
+    """Where x attends to, by weights (b, n) over the sequence; None, without layers, and no image give NaN."""
     if weights is None:
-        places = [place for level in outputs.levels.values() for place in level.places[:2] if place is not None]
-        weights = outputs.attended.new_full((len(has_image), max(place.stop for place in places)), torch.nan)
+        spans = [span for level in outputs.levels.values() for span in level.tokens[:2] if span is not None]
+        weights = outputs.attended.new_full((len(has_image), max(span.stop for span in spans)), torch.nan)
     weights = _where(has_image, weights)
-    visual, text, *_ = outputs.levels[CLASS_LEVEL].places
+    visual, text, *_ = outputs.levels[CLASS_LEVEL].tokens
     kinds = {"visual": visual, "text": text}
     none = torch.zeros_like(weights[:, 0])
     mass = {"image": weights[:, 0]} | {
-        kind: none if place is None else weights[:, place].sum(dim=1) for kind, place in kinds.items()
+        kind: none if span is None else weights[:, span].sum(dim=1) for kind, span in kinds.items()
     }
     total = torch.stack(list(mass.values())).sum(dim=0)
-    top = [_top(weights[:, place], nearest) for place in kinds.values() if place is not None]
+    top = [_top(weights[:, span], nearest) for span in kinds.values() if span is not None]
     classes, values = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
     masses = torch.stack([*mass.values(), weights.sum(dim=1) - total], dim=1)
     return {"attention_class": classes, "attention_weight": values, "attention_mass": masses}

@@ -1,4 +1,4 @@
-"""Posts as people give them, from flags or a file, to rows of contract POSTS; what cannot be used is said."""
+"""Requests for a prediction, from flags or a file, to rows of contract POSTS; what cannot be used is noted."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ FIELDS = (
     *("pid", "image", "title", "tags", "user", "date"),
     *("category", "subcategory", "concept", "latitude", "longitude"),
 )
-# Of a known user these are taken from the latest stored post; of an unknown one they are empty.
-PROFILE = (
+# Of a known user these are taken from the latest stored post; of an unknown user they are empty.
+USER_FIELDS = (
     *("has_path_alias", "photo_count", "is_pro", "can_buy_pro", "first_photo_at", "first_taken_at"),
     *("timezone_offset", "timezone_id", "user_description", "location_description"),
 )
-# What a post has and nobody is asked for: what most stored posts have.
-USUAL = ("media_type", "media_status", "is_public", "has_path_alias")
+# What a post has and no request holds: the mode over the stored posts.
+MODE_FIELDS = ("media_type", "media_status", "is_public", "has_path_alias")
 PLACED, UNPLACED = 16, 0  # geo_accuracy of coordinates that were given, and of none
 _UNIX_SECONDS = re.compile(r"\d{9,10}")
 _UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, as in a data set
 
 
 @dataclass
-class Asked:
-    """A post as it was given, and what became of it.
+class Request:
+    """A post to predict, and what became of it.
 
     Args:
-        row: zero-based place among the posts that were given.
+        row: zero-based index among the requests.
         fields: texts by name of the field; one that was not given is absent or empty.
         problem: why there is no prediction; "" if there is one.
         pid: the given one, or one made up.
@@ -69,19 +69,22 @@ class NewPosts:
 
     Args:
         table: contract POSTS, those that can be predicted.
-        asked: all that were given, in their order.
-        root: folder that the paths of pictures are relative to.
+        requests: all of them, in their order.
+        root: folder that the paths of images are relative to.
     """
 
     table: pl.DataFrame
-    asked: Sequence[Asked]
+    requests: Sequence[Request]
     root: Path
 
 
-def read_posts(path: Path) -> list[Asked]:
-    """The posts of a .csv or .jsonl file, one a row or line, with FIELDS as columns or keys.
+def read_requests(path: Path) -> list[Request]:
+    """The requests of a .csv or .jsonl file, one a row or line, with FIELDS as columns or keys.
 
-    A row that cannot be read keeps its place and says its problem. Other columns are left out, and that is said.
+    A row that cannot be read keeps its index and holds its problem. Other columns are left out, with a warning.
+
+    Args:
+        path: of the file.
 
     Raises:
         DataError: no such file, of another kind, not UTF-8, without a column `date`, with a column that looks like a
@@ -91,7 +94,7 @@ def read_posts(path: Path) -> list[Asked]:
     if path.suffix not in readers:
         raise DataError("neither .csv nor .jsonl", file=path, expected=f"a file of posts with {', '.join(FIELDS)}")
     try:
-        posts = list(readers[path.suffix](path))
+        requests = list(readers[path.suffix](path))
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror}", file=path, expected=f"a file of posts with {', '.join(FIELDS)}"
@@ -100,13 +103,13 @@ def read_posts(path: Path) -> list[Asked]:
         raise DataError(f"not UTF-8: byte {error.start}", file=path, expected="text in UTF-8") from error
     except csv.Error as error:
         raise DataError(f"not CSV: {error}", file=path) from error
-    if not posts:
+    if not requests:
         raise DataError("no posts", file=path, expected="a post in each row after the names of the columns")
-    return posts
+    return requests
 
 
 def _refuse_misspelt(names: Iterable[str], file: Path) -> None:
-    """A column that is none of FIELDS is left out with a word, unless it was meant for one: see read_posts."""
+    """A column that is none of FIELDS is left out with a warning, unless it is a misspelt one of them."""
     others = [name for name in names if name not in FIELDS]
     for name in others:
         if alike := difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.75):
@@ -115,7 +118,7 @@ def _refuse_misspelt(names: Iterable[str], file: Path) -> None:
         logger.warning("%s: left out %s; known are %s", file, ", ".join(others), ", ".join(FIELDS))
 
 
-def _read_csv(path: Path) -> Iterator[Asked]:
+def _read_csv(path: Path) -> Iterator[Request]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = (row for row in csv.reader(stream) if row)
         names = [name.strip() for name in next(rows, [])]
@@ -126,30 +129,30 @@ def _read_csv(path: Path) -> Iterator[Asked]:
                 expected=f"each name once, `date` among them; known are {', '.join(FIELDS)}",
             )
         _refuse_misspelt(names, path)
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             if len(row) != len(names):
-                yield Asked(number, {}, problem=f"{len(row)} fields where the file has {len(names)} columns")
+                yield Request(index, {}, problem=f"{len(row)} fields where the file has {len(names)} columns")
             else:
-                yield Asked(number, {name: text for name, text in zip(names, row, strict=True) if name in FIELDS})
+                yield Request(index, {name: text for name, text in zip(names, row, strict=True) if name in FIELDS})
 
 
-def _read_jsonl(path: Path) -> Iterator[Asked]:
+def _read_jsonl(path: Path) -> Iterator[Request]:
     seen: dict[str, None] = {}
     with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(line for line in stream if line.strip()):
+        for index, line in enumerate(line for line in stream if line.strip()):
             try:
                 content = json.loads(line)
             except ValueError as error:
-                yield Asked(number, {}, problem=f"not JSON: {error}")
+                yield Request(index, {}, problem=f"not JSON: {error}")
                 continue
             if not isinstance(content, dict):
-                yield Asked(number, {}, problem=f"expected an object, found {type(content).__name__}")
+                yield Request(index, {}, problem=f"expected an object, found {type(content).__name__}")
                 continue
             seen |= dict.fromkeys(content)
             texts = {name: _as_text(content.get(name)) for name in FIELDS}
             wrong = [name for name, text in texts.items() if text is None]
             problem = f"{', '.join(wrong)}: expected a text or a number" if wrong else ""
-            yield Asked(number, {name: text for name, text in texts.items() if text is not None}, problem)
+            yield Request(index, {name: text for name, text in texts.items() if text is not None}, problem)
     _refuse_misspelt(seen, path)
 
 
@@ -162,20 +165,26 @@ def _as_text(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
-def make_posts(asked: Sequence[Asked], known: pl.DataFrame, root: Path) -> NewPosts:
-    """Rows of contract POSTS beside the stored posts `known`; what is wrong with a post is noted in its `asked`."""
-    maker = _Maker(known, root, {each.get("user") for each in asked})
+def make_posts(requests: Sequence[Request], known: pl.DataFrame, root: Path) -> NewPosts:
+    """Rows of contract POSTS; what is wrong with a post is noted in its request.
+
+    Args:
+        requests: all of them.
+        known: the stored posts, contract POSTS.
+        root: folder that the paths of images are relative to.
+    """
+    maker = _Maker(known, root, {request.get("user") for request in requests})
     rows = []
-    for each in asked:
-        if not each.problem:
+    for request in requests:
+        if not request.problem:
             try:
-                rows.append(maker.row(each))
+                rows.append(maker.row(request))
             except _UnusableError as error:
-                each.problem = str(error)
+                request.problem = str(error)
     schema = {name: rule.dtype for name, rule in POSTS.columns.items()}
     table = pl.DataFrame(rows, schema=schema, orient="row").sort(POSTS.key)
     check_table(table, POSTS)
-    return NewPosts(table, asked, root)
+    return NewPosts(table, requests, root)
 
 
 def why_unreadable(path: Path) -> str:
@@ -196,73 +205,73 @@ class _Maker:
         self.root = root
         self.taken: dict[str, int | None] = dict.fromkeys(known["pid"])
         self.index = known.filter(split="test")["source_index"].len()
-        self.usual = {name: known[name].drop_nulls().mode().sort().first() for name in USUAL}
+        self.modes = {name: known[name].drop_nulls().mode().sort().first() for name in MODE_FIELDS}
         latest = known.filter(pl.col("uid").is_in(list(users))).sort("posted_at", "pid").unique("uid", keep="last")
-        self.profiles = {row["uid"]: row for row in latest.select("uid", *PROFILE).iter_rows(named=True)}
+        self.users = {row["uid"]: row for row in latest.select("uid", *USER_FIELDS).iter_rows(named=True)}
 
-    def row(self, asked: Asked) -> dict[str, Any]:
-        """The post in the form of POSTS; its pid and notes go to `asked`."""
-        date = _date(asked.get("date"))
-        asked.pid = self._pid(asked)
+    def row(self, request: Request) -> dict[str, Any]:
+        """The post in the form of POSTS; its pid and notes go to `request`."""
+        date = _date(request.get("date"))
+        request.pid = self._pid(request)
         latitude, longitude = (
-            _degrees(asked, name, limit) for name, limit in (("latitude", 90.0), ("longitude", 180.0))
+            _degrees(request, name, limit) for name, limit in (("latitude", 90.0), ("longitude", 180.0))
         )
         if (latitude is None) != (longitude is None):
-            asked.notes.append("unusable value: a latitude or a longitude alone is no place")
+            request.notes.append("unusable value: a latitude or a longitude alone is no position")
             latitude = longitude = None
-        names = [asked.get(name) for name in ("category", "subcategory", "concept")]
+        names = [request.get(name) for name in ("category", "subcategory", "concept")]
         levels = {
             level: class_key(*names[: depth + 1]) for depth, level in enumerate(("category", "subcategory", "concept"))
         }
         return {
             **dict.fromkeys(POSTS.columns),
-            **self.usual,
-            **self._user(asked),
+            **self.modes,
+            **self._user(request),
             **levels,
-            "pid": asked.pid,
+            "pid": request.pid,
             "split": "test",
-            "source_index": self.index + asked.row,
-            "title": asked.fields.get("title", ""),
-            "tags": asked.fields.get("tags", ""),
+            "source_index": self.index + request.row,
+            "title": request.fields.get("title", ""),
+            "tags": request.fields.get("tags", ""),
             "posted_at": date,
             "latitude": latitude,
             "longitude": longitude,
             "geo_accuracy": UNPLACED if latitude is None else PLACED,
-            "image_path": self._picture(asked),
+            "image_path": self._image(request),
         }
 
-    def _pid(self, asked: Asked) -> str:
-        given = asked.get("pid")
+    def _pid(self, request: Request) -> str:
+        given = request.get("pid")
         if given in self.taken:
             row = self.taken[given]
             stored = "is that of a stored post, whose prediction is in data/stack/predictions.parquet"
             raise _UnusableError(f"pid {given} {stored if row is None else f'occurs again: it is that of row {row}'}")
-        pid = given or f"new-{asked.row}"
+        pid = given or f"new-{request.row}"
         while pid in self.taken:
             pid += "_"
-        self.taken[pid] = asked.row
+        self.taken[pid] = request.row
         return pid
 
-    def _user(self, asked: Asked) -> dict[str, Any]:
-        user = asked.get("user")
-        if user in self.profiles:
-            return self.profiles[user]
-        asked.notes.append(
-            f"unknown user: {user} has no stored post; profile fields are empty"
+    def _user(self, request: Request) -> dict[str, Any]:
+        user = request.get("user")
+        if user in self.users:
+            return self.users[user]
+        request.notes.append(
+            f"unknown user: {user} has no stored post; user fields are empty"
             if user
-            else "unknown user: none given; profile fields are empty"
+            else "unknown user: none given; user fields are empty"
         )
         # Posts without a user are nobody's: they must not count as one user's.
-        return {"uid": user or f"user of {asked.pid}"}
+        return {"uid": user or f"user of {request.pid}"}
 
-    def _picture(self, asked: Asked) -> str:
+    def _image(self, request: Request) -> str:
         """The path as given; "" where there is nothing to read."""
-        path = asked.get("image")
+        path = request.get("image")
         if not path:
-            asked.notes.append("no picture: predicted from the rest")
+            request.notes.append("no image: predicted from the rest")
             return ""
         if reason := why_unreadable(self.root / path):
-            asked.notes.append(f"no picture: {path} cannot be read ({reason}); predicted from the rest")
+            request.notes.append(f"no image: {path} cannot be read ({reason}); predicted from the rest")
             return ""
         return path
 
@@ -281,13 +290,13 @@ def _date(text: str) -> datetime:
     return date.astimezone(UTC)
 
 
-def _degrees(asked: Asked, name: str, limit: float) -> float | None:
-    text = asked.get(name)
+def _degrees(request: Request, name: str, limit: float) -> float | None:
+    text = request.get(name)
     try:
         value = float(text) if text else None
     except ValueError:
         value = limit + 1
     if value is None or -limit <= value <= limit:
         return value
-    asked.notes.append(f"unusable value: {name} {text} is no number from {-limit:g} to {limit:g}; left out")
+    request.notes.append(f"unusable value: {name} {text} is no number from {-limit:g} to {limit:g}; left out")
     return None

@@ -1,4 +1,4 @@
-"""Batches equal what one reads post by post; steps hold the same posts for any number of processes."""
+"""Batches equal what one reads post by post."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 
 from popularity.encoders.prompting import PromptTokens
-from popularity.network.model import Batch
+from popularity.network.dataset import Batch, Float32Array, Int64Array, PostVectors, to_device
 from popularity.prototypes.vectors import ClassPrototypes, unit
-from popularity.training.data import (
-    Float32Array,
-    Int64Array,
-    PostVectors,
-    load_batches,
-    steps_of_epoch,
-    to_device,
-)
 
 LEVELS = ("category", "subcategory")
 
@@ -76,7 +68,7 @@ def test_a_batch_equals_its_posts_one_by_one(rows: list[int]) -> None:
         start, length = vectors.starts[row], vectors.lengths[row]
         np.testing.assert_array_equal(batch.tokens[place, :length], vectors.tokens[start : start + length])
         assert (batch.tokens[place, length:] == 0).all()
-        assert batch.content[place].tolist() == [True] * length + [False] * (longest - length)
+        assert batch.token_mask[place].tolist() == [True] * length + [False] * (longest - length)
         assert batch.target[place].tolist() == vectors.target[row].tolist()
         assert batch.fold[place] == vectors.fold[row]
         for number in (0, 1):
@@ -85,9 +77,9 @@ def test_a_batch_equals_its_posts_one_by_one(rows: list[int]) -> None:
     assert all(part.dtype in (torch.float32, torch.bool, torch.int64) for part in batch if isinstance(part, Tensor))
 
 
-def test_facts_say_of_a_post_what_its_batch_says() -> None:
+def test_metadata_are_those_of_the_batch() -> None:
     vectors, rows = post_vectors(), np.array([4, 0, 7, 1])
-    for found, expected in zip(vectors.facts(rows), vectors.batch(rows).facts, strict=True):
+    for found, expected in zip(vectors.metadata(rows), vectors.batch(rows).metadata, strict=True):
         assert torch.equal(found, expected)
 
 
@@ -95,49 +87,6 @@ def test_zero_vectors_stay_zero() -> None:
     found = unit(np.array([[0, 0], [3, 4]], np.float16))
     assert found.dtype == np.float32
     assert found.tolist() == [[0, 0], pytest.approx([0.6, 0.8])]
-
-
-def test_steps_hold_the_same_posts_for_any_number_of_processes() -> None:
-    rows = np.arange(100, 150)
-    alone = steps_of_epoch(rows, 3, batch_size=16, micro_batch=16, processes=1, process=0, seed=5)
-    assert sorted(np.concatenate([step.everywhere for step in alone]).tolist()) == rows.tolist()
-    assert [len(step.everywhere) for step in alone] == [16, 16, 16, 2]
-    assert all(np.array_equal(step.passes[0], step.everywhere) for step in alone)
-    for processes, micro_batch in ((2, 16), (3, 4), (1, 5), (4, 1)):
-        shares = [
-            steps_of_epoch(
-                rows, 3, batch_size=16, micro_batch=micro_batch, processes=processes, process=process, seed=5
-            )
-            for process in range(processes)
-        ]
-        for number, step in enumerate(alone):
-            found = [part for share in shares for part in share[number].passes]
-            assert len({len(part) for part in found}) == 1  # equally long everywhere: nobody waits
-            assert len({len(share[number].passes) for share in shares}) == 1
-            assert len(found[0]) <= micro_batch
-            together = np.concatenate(found)
-            assert sorted(together[together >= 0].tolist()) == sorted(step.everywhere.tolist())
-            assert all(np.array_equal(share[number].everywhere, step.everywhere) for share in shares)
-
-
-def test_the_order_follows_seed_and_epoch() -> None:
-    def order(epoch: int, seed: int) -> list[int]:
-        steps = steps_of_epoch(np.arange(30), epoch, batch_size=8, micro_batch=8, processes=1, process=0, seed=seed)
-        return [int(row) for step in steps for row in step.everywhere]
-
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(epoch, seed)) for epoch in (0, 1) for seed in (0, 1)}) == 4
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_batches_come_in_order(workers: int) -> None:
-    vectors = post_vectors()
-    passes = [np.array([3, 1]), np.array([8, -1]), np.array([0])]
-    found = list(load_batches(vectors.batch, passes, torch.device("cpu"), workers))
-    for batch, rows in zip(found, passes, strict=True):
-        for name, expected in vectors.batch(rows)._asdict().items():
-            part = getattr(batch, name)
-            assert torch.equal(part, expected) if isinstance(expected, Tensor) else part is expected
 
 
 def test_a_batch_moves_as_a_whole() -> None:

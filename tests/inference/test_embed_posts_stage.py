@@ -29,9 +29,9 @@ from popularity.schema import (
 from popularity.stack import read_blocks
 from popularity.stack.blocks import PROTOTYPE_SCALAR_PARTS, PROTOTYPE_VECTORS, dense_rows, scalar_names
 from tests.full_disk import full_disk
-from tests.network.small_network import ALL_LEVELS, INSTANCE, NEAR
-from tests.post_features.direct import Equations, of_class
-from tests.post_features.small_world import EMBED, LONE, UNSEEN, World, contents, vectors
+from tests.inference.direct import Equations, of_class
+from tests.inference.small_world import EMBED, LONE, UNSEEN, World, contents, vectors
+from tests.network.small_network import ALL_LEVELS, INSTANCE, TOP_K
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -61,8 +61,6 @@ def test_every_post_as_the_equations_have_it(world: World) -> None:
             if row >= 0:
                 np.testing.assert_allclose(block.values[row], found.vectors[name], rtol=2e-3, atol=1e-3, err_msg=name)
         own = scalars.row(by_predicate=pl.col("pid") == pid, named=True)
-        linear = own.pop("agreement.linear")
-        assert (linear is None) == (found.scalars["agreement.projected"] is None)
         assert set(own) == {"pid", *found.scalars}
         for name, value in found.scalars.items():
             assert own[name] == (None if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)), (pid, name)
@@ -124,7 +122,7 @@ def close(left: Path, right: Path, without: Sequence[str] = ()) -> None:
 
 
 def test_how_posts_are_cut_into_batches_does_not_matter(world: World) -> None:
-    world.make_network(**NEAR, **INSTANCE)
+    world.make_network(**TOP_K, **INSTANCE)
     close(world.embed("one"), world.embed("other", batch_size=3, shard_rows=50))
 
 
@@ -173,7 +171,7 @@ def test_posts_of_an_unseen_class(world: World) -> None:
     ("changes", "losses"),
     [
         ({}, {"global", "local", "attention"}),
-        ({"rows": "train"}, set()),
+        ({"transductive": False}, set()),
         ({"weights.local_prompt": 0.0}, {"global", "attention"}),
     ],
 )
@@ -183,12 +181,12 @@ def test_losses_are_written_where_they_do_not_tell_the_parts_apart(
     world.make_network(**changes)
     columns = scalars_of(world.embed()).columns
     assert {column.split(".")[1] for column in columns if column.startswith("losses.")} == losses
-    assert "agreement.aligned" not in columns  # the pair shares no space
+    assert "distance.image_text" not in columns  # the pair shares no space
 
 
 @pytest.mark.parametrize("kind", ["visual", "text"])
 def test_a_network_without_one_kind_of_prototype_and_without_layers(world: World, kind: str) -> None:
-    world.make_network(**{"attention.prototypes": [kind], "attention.layers": 0})
+    world.make_network(**{"attention.prototypes": [kind], "attention.depth": 0})
     out = world.embed()
     missing = {"visual": "attended_text", "text": "attended_visual"}[kind]
     assert set(vectors(out)) == set(PROTOTYPE_VECTORS) - {missing}
@@ -201,7 +199,7 @@ def test_a_network_without_one_kind_of_prototype_and_without_layers(world: World
 
 
 def test_attention_to_the_other_levels(world: World) -> None:
-    world.make_network(**NEAR)
+    world.make_network(**TOP_K)
     world.embed()
     mass = read_table(world.folder / "out-explain" / "attention_mass.parquet", ATTENTION_MASS)
     np.testing.assert_allclose(mass.drop("pid").sum_horizontal(), 1, atol=1e-5)

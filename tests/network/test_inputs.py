@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from popularity.errors import DataError
+from popularity.network.dataset import PostVectors, draw_folds
+from popularity.network.inputs import EncoderOutputs, NetworkData, read_network_data, training_rows
 from popularity.prototypes.vectors import normalise
 from popularity.schema import CLASSES, LEVELS, MEMBERS, Block, Tokens, read_table
-from popularity.training.data import PostVectors, draw_folds
-from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
+from tests.network.small_inputs import make_prototypes, random_outputs
 from tests.random_posts import random_posts
-from tests.training.small_inputs import make_prototypes, random_outputs
 from tests.training.small_training import train_params
 
 
@@ -34,22 +34,22 @@ def posts() -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def blocks(posts: pl.DataFrame) -> TowerOutputs:
+def blocks(posts: pl.DataFrame) -> EncoderOutputs:
     pids = posts["pid"].to_list()
     return random_outputs(posts, without_picture=set(pids[3:20:4]), without_text=set(pids[5:30:6]))
 
 
 @pytest.fixture(scope="module")
-def prototypes(posts: pl.DataFrame, blocks: TowerOutputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prototypes(posts: pl.DataFrame, blocks: EncoderOutputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_prototypes(posts, blocks, tmp_path_factory.mktemp("prototypes"))
 
 
-def read(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path, folds: int = 3) -> Inputs:
+def read(posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path, folds: int = 3) -> NetworkData:
     params = train_params(**{"prototypes.levels": list(LEVELS), "prototypes.folds": folds})
-    return read_inputs(posts, blocks, prototypes, params)
+    return read_network_data(posts, blocks, prototypes, params)
 
 
-def test_vectors_are_those_of_the_pid(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path) -> None:
+def test_vectors_are_those_of_the_pid(posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path) -> None:
     vectors = read(posts, blocks, prototypes).vectors
     rows = np.arange(posts.height)
     batch = vectors.batch(rows)
@@ -63,11 +63,11 @@ def test_vectors_are_those_of_the_pid(posts: pl.DataFrame, blocks: TowerOutputs,
         if pid in pictures:
             np.testing.assert_allclose(batch.image[row], normalise(pictures[pid].astype(np.float64)), atol=1e-6)
         np.testing.assert_allclose(batch.pooled[row], normalise(texts[pid].astype(np.float64)), atol=1e-6)
-        np.testing.assert_array_equal(batch.tokens[row][batch.content[row]], tokens[pid])
+        np.testing.assert_array_equal(batch.tokens[row][batch.token_mask[row]], tokens[pid])
 
 
 def test_targets_and_names_are_those_of_the_classes(
-    posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path
+    posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path
 ) -> None:
     inputs, classes = read(posts, blocks, prototypes), read_table(prototypes / "classes.parquet", CLASSES)
     for number, level in enumerate(LEVELS):
@@ -80,7 +80,7 @@ def test_targets_and_names_are_those_of_the_classes(
     assert (inputs.vectors.target[:, 1] < 0).sum() == 12
 
 
-def shuffled(blocks: TowerOutputs, seed: int) -> TowerOutputs:
+def shuffled(blocks: EncoderOutputs, seed: int) -> EncoderOutputs:
     """The same vectors in another order, of more posts than are asked for."""
     rng = np.random.default_rng(seed)
 
@@ -96,11 +96,11 @@ def shuffled(blocks: TowerOutputs, seed: int) -> TowerOutputs:
     tokens = Tokens(
         np.concatenate([parts[row] for row in order]), offsets, [blocks.tokens.pids[row] for row in order], {}
     )
-    return TowerOutputs(block(blocks.image), block(blocks.text), tokens)
+    return EncoderOutputs(block(blocks.image), block(blocks.text), tokens)
 
 
 def test_the_order_of_posts_and_blocks_does_not_matter(
-    posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path
+    posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path
 ) -> None:
     mixed = posts.sample(fraction=1, shuffle=True, seed=3).head(60)
     first, second = read(posts, blocks, prototypes), read(mixed, shuffled(blocks, 1), prototypes)
@@ -108,14 +108,14 @@ def test_the_order_of_posts_and_blocks_does_not_matter(
     expected = first.vectors.batch(np.array([place[pid] for pid in mixed["pid"]]))
     found = second.vectors.batch(np.arange(60))
     assert list(second.vectors.pids) == mixed["pid"].to_list()
-    for name in ("image", "has_image", "pooled", "tokens", "content", "target", "own_visual", "own_text"):
+    for name in ("image", "has_image", "pooled", "tokens", "token_mask", "target", "own_visual", "own_text"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-6, rtol=0, msg=name)
     for level in LEVELS:
         torch.testing.assert_close(second.levels[level].visual, first.levels[level].visual)
 
 
 def test_own_prototypes_leave_out_representatives_alone(
-    posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path
+    posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path
 ) -> None:
     inputs, members = read(posts, blocks, prototypes), read_table(prototypes / "members.parquet", MEMBERS)
     batch = inputs.vectors.batch(np.arange(posts.height))
@@ -137,7 +137,7 @@ def test_own_prototypes_leave_out_representatives_alone(
 
 
 def test_in_training_posts_see_what_their_fold_did_not_make(
-    posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path
+    posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path
 ) -> None:
     inputs, members = read(posts, blocks, prototypes), read_table(prototypes / "members.parquet", MEMBERS)
     vectors = inputs.vectors
@@ -175,7 +175,7 @@ def test_folds_hold_as_many_posts_of_every_class() -> None:
     assert (draw_folds(classes, 1, seed=1) == 0).all()
 
 
-def test_a_post_without_text_vector_is_refused(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path) -> None:
+def test_a_post_without_text_vector_is_refused(posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path) -> None:
     text = replace(blocks.text, values=blocks.text.values[2:], pids=blocks.text.pids[2:])
     with pytest.raises(DataError, match=rf"2 of 130 posts have no text vector, the first is {posts['pid'][0]}"):
         read(posts, replace(blocks, text=text), prototypes)
@@ -185,27 +185,29 @@ def test_a_post_without_text_vector_is_refused(posts: pl.DataFrame, blocks: Towe
 
 
 @pytest.fixture(scope="module")
-def vectors(posts: pl.DataFrame, blocks: TowerOutputs, prototypes: Path) -> PostVectors:
+def vectors(posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path) -> PostVectors:
     return read(posts, blocks, prototypes).vectors
 
 
-@pytest.mark.parametrize("rows", ["all", "train"])
-def test_training_rows_are_posts_of_known_classes(rows: str, posts: pl.DataFrame, vectors: PostVectors) -> None:
-    train, held_out = training_rows(posts, vectors, rows, 0.25, 0)
+@pytest.mark.parametrize("transductive", [True, False])
+def test_training_rows_are_posts_of_known_classes(
+    transductive: bool, posts: pl.DataFrame, vectors: PostVectors
+) -> None:
+    train, held_out = training_rows(posts, vectors, train_params(transductive=transductive, validation_share=0.25))
     together = sorted([*train.tolist(), *held_out.tolist()])
     known = vectors.target[:, 1] >= 0
-    expected = known & (rows == "all" or (posts["split"] == "train").to_numpy())
+    expected = known & (transductive or (posts["split"] == "train").to_numpy())
     assert together == np.flatnonzero(expected).tolist()  # each once
     assert len(held_out) == round(0.25 * len(together))
     assert (np.diff(train) > 0).all()
     assert (np.diff(held_out) > 0).all()
-    assert set(posts[together]["split"]) == ({"train", "test"} if rows == "all" else {"train"})
+    assert set(posts[together]["split"]) == ({"train", "test"} if transductive else {"train"})
 
 
 def test_the_validation_part_follows_the_seed(posts: pl.DataFrame, vectors: PostVectors) -> None:
-    first, again, other = (training_rows(posts, vectors, "all", 0.25, seed)[1].tolist() for seed in (0, 0, 1))
+    first, again, other = (training_rows(posts, vectors, train_params(seed=seed))[1].tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    train, held_out = training_rows(posts, vectors, "all", 0.0, 0)
+    train, held_out = training_rows(posts, vectors, train_params(validation_share=0.0))
     assert len(held_out) == 0
     assert len(train) == 118

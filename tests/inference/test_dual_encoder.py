@@ -12,12 +12,13 @@ from accelerate import Accelerator
 
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.text_blocks import embed_texts
+from popularity.network.build import build_network, save_network, trained_params
+from popularity.network.inputs import EncoderPair, post_reader, training_rows
 from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, read_block, read_table, read_tokens, write_table
-from popularity.training.assembly import Towers, build_network, posts_for, save_network, trained_params
+from popularity.training.batches import TrainingPosts
 from popularity.training.loop import train_network
-from popularity.training.reading import training_rows
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_clip, text_params
-from tests.post_features.small_world import World, readable_posts, vectors
+from tests.inference.small_world import World, readable_posts, vectors
 from tests.training.small_training import train_params
 
 TITLES = ("cat of the sea", "dog", "", "sunset sea", "the dog")
@@ -28,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """20 posts with the pictures of `make_pictures`; every fifth is without text."""
     folder = tmp_path_factory.mktemp("clip")
     place = f"path:{save_clip(folder / 'clip')}"
-    towers = Towers(
+    towers = EncoderPair(
         image_params(library="transformers", model="tiny", weights=place),
         text_params(model="tiny", weights=place, max_tokens=10),
     )
@@ -57,13 +58,13 @@ def train(world: World, state: Path, **changes: Any) -> None:
     inputs, posts = world.inputs(params), world.posts()
     network = build_network(params, inputs, world.towers)
     images = read_table(world.folder / "images.parquet", IMAGES)
-    read = posts_for(network, inputs, posts, images, world.folder / "root", world.towers)
-    rows, held_out = training_rows(posts, inputs.vectors, params.rows, params.validation_share, params.seed)
-    history = train_network(network, read, rows, held_out, params, Accelerator(cpu=True), state=state)
+    read = post_reader(network, inputs, posts, images, world.folder / "root", world.towers)
+    rows = TrainingPosts(read, *training_rows(posts, inputs.vectors, params))
+    history = train_network(network, rows, params, Accelerator(cpu=True), state=state)
     save_network(network, params, history, world.folder / "network")
 
 
-LIVE = {"prompts.instance_length": 2, "unfreeze_blocks": 1}
+LIVE = {"prompts.instance_length": 2, "unfreeze_layers": 1}
 
 
 @pytest.mark.parametrize("changes", [{}, LIVE], ids=["cached", "live"])
@@ -72,7 +73,7 @@ def test_clip_goes_through_train_and_embed(
 ) -> None:
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     train(world, tmp_path, **changes)
-    assert trained_params(world.folder / "network").unfreeze_blocks == changes.get("unfreeze_blocks", 0)
+    assert trained_params(world.folder / "network").unfreeze_layers == changes.get("unfreeze_layers", 0)
     out = world.embed()
     image, text = read_block(world.folder / "image", "pooled"), read_block(world.folder / "text", "post")
     tokens = read_tokens(world.folder / "text", "tokens")
@@ -80,14 +81,14 @@ def test_clip_goes_through_train_and_embed(
     scalars = read_table(out / "scalars.parquet", PROTOTYPE_SCALARS)
     assert scalars.height == 20
     absent = 0
-    for pid, found in scalars.select("pid", "agreement.aligned").iter_rows():
+    for pid, found in scalars.select("pid", "distance.image_text").iter_rows():
         (picture,) = image.rows([pid])
         if picture < 0 or not lengths[pid]:
             assert found is None
             absent += 1
         else:
             x, h = image.values[picture].astype(float), text.values[text.rows([pid])[0]].astype(float)
-            assert found == pytest.approx(x @ h / np.linalg.norm(x) / np.linalg.norm(h), abs=1e-5)
+            assert found == pytest.approx(1 - x @ h / np.linalg.norm(x) / np.linalg.norm(h), abs=1e-5)
     assert 3 < absent < 10
     blocks = vectors(out)
     assert blocks["attended_image"].pids == image.pids
@@ -97,7 +98,7 @@ def test_clip_goes_through_train_and_embed(
 
 
 def test_trained_towers_are_read(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other pixels give other columns of a network with unfrozen towers, and the same of one without."""
+    """Other pixels give other columns of a network with unfrozen encoders, and the same of one without."""
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     images = read_table(world.folder / "images.parquet", IMAGES)
     known = images.filter(pl.col("status") == "ok").sort("shard", "offset")

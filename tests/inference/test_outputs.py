@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
-from popularity.network.model import Batch, PrototypeNetwork
-from popularity.post_features.outputs import SCALARS, describe_posts
+from popularity.inference.outputs import SCALARS, describe_posts
+from popularity.network.dataset import Batch
+from popularity.network.model import PrototypeNetwork
 from tests.encoders.tiny_encoders import text_params
-from tests.network.small_network import NAMES, NEAR, make_network, small_batch, small_levels, taken, without_picture
+from tests.network.small_network import NAMES, TOP_K, make_network, small_batch, small_levels, taken, without_picture
 
 K = len(NAMES)
 
@@ -44,7 +45,7 @@ def rows_of(batch: Batch, order: Tensor) -> Batch:
 
 
 def test_a_post_is_described_alike_in_any_company(tower: PromptTower) -> None:
-    network = make_network(tower, NEAR)
+    network = make_network(tower, TOP_K)
     batch = awkward_batch(network)
     order = torch.tensor([4, 1, 3, 0])
     all_of_them, some = described(network, batch), described(network, rows_of(batch, order))
@@ -100,9 +101,9 @@ def test_masses_of_attention_are_sums_over_tokens(tower: PromptTower) -> None:
     found = described(network, batch)
     with torch.inference_mode():
         sequence, places = network.sequence(network.attention.project(batch.image, "image"), batch)
-        looks: list[torch.Tensor] = []
-        network.attention(sequence, looks)
-    expected = torch.stack(looks).mean(dim=0)
+        layer_weights: list[torch.Tensor] = []
+        network.attention(sequence, layer_weights)
+    expected = torch.stack(layer_weights).mean(dim=0)
     visual, text, *_ = places["subcategory"]
     assert visual is not None
     assert text is not None
@@ -111,8 +112,7 @@ def test_masses_of_attention_are_sums_over_tokens(tower: PromptTower) -> None:
     assert found["attention_mass"][[0, 3]].isnan().all()
 
 
-def test_agreement_of_aligned_towers_needs_equal_widths(tower: PromptTower) -> None:
+def test_the_distance_of_image_and_text_needs_equal_widths(tower: PromptTower) -> None:
     network = make_network(tower)
     found = described(network, awkward_batch(network))["scalars"]
-    assert found[:, SCALARS.index("agreement.aligned")].isnan().all()
-    assert not found[4:, SCALARS.index("agreement.projected")].isnan().any()
+    assert found[:, SCALARS.index("distance.image_text")].isnan().all()

@@ -11,20 +11,20 @@ import polars as pl
 import torch
 from ruamel.yaml import YAML
 
-from popularity.post_features.embed import EmbedPostsParams
+from popularity.inference.embed import EmbedPostsParams
+from popularity.network.build import build_network, save_network
+from popularity.network.inputs import EncoderOutputs, EncoderPair, NetworkData, read_network_data
+from popularity.network.params import TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import IMAGES, POSTS, Block, read_block, read_table, write_block, write_table, write_tokens
-from popularity.training.assembly import Towers, build_network, save_network
-from popularity.training.params import TrainParams
-from popularity.training.reading import Inputs, TowerOutputs, read_inputs
 from stages import embed_posts
 from tests.encoders.tiny_encoders import image_params, text_params
+from tests.network.small_inputs import random_block, random_outputs
 from tests.network.small_network import total_loss
 from tests.random_posts import random_images, random_posts
-from tests.training.small_inputs import random_block, random_outputs
 from tests.training.small_training import train_params
 
-EMBED = EmbedPostsParams(batch_size=8, shard_rows=20, nearest=3, shrinkage=0.5)
+EMBED = EmbedPostsParams(batch_size=8, shard_rows=20, nearest=3)
 LONE, UNSEEN = "C0/the sea", "C1/never"
 NAMES = ("cat", "dog", "sunset", "sea")  # words of the tiny tokenizer, for the classes S0 to S3
 
@@ -65,23 +65,23 @@ class World:
     """
 
     folder: Path
-    towers: Towers
+    towers: EncoderPair
 
     def posts(self) -> pl.DataFrame:
         return read_table(self.folder / "posts.parquet", POSTS)
 
-    def outputs(self) -> TowerOutputs:
-        return TowerOutputs.read(self.folder / "image", self.folder / "text")
+    def outputs(self) -> EncoderOutputs:
+        return EncoderOutputs.read(self.folder / "image", self.folder / "text")
 
-    def inputs(self, params: TrainParams) -> Inputs:
-        return read_inputs(self.posts(), self.outputs(), self.folder / "prototypes", params)
+    def inputs(self, params: TrainParams) -> NetworkData:
+        return read_network_data(self.posts(), self.outputs(), self.folder / "prototypes", params)
 
     def make_prototypes(self, without: Sequence[str] = ()) -> None:
         """Every post is a representative, but for those in `without`."""
         posts, outputs = self.posts().filter(~pl.col("pid").is_in(list(without))), self.outputs()
         params = PrototypesParams(seed=0, limit=256, class_path="whole")
         write_prototypes(
-            build_prototypes(posts, outputs.image, outputs.text, params, "all"), self.folder / "prototypes"
+            build_prototypes(posts, outputs.image, outputs.text, params, transductive=True), self.folder / "prototypes"
         )
 
     def make_network(self, **changes: Any) -> TrainParams:
@@ -126,7 +126,7 @@ def make_world(folder: Path, bert: Path) -> World:
         write_block(random_block(posts["pid"].to_list(), 4, seed=3), folder / "text", name)
     write_block(outputs.text, folder / "text", "post")
     write_tokens(outputs.tokens, folder / "text", "tokens")
-    world = World(folder, Towers(image_params(), text_params(weights=f"path:{bert}", max_tokens=12)))
+    world = World(folder, EncoderPair(image_params(), text_params(weights=f"path:{bert}", max_tokens=12)))
     world.make_prototypes()
     return world
 

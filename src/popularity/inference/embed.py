@@ -1,0 +1,329 @@
+"""Every post through the trained network, shard by shard, into blocks and tables (Eq 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+
+from popularity.config import Section
+from popularity.encoders.parts import Arrays, Cut, as_float16, encode_parts, gather, read_parts, start_processes
+from popularity.encoders.prompting import is_aligned
+from popularity.encoders.sources import weights_identity
+from popularity.files import atomic_directory
+from popularity.inference.outputs import (
+    HEADS,
+    MASSES,
+    NEAREST_HEADS,
+    SCALARS,
+    class_probabilities,
+    describe_posts,
+)
+from popularity.network.build import load_network, trained_params
+from popularity.network.dataset import Batch, PostVectors, to_device
+from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
+from popularity.network.model import PrototypeNetwork
+from popularity.network.params import CLASS_LEVEL, TrainParams
+from popularity.schema import (
+    ATTENTION,
+    ATTENTION_MASS,
+    CLASSES,
+    MODALITIES,
+    NEAREST,
+    PROTOTYPE_SCALARS,
+    Block,
+    Contract,
+    read_table,
+    write_block,
+    write_table,
+)
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+VECTORS = {
+    "global_prompt": "G_y",
+    "local_prompt": "L_y",
+    "attended_image": "x~",
+    "attended_visual": "V~_y",
+    "attended_text": "T~_y",
+    "logits": "p, p', q",
+}
+
+
+@dataclass(frozen=True)
+class EmbedPostsParams(Section):
+    """Section embed_posts.
+
+    Args:
+        batch_size: posts per forward pass.
+        shard_rows: posts per resumable shard.
+        nearest: classes that are listed for a post's explanation.
+    """
+
+    batch_size: Annotated[int, Field(ge=1)]
+    shard_rows: Annotated[int, Field(ge=1)]
+    nearest: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Folders that the network reads from.
+
+    Args:
+        root: of the data set; images of unfrozen encoders lie below it.
+        image: data/embeddings/image.
+        text: data/embeddings/text.
+        prototypes: models/prototypes.
+        network: models/network.
+    """
+
+    root: Path
+    image: Path
+    text: Path
+    prototypes: Path
+    network: Path
+
+
+@dataclass(frozen=True)
+class NetworkInputs:
+    """Posts, and what the trained network needs to read them.
+
+    Args:
+        posts: contract POSTS.
+        images: contract IMAGES.
+        folders: of the earlier stages.
+        encoders: behind the cached vectors.
+        params: section embed_posts.
+        accelerator: of this process, with the precision of the training.
+    """
+
+    posts: pl.DataFrame
+    images: pl.DataFrame
+    folders: Folders
+    encoders: EncoderPair
+    params: EmbedPostsParams
+    accelerator: Accelerator
+
+
+def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path) -> None:
+    """Writes the block `prototype` into `out` and what explains it into `explain`; no popularity label is read.
+
+    Source: Eq 11.
+
+    Args:
+        inputs: posts of both parts, and the network.
+        state: folder of finished shards, shared by all processes.
+        out: replaced as a whole: the vectors of VECTORS and scalars.parquet.
+        explain: likewise: nearest.parquet, attention.parquet and attention_mass.parquet.
+
+    Raises:
+        ContractError: the network was trained with other classes or encoders, or gives values beyond float16.
+    """
+    reader, params, accelerator = _NetworkReader.load(inputs), inputs.params, inputs.accelerator
+
+    def encode(batch: Batch) -> Arrays:
+        batch = to_device(batch, accelerator.device)
+        found = describe_posts(reader.network, reader.prompts, batch, params.nearest, accelerator.autocast())
+        return {
+            name: as_float16(values, "prototype network") if name in VECTORS else values.cpu().numpy()
+            for name, values in found.items()
+        }
+
+    cut = Cut(inputs.posts.height, params.shard_rows, params.batch_size)
+    processes = start_processes()
+    encode_parts(state, cut, _Batches(reader.read), encode, processes, "embed_posts")
+    if processes.is_main_process:
+        keys = read_table(inputs.folders.prototypes / "classes.parquet", CLASSES).filter(level=CLASS_LEVEL)["key"]
+        shards = _Shards(state, cut, keys)
+        aligned = is_aligned(inputs.encoders.image, inputs.encoders.text)
+        with atomic_directory(out) as partial:
+            shards.write_vectors(reader, weights_identity(inputs.folders.network), partial)
+            shards.write_scalars(inputs.posts["pid"], written_scalars(reader.trained, aligned=aligned), partial)
+        with atomic_directory(explain) as partial:
+            shards.write_explanation(inputs.posts["pid"], reader.network, partial)
+    processes.wait_for_everyone()
+
+
+def probable_classes(inputs: NetworkInputs) -> Float32Array:
+    """(n, K) probabilities of the classes by the mean head, for the n posts of `inputs`, which have no class.
+
+    The prototypes of a post's own class leave it out, so a post of a known class would be told from the others by it.
+
+    Args:
+        inputs: posts without a class, and the network.
+
+    Raises:
+        ContractError: the network was trained with other classes or encoders.
+    """
+    reader, accelerator, rows = _NetworkReader.load(inputs), inputs.accelerator, inputs.posts.height
+    found = []
+    for part in Cut(rows, rows, inputs.params.batch_size).batches(range(rows)):
+        batch = to_device(_Batches(reader.read)(part), accelerator.device)
+        found.append(class_probabilities(reader.network, reader.prompts, batch, accelerator.autocast()).cpu().numpy())
+    return np.concatenate(found)
+
+
+def written_scalars(trained: TrainParams, *, aligned: bool) -> tuple[str, ...]:
+    """The columns of scalars.parquet after pid.
+
+    Losses only of terms that were trained, and only where training and test posts were both trained on: else they
+    would tell the parts apart (method.md, "Two traps").
+
+    Args:
+        trained: section train, as the network was trained.
+        aligned: image and text encoder share a space.
+    """
+    trained_heads = [head for head, term in HEADS.items() if getattr(trained.network.weights, term)]
+    left_out = {f"losses.{head}" for head in HEADS if not trained.transductive or head not in trained_heads}
+    left_out |= set() if aligned else {"distance.image_text"}
+    return tuple(name for name in SCALARS if name not in left_out)
+
+
+@dataclass(frozen=True)
+class _NetworkReader:
+    """The trained network, on the accelerator, and how it reads the posts."""
+
+    network: PrototypeNetwork
+    trained: TrainParams
+    vectors: PostVectors
+    prompts: tuple[Tensor, Tensor]
+    read: Callable[[Int64Array], Batch]
+
+    @classmethod
+    def load(cls, inputs: NetworkInputs) -> _NetworkReader:
+        posts, folders = inputs.posts.drop("label"), inputs.folders
+        outputs = EncoderOutputs.read(folders.image, folders.text)
+        data = read_network_data(posts, outputs, folders.prototypes, trained_params(folders.network))
+        network, trained = load_network(folders.network, data, inputs.encoders)
+        read = post_reader(network, data, posts, inputs.images, folders.root, inputs.encoders).read
+        network.to(inputs.accelerator.device)
+        network.text_tower.to(inputs.accelerator.device)
+        with torch.inference_mode(), inputs.accelerator.autocast():
+            prompts = network.class_prompts()
+        return cls(network, trained, data.vectors, prompts, read)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Rows -> Batch, in loader processes too."""
+
+    read: Callable[[Int64Array], Batch]
+
+    def __call__(self, rows: range) -> Batch:
+        return self.read(np.array(rows, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The finished shards of all posts, and how they are put together.
+
+    Args:
+        state: folder of the shards.
+        cut: of the posts.
+        keys: (K,) of the classes.
+    """
+
+    state: Path
+    cut: Cut
+    keys: pl.Series
+
+    def write_vectors(self, reader: _NetworkReader, identity: str, out: Path) -> None:
+        """The blocks of VECTORS; a post without an image is absent from the attended ones."""
+        network, vectors = reader.network, reader.vectors
+        kinds = network.params.attention.prototypes
+        pictured = np.flatnonzero(vectors.image_row >= 0)
+        for name, symbol in VECTORS.items():
+            attended = name.startswith("attended_")
+            if attended and name not in ("attended_image", *(f"attended_{kind}" for kind in kinds)):
+                continue
+            rows = pictured if attended else np.arange(len(vectors.pids))
+            if name == "logits":
+                columns = [f"{head}.{key}" for head in ("p", "p_local", "q") for key in self.keys]
+            else:
+                dim = network.params.attention.dim if attended else network.text_tower.facts.width
+                columns = [f"{name}_{index:04d}" for index in range(dim)]
+            values = gather(read_parts(self.state, self.cut, name), rows, self.state / f"{name}.npy", len(columns))
+            metadata = {
+                "encoder": "prototype network",
+                "weights": identity,
+                "preprocessing": {},
+                "pooling": symbol,
+                "columns": columns,
+            }
+            write_block(Block(values, [vectors.pids[row] for row in rows.tolist()], metadata), out, name)
+
+    def write_scalars(self, pids: pl.Series, names: Sequence[str], out: Path) -> None:
+        """scalars.parquet with the columns `names` of SCALARS."""
+        columns = dict(zip(SCALARS, self._whole("scalars").T, strict=True))
+        frame = pl.DataFrame({"pid": pids} | {name: columns[name].astype(np.float32) for name in names})
+        frame = frame.with_columns(pl.col(pl.Float32).fill_nan(None))
+        write_table(frame, out / "scalars.parquet", PROTOTYPE_SCALARS)
+
+    def write_explanation(self, pids: pl.Series, network: PrototypeNetwork, out: Path) -> None:
+        """nearest.parquet, attention.parquet and attention_mass.parquet: see their contracts."""
+        kinds = [kind for kind in MODALITIES if kind in network.params.attention.prototypes]
+        self._write_ranked(_Ranked(NEAREST, "head", NEAREST_HEADS, "nearest_class", "nearest_value"), pids, out)
+        self._write_ranked(_Ranked(ATTENTION, "modality", kinds, "attention_class", "attention_weight"), pids, out)
+        frame = pl.DataFrame({"pid": pids} | dict(zip(MASSES, self._whole("attention_mass").T, strict=True)))
+        frame = frame.filter(pl.col("image").is_not_nan())
+        write_table(frame, out / "attention_mass.parquet", ATTENTION_MASS)
+
+    def _write_ranked(self, ranked: _Ranked, pids: pl.Series, out: Path) -> None:
+        classes, values = (read_parts(self.state, self.cut, name) for name in (ranked.classes, ranked.values))
+        tables = [
+            ranked.table(pids[rows.start : rows.stop], self.keys, *arrays)
+            for rows, *arrays in zip(self.cut.parts(), classes, values, strict=True)
+        ]
+        write_table(pl.concat(tables), out / f"{ranked.contract.name}.parquet", ranked.contract)
+
+    def _whole(self, name: str) -> npt.NDArray[Any]:
+        return np.concatenate(list(read_parts(self.state, self.cut, name)))
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A table with the first m classes of each post in several rankings.
+
+    Args:
+        contract: of the table; its last column holds the values.
+        group: its column that names the ranking.
+        names: of the rankings.
+        classes: array (b, len(names), m) of class indices.
+        values: array (b, len(names), m); NaN is left out.
+    """
+
+    contract: Contract
+    group: str
+    names: Sequence[str]
+    classes: str
+    values: str
+
+    def table(
+        self, pids: pl.Series, keys: pl.Series, classes: npt.NDArray[Any], values: npt.NDArray[Any]
+    ) -> pl.DataFrame:
+        """One row for each post of `pids` (b,), ranking and rank."""
+        rows, which, rank = (axis.ravel() for axis in np.indices(classes.shape))
+        index = pl.Series(classes.ravel())
+        columns = self.contract.columns
+        frame = pl.DataFrame(
+            {
+                "pid": pids.gather(rows),
+                self.group: pl.Series(self.names, dtype=pl.String).gather(which),
+                "rank": rank,
+                "index": index,
+                "key": keys.gather(index),
+                list(columns)[-1]: values.ravel(),
+            }
+        )
+        frame = frame.filter(pl.last().is_not_nan())
+        return frame.select(pl.col(name).cast(rule.dtype) for name, rule in columns.items())

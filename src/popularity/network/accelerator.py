@@ -1,0 +1,30 @@
+"""The device and the precision that the network runs with."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from popularity.encoders.parts import start_processes
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """The accelerator of this process, with the precision that the device gives.
+
+    Args:
+        precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where it is supported, else fp16 on a GPU and fp32 on a CPU.
+
+    Raises:
+        ConfigError: more than one process was launched, but they do not know of each other.
+    """
+    device = start_processes().device
+    if precision == "auto":
+        if device.type == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        else:
+            precision = "bf16" if _fast_bf16() else "fp32"
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
+
+
+def _fast_bf16() -> bool:
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()

@@ -1,0 +1,408 @@
+"""New posts through the graph's own functions and stored models, and what explains each prediction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.encoders.image_blocks import embed_images
+from popularity.encoders.text_blocks import embed_texts
+from popularity.errors import ConfigError, ContractError, DataError
+from popularity.evaluation.intervals import Calibration
+from popularity.features import CATEGORIES, FeaturizeParams, further_features
+from popularity.images import IndexImagesParams, index_files
+from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts, probable_classes
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import trained_params
+from popularity.network.inputs import EncoderOutputs, EncoderPair
+from popularity.network.params import CLASS_LEVEL
+from popularity.predict.classes import KnownClasses
+from popularity.predict.output import Interval, Prediction, views
+from popularity.predict.requests import NewPosts
+from popularity.schema import (
+    ATTENTION,
+    ATTENTION_MASS,
+    FOLDS,
+    IMAGE_STATUS,
+    IMAGES,
+    LEVELS,
+    NEAREST,
+    POSTS,
+    TEXT_FILE,
+    read_table,
+    write_table,
+)
+from popularity.stack import StackModel, read_blocks
+from popularity.stack.blocks import Blocks
+from popularity.stack.model import Contributions, Predicted
+from popularity.text_model import TextModel
+
+Float64Array = npt.NDArray[np.float64]
+Notes = Mapping[str, list[str]]  # by pid
+
+# What a prediction takes from params.yaml. All else is stored with the models.
+SECTIONS = ("index_images", "featurize", "embed_image", "embed_text", "embed_posts")
+TEXT_BLOCK = "text model"  # its own in the SHAP values
+
+
+@dataclass(frozen=True)
+class Project:
+    """Paths of the folder in which `dvc repro` finished, as dvc.yaml has them."""
+
+    root: Path
+    params: Path
+    posts: Path
+    splits: Path
+    features: Path
+    image: Path
+    text: Path
+    prototypes: Path
+    network: Path
+    stack: Path
+    text_model: Path
+    text_share: Path
+    calibration: Path
+
+    @classmethod
+    def at(cls, root: Path) -> Project:
+        """Those below `root`."""
+        return cls(
+            root=root,
+            params=root / PARAMS_FILE,
+            posts=root / "data/interim/posts.parquet",
+            splits=root / "data/interim/splits.parquet",
+            features=root / "data/features",
+            image=root / "data/embeddings/image",
+            text=root / "data/embeddings/text",
+            prototypes=root / "models/prototypes",
+            network=root / "models/network",
+            stack=root / "models/stack/stack",
+            text_model=root / "models/text_model/model.safetensors",
+            text_share=root / "models/stack" / TEXT_FILE,
+            calibration=root / "reports/calibration.json",
+        )
+
+    def settings(self) -> Settings:
+        """The sections of params.yaml that a prediction needs.
+
+        Raises:
+            DataError: an output of the graph is missing.
+            ConfigError: a section is not what it was when the graph ran.
+        """
+        needed = [
+            *(self.posts, self.splits, self.features / "text_components.parquet", self.calibration),
+            *(self.image / "pooled.npy", self.text / "post.npy", self.text / "tokens.npy"),
+            *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
+            self.text_share,
+        ]
+        if self.text_share.is_file() and _text_share(self)["share"]:
+            needed.append(self.text_model)
+        missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
+        if missing:
+            raise DataError(
+                f"{self.root.absolute()} lacks {', '.join(missing)}",
+                expected="a project folder in which the graph has run",
+                fix="dvc repro (or dvc pull, where its outputs were pushed)",
+            )
+        self._refuse_changed_sections()
+        return Settings(
+            index=load_params("index_images", IndexImagesParams, self.params),
+            featurize=load_params("featurize", FeaturizeParams, self.params),
+            encoders=EncoderPair.load(self.params),
+            embed_posts=load_params("embed_posts", EmbedPostsParams, self.params),
+        )
+
+    def _refuse_changed_sections(self) -> None:
+        """By what dvc.lock holds of the stages' runs; a graph that ran without DVC has none."""
+        lock = self.root / "dvc.lock"
+        if not lock.is_file():
+            return
+        ran: dict[str, Any] = {}
+        for name, stage in read_yaml(lock)["stages"].items():
+            if name != "report":  # it shows all of params.yaml, and may have run long before or after the others
+                ran |= stage.get("params", {}).get(str(PARAMS_FILE), {})
+        now = read_yaml(self.params)
+        changed = [name for name in SECTIONS if name in ran and ran[name] != now.get(name)]
+        if changed:
+            raise ConfigError(
+                f"{self.params}: {', '.join(changed)} changed since the graph ran; "
+                "run `dvc repro`, or take the change back: the models know no other values"
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sections of params.yaml."""
+
+    index: IndexImagesParams
+    featurize: FeaturizeParams
+    encoders: EncoderPair
+    embed_posts: EmbedPostsParams
+
+
+def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewPosts, largest: int) -> list[Prediction]:
+    """Predictions of `new.table`, by pid; further notes go to the requests.
+
+    The new posts count as posts of the test part: they see each other and every stored post in counts of users,
+    classes, tags and texts, and are fitted on in nothing.
+
+    Args:
+        project: where the graph has run.
+        settings: of it.
+        known: its posts, contract POSTS.
+        new: at least one post that can be predicted.
+        largest: features listed for each post.
+
+    Raises:
+        ContractError: the encoders are not those that the stored vectors came from.
+    """
+    classes, notes = KnownClasses.read(project.prototypes), {request.pid: request.notes for request in new.requests}
+    with TemporaryDirectory(prefix="popularity-predict-") as name:
+        scratch = Path(name)
+        inputs = _encode(project, settings, new, scratch)
+        inputs = _fill_classes(inputs, classes, notes)
+        blocks, explanations = _embed(inputs, classes, scratch)
+        splits = read_table(project.splits, FOLDS)
+        features = further_features(inputs.posts, inputs.images, splits, known, settings.featurize, project.features)
+        fitted = _predict_stack(project, inputs, features, blocks, largest)
+        _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
+    return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
+
+
+def _encode(project: Project, settings: Settings, new: NewPosts, scratch: Path) -> NetworkInputs:
+    """The posts with the vectors of their images and texts, in folders of `scratch`."""
+    images = index_files(new.table, new.root, settings.index)
+    write_table(new.table, scratch / "posts.parquet", POSTS)
+    write_table(images, scratch / "images.parquet", IMAGES)
+    image, text = scratch / "image", scratch / "text"
+    embed_images(new.root, scratch / "images.parquet", image, settings.encoders.image, scratch)
+    embed_texts(scratch / "posts.parquet", text, settings.encoders.text, scratch)
+    _refuse_other_encoders(EncoderOutputs.read(image, text), EncoderOutputs.read(project.image, project.text))
+    folders = Folders(new.root, image, text, project.prototypes, project.network)
+    accelerator = make_accelerator(trained_params(project.network).precision)
+    return NetworkInputs(new.table, images, folders, settings.encoders, settings.embed_posts, accelerator)
+
+
+def _fill_classes(inputs: NetworkInputs, classes: KnownClasses, notes: Notes) -> NetworkInputs:
+    """Posts without a class get the likeliest one, which is nearer than a mixture of all."""
+    posts, blank = inputs.posts, classes.without(inputs.posts)
+    if blank.height:
+        images = inputs.images.filter(pl.col("pid").is_in(blank["pid"].implode()))
+        probabilities = probable_classes(replace(inputs, posts=blank, images=images))
+        rows = []
+        for post, likely in zip(blank.select("pid", *LEVELS).iter_rows(named=True), probabilities, strict=True):
+            keys, probability = classes.likeliest(post, likely)
+            notes[post["pid"]] += filter(None, [classes.note_above(post["category"])])
+            notes[post["pid"]].append(
+                f"no class: {keys[CLASS_LEVEL]} taken, the likeliest by image and text ({probability:.0%})"
+            )
+            rows.append({"pid": post["pid"], **keys})
+        posts = posts.update(pl.DataFrame(rows), on="pid")
+    for pid, key in posts.select("pid", CLASS_LEVEL).iter_rows():
+        notes[pid] += filter(None, [classes.note(key)])
+    return replace(inputs, posts=posts)
+
+
+def _embed(inputs: NetworkInputs, classes: KnownClasses, scratch: Path) -> tuple[Blocks, _Explanations]:
+    """The blocks of vectors that the stack reads, and what explains those of the network."""
+    prototype, explain = scratch / "prototype", scratch / "explain"
+    embed_posts(inputs, state=scratch, out=prototype, explain=explain)
+    blocks = read_blocks(inputs.folders.image, inputs.folders.text, prototype)
+    return blocks, _Explanations.read(classes, explain)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Predictions of the stack and the text model, and the SHAP values.
+
+    Args:
+        predicted: values and error scales (n,), in the order of the features.
+        contributions: SHAP values.
+        unit: of the SHAP values.
+    """
+
+    predicted: Predicted
+    contributions: Contributions
+    unit: str
+
+
+def _predict_stack(
+    project: Project, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, largest: int
+) -> _Fitted:
+    model = StackModel.load(project.stack)
+    dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
+    posted_at = dates["posted_at"].to_physical().to_numpy()
+    predicted = model.predict(features, blocks, posted_at)
+    contributions = model.contributions(features, blocks, posted_at, largest)
+    raw, text = model.target.kind == "raw", _text_share(project)
+    if text["share"]:
+        text_model = TextModel.load(project.text_model, inputs.encoders.text)
+        predictions = text_model.predict(features, posted_at) - text["offset"]
+        predicted, contributions = with_text(predicted, contributions, predictions, text["share"], add_block=raw)
+    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target.kind} score of popularity")
+
+
+def _assemble(
+    fitted: _Fitted, calibration: Calibration, features: pl.DataFrame, explanations: _Explanations, notes: Notes
+) -> list[Prediction]:
+    predicted, shap = fitted.predicted, _shap_values(fitted.contributions, features)
+    rows = zip(
+        features["pid"],
+        predicted.values,
+        predicted.scale,
+        _intervals(calibration, predicted),
+        fitted.contributions.base,
+        strict=True,
+    )
+    return [
+        Prediction(
+            pid=pid,
+            popularity=float(value),
+            views=views(value),
+            error_scale=float(scale),
+            intervals=intervals,
+            views_intervals={coverage: (_views(low), _views(high)) for coverage, (low, high) in intervals.items()},
+            nearest=explanations.nearest(pid),
+            attention_mass=explanations.attention_mass(pid),
+            attention_weights=explanations.attention_weights(pid),
+            expected_value=float(expected_value),
+            shap_by_block=shap[pid][0],
+            shap_by_feature=shap[pid][1],
+            shap_unit=fitted.unit,
+            notes=notes[pid],
+        )
+        for pid, value, scale, intervals, expected_value in rows
+    ]
+
+
+def with_text(
+    predicted: Predicted, contributions: Contributions, text: Float64Array, share: float, *, add_block: bool
+) -> tuple[Predicted, Contributions]:
+    """The stack's predictions and SHAP values, merged with the predictions of the text model.
+
+    The text model's SHAP value is its share of how far it differs from the stack: with this block, expected value and
+    SHAP values still add up to the prediction.
+
+    Args:
+        predicted: by the stack, of n posts.
+        contributions: SHAP values of the stack.
+        text: (n,) predictions of the text model, less its offset.
+        share: of the text model in the merged prediction.
+        add_block: false where the SHAP values have another unit than popularity.
+    """
+    added = share * (text - predicted.values)
+    merged = replace(predicted, values=predicted.values + added)
+    if not add_block:
+        return merged, contributions
+    pids = contributions.blocks["pid"].unique(maintain_order=True)
+    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "contribution": added})
+    blocks = pl.concat([contributions.blocks, own.cast(dict(contributions.blocks.schema))])  # type: ignore[arg-type]
+    return merged, replace(contributions, blocks=blocks)
+
+
+def _text_share(project: Project) -> dict[str, float]:
+    """Share and offset of the text model in the merged prediction."""
+    content: dict[str, float] = json.loads(project.text_share.read_text(encoding="utf-8"))
+    return content
+
+
+def _views(popularity: float | None) -> float | None:
+    return None if popularity is None else views(popularity)
+
+
+def _refuse_other_encoders(new: EncoderOutputs, stored: EncoderOutputs) -> None:
+    for name in ("image", "text"):
+        own, other = (getattr(outputs, name).about for outputs in (new, stored))
+        fields = [field for field in other if own.get(field) != other[field]]
+        if fields:
+            raise ContractError(
+                f"the {name} encoder of params.yaml is not the one behind data/embeddings/{name}: "
+                + "; ".join(f"{field} {str(own.get(field))[:80]}, stored {str(other[field])[:80]}" for field in fields)
+                + "\n  next: dvc repro"
+            )
+
+
+def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str, Interval]]:
+    """For each post its intervals by coverage."""
+    found: list[dict[str, Interval]] = [{} for _ in predicted.values]
+    for coverage in calibration.quantiles:
+        half_width = calibration.reach(coverage, predicted.scale)
+        for row, value in enumerate(predicted.values):
+            bounds = (
+                (None, None) if half_width is None else (float(value - half_width[row]), float(value + half_width[row]))
+            )
+            found[row][f"{coverage:g}"] = bounds
+    return found
+
+
+def _shap_values(
+    contributions: Contributions, features: pl.DataFrame
+) -> dict[str, tuple[dict[str, float], list[dict[str, Any]]]]:
+    """By pid the SHAP values of blocks and of the largest features; categories by name, not by code."""
+    found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]] = {pid: ({}, []) for pid in features["pid"]}
+    for pid, block, value in contributions.blocks.iter_rows():
+        found[pid][0][block] = value
+    categories = {row["pid"]: row for row in features.select("pid", *CATEGORIES).iter_rows(named=True)}
+    for row in contributions.features.drop("rank").rename({"contribution": "shap_value"}).iter_rows(named=True):
+        pid = row.pop("pid")
+        if row["block"] == "metadata" and row["feature"] in CATEGORIES:
+            row["value"] = categories[pid][row["feature"]]
+        found[pid][1].append(row)
+    return found
+
+
+@dataclass(frozen=True)
+class _Explanations:
+    """Tables like those of data/explain for the new posts, with the classes they name."""
+
+    names: pl.Series  # readable, of the K classes
+    tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # by contract, by pid
+
+    @classmethod
+    def read(cls, classes: KnownClasses, explain: Path) -> _Explanations:
+        tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for contract in (NEAREST, ATTENTION, ATTENTION_MASS):
+            rows = tables.setdefault(contract.name, {})
+            table = read_table(explain / f"{contract.name.replace(' ', '_')}.parquet", contract)
+            for row in table.iter_rows(named=True):
+                rows.setdefault(row["pid"], []).append(row)
+        return cls(classes.of_level["name"], tables)
+
+    def nearest(self, pid: str) -> dict[str, list[dict[str, Any]]]:
+        rows = [{**row, "cosine": row["value"]} for row in self._of(NEAREST.name, pid)]
+        return {head: self._listed(rows, "head", head, "cosine") for head in ("visual", "text")}
+
+    def attention_weights(self, pid: str) -> dict[str, list[dict[str, Any]]]:
+        rows = self._of(ATTENTION.name, pid)
+        return {kind: self._listed(rows, "modality", kind, "weight") for kind in ("visual", "text")}
+
+    def attention_mass(self, pid: str) -> dict[str, float]:
+        return {
+            name: value for row in self._of(ATTENTION_MASS.name, pid) for name, value in row.items() if name != "pid"
+        }
+
+    def _of(self, table: str, pid: str) -> Sequence[Mapping[str, Any]]:
+        return self.tables[table].get(pid, [])
+
+    def _listed(self, rows: Sequence[Mapping[str, Any]], group: str, name: str, value: str) -> list[dict[str, Any]]:
+        return [
+            {"class": row["key"], "name": self.names[row["index"]], value: row[value]}
+            for row in rows
+            if row[group] == name
+        ]
+
+
+def _note_images(posts: pl.DataFrame, status: pl.DataFrame, notes: Notes) -> None:
+    """Notes which images were there and could not be used."""
+    joined = posts.select("pid", "image_path").join(status, on="pid", how="left", validate="1:1")
+    for pid, path, found in joined.filter((pl.col("image_path") != "") & (pl.col("status") != "ok")).iter_rows():
+        notes[pid].append(f"no image: {path} is {found.replace('_', ' ')}; predicted from the rest")
