@@ -30,7 +30,16 @@ import numpy.typing as npt
 import polars as pl
 from scipy.stats import beta
 
-from benchmarks.demo_ladder import POSTS_FILE, PREDICTIONS_FILE, SPLITS_FILE, TRUTH, params_of, run_stages, stage_folder
+from benchmarks.demo_ladder import (
+    POSTS_FILE,
+    PREDICTIONS_FILE,
+    SPLITS_FILE,
+    TRUTH,
+    params_of,
+    run_stages,
+    stage_folder,
+    stages_until,
+)
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.evaluation.intervals import CALIBRATED_ON, Calibration
@@ -121,8 +130,7 @@ INSIDE, LESS, MORE, INFINITE = "inside", "OUTSIDE: covers less", "OUTSIDE: cover
 
 def run_both(seed: int, posts: int | None, file: Path, work: Path) -> Iterator[tuple[str, Path]]:
     """The finished folders of a seed with the trend of `file` and without."""
-    graph = list(read_yaml(Path("dvc.yaml"))["stages"])
-    stages = graph[: graph.index("evaluate") + 1]
+    stages = stages_until("evaluate")
     params = params_of(seed, posts, file)
     params["stack"]["schemes"] = [REPORT, CALIBRATED_ON]
     first = run_stages(stages, params, work)

@@ -60,7 +60,7 @@ from popularity.stage import run
 from popularity.text_model import TextModelParams
 
 SCHEME, LAST_SCHEME = "matched", "report"
-MEAN, LAST = "mean", "last"  # beside the numbers of the cuts
+MEAN, LAST = "mean", "last"  # values of column `cut` next to the numbers of the cuts
 TEXT, WITHOUT_TEXT = "the text model", "- text model"
 DEFAULT = ("parts", "baselines", "peers")
 CONFIGURATION = ("params.yaml", "src", "benchmarks")  # what must be committed before the last cut is scored

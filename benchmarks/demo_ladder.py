@@ -35,10 +35,7 @@ from popularity.files import fingerprint, write_json
 from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.stage import run
 
-STAGES = (
-    "demo_data", "ingest", "index_images", "split", "featurize", "embed_image", "embed_text", "prototypes", "train",
-    "embed_posts", "select", "tune", "text_model", "stack",
-)  # fmt: skip
+LAST_STAGE = "stack"  # what follows scores or shows
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
 TRUTH = Path("data/demo_truth")
@@ -68,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_csv_flag(parser)
     args = parser.parse_args(argv)
     config = load_params("evaluate", EvaluateConfig, args.params)
-    seeds = sorted(set(args.seeds))
+    seeds, stages = sorted(set(args.seeds)), stages_until(LAST_STAGE)
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ladder.")))
-        folders = {seed: run_stages(STAGES, params_of(seed, args.posts, args.params), work.resolve()) for seed in seeds}
+        folders = {seed: run_stages(stages, params_of(seed, args.posts, args.params), work.resolve()) for seed in seeds}
         frames = {name: {seed: scored_rows(folders[seed], SCORED[name]) for seed in seeds} for name in SCORED}
     table = pl.concat(ladder(name, by_seed, config) for name, by_seed in frames.items())
     print(f"Demo data, seeds {seeds}, {config.confidence:.0%} intervals by bootstrap over users")
@@ -97,6 +94,12 @@ def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
     params["select"]["candidates"] = []
     params["tune"]["trials"] = 0
     return params
+
+
+def stages_until(last: str) -> list[str]:
+    """The stages of dvc.yaml in its order, `last` included."""
+    stages = list(read_yaml(Path("dvc.yaml"))["stages"])
+    return stages[: stages.index(last) + 1]
 
 
 def commands_of(stages: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:

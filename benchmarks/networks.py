@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 
 CODE = ("encoders", "network", "inference", "prototypes", "training")  # subpackages that make a network
 Precision = Literal["fp32", "bf16", "fp16"]
-Vectors = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.floating[Any]]
 Classes = npt.NDArray[np.int64]
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regressions
@@ -271,11 +271,11 @@ def class_table(bench: Bench, network_folder: Path, seed: int) -> list[dict[str,
     target = inputs.vectors.target[:, network.level_names.index(CLASS_LEVEL)]
     fit = fit[target[fit] >= 0]
     users = bench.posts["uid"].to_numpy()[fit]
-    image, text = inputs.vectors.images(fit), inputs.vectors.texts(fit)
+    images, texts = inputs.vectors.images(fit), inputs.vectors.texts(fit)
     for name, features, new in (
-        ("image", image, arrays["image"]),
-        ("text", text, arrays["text"]),
-        ("image + text", np.hstack([image, text]), np.hstack([arrays["image"], arrays["text"]])),
+        ("image", images, arrays["image"]),
+        ("text", texts, arrays["text"]),
+        ("image + text", np.hstack([images, texts]), np.hstack([arrays["image"], arrays["text"]])),
     ):
         logits_of_probe = linear_probe(features, target[fit], new, users, len(inputs.names))
         table.append({"part": f"logistic regression of {name}", **class_scores(logits_of_probe, y)})
@@ -285,7 +285,8 @@ def class_table(bench: Bench, network_folder: Path, seed: int) -> list[dict[str,
 def with_both(posts: PostReader, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The rows of posts that have a picture and a text."""
     metadata = posts.metadata(rows)
-    return rows[(metadata.has_image & metadata.has_token).numpy()]
+    both: npt.NDArray[np.bool_] = (metadata.has_image & metadata.has_token).numpy()
+    return rows[both]
 
 
 def outputs_of(network: PrototypeNetwork, posts: PostReader, rows: npt.NDArray[np.int64]) -> dict[str, Vectors]:

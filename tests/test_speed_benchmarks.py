@@ -120,7 +120,7 @@ def test_encoders_are_measured_beyond_the_first_batch(tmp_path: Path, monkeypatc
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     ours, bare = (part(tmp_path, "24") for part in (models.part_images, models.part_bare_images))
     assert bare["seconds"] > 0
-    assert "pictures/s" in ours["note"]
+    assert "pictures/s" in str(ours["note"])
     texts = models.posts_of(tmp_path, 300)
     assert texts.height == 300
 

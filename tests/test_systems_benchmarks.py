@@ -342,7 +342,10 @@ def test_an_infinite_interval_has_no_coverage() -> None:
 
 
 def test_tables_show_what_the_csv_holds(tmp_path: Path) -> None:
-    rows = [{"system": "ours", "mae": 1.19355, "posts": 1200}, {"system": "constant", "mae": None, "verdict": "worse"}]
+    rows: list[dict[str, Any]] = [
+        {"system": "ours", "mae": 1.19355, "posts": 1200},
+        {"system": "constant", "mae": None, "verdict": "worse"},
+    ]
     lines = text_table(rows, digits=3).splitlines()
     assert lines[0].split() == ["system", "mae", "posts", "verdict"]
     assert lines[1].split() == ["ours", "1.194", "1,200"]
@@ -363,6 +366,7 @@ def test_the_command_of_leaks_prints_and_keeps_its_table(
 ) -> None:
     """The practices are measured above; here a table stands for them."""
     row = {"metric": "src", "leak": HONEST, "claimed": 0.5, "seems to gain": 0.0, "pseudo-test": 0.4}
+    monkeypatch.setattr(leaks, "cases", lambda project: [project])
     monkeypatch.setattr(leaks, "measure", lambda *_: pl.DataFrame([row]))
     folder = write_project(tmp_path)
     leaks.main(["--folder", str(folder), "--csv", str(tmp_path / "leaks.csv")])

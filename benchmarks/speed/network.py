@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
 from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
-from popularity.network.model import CLASS_LEVEL, Level, PrototypeNetwork
+from popularity.network.model import CLASS_LEVEL, Level, LevelName, PrototypeNetwork
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
 from popularity.training.loop import Posts, make_accelerator, train_network
 
@@ -68,7 +68,7 @@ def part_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         long, short = (train(content, tower, params, count, root) for count in (steps + 1, 1))
-        step = {key: (long[key] - short[key]) / steps for key in long}
+        step: dict[str, Any] = {key: (long[key] - short[key]) / steps for key in long}
         shapes = products_of_a_step(content, tower, params, accelerator)
         products = time_products(shapes, accelerator, steps)
     rate = params.batch_size / step["seconds"]
@@ -87,12 +87,12 @@ def part_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
 def network_params(given: dict[str, Any]) -> TrainParams:
     """Section train with the size and precision that are given, the towers frozen, on the level of the method."""
     params = load_params("train", TrainParams, REPOSITORY / PARAMS_FILE)
-    network = params.network
-    size = {name: int(given[name]) for name in ("width", "layers") if given.get(name) is not None}
+    network, level = params.network, cast(LevelName, CLASS_LEVEL)
+    size: dict[str, Any] = {name: int(given[name]) for name in ("width", "layers") if given.get(name) is not None}
     network = replace(
         network,
         attention=replace(network.attention, **size),
-        prototypes=replace(network.prototypes, levels=(CLASS_LEVEL,)),
+        prototypes=replace(network.prototypes, levels=(level,)),
     )
     return replace(params, network=network, epochs=1, min_steps=0, precision=given["precision"], unfreeze_blocks=0)
 
@@ -225,11 +225,11 @@ def train(content: Content, tower: PromptTower, params: TrainParams, steps: int,
 Shape = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # of the left factor, of the right one
 
 
-class ProductRecorder(TorchDispatchMode):
+class ProductRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the factors of every matrix product that runs inside, those of gradients too."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shapes: list[Shape] = []
 
     def __torch_dispatch__(
@@ -266,7 +266,8 @@ def products_of_a_step(
             terms = network.loss_terms(network(batch), batch)
             loss = torch.stack([values.float().mean() for values in terms.values()]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-    return recorder.shapes
+    shapes: list[Shape] = recorder.shapes
+    return shapes
 
 
 def time_products(shapes: Sequence[Shape], accelerator: Accelerator, repeats: int) -> dict[str, float]:
