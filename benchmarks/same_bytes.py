@@ -142,11 +142,7 @@ def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
     if new.suffix == ".parquet":
         yield from compare_tables(pl.read_parquet(old), pl.read_parquet(new), renamed)
     elif new.suffix in (".csv", ".tsv"):
-        tables = [
-            pl.read_csv(file, separator="\t" if file.suffix == ".tsv" else ",", infer_schema=False)
-            for file in (old, new)
-        ]
-        yield from compare_tables(*tables, renamed)
+        yield from compare_tables(_words(old), _words(new), renamed)
     elif new.suffix in (".json", ".yaml"):
         yield from compare_trees(_tree(old), _tree(new), renamed)
     elif new.suffix == ".npy":
@@ -160,9 +156,8 @@ def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
             else:
                 yield from compare_arrays(f"tensor {name}", first[name], second[name])
     else:
-        lines = [file.read_bytes().splitlines() for file in (old, new)]
-        words = [renamed.name(line.decode(errors="replace")) for line in lines[0]]
-        if words != [line.decode(errors="replace") for line in lines[1]]:
+        before, after = (file.read_text(encoding="utf-8", errors="replace").splitlines() for file in (old, new))
+        if [renamed.name(line) for line in before] != after:
             yield "other bytes"
 
 
@@ -184,8 +179,9 @@ def compare_tables(old: pl.DataFrame, new: pl.DataFrame, renamed: Renamed) -> It
     for column, other in zip(old, new, strict=True):
         if not column.equals(other):
             count = (~column.eq_missing(other)).sum()
-            size = (column.cast(pl.Float64) - other.cast(pl.Float64)).abs().max() if column.dtype.is_numeric() else None
-            yield f"{column.name} in {count} rows" + ("" if size is None else f", by {size} at most")
+            numbers = [side.cast(pl.Float64).to_numpy() for side in (column, other) if side.dtype.is_numeric()]
+            largest = f", by {np.nanmax(np.abs(numbers[0] - numbers[1]))} at most" if numbers else ""
+            yield f"{column.name} in {count} rows{largest}"
 
 
 def compare_trees(old: Any, new: Any, renamed: Renamed, at: str = "") -> Iterator[str]:
@@ -220,6 +216,11 @@ def compare_arrays(what: str, old: np.ndarray[Any, Any], new: np.ndarray[Any, An
 def _tree(file: Path) -> Any:
     text = file.read_text(encoding="utf-8")
     return json.loads(text) if file.suffix == ".json" else YAML(typ="safe").load(text)
+
+
+def _words(file: Path) -> pl.DataFrame:
+    """The cells of a .csv or .tsv as text."""
+    return pl.read_csv(file, separator="\t" if file.suffix == ".tsv" else ",", infer_schema=False)
 
 
 def _values(column: pl.Series, renamed: Renamed) -> dict[str, str]:

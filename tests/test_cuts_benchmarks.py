@@ -18,7 +18,7 @@ from popularity.errors import ConfigError, DataError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
 from popularity.features.profiles import no_users
 from popularity.manifest import REPOSITORY
-from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table, write_table
+from popularity.schema import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
 from popularity.splits import make_splits, rows_of
 from popularity.stack import StackParams
 from tests.encoders.tiny_encoders import text_params
@@ -152,7 +152,7 @@ def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
     kinds = {"ours": rows.stack_row(lambda data: data), "constant": rows.simple_row("constant")}
     keys = [row.inputs(one) for row in kinds.values() for one in (data, *others.values())]
     assert len({str(key) for key in keys}) == len(keys)
-    named = rows.stack_row(lambda data: replace(data, fold=replace(data.fold, scheme="other")))
+    named = rows.stack_row(lambda data: replace(data, fold=replace(data.fold, key=FoldKey("random", 0))))
     assert named.inputs(data) == kinds["ours"].inputs(data)
     assert rows.stack_row(rows.metadata_alone).inputs(data) != kinds["ours"].inputs(data)
 

@@ -25,8 +25,6 @@ import numpy.typing as npt
 import torch
 import transformers
 from accelerate import Accelerator
-from popularity.training.data import PostVectors, draw_folds, to_device
-from popularity.training.params import TrainParams
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,9 +32,14 @@ from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
 from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
-from popularity.network.model import CLASS_LEVEL, Level, LevelName, PrototypeNetwork
+from popularity.network.accelerator import make_accelerator
+from popularity.network.dataset import PostVectors, draw_folds, to_device
+from popularity.network.heads import loss_terms
+from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.params import CLASS_LEVEL, LevelName, TrainParams
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
-from popularity.training.loop import Posts, make_accelerator, train_network
+from popularity.training.batches import TrainingPosts
+from popularity.training.loop import train_network
 
 OFFICIAL_POSTS = 305_613  # training posts of SMPD
 MEAN_TOKENS = 8  # of a title
@@ -52,7 +55,7 @@ def part_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
     Args:
         folder: for the random content.
         posts: number of them.
-        flags: JSON of tower, classes, width, layers, steps and precision; by default those of section train.
+        flags: JSON of tower, classes, dim, depth, steps and precision; by default those of section train.
     """
     given = {"tower": "minilm", "classes": 77, "steps": 6, "precision": "bf16", **json.loads(flags)}
     params = network_params(given)
@@ -88,13 +91,13 @@ def network_params(given: dict[str, Any]) -> TrainParams:
     """Section train with the size and precision that are given, the towers frozen, on the level of the method."""
     params = load_params("train", TrainParams, REPOSITORY / PARAMS_FILE)
     network, level = params.network, cast(LevelName, CLASS_LEVEL)
-    size: dict[str, Any] = {name: int(given[name]) for name in ("width", "layers") if given.get(name) is not None}
+    size: dict[str, Any] = {name: int(given[name]) for name in ("dim", "depth") if given.get(name) is not None}
     network = replace(
         network,
         attention=replace(network.attention, **size),
         prototypes=replace(network.prototypes, levels=(level,)),
     )
-    return replace(params, network=network, epochs=1, min_steps=0, precision=given["precision"], unfreeze_blocks=0)
+    return replace(params, network=network, epochs=1, min_steps=0, precision=given["precision"], unfreeze_layers=0)
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,8 @@ def train(content: Content, tower: PromptTower, params: TrainParams, steps: int,
     with tempfile.TemporaryDirectory(dir=folder) as state:
         synchronize(accelerator.device)
         clock = Clock()
-        posts = Posts(content.vectors.batch, content.vectors.facts)
-        train_network(network, posts, draws, draws[:0], params, accelerator, state=Path(state))
+        posts = TrainingPosts(content.vectors.reader, draws, draws[:0])
+        train_network(network, posts, params, accelerator, state=Path(state))
         synchronize(accelerator.device)
         return clock.read()
 
@@ -263,7 +266,7 @@ def products_of_a_step(
     batch = to_device(content.vectors.batch(np.arange(params.batch_size)), accelerator.device)
     with ProductRecorder() as recorder:
         with accelerator.autocast():
-            terms = network.loss_terms(network(batch), batch)
+            terms = loss_terms(network, network(batch), batch)
             loss = torch.stack([values.float().mean() for values in terms.values()]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
     shapes: list[Shape] = recorder.shapes

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.pipeline.conftest import REPOSITORY
-
 from popularity import paths
 from popularity.config import read_yaml
+from tests.repository import REPOSITORY
 
 STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
 OUTS = {
