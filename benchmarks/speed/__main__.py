@@ -79,14 +79,14 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the network that differ from section train."""
     parser.add_argument("--tower", choices=["clip", "minilm"], default="minilm", help="clip: of that size, random")
     parser.add_argument("--classes", type=int, default=77)
-    parser.add_argument("--width", type=int, help="of the attention, instead of params.yaml's")
-    parser.add_argument("--layers", type=int, help="of the attention, instead of params.yaml's")
+    parser.add_argument("--dim", type=int, help="of the attention, instead of params.yaml's")
+    parser.add_argument("--depth", type=int, help="of the attention, instead of params.yaml's")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
 
 
 def network_flags(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("tower", "classes", "width", "layers", "steps", "precision")}
+    return {name: getattr(args, name) for name in ("tower", "classes", "dim", "depth", "steps", "precision")}
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
