@@ -77,6 +77,7 @@ SLOW = {
     "leakage/test_labels",
     "leakage/test_rows",
     "stack/test_cluster",
+    "stack/test_fit",
     "test_two_nodes_benchmark",
     "training/test_processes",
     "training/test_train_stage",

@@ -10,7 +10,8 @@ import pytest
 
 from popularity.config import leaves, read_yaml
 from popularity.profile import main, read_profiles
-from tests import repository
+from tests import clones, repository
+from tests.clones import make_clone
 from tests.repository import PROFILES, REPOSITORY, STAGES, profile_text, stage_command, stage_flags, write_profile
 
 
@@ -46,3 +47,17 @@ def test_paths_are_placed_below_the_folder_and_can_be_changed(tmp_path: Path) ->
         "--params", f"{tmp_path}/params.yaml", "--posts", f"{tmp_path}/mine.parquet",
         "--splits", f"{tmp_path}/data/interim/splits.parquet", "--report", "/elsewhere/split.json",
     ]  # fmt: skip
+
+
+def test_a_clone_starts_from_profile_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made from a working tree that `make dataset` and `popularity.profile` have edited."""
+    edited = make_clone(tmp_path / "edited")
+    edited.run("python", "-m", "popularity.profile", "full")
+    params = edited.root / "params.yaml"
+    params.write_text(params.read_text(encoding="utf-8").replace("root: data/demo", "root: /my/own/posts"), "utf-8")
+    expected = profile_text("demo")
+    for module in (clones, repository):
+        monkeypatch.setattr(module, "REPOSITORY", edited.root)
+    fresh = make_clone(tmp_path / "fresh")
+    assert (fresh.root / "params.yaml").read_text(encoding="utf-8") == expected
+    assert fresh.run("git", "status", "--porcelain").stdout == ""
