@@ -23,6 +23,7 @@ from benchmarks.measuring import REPOSITORY
 from popularity.config import PARAMS_FILE, load_params
 from popularity.stack import StackParams, lightgbm_learner
 from popularity.stack.cluster import LOCAL, ClusterParams, connected
+from popularity.stack.columns import metadata_columns
 from popularity.stack.inner import Array, Rows, Sample, inner_cuts
 from popularity.stack.matrix import Matrix
 
@@ -48,8 +49,9 @@ def made_posts(rows: int, seed: int, *, weighted: bool) -> tuple[Sample, Rows]:
     known = np.nan_to_num(values)
     label = rng.normal(size=201)[known[:, 0].astype(int)] + known[:, 1:11] @ rng.normal(size=10) / 2
     label += np.sin(2 * known[:, 11]) + known[:, 12] * known[:, 13] + rng.normal(size=rows)
-    names = tuple(f"column{place}" for place in range(COLUMNS))
-    matrix = Matrix(values, [str(row) for row in range(rows)], names, ("metadata",) * COLUMNS, (0,))
+    columns = metadata_columns(["column0"], "category")
+    columns += metadata_columns([f"column{place}" for place in range(1, COLUMNS)], "number")
+    matrix = Matrix(values, [str(row) for row in range(rows)], columns)
     weight = rng.uniform(0.5, 1.5, rows)
     return Sample(matrix, label, weight if weighted else None), rng.permutation(rows)
 

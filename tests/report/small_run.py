@@ -112,7 +112,7 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool =
     write_table(posts, folder / "posts.parquet", POSTS)
     write_table(images, folder / "images.parquet", IMAGES)
     write_table(images.select("pid", "status"), folder / "statuses.parquet", IMAGE_STATUS)
-    splits, summary = make_splits(posts, SplitParams(0, 0.15, 0.15, 2, 2, 1, 0.5, 0.05))
+    splits, summary = make_splits(posts, SplitParams(0, 0.15, 0.15, 2, 2, 0.5, 0.05))
     write_table(splits, folder / "splits.parquet", FOLDS)
     write_json(folder / "reports/split.json", summary)
     predictions = small_predictions(posts, splits.filter(pl.col("scheme") != "random"))

@@ -22,6 +22,7 @@ from popularity.config import parse_section
 from popularity.errors import ClusterError, ConfigError
 from popularity.stack import StackParams, cluster, lightgbm_learner
 from popularity.stack.cluster import ClusterParams, connected
+from popularity.stack.columns import metadata_columns
 from popularity.stack.inner import Sample
 from tests.stack.small_stack import STACK
 from tests.stack.test_learners import cuts_of, problem
@@ -79,7 +80,8 @@ def test_without_bags_and_weights_a_squared_error_is_fitted_as_on_one_machine() 
     )
     assert model.feature_name() == list(sample.matrix.names)
     assert "==" in set(model.trees_to_dataframe()["decision_type"])
-    numbers = replace(sample, matrix=replace(sample.matrix, categorical=()))
+    columns = metadata_columns(sample.matrix.names, "number")
+    numbers = replace(sample, matrix=replace(sample.matrix, columns=columns))
     assert "==" not in set(fit(numbers, 60, there).trees_to_dataframe()["decision_type"])
 
 
