@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.features import group_of
+from popularity.features import FeatureColumn
 from popularity.features.label import as_of_dates
 from popularity.features.signals import CLASSES, HALF_LIVES, count_signals, label_signals, with_themes
 from tests.random_posts import random_posts
@@ -36,8 +36,9 @@ def fold(seed: int, *, cut_in_time: bool = True) -> pl.DataFrame:
 def test_groups_are_named_by_their_columns() -> None:
     rows = fold(0)
     columns = {*count_signals(rows).columns, *label_signals(rows, PRIOR).columns} - {"pid"}
-    assert {group_of(column) for column in columns} == {"history", "words", "rhythm", "class_time"}
-    assert group_of("user_posts") is None
+    found = {FeatureColumn.named(column).group for column in columns}
+    assert found == {"history", "words", "rhythm", "class_time"}
+    assert FeatureColumn.named("user_posts").group is None
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from popularity.evaluation.metrics import spearman
-from popularity.features import featurize
+from popularity.features import FeatureColumn, featurize
 from popularity.schema import FoldKey
 from popularity.splits import rows_of
 from popularity.splits.folds import load_fold
@@ -135,6 +135,38 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
         np.testing.assert_allclose(after.values[own], before.values[own], rtol=1e-5)
         np.testing.assert_allclose(after.values[user][:, heads], before.values[user][:, heads], rtol=1e-5)
         assert not np.allclose(after.values, before.values, rtol=1e-5, equal_nan=True)
+
+
+def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None:
+    """Of features and of the matrix: other labels of all fit rows leave the rest as it was."""
+    signals: tuple[Signal, ...] = ("history", "words", "rhythm", "class_time", "neighbours", "profile")
+    columns = replace(STACK.columns, signals=signals)
+    (key, rows) = next(iter(rows_of(made.splits, ["report"])))
+    splits = made.splits.filter(pl.col("scheme").is_in(["report", "matched"]))  # matched gives the blocks of time
+
+    def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
+        featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
+        data = load_fold(key, rows, posts, folder)
+        return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
+
+    fitted = rows.filter(role="fit")["pid"].to_list()
+    before, after = (
+        matrix_of(made.posts, tmp_path / "a"),
+        matrix_of(with_other_labels(made.posts, fitted), tmp_path / "b"),
+    )
+    assert before.columns == after.columns
+    free = [not column.fitted_on_labels for column in before.columns]
+    np.testing.assert_array_equal(before.values[:, free], after.values[:, free])
+    changed = {
+        (column.kind, column.group)
+        for column, own, other in zip(before.columns, before.values.T, after.values.T, strict=True)
+        if not np.array_equal(own, other, equal_nan=True)
+    }
+    knowing = {(column.kind, column.group) for column in before.columns if column.fitted_on_labels}
+    assert changed == knowing
+    for file, knows in (("label/report-0.parquet", True), ("context/report.parquet", False), ("row.parquet", False)):
+        stored = pl.read_parquet_schema(tmp_path / "a" / file)
+        assert {FeatureColumn.named(name).fitted_on_labels for name in stored if name != "pid"} == {knows}
 
 
 # Both learners count in the blend; a column of noise, as characters are here, would leave one of them out.

@@ -21,6 +21,7 @@ from popularity.config import parse_section
 from popularity.errors import ClusterError, ConfigError
 from popularity.stack import StackParams, cluster, lightgbm_learner
 from popularity.stack.cluster import ClusterParams, connected
+from popularity.stack.columns import metadata_columns
 from popularity.stack.inner import Rows, Sample
 from popularity.stack.matrix import Matrix
 from tests.stack.small_stack import STACK
@@ -57,8 +58,9 @@ def made_posts(rows: int, seed: int) -> tuple[Sample, Rows]:
     known = np.nan_to_num(values)
     label = rng.normal(size=201)[known[:, 0].astype(int)] + known[:, 1:11] @ rng.normal(size=10) / 2
     label += np.sin(2 * known[:, 11]) + known[:, 12] * known[:, 13] + rng.normal(size=rows)
-    names = tuple(f"column{place}" for place in range(40))
-    matrix = Matrix(values, [str(row) for row in range(rows)], names, ("metadata",) * 40, (0,))
+    numbers = metadata_columns([f"column{place}" for place in range(1, 40)], "number")
+    columns = metadata_columns(["column0"], "category") + numbers
+    matrix = Matrix(values, [str(row) for row in range(rows)], columns)
     weight = rng.uniform(0.5, 1.5, rows)
     return Sample(matrix, label, weight), rng.permutation(rows)
 
@@ -111,7 +113,8 @@ def test_without_bags_and_weights_a_squared_error_is_fitted_as_on_one_machine() 
     )
     assert model.feature_name() == list(sample.matrix.names)
     assert "==" in set(model.trees_to_dataframe()["decision_type"])
-    numbers = replace(sample, matrix=replace(sample.matrix, categorical=()))
+    columns = metadata_columns(sample.matrix.names, "number")
+    numbers = replace(sample, matrix=replace(sample.matrix, columns=columns))
     assert "==" not in set(fit(numbers, 60, there).trees_to_dataframe()["decision_type"])
 
 

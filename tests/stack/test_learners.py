@@ -15,6 +15,7 @@ from sklearn.linear_model import Ridge
 
 from popularity.errors import ConfigError
 from popularity.stack import LinearParams, StackParams, catboost_learner, lightgbm_learner, linear_learner
+from popularity.stack.columns import metadata_columns
 from popularity.stack.inner import Cut, Learned, Sample, inner_cuts, scored_rows
 from popularity.stack.matrix import Matrix
 from tests.stack.small_stack import STACK, needs_catboost
@@ -32,8 +33,8 @@ def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
     posted_at = rng.permutation(n).astype(np.int64)
     known = np.nan_to_num(values)
     target = 2 * (known[:, 0] == 2) + known[:, 1] + 2 * known[:, 2] * posted_at / n + rng.normal(0, 1, n)
-    names = ("category", "a", "b", "c", "d")
-    matrix = Matrix(values, [f"{row:04d}" for row in range(n)], names, ("metadata",) * 5, (0,))
+    columns = metadata_columns(["category"], "category") + metadata_columns("abcd", "number")
+    matrix = Matrix(values, [f"{row:04d}" for row in range(n)], columns)
     return Sample(matrix, target, rng.uniform(0.5, 1.5, n)), posted_at
 
 
@@ -155,7 +156,8 @@ def test_catboost_takes_codes_as_categories() -> None:
     values[:, 0] = (values[:, 0] * 7 + 3) % 11
     assert np.isnan(values[:, 0]).any()
     renamed = replace(sample, matrix=replace(sample.matrix, values=values))
-    plain = replace(sample, matrix=replace(sample.matrix, categorical=()))
+    columns = metadata_columns(sample.matrix.names, "number")
+    plain = replace(sample, matrix=replace(sample.matrix, columns=columns))
     first, second = (
         catboost_learner.predict(catboost_learner.fit(one, 10, STACK, 1), one.matrix) for one in (sample, renamed)
     )
@@ -217,7 +219,7 @@ def test_the_linear_learner_reads_its_rows_in_parts(monkeypatch: pytest.MonkeyPa
 def test_columns_without_a_value_or_a_difference_are_no_obstacle() -> None:
     sample, _ = problem(60)
     values = np.column_stack([sample.matrix.values, np.full(60, np.nan), np.full(60, 7.0)]).astype(np.float32)
-    more = replace(sample.matrix, values=values, names=(*sample.matrix.names, "e", "f"), blocks=("metadata",) * 7)
+    more = replace(sample.matrix, values=values, columns=sample.matrix.columns + metadata_columns("ef", "number"))
     plain = linear_learner.predict(linear_learner.fit(sample, 0, STACK, 0), sample.matrix)
     model = linear_learner.fit(replace(sample, matrix=more), 0, STACK, 0)
     np.testing.assert_allclose(linear_learner.predict(model, more), plain)

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.matrix import Matrix
 from popularity.stack.scale import FLOOR, LEAST, ScaleModel
 
 Floats = npt.NDArray[np.float64]
 N = 900
 ROWS = np.arange(100, N)
+COMPONENT = MatrixColumn("image_component_000", "image", "component", None, fitted_on_labels=False)
 
 
 def problem() -> tuple[Matrix, Floats, Floats]:
@@ -20,10 +22,17 @@ def problem() -> tuple[Matrix, Floats, Floats]:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(N, 4)).astype(np.float32)
     values[:, 0] = rng.integers(3, size=N)
-    names, blocks = ("category", "noise", "image_component_000", "other"), ("metadata", "metadata", "image", "metadata")
+    (category, noise, other) = (
+        *metadata_columns(["category"], "category"),
+        *metadata_columns(["noise", "other"], "number"),
+    )
     expected = rng.uniform(2, 9, N)
     label = expected + rng.normal(size=N) * np.where(values[:, 1] > 0, 2.0, 0.3)
-    return Matrix(values, [f"{row:04d}" for row in range(N)], names, blocks, (0,)), expected[ROWS], label
+    return (
+        Matrix(values, [f"{row:04d}" for row in range(N)], (category, noise, COMPONENT, other)),
+        expected[ROWS],
+        label,
+    )
 
 
 def fitted() -> tuple[ScaleModel, Matrix, Floats]:
@@ -72,7 +81,7 @@ def test_few_rows_and_no_metadata() -> None:
     matrix, prediction, label = problem()
     few = ScaleModel.fit(matrix, ROWS[:3], prediction[:3], label, seed=1, threads=1)
     assert (few.predict(matrix, np.full(N, 5.0)) > 0).all()
-    dense = Matrix(matrix.values[:, 1:2], matrix.pids, ("image_component_000",), ("image",), ())
+    dense = Matrix(matrix.values[:, 1:2], matrix.pids, (COMPONENT,))
     alone = ScaleModel.fit(dense, ROWS, prediction, label, seed=1, threads=1)
     assert alone.predict(dense, label).shape == (N,)
 

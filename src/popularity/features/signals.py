@@ -32,16 +32,6 @@ WORD = r"[\p{L}\p{N}']+"
 FACTS = ("uid", *LEVELS, *TEXTS)  # columns of POSTS that `label_signals` reads
 
 
-def group_of(column: str) -> str | None:
-    """The group of a signal's column; None for a column that is always seen.
-
-    >>> group_of("rhythm.user_week"), group_of("hour")
-    ('rhythm', None)
-    """
-    group, dot, _ = column.partition(".")
-    return group if dot else None
-
-
 def with_themes(posts: pl.DataFrame) -> pl.DataFrame:
     """`posts` with `theme` and `variant`: the keys of their classes of the second and third level by own names."""
     columns = {}

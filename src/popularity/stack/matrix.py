@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,12 +15,13 @@ from sklearn.decomposition import PCA
 
 from popularity.config import Section
 from popularity.errors import ContractError
-from popularity.features import CATEGORIES, TEXT, group_of
+from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.stack import character_head
 from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.character_head import CharacterHead, fit_character_head
+from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
-from popularity.stack.neighbours import COLUMNS, Neighbours
+from popularity.stack.neighbours import COLUMNS, FROM_LABELS, Neighbours
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,27 @@ class Matrix:
     Args:
         values: row i belongs to pids[i].
         pids: in canonical order.
-        names: unique column names.
-        blocks: the block each column came from.
-        categorical: positions of the columns that hold category codes.
+        columns: of the values.
     """
 
     values: FloatArray
     pids: Sequence[str]
-    names: tuple[str, ...]
-    blocks: tuple[str, ...]
-    categorical: tuple[int, ...]
+    columns: tuple[MatrixColumn, ...]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The columns' unique names."""
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """The block each column came from."""
+        return tuple(column.block for column in self.columns)
+
+    @cached_property
+    def categorical(self) -> tuple[int, ...]:
+        """Positions of the columns that hold category codes."""
+        return tuple(place for place, column in enumerate(self.columns) if column.kind == "category")
 
 
 @dataclass(frozen=True)
@@ -194,28 +207,38 @@ class DenseEncoder:
 
     def columns(
         self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: Mapping[str, FloatArray]
-    ) -> tuple[list[str], list[FloatArray]]:
-        """Names and values [(n, k), ...] of the block's columns; `out_of_fold` replaces predictions of the heads."""
+    ) -> tuple[list[MatrixColumn], list[FloatArray]]:
+        """The block's columns and their values [(n, k), ...]; `out_of_fold` replaces predictions of the heads."""
         pids = features["pid"].to_list()
         parts = {part: part_rows(blocks, part, pids) for part in self.reducers}
-        names: list[str] = []
-        values: list[FloatArray] = []
-        for part, vectors in parts.items():
-            reduced = self.reducers[part].apply(vectors)
-            names += [f"{part}_component_{index:03d}" for index in range(reduced.shape[1])]
-            values.append(reduced)
-        scalars = scalar_columns(name, self.scalars, blocks, pids)
+        reduced = {part: self.reducers[part].apply(vectors) for part, vectors in parts.items()}
+        columns = [
+            MatrixColumn(f"{part}_component_{index:03d}", name, "component", None, fitted_on_labels=False)
+            for part, values in reduced.items()
+            for index in range(values.shape[1])
+        ]
+        group = name if name == "picture" else None
+        single = [
+            (MatrixColumn(column, name, "scalar", group, fitted_on_labels=False), values)
+            for column, values in scalar_columns(name, self.scalars, blocks, pids).items()
+        ]
         if self.head is not None:
             column, together = f"{name}_head", np.hstack(list(parts.values()))
-            scalars[column] = out_of_fold[column] if column in out_of_fold else self.head.predict(together)
+            values = out_of_fold[column] if column in out_of_fold else self.head.predict(together)
+            single.append((MatrixColumn(column, name, "head", None, fitted_on_labels=True), values))
         if self.characters is not None:
             column = character_head.NAME
             given = out_of_fold.get(column)
-            scalars[column] = self.characters.predict(features[TEXT].to_list()) if given is None else given
+            values = self.characters.predict(features[TEXT].to_list()) if given is None else given
+            single.append((MatrixColumn(column, name, "head", None, fitted_on_labels=True), values))
         if self.neighbours is not None:
-            found = self.neighbours.columns(np.hstack(values), features["uid"].to_numpy())
-            scalars |= {f"{name}_{column}": found[:, place] for place, column in enumerate(COLUMNS)}
-        return [*names, *scalars], [*values, *(column[:, None] for column in scalars.values())]
+            found = self.neighbours.columns(np.hstack(list(reduced.values())), features["uid"].to_numpy())
+            single += [
+                (MatrixColumn(f"{name}_{what}", name, "neighbours", "neighbours", what in FROM_LABELS), values)
+                for what, values in zip(COLUMNS, found.T, strict=True)
+            ]
+        columns += [column for column, _ in single]
+        return columns, [*reduced.values(), *(values[:, None] for _, values in single)]
 
 
 @dataclass(frozen=True)
@@ -240,7 +263,7 @@ class MatrixEncoder:
         numeric = tuple(
             column
             for column in features.columns
-            if metadata and column not in ("pid", *CATEGORIES, TEXT) and group_of(column) in seen
+            if metadata and column not in ("pid", *CATEGORIES, TEXT) and FeatureColumn.named(column).group in seen
         )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
@@ -260,17 +283,11 @@ class MatrixEncoder:
     ) -> Matrix:
         pids = features["pid"].to_list()
         codes = self.categories.apply(features) if self.categories.codes else pl.DataFrame()
-        parts: list[FloatArray] = []
-        names: list[str] = []
-        origin: list[str] = []
-        for frame in (codes, features.select(pl.col(self.numeric).cast(pl.Float32))):
-            if frame.width:
-                parts.append(frame.to_numpy().astype(np.float32, copy=False))
-                names += frame.columns
-                origin += ["metadata"] * frame.width
+        numbers = features.select(pl.col(self.numeric).cast(pl.Float32))
+        parts = [frame.to_numpy().astype(np.float32, copy=False) for frame in (codes, numbers) if frame.width]
+        columns = [*metadata_columns(codes.columns, "category"), *metadata_columns(numbers.columns, "number")]
         for name, encoder in self.dense.items():
-            own_names, own_parts = encoder.columns(name, blocks, features, out_of_fold.get(name, {}))
+            own_columns, own_parts = encoder.columns(name, blocks, features, out_of_fold.get(name, {}))
             parts += own_parts
-            names += own_names
-            origin += [name] * len(own_names)
-        return Matrix(np.hstack(parts), pids, tuple(names), tuple(origin), tuple(range(codes.width)))
+            columns += own_columns
+        return Matrix(np.hstack(parts), pids, tuple(columns))

@@ -17,6 +17,7 @@ NEAREST = 20  # posts that are averaged
 SHARPNESS = 0.1  # of the weights exp(cosine / SHARPNESS)
 ROWS = 128  # asked at a time: with 300,000 fit posts 150 MiB of cosines, and twice that for their order
 COLUMNS = ("neighbours.mean", "neighbours.weighted", "neighbours.nearest", "neighbours.distance")
+FROM_LABELS = COLUMNS[:2]  # the others are distances
 
 
 @dataclass(frozen=True)

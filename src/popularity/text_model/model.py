@@ -25,8 +25,7 @@ from popularity.config import Section
 from popularity.encoders.prompting import unfreeze_last
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.errors import DataError
-from popularity.features import CATEGORIES, TEXT
-from popularity.features.signals import group_of
+from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.stack.level import Level
 from popularity.tensors import read_tensors, write_tensors
 
@@ -93,7 +92,7 @@ class Numbers:
     def fit(cls, features: pl.DataFrame) -> Numbers:
         """Of fit rows; a column without two values is left out, and so are signals, which the stack switches."""
         numeric = features.select(cs.numeric() | cs.boolean()).columns
-        names = [name for name in numeric if name not in CATEGORIES and group_of(name) is None]
+        names = [name for name in numeric if name not in CATEGORIES and FeatureColumn.named(name).group is None]
         values = _logarithms(features, names)
         known = np.isfinite(values)
         count = np.maximum(known.sum(axis=0), 1)

@@ -346,10 +346,4 @@ def _part(matrix: Matrix, params: EncoderParams) -> Matrix:
     """The columns of `params.blocks`, in the order in which MatrixEncoder would put them."""
     order = sorted(params.blocks, key=lambda block: block != "metadata")
     columns = [place for block in order for place, origin in enumerate(matrix.blocks) if origin == block]
-    return Matrix(
-        values=matrix.values[:, columns],
-        pids=matrix.pids,
-        names=tuple(matrix.names[column] for column in columns),
-        blocks=tuple(matrix.blocks[column] for column in columns),
-        categorical=tuple(place for place, column in enumerate(columns) if column in matrix.categorical),
-    )
+    return Matrix(matrix.values[:, columns], matrix.pids, tuple(matrix.columns[column] for column in columns))

@@ -1,0 +1,43 @@
+"""What the columns of the matrix are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from popularity.features import FeatureColumn
+
+Kind = Literal[
+    "category",  # codes of a feature's values
+    "number",  # a feature
+    "component",  # a principal component of vectors, or a raw dimension of them
+    "scalar",  # a single number beside the vectors
+    "head",  # predictions of a ridge, out of fold on fit rows
+    "neighbours",  # labels of and distances to the nearest fit posts
+]
+
+
+@dataclass(frozen=True)
+class MatrixColumn:
+    """A column of the matrix.
+
+    Args:
+        name: unique in the matrix.
+        block: metadata, image, text, prototype or picture.
+        kind: what its values are.
+        group: of `stack.columns.signals`, which switches it on; None: no group does.
+        fitted_on_labels: whether labels of fit rows went into its values.
+    """
+
+    name: str
+    block: str
+    kind: Kind
+    group: str | None
+    fitted_on_labels: bool
+
+
+def metadata_columns(names: Iterable[str], kind: Literal["category", "number"]) -> tuple[MatrixColumn, ...]:
+    """Columns of the block `metadata` from features."""
+    found = map(FeatureColumn.named, names)
+    return tuple(MatrixColumn(one.name, "metadata", kind, one.group, one.fitted_on_labels) for one in found)
