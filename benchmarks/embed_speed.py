@@ -28,7 +28,7 @@ from PIL import Image
 from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.image import EmbedImageParams, load_image_encoder, picture_transform
 from popularity.encoders.image_blocks import PictureBatches, embed_images
-from popularity.encoders.parts import autocast, loader_workers, start_processes
+from popularity.encoders.sharding import autocast, loader_workers, start_processes
 from popularity.schema import IMAGES, write_table
 from popularity.stage import run
 

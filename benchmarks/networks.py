@@ -24,7 +24,14 @@ from popularity.network.model import PrototypeNetwork
 from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import IMAGES, POSTS, read_block, read_table
-from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network, trained_params
+from popularity.training.assembly import (
+    EncoderPair,
+    build_network,
+    load_network,
+    posts_for,
+    save_network,
+    trained_params,
+)
 from popularity.training.loop import Posts, make_accelerator, train_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
@@ -70,8 +77,8 @@ class Bench:
         return load_params("train", TrainParams, self.params)
 
     @property
-    def towers(self) -> Towers:
-        return Towers.load(self.params)
+    def towers(self) -> EncoderPair:
+        return EncoderPair.load(self.params)
 
     @property
     def blocks(self) -> TowerOutputs:

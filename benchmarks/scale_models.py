@@ -23,8 +23,8 @@ from popularity.config import PARAMS_FILE, load_params
 from popularity.dataset import ingest
 from popularity.demo import generate
 from popularity.encoders.image import EmbedImageParams
-from popularity.encoders.parts import autocast, loader_workers, start_processes
 from popularity.encoders.prompting import load_prompt_tower
+from popularity.encoders.sharding import autocast, loader_workers, start_processes
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
 from popularity.schema import POSTS, read_table, write_table
@@ -125,7 +125,7 @@ def part_network(folder: Path, posts: str) -> dict[str, Any]:
         tower = load_prompt_tower(speed.minilm())
         width = speed.IMAGE_WIDTHS["minilm"]
         folds = params.network.prototypes.folds
-        content = speed.random_content(Path(name), int(posts), CLASSES, width, tower.facts.width, folds)
+        content = speed.random_content(Path(name), int(posts), CLASSES, width, tower.spec.width, folds)
         shapes = speed.products(content.network(tower, params), params, tower, width)
         accelerator = make_accelerator(params.precision)
 

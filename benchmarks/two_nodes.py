@@ -236,14 +236,14 @@ def compare(stage: str, one: Path, two: Path, lost: Path, nodes: Sequence[Node])
         finish(launchers, lost)
     again = time.perf_counter() - began
     log = (lost / "node0.log").read_text(encoding="utf-8")
-    taken_up = re.findall(r"\d+ of \d+ parts are there from an earlier run|going on after epoch \d+", log)[-1:]
+    taken_up = re.findall(r"\d+ of \d+ shards are there from an earlier run|going on after epoch \d+", log)[-1:]
     print(f"{stage}: killed a worker of the second node after {count} {unit}; the next ones: {' '.join(taken_up)}")
     agreement, agrees = losses_agree(one, two, lost) if stage == "train" else bytes_agree(stage, one, two, lost)
     return Row(stage, alone, together, again, agreement, agrees and bool(taken_up))
 
 
 def parts_done(folder: Path, stage: str) -> int:
-    return len(list(folder.glob(f".state/{stage}/*/part-*.npz")))
+    return len(list(folder.glob(f".state/{stage}/*/shard-*.npz")))
 
 
 def epochs_done(folder: Path, stage: str) -> int:

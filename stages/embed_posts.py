@@ -25,7 +25,7 @@ from popularity.files import STATE_ROOT, fingerprint, resume_state
 from popularity.post_features.embed import EmbedPostsParams, Folders, embed_posts
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run
-from popularity.training.assembly import Towers, trained_params
+from popularity.training.assembly import EncoderPair, trained_params
 from popularity.training.loop import make_accelerator
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("embed_posts", EmbedPostsParams, args.params)
-    towers = Towers.load(args.params)
+    towers = EncoderPair.load(args.params)
     folders = Folders(args.root, args.image, args.text, args.prototypes, args.network)
     accelerator = make_accelerator(trained_params(args.network).precision)
     inputs_read = (args.posts, args.images, args.image, args.text, args.prototypes, args.network)

@@ -25,7 +25,7 @@ from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_s
 from popularity.manifest import write_manifest
 from popularity.schema import IMAGES, POSTS, read_table
 from popularity.stage import measured, run
-from popularity.training.assembly import Towers, build_network, posts_for, save_network
+from popularity.training.assembly import EncoderPair, build_network, posts_for, save_network
 from popularity.training.curves import curves
 from popularity.training.loop import make_accelerator, train_network
 from popularity.training.params import TrainParams
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("train", TrainParams, args.params)
-    towers = Towers.load(args.params)
+    towers = EncoderPair.load(args.params)
     posts, images = read_table(args.posts, POSTS), read_table(args.images, IMAGES)
     blocks = TowerOutputs.read(args.image, args.text)
     key = fingerprint(asdict(params), asdict(towers), args.posts, args.image, args.text, args.prototypes)

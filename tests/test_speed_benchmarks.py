@@ -44,7 +44,7 @@ def test_the_products_are_those_of_a_step(tmp_path: Path) -> None:
     """Against torch's own count of forward and backward."""
     params = replace(load_params("train", TrainParams, REPOSITORY / "params.yaml"), batch_size=16)
     tower = load_prompt_tower(minilm())
-    content = random_content(tmp_path, 300, 21, 64, tower.facts.width, params.network.prototypes.folds)
+    content = random_content(tmp_path, 300, 21, 64, tower.spec.width, params.network.prototypes.folds)
     network = content.network(tower, params)
     batch = content.vectors.batch(np.arange(16))
     with FlopCounterMode(display=False) as counted:

@@ -46,7 +46,7 @@ def test_a_stage_on_two_nodes_survives_a_lost_worker(
         wait_for(lambda: parts_done(tmp_path, "embed_image") > 0, launchers[1])
         kill_a_worker(launchers[1])
         finish(launchers, tmp_path)
-    assert "parts are there from an earlier run" in Path("node0.log").read_text()
+    assert "shards are there from an earlier run" in Path("node0.log").read_text()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     embed_images(pictures.root, pictures.table, Path("one", out), params)

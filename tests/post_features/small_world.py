@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from popularity.post_features.embed import EmbedPostsParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.schema import IMAGES, POSTS, Block, read_block, read_table, write_block, write_table, write_tokens
-from popularity.training.assembly import Towers, build_network, save_network
+from popularity.training.assembly import EncoderPair, build_network, save_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs
 from stages import embed_posts
@@ -65,7 +65,7 @@ class World:
     """
 
     folder: Path
-    towers: Towers
+    towers: EncoderPair
 
     def posts(self) -> pl.DataFrame:
         return read_table(self.folder / "posts.parquet", POSTS)
@@ -126,7 +126,7 @@ def make_world(folder: Path, bert: Path) -> World:
         write_block(random_block(posts["pid"].to_list(), 4, seed=3), folder / "text", name)
     write_block(outputs.text, folder / "text", "post")
     write_tokens(outputs.tokens, folder / "text", "tokens")
-    world = World(folder, Towers(image_params(), text_params(weights=f"path:{bert}", max_tokens=12)))
+    world = World(folder, EncoderPair(image_params(), text_params(weights=f"path:{bert}", max_tokens=12)))
     world.make_prototypes()
     return world
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.text_blocks import embed_texts
 from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, read_block, read_table, read_tokens, write_table
-from popularity.training.assembly import Towers, build_network, posts_for, save_network, trained_params
+from popularity.training.assembly import EncoderPair, build_network, posts_for, save_network, trained_params
 from popularity.training.loop import train_network
 from popularity.training.reading import training_rows
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_clip, text_params
@@ -28,9 +28,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """20 posts with the pictures of `make_pictures`; every fifth is without text."""
     folder = tmp_path_factory.mktemp("clip")
     place = f"path:{save_clip(folder / 'clip')}"
-    towers = Towers(
-        image_params(library="transformers", model="tiny", weights=place),
-        text_params(model="tiny", weights=place, max_tokens=10),
+    towers = EncoderPair(
+        image_params(loader="clip_image", model="tiny", weights=place),
+        text_params(loader="clip_text", model="tiny", weights=place, max_tokens=10),
     )
     pictures = make_pictures(folder)
     (folder / "data").rename(folder / "root")

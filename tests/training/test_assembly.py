@@ -16,7 +16,7 @@ from popularity.encoders.image import load_image_encoder
 from popularity.errors import ContractError
 from popularity.network.model import PrototypeNetwork
 from popularity.schema import IMAGES, read_table
-from popularity.training.assembly import Towers, build_network, load_network, posts_for, save_network
+from popularity.training.assembly import EncoderPair, build_network, load_network, posts_for, save_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, read_inputs
 from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
@@ -39,8 +39,8 @@ def prototypes(posts: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def towers(bert: Path) -> Towers:
-    return Towers(image_params(), text_params(weights=f"path:{bert}", max_tokens=12))
+def towers(bert: Path) -> EncoderPair:
+    return EncoderPair(image_params(), text_params(weights=f"path:{bert}", max_tokens=12))
 
 
 def inputs_of(posts: pl.DataFrame, prototypes: Path, params: TrainParams) -> Inputs:
@@ -56,7 +56,7 @@ def one_step(network: PrototypeNetwork, inputs: Inputs) -> None:
 
 @pytest.mark.parametrize("changes", [{}, EVERYTHING])
 def test_what_is_read_back_is_the_same_network(
-    changes: dict[str, Any], posts: pl.DataFrame, prototypes: Path, towers: Towers, tmp_path: Path
+    changes: dict[str, Any], posts: pl.DataFrame, prototypes: Path, towers: EncoderPair, tmp_path: Path
 ) -> None:
     params = train_params(**changes)
     inputs = inputs_of(posts, prototypes, params)
@@ -84,7 +84,7 @@ def test_what_is_read_back_is_the_same_network(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_initial_weights_follow_the_seed(posts: pl.DataFrame, prototypes: Path, towers: Towers) -> None:
+def test_initial_weights_follow_the_seed(posts: pl.DataFrame, prototypes: Path, towers: EncoderPair) -> None:
     params = train_params()
     inputs = inputs_of(posts, prototypes, params)
     first, again, other = (build_network(replace(params, seed=seed), inputs, towers).state_dict() for seed in (0, 0, 1))
@@ -102,7 +102,7 @@ def fewer(inputs: Inputs, count: int) -> Inputs:
 
 
 def test_other_classes_and_other_encoders_are_refused(
-    posts: pl.DataFrame, prototypes: Path, towers: Towers, tmp_path: Path
+    posts: pl.DataFrame, prototypes: Path, towers: EncoderPair, tmp_path: Path
 ) -> None:
     params = train_params()
     inputs = inputs_of(posts, prototypes, params)
@@ -124,7 +124,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: Towers, tmp_path: Path) -> None:
+def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: EncoderPair, tmp_path: Path) -> None:
     """20 posts: two broken pictures and a missing one; the state holds the towers."""
     images = read_table(pictures.table, IMAGES)
     pids = images["pid"].to_list()

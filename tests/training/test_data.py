@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from popularity.arrays import normalize_rows
 from popularity.encoders.prompting import PromptTokens
 from popularity.network.model import Batch
-from popularity.prototypes.vectors import ClassPrototypes, unit
+from popularity.prototypes.vectors import ClassPrototypes
 from popularity.training.data import (
     Float32Array,
     Int64Array,
@@ -92,7 +93,7 @@ def test_facts_say_of_a_post_what_its_batch_says() -> None:
 
 
 def test_zero_vectors_stay_zero() -> None:
-    found = unit(np.array([[0, 0], [3, 4]], np.float16))
+    found = normalize_rows(np.array([[0, 0], [3, 4]], np.float16), dtype=np.float32)
     assert found.dtype == np.float32
     assert found.tolist() == [[0, 0], pytest.approx([0.6, 0.8])]
 

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 import torch
 
+from popularity.arrays import normalize_rows
 from popularity.errors import DataError
-from popularity.prototypes.vectors import normalise
 from popularity.schema import CLASSES, LEVELS, MEMBERS, Block, Tokens, read_table
 from popularity.training.data import PostVectors, draw_folds
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs, training_rows
@@ -61,8 +61,8 @@ def test_vectors_are_those_of_the_pid(posts: pl.DataFrame, blocks: TowerOutputs,
     for row, pid in enumerate(posts["pid"]):
         assert bool(batch.has_image[row]) == (pid in pictures)
         if pid in pictures:
-            np.testing.assert_allclose(batch.image[row], normalise(pictures[pid].astype(np.float64)), atol=1e-6)
-        np.testing.assert_allclose(batch.pooled[row], normalise(texts[pid].astype(np.float64)), atol=1e-6)
+            np.testing.assert_allclose(batch.image[row], normalize_rows(pictures[pid].astype(np.float64)), atol=1e-6)
+        np.testing.assert_allclose(batch.pooled[row], normalize_rows(texts[pid].astype(np.float64)), atol=1e-6)
         np.testing.assert_array_equal(batch.tokens[row][batch.content[row]], tokens[pid])
 
 
@@ -157,7 +157,7 @@ def test_in_training_posts_see_what_their_fold_did_not_make(
                 for number in range(3):
                     kept = rows[vectors.fold[rows] != number]
                     if len(kept):
-                        expected = normalise(of_posts[kept].numpy().sum(axis=0))
+                        expected = normalize_rows(of_posts[kept].numpy().sum(axis=0))
                         np.testing.assert_allclose(found[number, index], expected, atol=1e-5)
                         compared += len(kept) < len(rows)
             assert compared > len(whole)

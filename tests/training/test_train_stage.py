@@ -26,7 +26,7 @@ from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
 from popularity.encoders.text_blocks import embed_texts
 from popularity.errors import DataError
 from popularity.schema import IMAGES, POSTS, read_block, read_table, write_table
-from popularity.training.assembly import Towers, load_network
+from popularity.training.assembly import EncoderPair, load_network
 from popularity.training.reading import TowerOutputs, read_inputs
 from stages import prototypes, train
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
@@ -42,7 +42,7 @@ class Project:
     """A folder in which all stages before `train` ran."""
 
     folder: Path
-    towers: Towers
+    towers: EncoderPair
 
     def write_params(self, **changes: Any) -> None:
         network = changed(VALUES, {name: value for name, value in changes.items() if name not in TRAIN})
@@ -80,7 +80,7 @@ class Project:
         return {str(file.relative_to(self.folder / name)): file.read_bytes() for file in written if file.is_file()}
 
 
-def make_project(folder: Path, towers: Towers) -> Project:
+def make_project(folder: Path, towers: EncoderPair) -> Project:
     """20 posts, two of them without a readable picture, one without a text."""
     posts = small_posts(train=16, test=4)
     texts = ["cat at the sea", "dog", "sunset of the sea", "", "the cat"]
@@ -107,13 +107,16 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pictures = make_pictures(folder)
     if request.param == "clip":
         weights = f"path:{save_clip(folder / 'clip')}"
-        image, text = image_params(library="transformers", model="clip", weights=weights), text_params(weights=weights)
+        image = image_params(loader="clip_image", model="clip", weights=weights)
+        text = text_params(loader="clip_text", weights=weights)
     else:
         image, text = pictures.params(), text_params(weights=f"path:{save_bert(folder / 'bert')}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("POPULARITY_WORKERS", "0")
-        return make_project(folder, Towers(image, type(text)(**{**vars(text), "max_tokens": 12, "model": image.model})))
+        return make_project(
+            folder, EncoderPair(image, type(text)(**{**vars(text), "max_tokens": 12, "model": image.model}))
+        )
 
 
 @pytest.fixture

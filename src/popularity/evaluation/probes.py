@@ -22,10 +22,10 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from popularity.arrays import normalize_rows
 from popularity.errors import ContractError
 from popularity.evaluation.bootstrap import interval, resample, resample_auc
 from popularity.evaluation.metrics import FloatArray, score
-from popularity.prototypes.vectors import unit
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def retrieval(image: Vectors, text: Vectors) -> dict[str, dict[str, float]]:
     k / n and (n + 1) / 2.
     """
     _check_finite(image, text)
-    image, text = unit(image), unit(text)
+    image, text = normalize_rows(image, dtype=np.float32), normalize_rows(text, dtype=np.float32)
     return {"image_to_text": _retrieve(image, text), "text_to_image": _retrieve(text, image)}
 
 
@@ -262,7 +262,7 @@ def silhouette(features: Vectors, y: Classes, *, max_posts: int, seed: int) -> f
     rows = np.sort(np.random.default_rng(seed).permutation(len(y))[:max_posts])
     if not 1 < len(np.unique(y[rows])) < len(rows):
         return None
-    return float(silhouette_score(unit(features[rows]), y[rows], metric="cosine"))
+    return float(silhouette_score(normalize_rows(features[rows], dtype=np.float32), y[rows], metric="cosine"))
 
 
 def paired_interval(

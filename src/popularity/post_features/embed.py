@@ -15,9 +15,18 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
+from popularity.arrays import normalize_rows
 from popularity.config import Section
-from popularity.encoders.parts import Arrays, Cut, as_float16, encode_parts, gather, read_parts, start_processes
 from popularity.encoders.prompting import is_aligned
+from popularity.encoders.sharding import (
+    Arrays,
+    ShardPlan,
+    as_float16,
+    encode_shards,
+    gather,
+    read_shards,
+    start_processes,
+)
 from popularity.encoders.sources import weights_identity
 from popularity.files import atomic_directory
 from popularity.network.model import CLASS_LEVEL, Batch, PrototypeNetwork
@@ -31,7 +40,6 @@ from popularity.post_features.outputs import (
     class_probabilities,
     describe_posts,
 )
-from popularity.prototypes.vectors import unit
 from popularity.schema import (
     ATTENTION,
     ATTENTION_MASS,
@@ -45,7 +53,7 @@ from popularity.schema import (
     write_block,
     write_table,
 )
-from popularity.training.assembly import Towers, load_network, posts_for, trained_params
+from popularity.training.assembly import EncoderPair, load_network, posts_for, trained_params
 from popularity.training.data import PostVectors, to_device
 from popularity.training.params import TrainParams
 from popularity.training.reading import Inputs, TowerOutputs, read_inputs
@@ -104,7 +112,7 @@ def embed_posts(
     posts: pl.DataFrame,
     images: pl.DataFrame,
     folders: Folders,
-    towers: Towers,
+    towers: EncoderPair,
     params: EmbedPostsParams,
     accelerator: Accelerator,
     *,
@@ -143,16 +151,16 @@ def embed_posts(
             for name, values in found.items()
         }
 
-    cut = Cut(posts.height, params.shard_rows, params.batch_size)
+    cut = ShardPlan(posts.height, params.shard_rows, params.batch_size)
     processes = start_processes()
-    encode_parts(state, cut, _Batches(loaded.read), encode, processes, "embed_posts")
+    encode_shards(state, cut, _Batches(loaded.read), encode, processes, "embed_posts")
     if processes.is_main_process:
         keys = read_table(folders.prototypes / "classes.parquet", CLASSES).filter(level=CLASS_LEVEL)["key"]
         with atomic_directory(out) as partial:
             _write_vectors(state, cut, inputs.vectors, network, folders.network, keys, partial)
             embedded = [EmbeddedPosts(posts, blocks), *([] if known is None else [known])]
             agreement = _linear_agreement(embedded, trained, params.shrinkage)
-            scalars = np.concatenate(list(read_parts(state, cut, "scalars")))
+            scalars = np.concatenate(list(read_shards(state, cut, "scalars")))
             table = {"agreement.linear": agreement} | dict(zip(SCALARS, scalars.T, strict=True))
             names = written_scalars(trained, aligned=is_aligned(towers.image, towers.text))
             frame = pl.DataFrame({"pid": posts["pid"]} | {name: table[name].astype(np.float32) for name in names})
@@ -168,7 +176,7 @@ def probable_classes(
     posts: pl.DataFrame,
     images: pl.DataFrame,
     folders: Folders,
-    towers: Towers,
+    towers: EncoderPair,
     params: EmbedPostsParams,
     accelerator: Accelerator,
 ) -> Float32Array:
@@ -179,7 +187,7 @@ def probable_classes(
     posts = posts.drop("label")
     blocks = TowerOutputs.read(folders.image, folders.text)
     loaded = _Loaded.load(posts, images, blocks, folders, towers, accelerator)
-    cut = Cut(posts.height, posts.height, params.batch_size)
+    cut = ShardPlan(posts.height, posts.height, params.batch_size)
     found = []
     for rows in cut.batches(range(posts.height)):
         batch = to_device(_Batches(loaded.read)(rows), accelerator.device)
@@ -204,7 +212,7 @@ class _Loaded:
         images: pl.DataFrame,
         blocks: TowerOutputs,
         folders: Folders,
-        towers: Towers,
+        towers: EncoderPair,
         accelerator: Accelerator,
     ) -> _Loaded:
         inputs = read_inputs(posts, blocks, folders.prototypes, trained_params(folders.network))
@@ -241,7 +249,7 @@ def written_scalars(trained: TrainParams, *, aligned: bool) -> tuple[str, ...]:
 
 def _write_vectors(
     state: Path,
-    cut: Cut,
+    cut: ShardPlan,
     vectors: PostVectors,
     network: PrototypeNetwork,
     folder: Path,
@@ -260,9 +268,9 @@ def _write_vectors(
         if name == "logits":
             columns = [f"{head}.{key}" for head in ("p", "p_local", "q") for key in keys]
         else:
-            width = network.params.attention.width if attended else network.text_tower.facts.width
+            width = network.params.attention.width if attended else network.text_tower.spec.width
             columns = [f"{name}_{number:04d}" for number in range(width)]
-        values = gather(read_parts(state, cut, name), rows, state / f"{name}.npy", len(columns))
+        values = gather(read_shards(state, cut, name), rows, state / f"{name}.npy", len(columns))
         about = {
             "encoder": "prototype network",
             "weights": identity,
@@ -320,7 +328,7 @@ def _unit_rows(values: Sequence[Array], source: Array, row: Array) -> Float32Arr
     found = np.empty((len(row), values[0].shape[1]), np.float32)
     for number, each in enumerate(values):
         own = source == number
-        found[own] = unit(each[row[own]])
+        found[own] = normalize_rows(each[row[own]], dtype=np.float32)
     return found
 
 
@@ -333,7 +341,7 @@ def _pair_rows(embedded: EmbeddedPosts) -> dict[str, pl.Series]:
 
 
 def _write_explanation(
-    state: Path, cut: Cut, pids: pl.Series, network: PrototypeNetwork, keys: pl.Series, out: Path
+    state: Path, cut: ShardPlan, pids: pl.Series, network: PrototypeNetwork, keys: pl.Series, out: Path
 ) -> None:
     """nearest.parquet, attention.parquet and attention_mass.parquet: see their contracts."""
     kinds = [kind for kind in MODALITIES if kind in network.params.attention.prototypes]
@@ -344,11 +352,11 @@ def _write_explanation(
         tables = [
             _listed(pids[rows.start : rows.stop], group, names, classes, found, keys, contract)
             for rows, classes, found in zip(
-                cut.parts(), read_parts(state, cut, column), read_parts(state, cut, values), strict=True
+                cut.shards(), read_shards(state, cut, column), read_shards(state, cut, values), strict=True
             )
         ]
         write_table(pl.concat(tables), out / f"{contract.name}.parquet", contract)
-    masses = np.concatenate(list(read_parts(state, cut, "attention_mass")))
+    masses = np.concatenate(list(read_shards(state, cut, "attention_mass")))
     frame = pl.DataFrame({"pid": pids} | dict(zip(MASSES, masses.T, strict=True)))
     frame = frame.filter(pl.col("image").is_not_nan())
     write_table(frame, out / "attention_mass.parquet", ATTENTION_MASS)

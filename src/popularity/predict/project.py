@@ -13,7 +13,7 @@ from popularity.features import FeaturizeParams
 from popularity.images import IndexImagesParams
 from popularity.post_features.embed import EmbedPostsParams
 from popularity.schema import TEXT_FILE
-from popularity.training.assembly import Towers
+from popularity.training.assembly import EncoderPair
 
 # What a prediction takes from params.yaml. All else is stored with the models.
 SECTIONS = ("index_images", "featurize", "embed_image", "embed_text", "embed_posts")
@@ -99,7 +99,7 @@ class Project:
         return Settings(
             index=load_params("index_images", IndexImagesParams, self.params),
             featurize=load_params("featurize", FeaturizeParams, self.params),
-            towers=Towers.load(self.params),
+            towers=EncoderPair.load(self.params),
             embed_posts=load_params("embed_posts", EmbedPostsParams, self.params),
         )
 
@@ -127,5 +127,5 @@ class Settings:
 
     index: IndexImagesParams
     featurize: FeaturizeParams
-    towers: Towers
+    towers: EncoderPair
     embed_posts: EmbedPostsParams

@@ -15,18 +15,18 @@ from pydantic import Field
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from popularity.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
 from popularity.config import Section
 from popularity.errors import DataError
 from popularity.files import atomic_path, write_json
 from popularity.prototypes.classes import ClassIndex, ClassPath, choose_class_path, level_keys, make_classes
 from popularity.prototypes.sampling import diverse_sample
-from popularity.prototypes.vectors import ClassSums, Int64Array, normalise, prototypes
+from popularity.prototypes.vectors import ClassSums, prototypes
 from popularity.schema import CLASSES, LEVELS, MEMBERS, MODALITIES, Block, write_table
 
 logger = logging.getLogger(__name__)
 
 Rows = Literal["all", "train"]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,7 @@ def _any_of_class(classes: Int64Array, condition: BoolArray) -> BoolArray:
     return meets[classes]
 
 
-def _sums(
-    block: Block, positions: Int64Array, found: Representatives, k: int
-) -> tuple[npt.NDArray[np.float32], Int64Array]:
+def _sums(block: Block, positions: Int64Array, found: Representatives, k: int) -> tuple[Float32Array, Int64Array]:
     """(k, d) sums of the normalised vectors of the representatives and their (k,) numbers."""
     count = np.bincount(found.classes, minlength=k).astype(np.int64)
     total = np.zeros((k, block.values.shape[1]), dtype=np.float32)
@@ -202,7 +200,7 @@ def _sums(
     for index in np.flatnonzero(count):
         rows = found.rows[stops[index] - count[index] : stops[index]]
         vectors = np.asarray(block.values[positions[rows]], dtype=np.float64)
-        total[index] = normalise(vectors).sum(axis=0)
+        total[index] = normalize_rows(vectors).sum(axis=0)
     return total, count
 
 

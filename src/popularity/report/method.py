@@ -11,9 +11,9 @@ import polars as pl
 from markupsafe import Markup
 from safetensors import safe_open
 
+from popularity.arrays import normalize_rows
 from popularity.evaluation.metrics import FloatArray
 from popularity.prototypes.classes import ClassPath, level_keys
-from popularity.prototypes.vectors import normalise
 from popularity.report import drawing
 from popularity.report.document import Bar, Bars, Chart, Charts, Pair, Post, Posts, Section, Table, Text
 from popularity.report.drawing import SERIES, Line, Place
@@ -75,7 +75,7 @@ def map_section(inputs: Inputs) -> Section:
         return Section("map", title, [Text("There are fewer than two classes, so there is nothing to map.")])
     with safe_open(inputs.prototypes_file, "numpy") as stored:
         both = [stored.get_tensor(f"subcategory.{modality}") for modality in MODALITIES]
-    vectors = np.concatenate([normalise(part.astype(np.float64)) for part in both], axis=1)
+    vectors = np.concatenate([normalize_rows(part.astype(np.float64)) for part in both], axis=1)
     at, shares = principal_plane(vectors[inputs.classes["index"].to_numpy()])
     level = _mean_labels(inputs)
     thirds = _thirds(level)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from popularity.stack.heads import Array, FloatArray
+from popularity.arrays import Float32Array, Float64Array, normalize_rows
 
 NEAREST = 20  # posts that are averaged
 SHARPNESS = 0.1  # of the weights exp(cosine / SHARPNESS)
@@ -30,19 +30,19 @@ class Neighbours:
         users: (n,) text.
     """
 
-    mean: FloatArray
-    vectors: FloatArray
-    label: Array
+    mean: Float32Array
+    vectors: Float32Array
+    label: Float64Array
     users: npt.NDArray[np.str_]
 
     @classmethod
-    def fit(cls, components: FloatArray, label: Array, users: npt.NDArray[np.object_]) -> Neighbours:
+    def fit(cls, components: Float32Array, label: Float64Array, users: npt.NDArray[np.object_]) -> Neighbours:
         """From the components (n, d) of the fit rows, NaN where a post has no vector, their labels and users."""
         known = ~np.isnan(components).any(axis=1)
         mean = components[known].mean(axis=0)
         return cls(mean, _directions(components[known] - mean), label[known], users[known].astype(np.str_))
 
-    def columns(self, components: FloatArray, users: npt.NDArray[np.object_]) -> FloatArray:
+    def columns(self, components: Float32Array, users: npt.NDArray[np.object_]) -> Float32Array:
         """(m, 4) in the order of COLUMNS for components (m, d) of posts by `users` (m,).
 
         The mean label of the NEAREST posts of other users, the mean weighted by nearness, 1 - cosine to the nearest
@@ -60,7 +60,7 @@ class Neighbours:
             result[rows] = self._summary(cosines)
         return result
 
-    def _summary(self, cosines: FloatArray) -> FloatArray:
+    def _summary(self, cosines: Float32Array) -> Float32Array:
         count = min(NEAREST, cosines.shape[1])
         nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
         near = np.take_along_axis(cosines, nearest, axis=1).astype(np.float64)
@@ -80,7 +80,6 @@ class Neighbours:
         return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _directions(vectors: FloatArray) -> FloatArray:
-    """(n, d) scaled to length 1; a vector of length 0 stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(length, np.finfo(np.float32).tiny), dtype=np.float32)
+def _directions(vectors: Float32Array) -> Float32Array:
+    """(n, d) scaled to length 1."""
+    return normalize_rows(vectors, dtype=np.float32, min_norm=float(np.finfo(np.float32).tiny))

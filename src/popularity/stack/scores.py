@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from popularity.arrays import rounded
 from popularity.evaluation.metrics import cuts_of, score
 from popularity.schema import PREDICTIONS
 
@@ -29,9 +30,5 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
     for (scheme,), rows in means.group_by("scheme", maintain_order=True):
         cuts = cuts_of(str(scheme), rows["fold"])
         found = score(rows["label"].to_numpy(), rows["prediction"].to_numpy(), cuts)
-        scores[str(scheme)] = {name: _rounded(found[name]) for name in TOLD}
+        scores[str(scheme)] = {name: rounded(found[name], DIGITS) for name in TOLD}
     return scores
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DIGITS) + 0.0

@@ -29,20 +29,20 @@ from popularity.training.reading import Inputs
 
 
 @dataclass(frozen=True)
-class Towers:
+class EncoderPair:
     """Sections embed_image and embed_text: the encoders of the cached vectors, whose last blocks may train."""
 
     image: EmbedImageParams
     text: EmbedTextParams
 
     @classmethod
-    def load(cls, path: Path) -> Towers:
+    def load(cls, path: Path) -> EncoderPair:
         """From the file of parameters."""
         image = load_params("embed_image", EmbedImageParams, path)
         return cls(image, load_params("embed_text", EmbedTextParams, path))
 
 
-def build_network(params: TrainParams, inputs: Inputs, towers: Towers) -> PrototypeNetwork:
+def build_network(params: TrainParams, inputs: Inputs, towers: EncoderPair) -> PrototypeNetwork:
     """A network with fresh weights drawn by `params.seed`, on the CPU."""
     tower = load_prompt_tower(towers.text)
     unfreeze_last(tower, params.unfreeze_blocks)
@@ -56,7 +56,12 @@ def build_network(params: TrainParams, inputs: Inputs, towers: Towers) -> Protot
 
 
 def posts_for(
-    network: PrototypeNetwork, inputs: Inputs, posts: pl.DataFrame, images: pl.DataFrame, root: Path, towers: Towers
+    network: PrototypeNetwork,
+    inputs: Inputs,
+    posts: pl.DataFrame,
+    images: pl.DataFrame,
+    root: Path,
+    towers: EncoderPair,
 ) -> Posts:
     """How `network` reads the posts: cached vectors, and pictures and texts where it needs them itself."""
     if network.image_tower is None and network.instance_prompt is None:
@@ -119,7 +124,7 @@ def trained_params(folder: Path) -> TrainParams:
     return parse_section("train", about["train"], TrainParams, str(folder / "network.json"))
 
 
-def load_network(folder: Path, inputs: Inputs, towers: Towers) -> tuple[PrototypeNetwork, TrainParams]:
+def load_network(folder: Path, inputs: Inputs, towers: EncoderPair) -> tuple[PrototypeNetwork, TrainParams]:
     """The network that `save_network` wrote, in evaluation mode on the CPU.
 
     Raises:

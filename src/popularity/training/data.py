@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from popularity.arrays import normalize_rows
 from popularity.network.model import Batch, Facts
-from popularity.prototypes.vectors import ClassPrototypes, unit
+from popularity.prototypes.vectors import ClassPrototypes
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -80,12 +81,12 @@ class PostVectors:
         """(b, d_I) f_I(x), L2-normalised; zeros without a picture."""
         row = self.image_row[rows]
         vectors = np.zeros((len(rows), self.image.shape[1]), np.float32)
-        vectors[row >= 0] = unit(self.image[row[row >= 0]])
+        vectors[row >= 0] = normalize_rows(self.image[row[row >= 0]], dtype=np.float32)
         return vectors
 
     def texts(self, rows: Int64Array) -> Float32Array:
         """(b, d_T) h, L2-normalised."""
-        return unit(self.pooled[self.pooled_row[rows]])
+        return normalize_rows(self.pooled[self.pooled_row[rows]], dtype=np.float32)
 
     def facts(self, rows: Int64Array) -> Facts:
         """Without reading a vector; all rows are posts."""

@@ -40,7 +40,7 @@ from popularity.splits import rows_of
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import Fold, fit_and_predict, load_fold
 from popularity.stage import run
-from popularity.training.assembly import Towers, build_network, posts_for, save_network
+from popularity.training.assembly import EncoderPair, build_network, posts_for, save_network
 from popularity.training.loop import DivergenceError, make_accelerator, train_network
 from popularity.training.params import TrainParams
 from popularity.training.reading import TowerOutputs, read_inputs, training_rows
@@ -100,7 +100,7 @@ class Settings:
     """
 
     root: Path
-    towers: Towers
+    towers: EncoderPair
     embed_posts: EmbedPostsParams
     stack: StackParams
 
@@ -109,7 +109,7 @@ class Settings:
         stack = load_params("stack", StackParams, project.params)
         return cls(
             project.folder / str(read_yaml(project.params)["dataset"]["root"]),
-            Towers.load(project.params),
+            EncoderPair.load(project.params),
             load_params("embed_posts", EmbedPostsParams, project.params),
             replace(stack, seeds=1, learners=("lightgbm",)),
         )
