@@ -16,10 +16,11 @@ from benchmarks.measuring import REPOSITORY, Clock, Part, execute, run_part
 from benchmarks.scale import scaled
 from popularity.config import PARAMS_FILE, load_params
 from popularity.demo import generate
-from popularity.features import FeaturizeParams, compare_histories, featurize, fold_path
-from popularity.features.build import fold_label_features, label_facts
-from popularity.features.context import TEXT_COMPONENTS, TextReducer, count_features
-from popularity.features.row import row_features
+from popularity.features import FeaturizeParams, compare_target_statistics, featurize, fold_path
+from popularity.features.build import fold_label_features, label_inputs
+from popularity.features.context import count_features
+from popularity.features.rows import row_features
+from popularity.features.text_components import TEXT_COMPONENTS, TextReducer
 from popularity.schema import FEATURES, FOLDS, IMAGES, POSTS, read_table, write_table
 from popularity.splits import SplitParams, make_splits
 from stages import ingest
@@ -52,7 +53,7 @@ def part_features_final(root: Path) -> None:
     write_table(row_features(posts.lazy(), missing_images(root).lazy()).collect(), root / "row.parquet", FEATURES)
     write_table(count_features(posts), root / "context.parquet", FEATURES)
     roles = posts.select("pid", role=pl.when(pl.col("split") == "train").then(pl.lit("fit")).otherwise(pl.lit("score")))
-    found = fold_label_features(roles, label_facts(posts), without_text(), timedelta(days=1))
+    found = fold_label_features(roles, label_inputs(posts), without_text(), timedelta(days=1))
     write_table(found, root / "label.parquet", FEATURES)
 
 
@@ -68,7 +69,7 @@ def part_features_all(root: Path) -> dict[str, float]:
     (root / "features").mkdir(exist_ok=True)
     with mock.patch.object(TextReducer, "fit", lambda *_: none):
         featurize(posts, missing_images(root), splits, without_text(), root / "features")
-    compare_histories(splits, root / "features", without_text().history)
+    compare_target_statistics(splits, root / "features", without_text().history)
     return {name: before[name] + value for name, value in clock.read().items()}
 
 
@@ -96,7 +97,9 @@ def missing_images(root: Path) -> pl.DataFrame:
 
 
 def without_text() -> FeaturizeParams:
-    return FeaturizeParams(seed=0, text_components=0, history=("uid", "subcategory", "concept"), history_prior=PRIOR)
+    return FeaturizeParams(
+        seed=0, text_components=0, target_statistics=("uid", "subcategory", "concept"), target_statistics_prior=PRIOR
+    )
 
 
 def differences(root: Path) -> float:

@@ -1,7 +1,7 @@
 """Which groups of signals pay: the stack with each group of `stack.columns.signals`, on the cuts before `report`.
 
     python -m benchmarks.signals                                     # of the run in this folder
-    python -m benchmarks.signals --folder ../run --only history rhythm+picture --shapes whole --out signals.csv
+    python -m benchmarks.signals --folder ../run --only history rhythm+image --shapes whole --out signals.csv
 
 Shapes of the data set: whole; users relabelled, ten in one; a random half of the second-level classes; a random third
 of the users. Each has cuts of its own (scheme `matched` with at least CUTS, all before the run's `report` begins) and
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     project = replace(project, params=params)
     systems = {name: groups_of(name) for name in (REFERENCE, *args.only)}
     if not any(column.startswith("picture.") for column in project.blocks.scalars.columns):
-        logger.warning("no data/embeddings/image/statistics.parquet: rows with the group picture are left out")
-        systems = {name: groups for name, groups in systems.items() if "picture" not in groups}
+        logger.warning("no data/embeddings/image/statistics.parquet: rows with the group image are left out")
+        systems = {name: groups for name, groups in systems.items() if "image" not in groups}
     kept = Kept.below(args.folder)
     chosen = {system: partial(kept, stack_row(with_signals(groups))) for system, groups in systems.items()}
     tables: list[pl.DataFrame] = []

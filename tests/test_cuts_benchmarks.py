@@ -17,7 +17,7 @@ from benchmarks.systems import FoldData, Project, ours
 from popularity.config import load_params
 from popularity.errors import ConfigError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
-from popularity.features.profiles import no_users
+from popularity.features.user_text import no_users
 from popularity.manifest import REPOSITORY
 from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table, write_table
 from popularity.splits import make_splits, rows_of

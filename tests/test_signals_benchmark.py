@@ -13,7 +13,7 @@ from benchmarks import shapes, signals
 from benchmarks.cuts import Kept, stack_row
 from benchmarks.systems import Project, ours
 from popularity.errors import ConfigError
-from popularity.features.profiles import no_users
+from popularity.features.user_text import no_users
 from popularity.schema import IMAGES, USERS, write_table
 from popularity.splits import make_splits
 from tests.random_posts import random_images, random_posts
@@ -36,7 +36,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_names_of_rows() -> None:
     assert signals.groups_of("none") == ()
     assert signals.groups_of("all") == signals.GROUPS
-    assert signals.groups_of("picture+history") == ("history", "picture")
+    assert signals.groups_of("image+history") == ("history", "image")
     assert set(signals.groups_of("all-words")) == {*signals.GROUPS} - {"words"}
     with pytest.raises(ConfigError, match="history"):
         signals.groups_of("history+colours")

@@ -251,7 +251,7 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
     """It records all of params.yaml, and stands last in dvc.lock; `dvc repro evaluate` leaves it behind."""
     params = read_yaml(project / "params.yaml")
     stages = {"featurize": {"params": {"params.yaml": {"featurize": params["featurize"]}}}}
-    stages["report"] = {"params": {"params.yaml": {**params, "featurize": {"history_prior": 9.0}}}}
+    stages["report"] = {"params": {"params.yaml": {**params, "featurize": {"target_statistics_prior": 9.0}}}}
     lock = project / "dvc.lock"
     before = lock.read_bytes() if lock.exists() else None
     lock.write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
@@ -264,7 +264,7 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
 def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -> None:
     params = project / "params.yaml"
     text = params.read_text(encoding="utf-8")
-    for old, section in (("history_prior: 3.0", "featurize"), ("shrinkage: 1.0", "embed_posts")):
+    for old, section in (("target_statistics_prior: 3.0", "featurize"), ("shrinkage: 1.0", "embed_posts")):
         assert old in text
         params.write_text(text.replace(old, old.replace(".0", ".5")), encoding="utf-8")
         with pytest.raises(ConfigError, match=rf"(?s){section} changed since the graph ran.*dvc repro"):

@@ -124,7 +124,7 @@ def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
     assert seen("history") - none == {"history.level"}
     assert seen("neighbours") - none == {f"text_{column}" for column in COLUMNS}
     with pytest.raises(ConfigError, match="statistics"):
-        seen("picture")
+        seen("image")
 
 
 def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -
     )
     statistics.filter(pl.col("pid") != "0003").write_parquet(image / "statistics.parquet")
     blocks = read_blocks(image, text, prototype)
-    columns = replace(STACK.columns, signals=("neighbours", "picture", "rhythm"))
+    columns = replace(STACK.columns, signals=("neighbours", "image", "rhythm"))
     model = fit_model(fold, blocks, columns, replace(STACK, columns=columns), "stack")
     matrix = model.encoder.apply(fold.score, blocks)
     assert {"picture.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)

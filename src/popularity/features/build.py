@@ -5,7 +5,7 @@ context/<scheme>-<repeat>.parquet        the rows that every fold of the repeat 
 context/<scheme>-<repeat>-<fold>.parquet those of the fold
 label/<scheme>-<repeat>-<fold>.parquet   fit and score rows of the fold
 
-A fold is written as soon as it is known: one at a time is in memory, and whoever reads one reads no other. Beside them
+A fold is written as soon as it is computed: one at a time is in memory, and whoever reads one reads no other. Also
 text_components.parquet: what the text components of `final` are made of, for posts that come later.
 """
 
@@ -23,23 +23,36 @@ from pydantic import Field
 from tqdm import tqdm
 
 from popularity.config import Section
-from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_features, count_features
-from popularity.features.label import as_of_dates, label_features
-from popularity.features.profiles import known_profiles, no_users, profile_features
-from popularity.features.row import beside, row_features
-from popularity.features.signals import FACTS, coded, coded_label_signals
+from popularity.features.as_of import as_of_dates
+from popularity.features.context import context_features, count_features
+from popularity.features.groups import coded_label_groups
+from popularity.features.past_labels import SOURCES, code_names
+from popularity.features.rows import join_by_pid, row_features
+from popularity.features.tables import fold_path, read_context
+from popularity.features.target_statistics import compute_target_statistics
+from popularity.features.text_components import TEXT_COMPONENTS, TextReducer
+from popularity.features.user_text import known_user_text, no_users, user_text_features
 from popularity.schema import FEATURES, SCHEMES, read_table, write_table
 
-_ORDER = {scheme: place for place, scheme in enumerate(SCHEMES)}
-HistoryKey = Literal["uid", "category", "subcategory", "concept"]
+_ORDER = {scheme: index for index, scheme in enumerate(SCHEMES)}
+StatisticsKey = Literal["uid", "category", "subcategory", "concept"]
 
 
 @dataclass(frozen=True)
 class FeaturizeParams(Section):
+    """Section `featurize` of params.yaml.
+
+    Args:
+        seed: of the text components.
+        text_components: columns at most, of the texts of posts and of those of users; 0 for none.
+        target_statistics: the keys whose past labels become features.
+        target_statistics_prior: posts' worth of the overall mean that a shrunk mean starts from.
+    """
+
     seed: int
     text_components: Annotated[int, Field(ge=0)]
-    history: tuple[HistoryKey, ...]
-    history_prior: Annotated[float, Field(gt=0)]
+    target_statistics: tuple[StatisticsKey, ...]
+    target_statistics_prior: Annotated[float, Field(gt=0)]
 
 
 def featurize(
@@ -50,15 +63,19 @@ def featurize(
     out: Path,
     users: pl.DataFrame | None = None,
 ) -> None:
-    """Computes every feature set and writes it into the folder `out`; `users`: contract USERS, if there are vectors."""
+    """Computes every feature set and writes it into a folder.
+
+    Args:
+        posts: contract POSTS.
+        images: contract IMAGES.
+        splits: contract FOLDS.
+        params: section featurize.
+        out: the folder.
+        users: contract USERS, if the data set has vectors of users.
+    """
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
     _write_context(posts, no_users() if users is None else users, splits, params, out)
     _write_labels(posts, splits, params, out / "label")
-
-
-def fold_path(folder: Path, scheme: str, repeat: int, fold: int | None = None) -> Path:
-    """The table of a fold in a folder of such; of every fold of the repeat without `fold`."""
-    return folder / ("-".join(str(each) for each in (scheme, repeat, fold) if each is not None) + ".parquet")
 
 
 def _write_context(
@@ -76,8 +93,8 @@ def _write_context(
             if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
                 text = TextReducer.fit(frame, params.text_components, params.seed)
-                profiles = profile_features(frame, users, params.text_components, params.seed)
-                write_table(beside(context_features(frame, text), profiles), path, FEATURES)
+                about_users = user_text_features(frame, users, params.text_components, params.seed)
+                write_table(join_by_pid(context_features(frame, text), about_users), path, FEATURES)
                 shown.append((part["pid"], path, text))
             else:
                 _, written, text = known
@@ -88,11 +105,11 @@ def _write_context(
 
 def _write_labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, folder: Path) -> None:
     """Label features of each fold."""
-    horizon, facts = _scored_span(posts, splits), label_facts(posts)
+    horizon, inputs = _scored_span(posts, splits), label_inputs(posts)
     folder.mkdir(exist_ok=True)
     for scheme, repeat, folds in _by_scheme(splits, "label"):
         for part in folds:
-            features = fold_label_features(part, facts, params, horizon)
+            features = fold_label_features(part, inputs, params, horizon)
             write_table(features, fold_path(folder, scheme, repeat, int(part["fold"][0])), FEATURES)
 
 
@@ -107,7 +124,7 @@ def further_features(
     """(pid, all features) of `posts`, as `featurize` gives them to scored rows of `final`, sorted by pid.
 
     The text components are those of the last run: a basis fitted anew, be it with one post more, is another one. So
-    are profiles, and a user without a stored post has none.
+    are the columns `user_text`, and a user without a stored post has none.
 
     Args:
         posts: contract POSTS, posts that come to the test part.
@@ -122,51 +139,43 @@ def further_features(
     rows = pl.concat([shown, posts.select("pid", role=pl.lit("score"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    sets.append(known_profiles(posts, known, _read_context(folder, "final", 0, 0)))
-    # A post that comes later does not move the cut at which the histories of others end.
+    sets.append(known_user_text(posts, known, read_context(folder, "final", 0, 0)))
+    # A post that comes later does not move the cut at which the pasts of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    sets.append(fold_label_features(rows, label_facts(both), params, _scored_span(known, splits), timed_by))
+    sets.append(fold_label_features(rows, label_inputs(both), params, _scored_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in sets:
-        table = beside(table, features)
+        table = join_by_pid(table, features)
     return table.sort("pid")
 
 
-def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.DataFrame) -> pl.DataFrame:
-    """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
-    row, label = folder / "row.parquet", fold_path(folder / "label", scheme, repeat, fold)
-    table = pids.select("pid")
-    for features in (
-        read_table(row, FEATURES),
-        _read_context(folder, scheme, repeat, fold),
-        read_table(label, FEATURES),
-    ):
-        table = table.join(features, on="pid", how="left", validate="1:1")
-    return table.sort("pid")
-
-
-def _read_context(folder: Path, scheme: str, repeat: int, fold: int) -> pl.DataFrame:
-    common = fold_path(folder / "context", scheme, repeat)
-    return read_table(common if common.exists() else fold_path(folder / "context", scheme, repeat, fold), FEATURES)
-
-
-def label_facts(posts: pl.DataFrame) -> pl.DataFrame:
-    """What `fold_label_features` reads of `posts`, with names as numbers."""
-    return coded(posts.select("pid", "posted_at", "label", *FACTS))
+def label_inputs(posts: pl.DataFrame) -> pl.DataFrame:
+    """The columns of `posts` that `fold_label_features` reads, with names as numbers."""
+    return code_names(posts.select("pid", "posted_at", "label", *SOURCES))
 
 
 def fold_label_features(
     rows: pl.DataFrame,
-    facts: pl.DataFrame,
+    inputs: pl.DataFrame,
     params: FeaturizeParams,
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """What past labels say of `rows` (pid, role), the fit and score rows of one fold; `facts`: of `label_facts`."""
-    frame = rows.select("pid", "role").join(facts, on="pid", how="left", validate="1:1")
-    histories = label_features(frame, params.history, params.history_prior, horizon, timed_by)
-    dated = beside(frame, as_of_dates(frame, horizon, timed_by))
-    return beside(histories, coded_label_signals(dated, params.history_prior))
+    """(pid, target statistics, groups from labels) of the fit and score rows of one fold.
+
+    Args:
+        rows: (pid, role).
+        inputs: of `label_inputs`.
+        params: section featurize.
+        horizon: length of a block where fit and score rows interleave.
+        timed_by: see `as_of_dates`.
+    """
+    frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
+    statistics = compute_target_statistics(
+        frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by
+    )
+    dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
+    return join_by_pid(statistics, coded_label_groups(dated, params.target_statistics_prior))
 
 
 def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, int, list[pl.DataFrame]]]:

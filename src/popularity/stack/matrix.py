@@ -113,7 +113,7 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
-Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "picture", "profile"]
+Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class MatrixEncoder:
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, FloatArray]] = {}
-        for name in (*params.blocks, *(("picture",) if "picture" in params.signals else ())):
+        for name in (*params.blocks, *(("picture",) if "image" in params.signals else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)

@@ -25,8 +25,7 @@ from popularity.config import Section
 from popularity.encoders.prompting import unfreeze_last
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.errors import DataError
-from popularity.features import CATEGORIES, TEXT
-from popularity.features.signals import group_of
+from popularity.features import CATEGORIES, TEXT, group_of
 from popularity.network.shared import read_tensors, write_tensors
 from popularity.stack.level import Level
 

@@ -10,7 +10,7 @@ import polars as pl
 # Text columns that enter the stack as native categories. The uid is one more, behind a switch.
 CATEGORIES = ("category", "subcategory", "concept", "media_type", "timezone_id", "uid")
 
-TEXT = "text"  # title and tags as they are: read by the stack's head on characters, no column of its own
+TEXT = "text"  # title and tags as they are: read by the stack's ridge on characters, no column of its own
 
 DAY = 86_400.0
 
@@ -20,7 +20,7 @@ def days(duration: pl.Expr) -> pl.Expr:
     return duration.dt.total_seconds() / DAY
 
 
-def beside(table: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
+def join_by_pid(table: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
     """`table` with the columns of `features`, by pid: no join where both have the same posts in the same order."""
     if table["pid"].equals(features["pid"]):
         return table.hstack(features.drop("pid"))
