@@ -28,6 +28,7 @@ from popularity.stack.learners import LEARNERS
 from popularity.stack.level import Level, inner_levels, mix_weights
 from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
 from popularity.stack.model import StackModel, blended
+from popularity.stack.neighbours import TIME
 from popularity.stack.parallel import in_order
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.scale import ScaleModel
@@ -112,7 +113,10 @@ def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple
 
 
 def load_fold(key: tuple[str, int, int], rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
-    features = read_features(folder, *key, rows)
+    dates = posts.select("pid", TIME)
+    features = read_features(folder, *key, rows).join(
+        dates, on="pid", how="left", validate="1:1", maintain_order="left"
+    )
     roles = dict(rows.iter_rows())
     is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
     fit = features.filter(is_fit)

@@ -19,7 +19,7 @@ from popularity.stack import character_head
 from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.character_head import CharacterHead, fit_character_head
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
-from popularity.stack.neighbours import COLUMNS, Neighbours
+from popularity.stack.neighbours import COLUMNS, TIME, Neighbours, users_and_times
 from popularity.stack.network_head import NAME, NetworkHead, NetworkHeadParams, Posts, fit_network_head
 
 
@@ -196,7 +196,7 @@ class DenseEncoder:
         neighbours = None
         if parts and "neighbours" in params.signals:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
-            neighbours = Neighbours.fit(np.hstack(reduced), label, features["uid"].to_numpy())
+            neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
         return cls(reducers, scalars, head, neighbours, network, characters), out_of_fold
 
@@ -223,7 +223,7 @@ class DenseEncoder:
             given = out_of_fold.get(column)
             scalars[column] = self.characters.predict(features[TEXT].to_list()) if given is None else given
         if self.neighbours is not None:
-            found = self.neighbours.columns(np.hstack(values), features["uid"].to_numpy())
+            found = self.neighbours.columns(np.hstack(values), *users_and_times(features))
             scalars |= {f"{name}_{column}": found[:, place] for place, column in enumerate(COLUMNS)}
         return [*names, *scalars], [*values, *(column[:, None] for column in scalars.values())]
 
@@ -250,7 +250,7 @@ class MatrixEncoder:
         numeric = tuple(
             column
             for column in features.columns
-            if metadata and column not in ("pid", *CATEGORIES, TEXT) and group_of(column) in seen
+            if metadata and column not in ("pid", TIME, *CATEGORIES, TEXT) and group_of(column) in seen
         )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
