@@ -69,7 +69,7 @@ def part_features_all(root: Path) -> dict[str, float]:
     (root / "features").mkdir(exist_ok=True)
     with mock.patch.object(TextReducer, "fit", lambda *_: none):
         featurize(posts, missing_images(root), splits, without_text(), root / "features")
-    compare_target_statistics(splits, root / "features", without_text().history)
+    compare_target_statistics(splits, root / "features", without_text().target_statistics)
     return {name: before[name] + value for name, value in clock.read().items()}
 
 

@@ -119,7 +119,12 @@ class PromptTower(nn.Module):
         )
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> PromptTokens:
-        """The own tokens of `texts`, cut as the stage embed_text cuts them: `max_tokens` counts the special ones."""
+        """The own tokens of `texts`, cut as the stage embed_text cuts them: `max_tokens` counts the special ones.
+
+        Args:
+            texts: n of them.
+            max_tokens: of a text, special ones included.
+        """
         coded = TextTokenizer(self.tokenizer.tokenizer, max_tokens, fixed_length=False)(texts)
         lengths = coded.content.sum(dim=1)
         start = len(self.spec.prefix)
@@ -206,6 +211,10 @@ def is_aligned(image: EmbedImageParams, text: EmbedTextParams) -> bool:
     """True when images and texts share one space: both encoders are halves of the same dual model (CLIP, SigLIP).
 
     That is: their names are `<model>_image` and `<model>_text`, and they load the same weights.
+
+    Args:
+        image: section embed_image.
+        text: section embed_text.
     """
     halves = image.loader.removesuffix("_image") == text.loader.removesuffix("_text")
     same = (image.weights, image.revision) == (text.weights, text.revision)
@@ -217,6 +226,10 @@ def unfreeze_last(encoder: ImageEncoder | TextEncoder | PromptTower, count: int)
 
     A block is a transformer layer, or a stage of a convolutional network; norm, projection and head follow.
     The tower stays in evaluation mode: no dropout, and statistics of batch norms stay as they are.
+
+    Args:
+        encoder: whose tower it is.
+        count: blocks from the end; 0 for none.
 
     Raises:
         ConfigError: the tower has fewer blocks.

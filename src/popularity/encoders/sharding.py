@@ -69,7 +69,12 @@ def loader_workers() -> int:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bf16 where it is asked for and the device has it, else plain float32."""
+    """bf16 where it is asked for and the device has it, else plain float32.
+
+    Args:
+        device: on which the encoder runs.
+        precision: the wanted one.
+    """
     wanted = precision == "bf16"
     supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
     if wanted and not supported:
@@ -79,6 +84,10 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 def as_float16(values: Tensor, encoder: str) -> Float16Array:
     """The values on the CPU in float16.
+
+    Args:
+        values: (...), on any device.
+        encoder: its name, for the message.
 
     Raises:
         ContractError: a NaN, an infinity, or a value beyond float16's 65,504.
@@ -104,9 +113,11 @@ class ShardPlan:
     batch_size: int
 
     def shards(self) -> list[range]:
+        """The rows of each shard."""
         return _pieces(range(self.rows), self.shard_rows)
 
     def batches(self, shard: range) -> list[range]:
+        """The rows of each batch of a shard."""
         return _pieces(shard, self.batch_size)
 
 
@@ -180,7 +191,13 @@ def encode_shards(
 
 
 def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> list[int]:
-    """Indices of the shards that `directory` lacks, as the main process finds it: nodes may see a disk differently."""
+    """Indices of the shards that `directory` lacks, as the main process finds it: nodes may see a disk differently.
+
+    Args:
+        directory: of finished shards.
+        plan: shards of the rows.
+        state: of this process.
+    """
     # By one listing: a disk of several nodes may go on saying of a name, once asked for, that there is no such file.
     there = {path.name for path in directory.iterdir()} if state.is_main_process else set()
     found = [[index for index in range(len(plan.shards())) if _shard_path(directory, index).name not in there]]
@@ -191,6 +208,11 @@ def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> lis
 
 def read_shards(directory: Path, plan: ShardPlan, name: str) -> Iterator[npt.NDArray[Any]]:
     """The array `name` of each finished shard in order, one at a time in memory.
+
+    Args:
+        directory: of finished shards.
+        plan: shards of the rows.
+        name: of the array, as `encode` gave it.
 
     Raises:
         ContractError: a shard is missing: the processes do not share the disk.
@@ -208,6 +230,12 @@ def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], pa
     """Row i of the result (len(index), columns) is row `index[i]` of the concatenated `vectors`.
 
     The result is a memory map of a new file `path`: only one of `vectors` is in memory at a time.
+
+    Args:
+        vectors: (rows of a shard, columns) of each shard, in order.
+        index: (n,) rows of all shards together.
+        path: of the file.
+        columns: width of the vectors.
 
     Raises:
         OSError: no room for the file.

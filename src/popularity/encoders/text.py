@@ -67,7 +67,12 @@ class TextEncoder(nn.Module):
             self.out_features = self(one, one)[0].shape[1]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled vectors (n, d) and token vectors (n, l, d), both in the space of the pooled ones."""
+        """Pooled vectors (n, d) and token vectors (n, l, d), both in the space of the pooled ones.
+
+        Args:
+            input_ids: (n, l) int64.
+            attention_mask: (n, l), 0 on padding.
+        """
         return self.outputs(self.tower, input_ids, attention_mask)
 
     def train(self, mode: bool = True) -> Self:
@@ -143,7 +148,12 @@ def count_positions(tower: Any) -> int:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """L2-normalised mean (n, d) of token vectors (n, l, d) where `mask` (n, l) is 1, as sentence-transformers pools."""
+    """L2-normalised mean (n, d) of token vectors (n, l, d) where `mask` (n, l) is 1, as sentence-transformers pools.
+
+    Args:
+        values: (n, l, d).
+        mask: (n, l), 0 or 1.
+    """
     weights = mask.unsqueeze(-1).float()  # (n, l, 1)
     mean = (values.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     return nn.functional.normalize(mean, dim=-1)

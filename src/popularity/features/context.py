@@ -89,5 +89,10 @@ def count_features(posts: pl.DataFrame) -> pl.DataFrame:
 
 
 def context_features(posts: pl.DataFrame, text: TextReducer) -> pl.DataFrame:
-    """(pid, every context feature) of the shown posts, sorted by pid."""
+    """(pid, every context feature) of the shown posts, sorted by pid.
+
+    Args:
+        posts: contract POSTS, the shown ones.
+        text: fitted on them.
+    """
     return join_by_pid(count_features(posts), text.apply(posts))

@@ -50,7 +50,12 @@ def label_groups(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
 
 
 def coded_label_groups(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """As `label_groups`, of rows whose SOURCES went through `code_names`."""
+    """As `label_groups`, of rows whose SOURCES went through `code_names`.
+
+    Args:
+        rows: (pid, role, posted_at, as_of, label, SOURCES).
+        prior: posts' worth of what a mean is shrunk to.
+    """
     labelled = rows.filter((pl.col("role") == "fit") & pl.col("label").is_not_null()).sort("posted_at", "pid")
     labelled = labelled.select("posted_at", "label", "uid", *CLASSES, *TEXTS)
     parts = []

@@ -10,12 +10,27 @@ from popularity.schema import FEATURES, read_table
 
 
 def fold_path(folder: Path, scheme: str, repeat: int, fold: int | None = None) -> Path:
-    """The table of a fold in a folder of such; of every fold of the repeat without `fold`."""
+    """The table of a fold in a folder of such; of every fold of the repeat without `fold`.
+
+    Args:
+        folder: of the tables.
+        scheme: of splits.
+        repeat: from 0.
+        fold: from 0; None: of all folds of the repeat.
+    """
     return folder / ("-".join(str(each) for each in (scheme, repeat, fold) if each is not None) + ".parquet")
 
 
 def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.DataFrame) -> pl.DataFrame:
-    """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
+    """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid.
+
+    Args:
+        folder: that `featurize` wrote.
+        scheme: of splits.
+        repeat: from 0.
+        fold: from 0.
+        pids: (pid) of the wanted posts.
+    """
     row, label = folder / "row.parquet", fold_path(folder / "label", scheme, repeat, fold)
     table = pids.select("pid")
     for features in (
@@ -28,6 +43,13 @@ def read_features(folder: Path, scheme: str, repeat: int, fold: int, pids: pl.Da
 
 
 def read_context(folder: Path, scheme: str, repeat: int, fold: int) -> pl.DataFrame:
-    """(pid, context features) of the rows that one fold shows."""
+    """(pid, context features) of the rows that one fold shows.
+
+    Args:
+        folder: that `featurize` wrote.
+        scheme: of splits.
+        repeat: from 0.
+        fold: from 0.
+    """
     common = fold_path(folder / "context", scheme, repeat)
     return read_table(common if common.exists() else fold_path(folder / "context", scheme, repeat, fold), FEATURES)

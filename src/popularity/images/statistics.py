@@ -66,7 +66,12 @@ def picture_statistics(picture: Image.Image) -> Float32Array:
 
 
 def thumbnail_size(width: int, height: int) -> tuple[int, int]:
-    """The size that `Image.thumbnail` gives: at most SIDE, of the two roundings that which keeps the aspect better."""
+    """The size that `Image.thumbnail` gives: at most SIDE, of the two roundings that which keeps the aspect better.
+
+    Args:
+        width: pixels.
+        height: pixels.
+    """
     if max(width, height) <= SIDE:
         return width, height
     aspect = width / height

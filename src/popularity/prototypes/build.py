@@ -142,7 +142,12 @@ def build_prototypes(
 
 
 def write_prototypes(built: Prototypes, out: Path) -> None:
-    """Writes classes.parquet, members.parquet, prototypes.safetensors and about.json into `out`."""
+    """Writes classes.parquet, members.parquet, prototypes.safetensors and about.json into `out`.
+
+    Args:
+        built: of `build_prototypes`.
+        out: a folder that exists.
+    """
     write_table(built.classes, out / "classes.parquet", CLASSES)
     write_table(built.members, out / "members.parquet", MEMBERS)
     with atomic_path(out / "prototypes.safetensors") as partial:
@@ -151,7 +156,14 @@ def write_prototypes(built: Prototypes, out: Path) -> None:
 
 
 def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modality: str) -> Int64Array:
-    """(n,) index of the class that each of `posts` represents, or -1: an item of `members` of `leave_one_out`."""
+    """(n,) index of the class that each of `posts` represents, or -1: an item of `members` of `leave_one_out`.
+
+    Args:
+        members: contract MEMBERS.
+        posts: n of them, with pid.
+        level: one of LEVELS.
+        modality: one of MODALITIES.
+    """
     of_level = members.filter(level=level, modality=modality).select("pid", "index")
     joined = posts.select("pid").join(of_level, on="pid", how="left", validate="1:1", maintain_order="left")
     return joined["index"].fill_null(-1).to_numpy().astype(np.int64)

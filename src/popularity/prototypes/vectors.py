@@ -34,7 +34,13 @@ class ClassSums:
 
     @classmethod
     def read(cls, file: Path, level: str, modality: str) -> ClassSums:
-        """Of `prototypes.safetensors`."""
+        """Of `prototypes.safetensors`.
+
+        Args:
+            file: prototypes.safetensors.
+            level: one of LEVELS.
+            modality: one of MODALITIES.
+        """
         names = (f"{level}.{modality}_sum", f"{level}.{modality}_count", f"{level}.parent")
         with reading(file), safe_open(file, "numpy") as stored:
             return cls(*(stored.get_tensor(name) for name in names))
@@ -109,6 +115,12 @@ class ClassPrototypes:
         """(b, d) prototypes of the own classes of the posts `rows`, with vectors (b, d), without the posts themselves.
 
         Zeros for a post without a class.
+
+        Args:
+            level: of the classes.
+            kind: modality.
+            rows: (b,) positions of the posts.
+            vectors: (b, d), normalised.
         """
         classes = self.classes[level][rows]
         known = classes >= 0
