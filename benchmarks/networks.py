@@ -40,6 +40,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tables import add_csv_flag, text_table, write_csv
+from popularity.arrays import normalize_rows
 from popularity.config import PARAMS_FILE, load_params, read_yaml
 from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
@@ -59,7 +60,6 @@ from popularity.network.losses import cosines, global_logits
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
-from popularity.prototypes.vectors import unit
 from popularity.schema import IMAGES, POSTS, read_block, read_table
 from popularity.stage import run
 from popularity.training.batches import TrainingPosts, load_batches
@@ -343,7 +343,7 @@ def retrieval(image: Vectors, text: Vectors) -> dict[str, float]:
     Of equal similarities the order is a matter of chance: a recall is its mean over the orders, a rank the mean rank.
     Chance is k / n and (n + 1) / 2.
     """
-    queries, answers = unit(image), unit(text)
+    queries, answers = normalize_rows(image, dtype=np.float32), normalize_rows(text, dtype=np.float32)
     above, tied = np.empty(len(queries)), np.empty(len(queries))
     for start in range(0, len(queries), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -389,7 +389,7 @@ def silhouette(features: Vectors, y: Classes, *, seed: int) -> float | None:
     rows = np.sort(np.random.default_rng(seed).permutation(len(y))[:MAX_SILHOUETTE_POSTS])
     if not 1 < len(np.unique(y[rows])) < len(rows):
         return None
-    return float(silhouette_score(unit(features[rows]), y[rows], metric="cosine"))
+    return float(silhouette_score(normalize_rows(features[rows], dtype=np.float32), y[rows], metric="cosine"))
 
 
 if __name__ == "__main__":

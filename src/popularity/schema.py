@@ -20,10 +20,9 @@ import numpy.typing as npt
 import polars as pl
 from polars.datatypes import DataType, DataTypeClass
 
+from popularity.arrays import Float16Array
 from popularity.errors import ContractError
 from popularity.files import atomic_path, reading, write_json
-
-Float16Array = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 from popularity.encoders.image import load_image_encoder, picture_transform
 from popularity.encoders.image_blocks import embed_images
-from popularity.encoders.parts import Cut, as_float16, gather, loader_workers
+from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers
 from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
@@ -80,7 +80,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def direct(pictures: Pictures, pid: str) -> np.ndarray:
-    """The vector of one picture, without tables, parts or loaders."""
+    """The vector of one picture, without tables, shards or loaders."""
     encoder = load_image_encoder(pictures.params())
     image = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
     with torch.inference_mode():
@@ -154,8 +154,8 @@ def test_a_lost_shard_stops_the_run_and_keeps_the_old_output(
     assert contents(Path("out")) == before
 
 
-def parts_of(stage: str) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in sorted(Path(".state").glob(f"{stage}/*/part-*.npz"))}
+def shards_of(stage: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(Path(".state").glob(f"{stage}/*/shard-*.npz"))}
 
 
 def start(module: str, given: Sequence[str], launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
@@ -164,7 +164,7 @@ def start(module: str, given: Sequence[str], launcher: Sequence[str] = ()) -> su
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_run_resumes_at_its_last_finished_part(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
     given = image_arguments(pictures, Path("out"))
     embed_image.main(image_arguments(pictures, Path("whole")))
     # A named pipe in place of the last shard: whoever reads it waits, so the kill comes at a known point.
@@ -174,16 +174,16 @@ def test_a_killed_run_resumes_at_its_last_finished_part(pictures: Pictures, capl
     os.mkfifo(last)
     process = start("stages.embed_image", given)
     deadline = time.monotonic() + 100
-    while len(parts_of("embed_image")) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while len(shards_of("embed_image")) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    left = parts_of("embed_image")
+    left = shards_of("embed_image")
     assert len(left) == 3  # of four, with six pictures each
     assert not Path("out").exists()
     last.unlink()
     last.write_bytes(content)
-    # Proof that finished parts are taken as they are: one of them is marked.
+    # Proof that finished shards are taken as they are: one of them is marked.
     marked = next(iter(left))
     with np.load(marked) as stored:
         arrays = dict(stored)
@@ -192,14 +192,14 @@ def test_a_killed_run_resumes_at_its_last_finished_part(pictures: Pictures, capl
     np.savez(marked, **{**arrays, "vectors": changed})
     caplog.set_level(logging.INFO)
     embed_image.main(given)
-    assert "3 of 4 parts are there from an earlier run" in caplog.text
+    assert "3 of 4 shards are there from an earlier run" in caplog.text
     resumed, whole = read_block(Path("out"), "pooled"), read_block(Path("whole"), "pooled")
     differs = (resumed.values != whole.values).any(axis=1)
     assert differs.sum() == 1
     assert (resumed.values[differs] == 0.5).all()
     for name in ("status.parquet", "statistics.parquet"):
         assert contents(Path("out"))[name] == contents(Path("whole"))[name]
-    assert not parts_of("embed_image")
+    assert not shards_of("embed_image")
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +208,12 @@ def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Pictures, monkeypat
     lost.rename(kept)
     with pytest.raises(DataError):
         embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
-    left = parts_of("embed_image")
+    left = shards_of("embed_image")
     assert len(left) == 1
     kept.rename(lost)
-    # Parts of other parameters are another run's.
+    # Shards of other parameters are another run's.
     embed_images(pictures.root, pictures.table, Path("other"), pictures.params(batch_size=5))
-    assert parts_of("embed_image") == left
+    assert shards_of("embed_image") == left
     embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
     assert contents(Path("out")) == contents(Path("whole"))
 
@@ -225,8 +225,8 @@ def test_two_processes_equal_one(pictures: Pictures, posts: Path) -> None:
     process = start("stages.embed_image", image_arguments(pictures, Path("two")), launcher)
     _, messages = process.communicate(timeout=150)
     assert process.returncode == 0, messages
-    assert "process 0 of 2 has 2 parts" in messages
-    assert "process 1 of 2 has 2 parts" in messages
+    assert "process 0 of 2 has 2 shards" in messages
+    assert "process 1 of 2 has 2 shards" in messages
     embed_image.main(image_arguments(pictures, Path("one")))
     one, two = read_block(Path("one"), "pooled"), read_block(Path("two"), "pooled")
     assert one.pids == two.pids
@@ -282,9 +282,9 @@ def test_texts_give_the_same_bytes_again_and_after_an_interruption(
     monkeypatch.setenv("POPULARITY_WORKERS", "2")
     embed_texts(posts, Path("again"), text_params())
     assert contents(Path("whole")) == contents(Path("again"))
-    with full_disk("part-000001.npz"):
+    with full_disk("shard-000001.npz"):
         embed_texts(posts, Path("out"), text_params())
-    assert len(parts_of("embed_text")) == 1
+    assert len(shards_of("embed_text")) == 1
     assert not Path("out").exists()
     embed_texts(posts, Path("out"), text_params())
     assert contents(Path("out")) == contents(Path("whole"))
@@ -315,10 +315,10 @@ def test_values_that_float16_cannot_hold() -> None:
             as_float16(torch.tensor([[1.0, bad]]), "tiny")
 
 
-def test_batches_do_not_straddle_parts() -> None:
-    cut = Cut(rows=14, part_rows=6, batch_size=4)
-    parts = [[list(batch) for batch in cut.batches(part)] for part in cut.parts()]
-    assert parts == [[[0, 1, 2, 3], [4, 5]], [[6, 7, 8, 9], [10, 11]], [[12, 13]]]
+def test_batches_do_not_cross_shards() -> None:
+    plan = ShardPlan(rows=14, shard_rows=6, batch_size=4)
+    shards = [[list(batch) for batch in plan.batches(shard)] for shard in plan.shards()]
+    assert shards == [[[0, 1, 2, 3], [4, 5]], [[6, 7, 8, 9], [10, 11]], [[12, 13]]]
 
 
 def test_gather_is_plain_indexing(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from popularity.encoders.image import ImageEncoder, load_by_position, load_image_encoder, picture_transform
+from popularity.encoders.image import ImageEncoder, load_image_encoder, picture_transform
+from popularity.encoders.timm_image import load_by_position
 from popularity.errors import ConfigError, MissingWeightsError
 from tests.encoders.tiny_encoders import (
     image_params,
@@ -118,9 +119,9 @@ def test_a_pickle_is_never_taken_for_safetensors(tmp_path: Path) -> None:
     model = save_timm("test_efficientnet", tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    for library in ("timm", "transformers"):
+    for loader in ("timm_image", "clip_image"):
         with pytest.raises(MissingWeightsError, match="safetensors"):
-            load_image_encoder(image_params(library=library, weights=f"path:{tmp_path}"))
+            load_image_encoder(image_params(loader=loader, weights=f"path:{tmp_path}"))
 
 
 def processed(folder: Path, image: Image.Image) -> torch.Tensor:
@@ -129,8 +130,8 @@ def processed(folder: Path, image: Image.Image) -> torch.Tensor:
     return pixels
 
 
-def towers(folder: Path) -> ImageEncoder:
-    return load_image_encoder(image_params(library="transformers", model="tiny", weights=f"path:{folder}"))
+def towers(kind: str, folder: Path) -> ImageEncoder:
+    return load_image_encoder(image_params(loader=f"{kind}_image", model="tiny", weights=f"path:{folder}"))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (57, 32)])
@@ -139,14 +140,14 @@ def test_clip_equals_transformers(clip_folder: Path, size: tuple[int, int]) -> N
     pixels = processed(clip_folder, image)
     with torch.inference_mode():
         expected = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-    np.testing.assert_allclose(encode(towers(clip_folder), [image]), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encode(towers("clip", clip_folder), [image]), expected.numpy(), atol=1e-5)
 
 
 def test_siglip_equals_transformers(siglip_folder: Path) -> None:
     image, model = picture(1), pretrained("SiglipModel", siglip_folder)
     with torch.inference_mode():
         expected = model.vision_model(pixel_values=processed(siglip_folder, image)).pooler_output
-    encoder = towers(siglip_folder)
+    encoder = towers("siglip", siglip_folder)
     np.testing.assert_allclose(encode(encoder, [image]), expected.numpy(), atol=1e-5)
     assert encoder.preprocessing.crop_mode == "squash"  # as its processor: nothing is cut off
 
@@ -155,20 +156,20 @@ def test_dinov2_equals_transformers(dinov2_folder: Path) -> None:
     image, model = picture(1, 40, 40), pretrained("Dinov2Model", dinov2_folder)
     with torch.inference_mode():
         expected = model(pixel_values=processed(dinov2_folder, image)).last_hidden_state[:, 0]
-    encoder = towers(dinov2_folder)
+    encoder = towers("dinov2", dinov2_folder)
     assert encoder.preprocessing.crop_share == 0.8
     assert encoder.preprocessing.mean == (0.4, 0.5, 0.6)
     np.testing.assert_allclose(encode(encoder, [image]), expected.numpy(), atol=1e-5)
 
 
 def test_vision_transformers_take_other_sizes(clip_folder: Path, siglip_folder: Path, dinov2_folder: Path) -> None:
-    for folder in (clip_folder, siglip_folder, dinov2_folder):
-        params = image_params(library="transformers", weights=f"path:{folder}", image_size=48)
+    for kind, folder in ("clip", clip_folder), ("siglip", siglip_folder), ("dinov2", dinov2_folder):
+        params = image_params(loader=f"{kind}_image", weights=f"path:{folder}", image_size=48)
         assert np.isfinite(encode(load_image_encoder(params), [picture(1, 48, 48)])).all()
 
 
 def test_folders_that_lack_something(clip_folder: Path, tmp_path: Path) -> None:
-    params = image_params(library="transformers", weights=f"path:{tmp_path / 'broken'}")
+    params = image_params(loader="clip_image", weights=f"path:{tmp_path / 'broken'}")
     with pytest.raises(MissingWeightsError, match=r"config.json"):
         load_image_encoder(params)
     broken = Path(shutil.copytree(clip_folder, tmp_path / "broken"))
@@ -180,5 +181,5 @@ def test_folders_that_lack_something(clip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingWeightsError, match=r"misses .* tensors"):
         load_image_encoder(params)
     (broken / "config.json").write_text(json.dumps({"model_type": "resnet"}))
-    with pytest.raises(ConfigError, match="'resnet' is not supported here; supported: clip, siglip, dinov2"):
+    with pytest.raises(ConfigError, match=r"model_type 'resnet', but the loader named in params.yaml reads clip"):
         load_image_encoder(params)

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictures]:
-    """19 pictures, which are 4 parts; what one undisturbed process makes of them is in `whole`."""
+    """19 pictures, which are 4 shards; what one undisturbed process makes of them is in `whole`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     threads = torch.get_num_threads()
@@ -60,8 +60,8 @@ def launch(pictures: Pictures, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True)
 
 
-def parts() -> list[str]:
-    return sorted(path.name for path in Path(".state").glob("embed_image/*/part-*.npz"))
+def shards() -> list[str]:
+    return sorted(path.name for path in Path(".state").glob("embed_image/*/shard-*.npz"))
 
 
 def contents(folder: str) -> dict[str, bytes]:
@@ -71,16 +71,20 @@ def contents(folder: str) -> dict[str, bytes]:
 def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Pictures) -> None:
     gate = Gate(pictures.root / "zoo/single.jpg")
     process = launch(pictures, POPULARITY_RESTARTS="1")
-    wait_for(lambda: len(parts()) == 3, process)
+    wait_for(lambda: len(shards()) == 3, process)
     lost = workers_of(process)[1]
     gate.open()
     os.kill(lost, signal.SIGKILL)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     assert contents("out") == contents("whole")
-    said = re.findall(r"embed_image: ((?:process )?\d of \d .*part.*)", messages)  # a progress bar may stand before it
-    again = ["process 0 of 2 has 1 parts", "process 1 of 2 has 0 parts", "3 of 4 parts are there from an earlier run"]
-    first = ["process 0 of 2 has 2 parts", "process 1 of 2 has 2 parts"]
+    said = re.findall(r"embed_image: ((?:process )?\d of \d .*shard.*)", messages)  # a progress bar may stand before it
+    again = [
+        "process 0 of 2 has 1 shards",
+        "process 1 of 2 has 0 shards",
+        "3 of 4 shards are there from an earlier run",
+    ]
+    first = ["process 0 of 2 has 2 shards", "process 1 of 2 has 2 shards"]
     assert sorted(said) == sorted(first + again)
     assert not list(Path(".state/embed_image").iterdir())
 
@@ -89,7 +93,7 @@ def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Pictu
 def test_what_two_processes_left_is_finished_by_others(processes: int, pictures: Pictures) -> None:
     gate = Gate(pictures.root / "zoo/single.jpg")
     process = launch(pictures)
-    wait_for(lambda: len(parts()) == 3, process)
+    wait_for(lambda: len(shards()) == 3, process)
     kill_everything(process)
     process.communicate()
     gate.open()
@@ -98,5 +102,5 @@ def test_what_two_processes_left_is_finished_by_others(processes: int, pictures:
     process = launch(pictures)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
-    assert "embed_image: 3 of 4 parts are there from an earlier run" in messages
+    assert "embed_image: 3 of 4 shards are there from an earlier run" in messages
     assert contents("out") == contents("whole")

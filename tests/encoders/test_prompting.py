@@ -73,8 +73,8 @@ class Case:
             return mean / mean.norm(), tokens
 
     def context(self, vectors: int, rows: int | None = None, seed: int = 0) -> nn.Parameter:
-        facts = self.tower.facts
-        shape = (vectors, facts.token_width) if rows is None else (rows, vectors, facts.token_width)
+        spec = self.tower.spec
+        shape = (vectors, spec.token_width) if rows is None else (rows, vectors, spec.token_width)
         values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         return nn.Parameter(values * self.table().std())
 
@@ -91,10 +91,10 @@ def make_case(kind: str, folder: Path) -> Case:
     if kind == "minilm":
         params, model, length = text_params(), pretrained("AutoModel", get_model_path()), None
     elif kind == "clip":
-        params = text_params(weights=f"path:{save_clip(folder)}", max_tokens=12)
+        params = text_params(loader="clip_text", weights=f"path:{save_clip(folder)}", max_tokens=12)
         model, length = pretrained("CLIPModel", folder), None
     elif kind == "siglip":
-        params = text_params(weights=f"path:{save_siglip(folder)}", max_tokens=8)
+        params = text_params(loader="siglip_text", weights=f"path:{save_siglip(folder)}", max_tokens=8)
         model, length = pretrained("SiglipModel", folder), 8
     else:
         params = text_params(weights=f"path:{save_bert(folder, kind)}", max_tokens=12)
@@ -111,23 +111,23 @@ def assert_close(first: Tensor, second: Tensor, tolerance: float = 1e-5) -> None
     np.testing.assert_allclose(first.detach().numpy(), second.detach().numpy(), atol=tolerance, rtol=0)
 
 
-def test_facts(case: Case) -> None:
-    facts = case.tower.facts
+def test_spec(case: Case) -> None:
+    spec = case.tower.spec
     output = case.tower(None, case.tokens(*TEXTS))
-    assert output.pooled.shape == (4, facts.width)
-    assert output.tokens.shape == (4, output.content.shape[1], facts.width)
-    assert facts.pooling == {"clip": "end", "siglip": "last"}.get(case.kind, "mean")
-    assert facts.cut_is_exact == (case.kind != "siglip")
-    assert facts.longest == {"minilm": 512, "siglip": 8}.get(case.kind, 12)
-    assert facts.token_width == case.table().shape[1]
+    assert output.pooled.shape == (4, spec.width)
+    assert output.tokens.shape == (4, output.content.shape[1], spec.width)
+    assert spec.pooling == {"clip": "end", "siglip": "last"}.get(case.kind, "mean")
+    assert spec.cut_is_exact == (case.kind != "siglip")
+    assert spec.longest == {"minilm": 512, "siglip": 8}.get(case.kind, 12)
+    assert spec.token_width == case.table().shape[1]
     expected = 0.02 if case.kind == "clip" else case.table().std().item()
-    assert facts.context_deviation == pytest.approx(expected)
+    assert spec.context_deviation == pytest.approx(expected)
     tokenizer = load_tokenizer(case.params).tokenizer
-    assert list(facts.prefix + facts.suffix) == tokenizer("")["input_ids"]
-    assert len(facts.suffix) == 1
+    assert list(spec.prefix + spec.suffix) == tokenizer("")["input_ids"]
+    assert len(spec.suffix) == 1
     if case.kind == "minilm":
-        assert (facts.width, facts.prefix, facts.suffix) == (384, (101,), (102,))
-        assert facts.context_deviation == pytest.approx(0.056, abs=5e-4)
+        assert (spec.width, spec.prefix, spec.suffix) == (384, (101,), (102,))
+        assert spec.context_deviation == pytest.approx(0.056, abs=5e-4)
 
 
 def test_tokens_are_the_texts_own(case: Case) -> None:
@@ -138,13 +138,13 @@ def test_tokens_are_the_texts_own(case: Case) -> None:
         assert tokens.ids[row, : tokens.lengths[row]].tolist() == expected
     assert tokens.ids.shape[1] == tokens.lengths.max()
     assert case.tower.tokenize(["cat dog sea of"], 4).lengths.item() == 4 - len(
-        case.tower.facts.prefix + case.tower.facts.suffix
+        case.tower.spec.prefix + case.tower.spec.suffix
     )
 
 
 def test_real_ids_equal_the_ordinary_forward(case: Case) -> None:
     output = case.tower(None, case.tokens(*TEXTS))
-    start = len(case.tower.facts.prefix)
+    start = len(case.tower.spec.prefix)
     for row, text in enumerate(TEXTS):
         pooled, tokens = case.reference(text)
         count = int(output.content[row].sum())
@@ -158,7 +158,7 @@ def test_embeddings_of_real_tokens_as_context_equal_the_ordinary_forward(case: C
     context = case.table()[case.tokens("cat dog").ids[0]]
     texts = ["the sea", "", "of"]
     output = case.tower(context.expand(3, -1, -1) if per_row else context, case.tokens(*texts))
-    start = len(case.tower.facts.prefix) + 2
+    start = len(case.tower.spec.prefix) + 2
     for row, text in enumerate(texts):
         pooled, tokens = case.reference(f"cat dog {text}".strip())
         count = len(text.split())
@@ -200,7 +200,7 @@ def test_every_context_vector_changes_the_output_and_gets_a_gradient(case: Case)
 
 def test_gradient_equals_finite_differences(case: Case) -> None:
     context, tokens = case.context(2), case.tokens("cat sea")
-    direction = torch.randn(case.tower.facts.width, generator=torch.Generator().manual_seed(1))
+    direction = torch.randn(case.tower.spec.width, generator=torch.Generator().manual_seed(1))
     (case.tower(context, tokens).pooled[0] @ direction).backward()
     step = torch.randn(context.shape, generator=torch.Generator().manual_seed(2)) * 1e-2 * context.std()
     with torch.no_grad():
@@ -211,18 +211,18 @@ def test_gradient_equals_finite_differences(case: Case) -> None:
 
 def test_cut_is_exact_where_the_tower_says_so(case: Case) -> None:
     output = case.tower(None, case.tokens("cat sea"))
-    full, _ = case.reference("cat sea", pad_to=min(case.tower.facts.longest, 64))
+    full, _ = case.reference("cat sea", pad_to=min(case.tower.spec.longest, 64))
     assert_close(output.pooled[0], full)
-    if case.tower.facts.cut_is_exact:
+    if case.tower.spec.cut_is_exact:
         assert output.tokens.shape[1] == 4  # <s> cat sea </s>
     else:
-        assert output.tokens.shape[1] == case.tower.facts.longest
+        assert output.tokens.shape[1] == case.tower.spec.longest
 
 
 def test_siglip_must_not_be_cut(tmp_path: Path) -> None:
     case = make_case("siglip", tmp_path)
     whole = case.tower(None, case.tokens("cat sea"))
-    case.tower.facts = dataclasses.replace(case.tower.facts, cut_is_exact=True)
+    case.tower.spec = dataclasses.replace(case.tower.spec, cut_is_exact=True)
     cut = case.tower(None, case.tokens("cat sea"))
     assert cut.tokens.shape[1] == 3
     assert (cut.pooled - whole.pooled).abs().max() > 1e-2
@@ -248,12 +248,12 @@ def test_what_stands_in_the_padding_has_no_effect(case: Case) -> None:
 
 
 def test_too_long_prompts_lose_own_tokens(case: Case) -> None:
-    facts = case.tower.facts
-    most = facts.longest - len(facts.prefix + facts.suffix) - 1  # context vectors that leave a place for one token
+    spec = case.tower.spec
+    most = spec.longest - len(spec.prefix + spec.suffix) - 1  # context vectors that leave a place for one token
     tokens = case.tokens("sea cat dog", "sea")
     context = case.context(most)
     output = case.tower(context, tokens)
-    assert output.tokens.shape[1] == facts.longest
+    assert output.tokens.shape[1] == spec.longest
     assert output.content.sum(dim=1).tolist() == [1, 1]
     assert_close(output.pooled[0], output.pooled[1])  # the end token is still there
     with pytest.raises(ConfigError, match=f"{most + 1} context vectors leave no place .* at most {most} do"):
@@ -347,7 +347,7 @@ def test_last_blocks_of_a_text_tower(kind: str, tmp_path: Path) -> None:
 def test_last_blocks_of_an_image_tower(name: str, tmp_path: Path) -> None:
     if name in ("clip", "siglip", "dinov2"):
         {"clip": save_clip, "siglip": save_siglip, "dinov2": save_dinov2}[name](tmp_path)
-        params = image_params(library="transformers", model=name, weights=f"path:{tmp_path}")
+        params = image_params(loader=f"{name}_image", model=name, weights=f"path:{tmp_path}")
     else:
         save_timm(name, tmp_path)
         params = image_params(model=name, weights=f"path:{tmp_path}", image_size=64)
@@ -370,14 +370,15 @@ def test_last_blocks_of_an_image_tower(name: str, tmp_path: Path) -> None:
 def test_only_the_same_dual_model_is_aligned() -> None:
     revision = "a" * 40
     hub = {"model": "openai/clip", "weights": "hub", "revision": revision}
-    image = image_params(library="transformers", **hub)
-    assert is_aligned(image, text_params(**hub))
-    assert not is_aligned(image, text_params(**{**hub, "revision": "b" * 40}))
-    assert not is_aligned(image, text_params(**{**hub, "model": "google/siglip"}))
-    assert not is_aligned(image_params(library="timm", **hub), text_params(**hub))
-    folder = image_params(library="transformers", model="picture side", weights="path:models/clip")
-    assert is_aligned(folder, text_params(model="text side", weights="path:models/clip"))
-    assert not is_aligned(folder, text_params(weights="path:models/siglip"))
+    image, text = image_params(loader="clip_image", **hub), text_params(loader="clip_text", **hub)
+    assert is_aligned(image, text)
+    assert not is_aligned(image, dataclasses.replace(text, revision="b" * 40))
+    assert not is_aligned(image, dataclasses.replace(text, model="google/siglip"))
+    assert not is_aligned(image, dataclasses.replace(text, loader="siglip_text"))
+    assert not is_aligned(dataclasses.replace(image, loader="timm_image"), text)
+    folder = image_params(loader="clip_image", model="image side", weights="path:models/clip")
+    assert is_aligned(folder, text_params(loader="clip_text", model="text side", weights="path:models/clip"))
+    assert not is_aligned(folder, text_params(loader="clip_text", weights="path:models/siglip"))
     assert not is_aligned(image_params(weights=LITE0), text_params())
 
 

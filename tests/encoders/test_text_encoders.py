@@ -73,7 +73,7 @@ def test_more_tokens_than_the_tower_has_positions_for() -> None:
 
 
 def test_clip_pools_at_the_end_token(clip_folder: Path) -> None:
-    params = text_params(model="tiny-clip", weights=f"path:{clip_folder}", max_tokens=12)
+    params = text_params(loader="clip_text", model="tiny-clip", weights=f"path:{clip_folder}", max_tokens=12)
     texts = ["cat of the sea", "dog", "", "cat </s> dog"]
     batch, pooled, tokens = encode(params, texts)
     model = pretrained("CLIPModel", clip_folder)
@@ -90,7 +90,7 @@ def test_clip_pools_at_the_end_token(clip_folder: Path) -> None:
 
 
 def test_siglip_is_read_at_full_length(siglip_folder: Path) -> None:
-    params = text_params(model="tiny-siglip", weights=f"path:{siglip_folder}", max_tokens=8)
+    params = text_params(loader="siglip_text", model="tiny-siglip", weights=f"path:{siglip_folder}", max_tokens=8)
     batch, pooled, tokens = encode(params, ["cat of the sea", ""])
     assert batch.input_ids.shape == (2, 8)
     model = pretrained("SiglipTextModel", siglip_folder)
@@ -100,7 +100,7 @@ def test_siglip_is_read_at_full_length(siglip_folder: Path) -> None:
     np.testing.assert_array_equal(pooled[0].numpy(), tokens[0, -1].numpy())
     assert batch.content.sum(dim=1).tolist() == [4, 0]
     with pytest.raises(ConfigError, match="exactly 8 tokens"):
-        load_text_encoder(text_params(weights=f"path:{siglip_folder}", max_tokens=6))
+        load_text_encoder(text_params(loader="siglip_text", weights=f"path:{siglip_folder}", max_tokens=6))
 
 
 def test_pooled_vector_does_not_depend_on_the_batch() -> None:

@@ -28,7 +28,7 @@ from popularity.errors import ConfigError, MissingWeightsError
 from tests.encoders.tiny_encoders import image_params, save_dinov2, text_params
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-HUB: dict[str, Any] = {"library": "transformers", "model": "owner/tiny", "weights": "hub", "revision": REVISION}
+HUB: dict[str, Any] = {"loader": "dinov2_image", "model": "owner/tiny", "weights": "hub", "revision": REVISION}
 
 
 def params_file(path: Path, **image: Any) -> Path:

@@ -27,7 +27,7 @@ WORDS = ["cat", "dog", "sunset", "sea", "of", "the", "[", "]", "SEP", "<", ">", 
 
 def image_params(**changes: Any) -> EmbedImageParams:
     values: dict[str, Any] = {
-        "library": "timm",
+        "loader": "timm_image",
         "model": "tf_efficientnet_lite0",
         "weights": LITE0,
         "revision": "",
@@ -41,6 +41,7 @@ def image_params(**changes: Any) -> EmbedImageParams:
 
 def text_params(**changes: Any) -> EmbedTextParams:
     values: dict[str, Any] = {
+        "loader": "bert_text",
         "model": "all-MiniLM-L6-v2",
         "weights": MINILM,
         "revision": "",

@@ -117,7 +117,7 @@ def test_finished_parts_of_embed_posts(world: World) -> None:
     taken.write_text("a file in the way of the second output: finished parts stay")
     with pytest.raises(NotADirectoryError):
         world.embed()
-    (part, *_) = sorted((world.folder / ".state/embed_posts").glob("*/part-*.npz"))
+    (part, *_) = sorted((world.folder / ".state/embed_posts").glob("*/shard-*.npz"))
     whole = part.read_bytes()
     taken.unlink()
     for form in FORMS:

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.slow
 SPLIT = SplitParams(
     seed=0, report_share=0.15, matched_share=0.15, cuts=1, folds=2, unseen_user_share=0.5, tolerance=0.4
 )
-FEATURIZE = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
+FEATURIZE = FeaturizeParams(
+    seed=0, text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+)
 MEGABYTE = 1_000_000
 TEXTS: dict[str, str] = {
     "one megabyte of words": "sea sunset " * (MEGABYTE // 11),

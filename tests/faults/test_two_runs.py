@@ -48,7 +48,7 @@ def test_the_second_run_of_a_stage_that_can_be_resumed_ends_at_once(
     os.mkfifo(last)
     first = start(arguments(pictures, "out"))
     deadline = time.monotonic() + 300
-    while not list(Path(".state/embed_image").glob("*/part-*.npz")) and time.monotonic() < deadline:
+    while not list(Path(".state/embed_image").glob("*/shard-*.npz")) and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.02)
     second = start(arguments(pictures, "out"))

@@ -14,7 +14,9 @@ from popularity.schema import FoldKey
 from popularity.splits import SplitParams, make_splits
 from tests.random_posts import random_images, random_posts
 
-PARAMS = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
+PARAMS = FeaturizeParams(
+    seed=0, text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+)
 SPLIT = SplitParams(seed=0, report_share=0.2, matched_share=0.2, cuts=1, folds=2, unseen_user_share=0.5, tolerance=0.05)
 
 
@@ -31,7 +33,7 @@ def test_posts_taken_out_of_the_tables_get_the_features_that_the_graph_gave_them
     stored = further.sort("pid")["uid"].is_in(posts.filter(~out)["uid"].implode())
     assert stored.any()
     # A user without a stored post has no profile.
-    expected = expected.with_columns(pl.when(stored).then(pl.col("^profile.*$")))
+    expected = expected.with_columns(pl.when(stored).then(pl.col("^user_text\\..*$")))
     assert_frame_equal(found, expected, check_row_order=True, rel_tol=0, abs_tol=1e-6)
     exact = [name for name in found.columns if not name.startswith("text_component")]
     assert_frame_equal(found.select(exact), expected.select(exact), rel_tol=1e-12, abs_tol=0)

@@ -222,9 +222,9 @@ def test_the_stack_reads_it(world: World) -> None:
 def test_an_interrupted_run_ends_in_the_same_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.make_network()
     expected = contents(world.embed("whole"), world.folder / "whole-explain")
-    with full_disk("part-000001.npz"):
+    with full_disk("shard-000001.npz"):
         world.embed()
-    (part,) = (world.folder / ".state" / "embed_posts").glob("*/part-*.npz")
+    (part,) = (world.folder / ".state" / "embed_posts").glob("*/shard-*.npz")
     assert not (world.folder / "out").exists()
     with np.load(part) as stored:
         arrays = dict(stored)
@@ -260,7 +260,7 @@ def test_two_processes_equal_one(world: World) -> None:
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "process 1 of 2 has 1 parts" in done.stderr
+    assert "process 1 of 2 has 1 shards" in done.stderr
     close(world.embed("one"), world.folder / "two")
     for name, contract in (("nearest", NEAREST), ("attention", ATTENTION)):
         one, two = (read_table(world.folder / f"{run}-explain" / f"{name}.parquet", contract) for run in ("one", "two"))

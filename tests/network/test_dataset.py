@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from popularity.arrays import normalize_rows
 from popularity.encoders.prompting import PromptTokens
 from popularity.network.dataset import Batch, Float32Array, Int64Array, PostVectors, to_device
-from popularity.prototypes.vectors import ClassPrototypes, unit
+from popularity.prototypes.vectors import ClassPrototypes
 
 LEVELS = ("category", "subcategory")
 
@@ -84,7 +85,7 @@ def test_metadata_are_those_of_the_batch() -> None:
 
 
 def test_zero_vectors_stay_zero() -> None:
-    found = unit(np.array([[0, 0], [3, 4]], np.float16))
+    found = normalize_rows(np.array([[0, 0], [3, 4]], np.float16), dtype=np.float32)
     assert found.dtype == np.float32
     assert found.tolist() == [[0, 0], pytest.approx([0.6, 0.8])]
 

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 import torch
 
+from popularity.arrays import normalize_rows
 from popularity.errors import DataError
 from popularity.network.dataset import PostVectors, draw_folds
 from popularity.network.inputs import EncoderOutputs, NetworkData, read_network_data, training_rows
-from popularity.prototypes.vectors import normalise
 from popularity.schema import CLASSES, LEVELS, MEMBERS, Block, Tokens, read_table
 from tests.network.small_inputs import make_prototypes, random_outputs
 from tests.random_posts import random_posts
@@ -61,8 +61,8 @@ def test_vectors_are_those_of_the_pid(posts: pl.DataFrame, blocks: EncoderOutput
     for row, pid in enumerate(posts["pid"]):
         assert bool(batch.has_image[row]) == (pid in pictures)
         if pid in pictures:
-            np.testing.assert_allclose(batch.image[row], normalise(pictures[pid].astype(np.float64)), atol=1e-6)
-        np.testing.assert_allclose(batch.pooled[row], normalise(texts[pid].astype(np.float64)), atol=1e-6)
+            np.testing.assert_allclose(batch.image[row], normalize_rows(pictures[pid].astype(np.float64)), atol=1e-6)
+        np.testing.assert_allclose(batch.pooled[row], normalize_rows(texts[pid].astype(np.float64)), atol=1e-6)
         np.testing.assert_array_equal(batch.tokens[row][batch.token_mask[row]], tokens[pid])
 
 
@@ -157,7 +157,7 @@ def test_in_training_posts_see_what_their_fold_did_not_make(
                 for number in range(3):
                     kept = rows[vectors.fold[rows] != number]
                     if len(kept):
-                        expected = normalise(of_posts[kept].numpy().sum(axis=0))
+                        expected = normalize_rows(of_posts[kept].numpy().sum(axis=0))
                         np.testing.assert_allclose(found[number, index], expected, atol=1e-5)
                         compared += len(kept) < len(rows)
             assert compared > len(whole)

@@ -34,7 +34,7 @@ def test_class_prompts_are_the_tower_over_context_and_name(tower: PromptTower) -
     network = make_network(tower)
     found = network.class_prompts()
     for prompts, prompt, length in zip(found, (network.global_prompt, network.local_prompt), (3, 2), strict=True):
-        assert prompt.context.shape == (length, tower.facts.token_width)
+        assert prompt.context.shape == (length, tower.spec.token_width)
         assert prompts.shape == (len(NAMES), TEXT_WIDTH)
         for row, name in enumerate(NAMES):
             alone = tower(prompt.context, tower.tokenize([name], 12)).pooled[0]

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from popularity.config import read_yaml
 from tests.repository import REPOSITORY, STAGES, outs_of
 
 SOURCES = REPOSITORY / "src"
+ENCODERS = SOURCES / "popularity" / "encoders"
+LOADERS = {"embed_image": "_image", "embed_text": "_text"}  # section: how the names of its encoders end
 LAUNCHED = "python -m popularity.launch "
 
 
@@ -44,14 +47,28 @@ def closure(file: Path) -> set[Path]:
 
 
 def code_of(stage: str) -> set[Path]:
-    """The files of the package that the command of `stage` runs."""
+    """The files of the package that the command of `stage` runs, whichever encoders params.yaml names."""
     launched = STAGES[stage]["cmd"].startswith(LAUNCHED)
     files = [REPOSITORY / "stages" / f"{stage}.py", *([SOURCES / "popularity" / "launch.py"] if launched else [])]
+    files += encoders_of(stage)
     return {*files[1:], *(found for file in files for found in closure(file))}
 
 
+def encoders_of(stage: str) -> list[Path]:
+    """The files of the encoders that `stage` may load: those of its sections, if it reads the registry."""
+    if ENCODERS / "registry.py" not in closure(REPOSITORY / "stages" / f"{stage}.py"):
+        return []
+    sections = [section for section in LOADERS if section in STAGES[stage]["params"]]
+    return [file for section in sections for file in sorted(ENCODERS.glob(f"*{LOADERS[section]}.py"))]
+
+
 def dependencies(stage: str) -> list[Path]:
-    return [REPOSITORY / str(path) for path in STAGES[stage]["deps"]]
+    """The deps of `stage`, where `${section.loader}.py` stands for each encoder that it may name."""
+    found: list[Path] = []
+    for path in map(str, STAGES[stage]["deps"]):
+        section = path.partition("${")[2].partition(".loader}")[0]
+        found += ENCODERS.glob(f"*{LOADERS[section]}.py") if section in LOADERS else [REPOSITORY / path]
+    return found
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -68,6 +85,19 @@ def test_no_dep_on_code_that_is_not_imported(stage: str) -> None:
     for dep in dependencies(stage):
         if SOURCES in dep.parents:
             assert any(dep == file or dep in file.parents for file in needed), f"{stage} never imports {dep}"
+
+
+@pytest.mark.parametrize("name", ["new_image.py", "new_text.py", "helper.py"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_new_encoder_leaves_every_stage_up_to_date(stage: str, name: str) -> None:
+    """No dep is a folder in which a new file would lie; of the loaders a stage depends on the one it uses."""
+    params = read_yaml(REPOSITORY / "params.yaml")
+    for path in map(str, STAGES[stage]["deps"]):
+        for section in LOADERS:
+            path = path.replace(f"${{{section}.loader}}", params[section]["loader"])  # noqa: PLW2901
+        dep = REPOSITORY / path
+        assert dep not in (ENCODERS / name).parents, f"{stage} depends on the folder {dep}"
+        assert "${" in path or dep.is_file() or ENCODERS not in dep.parents, f"{stage}: there is no {dep}"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -255,7 +255,7 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
     """It records all of params.yaml, and stands last in dvc.lock; `dvc repro evaluate` leaves it behind."""
     params = read_yaml(project / "params.yaml")
     stages = {"featurize": {"params": {"params.yaml": {"featurize": params["featurize"]}}}}
-    stages["report"] = {"params": {"params.yaml": {**params, "featurize": {"history_prior": 9.0}}}}
+    stages["report"] = {"params": {"params.yaml": {**params, "featurize": {"target_statistics_prior": 9.0}}}}
     lock = project / "dvc.lock"
     before = lock.read_bytes() if lock.exists() else None
     lock.write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")

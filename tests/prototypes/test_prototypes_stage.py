@@ -16,6 +16,7 @@ from pydantic import StrictBool
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
+from popularity.arrays import normalize_rows
 from popularity.config import load_params
 from popularity.errors import ConfigError, DataError
 from popularity.prototypes.build import (
@@ -26,7 +27,7 @@ from popularity.prototypes.build import (
     write_prototypes,
 )
 from popularity.prototypes.classes import ClassIndex
-from popularity.prototypes.vectors import ClassSums, leave_one_out, normalise
+from popularity.prototypes.vectors import ClassSums, leave_one_out
 from popularity.schema import (
     CLASSES,
     LEVELS,
@@ -145,10 +146,10 @@ def test_a_prototype_is_the_mean_of_its_members(posts: pl.DataFrame) -> None:
     built = build(posts)
     for modality, given in zip(MODALITIES, blocks(posts), strict=True):
         pids = members_of(built, "subcategory", "C1/S1", modality)
-        vectors = normalise(np.asarray(given.values[given.rows(pids)], dtype=np.float64))
+        vectors = normalize_rows(np.asarray(given.values[given.rows(pids)], dtype=np.float64))
         (index,) = built.classes.filter(level="subcategory", key="C1/S1")["index"]
         found = built.tensors[f"subcategory.{modality}"][index]
-        np.testing.assert_allclose(found, normalise(vectors.mean(axis=0)), atol=1e-6)
+        np.testing.assert_allclose(found, normalize_rows(vectors.mean(axis=0)), atol=1e-6)
 
 
 def test_same_bytes_again_and_from_shuffled_posts(posts: pl.DataFrame, tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_leave_one_out_of_the_written_folder(posts: pl.DataFrame, level: str, mo
     sums = [ClassSums.read(tmp_path / "prototypes.safetensors", name, modality) for name in LEVELS[:depth]]
     members = [member_classes(built.members, posts, name, modality) for name in LEVELS[:depth]]
     given: Mapping[str, Block] = dict(zip(MODALITIES, blocks(posts), strict=True))
-    own = normalise(np.asarray(given[modality].values, dtype=np.float32))
+    own = normalize_rows(np.asarray(given[modality].values, dtype=np.float32))
     classes = ClassIndex.from_posts(posts, built.classes, "whole").rows[level]
     known = classes >= 0
     found = np.full(own.shape, np.nan, np.float32)

@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from popularity.prototypes.sampling import Int64Array, diverse_sample
+from popularity.arrays import Int64Array
+from popularity.prototypes.sampling import diverse_sample
 
 
 def sample(

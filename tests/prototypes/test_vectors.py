@@ -13,16 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from popularity.arrays import Float32Array, Int64Array, normalize_rows
 from popularity.errors import ContractError
 from popularity.prototypes import vectors
 from popularity.prototypes.vectors import (
     ClassPrototypes,
     ClassSums,
-    Float32Array,
-    Int64Array,
     Vectors,
     leave_one_out,
-    normalise,
     prototypes,
 )
 
@@ -66,7 +64,7 @@ def random_tree(seed: int, posts: int = 60, crossed: bool = False) -> Tree:
     shares = (0.5, 0.8, 0.9)
     members = [np.where(rng.random(posts) < part, of, -1) for of, part in zip(classes, shares, strict=True)]
     members[1][-3:] = middle[-3:]
-    return Tree(normalise(rng.normal(size=(posts, 5))), classes, members, parents)
+    return Tree(normalize_rows(rng.normal(size=(posts, 5))), classes, members, parents)
 
 
 def brute_force(tree: Tree, depth: int, post: int) -> Vectors:
@@ -76,17 +74,17 @@ def brute_force(tree: Tree, depth: int, post: int) -> Vectors:
     while True:
         mine = tree.vectors[(tree.members[level] == index) & others]
         if len(mine):
-            return normalise(mine.sum(axis=0))
+            return normalize_rows(mine.sum(axis=0))
         parent = int(tree.parents[level][index])
         if level == 0 or parent < 0:
             break
         index, level = parent, level - 1
     rest = [
-        normalise(tree.vectors[(tree.members[level] == other) & others].sum(axis=0))
+        normalize_rows(tree.vectors[(tree.members[level] == other) & others].sum(axis=0))
         for other in range(len(tree.parents[level]))
         if other != index and ((tree.members[level] == other) & others).any()
     ]
-    return normalise(np.sum(rest, axis=0)) if rest else np.zeros(tree.vectors.shape[1])
+    return normalize_rows(np.sum(rest, axis=0)) if rest else np.zeros(tree.vectors.shape[1])
 
 
 @pytest.mark.parametrize("crossed", [False, True])
@@ -110,13 +108,13 @@ def test_leave_one_out_is_the_prototype_computed_without_the_post(seed: int, dep
 def test_float32_sums_are_exact_enough() -> None:
     """256 representatives of 512 numbers, as the stage stores them."""
     rng = np.random.default_rng(0)
-    vectors = normalise((rng.normal(size=(256, 512)) + 0.3).astype(np.float32))
+    vectors = normalize_rows((rng.normal(size=(256, 512)) + 0.3).astype(np.float32))
     members = np.zeros(256, np.int64)
     tree = Tree(vectors, [members], [members], [np.array([-1])])
     found = leave_one_out(tree.sums(), members, vectors, [members])
     wide = vectors.astype(np.float64)
     for post in (0, 100, 255):
-        np.testing.assert_allclose(found[post], normalise(np.delete(wide, post, axis=0).sum(axis=0)), atol=1e-6)
+        np.testing.assert_allclose(found[post], normalize_rows(np.delete(wide, post, axis=0).sum(axis=0)), atol=1e-6)
 
 
 def chain(members: Sequence[Sequence[int]], classes: Sequence[Sequence[int]]) -> Tree:
@@ -129,7 +127,7 @@ def test_who_represents_nothing_sees_the_whole_prototype() -> None:
     tree = chain([[0, 0, 0], [0, 0, -1]], [[0, 0, 0], [0, 0, 0]])
     without_vector = np.where(tree.members[1][:, None] >= 0, tree.vectors, np.nan)
     found = leave_one_out(tree.sums(), tree.classes[1], without_vector, tree.members)
-    np.testing.assert_allclose(found[2], normalise(np.array([1.0, 1, 0])))
+    np.testing.assert_allclose(found[2], normalize_rows(np.array([1.0, 1, 0])))
     np.testing.assert_allclose(found[0], [0, 1, 0])
 
 
@@ -137,16 +135,16 @@ def test_a_lone_representative_falls_back_to_the_parent_without_itself() -> None
     # Post 0 is all of class 0; category 0 is made of posts 0, 1, 2.
     tree = chain([[0, 0, 0, 1], [0, 1, 1, 2]], [[0, 0, 0, 1], [0, 1, 1, 2]])
     found = leave_one_out(tree.sums(), tree.classes[1], tree.vectors, tree.members)
-    np.testing.assert_allclose(found[0], normalise(np.array([0.0, 1, 1, 0])))
+    np.testing.assert_allclose(found[0], normalize_rows(np.array([0.0, 1, 1, 0])))
     # Post 3 is all of class 2 and of category 1: what is left is category 0.
-    np.testing.assert_allclose(found[3], normalise(np.array([1.0, 1, 1, 0])))
+    np.testing.assert_allclose(found[3], normalize_rows(np.array([1.0, 1, 1, 0])))
 
 
 def test_a_lone_representative_whose_parent_is_another_category() -> None:
     """The category falls back too, and the post is taken out of the category that it does represent."""
     tree = chain([[1, 1, 1], [0, 2, 2]], [[1, 1, 1], [0, 2, 2]])
     found = leave_one_out(tree.sums(), tree.classes[1], tree.vectors, tree.members)
-    np.testing.assert_allclose(found[0], normalise(np.array([0.0, 1, 1])))
+    np.testing.assert_allclose(found[0], normalize_rows(np.array([0.0, 1, 1])))
 
 
 def test_nothing_left_is_the_zero_vector() -> None:
@@ -204,7 +202,7 @@ def two_trees() -> tuple[Tree, Tree]:
     """The second has other representatives of the same classes, and other vectors."""
     tree, rng = random_tree(3), np.random.default_rng(4)
     members = [np.where(rng.random(60) < 0.7, of, -1) for of in tree.classes]
-    return tree, replace(tree, vectors=normalise(rng.normal(size=(60, 6))), members=members)
+    return tree, replace(tree, vectors=normalize_rows(rng.normal(size=(60, 6))), members=members)
 
 
 def test_own_prototypes_are_without_the_post() -> None:

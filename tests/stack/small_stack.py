@@ -23,7 +23,9 @@ from tests.random_posts import random_images, random_posts
 SPLIT = SplitParams(
     seed=0, report_share=0.15, matched_share=0.15, cuts=2, folds=3, unseen_user_share=0.64, tolerance=0.02
 )
-FEATURIZE = FeaturizeParams(seed=0, text_components=3, history=("uid", "subcategory"), history_prior=3.0)
+FEATURIZE = FeaturizeParams(
+    seed=0, text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+)
 STACK = StackParams(
     seed=5,
     seeds=1,

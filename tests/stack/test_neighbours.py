@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.arrays import Int64Array
 from popularity.errors import ConfigError
 from popularity.schema import FoldKey
 from popularity.splits.folds import Fold
@@ -32,13 +33,18 @@ def names(rows: int, seed: int, users: int = 12) -> np.ndarray[tuple[int], np.dt
     return np.array([f"{user}@N" for user in np.random.default_rng(seed).integers(users, size=rows)], dtype=object)
 
 
+def made_at(rows: int, seed: int) -> Int64Array:
+    return np.random.default_rng(seed).permutation(np.arange(rows, dtype=np.int64) * DAY)
+
+
 def test_equal_to_a_slow_reference() -> None:
     vectors, users = spread(FIT, 0), names(FIT, 1)
     label = np.random.default_rng(2).normal(size=FIT)
     asked, askers = np.vstack([spread(NEW, 3), vectors[:10]]), np.append(names(NEW, 4, users=20), users[:10])
     asked[4] = np.nan
     vectors[7] = np.nan
-    found = Neighbours.fit(vectors, label, users).columns(asked, askers)
+    times, asked_at = made_at(FIT, 5), np.append(made_at(NEW, 6) + 2, made_at(FIT, 5)[:10])
+    found = Neighbours.fit(vectors, label, users, times).columns(asked, askers, asked_at)
     kept = [row for row in range(FIT) if row != 7]
     centre = vectors[kept].mean(axis=0)
     for row, vector in enumerate(asked):
@@ -52,8 +58,11 @@ def test_equal_to_a_slow_reference() -> None:
                 / (np.linalg.norm(vector - centre) * np.linalg.norm(vectors[other] - centre))
             )
             for other in kept
-            if users[other] != askers[row]
+            if users[other] != askers[row] and times[other] < asked_at[row]
         }
+        if not cosines:
+            assert np.isnan(found[row]).all()
+            continue
         near = sorted(cosines, key=lambda other: -cosines[other])[:NEAREST]
         weights = [np.exp(cosines[other] / SHARPNESS) for other in near]
         expected = [
@@ -68,21 +77,34 @@ def test_equal_to_a_slow_reference() -> None:
 def test_the_labels_of_a_user_change_nothing_in_his_rows() -> None:
     """Out of fold: a fit row has neither its own label in its columns nor one of its user."""
     vectors, users = spread(FIT, 0), names(FIT, 1)
-    label = np.random.default_rng(2).normal(size=FIT)
-    before = Neighbours.fit(vectors, label, users).columns(vectors, users)
+    label, times = np.random.default_rng(2).normal(size=FIT), made_at(FIT, 5)
+    before = Neighbours.fit(vectors, label, users, times).columns(vectors, users, times)
     mine = users == users[0]
-    after = Neighbours.fit(vectors, np.where(mine, 99.0, label), users).columns(vectors, users)
+    after = Neighbours.fit(vectors, np.where(mine, 99.0, label), users, times).columns(vectors, users, times)
     np.testing.assert_array_equal(after[mine], before[mine])
     assert not np.array_equal(after[~mine], before[~mine])
+
+
+def test_the_labels_of_later_posts_change_nothing() -> None:
+    vectors, users, times = spread(FIT, 0), names(FIT, 1), made_at(FIT, 5)
+    label = np.random.default_rng(2).normal(size=FIT)
+    before = Neighbours.fit(vectors, label, users, times).columns(vectors, users, times)
+    for late in np.argsort(times)[[10, 45, 80]]:
+        later = times >= times[late]
+        after = Neighbours.fit(vectors, np.where(later, 99.0, label), users, times).columns(vectors, users, times)
+        earlier = times <= times[late]  # a post of the same time is not earlier
+        np.testing.assert_array_equal(after[earlier], before[earlier])
+        assert not np.array_equal(after[~earlier, 0], before[~earlier, 0])
+    # Without a label before it, a post has none of the columns.
+    assert np.isnan(before[np.argmin(times)]).all()
 
 
 @pytest.mark.parametrize("others", [0, 1, NEAREST - 1])
 def test_few_posts_of_others(others: int) -> None:
     users = np.array(["me"] * 30 + ["you"] * others, dtype=object)
     label = np.append(np.full(30, 50.0), np.full(others, 2.0))
-    found = Neighbours.fit(spread(len(users), 0), label, users).columns(
-        spread(3, 1), np.array(["me"] * 3, dtype=object)
-    )
+    fitted = Neighbours.fit(spread(len(users), 0), label, users, made_at(len(users), 5))
+    found = fitted.columns(spread(3, 1), np.array(["me"] * 3, dtype=object), np.full(3, len(users) * DAY))
     if others:
         np.testing.assert_allclose(found[:, :2], 2.0)
         assert ((found[:, 2] >= 0) & (found[:, 2] <= found[:, 3]) & (found[:, 3] <= 2)).all()
@@ -98,6 +120,7 @@ def small_fold() -> Fold:
     ).with_columns(
         *(pl.lit("same").alias(name) for name in ("category", "subcategory", "concept", "media_type", "timezone_id")),
         pl.lit("some words").alias("text"),
+        pl.from_epoch(pl.int_range(pl.len()), time_unit="us").alias("posted_at"),
         pl.Series("rhythm.user_week", rng.random(FIT + NEW)),
         pl.Series("history.level", rng.random(FIT + NEW)),
     )
@@ -126,7 +149,7 @@ def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
     assert seen("history") - none == {"history.level"}
     assert seen("neighbours") - none == {f"text_{column}" for column in COLUMNS}
     with pytest.raises(ConfigError, match="statistics"):
-        seen("picture")
+        seen("image")
 
 
 def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -> None:
@@ -138,7 +161,7 @@ def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -
     )
     statistics.filter(pl.col("pid") != "0003").write_parquet(image / "statistics.parquet")
     blocks = read_blocks(image, text, prototype)
-    columns = replace(STACK.columns, signals=("neighbours", "picture", "rhythm"))
+    columns = replace(STACK.columns, signals=("neighbours", "image", "rhythm"))
     model = fit_model(fold, blocks, columns, replace(STACK, columns=columns), "stack")
     matrix = model.encoder.apply(fold.score, blocks)
     assert {"picture.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)

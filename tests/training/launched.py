@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from popularity.encoders.parts import start_processes
+from popularity.encoders.sharding import start_processes
 from popularity.files import write_json
 from popularity.stage import run
 from tests.training.small_training import small_run, train_params

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from popularity.arrays import normalize_rows
 from popularity.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
 from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
 from popularity.network.model import Level, PrototypeNetwork
 from popularity.network.params import TrainParams
-from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes, unit
+from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import Epoch, no_op, train_network
 from tests.encoders.tiny_encoders import WORDS, text_params
@@ -99,7 +100,7 @@ def class_prototypes(classes: Mapping[str, Int64Array], values: Mapping[str, Any
         parent = np.arange(size) % above if above else np.full(size, -1)
         for kind, vectors in values.items():
             total = np.zeros((size, vectors.shape[1]), np.float32)
-            np.add.at(total, own[own >= 0], unit(vectors[own >= 0]))
+            np.add.at(total, own[own >= 0], normalize_rows(vectors[own >= 0], dtype=np.float32))
             sums[level, kind] = ClassSums(total, np.bincount(own[own >= 0], minlength=size), parent)
         above = size
     return ClassPrototypes(tuple(classes), sums, classes, {place: classes[place[0]] for place in sums})

@@ -107,7 +107,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pictures = make_pictures(folder)
     if request.param == "clip":
         weights = f"path:{save_clip(folder / 'clip')}"
-        image, text = image_params(library="transformers", model="clip", weights=weights), text_params(weights=weights)
+        image = image_params(loader="clip_image", model="clip", weights=weights)
+        text = text_params(loader="clip_text", weights=weights)
     else:
         image, text = pictures.params(), text_params(weights=f"path:{save_bert(folder / 'bert')}")
     with pytest.MonkeyPatch.context() as patch:

@@ -9,8 +9,11 @@ from typing import Any
 
 import polars as pl
 
+from popularity.arrays import rounded
 from popularity.dataset.layout import PartFiles
 from popularity.schema import LEVELS, POSTS
+
+DIGITS = 6
 
 
 @dataclass
@@ -40,10 +43,10 @@ def summarise(
         "users_with_differing_vectors": notes.users_with_differing_vectors,
         "empty_class_names": notes.empty_class_names,
         "label": {
-            "mean": _rounded(labels.mean()),
-            "sd": _rounded(labels.std()),
-            "min": _rounded(labels.min()),
-            "max": _rounded(labels.max()),
+            "mean": rounded(labels.mean(), DIGITS),
+            "sd": rounded(labels.std(), DIGITS),
+            "min": rounded(labels.min(), DIGITS),
+            "max": rounded(labels.max(), DIGITS),
         },
         "quarantine": {
             "values": len(quarantine),
@@ -72,7 +75,7 @@ def _part(frame: pl.DataFrame) -> dict[str, Any]:
         "classes": {level: frame[level].n_unique() for level in LEVELS},
         "from": frame["posted_at"].min().isoformat(),  # type: ignore[union-attr]
         "to": frame["posted_at"].max().isoformat(),  # type: ignore[union-attr]
-        "missing_share": {name: _rounded(share) for name, share in shares.items()},
+        "missing_share": {name: rounded(share, DIGITS) for name, share in shares.items()},
     }
 
 
@@ -80,7 +83,7 @@ def _unseen(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:
     """Users and classes of the test part that training does not have, as shares of posts and as counts."""
     known = test["uid"].is_in(train["uid"].unique().implode())
     return {
-        "share_of_test_posts_by_unseen_users": _rounded((~known).mean()),
+        "share_of_test_posts_by_unseen_users": rounded((~known).mean(), DIGITS),
         "users": test["uid"].filter(~known).n_unique(),
         "classes": {level: len(set(test[level].unique()) - set(train[level].unique())) for level in LEVELS},
     }
@@ -88,7 +91,3 @@ def _unseen(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:
 
 def _counts(frame: pl.DataFrame, *names: str) -> list[dict[str, Any]]:
     return frame.group_by(names).len("values").sort(names).to_dicts()
-
-
-def _rounded(value: Any) -> float:
-    return round(float(value), 6)

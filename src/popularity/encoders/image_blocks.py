@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from popularity.encoders.image import EmbedImageParams, load_image_encoder, picture_transform
-from popularity.encoders.parts import (
+from popularity.encoders.sharding import (
     Arrays,
-    Cut,
+    ShardPlan,
     as_float16,
     autocast,
-    encode_parts,
+    encode_shards,
     gather,
-    read_parts,
+    read_shards,
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
@@ -43,7 +43,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
         images: table of contract IMAGES.
         out: replaced as a whole when all is done.
         params: section embed_image.
-        state_root: below it finished parts wait for a run that resumes.
+        state_root: below it finished shards wait for a run that resumes.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_image_encoder`.
@@ -54,7 +54,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
     stored = table.filter(pl.col("status") == "ok").sort("shard", "offset", "pid")
     state, location = start_processes(), find_weights(params)
     encoder = load_image_encoder(params).to(state.device)
-    cut = Cut(stored.height, params.shard_rows, params.batch_size)
+    plan = ShardPlan(stored.height, params.shard_rows, params.batch_size)
     prepare = PictureBatches(root, stored, params.image_size, picture_transform(encoder.preprocessing))
 
     def encode(batch: PictureBatch) -> Arrays:
@@ -67,29 +67,29 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
         return {"vectors": as_float16(vectors, params.model), **rest}
 
     with resume_state("embed_image", fingerprint(asdict(params), location, images), state_root) as directory:
-        encode_parts(directory, cut, prepare, encode, state, "embed_image")
+        encode_shards(directory, plan, prepare, encode, state, "embed_image")
         if state.is_main_process:
-            decoded = np.concatenate([np.zeros(0, bool), *read_parts(directory, cut, "decoded")])
+            decoded = np.concatenate([np.zeros(0, bool), *read_shards(directory, plan, "decoded")])
             stored = stored.with_columns(decoded=pl.Series(decoded, dtype=pl.Boolean))
             encoded = stored.filter("decoded").select("pid").with_row_index("row").sort("pid")
             vectors = gather(
-                read_parts(directory, cut, "vectors"),
+                read_shards(directory, plan, "vectors"),
                 encoded["row"].to_numpy().astype(np.int64),
                 directory / "pooled.npy",
                 encoder.out_features,
             )
-            about = describe(params, location, encoder.describe(), "image", encoder.out_features)
+            metadata = describe(params, location, encoder.describe(), "image", encoder.out_features)
             with atomic_directory(out) as partial:
-                write_block(Block(vectors, encoded["pid"].to_list(), about), partial, "pooled")
-                statistics = _statistics(stored.filter("decoded"), read_parts(directory, cut, "statistics"))
+                write_block(Block(vectors, encoded["pid"].to_list(), metadata), partial, "pooled")
+                statistics = _statistics(stored.filter("decoded"), read_shards(directory, plan, "statistics"))
                 write_table(statistics, partial / "statistics.parquet", PICTURE_STATISTICS)
                 write_table(_status(table, stored.filter(~pl.col("decoded"))), partial / "status.parquet", IMAGE_STATUS)
         state.wait_for_everyone()
 
 
-def _statistics(decoded: pl.DataFrame, parts: Iterable[npt.NDArray[np.float32]]) -> pl.DataFrame:
-    """Contract PICTURE_STATISTICS of the `decoded` pictures, in the order of the parts."""
-    values = np.concatenate([np.zeros((0, len(NAMES)), np.float32), *parts])
+def _statistics(decoded: pl.DataFrame, shards: Iterable[npt.NDArray[np.float32]]) -> pl.DataFrame:
+    """Contract PICTURE_STATISTICS of the `decoded` pictures, in the order of the shards."""
+    values = np.concatenate([np.zeros((0, len(NAMES)), np.float32), *shards])
     return decoded.select("pid").hstack(pl.DataFrame(values, schema=[f"picture.{name}" for name in NAMES]))
 
 

@@ -1,18 +1,18 @@
-"""Text towers that read soft prompts (method.md, Sec 3.2, Eq 1-3), and what of a tower is trained when asked.
+"""Text towers that read soft prompts (method.md, Sec 3.2, Eq 1-3), and the layers of a tower that train.
 
 tower = load_prompt_tower(load_params("embed_text", EmbedTextParams))
 names = tower.tokenize(["new year", "beach"], max_tokens=16)
-context = nn.Parameter(torch.randn(16, tower.facts.token_width) * tower.facts.context_deviation)
+context = nn.Parameter(torch.randn(16, tower.spec.token_width) * tower.spec.context_deviation)
 pooled = tower(context, names).pooled   # (2, d), differentiable in `context`
 
-Soft prompts enter as raw token embeddings, before positions are added. BERT types take them as `inputs_embeds`;
-the text towers of CLIP and SigLIP do not, so their embeddings, encoder, final norm and projection run one by one.
+Soft prompts enter as raw token embeddings, before positions are added. How a tower reads those stands in the file of
+the encoder (`registry.PromptReading`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.masking_utils import create_causal_mask
 
 from popularity.encoders.image import EmbedImageParams, ImageEncoder
+from popularity.encoders.registry import RegisteredEncoder, find_encoder
 from popularity.encoders.text import (
     EmbedTextParams,
     TextEncoder,
@@ -35,8 +35,8 @@ from popularity.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class TowerFacts:
-    """What a prompt has to know of its text tower.
+class EncoderSpec:
+    """Sizes, special tokens and pooling of a text tower, as a prompt needs them.
 
     Args:
         width: d, of the pooled vector and of the token vectors.
@@ -89,39 +89,45 @@ class PromptTower(nn.Module):
     """A frozen text tower that reads context vectors before a text's own tokens.
 
     Attributes:
-        facts: widths, special tokens, pooling, length.
+        spec: widths, special tokens, pooling, length.
     """
 
     prefix: Tensor
     suffix: Tensor
 
-    def __init__(self, encoder: TextEncoder, tokenizer: TextTokenizer) -> None:
+    def __init__(self, encoder: TextEncoder, tokenizer: TextTokenizer, registered: RegisteredEncoder) -> None:
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
-        model: Any = encoder.tower
-        self.kind = _KINDS.get(model.config.model_type, _MEAN)
+        if registered.prompt is None:
+            raise ConfigError(f"embed_text.loader: {registered.name} reads no soft prompts, which stage train needs")
+        self.reading = registered.prompt
         # A text's own tokens stand between the special ones.
         coded = TextTokenizer(tokenizer.tokenizer, tokenizer.max_tokens, fixed_length=False)(["a"])
         ids, content = coded.input_ids[0], coded.content[0].nonzero()[:, 0]
         prefix, suffix = ids[: content[0]], ids[content[-1] + 1 :]
         self.register_buffer("prefix", prefix, persistent=False)
         self.register_buffer("suffix", suffix, persistent=False)
-        self.facts = TowerFacts(
+        self.spec = EncoderSpec(
             width=encoder.out_features,
             token_width=self._table.embedding_dim,
-            pooling=self.kind.pooling,
+            pooling=self.reading.pooling,
             prefix=tuple(prefix.tolist()),
             suffix=tuple(suffix.tolist()),
             longest=encoder.longest,
-            cut_is_exact=not encoder.kind.fixed_length,
-            context_deviation=self.kind.context_deviation or self._table.weight.std().item(),
+            cut_is_exact=not registered.fixed_length,
+            context_deviation=self.reading.context_deviation or self._table.weight.std().item(),
         )
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> PromptTokens:
-        """The own tokens of `texts`, cut as the stage embed_text cuts them: `max_tokens` counts the special ones."""
+        """The own tokens of `texts`, cut as the stage embed_text cuts them: `max_tokens` counts the special ones.
+
+        Args:
+            texts: n of them.
+            max_tokens: of a text, special ones included.
+        """
         coded = TextTokenizer(self.tokenizer.tokenizer, max_tokens, fixed_length=False)(texts)
         lengths = coded.content.sum(dim=1)
-        start = len(self.facts.prefix)
+        start = len(self.spec.prefix)
         return PromptTokens(coded.input_ids[:, start : start + int(lengths.max())], lengths)
 
     def forward(
@@ -141,23 +147,23 @@ class PromptTower(nn.Module):
             ConfigError: the context leaves no place for a token of the text, or the tower pools at one position
                 and `pool` is not `all`.
         """
-        facts, device = self.facts, self.prefix.device
-        if pool == "name" and facts.pooling != "mean":
+        spec, device = self.spec, self.prefix.device
+        if pool == "name" and spec.pooling != "mean":
             raise ConfigError("prompts.pool: 'name' is for mean-pooled towers, this one reads one position")
         vectors = 0 if context is None else context.shape[-2]
-        start = len(facts.prefix) + vectors
-        room = facts.longest - start - len(facts.suffix)
+        start = len(spec.prefix) + vectors
+        room = spec.longest - start - len(spec.suffix)
         if room < 1:
             raise ConfigError(
-                f"prompts: {vectors} context vectors leave no place for a text in the {facts.longest} positions "
+                f"prompts: {vectors} context vectors leave no place for a text in the {spec.longest} positions "
                 f"of the tower; at most {vectors + room - 1} do"
             )
         lengths = tokens.lengths.clamp(max=room)
-        width = facts.longest if not facts.cut_is_exact else start + int(lengths.max()) + len(facts.suffix)
+        width = spec.longest if not spec.cut_is_exact else start + int(lengths.max()) + len(spec.suffix)
         lengths = lengths.to(device)
         place = torch.arange(width, device=device)
         content = (place >= start) & (place < start + lengths[:, None])  # (n, width)
-        used = place < start + lengths[:, None] + len(facts.suffix)
+        used = place < start + lengths[:, None] + len(spec.suffix)
         rows = len(lengths)
         parts = [self._table(self.prefix).expand(rows, -1, -1)]
         if context is not None:
@@ -165,7 +171,7 @@ class PromptTower(nn.Module):
         parts.append(self._table(self._after_context(tokens.ids.to(device), lengths, content[:, start:])))
         # Prompts are short: on a CPU the fused attention is then the slower one, in bf16 by far.
         with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            values = self.kind.outputs(self.encoder.tower, torch.cat(parts, dim=1), used)  # (n, width, d)
+            values = self.reading.outputs(self.encoder.tower, torch.cat(parts, dim=1), used)  # (n, width, d)
         return PromptOutput(self._pooled(values, content, used, pool), values, content)
 
     @property
@@ -183,9 +189,9 @@ class PromptTower(nn.Module):
         return padded.scatter(1, places, self.suffix.expand(len(ids), -1))
 
     def _pooled(self, values: Tensor, content: Tensor, used: Tensor, pool: str) -> Tensor:
-        if self.facts.pooling == "last":
+        if self.spec.pooling == "last":
             return values[:, -1]
-        if self.facts.pooling == "end":
+        if self.spec.pooling == "end":
             return values[torch.arange(len(values), device=values.device), used.sum(dim=1) - 1]
         mask = torch.where(content.any(dim=1, keepdim=True), content, used) if pool == "name" else used
         return masked_mean(values, mask)
@@ -196,17 +202,23 @@ def load_prompt_tower(params: EmbedTextParams) -> PromptTower:
 
     Raises:
         MissingWeightsError, ConfigError: see `load_text_encoder` and `load_tokenizer`.
+        ConfigError: the encoder reads no soft prompts.
     """
-    return PromptTower(load_text_encoder(params), load_tokenizer(params))
+    return PromptTower(load_text_encoder(params), load_tokenizer(params), find_encoder(params.loader, "text"))
 
 
 def is_aligned(image: EmbedImageParams, text: EmbedTextParams) -> bool:
-    """True when pictures and texts share one space: both towers are of the same dual model (CLIP, SigLIP).
+    """True when images and texts share one space: both encoders are halves of the same dual model (CLIP, SigLIP).
 
-    No other type of model holds an image encoder and a text encoder, so the same weights say enough.
+    That is: their names are `<model>_image` and `<model>_text`, and they load the same weights.
+
+    Args:
+        image: section embed_image.
+        text: section embed_text.
     """
+    halves = image.loader.removesuffix("_image") == text.loader.removesuffix("_text")
     same = (image.weights, image.revision) == (text.weights, text.revision)
-    return image.library == "transformers" and same and (image.weights != "hub" or image.model == text.model)
+    return halves and same and (image.weights != "hub" or image.model == text.model)
 
 
 def unfreeze_last(encoder: ImageEncoder | TextEncoder | PromptTower, count: int) -> list[nn.Parameter]:
@@ -214,6 +226,10 @@ def unfreeze_last(encoder: ImageEncoder | TextEncoder | PromptTower, count: int)
 
     A block is a transformer layer, or a stage of a convolutional network; norm, projection and head follow.
     The tower stays in evaluation mode: no dropout, and statistics of batch norms stay as they are.
+
+    Args:
+        encoder: whose tower it is.
+        count: blocks from the end; 0 for none.
 
     Raises:
         ConfigError: the tower has fewer blocks.
@@ -256,45 +272,3 @@ def _blocks_and_following(tower: nn.Module) -> tuple[list[nn.Module], list[nn.Pa
     parameters = list(tower.parameters())
     last = max((place for place, parameter in enumerate(parameters) if id(parameter) in inside), default=-1)
     return blocks, parameters[last + 1 :]
-
-
-class _Kind(NamedTuple):
-    """How a type of text tower reads embeddings.
-
-    Args:
-        pooling: as in TowerFacts.
-        context_deviation: as in TowerFacts; None for that of the token table.
-        outputs: (model, raw token embeddings (n, l, e), mask (n, l) of used positions) -> token vectors (n, l, d).
-    """
-
-    pooling: Literal["mean", "end", "last"]
-    context_deviation: float | None
-    outputs: Callable[[Any, Tensor, Tensor], Tensor]
-
-
-def _bert_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
-    tokens: Tensor = model(inputs_embeds=embeddings, attention_mask=used.long()).last_hidden_state
-    return tokens
-
-
-def _clip_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
-    del used  # causal: what is read stands before the padding
-    tower = model.text_model
-    hidden = tower.embeddings(inputs_embeds=embeddings)
-    # Both are needed: eager attention ignores is_causal, and sdpa may get no mask because of it.
-    mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
-    hidden = tower.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
-    tokens: Tensor = model.text_projection(tower.final_layer_norm(hidden))
-    return tokens
-
-
-def _siglip_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
-    del used  # trained without a mask
-    tower = model.text_model
-    hidden = tower.encoder(inputs_embeds=tower.embeddings(inputs_embeds=embeddings)).last_hidden_state
-    tokens: Tensor = tower.head(tower.final_layer_norm(hidden))
-    return tokens
-
-
-_MEAN = _Kind("mean", None, _bert_tokens)
-_KINDS = {"clip": _Kind("end", 0.02, _clip_tokens), "siglip": _Kind("last", None, _siglip_tokens)}

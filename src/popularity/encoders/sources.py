@@ -26,6 +26,7 @@ class EncoderParams(Section):
     """What every encoder section of params.yaml states.
 
     Args:
+        loader: name of a registered encoder: of a file of this folder that ends in _image or _text.
         model: a name that timm knows, or a hub repository (owner/name).
         weights: `package:<module>` of an installed package, `hub`, or `path:<folder>`.
         revision: commit of the hub repository, 40 hex digits; empty for other sources.
@@ -34,6 +35,7 @@ class EncoderParams(Section):
         precision: bf16 runs under autocast, fp32 does not.
     """
 
+    loader: Annotated[str, Field(pattern=r"^[a-z]\w*$")]
     model: Annotated[str, Field(min_length=1)]
     weights: Annotated[str, Field(pattern=r"^(hub|package:\w+|path:.+)$")]
     revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
@@ -60,7 +62,11 @@ def find_weights(params: EncoderParams) -> Path:
 
 
 def require_revision(params: EncoderParams) -> None:
-    """Raises ConfigError unless the hub repository is pinned: a branch may change under a result."""
+    """Refuses a hub repository without a pinned commit: a branch may change under a result.
+
+    Raises:
+        ConfigError: `params.revision` is empty.
+    """
     if not params.revision:
         raise ConfigError(
             f"{params.model}: weights 'hub' need a revision of 40 hex digits (a commit of that repository)"
@@ -74,16 +80,24 @@ def weights_identity(location: Path) -> str:
 
 
 def describe(
-    params: EncoderParams, location: Path, facts: dict[str, Any], column: str, out_features: int
+    params: EncoderParams, location: Path, fields: dict[str, Any], column: str, out_features: int
 ) -> dict[str, Any]:
-    """What a block's .json says of it; `facts` are its preprocessing and pooling."""
+    """The metadata of a block, for its .json.
+
+    Args:
+        params: section embed_image or embed_text.
+        location: of the weights, whose digest is among the metadata.
+        fields: further ones: preprocessing and pooling.
+        column: what the names of the columns start with.
+        out_features: d, the number of columns.
+    """
     return {
         "encoder": params.model,
         "weights": weights_identity(location),
         "revision": params.revision,
         "precision": params.precision,
-        **facts,
-        "columns": [f"{column}_{number:04d}" for number in range(out_features)],
+        **fields,
+        "columns": [f"{column}_{index:04d}" for index in range(out_features)],
     }
 
 

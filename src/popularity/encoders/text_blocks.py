@@ -11,15 +11,15 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from popularity.encoders.parts import (
+from popularity.encoders.sharding import (
     Arrays,
-    Cut,
     Float16Array,
+    ShardPlan,
     as_float16,
     autocast,
-    encode_parts,
+    encode_shards,
     gather,
-    read_parts,
+    read_shards,
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
@@ -51,7 +51,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
         posts: table of contract POSTS.
         out: replaced as a whole when all is done.
         params: section embed_text.
-        state_root: below it finished parts wait for a run that resumes.
+        state_root: below it finished shards wait for a run that resumes.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_text_encoder`.
@@ -61,7 +61,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
     state, location = start_processes(), find_weights(params)
     encoder = load_text_encoder(params).to(state.device)
     texts = distinct_texts(table)
-    cut = Cut(texts.height, params.shard_rows, params.batch_size)
+    plan = ShardPlan(texts.height, params.shard_rows, params.batch_size)
     prepare = _TextBatches(texts["text"].to_list(), texts["is_post"].to_numpy(), load_tokenizer(params))
 
     def encode(batch: TextBatch) -> Arrays:
@@ -74,30 +74,30 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
         }
 
     with resume_state("embed_text", fingerprint(asdict(params), location, posts), state_root) as directory:
-        encode_parts(directory, cut, prepare, encode, state, "embed_text")
+        encode_shards(directory, plan, prepare, encode, state, "embed_text")
         if state.is_main_process:
             row_of = dict(zip(texts["text"], range(texts.height), strict=True))
             rows = {
                 name: np.array([row_of[text] for text in table[name]], np.int64) for name in ("title", "tags", "post")
             }
-            facts = {
+            fields = {
                 "preprocessing": {"max_tokens": params.max_tokens, "split_special_tokens": True},
-                "pooling": encoder.kind.pooling,
+                "pooling": encoder.pooling,
             }
             with atomic_directory(out) as partial:
                 pids = table["pid"].to_list()
                 for name, index in rows.items():
                     vectors = gather(
-                        read_parts(directory, cut, "vectors"),
+                        read_shards(directory, plan, "vectors"),
                         index,
                         directory / f"{name}.npy",
                         encoder.out_features,
                     )
-                    about = describe(params, location, facts, name, encoder.out_features)
-                    write_block(Block(vectors, pids, about), partial, name)
-                about = describe(params, location, {**facts, "pooling": "none"}, "token", encoder.out_features)
-                values, offsets = _gather_tokens(directory, cut, rows["post"], encoder.out_features)
-                write_tokens(Tokens(values, offsets, pids, about), partial, "tokens")
+                    metadata = describe(params, location, fields, name, encoder.out_features)
+                    write_block(Block(vectors, pids, metadata), partial, name)
+                metadata = describe(params, location, {**fields, "pooling": "none"}, "token", encoder.out_features)
+                values, offsets = _gather_tokens(directory, plan, rows["post"], encoder.out_features)
+                write_tokens(Tokens(values, offsets, pids, metadata), partial, "tokens")
         state.wait_for_everyone()
 
 
@@ -123,11 +123,13 @@ class _TextBatches:
         return batch._replace(content=batch.content & wanted[:, None])
 
 
-def _gather_tokens(directory: Path, cut: Cut, index: Int64Array, columns: int) -> tuple[Float16Array, Int64Array]:
+def _gather_tokens(
+    directory: Path, plan: ShardPlan, index: Int64Array, columns: int
+) -> tuple[Float16Array, Int64Array]:
     """Token vectors (total, columns) of the texts `index`, in that order, and their offsets (n + 1,)."""
-    lengths = np.concatenate([np.zeros(0, np.int64), *read_parts(directory, cut, "lengths")])
+    lengths = np.concatenate([np.zeros(0, np.int64), *read_shards(directory, plan, "lengths")])
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[index])])
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])  # in the order of encoding
     # The row of every token among the encoded ones: a run of consecutive rows per text.
     runs = np.repeat(starts[index] - offsets[:-1], lengths[index]) + np.arange(offsets[-1])
-    return gather(read_parts(directory, cut, "tokens"), runs, directory / "tokens.npy", columns), offsets
+    return gather(read_shards(directory, plan, "tokens"), runs, directory / "tokens.npy", columns), offsets

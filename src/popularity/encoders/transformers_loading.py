@@ -16,20 +16,25 @@ from transformers.utils import logging as transformers_logging
 from popularity.errors import ConfigError, MissingWeightsError
 
 
-def read_model_type(folder: Path, supported: Sequence[str]) -> str:
-    """The `model_type` of a folder's config.json.
+def require_model_type(folder: Path, model_types: Sequence[str]) -> None:
+    """Refuses a folder whose config.json names another type of model.
+
+    Args:
+        folder: as save_pretrained wrote it.
+        model_types: of transformers, that the encoder reads.
 
     Raises:
-        ConfigError: it is none of `supported`.
+        ConfigError: `model_type` is none of `model_types`.
         MissingWeightsError: `folder` is a file of weights alone.
     """
     if not folder.is_dir():
         raise MissingWeightsError(f"{folder}: transformers loads a folder with config.json and safetensors")
     path = folder / "config.json"
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    if kind not in supported:
-        raise ConfigError(f"{path}: model_type {kind!r} is not supported here; supported: {', '.join(supported)}")
-    return str(kind)
+    found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    if found not in model_types:
+        raise ConfigError(
+            f"{path}: model_type {found!r}, but the loader named in params.yaml reads {', '.join(model_types)}"
+        )
 
 
 def load_tower(class_name: str, folder: Path, without: str = "", optional: tuple[str, ...] = ()) -> nn.Module:

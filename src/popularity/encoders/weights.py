@@ -55,6 +55,7 @@ def fetch_weights(params: EncoderParams) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Fetches the encoders of a file of parameters."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     path = parser.parse_args(argv).params

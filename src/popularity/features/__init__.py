@@ -1,15 +1,17 @@
 """User-behaviour and metadata features (method.md, "User-behaviour and metadata features s").
 
-Three kinds, one module each: `row` from the post alone; `context` label-free statistics over the rows
-that a scheme shows; `label` fitted on labels of fit rows only, causal in time.
+Three kinds: `rows` from the post alone; `context` label-free statistics over the rows that a scheme shows;
+`target_statistics` from past labels of fit rows only. `groups` are further columns of the last two kinds, which the
+stack takes by name: `rhythm`, `class_time`, `histories`, `words`, `user_text`.
 """
 
-from popularity.features.build import FeaturizeParams, featurize, further_features, read_features
+from popularity.features.build import FeaturizeParams, featurize, further_features
 from popularity.features.columns import FeatureColumn
-from popularity.features.context import TextReducer, context_features
-from popularity.features.histories import compare_histories
-from popularity.features.label import label_features
-from popularity.features.row import CATEGORIES, TEXT, row_features
+from popularity.features.context import context_features
+from popularity.features.rows import CATEGORIES, TEXT, row_features
+from popularity.features.tables import read_features
+from popularity.features.target_statistics import compare_target_statistics, compute_target_statistics
+from popularity.features.text_components import TextReducer
 
 __all__ = [
     "CATEGORIES",
@@ -17,11 +19,11 @@ __all__ = [
     "FeatureColumn",
     "FeaturizeParams",
     "TextReducer",
-    "compare_histories",
+    "compare_target_statistics",
+    "compute_target_statistics",
     "context_features",
     "featurize",
     "further_features",
-    "label_features",
     "read_features",
     "row_features",
 ]

@@ -5,7 +5,7 @@ context/<scheme>.parquet         the rows that every fold of the scheme shows; w
 context/<scheme>-<fold>.parquet  those of the fold
 label/<scheme>-<fold>.parquet    fit and score rows of the fold
 
-A fold is written as soon as it is known: one at a time is in memory, and whoever reads one reads no other. Beside them
+A fold is written as soon as it is computed: one at a time is in memory, and whoever reads one reads no other. Also
 text_components.parquet: what the text components of `final` are made of, for posts that come later.
 """
 
@@ -23,22 +23,35 @@ from pydantic import Field
 from tqdm import tqdm
 
 from popularity.config import Section
-from popularity.features.context import TEXT_COMPONENTS, TextReducer, context_features, count_features
-from popularity.features.label import as_of_dates, label_features
-from popularity.features.profiles import known_profiles, no_users, profile_features
-from popularity.features.row import beside, row_features
-from popularity.features.signals import FACTS, coded, coded_label_signals
+from popularity.features.as_of import as_of_dates
+from popularity.features.context import context_features, count_features
+from popularity.features.groups import coded_label_groups
+from popularity.features.past_labels import SOURCES, code_names
+from popularity.features.rows import join_by_pid, row_features
+from popularity.features.tables import common_name, read_context
+from popularity.features.target_statistics import compute_target_statistics
+from popularity.features.text_components import TEXT_COMPONENTS, TextReducer
+from popularity.features.user_text import known_user_text, no_users, user_text_features
 from popularity.schema import FEATURES, SCHEMES, FoldKey, read_table, write_table
 
-HistoryKey = Literal["uid", "category", "subcategory", "concept"]
+StatisticsKey = Literal["uid", "category", "subcategory", "concept"]
 
 
 @dataclass(frozen=True)
 class FeaturizeParams(Section):
+    """Section `featurize` of params.yaml.
+
+    Args:
+        seed: of the text components.
+        text_components: columns at most, of the texts of posts and of those of users; 0 for none.
+        target_statistics: the keys whose past labels become features.
+        target_statistics_prior: posts' worth of the overall mean that a shrunk mean starts from.
+    """
+
     seed: int
     text_components: Annotated[int, Field(ge=0)]
-    history: tuple[HistoryKey, ...]
-    history_prior: Annotated[float, Field(gt=0)]
+    target_statistics: tuple[StatisticsKey, ...]
+    target_statistics_prior: Annotated[float, Field(gt=0)]
 
 
 def featurize(
@@ -49,7 +62,16 @@ def featurize(
     out: Path,
     users: pl.DataFrame | None = None,
 ) -> None:
-    """Computes every feature set and writes it into the folder `out`; `users`: contract USERS, if there are vectors."""
+    """Computes every feature set and writes it into a folder.
+
+    Args:
+        posts: contract POSTS.
+        images: contract IMAGES.
+        splits: contract FOLDS.
+        params: section featurize.
+        out: the folder.
+        users: contract USERS, if the data set has vectors of users.
+    """
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
     _write_context(posts, no_users() if users is None else users, splits, params, out)
     _write_labels(posts, splits, params, out / "label")
@@ -65,14 +87,13 @@ def _write_context(
         # The folds by user and at random show the same rows, the cuts do not.
         alike = all(part["pid"].equals(folds[0]["pid"]) for part in folds)
         for part in folds[:1] if alike else folds:
-            name = _common_name(scheme) if alike else _key_of(part).file_name
-            path = out / "context" / name
+            path = out / "context" / (common_name(scheme) if alike else _key_of(part).file_name)
             known = next((each for each in shown if each[0].equals(part["pid"])), None)
             if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
                 text = TextReducer.fit(frame, params.text_components, params.seed)
-                profiles = profile_features(frame, users, params.text_components, params.seed)
-                write_table(beside(context_features(frame, text), profiles), path, FEATURES)
+                about_users = user_text_features(frame, users, params.text_components, params.seed)
+                write_table(join_by_pid(context_features(frame, text), about_users), path, FEATURES)
                 shown.append((part["pid"], path, text))
             else:
                 _, written, text = known
@@ -83,11 +104,11 @@ def _write_context(
 
 def _write_labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, folder: Path) -> None:
     """Label features of each fold."""
-    horizon, facts = _scored_span(posts, splits), label_facts(posts)
+    horizon, inputs = _scored_span(posts, splits), label_inputs(posts)
     folder.mkdir(exist_ok=True)
     for _, folds in _by_scheme(splits, "label"):
         for part in folds:
-            features = fold_label_features(part, facts, params, horizon)
+            features = fold_label_features(part, inputs, params, horizon)
             write_table(features, folder / _key_of(part).file_name, FEATURES)
 
 
@@ -102,7 +123,7 @@ def further_features(
     """(pid, all features) of `posts`, as `featurize` gives them to scored rows of `final`, sorted by pid.
 
     The text components are those of the last run: a basis fitted anew, be it with one post more, is another one. So
-    are profiles, and a user without a stored post has none.
+    are the columns `user_text`, and a user without a stored post has none.
 
     Args:
         posts: contract POSTS, posts that come to the test part.
@@ -117,56 +138,43 @@ def further_features(
     rows = pl.concat([shown, posts.select("pid", role=pl.lit("score"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    sets.append(known_profiles(posts, known, _read_context(folder, FoldKey("final", 0))))
-    # A post that comes later does not move the cut at which the histories of others end.
+    sets.append(known_user_text(posts, known, read_context(folder, FoldKey("final", 0))))
+    # A post that comes later does not move the cut at which the pasts of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    sets.append(fold_label_features(rows, label_facts(both), params, _scored_span(known, splits), timed_by))
+    sets.append(fold_label_features(rows, label_inputs(both), params, _scored_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in sets:
-        table = beside(table, features)
+        table = join_by_pid(table, features)
     return table.sort("pid")
 
 
-def read_features(folder: Path, key: FoldKey, pids: pl.DataFrame) -> pl.DataFrame:
-    """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid."""
-    row, label = folder / "row.parquet", folder / "label" / key.file_name
-    table = pids.select("pid")
-    for features in (
-        read_table(row, FEATURES),
-        _read_context(folder, key),
-        read_table(label, FEATURES),
-    ):
-        table = table.join(features, on="pid", how="left", validate="1:1")
-    return table.sort("pid")
-
-
-def _read_context(folder: Path, key: FoldKey) -> pl.DataFrame:
-    common = folder / "context" / _common_name(key.scheme)
-    return read_table(common if common.exists() else folder / "context" / key.file_name, FEATURES)
-
-
-def _common_name(scheme: str) -> str:
-    """The file of what all folds of a scheme show alike."""
-    return f"{scheme}.parquet"
-
-
-def label_facts(posts: pl.DataFrame) -> pl.DataFrame:
-    """What `fold_label_features` reads of `posts`, with names as numbers."""
-    return coded(posts.select("pid", "posted_at", "label", *FACTS))
+def label_inputs(posts: pl.DataFrame) -> pl.DataFrame:
+    """The columns of `posts` that `fold_label_features` reads, with names as numbers."""
+    return code_names(posts.select("pid", "posted_at", "label", *SOURCES))
 
 
 def fold_label_features(
     rows: pl.DataFrame,
-    facts: pl.DataFrame,
+    inputs: pl.DataFrame,
     params: FeaturizeParams,
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """What past labels say of `rows` (pid, role), the fit and score rows of one fold; `facts`: of `label_facts`."""
-    frame = rows.select("pid", "role").join(facts, on="pid", how="left", validate="1:1")
-    histories = label_features(frame, params.history, params.history_prior, horizon, timed_by)
-    dated = beside(frame, as_of_dates(frame, horizon, timed_by))
-    return beside(histories, coded_label_signals(dated, params.history_prior))
+    """(pid, target statistics, groups from labels) of the fit and score rows of one fold.
+
+    Args:
+        rows: (pid, role).
+        inputs: of `label_inputs`.
+        params: section featurize.
+        horizon: length of a block where fit and score rows interleave.
+        timed_by: see `as_of_dates`.
+    """
+    frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
+    statistics = compute_target_statistics(
+        frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by
+    )
+    dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
+    return join_by_pid(statistics, coded_label_groups(dated, params.target_statistics_prior))
 
 
 def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, list[pl.DataFrame]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from popularity.features.signals import CLASSES, HALF_LIVES, TEXTS, TIMED
+from popularity.features.classes import CLASSES, TIMED
+from popularity.features.past_labels import HALF_LIVES, TEXTS
 from popularity.schema import LEVELS
 
 FROM_LABELS = frozenset(

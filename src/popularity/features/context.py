@@ -6,23 +6,11 @@ part is published, so counts may look at later posts; labels are never read here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import polars as pl
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
-from popularity.features.row import beside, days
-from popularity.features.signals import count_signals
-from popularity.schema import Column, Contract
-
-TEXT_COMPONENTS = Contract(
-    "text components",
-    {"word": Column(pl.String), "weight": Column(pl.Float32)},  # then the word's part in every component
-    key=("word",),
-    extra=True,
-)
+from popularity.features.groups import count_groups
+from popularity.features.rows import days, join_by_pid
+from popularity.features.text_components import TextReducer
 
 
 def user_features(posts: pl.LazyFrame) -> pl.LazyFrame:
@@ -76,7 +64,7 @@ def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     per_post = (
         frequency.group_by("pid")
         .agg(
-            # Of a slice: see `signals.total`. A sort would do nothing, polars leaves it out before a mean.
+            # Of a slice: see `past_labels.total`. A sort would do nothing, polars leaves it out before a mean.
             tag_frequency_mean=pl.col("log_frequency").slice(0).mean(),
             tag_frequency_min=pl.col("log_frequency").min(),
             tag_frequency_max=pl.col("log_frequency").max(),
@@ -91,63 +79,20 @@ def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     return recurrences.join(per_post, on="pid", how="left", validate="1:1")
 
 
-@dataclass(frozen=True)
-class TextReducer:
-    """TF-IDF of title and tags reduced to a few columns by truncated SVD (latent semantic analysis).
-
-    Args:
-        table: contract TEXT_COMPONENTS: the words, their inverse document frequencies, and a column for each component.
-            Fewer columns than were asked for when the vocabulary is smaller, none when no word occurs twice.
-    """
-
-    table: pl.DataFrame
-
-    @classmethod
-    def fit(cls, posts: pl.DataFrame, components: int, seed: int) -> TextReducer:
-        """From the shown posts; with 0 components there is no column."""
-        vectorizer = text_vectorizer()
-        none = pl.DataFrame(schema={name: rule.dtype for name, rule in TEXT_COMPONENTS.columns.items()})
-        try:
-            matrix = vectorizer.fit_transform(_texts(posts.sort("pid")))
-        except ValueError:  # no word occurs twice
-            return cls(none)
-        count = min(components, min(matrix.shape) - 1)
-        if count < 1:
-            return cls(none)
-        axes = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit(matrix).components_
-        words = pl.DataFrame({"word": vectorizer.get_feature_names_out().tolist(), "weight": vectorizer.idf_})
-        return cls(words.with_columns(pl.Series(f"text_component_{at:02d}", axis) for at, axis in enumerate(axes)))
-
-    def apply(self, posts: pl.DataFrame) -> pl.DataFrame:
-        """(pid, the components) of posts, also of such that were not fitted on, sorted by pid."""
-        posts = posts.sort("pid")
-        names = self.table.columns[len(TEXT_COMPONENTS.columns) :]
-        if not names:
-            return posts.select("pid")
-        vectorizer = TfidfVectorizer(vocabulary=self.table["word"].to_list(), sublinear_tf=True, dtype=np.float32)
-        vectorizer.idf_ = self.table["weight"].to_numpy()
-        reduced = vectorizer.transform(_texts(posts)) @ self.table.select(names).to_numpy()
-        return posts.select("pid", *(pl.Series(name, reduced[:, at], pl.Float64) for at, name in enumerate(names)))
-
-
-def text_vectorizer() -> TfidfVectorizer:
-    """TF-IDF of the words that occur twice; fitting raises ValueError where there is none."""
-    return TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32)
-
-
-def _texts(posts: pl.DataFrame) -> list[str]:
-    return (posts["title"] + " " + posts["tags"]).to_list()
-
-
 def count_features(posts: pl.DataFrame) -> pl.DataFrame:
     """(pid, every context feature but the text components) of the shown posts, sorted by pid."""
     lazy = posts.lazy()
     table = lazy.select("pid")
     for features in (user_features, class_features, tag_features):
         table = table.join(features(lazy), on="pid", how="left", validate="1:1")
-    return beside(table.collect().sort("pid"), count_signals(posts))
+    return join_by_pid(table.collect().sort("pid"), count_groups(posts))
 
 
 def context_features(posts: pl.DataFrame, text: TextReducer) -> pl.DataFrame:
-    """(pid, every context feature) of the shown posts, sorted by pid."""
-    return beside(count_features(posts), text.apply(posts))
+    """(pid, every context feature) of the shown posts, sorted by pid.
+
+    Args:
+        posts: contract POSTS, the shown ones.
+        text: fitted on them.
+    """
+    return join_by_pid(count_features(posts), text.apply(posts))

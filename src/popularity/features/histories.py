@@ -1,71 +1,43 @@
-"""Whether the histories of fit rows are those of scored rows: a tree believes that they are."""
+"""The feature group `history`: what a user's past labels are beyond those of the classes that he posts in."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
 import polars as pl
-from scipy.stats import ks_2samp
 
-from popularity.schema import FOLDS, FoldKey
-
-WHATS = ("posts", "age")
-QUARTILES = (0.25, 0.5, 0.75)
-DIGITS = 4
-FOLD = list(FOLDS.key[:2])
+from popularity.features.past_labels import HALF_LIVES, total
 
 
-def compare_histories(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """For each fold and key, of fit and of score rows: the share with a past labelled post, and quartiles of length
-    (posts) and age (days) among those, with `distance`: Kolmogorov and Smirnov's, between the two kinds of rows.
+def history_columns(past: pl.DataFrame, rows: pl.DataFrame, prior: float) -> pl.DataFrame:
+    """(rows, columns): the user's level, what it is beyond his classes, the last label, trend, spread and days.
 
-    Scored rows may well have longer histories, as they come last, and fewer rows with one, as users are dropped to
-    match the test part; the age, which blocks of the scored span are made for, should agree.
+    Without a past post a level is what it is shrunk to; last and days are null.
 
     Args:
-        splits: contract FOLDS.
-        folder: that `featurize` wrote.
-        keys: section featurize, history.
+        past: of `past_of`.
+        rows: (uid, theme), those whose past it is.
+        prior: posts' worth of what a mean is shrunk to.
     """
-    roles = splits.filter(pl.col("role") != "dropped")
-    columns = [f"{key}_history_{what}" for key in keys for what in WHATS]
-    found = []
-    for (scheme, fold), shown in roles.group_by(FOLD, maintain_order=True):
-        key_of_fold = FoldKey(str(scheme), int(str(fold)))
-        histories = pl.read_parquet(folder / "label" / key_of_fold.file_name, columns=["pid", *columns])
-        rows = histories.join(shown.select("pid", "role"), on="pid", how="left", validate="1:1")
-        both = {role: rows.filter(role=role) for role in ("fit", "score")}
-        for key in keys:
-            past = {role: _past(part, key) for role, part in both.items()}
-            found.append(
-                {
-                    **asdict(key_of_fold),
-                    "key": key,
-                    **{role: _described(past[role], part.height) for role, part in both.items()},
-                    "distance": {what: _distance(past["fit"][what], past["score"][what]) for what in WHATS},
-                }
-            )
-    return found
-
-
-def _past(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    """WHATS of the rows that have a past labelled post of their `key`."""
-    return rows.select(pl.col(f"{key}_history_{what}").alias(what) for what in WHATS).filter(pl.col("posts") > 0)
-
-
-def _described(past: pl.DataFrame, rows: int) -> dict[str, Any]:
-    quartiles = {what: [_rounded(past[what].quantile(share, "linear")) for share in QUARTILES] for what in WHATS}
-    return {"rows": rows, "share": _rounded(past.height / rows if rows else None), **quartiles}
-
-
-def _distance(fit: pl.Series, score: pl.Series) -> float | None:
-    """The largest difference of the two distribution functions; None where one has no value."""
-    if fit.is_empty() or score.is_empty():
-        return None
-    return _rounded(float(ks_2samp(fit.to_numpy(), score.to_numpy(), method="asymp").statistic))
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DIGITS)
+    weight = 0.5 ** (pl.col("age") / HALF_LIVES[1])
+    posts, rest, beyond = pl.len(), pl.col("rest"), pl.col("beyond")
+    variance = past["rest"].var() or 0.0
+    level = total(rest) / (posts + prior)
+    users = past.group_by("uid", maintain_order=True).agg(
+        **{
+            "history.level": level,
+            "history.beyond_class": total(beyond) / (posts + prior),
+            "history.last": beyond.last(),
+            "history.trend": (total(weight * rest) + prior * level) / (total(weight) + prior) - level,
+            "history.spread": (total((rest - rest.mean()) ** 2) + prior * variance) / (posts + prior),
+            "history.days": pl.col("age").max() - pl.col("age").min(),
+        }
+    )
+    own_class = past.group_by("uid", "theme", maintain_order=True).agg(own=total(beyond), posts=posts)
+    table = rows.select("uid", "theme").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
+    table = table.join(own_class, on=["uid", "theme"], how="left", validate="m:1", maintain_order="left")
+    table = table.with_columns(
+        *(pl.col(f"history.{name}").fill_null(0.0) for name in ("level", "beyond_class", "trend")),
+        pl.col("history.spread").fill_null(variance).sqrt(),
+        pl.col("own", "posts").fill_null(0),
+    )
+    of_class = (pl.col("own") + prior * pl.col("history.beyond_class")) / (pl.col("posts") + prior)
+    return table.select(pl.col("^history\\..*$"), of_class.alias("history.own_class"))

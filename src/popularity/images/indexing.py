@@ -84,6 +84,11 @@ def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> 
     A part's pictures come from its tar shards `<root>/{split}_images*.tar` or, where there are none, from the
     folder `<root>/{split}/<Uid>/<Pid>.jpg`.
 
+    Args:
+        posts: contract POSTS.
+        root: of the data set.
+        params: section index_images.
+
     Raises:
         DataError: the share of pictures that cannot be used is above `params.max_bad_share`.
     """
@@ -106,7 +111,13 @@ def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> 
 
 
 def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> pl.DataFrame:
-    """Contract IMAGES of posts whose `image_path` is a file below `root` (or absolute), whatever its name."""
+    """Contract IMAGES of posts whose `image_path` is a file below `root` (or absolute), whatever its name.
+
+    Args:
+        posts: contract POSTS.
+        root: that relative paths start from.
+        params: section index_images.
+    """
     return _table(posts, dict(_from_folder(root, set(posts["image_path"]), params)))
 
 
@@ -114,6 +125,10 @@ def picture_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict
     """Bytes of each post's picture in the tar shards, by image_path, and what is wrong with damaged shards.
 
     Only the headers of the members are read, so that a picture in this list may still be none.
+
+    Args:
+        posts: contract POSTS.
+        root: of the data set.
     """
     sizes: dict[str, int] = {}
     findings = _Findings()

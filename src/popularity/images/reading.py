@@ -51,6 +51,11 @@ class PictureReader:
     def read(self, shard: str, offset: int, length: int) -> bytes:
         """The `length` bytes from `offset` of the file `shard`.
 
+        Args:
+            shard: path below the root.
+            offset: bytes from the start of the shard.
+            length: bytes.
+
         Raises:
             DataError: the shard is gone or shorter than it was when the pictures were indexed.
         """
@@ -70,6 +75,7 @@ class PictureReader:
         return content
 
     def close(self) -> None:
+        """Closes the shards; the next read opens its own again."""
         while self._shards:
             self._shards.popitem()[1].close()
 
@@ -99,6 +105,10 @@ def read_header(stream: IO[bytes]) -> PictureHeader:
 
 def decode_picture(content: bytes, max_pixels: int) -> Image.Image:
     """The picture as upright RGB (first frame, EXIF orientation applied, transparency on white).
+
+    Args:
+        content: bytes of the file.
+        max_pixels: width times height, at most.
 
     Raises:
         ImageDecodeError: unknown format, damaged or truncated content, or more than `max_pixels` pixels.

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from popularity.arrays import BoolArray, Float32Array
+
 SIDE = 128  # pixels: 3 ms a picture
 CELL = 8  # pixels, side of the cells that are text or not
 EDGE = 0.2  # step of brightness from pixel to pixel that is an edge
@@ -23,10 +25,9 @@ NAMES = (
     "sharpness", "brightness", "contrast", "dark", "bright", "saturation", "colourfulness", "entropy", "edges",
     "text", "text_top", "text_middle", "text_bottom",
 )  # fmt: skip
-Floats = npt.NDArray[np.float32]
 
 
-def picture_statistics(picture: Image.Image) -> Floats:
+def picture_statistics(picture: Image.Image) -> Float32Array:
     """(13,) in the order of NAMES of an RGB picture.
 
     sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey levels.
@@ -37,7 +38,7 @@ def picture_statistics(picture: Image.Image) -> Floats:
     small = picture.resize(thumbnail_size(*picture.size), Image.Resampling.BOX, reducing_gap=2.0)
     colour = np.asarray(small, dtype=np.float32) / np.float32(255)
     red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
-    grey: Floats = (colour @ LUMA).astype(np.float32)
+    grey: Float32Array = (colour @ LUMA).astype(np.float32)
     padded = np.pad(grey, 1, mode="edge")
     laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * grey
     steps = np.maximum(np.abs(padded[1:-1, 2:] - grey), np.abs(padded[2:, 1:-1] - grey))
@@ -65,7 +66,12 @@ def picture_statistics(picture: Image.Image) -> Floats:
 
 
 def thumbnail_size(width: int, height: int) -> tuple[int, int]:
-    """The size that `Image.thumbnail` gives: at most SIDE, of the two roundings that which keeps the aspect better."""
+    """The size that `Image.thumbnail` gives: at most SIDE, of the two roundings that which keeps the aspect better.
+
+    Args:
+        width: pixels.
+        height: pixels.
+    """
     if max(width, height) <= SIDE:
         return width, height
     aspect = width / height
@@ -78,7 +84,7 @@ def thumbnail_size(width: int, height: int) -> tuple[int, int]:
     )
 
 
-def _text_cells(grey: Floats, edges: npt.NDArray[np.bool_]) -> Floats:
+def _text_cells(grey: Float32Array, edges: BoolArray) -> Float32Array:
     """(rows, columns) 1 where a cell looks like lettering; the picture's last pixels fill no cell of their own."""
     height, width = (max(1, side // CELL) for side in grey.shape)
     tall, wide = (side // cells for side, cells in zip(grey.shape, (height, width), strict=True))

@@ -16,8 +16,16 @@ from pydantic import Field
 from torch import Tensor
 
 from popularity.config import Section
-from popularity.encoders.parts import Arrays, Cut, as_float16, encode_parts, gather, read_parts, start_processes
 from popularity.encoders.prompting import is_aligned
+from popularity.encoders.sharding import (
+    Arrays,
+    ShardPlan,
+    as_float16,
+    encode_shards,
+    gather,
+    read_shards,
+    start_processes,
+)
 from popularity.encoders.sources import weights_identity
 from popularity.files import atomic_directory
 from popularity.inference.outputs import (
@@ -139,9 +147,9 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
             for name, values in found.items()
         }
 
-    cut = Cut(inputs.posts.height, params.shard_rows, params.batch_size)
+    cut = ShardPlan(inputs.posts.height, params.shard_rows, params.batch_size)
     processes = start_processes()
-    encode_parts(state, cut, _Batches(reader.read), encode, processes, "embed_posts")
+    encode_shards(state, cut, _Batches(reader.read), encode, processes, "embed_posts")
     if processes.is_main_process:
         keys = read_table(inputs.folders.prototypes / "classes.parquet", CLASSES).filter(level=CLASS_LEVEL)["key"]
         shards = _Shards(state, cut, keys)
@@ -167,7 +175,7 @@ def probable_classes(inputs: NetworkInputs) -> Float32Array:
     """
     reader, accelerator, rows = _NetworkReader.load(inputs), inputs.accelerator, inputs.posts.height
     found = []
-    for part in Cut(rows, rows, inputs.params.batch_size).batches(range(rows)):
+    for part in ShardPlan(rows, rows, inputs.params.batch_size).batches(range(rows)):
         batch = to_device(_Batches(reader.read)(part), accelerator.device)
         found.append(class_probabilities(reader.network, reader.prompts, batch, accelerator.autocast()).cpu().numpy())
     return np.concatenate(found)
@@ -234,7 +242,7 @@ class _Shards:
     """
 
     state: Path
-    cut: Cut
+    cut: ShardPlan
     keys: pl.Series
 
     def write_vectors(self, reader: _NetworkReader, identity: str, out: Path) -> None:
@@ -250,9 +258,9 @@ class _Shards:
             if name == "logits":
                 columns = [f"{head}.{key}" for head in ("p", "p_local", "q") for key in self.keys]
             else:
-                dim = network.params.attention.dim if attended else network.text_tower.facts.width
+                dim = network.params.attention.dim if attended else network.text_tower.spec.width
                 columns = [f"{name}_{index:04d}" for index in range(dim)]
-            values = gather(read_parts(self.state, self.cut, name), rows, self.state / f"{name}.npy", len(columns))
+            values = gather(read_shards(self.state, self.cut, name), rows, self.state / f"{name}.npy", len(columns))
             metadata = {
                 "encoder": "prototype network",
                 "weights": identity,
@@ -279,15 +287,15 @@ class _Shards:
         write_table(frame, out / "attention_mass.parquet", ATTENTION_MASS)
 
     def _write_ranked(self, ranked: _Ranked, pids: pl.Series, out: Path) -> None:
-        classes, values = (read_parts(self.state, self.cut, name) for name in (ranked.classes, ranked.values))
+        classes, values = (read_shards(self.state, self.cut, name) for name in (ranked.classes, ranked.values))
         tables = [
             ranked.table(pids[rows.start : rows.stop], self.keys, *arrays)
-            for rows, *arrays in zip(self.cut.parts(), classes, values, strict=True)
+            for rows, *arrays in zip(self.cut.shards(), classes, values, strict=True)
         ]
         write_table(pl.concat(tables), out / f"{ranked.contract.name}.parquet", ranked.contract)
 
     def _whole(self, name: str) -> npt.NDArray[Any]:
-        return np.concatenate(list(read_parts(self.state, self.cut, name)))
+        return np.concatenate(list(read_shards(self.state, self.cut, name)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from popularity.encoders.parts import start_processes
+from popularity.encoders.sharding import start_processes
 
 
 def make_accelerator(precision: str) -> Accelerator:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from popularity.arrays import normalize_rows
 from popularity.encoders.prompting import PromptTokens
-from popularity.prototypes.vectors import ClassPrototypes, unit
+from popularity.prototypes.vectors import ClassPrototypes
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -154,12 +155,12 @@ class PostVectors:
         """(b, d_I) f_I(x) of `rows` (b,), L2-normalised; zeros without an image."""
         row = self.image_row[rows]
         vectors = np.zeros((len(rows), self.image.shape[1]), np.float32)
-        vectors[row >= 0] = unit(self.image[row[row >= 0]])
+        vectors[row >= 0] = normalize_rows(self.image[row[row >= 0]], dtype=np.float32)
         return vectors
 
     def texts(self, rows: Int64Array) -> Float32Array:
         """(b, d_T) h of `rows` (b,), L2-normalised."""
-        return unit(self.pooled[self.pooled_row[rows]])
+        return normalize_rows(self.pooled[self.pooled_row[rows]], dtype=np.float32)
 
     def metadata(self, rows: Int64Array) -> PostMetadata:
         """Of `rows` (b,), none of them filler; no vector is read."""

@@ -126,13 +126,13 @@ class PrototypeNetwork(nn.Module):
         self.level_names = params.prototypes.levels
         self.class_level = self.level_names.index(CLASS_LEVEL)  # column of the K classes in targets
         own = levels[CLASS_LEVEL]
-        facts = tower.facts
+        spec = tower.spec
         prompts = params.prompts
-        self.global_prompt = SoftPrompt(prompts.global_length, facts.token_width, facts.context_deviation)
-        self.local_prompt = SoftPrompt(prompts.local_length, facts.token_width, facts.context_deviation)
+        self.global_prompt = SoftPrompt(prompts.global_length, spec.token_width, spec.context_deviation)
+        self.local_prompt = SoftPrompt(prompts.local_length, spec.token_width, spec.context_deviation)
         self.attention = CrossModalAttention(params.attention, own.visual, own.text)
         self.instance_prompt = (
-            InstancePrompt(prompts.instance_length, own.visual.shape[1], facts.token_width, facts.context_deviation)
+            InstancePrompt(prompts.instance_length, own.visual.shape[1], spec.token_width, spec.context_deviation)
             if prompts.instance_length
             else None
         )

@@ -15,17 +15,16 @@ from pydantic import Field
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from popularity.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
 from popularity.config import Section
 from popularity.errors import DataError
 from popularity.files import atomic_path, write_json
 from popularity.prototypes.classes import ClassIndex, ClassPath, choose_class_path, level_keys, make_classes
 from popularity.prototypes.sampling import diverse_sample
-from popularity.prototypes.vectors import ClassSums, Int64Array, normalise, prototypes
+from popularity.prototypes.vectors import ClassSums, prototypes
 from popularity.schema import CLASSES, LEVELS, MEMBERS, MODALITIES, Block, write_table
 
 logger = logging.getLogger(__name__)
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,12 @@ def build_prototypes(
 
 
 def write_prototypes(built: Prototypes, out: Path) -> None:
-    """Writes classes.parquet, members.parquet, prototypes.safetensors and about.json into `out`."""
+    """Writes classes.parquet, members.parquet, prototypes.safetensors and about.json into `out`.
+
+    Args:
+        built: of `build_prototypes`.
+        out: a folder that exists.
+    """
     write_table(built.classes, out / "classes.parquet", CLASSES)
     write_table(built.members, out / "members.parquet", MEMBERS)
     with atomic_path(out / "prototypes.safetensors") as partial:
@@ -150,7 +154,14 @@ def write_prototypes(built: Prototypes, out: Path) -> None:
 
 
 def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modality: str) -> Int64Array:
-    """(n,) index of the class that each of `posts` represents, or -1: an item of `members` of `leave_one_out`."""
+    """(n,) index of the class that each of `posts` represents, or -1: an item of `members` of `leave_one_out`.
+
+    Args:
+        members: contract MEMBERS.
+        posts: n of them, with pid.
+        level: one of LEVELS.
+        modality: one of MODALITIES.
+    """
     of_level = members.filter(level=level, modality=modality).select("pid", "index")
     joined = posts.select("pid").join(of_level, on="pid", how="left", validate="1:1", maintain_order="left")
     return joined["index"].fill_null(-1).to_numpy().astype(np.int64)
@@ -191,9 +202,7 @@ def _any_of_class(classes: Int64Array, condition: BoolArray) -> BoolArray:
     return meets[classes]
 
 
-def _sums(
-    block: Block, positions: Int64Array, found: Representatives, k: int
-) -> tuple[npt.NDArray[np.float32], Int64Array]:
+def _sums(block: Block, positions: Int64Array, found: Representatives, k: int) -> tuple[Float32Array, Int64Array]:
     """(k, d) sums of the normalised vectors of the representatives and their (k,) numbers."""
     count = np.bincount(found.classes, minlength=k).astype(np.int64)
     total = np.zeros((k, block.values.shape[1]), dtype=np.float32)
@@ -201,7 +210,7 @@ def _sums(
     for index in np.flatnonzero(count):
         rows = found.rows[stops[index] - count[index] : stops[index]]
         vectors = np.asarray(block.values[positions[rows]], dtype=np.float64)
-        total[index] = normalise(vectors).sum(axis=0)
+        total[index] = normalize_rows(vectors).sum(axis=0)
     return total, count
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from popularity.arrays import Int64Array
 from popularity.errors import DataError
 from popularity.prototypes.names import readable_names
-from popularity.prototypes.vectors import Int64Array
 from popularity.schema import CLASSES, LEVELS, check_table, class_key, class_names
 
 ClassPath = Literal["whole", "own"]
@@ -45,7 +45,12 @@ def level_key(published: str, level: str, class_path: ClassPath) -> str | None:
 
 
 def level_keys(posts: pl.DataFrame, class_path: ClassPath) -> pl.DataFrame:
-    """The key of each post's class at each of LEVELS, null for an empty class; rows as in `posts`."""
+    """The key of each post's class at each of LEVELS, null for an empty class; rows as in `posts`.
+
+    Args:
+        posts: contract POSTS.
+        class_path: see `level_key`.
+    """
     columns = []
     for level in LEVELS:
         published = posts[level].unique().to_list()
@@ -59,6 +64,10 @@ def make_classes(posts: pl.DataFrame, class_path: ClassPath) -> pl.DataFrame:
 
     A class's parent is the class of the level above that most of its posts have (ties: key order); null if that name
     is empty in all of them.
+
+    Args:
+        posts: contract POSTS.
+        class_path: see `level_key`.
 
     Raises:
         DataError: fewer than two second-level classes.
@@ -121,7 +130,13 @@ class ClassIndex:
 
     @classmethod
     def from_posts(cls, posts: pl.DataFrame, classes: pl.DataFrame, class_path: ClassPath) -> ClassIndex:
-        """Of all `posts`, in their order; `class_path` is the one that `classes` were made with."""
+        """Of all `posts`, in their order; `class_path` is the one that `classes` were made with.
+
+        Args:
+            posts: contract POSTS.
+            classes: contract CLASSES.
+            class_path: see `level_key`.
+        """
         keys = level_keys(posts, class_path)
         rows: dict[str, Int64Array] = {}
         counts: dict[str, int] = {}

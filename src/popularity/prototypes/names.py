@@ -37,6 +37,10 @@ READABLE: Mapping[str, Mapping[str, str]] = {
 def readable_name(name: str, level: str) -> str:
     """Lower-case words: CamelCase and '_' and ',' become spaces, '&' becomes 'and', then the table of the level.
 
+    Args:
+        name: as published.
+        level: one of LEVELS.
+
     >>> readable_name("Whether&Season", "category"), readable_name("StreetArt", "subcategory")
     ('weather and seasons', 'street art')
     """

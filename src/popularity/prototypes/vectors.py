@@ -11,24 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
+from popularity.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
 from popularity.errors import ContractError
 from popularity.files import reading
 
 Vectors = npt.NDArray[np.floating[Any]]
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-
-
-def normalise(vectors: Vectors) -> Vectors:
-    """(..., d) vectors of length 1; a zero vector stays zero."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.where(length > 0, length, 1))
-
-
-def unit(vectors: npt.NDArray[Any]) -> Float32Array:
-    """Vectors (..., d) of length 1 in float32, from any precision; a zero vector stays zero."""
-    return np.asarray(normalise(np.asarray(vectors, np.float32)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,13 @@ class ClassSums:
 
     @classmethod
     def read(cls, file: Path, level: str, modality: str) -> ClassSums:
-        """Of `prototypes.safetensors`."""
+        """Of `prototypes.safetensors`.
+
+        Args:
+            file: prototypes.safetensors.
+            level: one of LEVELS.
+            modality: one of MODALITIES.
+        """
         names = (f"{level}.{modality}_sum", f"{level}.{modality}_count", f"{level}.parent")
         with reading(file), safe_open(file, "numpy") as stored:
             return cls(*(stored.get_tensor(name) for name in names))
@@ -93,7 +86,7 @@ def leave_one_out(
         enough = sums.count[current] > inside
         found = posts[enough]
         rest = sums.total[current[enough]] - np.where(inside[enough, None], own[found], 0)
-        result[found] = normalise(rest)
+        result[found] = normalize_rows(rest)
         posts, current = posts[~enough], current[~enough]
         top = np.full(len(posts), sums is levels[0]) | (sums.parent[current] < 0)
         for post, index in zip(posts[top], current[top], strict=True):
@@ -122,6 +115,12 @@ class ClassPrototypes:
         """(b, d) prototypes of the own classes of the posts `rows`, with vectors (b, d), without the posts themselves.
 
         Zeros for a post without a class.
+
+        Args:
+            level: of the classes.
+            kind: modality.
+            rows: (b,) positions of the posts.
+            vectors: (b, d), normalised.
         """
         classes = self.classes[level][rows]
         known = classes >= 0
@@ -164,4 +163,4 @@ def _mean_of_others(sums: ClassSums, index: int, own: Vectors, member: int) -> V
         total[member] -= own
         count[member] -= 1
     count[index] = 0
-    return normalise(normalise(total[count > 0]).sum(axis=0))
+    return normalize_rows(normalize_rows(total[count > 0]).sum(axis=0))

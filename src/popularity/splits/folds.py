@@ -43,7 +43,8 @@ def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Pat
         posts: contract POSTS.
         folder: that `featurize` wrote.
     """
-    features = read_features(folder, key, rows)
+    dates = posts.select("pid", "posted_at")
+    features = read_features(folder, key, rows).join(dates, on="pid", how="left", validate="1:1", maintain_order="left")
     roles = dict(rows.iter_rows())
     is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
     fit = features.filter(is_fit)

@@ -21,7 +21,7 @@ from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_row
 from popularity.stack.character_head import CharacterHead, fit_character_head
 from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.heads import FloatArray, RidgeHead, fit_head
-from popularity.stack.neighbours import COLUMNS, FROM_LABELS, Neighbours
+from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
-Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "picture", "profile"]
+Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class DenseEncoder:
         neighbours = None
         if parts and "neighbours" in params.signals:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
-            neighbours = Neighbours.fit(np.hstack(reduced), label, features["uid"].to_numpy())
+            neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
         return cls(reducers, scalars, head, neighbours, characters), out_of_fold
 
@@ -232,7 +232,7 @@ class DenseEncoder:
             values = self.characters.predict(features[TEXT].to_list()) if given is None else given
             single.append((MatrixColumn(column, name, "head", None, fitted_on_labels=True), values))
         if self.neighbours is not None:
-            found = self.neighbours.columns(np.hstack(list(reduced.values())), features["uid"].to_numpy())
+            found = self.neighbours.columns(np.hstack(list(reduced.values())), *users_and_times(features))
             single += [
                 (MatrixColumn(f"{name}_{what}", name, "neighbours", "neighbours", what in FROM_LABELS), values)
                 for what, values in zip(COLUMNS, found.T, strict=True)
@@ -263,12 +263,12 @@ class MatrixEncoder:
         numeric = tuple(
             column
             for column in features.columns
-            if metadata and column not in ("pid", *CATEGORIES, TEXT) and FeatureColumn.named(column).group in seen
+            if metadata and column not in ("pid", TIME, *CATEGORIES, TEXT) and FeatureColumn.named(column).group in seen
         )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, FloatArray]] = {}
-        for name in (*params.blocks, *(("picture",) if "picture" in params.signals else ())):
+        for name in (*params.blocks, *(("picture",) if "image" in params.signals else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)

@@ -21,7 +21,7 @@ from popularity.stack.inner import Array
 from popularity.stack.learners import LEARNERS
 from popularity.stack.level import Level
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, DenseEncoder, Matrix, MatrixEncoder
-from popularity.stack.neighbours import Neighbours
+from popularity.stack.neighbours import TIME, Neighbours
 from popularity.stack.params import LearnerName
 from popularity.stack.scale import ScaleModel
 from popularity.stack.target import Target
@@ -86,7 +86,7 @@ class StackModel:
 
     def predict(self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64]) -> Predicted:
         """Predictions of `features` (pid, features), in its row order, with the dates (n,)."""
-        matrix = self.encoder.apply(features, blocks)
+        matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
         values = self.predict_each(matrix, posted_at).mean(axis=0)
         return Predicted(values, self.scale.predict(matrix, values))
 
@@ -106,7 +106,7 @@ class StackModel:
         self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64], largest: int
     ) -> Contributions:
         """What raised and lowered the predictions of `features`, with the `largest` columns of each post."""
-        matrix = self.encoder.apply(features, blocks)
+        matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
         values = self.added(matrix)
         base, values = values[:, -1], values[:, :-1]
         if self.target.kind == "raw":

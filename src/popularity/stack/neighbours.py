@@ -1,7 +1,7 @@
-"""What the nearest fit posts in a dense block earned: signals that follow no axis of the space.
+"""The feature group `neighbours`: what the nearest earlier posts in a dense block earned.
 
-The space is that of a block's components, by cosine. A post's own user never counts among its neighbours: most scored
-posts are by users never seen, and so the columns of fit rows are out of fold and made as those of scored rows are.
+The space is that of a block's components, by cosine. Only fit posts before a post count, and none of its own user: most
+scored posts are by users never seen, and so the columns of fit rows are out of fold and made as those of scored rows.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
-from popularity.stack.heads import Array, FloatArray
+from popularity.arrays import Float32Array, Float64Array, Int64Array, normalize_rows
 
+TIME = "posted_at"  # of the tables of features that a fold or a prediction hands over; no column of the matrix
 NEAREST = 20  # posts that are averaged
 SHARPNESS = 0.1  # of the weights exp(cosine / SHARPNESS)
-ROWS = 128  # asked at a time: with 300,000 fit posts 150 MiB of cosines, and twice that for their order
+ROWS = 128  # at a time: with 300,000 fit posts 150 MiB of cosines, and twice that for their order
 COLUMNS = ("neighbours.mean", "neighbours.weighted", "neighbours.nearest", "neighbours.distance")
 FROM_LABELS = COLUMNS[:2]  # the others are distances
 
@@ -29,25 +31,42 @@ class Neighbours:
         vectors: (n, d) of length 1.
         label: (n,).
         users: (n,) text.
+        posted_at: (n,) microseconds.
     """
 
-    mean: FloatArray
-    vectors: FloatArray
-    label: Array
+    mean: Float32Array
+    vectors: Float32Array
+    label: Float64Array
     users: npt.NDArray[np.str_]
+    posted_at: Int64Array
 
     @classmethod
-    def fit(cls, components: FloatArray, label: Array, users: npt.NDArray[np.object_]) -> Neighbours:
-        """From the components (n, d) of the fit rows, NaN where a post has no vector, their labels and users."""
+    def fit(
+        cls, components: Float32Array, label: Float64Array, users: npt.NDArray[np.object_], posted_at: Int64Array
+    ) -> Neighbours:
+        """The neighbours among the fit rows.
+
+        Args:
+            components: (n, d); NaN where a post has no vector.
+            label: (n,).
+            users: (n,).
+            posted_at: (n,) microseconds.
+        """
         known = ~np.isnan(components).any(axis=1)
         mean = components[known].mean(axis=0)
-        return cls(mean, _directions(components[known] - mean), label[known], users[known].astype(np.str_))
+        directions = _directions(components[known] - mean)
+        return cls(mean, directions, label[known], users[known].astype(np.str_), posted_at[known])
 
-    def columns(self, components: FloatArray, users: npt.NDArray[np.object_]) -> FloatArray:
-        """(m, 4) in the order of COLUMNS for components (m, d) of posts by `users` (m,).
+    def columns(self, components: Float32Array, users: npt.NDArray[np.object_], posted_at: Int64Array) -> Float32Array:
+        """(m, 4) in the order of COLUMNS.
 
-        The mean label of the NEAREST posts of other users, the mean weighted by nearness, 1 - cosine to the nearest
-        and its mean over the NEAREST. NaN without a vector or without a post of another user.
+        The mean label of the NEAREST earlier posts of other users, the mean weighted by nearness, 1 - cosine to the
+        nearest and its mean over the NEAREST. NaN without a vector or without an earlier post of another user.
+
+        Args:
+            components: (m, d).
+            users: (m,) of the posts.
+            posted_at: (m,) microseconds; posts of that very time are not earlier.
         """
         result = np.full((len(components), len(COLUMNS)), np.nan, dtype=np.float32)
         known = np.flatnonzero(~np.isnan(components).any(axis=1))
@@ -58,10 +77,11 @@ class Neighbours:
             rows = known[start : start + ROWS]
             cosines = _directions(components[rows] - self.mean) @ self.vectors.T
             cosines[own[start : start + ROWS, None] == codes] = -np.inf
+            cosines[posted_at[rows][:, None] <= self.posted_at] = -np.inf
             result[rows] = self._summary(cosines)
         return result
 
-    def _summary(self, cosines: FloatArray) -> FloatArray:
+    def _summary(self, cosines: Float32Array) -> Float32Array:
         count = min(NEAREST, cosines.shape[1])
         nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
         near = np.take_along_axis(cosines, nearest, axis=1).astype(np.float64)
@@ -81,7 +101,11 @@ class Neighbours:
         return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _directions(vectors: FloatArray) -> FloatArray:
-    """(n, d) scaled to length 1; a vector of length 0 stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(length, np.finfo(np.float32).tiny), dtype=np.float32)
+def users_and_times(features: pl.DataFrame) -> tuple[npt.NDArray[np.object_], Int64Array]:
+    """Users (n,) and times (n,) in microseconds of the posts of a table of features."""
+    return features["uid"].to_numpy(), features[TIME].to_physical().cast(pl.Int64).to_numpy()
+
+
+def _directions(vectors: Float32Array) -> Float32Array:
+    """(n, d) scaled to length 1."""
+    return normalize_rows(vectors, dtype=np.float32, min_norm=float(np.finfo(np.float32).tiny))

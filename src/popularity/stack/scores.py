@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from popularity.arrays import rounded
 from popularity.evaluation.metrics import score
 from popularity.schema import CUT_SCHEMES, PREDICTIONS
 
@@ -31,14 +32,10 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
     for (scheme,), rows in means.group_by("scheme", maintain_order=True):
         cuts = cuts_of(str(scheme), rows["fold"])
         found = score(rows["label"].to_numpy(), rows["prediction"].to_numpy(), cuts)
-        scores[str(scheme)] = {name: _rounded(found[name]) for name in TOLD}
+        scores[str(scheme)] = {name: rounded(found[name], DIGITS) for name in TOLD}
     return scores
 
 
 def cuts_of(scheme: str, folds: pl.Series) -> npt.NDArray[np.int64] | None:
     """(n,) the cut of each row by its fold, for `score`; None for a scheme whose folds are parts of one score."""
     return folds.to_numpy().astype(np.int64) if scheme in CUT_SCHEMES else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DIGITS) + 0.0

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from popularity.encoders.parts import loader_workers
+from popularity.encoders.sharding import loader_workers
 from popularity.errors import ContractError, DataError
 from popularity.files import atomic_directory, write_json
 from popularity.network.dataset import Batch, Int64Array, PostReader

@@ -11,9 +11,9 @@ import polars as pl
 from safetensors import safe_open
 
 from popularity import paths
+from popularity.arrays import normalize_rows
 from popularity.evaluation.metrics import FloatArray
 from popularity.prototypes.classes import level_keys
-from popularity.prototypes.vectors import normalise
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Pair, Post, Posts, Section, Table, Text
 from popularity.report.drawing import Place
@@ -74,7 +74,7 @@ def _gallery(run: RunFolder) -> list[Pair]:
 def _class_map(run: RunFolder) -> Chart:
     with safe_open(run.folder / paths.PROTOTYPE_VECTORS, "numpy") as stored:
         both = [stored.get_tensor(f"subcategory.{modality}") for modality in MODALITIES]
-    vectors = np.concatenate([normalise(part.astype(np.float64)) for part in both], axis=1)
+    vectors = np.concatenate([normalize_rows(part.astype(np.float64)) for part in both], axis=1)
     coordinates, shares = principal_plane(vectors[run.classes["index"].to_numpy()])
     places = [
         Place(row["name"], float(x), float(y), row["posts"], int(third))

@@ -1,7 +1,7 @@
-"""What a user's published profile says, in a few columns: the group of signals `profile`.
+"""The feature group `user_text`: what users write of themselves, in a few columns. No label is read.
 
-Most users of a test part have no earlier post; their profile is known all the same. Form A of the user file describes
-it by vectors, form B by texts. Both are reduced, without labels, to the directions in which users differ most.
+Most users of a test part have no earlier post; their texts are known all the same. Form A of the user file holds
+vectors of them, form B the texts. Both are reduced, without labels, to the directions in which users differ most.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
-from popularity.features.context import text_vectorizer
+from popularity.arrays import Float32Array
+from popularity.features.text_components import text_vectorizer
 from popularity.schema import POSTS, USERS, nothing
 
 TEXTS = ("user_description", "location_description")
 VECTORS = ("description_vector", "location_vector")
-GROUP = "profile"
+GROUP = "user_text"
 
 
-def profile_features(posts: pl.DataFrame, users: pl.DataFrame, components: int, seed: int) -> pl.DataFrame:
-    """(pid, `profile.00`, ...) of the shown posts, sorted by pid; null for a user without a profile.
+def user_text_features(posts: pl.DataFrame, users: pl.DataFrame, components: int, seed: int) -> pl.DataFrame:
+    """(pid, `user_text.00`, ...) of the shown posts, sorted by pid; null for a user without such texts.
 
     Args:
         posts: contract POSTS; a user's texts are those of his first post by pid.
         users: contract USERS; where a shown user has vectors, texts are not read.
-        components: columns at most: fewer where profiles span fewer directions, none where there is no profile.
+        components: columns at most: fewer where the texts span fewer directions, none where there are no texts.
         seed: of the decomposition.
     """
     posts = posts.sort(POSTS.key)
@@ -36,23 +36,23 @@ def profile_features(posts: pl.DataFrame, users: pl.DataFrame, components: int, 
     shown = shown.join(users, on="uid", how="left", validate="1:1", maintain_order="left").sort("uid")
     values = np.concatenate([_stacked(shown[name]) for name in VECTORS], axis=1)
     matrix: Any = values if values.any() else _weighted_words(shown)
-    told = np.asarray(abs(matrix).sum(axis=1)).ravel() > 0
-    count = min(components, int(told.sum()) - 1, matrix.shape[1] - 1)
+    known = np.asarray(abs(matrix).sum(axis=1)).ravel() > 0
+    count = min(components, int(known.sum()) - 1, matrix.shape[1] - 1)
     if count < 1:
         return posts.select("pid")
     with threadpool_limits(1, user_api="blas"):  # more threads sum in another order
-        reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[told])
-    names = [f"{GROUP}.{place:02d}" for place in range(count)]
-    found = shown.filter(pl.Series(told)).select(
-        "uid", *(pl.Series(name, reduced[:, place], pl.Float32) for place, name in enumerate(names))
+        reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[known])
+    names = [f"{GROUP}.{index:02d}" for index in range(count)]
+    found = shown.filter(pl.Series(known)).select(
+        "uid", *(pl.Series(name, reduced[:, index], pl.Float32) for index, name in enumerate(names))
     )
     return (
         posts.select("pid", "uid").join(found, on="uid", how="left", validate="m:1", maintain_order="left").drop("uid")
     )
 
 
-def known_profiles(posts: pl.DataFrame, known: pl.DataFrame, context: pl.DataFrame) -> pl.DataFrame:
-    """(pid, profile columns) of `posts` that come later, sorted by pid: those of the user's posts in `context`.
+def known_user_text(posts: pl.DataFrame, known: pl.DataFrame, context: pl.DataFrame) -> pl.DataFrame:
+    """(pid, columns of the group) of `posts` that come later, sorted by pid: those of the user's posts in `context`.
 
     Args:
         posts, known: contract POSTS.
@@ -69,7 +69,7 @@ def no_users() -> pl.DataFrame:
     return nothing(USERS)
 
 
-def _stacked(vectors: pl.Series) -> npt.NDArray[np.float32]:
+def _stacked(vectors: pl.Series) -> Float32Array:
     """(n, width) of lists of one width, zeros for null; (n, 0) of nulls."""
     width = int(vectors.list.len().max() or 0)  # type: ignore[arg-type]
     values = np.zeros((len(vectors), width), dtype=np.float32)

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from popularity.features import label_features
-from popularity.features.label import as_of_dates
+from popularity.features import compute_target_statistics
+from popularity.features.as_of import as_of_dates
 from popularity.schema import UTC as UTC_TYPE
 from tests.random_posts import random_posts
 
@@ -62,7 +62,7 @@ def slow(rows: list[dict[str, Any]], post: dict[str, Any], key: str) -> dict[str
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equal_to_the_slow_reference(seed: int, cut_in_time: bool) -> None:
     rows = fold(seed, cut_in_time=cut_in_time)
-    table = label_features(rows, ("uid", "subcategory"), PRIOR, HORIZON)
+    table = compute_target_statistics(rows, ("uid", "subcategory"), PRIOR, HORIZON)
     listed = rows.sort("pid").to_dicts()
     assert table["pid"].to_list() == [row["pid"] for row in listed]
     histories = 0
@@ -81,12 +81,12 @@ def test_equal_to_the_slow_reference(seed: int, cut_in_time: bool) -> None:
 def test_labels_of_scored_rows_and_of_the_row_itself_change_nothing(cut_in_time: bool) -> None:
     rows = fold(7, cut_in_time=cut_in_time)
     keys = ("uid", "subcategory")
-    before = label_features(rows, keys, PRIOR, HORIZON)
+    before = compute_target_statistics(rows, keys, PRIOR, HORIZON)
     scored = rows.with_columns(label=pl.when(pl.col("role") == "score").then(99.0).otherwise("label"))
-    assert label_features(scored, keys, PRIOR, HORIZON).equals(before)
+    assert compute_target_statistics(scored, keys, PRIOR, HORIZON).equals(before)
     for pid in rows.filter(pl.col("role") == "fit")["pid"].to_list()[::7]:
         changed = rows.with_columns(label=pl.when(pl.col("pid") == pid).then(99.0).otherwise("label"))
-        own = label_features(changed, keys, PRIOR, HORIZON).filter(pl.col("pid") == pid)
+        own = compute_target_statistics(changed, keys, PRIOR, HORIZON).filter(pl.col("pid") == pid)
         assert own.equals(before.filter(pl.col("pid") == pid))
 
 
@@ -94,7 +94,7 @@ def test_moving_later_labels_changes_no_earlier_history() -> None:
     rows = fold(8, cut_in_time=True)
     middle = rows["posted_at"][30]
     changed = rows.with_columns(label=pl.when(pl.col("posted_at") >= middle).then(99.0).otherwise("label"))
-    before, after = (label_features(table, ("uid",), PRIOR, HORIZON) for table in (rows, changed))
+    before, after = (compute_target_statistics(table, ("uid",), PRIOR, HORIZON) for table in (rows, changed))
     early = rows.filter(pl.col("posted_at") <= middle).select("pid")
     assert before.join(early, on="pid").equals(after.join(early, on="pid"))
     assert not before.equals(after)
@@ -133,5 +133,5 @@ def test_one_scored_second() -> None:
         },
         schema_overrides={"posted_at": UTC_TYPE},
     )
-    table = label_features(rows, ("uid",), PRIOR, HORIZON)
+    table = compute_target_statistics(rows, ("uid",), PRIOR, HORIZON)
     assert table["uid_history_posts"].to_list() == [0, 1, 2]

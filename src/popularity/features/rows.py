@@ -10,7 +10,7 @@ import polars as pl
 # Text columns that enter the stack as native categories. The uid is one more, behind a switch.
 CATEGORIES = ("category", "subcategory", "concept", "media_type", "timezone_id", "uid")
 
-TEXT = "text"  # title and tags as they are: read by the stack's head on characters, no column of its own
+TEXT = "text"  # title and tags as they are: read by the stack's ridge on characters, no column of its own
 
 DAY = 86_400.0
 
@@ -20,8 +20,13 @@ def days(duration: pl.Expr) -> pl.Expr:
     return duration.dt.total_seconds() / DAY
 
 
-def beside(table: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
-    """`table` with the columns of `features`, by pid: no join where both have the same posts in the same order."""
+def join_by_pid(table: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
+    """`table` with the columns of `features`, by pid: no join where both have the same posts in the same order.
+
+    Args:
+        table: (pid, columns).
+        features: (pid, further columns).
+    """
     if table["pid"].equals(features["pid"]):
         return table.hstack(features.drop("pid"))
     return table.join(features, on="pid", how="left", validate="1:1", maintain_order="left")
@@ -109,7 +114,12 @@ def picture_features(images: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def row_features(posts: pl.LazyFrame, images: pl.LazyFrame) -> pl.LazyFrame:
-    """(pid, categories, the text, every row feature): one row a post, from that post alone."""
+    """(pid, categories, the text, every row feature): one row a post, from that post alone.
+
+    Args:
+        posts: contract POSTS.
+        images: contract IMAGES, of the same posts.
+    """
     table = posts.select("pid", *CATEGORIES, pl.concat_str("title", "tags", separator=" ").alias(TEXT))
     for features in (time_features, account_features, text_features, place_features):
         table = table.join(features(posts), on="pid", how="left", validate="1:1")

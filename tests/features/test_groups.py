@@ -16,8 +16,10 @@ import polars as pl
 import pytest
 
 from popularity.features import FeatureColumn
-from popularity.features.label import as_of_dates
-from popularity.features.signals import CLASSES, HALF_LIVES, count_signals, label_signals, with_themes
+from popularity.features.as_of import as_of_dates
+from popularity.features.classes import CLASSES, with_themes
+from popularity.features.groups import count_groups, label_groups
+from popularity.features.past_labels import HALF_LIVES
 from tests.random_posts import random_posts
 
 PRIOR = 3.0
@@ -35,7 +37,7 @@ def fold(seed: int, *, cut_in_time: bool = True) -> pl.DataFrame:
 
 def test_groups_are_named_by_their_columns() -> None:
     rows = fold(0)
-    columns = {*count_signals(rows).columns, *label_signals(rows, PRIOR).columns} - {"pid"}
+    columns = {*count_groups(rows).columns, *label_groups(rows, PRIOR).columns} - {"pid"}
     found = {FeatureColumn.named(column).group for column in columns}
     assert found == {"history", "words", "rhythm", "class_time"}
     assert FeatureColumn.named("user_posts").group is None
@@ -45,7 +47,7 @@ def test_groups_are_named_by_their_columns() -> None:
 def test_counts_equal_a_slow_reference(seed: int) -> None:
     posts = with_themes(random_posts(seed))
     listed = posts.to_dicts()
-    for post, found in zip(listed, count_signals(posts).to_dicts(), strict=True):
+    for post, found in zip(listed, count_groups(posts).to_dicts(), strict=True):
 
         def before(span: int, post: dict[str, Any] = post, **alike: Any) -> int:
             first = post["posted_at"] - timedelta(days=span)
@@ -76,7 +78,7 @@ def test_hour_of_the_week_is_the_users() -> None:
             timezone_offset=pl.Series([None, 60], dtype=pl.Int32),
         )
     )
-    found = count_signals(posts)
+    found = count_groups(posts)
     assert found["rhythm.week_hour"].to_list() == [23, 24]
     assert found["rhythm.week_hour_posts"].to_list() == [1, 1]
 
@@ -133,7 +135,7 @@ def slow(rows: Rows, post: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("cut_in_time", [True, False])
 def test_label_signals_equal_a_slow_reference(cut_in_time: bool) -> None:
     rows = fold(4, cut_in_time=cut_in_time).sort("pid")
-    table = label_signals(rows, PRIOR).to_dicts()
+    table = label_groups(rows, PRIOR).to_dicts()
     compared = 0
     for post, found in zip(rows.to_dicts(), table, strict=True):
         assert found["pid"] == post["pid"]
@@ -149,12 +151,12 @@ def test_label_signals_equal_a_slow_reference(cut_in_time: bool) -> None:
 @pytest.mark.parametrize("cut_in_time", [True, False])
 def test_labels_of_scored_rows_and_of_the_row_itself_change_nothing(cut_in_time: bool) -> None:
     rows = fold(5, cut_in_time=cut_in_time)
-    before = label_signals(rows, PRIOR)
+    before = label_groups(rows, PRIOR)
     scored = rows.with_columns(label=pl.when(pl.col("role") == "score").then(99.0).otherwise("label"))
-    assert label_signals(scored, PRIOR).equals(before)
+    assert label_groups(scored, PRIOR).equals(before)
     for pid in rows.filter(pl.col("role") == "fit")["pid"].to_list()[::7]:
         changed = rows.with_columns(label=pl.when(pl.col("pid") == pid).then(99.0).otherwise("label"))
-        after = label_signals(changed, PRIOR)
+        after = label_groups(changed, PRIOR)
         assert after.filter(pl.col("pid") == pid).equals(before.filter(pl.col("pid") == pid))
 
 
@@ -162,7 +164,7 @@ def test_moving_later_labels_changes_no_earlier_signal() -> None:
     rows = fold(6)
     middle = rows["posted_at"][30]
     changed = rows.with_columns(label=pl.when(pl.col("posted_at") >= middle).then(99.0).otherwise("label"))
-    before, after = (label_signals(table, PRIOR) for table in (rows, changed))
+    before, after = (label_groups(table, PRIOR) for table in (rows, changed))
     early = rows.filter(pl.col("posted_at") <= middle).select("pid")
     assert before.join(early, on="pid").equals(after.join(early, on="pid"))
     assert not before.equals(after)
@@ -171,7 +173,7 @@ def test_moving_later_labels_changes_no_earlier_signal() -> None:
 def test_a_level_that_falls_for_all_is_no_ones_own() -> None:
     """Labels that only fall with time leave users, classes and words at 0; today's histories would not."""
     rows = fold(7).with_columns(label=100 - (pl.col("posted_at").dt.epoch("s") / 86_400 / 30).floor())
-    table = label_signals(rows, PRIOR)
+    table = label_groups(rows, PRIOR)
     for name in ("history.level", "class_time.concept_level", "words.tags_mean"):
         assert np.abs(table[name].drop_nulls().to_numpy()).max() < 0.5, name
 
@@ -188,7 +190,7 @@ def test_a_class_keeps_its_past_when_it_is_filed_elsewhere() -> None:
         )
     )
     before, after = (
-        label_signals(table, PRIOR).join(rows.filter(scored), on="pid", how="semi") for table in (rows, moved)
+        label_groups(table, PRIOR).join(rows.filter(scored), on="pid", how="semi") for table in (rows, moved)
     )
     named = ["class_time.theme_level", "class_time.variant_level_90", "history.own_class"]
     assert after.select(named).equals(before.select(named))
@@ -199,8 +201,8 @@ def test_a_class_keeps_its_past_when_it_is_filed_elsewhere() -> None:
 def test_row_order_changes_nothing() -> None:
     rows = fold(8)
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=1)
-    assert label_signals(shuffled, PRIOR).equals(label_signals(rows, PRIOR))
-    assert count_signals(shuffled).equals(count_signals(rows))
+    assert label_groups(shuffled, PRIOR).equals(label_groups(rows, PRIOR))
+    assert count_groups(shuffled).equals(count_groups(rows))
 
 
 def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
@@ -208,9 +210,9 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     code = """
 import sys, polars as pl
 from popularity.features.context import count_features
-from popularity.features.signals import label_signals
+from popularity.features.groups import label_groups
 rows = pl.read_parquet(sys.argv[1])
-label_signals(rows, 3.0).write_ipc(sys.argv[2] + "_label")
+label_groups(rows, 3.0).write_ipc(sys.argv[2] + "_label")
 count_features(rows).write_ipc(sys.argv[2] + "_counts")
 """
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A data set through an encoder, in parts: resumable, shared out over processes, loading beside computing."""
+"""A data set through an encoder in shards: resumable, shared by processes, loaded while the encoder computes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def start_processes() -> PartialState:
     Raises:
         ConfigError: the processes are not as many as were asked for: they do not know of each other.
     """
-    # One process may wait for another's last part for longer than the backends' default of minutes.
+    # One process may wait for another's last shard for longer than the backends' default of minutes.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
     launched = int(os.environ.get(PROCESSES_VARIABLE) or os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
@@ -69,7 +69,12 @@ def loader_workers() -> int:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bf16 where it is asked for and the device has it, else plain float32."""
+    """bf16 where it is asked for and the device has it, else plain float32.
+
+    Args:
+        device: on which the encoder runs.
+        precision: the wanted one.
+    """
     wanted = precision == "bf16"
     supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
     if wanted and not supported:
@@ -79,6 +84,10 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 def as_float16(values: Tensor, encoder: str) -> Float16Array:
     """The values on the CPU in float16.
+
+    Args:
+        values: (...), on any device.
+        encoder: its name, for the message.
 
     Raises:
         ContractError: a NaN, an infinity, or a value beyond float16's 65,504.
@@ -92,22 +101,24 @@ def as_float16(values: Tensor, encoder: str) -> Float16Array:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Rows 0 to `rows` in parts of `part_rows`, each in batches of `batch_size`.
+class ShardPlan:
+    """Rows 0 to `rows` in shards of `shard_rows`, each in batches of `batch_size`.
 
-    Batches do not straddle parts, so a row's batch, and with it every bit of the result, is the same
-    however many processes share the parts.
+    No batch crosses the end of a shard, so a row's batch, and with it every bit of the result, is the same
+    however many processes share the shards.
     """
 
     rows: int
-    part_rows: int
+    shard_rows: int
     batch_size: int
 
-    def parts(self) -> list[range]:
-        return _pieces(range(self.rows), self.part_rows)
+    def shards(self) -> list[range]:
+        """The rows of each shard."""
+        return _pieces(range(self.rows), self.shard_rows)
 
-    def batches(self, part: range) -> list[range]:
-        return _pieces(part, self.batch_size)
+    def batches(self, shard: range) -> list[range]:
+        """The rows of each batch of a shard."""
+        return _pieces(shard, self.batch_size)
 
 
 def _pieces(rows: range, size: int) -> list[range]:
@@ -130,35 +141,35 @@ class _Prepared(Dataset[B | PopularityError], Generic[B]):
             return error  # handed over whole; the loader would wrap the message in a traceback
 
 
-def encode_parts(
+def encode_shards(
     directory: Path,
-    cut: Cut,
+    plan: ShardPlan,
     prepare: Callable[[range], B],
     encode: Callable[[B], Arrays],
     state: PartialState,
     title: str,
 ) -> None:
-    """Leaves every part of `cut` in `directory`; computes those that are not there yet.
+    """Leaves every shard of `plan` in `directory`; computes those that are not there yet.
 
     Of those, process k of n takes every n-th from the k-th on: what a lost process, or an earlier run of however many,
     left undone is shared out anew. `directory` lies on a disk that all of them share.
 
     Args:
-        directory: of finished parts, from `resume_state`.
-        cut: of the rows.
+        directory: of finished shards, from `resume_state`.
+        plan: shards and batches of the rows.
         prepare: rows -> batch; runs in loader processes, so it holds no model and no open file.
-        encode: batch -> arrays, of which those of one part are concatenated.
+        encode: batch -> arrays, concatenated within a shard.
         state: of this process.
         title: of the progress bar.
     """
-    parts = cut.parts()
-    missing = missing_parts(directory, cut, state)
+    shards = plan.shards()
+    missing = missing_shards(directory, plan, state)
     mine = missing[state.process_index :: state.num_processes]
-    if state.is_main_process and len(missing) < len(parts):
-        logger.info("%s: %d of %d parts are there from an earlier run", title, len(parts) - len(missing), len(parts))
+    if state.is_main_process and len(missing) < len(shards):
+        logger.info("%s: %d of %d shards are there from an earlier run", title, len(shards) - len(missing), len(shards))
     if state.num_processes > 1:
-        logger.info("%s: process %d of %d has %d parts", title, state.process_index, state.num_processes, len(mine))
-    batches = [(number, rows) for number in mine for rows in cut.batches(parts[number])]
+        logger.info("%s: process %d of %d has %d shards", title, state.process_index, state.num_processes, len(mine))
+    batches = [(index, rows) for index in mine for rows in plan.batches(shards[index])]
     workers = min(loader_workers(), len(batches)) if len(batches) > 1 else 0  # one has nothing to load beside
     loader = DataLoader(
         _Prepared([rows for _, rows in batches], prepare),
@@ -166,37 +177,48 @@ def encode_parts(
         num_workers=workers,
         pin_memory=state.device.type == "cuda",
     )
-    total, finished = sum(len(parts[number]) for number in mine), list[Arrays]()
+    total, finished = sum(len(shards[index]) for index in mine), list[Arrays]()
     with tqdm(total=total, desc=title, unit="post", disable=not state.is_main_process) as progress:
-        for (number, rows), batch in zip(batches, loader, strict=True):
+        for (index, rows), batch in zip(batches, loader, strict=True):
             if isinstance(batch, PopularityError):
                 raise batch
             finished.append(encode(batch))
             progress.update(len(rows))
-            if rows.stop == parts[number].stop:
-                _save_part(_part_path(directory, number), finished)
+            if rows.stop == shards[index].stop:
+                _save_shard(_shard_path(directory, index), finished)
                 finished = []
     state.wait_for_everyone()
 
 
-def missing_parts(directory: Path, cut: Cut, state: PartialState) -> list[int]:
-    """Numbers of the parts that `directory` lacks, as the main process finds it: nodes may see a disk differently."""
+def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> list[int]:
+    """Indices of the shards that `directory` lacks, as the main process finds it: nodes may see a disk differently.
+
+    Args:
+        directory: of finished shards.
+        plan: shards of the rows.
+        state: of this process.
+    """
     # By one listing: a disk of several nodes may go on saying of a name, once asked for, that there is no such file.
     there = {path.name for path in directory.iterdir()} if state.is_main_process else set()
-    found = [[number for number in range(len(cut.parts())) if _part_path(directory, number).name not in there]]
+    found = [[index for index in range(len(plan.shards())) if _shard_path(directory, index).name not in there]]
     if state.num_processes > 1:
         broadcast_object_list(found)
     return found[0]
 
 
-def read_parts(directory: Path, cut: Cut, name: str) -> Iterator[npt.NDArray[Any]]:
-    """The array `name` of each finished part in order, one at a time in memory.
+def read_shards(directory: Path, plan: ShardPlan, name: str) -> Iterator[npt.NDArray[Any]]:
+    """The array `name` of each finished shard in order, one at a time in memory.
+
+    Args:
+        directory: of finished shards.
+        plan: shards of the rows.
+        name: of the array, as `encode` gave it.
 
     Raises:
-        ContractError: a part is missing: the processes do not share the disk.
+        ContractError: a shard is missing: the processes do not share the disk.
     """
-    for number in range(len(cut.parts())):
-        path = _part_path(directory, number)
+    for index in range(len(plan.shards())):
+        path = _shard_path(directory, index)
         if not path.is_file():
             raise ContractError(f"{path} is missing: .state/ must lie on a disk that all processes share")
         with reading(path), np.load(path, allow_pickle=False) as stored:
@@ -208,6 +230,12 @@ def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], pa
     """Row i of the result (len(index), columns) is row `index[i]` of the concatenated `vectors`.
 
     The result is a memory map of a new file `path`: only one of `vectors` is in memory at a time.
+
+    Args:
+        vectors: (rows of a shard, columns) of each shard, in order.
+        index: (n,) rows of all shards together.
+        path: of the file.
+        columns: width of the vectors.
 
     Raises:
         OSError: no room for the file.
@@ -228,11 +256,11 @@ def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], pa
     return result
 
 
-def _part_path(directory: Path, number: int) -> Path:
-    return directory / f"part-{number:06d}.npz"
+def _shard_path(directory: Path, index: int) -> Path:
+    return directory / f"shard-{index:06d}.npz"
 
 
-def _save_part(path: Path, batches: Sequence[Arrays]) -> None:
+def _save_shard(path: Path, batches: Sequence[Arrays]) -> None:
     arrays: dict[str, Any] = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     with atomic_path(path) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)

@@ -11,7 +11,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from popularity.features import featurize
-from popularity.features.profiles import known_profiles, no_users, profile_features
+from popularity.features.user_text import known_user_text, no_users, user_text_features
 from popularity.schema import USERS, check_table
 from popularity.splits import make_splits, rows_of
 from popularity.splits.folds import load_fold
@@ -42,10 +42,10 @@ def test_columns_hold_what_the_vectors_span() -> None:
     posts = random_posts(0)
     users = drawn_users(posts)
     found = (
-        profile_features(posts, users, 3, seed=0).join(posts.select("pid", "uid"), on="pid").unique("uid").sort("uid")
+        user_text_features(posts, users, 3, seed=0).join(posts.select("pid", "uid"), on="pid").unique("uid").sort("uid")
     )
-    assert found.select("^profile.*$").columns == ["profile.00", "profile.01", "profile.02"]
-    columns = found.select("^profile.*$").to_numpy()
+    assert found.select("^user_text\\..*$").columns == ["user_text.00", "user_text.01", "user_text.02"]
+    columns = found.select("^user_text\\..*$").to_numpy()
     vectors = (
         users.filter(pl.col("uid").is_in(found["uid"].implode()))["description_vector"].list.to_array(399).to_numpy()
     )
@@ -59,10 +59,10 @@ def test_every_post_of_a_user_has_his_profile_and_no_other() -> None:
     nothing = pl.when(pl.col("uid") == silent[0]).then(None).when(pl.col("uid") == silent[1]).then([0.0] * 399)
     users = users.with_columns(nothing.otherwise("description_vector").alias("description_vector"))
     users = users.filter(pl.col("uid") != silent[2])
-    found = profile_features(posts, users, 2, seed=0).join(posts.select("pid", "uid"), on="pid")
+    found = user_text_features(posts, users, 2, seed=0).join(posts.select("pid", "uid"), on="pid")
     assert found["pid"].to_list() == posts["pid"].sort().to_list()
-    assert found.group_by("uid").agg(pl.col("^profile.*$").n_unique()).drop("uid").to_numpy().max() == 1
-    untold = found["profile.00"].is_null()
+    assert found.group_by("uid").agg(pl.col("^user_text\\..*$").n_unique()).drop("uid").to_numpy().max() == 1
+    untold = found["user_text.00"].is_null()
     assert set(found.filter(untold)["uid"]) == set(silent)
 
 
@@ -71,18 +71,18 @@ def test_texts_stand_where_there_are_no_vectors() -> None:
         user_description=pl.when(pl.col("uid") < "5").then(pl.lit("cats and dogs")).otherwise(pl.lit("cars and roads")),
         location_description=pl.when(pl.col("uid") == "1@N0").then(pl.lit("Paris")),
     )
-    found = profile_features(posts, no_users(), 2, seed=0).join(posts, on="pid")
+    found = user_text_features(posts, no_users(), 2, seed=0).join(posts, on="pid")
     alike = found.filter(pl.col("uid") != "1@N0")
-    assert alike.select("profile.00", "profile.01", "user_description").n_unique() == 2
-    told = profile_features(posts, drawn_users(posts), 2, seed=0)
-    assert not told.equals(found.select("pid", "profile.00", "profile.01"))
+    assert alike.select("user_text.00", "user_text.01", "user_description").n_unique() == 2
+    told = user_text_features(posts, drawn_users(posts), 2, seed=0)
+    assert not told.equals(found.select("pid", "user_text.00", "user_text.01"))
 
 
 @pytest.mark.parametrize("components", [0, 8])
 def test_without_a_profile_there_is_no_column(components: int) -> None:
     posts = random_posts(3).with_columns(**SILENT)
-    assert profile_features(posts, no_users(), components, seed=0).columns == ["pid"]
-    assert profile_features(posts, drawn_users(posts).head(1), 8, seed=0).columns == [
+    assert user_text_features(posts, no_users(), components, seed=0).columns == ["pid"]
+    assert user_text_features(posts, drawn_users(posts).head(1), 8, seed=0).columns == [
         "pid"
     ]  # one user differs from none
 
@@ -91,22 +91,22 @@ def test_posts_in_any_order_and_users_who_are_not_shown_change_nothing() -> None
     posts = random_posts(4)
     users = drawn_users(posts)
     half = posts.filter(pl.col("uid").is_in(users["uid"][::2].implode()))
-    expected = profile_features(half, users, 3, seed=0)
+    expected = user_text_features(half, users, 3, seed=0)
     shuffled = half.sample(fraction=1.0, shuffle=True, seed=1)
     shown = users.filter(pl.col("uid").is_in(half["uid"].implode()))
-    assert profile_features(shuffled, shown, 3, seed=0).equals(expected)
+    assert user_text_features(shuffled, shown, 3, seed=0).equals(expected)
 
 
 def test_a_later_post_has_the_profile_of_its_user() -> None:
     posts = random_posts(5)
-    context = profile_features(posts, drawn_users(posts), 3, seed=0)
+    context = user_text_features(posts, drawn_users(posts), 3, seed=0)
     new = posts.head(4).with_columns(pid=pl.format("new-{}", "pid"))
     new = new.with_columns(uid=pl.when(pl.col("pid") == new["pid"][0]).then(pl.lit("nobody")).otherwise("uid"))
-    found = known_profiles(new, posts, context)
+    found = known_user_text(new, posts, context)
     expected = posts.head(4).select("pid").join(context, on="pid").with_columns(pid=pl.format("new-{}", "pid"))
-    assert found.filter(pid=new["pid"][0])["profile.00"].to_list() == [None]
+    assert found.filter(pid=new["pid"][0])["user_text.00"].to_list() == [None]
     assert_frame_equal(found.filter(pl.col("pid") != new["pid"][0]), expected.slice(1).sort("pid"), check_exact=True)
-    assert known_profiles(new, posts, context.select("pid")).columns == ["pid"]
+    assert known_user_text(new, posts, context.select("pid")).columns == ["pid"]
 
 
 def test_profiles_foretell_users_without_a_past(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_profiles_foretell_users_without_a_past(tmp_path: Path) -> None:
     fold = load_fold(key, rows, posts, tmp_path)
     truth = fold.score.select("pid").join(posts, on="pid", maintain_order="left")["label"].to_numpy()
     error = {}
-    for signals in ((), ("profile",)):
+    for signals in ((), ("user_text",)):
         columns = replace(STACK.columns, blocks=("metadata",), heads=(), signals=signals)
         each = fit_and_predict(fold, blocks, replace(STACK, columns=columns, seeds=1))
         error[signals] = np.abs(each.sort("pid")["prediction"].to_numpy() - truth).mean()
-    assert error[("profile",)] < 0.75 * error[()]
+    assert error[("user_text",)] < 0.75 * error[()]

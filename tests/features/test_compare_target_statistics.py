@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from popularity.features import FeaturizeParams, compare_histories, featurize
+from popularity.features import FeaturizeParams, compare_target_statistics, featurize
 from popularity.schema import FoldKey
 from popularity.splits import make_splits
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import SPLIT
 
-PARAMS = FeaturizeParams(seed=0, text_components=0, history=("uid", "subcategory"), history_prior=3.0)
+PARAMS = FeaturizeParams(
+    seed=0, text_components=0, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+)
 
 
 def steady_posts() -> pl.DataFrame:
@@ -33,9 +35,9 @@ def test_ages_of_histories_agree_and_lengths_are_told(tmp_path: Path) -> None:
     posts = steady_posts()
     splits, _ = make_splits(posts, SPLIT)
     featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
-    found = compare_histories(splits, tmp_path, PARAMS.history)
+    found = compare_target_statistics(splits, tmp_path, PARAMS.target_statistics)
     folds = splits.select("scheme", "fold").unique().height
-    assert len(found) == folds * len(PARAMS.history)
+    assert len(found) == folds * len(PARAMS.target_statistics)
     told = {(row["scheme"], row["fold"], row["key"]): row for row in found}
     for scheme in ("report", "final"):
         row = told[scheme, 0, "uid"]
@@ -60,7 +62,7 @@ def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> Non
     label = pl.read_parquet(path).join(gaps, on="pid", how="left")
     naive = label.with_columns(uid_history_age=pl.coalesce("gap", "uid_history_age")).drop("gap")
     naive.write_parquet(path)
-    (row,) = (r for r in compare_histories(splits, tmp_path, ("uid",)) if r["scheme"] == "report")
+    (row,) = (r for r in compare_target_statistics(splits, tmp_path, ("uid",)) if r["scheme"] == "report")
     assert row["distance"]["age"] > 0.3
 
 
@@ -68,7 +70,7 @@ def test_a_fold_without_scored_rows(tmp_path: Path) -> None:
     posts = random_posts(1).filter(split="train")
     splits, _ = make_splits(posts, SPLIT)
     featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
-    (row,) = (r for r in compare_histories(splits, tmp_path, ("uid",)) if r["scheme"] == "final")
+    (row,) = (r for r in compare_target_statistics(splits, tmp_path, ("uid",)) if r["scheme"] == "final")
     assert row["score"]["rows"] == 0
     assert row["score"]["share"] is None
     assert row["distance"] == {"posts": None, "age": None}

@@ -1,0 +1,54 @@
+"""The text tower of CLIP, from a folder that transformers wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+from popularity.encoders.registry import PromptReading, register_encoder
+from popularity.encoders.sources import EncoderParams
+from popularity.encoders.text import TextEncoder, count_positions
+from popularity.encoders.transformers_loading import load_tower, require_model_type
+
+
+def load_clip_text(folder: Path, params: EncoderParams) -> TextEncoder:
+    """CLIP's text tower with its projection into the space that it shares with the image tower.
+
+    Args:
+        folder: config.json and safetensors.
+        params: section embed_text.
+
+    Raises:
+        MissingWeightsError: the folder lacks tensors.
+        ConfigError: it holds another type of model.
+    """
+    del params
+    require_model_type(folder, ("clip",))
+    tower = load_tower("CLIPModel", folder, without="vision_model")
+    return TextEncoder(tower, _outputs, "projected end token", count_positions(tower))
+
+
+def _outputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    hidden = model.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    tokens = model.text_projection(hidden)
+    last = attention_mask.sum(dim=1) - 1  # the end token: its id also pads, and some configs misname it
+    return tokens[torch.arange(len(tokens), device=tokens.device), last], tokens
+
+
+def _prompt_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
+    """The tower takes no `inputs_embeds`: its embeddings, layers, final norm and projection run one by one."""
+    del used  # causal: what is read stands before the padding
+    tower = model.text_model
+    hidden = tower.embeddings(inputs_embeds=embeddings)
+    # Both are needed: eager attention ignores is_causal, and sdpa may get no mask because of it.
+    mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+    hidden = tower.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
+    tokens: Tensor = model.text_projection(tower.final_layer_norm(hidden))
+    return tokens
+
+
+register_encoder("clip_text", load_clip_text, prompt=PromptReading("end", 0.02, _prompt_tokens))

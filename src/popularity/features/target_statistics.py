@@ -1,0 +1,156 @@
+"""Target statistics of users and classes: shrunk means, last labels and counts of the past, causal, of fit rows alone.
+
+The past of a row ends at its as-of date (`as_of.py`). Also a comparison of the statistics of fit rows with those of
+scored rows: a model takes the two for alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from scipy.stats import ks_2samp
+
+from popularity.arrays import rounded
+from popularity.features.as_of import as_of_dates
+from popularity.features.rows import days, join_by_pid
+from popularity.schema import FOLDS, FoldKey
+
+QUANTITIES = ("posts", "age")  # that are compared
+QUARTILES = (0.25, 0.5, 0.75)
+DIGITS = 4
+FOLD = list(FOLDS.key[:2])
+
+
+def compute_target_statistics(
+    rows: pl.DataFrame,
+    keys: tuple[str, ...],
+    prior_weight: float,
+    interleaved_horizon: timedelta,
+    timed_by: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """(pid, the statistics of every key) for the fit and score rows of one fold.
+
+    Args:
+        rows: (pid, role, posted_at, label, every key). Labels of score rows are blanked before use.
+        keys: see `key_statistics`.
+        prior_weight: see `key_statistics`.
+        interleaved_horizon: see `as_of_dates`.
+        timed_by: see `as_of_dates`.
+    """
+    rows = rows.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
+    rows = join_by_pid(rows, as_of_dates(rows, interleaved_horizon, timed_by))
+    table = rows.select("pid").sort("pid")
+    for key in keys:
+        table = join_by_pid(table, key_statistics(rows, key, prior_weight))
+    return table
+
+
+def key_statistics(rows: pl.DataFrame, key: str, prior_weight: float) -> pl.DataFrame:
+    """(pid, target statistics of the post's `key`) from labels of fit rows posted before the row's as-of date.
+
+    Args:
+        rows: (pid, role, posted_at, as_of, label, <key>), label null unless role is fit.
+        key: the column whose past posts count: uid, subcategory, concept.
+        prior_weight: posts' worth of the overall mean that the shrunk mean starts from.
+
+    Columns: `<key>_history_posts`; `<key>_history_level`, the mean label shrunk to the overall mean as of
+    that date, minus that mean (a level that drifts is not a property of the user); `<key>_history_last`,
+    likewise of the last label; `<key>_history_age`, days from the last labelled post to this post.
+    """
+    labelled = rows.filter((pl.col("role") == "fit") & pl.col("label").is_not_null()).sort("posted_at", "pid")
+    overall = labelled.select(
+        overall_at=pl.col("posted_at"),
+        total=pl.col("label").cum_sum(),
+        count=pl.int_range(1, pl.len() + 1),
+    )
+    past = labelled.select(
+        key,
+        key_total=pl.col("label").cum_sum().over(key),
+        key_count=pl.int_range(1, pl.len() + 1).over(key),
+        key_last=pl.col("label"),
+        key_last_at=pl.col("posted_at"),
+    )
+    wanted = rows.select("pid", key, "posted_at", "as_of").sort("as_of", "pid")
+    # Strictly before: posts of one second with the as-of date belong to the block that starts there.
+    joined = wanted.join_asof(
+        overall, left_on="as_of", right_on="overall_at", strategy="backward", allow_exact_matches=False
+    ).join_asof(
+        past,
+        left_on="as_of",
+        right_on="key_last_at",
+        by=key,
+        strategy="backward",
+        allow_exact_matches=False,
+        check_sortedness=False,
+    )
+    mean = pl.col("total") / pl.col("count")
+    shrunk = (pl.col("key_total") + prior_weight * mean) / (pl.col("key_count") + prior_weight)
+    return joined.select(
+        "pid",
+        **{
+            f"{key}_history_posts": pl.col("key_count").fill_null(0).cast(pl.Int32),
+            f"{key}_history_level": shrunk - mean,
+            f"{key}_history_last": pl.col("key_last") - mean,
+            f"{key}_history_age": days(pl.col("posted_at") - pl.col("key_last_at")),
+        },
+    ).sort("pid")
+
+
+def compare_target_statistics(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """For each fold and key, of fit and of score rows: the share with a past labelled post, and quartiles of its length
+    (posts) and age (days), with `distance`: Kolmogorov and Smirnov's, between the two kinds of rows.
+
+    Scored rows may well have a longer past, as they come last, and fewer rows with one, as users are dropped to
+    match the test part; the age, which blocks of the scored span are made for, should agree.
+
+    Args:
+        splits: contract FOLDS.
+        folder: that `featurize` wrote.
+        keys: section featurize, target_statistics.
+    """
+    roles = splits.filter(pl.col("role") != "dropped")
+    columns = [f"{key}_history_{quantity}" for key in keys for quantity in QUANTITIES]
+    found = []
+    for (scheme, fold), shown in roles.group_by(FOLD, maintain_order=True):
+        key_of_fold = FoldKey(str(scheme), int(str(fold)))
+        statistics = pl.read_parquet(folder / "label" / key_of_fold.file_name, columns=["pid", *columns])
+        rows = statistics.join(shown.select("pid", "role"), on="pid", how="left", validate="1:1")
+        both = {role: rows.filter(role=role) for role in ("fit", "score")}
+        for key in keys:
+            past = {role: _past(part, key) for role, part in both.items()}
+            found.append(
+                {
+                    **asdict(key_of_fold),
+                    "key": key,
+                    **{role: _quartiles(past[role], part.height) for role, part in both.items()},
+                    "distance": {
+                        quantity: _distance(past["fit"][quantity], past["score"][quantity]) for quantity in QUANTITIES
+                    },
+                }
+            )
+    return found
+
+
+def _past(rows: pl.DataFrame, key: str) -> pl.DataFrame:
+    """QUANTITIES of the rows that have a past labelled post of their `key`."""
+    return rows.select(pl.col(f"{key}_history_{quantity}").alias(quantity) for quantity in QUANTITIES).filter(
+        pl.col("posts") > 0
+    )
+
+
+def _quartiles(past: pl.DataFrame, rows: int) -> dict[str, Any]:
+    quartiles = {
+        name: [rounded(past[name].quantile(share, "linear"), DIGITS) for share in QUARTILES] for name in QUANTITIES
+    }
+    return {"rows": rows, "share": rounded(past.height / rows if rows else None, DIGITS), **quartiles}
+
+
+def _distance(fit: pl.Series, score: pl.Series) -> float | None:
+    """The largest difference of the two distribution functions; None where one has no value."""
+    if fit.is_empty() or score.is_empty():
+        return None
+    return rounded(ks_2samp(fit.to_numpy(), score.to_numpy(), method="asymp").statistic, DIGITS)

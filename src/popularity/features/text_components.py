@@ -1,0 +1,67 @@
+"""Texts in a few columns: TF-IDF reduced by truncated SVD (latent semantic analysis). No label is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from popularity.schema import Column, Contract
+
+TEXT_COMPONENTS = Contract(
+    "text components",
+    {"word": Column(pl.String), "weight": Column(pl.Float32)},  # then the word's part in every component
+    key=("word",),
+    extra=True,
+)
+
+
+@dataclass(frozen=True)
+class TextReducer:
+    """TF-IDF of title and tags reduced to a few columns by truncated SVD (latent semantic analysis).
+
+    Args:
+        table: contract TEXT_COMPONENTS: the words, their inverse document frequencies, and a column for each component.
+            Fewer columns than were asked for when the vocabulary is smaller, none when no word occurs twice.
+    """
+
+    table: pl.DataFrame
+
+    @classmethod
+    def fit(cls, posts: pl.DataFrame, components: int, seed: int) -> TextReducer:
+        """From the shown posts; with 0 components there is no column."""
+        vectorizer = text_vectorizer()
+        none = pl.DataFrame(schema={name: rule.dtype for name, rule in TEXT_COMPONENTS.columns.items()})
+        try:
+            matrix = vectorizer.fit_transform(_texts(posts.sort("pid")))
+        except ValueError:  # no word occurs twice
+            return cls(none)
+        count = min(components, min(matrix.shape) - 1)
+        if count < 1:
+            return cls(none)
+        axes = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit(matrix).components_
+        words = pl.DataFrame({"word": vectorizer.get_feature_names_out().tolist(), "weight": vectorizer.idf_})
+        return cls(words.with_columns(pl.Series(f"text_component_{at:02d}", axis) for at, axis in enumerate(axes)))
+
+    def apply(self, posts: pl.DataFrame) -> pl.DataFrame:
+        """(pid, the components) of posts, also of such that were not fitted on, sorted by pid."""
+        posts = posts.sort("pid")
+        names = self.table.columns[len(TEXT_COMPONENTS.columns) :]
+        if not names:
+            return posts.select("pid")
+        vectorizer = TfidfVectorizer(vocabulary=self.table["word"].to_list(), sublinear_tf=True, dtype=np.float32)
+        vectorizer.idf_ = self.table["weight"].to_numpy()
+        reduced = vectorizer.transform(_texts(posts)) @ self.table.select(names).to_numpy()
+        return posts.select("pid", *(pl.Series(name, reduced[:, at], pl.Float64) for at, name in enumerate(names)))
+
+
+def text_vectorizer() -> TfidfVectorizer:
+    """TF-IDF of the words that occur twice; fitting raises ValueError where there is none."""
+    return TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32)
+
+
+def _texts(posts: pl.DataFrame) -> list[str]:
+    return (posts["title"] + " " + posts["tags"]).to_list()
