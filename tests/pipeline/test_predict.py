@@ -117,7 +117,8 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     values = {pid: (prediction, scale) for pid, prediction, scale in expected.iter_rows()}
     for one in found:
         assert one["notes"] == []
-        assert (one["popularity"], one["error_scale"]) == pytest.approx(values[one["pid"]], abs=1e-4)
+        # In bf16 a text's vector depends on the padding of its batch, in its last bits.
+        assert (one["popularity"], one["error_scale"]) == pytest.approx(values[one["pid"]], abs=1e-3)
         assert one["expected_value"] + sum(one["shap_by_block"].values()) == pytest.approx(one["popularity"], abs=1e-6)
 
 

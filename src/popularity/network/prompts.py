@@ -23,7 +23,7 @@ class SoftPrompt(nn.Module):
 class InstancePrompt(nn.Module):
     """A small network from a post's image to m vectors that stand before the post's own text (lineage: CoCoOp).
 
-    The last layer starts at zero, so the prompt starts as m shared vectors and learns to listen to the picture.
+    The last layer starts at zero, so the prompt starts as m shared vectors and learns what the image adds to them.
 
     Args:
         length: m.
