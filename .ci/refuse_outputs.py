@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 
 GRAPH = Path("dvc.yaml")
 FOLDERS = ("data", "models", "submissions")  # of DVC alone, but for what says so there

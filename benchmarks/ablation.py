@@ -31,19 +31,21 @@ from tqdm import tqdm
 from benchmarks.networks import Bench, Precision, trained_as
 from benchmarks.systems import METRICS, Scored, paired_interval
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
-from popularity.config import load_params
-from popularity.evaluation.metrics import score
-from popularity.files import atomic_path, code_fingerprint, fingerprint
+from popularity.core.atomic import atomic_path, fingerprint
+from popularity.core.config import load_params
+from popularity.core.contracts import FOLDS, read_table
+from popularity.core.metrics import score
+from popularity.core.parallel import in_order
+from popularity.core.resume import code_fingerprint
+from popularity.core.stage import run
+from popularity.core.vectors import Block
 from popularity.network.params import LevelName, NetworkParams, TrainParams
-from popularity.schema import FOLDS, Block, read_table
-from popularity.splits import rows_of
-from popularity.splits.folds import Fold, load_fold
 from popularity.stack import StackParams
-from popularity.stack.blocks import Blocks, PrototypePart, read_blocks
+from popularity.stack.feature_blocks import Blocks, PrototypePart, read_blocks
 from popularity.stack.fit import fit_and_predict
-from popularity.stack.parallel import in_order
-from popularity.stack.selection import KeepParams
-from popularity.stage import run
+from popularity.stack.row_selection import KeepParams
+from popularity.validation import rows_of
+from popularity.validation.folds import Fold, load_fold
 
 logger = logging.getLogger(__name__)
 Head = Literal["global", "local", "attention"]

@@ -41,13 +41,13 @@ from benchmarks.demo_ladder import (
     stages_until,
 )
 from benchmarks.tables import add_csv_flag, text_table, write_csv
-from popularity.config import PARAMS_FILE, load_params, read_yaml
-from popularity.evaluation.intervals import CALIBRATED_ON, Calibration
-from popularity.evaluation.metrics import FloatArray
+from popularity.core.atomic import atomic_directory
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.core.metrics import FloatArray
+from popularity.core.stage import run
+from popularity.evaluation.conformal import CALIBRATED_ON, Calibration
 from popularity.evaluation.scores import MAIN_MODEL, REPORT, UNLABELLED, EvaluateConfig, collect
-from popularity.files import atomic_directory
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
-from popularity.stage import run
 
 # What a generator without the trend changes: labels. Pictures, texts, and the network of them stay.
 READ_LABELS = (

@@ -46,18 +46,18 @@ from benchmarks.rows import (
 )
 from benchmarks.systems import METRICS, SHAPES, Array, Project, compare, reshaped
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import TEXT_PREDICTIONS
+from popularity.core.errors import ConfigError, DataError
+from popularity.core.manifest import REPOSITORY
+from popularity.core.stage import run
 from popularity.encoders.text import EmbedTextParams
-from popularity.errors import ConfigError, DataError
+from popularity.ensemble.members import CONSTANT, MODEL, fitted_shares, merged
+from popularity.ensemble.weights import candidates
 from popularity.features import FeaturizeParams
-from popularity.manifest import REPOSITORY
-from popularity.schema import TEXT_PREDICTIONS
-from popularity.splits import SplitParams
 from popularity.stack import StackParams
-from popularity.stack.blending import candidates
-from popularity.stack.merging import CONSTANT, MODEL, fitted_shares, merged
-from popularity.stage import run
 from popularity.text_model import TextModelParams
+from popularity.validation import SplitParams
 
 SCHEME, LAST_SCHEME = "matched", "report"
 MEAN, LAST = "mean", "last"  # values of column `cut` next to the numbers of the cuts

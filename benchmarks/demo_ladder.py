@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 import popularity
 from benchmarks.tables import add_csv_flag, text_table, write_csv
-from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.atomic import fingerprint, write_json
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.core.metrics import score
+from popularity.core.stage import run
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.metrics import score
 from popularity.evaluation.scores import COMPARED, MODELS, REPORT, UNLABELLED, EvaluateConfig, check_predictions
-from popularity.files import fingerprint, write_json
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
-from popularity.stage import run
 
 LAST_STAGE = "stack"  # what follows scores or shows
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")

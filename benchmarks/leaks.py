@@ -35,16 +35,16 @@ from tqdm import tqdm
 
 from benchmarks.systems import METRICS, Array, FoldData, Project, Scored, ours, paired_interval
 from benchmarks.tables import add_csv_flag, text_table, write_csv
-from popularity.errors import DataError
-from popularity.evaluation.metrics import mean_absolute_error, score
-from popularity.splits.folds import Fold
-from popularity.stack import lightgbm_learner
-from popularity.stack.blocks import Blocks, part_rows
-from popularity.stack.heads import fit_head
-from popularity.stack.inner import Sample, recency_weights
+from popularity.core.errors import DataError
+from popularity.core.metrics import mean_absolute_error, score
+from popularity.core.stage import run
+from popularity.stack import lightgbm
+from popularity.stack.feature_blocks import Blocks, part_rows
 from popularity.stack.matrix import MatrixEncoder
+from popularity.stack.oof_ridge import fit_head
 from popularity.stack.params import StackParams
-from popularity.stage import run
+from popularity.stack.sample import Sample, recency_weights
+from popularity.validation.folds import Fold
 
 HONEST = "none: honest"
 FOLDS = 3  # of random folds
@@ -347,7 +347,7 @@ def chosen_on_reported_rows(case: Case) -> Outcome:
         scored = encoder.apply(fold.score, case.blocks)
         linear = scored.values[:, scored.names.index("text_head")].astype(np.float64)
         linear[np.isnan(linear)] = np.median(fold.label)
-        return lightgbm_learner.fit(sample, rounds, params, seed), scored.values, linear
+        return lightgbm.fit(sample, rounds, params, seed), scored.values, linear
 
     best: tuple[float, int, int, float, Array] | None = None
     for seed in range(params.seed, params.seed + SEEDS):

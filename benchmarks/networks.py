@@ -40,9 +40,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tables import add_csv_flag, text_table, write_csv
-from popularity.arrays import normalize_rows
-from popularity.config import PARAMS_FILE, load_params, read_yaml
-from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
+from popularity.core.arrays import normalize_rows
+from popularity.core.atomic import atomic_directory, fingerprint
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.contracts import IMAGES, POSTS, read_table
+from popularity.core.resume import STATE_ROOT, code_fingerprint, resume_state
+from popularity.core.stage import run
+from popularity.core.vectors import read_block
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import build_network, load_network, save_network, trained_params
@@ -60,8 +64,6 @@ from popularity.network.losses import cosines, global_logits
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
-from popularity.schema import IMAGES, POSTS, read_block, read_table
-from popularity.stage import run
 from popularity.training.batches import TrainingPosts, load_batches
 from popularity.training.loop import train_network
 

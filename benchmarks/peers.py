@@ -40,8 +40,8 @@ from tqdm import tqdm
 
 from benchmarks.systems import Array, FoldData, System
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
-from popularity.stack.blocks import dense_rows
-from popularity.stack.catboost_learner import catboost
+from popularity.stack import catboost
+from popularity.stack.feature_blocks import dense_rows
 
 FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -170,7 +170,7 @@ PATIENCE = 100
 
 def fit_catboost(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping[str, Any], data: FoldData) -> Array:
     """CatBoost with ordered target statistics of its own for the categories."""
-    library = catboost()
+    library = catboost.library()
 
     def pool(chosen: Any, label: Array | None) -> Any:
         features = library.FeaturesData(

@@ -28,15 +28,16 @@ import polars as pl
 from benchmarks import peers, systems
 from benchmarks.systems import Array, FoldData, Project, System, ours
 from popularity import features, stack, text_model
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.atomic import atomic_directory, atomic_path, fingerprint
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import IMAGES, USERS, read_table
+from popularity.core.parallel import torch_threads
+from popularity.core.resume import STATE_ROOT
 from popularity.encoders.text import EmbedTextParams
 from popularity.features import FeaturizeParams, featurize
-from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint
-from popularity.schema import IMAGES, USERS, read_table
 from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
 from popularity.stack.matrix import Signal
-from popularity.stack.parallel import torch_threads
 from popularity.text_model import TextModelParams
 from popularity.text_model.model import fit
 

@@ -32,7 +32,7 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from benchmarks.measuring import REPOSITORY, execute
-from popularity.stage import run
+from popularity.core.stage import run
 
 NAMES = Path(__file__).with_name("renamed.yaml")
 DONE = ".git/run-is-complete"

@@ -50,14 +50,14 @@ from benchmarks.rows import (
 )
 from benchmarks.systems import METRICS, FoldData, Project
 from benchmarks.tables import add_csv_flag, text_table, write_csv
-from popularity.config import PARAMS_FILE, load_params
-from popularity.errors import DataError
-from popularity.evaluation.metrics import loss_of_scores, score, spearman
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import FOLDS as SPLITS
+from popularity.core.contracts import POSTS, read_table
+from popularity.core.errors import DataError
+from popularity.core.metrics import loss_of_scores, score, spearman
+from popularity.core.stage import run
 from popularity.features import FeaturizeParams
-from popularity.schema import FOLDS as SPLITS
-from popularity.schema import POSTS, read_table
-from popularity.splits import SplitParams, make_splits
-from popularity.stage import run
+from popularity.validation import SplitParams, make_splits
 
 logger = logging.getLogger(__name__)
 

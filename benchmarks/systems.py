@@ -20,16 +20,16 @@ import numpy.typing as npt
 import polars as pl
 from tqdm import tqdm
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.errors import ContractError
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import CUT_SCHEMES, FOLDS, POSTS, read_table
+from popularity.core.errors import ContractError
+from popularity.core.metrics import score
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.metrics import score
-from popularity.schema import CUT_SCHEMES, FOLDS, POSTS, read_table
-from popularity.splits import SplitParams, make_splits, rows_of
-from popularity.splits.folds import Fold, load_fold
 from popularity.stack import StackParams, read_blocks
-from popularity.stack.blocks import Blocks
+from popularity.stack.feature_blocks import Blocks
 from popularity.stack.fit import fit_and_predict
+from popularity.validation import SplitParams, make_splits, rows_of
+from popularity.validation.folds import Fold, load_fold
 
 Array = npt.NDArray[np.float64]
 Metric = Literal["src", "mae"]

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from popularity.files import atomic_path
+from popularity.core.atomic import atomic_path
 
 Row = Mapping[str, Any]
 

@@ -12,10 +12,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.atomic import atomic_directory
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.stage import measured, run
 from popularity.demo import DemoParams, generate
-from popularity.files import atomic_directory
-from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,10 +18,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.stage import measured, run
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.image_blocks import embed_images
-from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

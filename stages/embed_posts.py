@@ -20,14 +20,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import STATE_ROOT, fingerprint, resume_state
+from popularity.core.atomic import fingerprint
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import IMAGES, POSTS, read_table
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.stage import measured, run
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import trained_params
 from popularity.network.inputs import EncoderPair
-from popularity.schema import IMAGES, POSTS, read_table
-from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

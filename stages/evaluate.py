@@ -18,11 +18,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.evaluation.report import evaluate, read_importance, write_evaluation
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.core.stage import measured, run
 from popularity.evaluation.scores import EvaluateConfig
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table
-from popularity.stage import measured, run
+from popularity.evaluation.tables import evaluate, read_importance, write_evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> None:

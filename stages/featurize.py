@@ -13,11 +13,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.atomic import atomic_directory, write_json
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import FOLDS, IMAGES, POSTS, USERS, read_table
+from popularity.core.stage import measured, run
 from popularity.features import FeaturizeParams, compare_target_statistics, featurize
-from popularity.files import atomic_directory, write_json
-from popularity.schema import FOLDS, IMAGES, POSTS, USERS, read_table
-from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,11 +14,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import write_json
+from popularity.core.atomic import write_json
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import IMAGES, POSTS, read_table, write_table
+from popularity.core.stage import measured, run
 from popularity.images import IndexImagesParams, index_images
-from popularity.schema import IMAGES, POSTS, read_table, write_table
-from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,10 +14,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from popularity.core.atomic import write_json
+from popularity.core.contracts import POSTS, QUARANTINE, USERS, write_table
+from popularity.core.stage import measured, run
 from popularity.dataset import ingest
-from popularity.files import write_json
-from popularity.schema import POSTS, QUARANTINE, USERS, write_table
-from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from pydantic import StrictBool
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import atomic_directory, write_json
-from popularity.manifest import write_manifest
+from popularity.core.atomic import atomic_directory, write_json
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import POSTS, read_table
+from popularity.core.manifest import write_manifest
+from popularity.core.stage import measured, run
+from popularity.core.vectors import read_block
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
-from popularity.schema import POSTS, read_block, read_table
-from popularity.stage import measured, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,12 +14,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.files import write_text
+from popularity.core.atomic import write_text
+from popularity.core.stage import measured, run
 from popularity.report.document import render
 from popularity.report.model_card import model_card
 from popularity.report.page import build_page
 from popularity.report.run_folder import RunFolder
-from popularity.stage import measured, run
 
 LARGE = 10_000_000  # bytes
 

@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
-from popularity.manifest import write_manifest
+from popularity.core.atomic import atomic_directory, fingerprint
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.manifest import write_manifest
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.stage import measured, run
 from popularity.stack import StackParams
-from popularity.stack.cluster import connected
-from popularity.stage import measured, run
-from popularity.tuning.selection import SelectParams, candidates_of, judge, write_selection
-from popularity.tuning.stack import StackInputs
+from popularity.stack.lightgbm_dask import connected
+from popularity.tuning.candidates import SelectParams, candidates_of, judge, write_selection
+from popularity.tuning.objective import StackInputs
 
 
 def main(argv: Sequence[str] | None = None) -> None:

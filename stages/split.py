@@ -10,11 +10,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import write_json
-from popularity.schema import FOLDS, POSTS, read_table, write_table
-from popularity.splits import SplitParams, make_splits
-from popularity.stage import measured, run
+from popularity.core.atomic import write_json
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import FOLDS, POSTS, read_table, write_table
+from popularity.core.stage import measured, run
+from popularity.validation import SplitParams, make_splits
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import STATE_ROOT, atomic_directory, atomic_path, fingerprint, resume_state, write_json
-from popularity.manifest import write_manifest
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, read_table, write_table
+from popularity.core.atomic import atomic_directory, atomic_path, fingerprint, write_json
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, read_table, write_table
+from popularity.core.manifest import write_manifest
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.stage import measured, run
+from popularity.ensemble.members import merge, read_told
+from popularity.evaluation.scheme_scores import scheme_scores
 from popularity.stack import StackParams, fit_schemes, read_blocks
-from popularity.stack.cluster import connected
-from popularity.stack.merging import merge, read_told
-from popularity.stack.scores import scheme_scores
-from popularity.stage import measured, run
+from popularity.stack.lightgbm_dask import connected
 
 
 def main(argv: Sequence[str] | None = None) -> None:

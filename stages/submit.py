@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import atomic_directory
-from popularity.manifest import write_manifest
-from popularity.schema import POSTS, PREDICTIONS, read_table
-from popularity.stage import measured, run
+from popularity.core.atomic import atomic_directory
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import POSTS, PREDICTIONS, read_table
+from popularity.core.manifest import write_manifest
+from popularity.core.stage import measured, run
 from popularity.submission.write import MODEL, SubmitConfig, submit
 
 

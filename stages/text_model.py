@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.atomic import atomic_directory, fingerprint
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
+from popularity.core.manifest import write_manifest
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.stage import measured, run
 from popularity.encoders.sources import find_weights
 from popularity.encoders.text import EmbedTextParams
-from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
-from popularity.manifest import write_manifest
-from popularity.schema import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
-from popularity.stage import measured, run
 from popularity.text_model import TextModelParams, fit_folds
 
 

@@ -20,15 +20,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
-from popularity.manifest import write_manifest
+from popularity.core.atomic import atomic_directory, fingerprint
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import IMAGES, POSTS, read_table
+from popularity.core.manifest import write_manifest
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.stage import measured, run
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import build_network, save_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data, training_rows
 from popularity.network.params import TrainParams
-from popularity.schema import IMAGES, POSTS, read_table
-from popularity.stage import measured, run
 from popularity.training.batches import TrainingPosts
 from popularity.training.curves import curves
 from popularity.training.loop import train_network

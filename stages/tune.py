@@ -20,13 +20,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from popularity.config import PARAMS_FILE, load_params, read_yaml
-from popularity.files import STATE_ROOT, atomic_directory, resume_state
-from popularity.manifest import write_manifest
+from popularity.core.atomic import atomic_directory
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.manifest import write_manifest
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.stage import measured, run
 from popularity.stack import StackParams
-from popularity.stage import measured, run
+from popularity.tuning.objective import StackInputs, TuneParams, stack_search
 from popularity.tuning.results import best_of, write_results
-from popularity.tuning.stack import StackInputs, TuneParams, stack_search
 from popularity.tuning.study import run_search, workers_here
 
 

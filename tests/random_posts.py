@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 
-from popularity.schema import IMAGES, POSTS, check_table
+from popularity.core.contracts import IMAGES, POSTS, check_table
 
 WORDS = ("cat", "dog", "Sea", "sun2", "sky!", "ÄRGER", "why?", "2016", "red", "car")
 

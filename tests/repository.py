@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 from popularity.profile import edited, read_profiles
 
 REPOSITORY = Path(__file__).resolve().parents[1]

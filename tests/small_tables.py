@@ -1,4 +1,4 @@
-"""Hand-made tables that keep the contracts of popularity.schema, for tests of what stands on them."""
+"""Hand-made tables that keep the contracts of popularity.core.contracts, for tests of what stands on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, check_table
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, check_table
 
 MODEL_NOISE = {"stack": 0.5, "metadata": 1.0, "user_mean": 2.0}
 

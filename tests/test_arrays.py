@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from popularity.arrays import normalize_rows, rounded
+from popularity.core.arrays import normalize_rows, rounded
 
 
 def test_rows_have_length_one_and_zero_stays_zero() -> None:

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from popularity import blend
-from popularity.errors import DataError
-from popularity.schema import POSTS, PREDICTIONS, write_table
+from popularity.core.contracts import POSTS, PREDICTIONS, write_table
+from popularity.core.errors import DataError
 from popularity.submission.validate import read_scores, validate
 from tests.small_tables import small_posts, small_splits
 

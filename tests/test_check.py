@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from popularity.check import OTHERS, SECTIONS, main
-from popularity.config import read_yaml
-from popularity.errors import ConfigError
+from popularity.core.config import read_yaml
+from popularity.core.errors import ConfigError
 from popularity.profile import read_profiles
 from tests.repository import PROFILES, profile_text, write_profile
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 from tests.repository import REPOSITORY
 
 

@@ -13,14 +13,14 @@ import pytest
 
 from benchmarks import cuts, rows, schemes
 from benchmarks.systems import MERGED, SHAPES, FoldData, Project, ours, reshaped
-from popularity.config import load_params
-from popularity.errors import ConfigError, DataError
-from popularity.evaluation.metrics import mean_absolute_error, spearman
+from popularity.core.config import load_params
+from popularity.core.contracts import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
+from popularity.core.errors import ConfigError, DataError
+from popularity.core.manifest import REPOSITORY
+from popularity.core.metrics import mean_absolute_error, spearman
 from popularity.features.user_text import no_users
-from popularity.manifest import REPOSITORY
-from popularity.schema import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
-from popularity.splits import make_splits, rows_of
 from popularity.stack import StackParams
+from popularity.validation import make_splits, rows_of
 from tests.encoders.tiny_encoders import text_params
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from popularity.config import read_yaml
-from popularity.errors import ConfigError
+from popularity.core.config import read_yaml
+from popularity.core.errors import ConfigError
 from popularity.launch import Launch
 from tests.repository import REPOSITORY
 
@@ -30,8 +30,8 @@ from pathlib import Path
 import torch
 
 from popularity.encoders.sharding import start_processes
-from popularity.errors import ConfigError
-from popularity.stage import run
+from popularity.core.errors import ConfigError
+from popularity.core.stage import run
 
 
 def main():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from popularity.manifest import code_state, library_versions, write_manifest
+from popularity.core.manifest import code_state, library_versions, write_manifest
 from tests.repository import REPOSITORY
 
 

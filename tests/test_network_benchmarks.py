@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks import ablation, demo_ladder, networks
 from benchmarks.networks import Classes, Vectors, class_scores, linear_probe, retrieval, silhouette
-from popularity.config import patched, read_yaml
+from popularity.core.config import patched, read_yaml
 from popularity.evaluation.scores import MODELS
 
 REPOSITORY = Path(__file__).parents[1]

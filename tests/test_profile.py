@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from popularity.config import leaves, load_params, read_yaml
-from popularity.errors import ConfigError
+from popularity.core.config import leaves, load_params, read_yaml
+from popularity.core.errors import ConfigError
 from popularity.evaluation.scores import EvaluateConfig
 from popularity.profile import main, read_profiles
 from tests.repository import PROFILES, REPOSITORY, profile_text, write_profile

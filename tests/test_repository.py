@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from popularity.config import leaves, read_yaml
+from popularity.core.config import leaves, read_yaml
 from popularity.profile import main, read_profiles
 from tests import clones, repository
 from tests.clones import make_clone

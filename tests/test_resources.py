@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
+from popularity.core.stage import measured
 from popularity.resources import main
-from popularity.stage import measured
 
 
 def _record(folder: Path, stage: str, seconds: float, peak: int) -> None:

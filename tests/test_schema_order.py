@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import ContractError
-from popularity.schema import FEATURES, Column, Contract, check_table, write_table
+from popularity.core.contracts import FEATURES, Column, Contract, check_table, write_table
+from popularity.core.errors import ContractError
 
 PAIRS = Contract("pairs", {"a": Column(pl.Int64), "b": Column(pl.String, nullable=True)}, key=("a", "b"))
 

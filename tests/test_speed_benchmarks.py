@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measuring import environment
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import features, graph, models, network
-from popularity.config import load_params
+from popularity.core.config import load_params
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.network.accelerator import make_accelerator
 from popularity.network.heads import loss_terms

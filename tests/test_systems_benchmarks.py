@@ -41,9 +41,9 @@ from benchmarks.systems import (
 )
 from benchmarks.tables import signed_interval, text_table, write_csv
 from benchmarks.tables import verdict as verdict_of
-from popularity.errors import ContractError, DataError
-from popularity.evaluation.intervals import calibrate
-from popularity.schema import CUT_SCHEMES
+from popularity.core.contracts import CUT_SCHEMES
+from popularity.core.errors import ContractError, DataError
+from popularity.evaluation.conformal import calibrate
 from tests.encoders.tiny_encoders import save_bert, text_params
 from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all
 from tests.test_cuts_benchmarks import write_project

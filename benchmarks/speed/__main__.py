@@ -35,7 +35,7 @@ from typing import Any
 
 from benchmarks.measuring import measure
 from benchmarks.tables import add_csv_flag, text_table, write_csv
-from popularity.stage import run
+from popularity.core.stage import run
 
 SMPD_POSTS = 486_194
 SHARES = (0.1, 0.3, 1.0)

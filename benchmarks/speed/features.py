@@ -11,13 +11,13 @@ import polars as pl
 
 from benchmarks.measuring import REPOSITORY, Part, run_part
 from benchmarks.speed import pandas_features
-from popularity.config import PARAMS_FILE, load_params, parse_section
+from popularity.core.atomic import atomic_directory
+from popularity.core.config import PARAMS_FILE, load_params, parse_section
+from popularity.core.contracts import FOLDS, POSTS, read_table, write_table
 from popularity.demo import DemoParams, generate
 from popularity.features.context import class_features, tag_features, user_features
 from popularity.features.target_statistics import compute_target_statistics
-from popularity.files import atomic_directory
-from popularity.schema import FOLDS, POSTS, read_table, write_table
-from popularity.splits import SplitParams, make_splits
+from popularity.validation import SplitParams, make_splits
 from stages import ingest
 
 TRAINING_POSTS, TEST_POSTS, USERS, CLASSES = 305_613, 180_581, 70_000, 77  # of SMPD

@@ -25,7 +25,8 @@ from PIL import Image
 
 from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
 from benchmarks.speed.features import scaled
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.contracts import FOLDS, IMAGES, POSTS, read_table, write_table
 from popularity.dataset import ingest
 from popularity.demo import generate
 from popularity.encoders.image import EmbedImageParams, load_image_encoder
@@ -34,14 +35,14 @@ from popularity.encoders.sharding import autocast, loader_workers, start_process
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
 from popularity.features import FeaturizeParams, featurize
-from popularity.schema import FOLDS, IMAGES, POSTS, read_table, write_table
-from popularity.splits import rows_of
-from popularity.splits.folds import Fold, load_fold
 from popularity.stack import Blocks, StackParams
-from popularity.stack import lightgbm_learner as learner
+from popularity.stack import lightgbm as learner
 from popularity.stack.fit import fit_model
-from popularity.stack.inner import Sample, inner_cuts, recency_weights
 from popularity.stack.matrix import MatrixEncoder
+from popularity.stack.sample import Sample, recency_weights
+from popularity.validation import rows_of
+from popularity.validation.folds import Fold, load_fold
+from popularity.validation.inner_cv import inner_cuts
 
 SHARD, SIDE, JPEG_QUALITY = "train_images.tar", 500, 90  # SIDE: pixels of the longer side; the shorter has 3/4
 ROUNDS = 30  # of the stack

@@ -29,8 +29,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
-from popularity.arrays import normalize_rows
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.arrays import normalize_rows
+from popularity.core.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
 from popularity.network.accelerator import make_accelerator

@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from popularity.config import PARAMS_FILE, load_params, read_yaml
-from popularity.errors import DataError
-from popularity.evaluation.metrics import score
-from popularity.files import atomic_directory
-from popularity.schema import POSTS, PREDICTIONS, read_table
-from popularity.stack.blending import Blend
-from popularity.stack.inner import Array
-from popularity.stack.target import Target
-from popularity.stage import run
+from popularity.core.atomic import atomic_directory
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.contracts import POSTS, PREDICTIONS, read_table
+from popularity.core.errors import DataError
+from popularity.core.metrics import score
+from popularity.core.stage import run
+from popularity.ensemble.weights import Blend
 from popularity.submission.validate import ID_PREFIX, expected_ids, read_scores
 from popularity.submission.write import SubmitConfig, write_files
+from popularity.target.rank_gauss import Target
+from popularity.validation.inner_cv import Array
 
 MODEL, SCHEME = "stack", "matched"
 OURS, THEIRS = "ours", "theirs"

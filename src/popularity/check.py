@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from popularity.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.errors import ConfigError
+from popularity.core.stage import run
 from popularity.demo import DemoParams
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.text import EmbedTextParams
-from popularity.errors import ConfigError
 from popularity.evaluation.scores import EvaluateConfig
 from popularity.features import FeaturizeParams
 from popularity.images import IndexImagesParams
@@ -24,15 +25,14 @@ from popularity.inference.embed import EmbedPostsParams
 from popularity.network.params import TrainParams
 from popularity.prototypes.build import PrototypesParams
 from popularity.report.run_folder import ReportParams
-from popularity.splits import SplitParams
 from popularity.stack import StackParams
-from popularity.stage import run
 from popularity.submission.write import SubmitConfig
 from popularity.text_model import TextModelParams
+from popularity.tuning.candidates import SelectParams, candidates_of
 from popularity.tuning.network import NetworkSearchParams
-from popularity.tuning.selection import SelectParams, candidates_of
+from popularity.tuning.objective import TuneParams
 from popularity.tuning.space import Space
-from popularity.tuning.stack import TuneParams
+from popularity.validation import SplitParams
 
 SECTIONS: Mapping[str, Any] = {
     "demo": DemoParams,

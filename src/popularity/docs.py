@@ -27,11 +27,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from popularity.config import read_yaml
-from popularity.errors import DataError
+from popularity.core.config import read_yaml
+from popularity.core.contracts import Column, Contract
+from popularity.core.errors import DataError
+from popularity.core.stage import run
 from popularity.profile import PROFILES, edited, read_profiles
-from popularity.schema import Column, Contract
-from popularity.stage import run
 
 COMMAND = "python -m popularity.docs"
 PACKAGE = Path(__file__).resolve().parent

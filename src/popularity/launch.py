@@ -37,9 +37,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from popularity.config import read_yaml
-from popularity.errors import ConfigError
-from popularity.stage import LAUNCHER_VARIABLE, PROCESSES_VARIABLE, REFUSED, run
+from popularity.core.config import read_yaml
+from popularity.core.errors import ConfigError
+from popularity.core.stage import LAUNCHER_VARIABLE, PROCESSES_VARIABLE, REFUSED, run
 
 TOPOLOGIES = Path("configs/accelerate")
 TOPOLOGY_VARIABLE = "POPULARITY_TOPOLOGY"

@@ -17,10 +17,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
-from popularity.config import PARAMS_FILE, Key, leaves, read_yaml
-from popularity.errors import ConfigError
-from popularity.files import write_text
-from popularity.stage import run
+from popularity.core.atomic import write_text
+from popularity.core.config import PARAMS_FILE, Key, leaves, read_yaml
+from popularity.core.errors import ConfigError
+from popularity.core.stage import run
 
 PROFILES = Path("configs/profiles")
 

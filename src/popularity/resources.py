@@ -1,6 +1,6 @@
 """Time and peak memory of every stage: python -m popularity.resources reports/resources.
 
-Reads the records that `popularity.stage.measured` writes; rows are in the order of dvc.yaml.
+Reads the records that `popularity.core.stage.measured` writes; rows are in the order of dvc.yaml.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from popularity.config import read_yaml
-from popularity.errors import DataError
-from popularity.stage import run
+from popularity.core.config import read_yaml
+from popularity.core.errors import DataError
+from popularity.core.stage import run
 
 FACTS = ("stage", "seconds", "peak_mib", "largest_child_mib")
 

@@ -12,10 +12,10 @@ import orjson
 import polars as pl
 import pytest
 
+from popularity.core.contracts import POSTS, QUARANTINE, USERS, check_table
 from popularity.dataset import Ingested, ingest
 from popularity.dataset import reading as reading_module
 from popularity.dataset.parsing import strip_html
-from popularity.schema import POSTS, QUARANTINE, USERS, check_table
 from stages import ingest as stage
 from tests.dataset.layout import OLD_NAMES, Layout, build, vector
 

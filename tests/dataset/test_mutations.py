@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from popularity.core.contracts import POSTS, QUARANTINE, USERS, check_table
+from popularity.core.errors import DataError
 from popularity.dataset import ingest
 from popularity.dataset import reading as reading_module
-from popularity.errors import DataError
-from popularity.schema import POSTS, QUARANTINE, USERS, check_table
 from tests.dataset.layout import NEW_NAMES, ROLES, build
 
 pytestmark = pytest.mark.slow

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
+from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import __main__ as command
 from popularity.dataset import ingest, packing
 from popularity.dataset.preparation import prepare, summary
-from popularity.errors import ConfigError, DataError
 from popularity.images import IndexImagesParams, PictureReader, index_images
 from tests.dataset.layout import Layout, build, write_folder, write_tars
 from tests.repository import profile_text, write_profile

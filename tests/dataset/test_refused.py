@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from popularity.core.errors import DataError
 from popularity.dataset import ingest
 from popularity.dataset import reading as reading_module
-from popularity.errors import DataError
 from tests.dataset.layout import Layout, Part, build
 
 Change = Callable[[Layout], None]

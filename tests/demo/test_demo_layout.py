@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from popularity.core.atomic import fingerprint
+from popularity.core.errors import DataError
 from popularity.demo import DemoParams, generate
-from popularity.errors import DataError
-from popularity.files import fingerprint
 from tests.conftest import Dataset
 
 ALIGNED = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from popularity.errors import ConfigError
-from popularity.files import fingerprint
+from popularity.core.atomic import fingerprint
+from popularity.core.errors import ConfigError
 from stages.demo_data import main
 from tests.conftest import Dataset
 from tests.repository import stage_flags

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from popularity.demo import DemoParams, generate
 from popularity.demo.effects import EFFECTS, label_of, views_of
-from popularity.demo.pictures import SHAPES, TEXTURES
+from popularity.demo.images import SHAPES, TEXTURES
 from popularity.demo.posts import choose_classes
 from popularity.demo.users import draw_users
 from popularity.demo.vocabulary import CATEGORIES, MOODS

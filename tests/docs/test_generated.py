@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from popularity.core.errors import DataError
 from popularity.dataset.preparation import set_root
 from popularity.docs import COMMAND, contracts_part, generate, main, parameter_tables, parameters_part, refreshed
-from popularity.errors import DataError
 from popularity.profile import PROFILES
 from popularity.profile import main as choose_profile
 from tests.docs.pages import PAGES, REPOSITORY, text_of

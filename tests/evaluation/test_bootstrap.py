@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from popularity.core.metrics import FloatArray, score
 from popularity.evaluation import bootstrap
 from popularity.evaluation.bootstrap import interval, resample, resample_means
-from popularity.evaluation.metrics import FloatArray, score
 from tests.work import work_of
 
 

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from dvc_render.vega import VegaRenderer  # type: ignore[import-untyped]
 
-from popularity.errors import ContractError
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.core.errors import ContractError
 from popularity.evaluation.scores import SCORES
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from stages import evaluate
 from tests.repository import stage_flags
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
@@ -142,7 +142,7 @@ def test_the_scatter_is_a_seeded_sample(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "reports" / "plots" / "predicted_true.csv"
     everything = set(pl.read_csv(file).rows())
     assert len(everything) == 30
-    monkeypatch.setattr("popularity.evaluation.report.SCATTER_ROWS", 10)
+    monkeypatch.setattr("popularity.evaluation.tables.SCATTER_ROWS", 10)
     evaluate.main(arguments)
     sample = pl.read_csv(file).rows()
     assert len(sample) == 10

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import ContractError
-from popularity.evaluation.intervals import COVERAGE, LEVELS, Calibration, calibrate, calibrate_on, coverage_table
-from popularity.evaluation.report import evaluate
+from popularity.core.errors import ContractError
+from popularity.evaluation.conformal import COVERAGE, LEVELS, Calibration, calibrate, calibrate_on, coverage_table
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect
+from popularity.evaluation.tables import evaluate
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 CONFIG = EvaluateConfig(seed=0, bootstrap=60, confidence=0.9)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from popularity.evaluation.metrics import METRICS, loss_of_scores, relative_error, score, selection_loss, spearman
+from popularity.core.metrics import METRICS, loss_of_scores, relative_error, score, selection_loss, spearman
 
 
 def test_spearman_takes_average_ranks() -> None:

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
-from popularity.errors import ContractError
+from popularity.core.errors import ContractError
 from popularity.evaluation.scores import EvaluateConfig, collect, score_groups, score_overall
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 from tests.clones import Clone
 from tests.faults.server import WRITTEN, Ended, Order, digests
 from tests.repository import STAGES, stage_command

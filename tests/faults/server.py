@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from popularity.stage import run
+from popularity.core.stage import run
 
 WRITTEN = ("data", "models", "reports", "submissions", ".state")  # folders that stages write to
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 from tests.clones import Clone, make_clone, switch_to_tiny
 from tests.faults.test_stages import KILLS
 

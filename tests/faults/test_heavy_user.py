@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from popularity.schema import FOLDS, IMAGES, POSTS, FoldKey, read_table, write_table
+from popularity.core.contracts import FOLDS, IMAGES, POSTS, FoldKey, read_table, write_table
 from stages import featurize, ingest, split
 from tests.dataset.layout import build
 from tests.faults.test_texts import FEATURIZE, SPLIT

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from popularity.errors import DataError
-from popularity.schema import FOLDS, read_table
+from popularity.core.contracts import FOLDS, read_table
+from popularity.core.errors import DataError
 from stages import embed_image, prototypes
 from tests.dataset.layout import build
 from tests.encoders.tiny_encoders import make_pictures

@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 
-from popularity.errors import ContractError, DataError
+from popularity.core.errors import ContractError, DataError
 from popularity.stack import StackModel
 from stages import train
 from tests.inference.small_world import World

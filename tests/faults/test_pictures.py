@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from popularity.errors import DataError
-from popularity.schema import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_block, read_table, write_table
+from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.errors import DataError
+from popularity.core.vectors import read_block
 from stages import embed_image, index_images
 from tests.encoders.tiny_encoders import image_params, save_timm
 from tests.repository import stage_flags

@@ -13,10 +13,11 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from popularity.errors import DataError
+from popularity.core.contracts import FEATURES, IMAGES, POSTS, QUARANTINE, read_table, write_table
+from popularity.core.errors import DataError
+from popularity.core.vectors import read_block, read_tokens
 from popularity.features import FeaturizeParams
-from popularity.schema import FEATURES, IMAGES, POSTS, QUARANTINE, read_block, read_table, read_tokens, write_table
-from popularity.splits import SplitParams
+from popularity.validation import SplitParams
 from stages import embed_text, featurize, ingest, split
 from tests.dataset.layout import build
 from tests.encoders.tiny_encoders import text_params

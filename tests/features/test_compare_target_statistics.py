@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from popularity.core.contracts import FoldKey
 from popularity.features import FeaturizeParams, compare_target_statistics, featurize
-from popularity.schema import FoldKey
-from popularity.splits import make_splits
+from popularity.validation import make_splits
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import SPLIT
 

@@ -12,10 +12,10 @@ import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from popularity.core.contracts import check_table
 from popularity.features import TextReducer
 from popularity.features.context import context_features, count_features
 from popularity.features.text_components import TEXT_COMPONENTS
-from popularity.schema import check_table
 from tests.random_posts import random_posts
 
 

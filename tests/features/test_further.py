@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from popularity.core.contracts import FoldKey
 from popularity.features import FeaturizeParams, featurize, further_features, read_features
 from popularity.features.context import count_features
-from popularity.schema import FoldKey
-from popularity.splits import SplitParams, make_splits
+from popularity.validation import SplitParams, make_splits
 from tests.random_posts import random_images, random_posts
 
 PARAMS = FeaturizeParams(

@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from popularity.core.contracts import UTC as UTC_TYPE
 from popularity.features import compute_target_statistics
 from popularity.features.as_of import as_of_dates
-from popularity.schema import UTC as UTC_TYPE
 from tests.random_posts import random_posts
 
 PRIOR = 3.0

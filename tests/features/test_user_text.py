@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from popularity.core.contracts import USERS, check_table
 from popularity.features import featurize
 from popularity.features.user_text import known_user_text, no_users, user_text_features
-from popularity.schema import USERS, check_table
-from popularity.splits import make_splits, rows_of
-from popularity.splits.folds import load_fold
 from popularity.stack.fit import fit_and_predict
+from popularity.validation import make_splits, rows_of
+from popularity.validation.folds import load_fold
 from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal
 

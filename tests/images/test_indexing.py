@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from popularity.config import load_params
+from popularity.core.config import load_params
+from popularity.core.contracts import IMAGES, POSTS, check_table, read_table, write_table
+from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import ingest
-from popularity.errors import ConfigError, DataError
 from popularity.images import IndexImagesParams, PictureReader, index_files, index_images
-from popularity.schema import IMAGES, POSTS, check_table, read_table, write_table
 from stages import index_images as stage
 from tests.small_pictures import picture, write_tar
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
 from popularity.images import ImageDecodeError, PictureReader, decode_picture
 from tests.small_pictures import picture, write_tar
 

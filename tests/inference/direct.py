@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from popularity.core.contracts import CLASSES, MEMBERS, MODALITIES, read_table
 from popularity.network.build import load_network
 from popularity.network.model import PrototypeNetwork
-from popularity.schema import CLASSES, MEMBERS, MODALITIES, read_table
 from tests.inference.small_world import World
 from tests.training.small_training import train_params
 

@@ -11,12 +11,13 @@ import polars as pl
 import torch
 from ruamel.yaml import YAML
 
+from popularity.core.contracts import IMAGES, POSTS, read_table, write_table
+from popularity.core.vectors import Block, read_block, write_block, write_tokens
 from popularity.inference.embed import EmbedPostsParams
 from popularity.network.build import build_network, save_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, NetworkData, read_network_data
 from popularity.network.params import TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
-from popularity.schema import IMAGES, POSTS, Block, read_block, read_table, write_block, write_table, write_tokens
 from stages import embed_posts
 from tests.encoders.tiny_encoders import image_params, text_params
 from tests.network.small_inputs import random_block, random_outputs

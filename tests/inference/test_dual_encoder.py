@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 from accelerate import Accelerator
 
+from popularity.core.contracts import IMAGES, POSTS, PROTOTYPE_SCALARS, read_table, write_table
+from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.text_blocks import embed_texts
 from popularity.network.build import build_network, save_network, trained_params
 from popularity.network.inputs import EncoderPair, post_reader, training_rows
-from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, read_block, read_table, read_tokens, write_table
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import train_network
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_clip, text_params

@@ -15,8 +15,7 @@ import polars as pl
 import pytest
 import torch
 
-from popularity.errors import ConfigError, ContractError
-from popularity.schema import (
+from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
     CLASSES,
@@ -26,8 +25,9 @@ from popularity.schema import (
     read_table,
     write_table,
 )
+from popularity.core.errors import ConfigError, ContractError
 from popularity.stack import read_blocks
-from popularity.stack.blocks import PROTOTYPE_SCALAR_PARTS, PROTOTYPE_VECTORS, dense_rows, scalar_names
+from popularity.stack.feature_blocks import PROTOTYPE_SCALAR_PARTS, PROTOTYPE_VECTORS, dense_rows, scalar_names
 from tests.full_disk import full_disk
 from tests.inference.direct import Equations, of_class
 from tests.inference.small_world import EMBED, LONE, UNSEEN, World, contents, vectors

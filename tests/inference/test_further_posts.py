@@ -7,10 +7,11 @@ import polars as pl
 import torch
 from accelerate.state import AcceleratorState
 
+from popularity.core.contracts import IMAGES, PROTOTYPE_SCALARS, read_table
+from popularity.core.vectors import read_block
 from popularity.inference.embed import Folders, NetworkInputs, embed_posts, probable_classes
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import load_network
-from popularity.schema import IMAGES, PROTOTYPE_SCALARS, read_block, read_table
 from tests.inference.small_world import EMBED, UNSEEN, World, vectors
 
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from popularity.stack import Blocks
-from popularity.stack.lightgbm_learner import lightgbm_params
+from popularity.stack.lightgbm import lightgbm_params
 from popularity.stack.matrix import Matrix, MatrixEncoder
 from tests.stack.small_stack import STACK, random_block, random_scalars
 

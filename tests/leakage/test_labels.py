@@ -10,14 +10,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.evaluation.metrics import spearman
+from popularity.core.contracts import FoldKey
+from popularity.core.metrics import spearman
 from popularity.features import FeatureColumn, featurize
-from popularity.schema import FoldKey
-from popularity.splits import rows_of
-from popularity.splits.folds import load_fold
 from popularity.stack import Blocks, StackParams
 from popularity.stack.fit import fit_model
 from popularity.stack.matrix import Matrix, MatrixEncoder, Signal
+from popularity.validation import rows_of
+from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
 from tests.stack.small_stack import (
     ALL_PARTS,

@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.core.contracts import FoldKey
+from popularity.core.vectors import Block
 from popularity.features import read_features
-from popularity.schema import Block, FoldKey
-from popularity.splits import rows_of
-from popularity.splits.folds import load_fold
 from popularity.stack import Blocks, StackModel, StackParams
 from popularity.stack.fit import fit_model
+from popularity.validation import rows_of
+from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
 from tests.stack.small_stack import EITHER, Run, posts_with_signal, run_all, tree_bytes, with_vectors
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from popularity.core.vectors import Block, Tokens
 from popularity.network.inputs import EncoderOutputs
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
-from popularity.schema import Block, Tokens
 from tests.network.small_network import IMAGE_WIDTH, TEXT_WIDTH
 
 

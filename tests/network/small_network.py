@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from popularity.config import parse_section
+from popularity.core.config import parse_section
 from popularity.encoders.prompting import PromptTower
 from popularity.network.dataset import Batch
 from popularity.network.heads import eligible_posts, loss_terms, term_weight

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from popularity.config import parse_section
-from popularity.errors import ConfigError
+from popularity.core.config import parse_section
+from popularity.core.errors import ConfigError
 from popularity.network.attention import CrossModalAttention, Dropout, Layer
 from popularity.network.params import AttentionParams
 from tests.network.small_network import VALUES, network_params, unit_rows

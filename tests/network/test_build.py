@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 import torch
 
+from popularity.core.contracts import IMAGES, read_table
+from popularity.core.errors import ContractError
 from popularity.encoders.image import load_image_encoder
-from popularity.errors import ContractError
 from popularity.network.build import build_network, load_network, save_network
 from popularity.network.heads import loss_terms
 from popularity.network.inputs import EncoderPair, NetworkData, post_reader, read_network_data
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
-from popularity.schema import IMAGES, read_table
 from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
 from tests.network.small_inputs import make_prototypes, random_block, random_outputs
 from tests.network.small_network import INSTANCE, TOP_K, taken, total_loss

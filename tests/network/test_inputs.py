@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 import torch
 
-from popularity.arrays import normalize_rows
-from popularity.errors import DataError
+from popularity.core.arrays import normalize_rows
+from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, read_table
+from popularity.core.errors import DataError
+from popularity.core.vectors import Block, Tokens
 from popularity.network.dataset import PostVectors, draw_folds
 from popularity.network.inputs import EncoderOutputs, NetworkData, read_network_data, training_rows
-from popularity.schema import CLASSES, LEVELS, MEMBERS, Block, Tokens, read_table
 from tests.network.small_inputs import make_prototypes, random_outputs
 from tests.random_posts import random_posts
 from tests.training.small_training import train_params

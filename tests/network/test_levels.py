@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from popularity.config import parse_section
+from popularity.core.config import parse_section
+from popularity.core.errors import ConfigError
 from popularity.encoders.prompting import PromptTower
-from popularity.errors import ConfigError
 from popularity.network.heads import loss_terms, term_weight
 from popularity.network.losses import consistency_loss
 from popularity.network.params import LevelParams

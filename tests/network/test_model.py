@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from popularity.core.errors import ConfigError
 from popularity.encoders.prompting import PromptTower, unfreeze_last
-from popularity.errors import ConfigError
 from popularity.network.dataset import Batch
 from popularity.network.heads import eligible_posts, loss_terms, term_weight
 from popularity.network.losses import attention_logits

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 from tests.clones import Clone
 from tests.repository import REPOSITORY, STAGES, outs_of, profile_text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from popularity.config import read_yaml
+from popularity.core.config import read_yaml
 from popularity.demo import DemoParams, generate
 from popularity.submission.validate import expected_ids, validate
 from tests.clones import Clone, copy_of, files_below

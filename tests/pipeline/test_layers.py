@@ -26,38 +26,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report", "predict"),
     ("commands",),  # the files that lie in src/popularity itself
 )
-# Where files belong that have not moved yet; longer names win.
-MOVES: Mapping[str, str] = {
-    "__init__.py": "core",
-    "config.py": "core",
-    "errors.py": "core",
-    "files.py": "core",
-    "manifest.py": "core",
-    "schema.py": "core",
-    "stage.py": "core",
-    "evaluation/metrics.py": "core",
-    "stack/parallel.py": "core",
-    "stack/scores.py": "evaluation",
-    "splits": "validation",
-    "stack/inner.py": "validation",
-    "stack/level.py": "target",
-    "stack/target.py": "target",
-    "stack/blending.py": "ensemble",
-    "stack/merging.py": "ensemble",
-    "training/assembly.py": "network",
-    "training/data.py": "network",
-    "training/params.py": "network",
-    "training/reading.py": "network",
-    "post_features": "inference",
-}
-# Imports that end with those moves, because a file is divided or leaves: (importing, imported).
-UNTIL_MOVED = {
-    ("evaluation/probes.py", "prototypes/vectors.py"),
-    ("post_features/outputs.py", "training/loop.py"),
-    ("stack/inner.py", "stack/matrix.py"),
-    ("text_model/folds.py", "stack/fit.py"),
-    ("training/assembly.py", "training/loop.py"),
-}
 
 SOURCES = REPOSITORY / "src" / "popularity"
 HEIGHT = {package: height for height, layer in enumerate(LAYERS) for package in layer}
@@ -65,10 +33,10 @@ HEIGHT = {package: height for height, layer in enumerate(LAYERS) for package in 
 
 def package_of(file: str) -> str:
     """The package of a file below src/popularity; `commands` for a file that lies in no folder."""
-    for end in range(len(parts := file.split("/")), 0, -1):
-        if (name := "/".join(parts[:end])) in MOVES:
-            return MOVES[name]
-    return parts[0] if len(parts) > 1 else "commands"
+    if file == "__init__.py":
+        return "core"
+    folder, slash, _ = file.partition("/")
+    return folder if slash else "commands"
 
 
 def imports(sources: Path) -> dict[str, set[str]]:
@@ -103,7 +71,7 @@ def against_the_layers(graph: Mapping[str, set[str]]) -> list[str]:
     for file, imported in graph.items():
         for other in sorted(imported):
             one, two = package_of(file), package_of(other)
-            if one != two and HEIGHT[one] <= HEIGHT[two] and (file, other) not in UNTIL_MOVED:
+            if one != two and HEIGHT[one] <= HEIGHT[two]:
                 wrong.append(f"{file} ({one}) imports {other} ({two})")
     return wrong
 

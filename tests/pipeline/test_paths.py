@@ -1,11 +1,11 @@
-"""The names of `popularity.paths` are the outs of dvc.yaml, or files in them."""
+"""The names of `popularity.core.paths` are the outs of dvc.yaml, or files in them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from popularity import paths
-from popularity.config import read_yaml
+from popularity.core import paths
+from popularity.core.config import read_yaml
 from tests.repository import REPOSITORY
 
 STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]

@@ -13,12 +13,8 @@ import polars as pl
 import pytest
 from accelerate.state import AcceleratorState
 
-from popularity.config import read_yaml
-from popularity.errors import ConfigError, ContractError, DataError
-from popularity.images import PictureReader
-from popularity.predict.__main__ import main
-from popularity.predict.requests import USER_FIELDS
-from popularity.schema import (
+from popularity.core.config import read_yaml
+from popularity.core.contracts import (
     FOLDS,
     IMAGES,
     MEMBERS,
@@ -29,6 +25,10 @@ from popularity.schema import (
     read_table,
     write_table,
 )
+from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.images import PictureReader
+from popularity.predict.__main__ import main
+from popularity.predict.requests import USER_FIELDS
 from tests.clones import Clone, files_below
 from tests.small_pictures import picture
 

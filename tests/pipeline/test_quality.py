@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from popularity.config import leaves, read_yaml
+from popularity.core.config import leaves, read_yaml
 from popularity.profile import read_profiles
 from tests.repository import GENERATED, PROFILES, REPOSITORY
 

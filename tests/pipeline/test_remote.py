@@ -16,13 +16,13 @@ import boto3
 import numpy as np
 import pytest
 
-from popularity.config import load_params
+from popularity.core.config import load_params
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, TEXT_PREDICTIONS, read_table
 from popularity.encoders.text import EmbedTextParams
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, TEXT_PREDICTIONS, read_table
-from popularity.splits import rows_of
-from popularity.splits.folds import load_fold
 from popularity.stack import StackModel, read_blocks
 from popularity.text_model import TextModel
+from popularity.validation import rows_of
+from popularity.validation.folds import load_fold
 from tests.clones import Clone, copy_of
 
 BUCKET = "popularity"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from popularity.schema import PREDICTIONS, read_table
+from popularity.core.contracts import PREDICTIONS, read_table
 from tests.clones import Clone, copy_of
 
 

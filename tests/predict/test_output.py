@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
 from popularity.predict import Prediction, Request
 from popularity.predict.output import WIDTH, record, summary, text_of, views, write_file
 

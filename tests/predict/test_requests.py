@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
 from popularity.predict import NewPosts, Request, make_posts, read_requests
 from popularity.predict.requests import FIELDS, USER_FIELDS
 from tests.random_posts import random_posts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from popularity.errors import DataError
+from popularity.core.contracts import LEVELS, class_key, class_names
+from popularity.core.errors import DataError
 from popularity.prototypes.classes import ClassIndex, choose_class_path, make_classes
-from popularity.schema import LEVELS, class_key, class_names
 from tests.small_tables import small_posts
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from popularity.core.contracts import LEVELS
 from popularity.prototypes.names import READABLE, readable_name, readable_names
-from popularity.schema import LEVELS
 
 
 @pytest.mark.parametrize(

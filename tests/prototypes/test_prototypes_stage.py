@@ -16,9 +16,11 @@ from pydantic import StrictBool
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
-from popularity.arrays import normalize_rows
-from popularity.config import load_params
-from popularity.errors import ConfigError, DataError
+from popularity.core.arrays import normalize_rows
+from popularity.core.config import load_params
+from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, POSTS, check_table, read_table, write_table
+from popularity.core.errors import ConfigError, DataError
+from popularity.core.vectors import Block, write_block
 from popularity.prototypes.build import (
     Prototypes,
     PrototypesParams,
@@ -28,18 +30,6 @@ from popularity.prototypes.build import (
 )
 from popularity.prototypes.classes import ClassIndex
 from popularity.prototypes.vectors import ClassSums, leave_one_out
-from popularity.schema import (
-    CLASSES,
-    LEVELS,
-    MEMBERS,
-    MODALITIES,
-    POSTS,
-    Block,
-    check_table,
-    read_table,
-    write_block,
-    write_table,
-)
 from stages import prototypes
 from tests.random_posts import random_posts
 

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from popularity.arrays import Int64Array
+from popularity.core.arrays import Int64Array
 from popularity.prototypes.sampling import diverse_sample
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from popularity.arrays import Float32Array, Int64Array, normalize_rows
-from popularity.errors import ContractError
+from popularity.core.arrays import Float32Array, Int64Array, normalize_rows
+from popularity.core.errors import ContractError
 from popularity.prototypes import vectors
 from popularity.prototypes.vectors import (
     ClassPrototypes,

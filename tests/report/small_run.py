@@ -14,14 +14,10 @@ import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
-from popularity import paths
-from popularity.config import load_params, read_yaml
-from popularity.dataset import ingest
-from popularity.files import write_json
-from popularity.images import IndexImagesParams, index_images
-from popularity.manifest import write_manifest
-from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
-from popularity.schema import (
+from popularity.core import paths
+from popularity.core.atomic import write_json
+from popularity.core.config import load_params, read_yaml
+from popularity.core.contracts import (
     ATTENTION_MASS,
     FOLDS,
     IMAGE_STATUS,
@@ -32,12 +28,16 @@ from popularity.schema import (
     PREDICTIONS,
     write_table,
 )
-from popularity.splits import SplitParams, make_splits
+from popularity.core.manifest import write_manifest
+from popularity.dataset import ingest
+from popularity.images import IndexImagesParams, index_images
+from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.stack import StackParams
+from popularity.tuning.candidates import Judged, SelectParams, candidates_of, write_selection
 from popularity.tuning.results import write_results
-from popularity.tuning.selection import Judged, SelectParams, candidates_of, write_selection
 from popularity.tuning.space import Space
 from popularity.tuning.study import Budget, Finished, Search
+from popularity.validation import SplitParams, make_splits
 from stages import evaluate, report
 from tests.network.small_inputs import random_block
 from tests.small_tables import small_predictions

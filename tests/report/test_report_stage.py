@@ -15,13 +15,13 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from popularity import paths
-from popularity.config import read_yaml
-from popularity.errors import ContractError
+from popularity.core import paths
+from popularity.core.config import read_yaml
+from popularity.core.contracts import PREDICTIONS
+from popularity.core.errors import ContractError
 from popularity.evaluation.scores import collect
 from popularity.report import head, model_card
 from popularity.report.page import SECTIONS
-from popularity.schema import PREDICTIONS
 from tests.conftest import Dataset
 from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, REPOSITORY, SHOWN, SmallRun, make_run
 

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import DataError
-from popularity.schema import FOLDS, POSTS, FoldKey, check_table, read_table, write_table
-from popularity.splits import SplitParams, make_splits, rows_of
-from popularity.splits.schemes import LEAST_FIT
+from popularity.core.contracts import FOLDS, POSTS, FoldKey, check_table, read_table, write_table
+from popularity.core.errors import DataError
+from popularity.validation import SplitParams, make_splits, rows_of
+from popularity.validation.splits import LEAST_FIT
 from stages import split
 from tests.random_posts import random_posts
 

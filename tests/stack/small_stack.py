@@ -11,13 +11,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.core.contracts import PROTOTYPE_SCALARS, FoldKey, check_table, write_table
+from popularity.core.vectors import Block, check_block, write_block
 from popularity.features import FeaturizeParams, featurize
-from popularity.schema import PROTOTYPE_SCALARS, Block, FoldKey, check_block, check_table, write_block, write_table
-from popularity.splits import SplitParams, make_splits
 from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, StackParams, TreeParams, fit_schemes
-from popularity.stack.blocks import PROTOTYPE_VECTORS
-from popularity.stack.cluster import ClusterParams
+from popularity.stack.feature_blocks import PROTOTYPE_VECTORS
+from popularity.stack.lightgbm_dask import ClusterParams
 from popularity.stack.matrix import EncoderParams
+from popularity.validation import SplitParams, make_splits
 from tests.random_posts import random_images, random_posts
 
 SPLIT = SplitParams(

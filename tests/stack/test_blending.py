@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from popularity.stack.blending import Blend, candidates
-from popularity.stack.target import Target
+from popularity.ensemble.weights import Blend, candidates
+from popularity.target.rank_gauss import Target
 
 RAW = Target("raw", None)
 

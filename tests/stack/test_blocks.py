@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import ContractError
-from popularity.schema import Block
+from popularity.core.errors import ContractError
+from popularity.core.vectors import Block
 from popularity.stack import Blocks, read_blocks
-from popularity.stack.blocks import dense_rows, part_rows, scalar_columns, scalar_names
+from popularity.stack.feature_blocks import dense_rows, part_rows, scalar_columns, scalar_names
 from tests.random_posts import random_posts
 from tests.stack.small_stack import SCALARS, STACK, random_block, random_blocks, write_blocks
 

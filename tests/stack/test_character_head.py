@@ -10,8 +10,8 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
-from popularity.stack.character_head import LONGEST, CharacterHead, counted, fit_character_head
-from popularity.stack.heads import FloatArray
+from popularity.stack.oof_ridge import FloatArray
+from popularity.stack.oof_ridge_characters import LONGEST, CharacterHead, counted, fit_character_head
 
 Floats = npt.NDArray[np.float64]
 Users = npt.NDArray[np.object_]

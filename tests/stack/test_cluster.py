@@ -17,13 +17,14 @@ import lightgbm as lgb
 import numpy as np
 import pytest
 
-from popularity.config import parse_section
-from popularity.errors import ClusterError, ConfigError
-from popularity.stack import StackParams, cluster, lightgbm_learner
-from popularity.stack.cluster import ClusterParams, connected
+from popularity.core.config import parse_section
+from popularity.core.errors import ClusterError, ConfigError
+from popularity.stack import StackParams, lightgbm, lightgbm_dask
 from popularity.stack.columns import metadata_columns
-from popularity.stack.inner import Rows, Sample
+from popularity.stack.lightgbm_dask import ClusterParams, connected
 from popularity.stack.matrix import Matrix
+from popularity.stack.sample import Sample
+from popularity.validation.inner_cv import Rows
 from tests.stack.small_stack import STACK
 from tests.stack.test_learners import cuts_of, problem
 
@@ -42,7 +43,7 @@ def workers() -> Iterator[None]:
 
 
 def fit(sample: Sample, rounds: int, params: StackParams, seed: int = 1) -> lgb.Booster:
-    return lightgbm_learner.fit(sample, rounds, params, seed)
+    return lightgbm.fit(sample, rounds, params, seed)
 
 
 def bytes_of(booster: lgb.Booster) -> str:
@@ -83,8 +84,8 @@ def test_two_workers_are_as_near_to_one_machine_as_another_seed_is(seed: int) ->
     fitted, left = taken(sample, mine), taken(sample, other)
 
     def predicted(params: StackParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        rounds = lightgbm_learner.learn(fitted, cuts_of(posted_at[mine], params), params).chosen
-        return lightgbm_learner.predict(lightgbm_learner.fit(fitted, rounds, params, params.seed), left.matrix)
+        rounds = lightgbm.learn(fitted, cuts_of(posted_at[mine], params), params).chosen
+        return lightgbm.predict(lightgbm.fit(fitted, rounds, params, params.seed), left.matrix)
 
     one, another, workers = (predicted(replace(params, seed=own)) for params, own in (
         (ONE, seed), (ONE, seed + 1000), (TWO, seed)
@@ -104,7 +105,7 @@ def test_without_bags_and_weights_a_squared_error_is_fitted_as_on_one_machine() 
     sample = replace(sample, weight=None)
     trees = replace(ONE.trees, objective="regression", bagging_fraction=1.0)
     there, here = (replace(params, trees=trees) for params in (TWO, ONE))
-    learned, alone = (lightgbm_learner.learn(sample, cuts_of(posted_at, ONE), params) for params in (there, here))
+    learned, alone = (lightgbm.learn(sample, cuts_of(posted_at, ONE), params) for params in (there, here))
     assert learned.chosen == alone.chosen > 1
     np.testing.assert_allclose(learned.out_of_fold, alone.out_of_fold, rtol=0, atol=1e-3)
     model = fit(sample, 60, there)
@@ -137,7 +138,7 @@ def test_a_single_worker_is_one_machine() -> None:
     np.testing.assert_array_equal(
         fit(sample, 20, params).predict(sample.matrix.values), fit(sample, 20, ONE).predict(sample.matrix.values)
     )
-    there, here = (lightgbm_learner.learn(sample, cuts_of(posted_at, ONE), each) for each in (params, ONE))
+    there, here = (lightgbm.learn(sample, cuts_of(posted_at, ONE), each) for each in (params, ONE))
     assert there.chosen == here.chosen
     np.testing.assert_array_equal(there.out_of_fold, here.out_of_fold)
 
@@ -145,7 +146,7 @@ def test_a_single_worker_is_one_machine() -> None:
 @pytest.mark.parametrize("n", [5, 39, 60])
 def test_few_rows_are_shared_by_fewer_workers(n: int) -> None:
     sample, posted_at = problem(n)
-    assert 1 <= lightgbm_learner.learn(sample, cuts_of(posted_at, TWO), TWO).chosen <= TWO.max_rounds
+    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, TWO), TWO).chosen <= TWO.max_rounds
     assert np.isfinite(fit(sample, 3, TWO).predict(sample.matrix.values)).all()
 
 
@@ -153,7 +154,7 @@ def test_fits_at_the_same_time_wait_for_each_other_and_give_the_same_bytes() -> 
     sample, posted_at = problem(500)
     cuts = cuts_of(posted_at, TWO)
     with ThreadPoolExecutor(2) as pool:
-        first, again = pool.map(lambda _: lightgbm_learner.learn(sample, cuts, TWO), range(2))
+        first, again = pool.map(lambda _: lightgbm.learn(sample, cuts, TWO), range(2))
         models = list(pool.map(lambda _: bytes_of(fit(sample, 30, TWO)), range(2)))
     assert first.chosen == again.chosen > 1
     np.testing.assert_array_equal(first.out_of_fold, again.out_of_fold)
@@ -186,7 +187,7 @@ def test_a_port_that_is_taken_in_the_meantime(
 ) -> None:
     sample, _ = problem(300)
     undisturbed = bytes_of(fit(sample, 5, TWO))
-    free, asked = cluster._endpoint, tmp_path / "asked"
+    free, asked = lightgbm_dask._endpoint, tmp_path / "asked"
     with socket.create_server(("127.0.0.1", 0)) as other, caplog.at_level(logging.WARNING):
         taken = f"127.0.0.1:{other.getsockname()[1]}"
 
@@ -197,21 +198,21 @@ def test_a_port_that_is_taken_in_the_meantime(
                 return free()
             return taken
 
-        monkeypatch.setattr(cluster, "_endpoint", endpoint)
+        monkeypatch.setattr(lightgbm_dask, "_endpoint", endpoint)
         assert bytes_of(fit(sample, 5, TWO)) == undisturbed
     assert "attempt 1 of 3 on the cluster has failed: LightGBMError: Binding port" in caplog.text
 
 
 def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "WORKERS_SECONDS", 1.0)
+    monkeypatch.setattr(lightgbm_dask, "WORKERS_SECONDS", 1.0)
     sample, _ = problem(100)
     with pytest.raises(ClusterError, match=r"stack\.cluster\.workers: 3 are asked for, and after 1 s 2 are there"):
         fit(sample, 2, replace(TWO, cluster=replace(TWO.cluster, workers=3)))
 
 
 def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1.0)
-    monkeypatch.setattr(cluster, "_client", lambda: None)
+    monkeypatch.setattr(lightgbm_dask, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(lightgbm_dask, "_client", lambda: None)
     started = time.monotonic()
     with (
         pytest.raises(ConfigError, match=r"stack\.cluster\.scheduler: no Dask scheduler answers at tcp://127.0.0.1:9"),

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
-from popularity.errors import ConfigError
-from popularity.schema import PREDICTIONS, check_table, write_table
-from popularity.splits import rows_of
-from popularity.splits.folds import load_fold
+from popularity.core.contracts import PREDICTIONS, check_table, write_table
+from popularity.core.errors import ConfigError
 from popularity.stack import KeepParams, StackModel
 from popularity.stack.fit import fit_model, kept_fold
+from popularity.validation import rows_of
+from popularity.validation.folds import load_fold
 from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
 
 MODELS = ["constant", "metadata", "stack", "user_mean"]

@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
-from popularity.stack.heads import FloatArray, RidgeHead, fit_head
+from popularity.stack.oof_ridge import FloatArray, RidgeHead, fit_head
 
 Floats = npt.NDArray[np.float64]
 Users = npt.NDArray[np.object_]

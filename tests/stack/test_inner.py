@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from popularity.stack.inner import inner_cuts, recency_weights, scored_rows
+from popularity.stack.sample import recency_weights
+from popularity.validation.inner_cv import inner_cuts, scored_rows
 
 
 def test_cuts_fit_on_the_past_of_the_slice_that_they_score() -> None:

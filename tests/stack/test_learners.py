@@ -13,15 +13,16 @@ import numpy.typing as npt
 import pytest
 from sklearn.linear_model import Ridge
 
-from popularity.errors import ConfigError
-from popularity.stack import LinearParams, StackParams, catboost_learner, lightgbm_learner, linear_learner
+from popularity.core.errors import ConfigError
+from popularity.stack import LinearParams, StackParams, catboost, lightgbm, linear
 from popularity.stack.columns import metadata_columns
-from popularity.stack.inner import Cut, Learned, Sample, inner_cuts, scored_rows
 from popularity.stack.matrix import Matrix
+from popularity.stack.sample import Learned, Sample
+from popularity.validation.inner_cv import Cut, inner_cuts, scored_rows
 from tests.stack.small_stack import STACK, needs_catboost
 
-TREES = [lightgbm_learner, pytest.param(catboost_learner, marks=needs_catboost)]
-LEARNERS = [*TREES, linear_learner]
+TREES = [lightgbm, pytest.param(catboost, marks=needs_catboost)]
+LEARNERS = [*TREES, linear]
 
 
 def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
@@ -51,18 +52,18 @@ def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
 
 def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: StackParams) -> Learned:
     """All rounds on the rows before each slice, one round at a time; the round with the least mean error."""
-    options = lightgbm_learner.lightgbm_params(params, params.seed)
-    whole = lightgbm_learner.dataset(sample, options)
+    options = lightgbm.lightgbm_params(params, params.seed)
+    whole = lightgbm.dataset(sample, options)
     curves = []
     for fit, scored in cuts:
         mine, other = part(sample, fit), part(sample, scored)
-        if learner is lightgbm_learner:
+        if learner is lightgbm:
             inner = whole.subset([int(row) for row in fit])  # bins of all fit rows, as lgb.cv has them
             model = lgb.train(options, inner, params.max_rounds)
             each = [model.predict(other.matrix.values, num_iteration=end) for end in range(1, params.max_rounds + 1)]
         else:
             model = learner.fit(mine, params.max_rounds, params, params.seed)
-            pool = catboost_learner._pool(other.matrix)
+            pool = catboost._pool(other.matrix)
             each = [model.predict(pool, ntree_end=end) for end in range(1, params.max_rounds + 1)]
         curves.append((np.array(each), other))
     errors = [np.average(np.abs(each - other.target), axis=1, weights=other.weight) for each, other in curves]
@@ -118,7 +119,7 @@ def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> No
 @pytest.mark.parametrize("n", [1, 5, 10])
 def test_few_rows_give_some_number_of_rounds(n: int) -> None:
     sample, posted_at = problem(n)
-    assert 1 <= lightgbm_learner.learn(sample, cuts_of(posted_at, STACK), STACK).chosen <= STACK.max_rounds
+    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, STACK), STACK).chosen <= STACK.max_rounds
 
 
 @pytest.mark.parametrize("learner", TREES)
@@ -132,11 +133,11 @@ def test_without_room_for_a_cut_all_rounds_are_taken(learner: ModuleType) -> Non
 def test_seeds_contributions_and_files(learner: ModuleType, tmp_path: Path) -> None:
     """The same seed gives the same numbers and bytes; what the columns add, with the base, is the prediction."""
     sample, _ = problem(200)
-    chosen = 0 if learner is linear_learner else 12
+    chosen = 0 if learner is linear else 12
     models = [learner.fit(sample, chosen, STACK, seed) for seed in (1, 1, 2)]
     first, again, other = (learner.predict(model, sample.matrix) for model in models)
     np.testing.assert_array_equal(first, again)
-    assert np.array_equal(first, other) == (learner is linear_learner)
+    assert np.array_equal(first, other) == (learner is linear)
     for name, model in zip("ab", models, strict=False):
         learner.save(model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -158,18 +159,16 @@ def test_catboost_takes_codes_as_categories() -> None:
     renamed = replace(sample, matrix=replace(sample.matrix, values=values))
     columns = metadata_columns(sample.matrix.names, "number")
     plain = replace(sample, matrix=replace(sample.matrix, columns=columns))
-    first, second = (
-        catboost_learner.predict(catboost_learner.fit(one, 10, STACK, 1), one.matrix) for one in (sample, renamed)
-    )
+    first, second = (catboost.predict(catboost.fit(one, 10, STACK, 1), one.matrix) for one in (sample, renamed))
     np.testing.assert_allclose(first, second)
-    numbers = catboost_learner.predict(catboost_learner.fit(plain, 10, STACK, 1), plain.matrix)
+    numbers = catboost.predict(catboost.fit(plain, 10, STACK, 1), plain.matrix)
     assert not np.allclose(first, numbers)
 
 
 def test_without_catboost_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "catboost", None)
     with pytest.raises(ConfigError, match=r"stack\.learners: catboost .*pip install -e '\.\[catboost\]'"):
-        catboost_learner.learn(problem(50)[0], [(np.arange(30), np.arange(30, 50))], STACK)
+        catboost.learn(problem(50)[0], [(np.arange(30), np.arange(30, 50))], STACK)
 
 
 def test_the_linear_learner_is_a_weighted_ridge() -> None:
@@ -182,12 +181,12 @@ def test_the_linear_learner_is_a_weighted_ridge() -> None:
     design = np.hstack([np.nan_to_num(standard), codes[:, None] == known])
     params = replace(STACK, linear=LinearParams(penalties=(5.0, 20.0)))
     for place, penalty in enumerate(params.linear.penalties):
-        model = linear_learner.fit(sample, place, params, 0)
+        model = linear.fit(sample, place, params, 0)
         ridge = Ridge(penalty).fit(design, sample.target, sample.weight)
-        np.testing.assert_allclose(linear_learner.predict(model, sample.matrix), ridge.predict(design), atol=1e-6)
+        np.testing.assert_allclose(linear.predict(model, sample.matrix), ridge.predict(design), atol=1e-6)
         odd = replace(sample.matrix, values=np.array([[99, np.nan, np.nan, np.nan, np.nan]], dtype=np.float32))
-        np.testing.assert_allclose(linear_learner.predict(model, odd), ridge.intercept_, atol=1e-6)
-        assert np.isfinite(linear_learner.predict(model, replace(odd, values=odd.values * np.float32(1e30)))).all()
+        np.testing.assert_allclose(linear.predict(model, odd), ridge.intercept_, atol=1e-6)
+        assert np.isfinite(linear.predict(model, replace(odd, values=odd.values * np.float32(1e30)))).all()
 
 
 def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
@@ -199,31 +198,31 @@ def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
         each = []
         for fit, scored in cuts:
             mine, other = part(sample, fit), part(sample, scored)
-            predicted = linear_learner.predict(linear_learner.fit(mine, place, params, 0), other.matrix)
+            predicted = linear.predict(linear.fit(mine, place, params, 0), other.matrix)
             each.append((predicted, np.average((predicted - other.target) ** 2, weights=other.weight)))
         errors.append((np.mean([error for _, error in each]), np.concatenate([predicted for predicted, _ in each])))
     best = int(np.argmin([error for error, _ in errors]))
-    learned = linear_learner.learn(sample, cuts, params)
+    learned = linear.learn(sample, cuts, params)
     assert learned.chosen == best == 1
     np.testing.assert_allclose(learned.out_of_fold, errors[best][1])
-    assert linear_learner.learn(sample, [], params).chosen == 0  # the strongest, where nothing can tell
+    assert linear.learn(sample, [], params).chosen == 0  # the strongest, where nothing can tell
 
 
 def test_the_linear_learner_reads_its_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, _ = problem(150)
-    whole = linear_learner.predict(linear_learner.fit(sample, 0, STACK, 0), sample.matrix)
-    monkeypatch.setattr(linear_learner, "CHUNK", 7)
-    np.testing.assert_allclose(linear_learner.predict(linear_learner.fit(sample, 0, STACK, 0), sample.matrix), whole)
+    whole = linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix)
+    monkeypatch.setattr(linear, "CHUNK", 7)
+    np.testing.assert_allclose(linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix), whole)
 
 
 def test_columns_without_a_value_or_a_difference_are_no_obstacle() -> None:
     sample, _ = problem(60)
     values = np.column_stack([sample.matrix.values, np.full(60, np.nan), np.full(60, 7.0)]).astype(np.float32)
     more = replace(sample.matrix, values=values, columns=sample.matrix.columns + metadata_columns("ef", "number"))
-    plain = linear_learner.predict(linear_learner.fit(sample, 0, STACK, 0), sample.matrix)
-    model = linear_learner.fit(replace(sample, matrix=more), 0, STACK, 0)
-    np.testing.assert_allclose(linear_learner.predict(model, more), plain)
-    assert not linear_learner.contributions(model, more)[:, 5:7].any()
+    plain = linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix)
+    model = linear.fit(replace(sample, matrix=more), 0, STACK, 0)
+    np.testing.assert_allclose(linear.predict(model, more), plain)
+    assert not linear.contributions(model, more)[:, 5:7].any()
 
 
 def test_the_linear_learner_has_indicators_of_the_largest_categories_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,10 +230,10 @@ def test_the_linear_learner_has_indicators_of_the_largest_categories_alone(monke
     values = sample.matrix.values.copy()
     values[:, 0] = np.repeat([7, 3, 9, 1], [150, 20, 100, 30])
     sample = replace(sample, matrix=replace(sample.matrix, values=values))
-    monkeypatch.setattr(linear_learner, "INDICATORS", 2)
-    model = linear_learner.fit(sample, 0, STACK, 0)
+    monkeypatch.setattr(linear, "INDICATORS", 2)
+    model = linear.fit(sample, 0, STACK, 0)
     assert model.codes.tolist() == [7, 9]
     values[:, 1:] = 0
-    by_code = dict(zip(values[:, 0].tolist(), linear_learner.predict(model, sample.matrix).tolist(), strict=True))
+    by_code = dict(zip(values[:, 0].tolist(), linear.predict(model, sample.matrix).tolist(), strict=True))
     assert by_code[3] == by_code[1]
     assert len(set(by_code.values())) == 3

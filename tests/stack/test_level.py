@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from popularity.stack.inner import inner_cuts
-from popularity.stack.level import CONFIDENCE, Level, LevelKind, Line, Shift, inner_levels
+from popularity.target.trend import CONFIDENCE, Level, LevelKind, Line, Shift, inner_levels
+from popularity.validation.inner_cv import inner_cuts
 
 DAY = 86_400_000_000
 KINDS: tuple[LevelKind, ...] = get_args(LevelKind)

@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 from sklearn.decomposition import PCA
 
-from popularity.errors import ContractError
+from popularity.core.errors import ContractError
+from popularity.core.vectors import Block
 from popularity.features import CATEGORIES, TEXT
-from popularity.schema import Block
 from popularity.stack import Blocks
-from popularity.stack.blocks import PROTOTYPE_VECTORS
-from popularity.stack.heads import FloatArray
+from popularity.stack.feature_blocks import PROTOTYPE_VECTORS
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, Matrix, MatrixEncoder
+from popularity.stack.oof_ridge import FloatArray
 from tests.stack.small_stack import SCALARS, STACK, posts_with_signal, with_vectors
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import DataError
-from popularity.schema import PREDICTIONS, TEXT_PREDICTIONS
-from popularity.stack.merging import fitted_shares, merged, text_part
+from popularity.core.contracts import PREDICTIONS, TEXT_PREDICTIONS
+from popularity.core.errors import DataError
+from popularity.ensemble.members import fitted_shares, merged, text_part
 
 PIDS = ["a", "b", "c"]
 OURS = {0: [[1.0, 2.0, 6.0], [1.0, 4.0, 6.0]], 1: [[0.0, 5.0, 7.0], [2.0, 5.0, 9.0]]}  # by fold, a list a seed

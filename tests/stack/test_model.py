@@ -10,8 +10,8 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
+from popularity.core.contracts import FoldKey
 from popularity.features import read_features
-from popularity.schema import FoldKey
 from popularity.stack import StackModel
 from tests.stack.small_stack import (
     ALL_PARTS,

@@ -9,16 +9,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.arrays import Int64Array
-from popularity.errors import ConfigError
-from popularity.schema import FoldKey
-from popularity.splits.folds import Fold
+from popularity.core.arrays import Int64Array
+from popularity.core.contracts import FoldKey
+from popularity.core.errors import ConfigError
 from popularity.stack import StackModel
-from popularity.stack.blocks import read_blocks
+from popularity.stack.feature_blocks import read_blocks
 from popularity.stack.fit import fit_model
-from popularity.stack.heads import FloatArray
 from popularity.stack.matrix import MatrixEncoder, Signal
 from popularity.stack.neighbours import COLUMNS, NEAREST, SHARPNESS, Neighbours
+from popularity.stack.oof_ridge import FloatArray
+from popularity.validation.folds import Fold
 from tests.stack.small_stack import STACK, random_blocks, write_blocks
 
 FIT, NEW = 90, 30

@@ -14,8 +14,8 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from benchmarks.measuring import environment
-from popularity.errors import ClusterError, DataError
-from popularity.stack.parallel import in_order
+from popularity.core.errors import ClusterError, DataError
+from popularity.core.parallel import in_order
 from tests.processes import wait_for
 from tests.stack.small_stack import ALL_PARTS, posts_with_signal, run_all, tree_bytes
 

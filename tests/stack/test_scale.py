@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from popularity.stack.columns import MatrixColumn, metadata_columns
+from popularity.stack.error_scale import FLOOR, LEAST, ScaleModel
 from popularity.stack.matrix import Matrix
-from popularity.stack.scale import FLOOR, LEAST, ScaleModel
 
 Floats = npt.NDArray[np.float64]
 N = 900

@@ -3,8 +3,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
+from popularity.evaluation.scheme_scores import scheme_scores
 from popularity.evaluation.scores import EvaluateConfig, collect, score_overall
-from popularity.stack.scores import scheme_scores
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import ConfigError
-from popularity.stack.selection import KeepParams, kept_rows
+from popularity.core.errors import ConfigError
+from popularity.stack.row_selection import KeepParams, kept_rows
 
 PIDS = [f"{row:03d}" for row in range(200)]
 LOSSES = np.random.default_rng(0).exponential(size=(200, 3)).astype(np.float32)

@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.errors import ConfigError, ContractError
-from popularity.schema import FOLDS, IMAGES, POSTS, PREDICTIONS, FoldKey, read_table, write_table
+from popularity.core.contracts import FOLDS, IMAGES, POSTS, PREDICTIONS, FoldKey, read_table, write_table
+from popularity.core.errors import ConfigError, ContractError
 from popularity.stack import StackModel
-from popularity.stack.cluster import ClusterParams
+from popularity.stack.lightgbm_dask import ClusterParams
 from stages import featurize, split, stack
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, rankdata
 
-from popularity.stack.target import FARTHEST, Target
+from popularity.target.rank_gauss import FARTHEST, Target
 
 
 def labels(n: int = 800) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
 from popularity.submission.__main__ import main
 from popularity.submission.validate import expected_ids, validate
 

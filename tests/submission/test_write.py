@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from popularity.errors import ConfigError, ContractError
-from popularity.schema import POSTS, PREDICTIONS, write_table
+from popularity.core.contracts import POSTS, PREDICTIONS, write_table
+from popularity.core.errors import ConfigError, ContractError
 from stages import submit
 from tests.repository import stage_flags
 from tests.small_tables import small_posts, small_predictions, small_splits

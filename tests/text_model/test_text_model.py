@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
-from popularity.errors import DataError
+from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
+from popularity.core.errors import DataError
 from popularity.features import featurize
-from popularity.schema import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
-from popularity.splits import make_splits, rows_of
-from popularity.splits.folds import Fold, load_fold
 from popularity.text_model.model import Numbers, TextModel, TextModelParams, batches, fit, sentences
+from popularity.validation import make_splits, rows_of
+from popularity.validation.folds import Fold, load_fold
 from stages import text_model
 from tests.encoders.tiny_encoders import text_params
 from tests.random_posts import random_images, random_posts

@@ -12,9 +12,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from popularity.core.atomic import write_json
+from popularity.core.stage import run
 from popularity.encoders.sharding import start_processes
-from popularity.files import write_json
-from popularity.stage import run
 from tests.training.small_training import small_run, train_params
 
 

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from popularity.arrays import normalize_rows
-from popularity.config import parse_section
+from popularity.core.arrays import normalize_rows
+from popularity.core.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
 from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
 from popularity.network.model import Level, PrototypeNetwork

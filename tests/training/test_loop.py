@@ -13,8 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from popularity.core.errors import DataError
 from popularity.encoders.prompting import PromptTower
-from popularity.errors import DataError
 from popularity.network.accelerator import make_accelerator
 from popularity.network.dataset import Batch, Int64Array, PostReader
 from popularity.network.heads import rank_of_target

@@ -20,14 +20,15 @@ from accelerate.state import AcceleratorState
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from popularity.core.contracts import IMAGES, POSTS, read_table, write_table
+from popularity.core.errors import DataError
+from popularity.core.vectors import read_block
 from popularity.encoders.image import load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
 from popularity.encoders.text_blocks import embed_texts
-from popularity.errors import DataError
 from popularity.network.build import load_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_data
-from popularity.schema import IMAGES, POSTS, read_block, read_table, write_table
 from stages import prototypes, train
 from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed

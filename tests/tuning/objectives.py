@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from popularity.config import Section
+from popularity.core.config import Section
 from popularity.tuning.space import Space, Values
 from popularity.tuning.study import Budget, Search, Step
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from popularity.schema import IMAGES, POSTS, PROTOTYPE_SCALARS, write_block, write_table
+from popularity.core.contracts import IMAGES, POSTS, PROTOTYPE_SCALARS, write_table
+from popularity.core.vectors import write_block
 from popularity.stack import Blocks
 from stages import featurize, select, split, tune
 from tests.random_posts import random_images

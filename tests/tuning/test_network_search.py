@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from popularity.config import load_params, read_yaml
-from popularity.errors import ConfigError
+from popularity.core.config import load_params, read_yaml
+from popularity.core.contracts import IMAGES, POSTS, read_table, write_table
+from popularity.core.errors import ConfigError
+from popularity.core.vectors import write_block, write_tokens
 from popularity.network.params import TrainParams
 from popularity.profile import main as edit_params
-from popularity.schema import IMAGES, POSTS, read_table, write_block, write_table, write_tokens
 from popularity.tuning.network import NetworkObjective, NetworkSearchParams, main, network_search
 from popularity.tuning.results import best_of
 from popularity.tuning.study import Search, Step, run_search

@@ -18,17 +18,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.config import load_params, read_yaml
-from popularity.errors import ConfigError
+from popularity.core.config import load_params, read_yaml
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.core.errors import ConfigError
+from popularity.core.metrics import mean_absolute_error, spearman
 from popularity.evaluation.bootstrap import resample, resample_cuts
-from popularity.evaluation.metrics import mean_absolute_error, spearman
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
-from popularity.splits import rows_of
-from popularity.splits.folds import load_fold
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import fit_and_predict
-from popularity.tuning import selection
-from popularity.tuning.selection import Judged, SelectParams, candidates_of, choose, draws_of, scores_of
+from popularity.tuning import candidates
+from popularity.tuning.candidates import Judged, SelectParams, candidates_of, choose, draws_of, scores_of
+from popularity.validation import rows_of
+from popularity.validation.folds import load_fold
 from stages import featurize, stack
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_select, run_tune, select_flags, write_inputs
@@ -275,7 +275,7 @@ def counted_fits(monkeypatch: pytest.MonkeyPatch, *, end_at: int | None = None) 
         fits.append(params)
         return fit_and_predict(fold, blocks, params)
 
-    monkeypatch.setattr(selection, "fit_and_predict", counted)
+    monkeypatch.setattr(candidates, "fit_and_predict", counted)
     return fits
 
 
@@ -339,7 +339,7 @@ def test_without_candidates_nothing_is_fitted_and_nothing_replaced(
     out = run_select(inputs, tmp_path, params_file(inputs, tmp_path, []))
     assert not fits
     assert read_yaml(out / "choice.yaml") == {}
-    assert pl.read_csv(out / "scores.csv").columns == list(selection.SCORES)
+    assert pl.read_csv(out / "scores.csv").columns == list(candidates.SCORES)
     told = json.loads((out / "selection.json").read_text(encoding="utf-8"))
     assert (told["chosen"], told["best"], told["configurations"]) == (None, None, [])
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from popularity.config import parse_section, patched, read_yaml
-from popularity.errors import ConfigError
+from popularity.core.config import parse_section, patched, read_yaml
+from popularity.core.errors import ConfigError
 from popularity.network.params import TrainParams
 from popularity.stack import StackParams
 from popularity.tuning.network import NetworkSearchParams
+from popularity.tuning.objective import TuneParams
 from popularity.tuning.space import Space, nested
-from popularity.tuning.stack import TuneParams
 from tests.stack.small_stack import STACK
 
 

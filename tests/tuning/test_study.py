@@ -18,7 +18,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from popularity.errors import ConfigError, DataError
+from popularity.core.errors import ConfigError, DataError
 from popularity.tuning.results import best_of, write_results
 from popularity.tuning.space import Values
 from popularity.tuning.storage import SQLITE, Heartbeat, open_study

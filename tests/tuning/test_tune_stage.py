@@ -21,27 +21,27 @@ import polars as pl
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from popularity.config import load_params, read_yaml
-from popularity.errors import ConfigError
-from popularity.evaluation.metrics import mean_absolute_error, spearman
-from popularity.schema import FOLDS, POSTS, PREDICTIONS, read_table, write_table
-from popularity.splits import rows_of
-from popularity.splits.folds import load_fold
+from popularity.core.config import load_params, read_yaml
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.core.errors import ConfigError
+from popularity.core.metrics import mean_absolute_error, spearman
 from popularity.stack import StackParams
 from popularity.stack.fit import fit_model
-from popularity.stack.inner import recency_weights
-from popularity.stack.level import Level
-from popularity.stack.lightgbm_learner import lightgbm_params
+from popularity.stack.lightgbm import lightgbm_params
 from popularity.stack.matrix import MatrixEncoder
-from popularity.stack.selection import kept_rows
-from popularity.stack.target import Target
-from popularity.tuning import stack as tuning_stack
+from popularity.stack.row_selection import kept_rows
+from popularity.stack.sample import recency_weights
+from popularity.target.rank_gauss import Target
+from popularity.target.trend import Level
+from popularity.tuning import objective as objectives
+from popularity.tuning.objective import StackInputs, StackObjective, best_rounds
 from popularity.tuning.results import best_of
 from popularity.tuning.space import Space
-from popularity.tuning.stack import StackInputs, StackObjective, best_rounds
 from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
+from popularity.validation import rows_of
+from popularity.validation.folds import load_fold
 from stages import featurize, stack
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_tune, tune_flags, write_inputs, write_params
@@ -136,8 +136,8 @@ def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(
 def test_the_best_value_is_that_of_its_parameters_scored_again(inputs: Path, tmp_path: Path) -> None:
     """A fresh objective has encoded no fold before; the trial before it shares nothing with it."""
     write_params(tmp_path / "params.yaml", trials=8)
-    params = load_params("tune", tuning_stack.TuneParams, tmp_path / "params.yaml")
-    search, make_objective = tuning_stack.stack_search(params, SMALL, small_objective(inputs).inputs)
+    params = load_params("tune", objectives.TuneParams, tmp_path / "params.yaml")
+    search, make_objective = objectives.stack_search(params, SMALL, small_objective(inputs).inputs)
     best = best_of(run_search(search, make_objective, state=tmp_path))
     assert best is not None
     assert best.number > 0
@@ -293,7 +293,7 @@ def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monke
     *_, other = objective({**default, "columns.blocks": ["image"]})
     assert all(objective.binned[key] is fold for key, fold in binned.items())
     assert other.value != first.value
-    monkeypatch.setattr(tuning_stack, "CACHE_BYTES", 0)
+    monkeypatch.setattr(objectives, "CACHE_BYTES", 0)
     *_, again = objective(default)
     assert again == first
     assert len(objective.binned) == 1
@@ -403,8 +403,8 @@ def test_a_worker_joins_from_another_copy_of_the_project(inputs: Path, tmp_path:
     elsewhere = project(inputs, tmp_path / "elsewhere", trials=5, storage=storage)
     with pytest.raises(Exception, match=r"no study stack-.*\n.*expected: .*same parameters, inputs and code"):
         join(["--folder", str(elsewhere)])
-    params = load_params("tune", tuning_stack.TuneParams, elsewhere / "params.yaml")
-    search, _ = tuning_stack.stack_search(params, SMALL, StackInputs.below(elsewhere))
+    params = load_params("tune", objectives.TuneParams, elsewhere / "params.yaml")
+    search, _ = objectives.stack_search(params, SMALL, StackInputs.below(elsewhere))
     study = open_study(search.name, storage, tmp_path, create=True)
     join(["--folder", str(elsewhere)])
     trials = finished_trials(study, search)
@@ -420,10 +420,10 @@ def test_a_worker_cannot_join_the_stage_s_own_file(inputs: Path, tmp_path: Path)
 
 def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_path: Path) -> None:
     folder = project(inputs, tmp_path / "project")
-    params, paths = load_params("tune", tuning_stack.TuneParams, folder / "params.yaml"), StackInputs.below(folder)
+    params, paths = load_params("tune", objectives.TuneParams, folder / "params.yaml"), StackInputs.below(folder)
 
-    def name(params: tuning_stack.TuneParams, stack: StackParams, paths: StackInputs) -> str:
-        return tuning_stack.stack_search(params, stack, paths)[0].name
+    def name(params: objectives.TuneParams, stack: StackParams, paths: StackInputs) -> str:
+        return objectives.stack_search(params, stack, paths)[0].name
 
     own = name(params, SMALL, paths)
     assert name(replace(params, trials=99, hours=1.0, storage="journal:x"), SMALL, paths) == own

@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE
+from popularity.core.config import PARAMS_FILE
+from popularity.core.stage import run
 from popularity.dataset.preparation import prepare, set_root, summary
-from popularity.stage import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
+from popularity.core.contracts import LEVELS, POSTS, QUARANTINE, USERS, check_table, class_key
+from popularity.core.errors import DataError
 from popularity.dataset.layout import PartFiles, find_parts
 from popularity.dataset.parsing import EARLIEST, LATEST, MISSING, Parser, Quarantine, Rows, from_seconds, integers
 from popularity.dataset.reading import JsonTable, read_lines
-from popularity.dataset.report import Notes, summarise
+from popularity.dataset.summary import Notes, summarise
 from popularity.dataset.users import USER_FIELDS, UserVectors, holds_vectors, user_columns
-from popularity.errors import DataError
-from popularity.schema import LEVELS, POSTS, QUARANTINE, USERS, check_table, class_key
 
 log = logging.getLogger(__name__)
 

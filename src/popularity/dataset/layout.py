@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from popularity.errors import DataError
-from popularity.schema import SPLITS
+from popularity.core.contracts import SPLITS
+from popularity.core.errors import DataError
 
 # Accepted names, the current one first; {split} is train or test.
 FILE_NAMES: Mapping[str, tuple[str, ...]] = {

@@ -14,9 +14,9 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
+from popularity.core.atomic import atomic_directory, atomic_path, fingerprint, write_json
+from popularity.core.errors import DataError
 from popularity.dataset.layout import PartFiles
-from popularity.errors import DataError
-from popularity.files import atomic_directory, atomic_path, fingerprint, write_json
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from popularity.schema import QUARANTINE
+from popularity.core.contracts import QUARANTINE
 
 MISSING = ("", "None")  # beside null; the second is what the publishers' tools write
 SET_TO_NULL = "set to null"

@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 from ruamel.yaml import YAML
 
-from popularity.config import read_yaml
+from popularity.core.atomic import atomic_path
+from popularity.core.config import read_yaml
+from popularity.core.errors import ConfigError, DataError
 from popularity.dataset.ingestion import ingest
 from popularity.dataset.layout import find_parts
 from popularity.dataset.packing import has_shards, pack
-from popularity.errors import ConfigError, DataError
-from popularity.files import atomic_path
 from popularity.images import picture_sizes
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
 
 CHUNK_BYTES = 1 << 20  # read at a time; larger blocks of memory are slower to come by than to fill
 FRAME_ROWS = 8192  # turned into columns at a time

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import polars as pl
 
+from popularity.core.contracts import USERS
 from popularity.dataset.parsing import EARLIEST, LATEST, Parser
-from popularity.schema import USERS
 
 USER_FIELDS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("photo_count", "ispro", "canbuypro", "photo_firstdate", "photo_firstdatetaken")},

@@ -15,15 +15,15 @@ import polars as pl
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from popularity.core.atomic import write_json
+from popularity.core.contracts import SPLITS
+from popularity.core.errors import DataError
 from popularity.demo.effects import EFFECTS, add_up
+from popularity.demo.images import draw
 from popularity.demo.layout import picture_names, profiles_of, write_labels, write_metadata, write_pictures
 from popularity.demo.params import DemoParams
-from popularity.demo.pictures import draw
 from popularity.demo.posts import SubcategoryPlace, choose_classes, draw_posts
 from popularity.demo.users import draw_users
-from popularity.errors import DataError
-from popularity.files import write_json
-from popularity.schema import SPLITS
 
 logger = logging.getLogger(__name__)
 

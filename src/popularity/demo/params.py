@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from popularity.config import Section
+from popularity.core.config import Section
 
 
 @dataclass(frozen=True)

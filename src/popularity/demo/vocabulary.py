@@ -14,7 +14,7 @@ class Subcategory:
     """A second-level class: its name, the shape its pictures show, its third-level names and its words."""
 
     name: str
-    shape: str  # in popularity.demo.pictures.SHAPES
+    shape: str  # in popularity.demo.images.SHAPES
     concepts: tuple[str, ...]
     words: tuple[str, ...]
 
@@ -26,7 +26,7 @@ class Category:
     name: str
     share: float
     hue: float
-    texture: str  # in popularity.demo.pictures.TEXTURES
+    texture: str  # in popularity.demo.images.TEXTURES
     words: tuple[str, ...]
     subcategories: tuple[Subcategory, ...]
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
+from popularity.core.errors import ConfigError
 from popularity.encoders.registry import find_encoder
 from popularity.encoders.sources import EncoderParams, find_weights
-from popularity.errors import ConfigError
 
 
 @dataclass(frozen=True)

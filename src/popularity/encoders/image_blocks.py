@@ -15,6 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from popularity.core.atomic import atomic_directory, fingerprint
+from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, read_table, write_table
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.vectors import Block, write_block
 from popularity.encoders.image import EmbedImageParams, load_image_encoder, picture_transform
 from popularity.encoders.sharding import (
     Arrays,
@@ -27,10 +31,8 @@ from popularity.encoders.sharding import (
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
-from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
 from popularity.images import ImageDecodeError, PictureReader, decode_picture
 from popularity.images.statistics import NAMES, picture_statistics
-from popularity.schema import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, Block, read_table, write_block, write_table
 
 logger = logging.getLogger(__name__)
 

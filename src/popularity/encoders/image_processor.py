@@ -8,8 +8,8 @@ from pathlib import Path
 import transformers
 from PIL import Image
 
+from popularity.core.errors import MissingWeightsError
 from popularity.encoders.image import Preprocessing
-from popularity.errors import MissingWeightsError
 
 
 def read_preprocessing(folder: Path, size: int) -> Preprocessing:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from popularity.core.errors import ConfigError
 from popularity.encoders.image import EmbedImageParams, ImageEncoder
 from popularity.encoders.registry import RegisteredEncoder, find_encoder
 from popularity.encoders.text import (
@@ -31,7 +32,6 @@ from popularity.encoders.text import (
     load_tokenizer,
     masked_mean,
 )
-from popularity.errors import ConfigError
 
 
 @dataclass(frozen=True)

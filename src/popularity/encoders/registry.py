@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from popularity.errors import ConfigError
+from popularity.core.errors import ConfigError
 
 Kind = Literal["image", "text"]
 Load = Callable[[Path, Any], nn.Module]  # see register_encoder

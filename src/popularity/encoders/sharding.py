@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from popularity.core.atomic import atomic_path, reading
+from popularity.core.errors import ConfigError, ContractError, PopularityError
+from popularity.core.stage import PROCESSES_VARIABLE
 from popularity.encoders.sources import Precision
-from popularity.errors import ConfigError, ContractError, PopularityError
-from popularity.files import atomic_path, reading
-from popularity.stage import PROCESSES_VARIABLE
 
 logger = logging.getLogger(__name__)
 

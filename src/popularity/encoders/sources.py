@@ -11,9 +11,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import Field
 
-from popularity.config import Section
-from popularity.errors import ConfigError, MissingWeightsError
-from popularity.files import sha256_of
+from popularity.core.atomic import sha256_of
+from popularity.core.config import Section
+from popularity.core.errors import ConfigError, MissingWeightsError
 
 # All that loading needs, and nothing that could run code when it is read.
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")

@@ -17,9 +17,9 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 
+from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders.registry import find_encoder
 from popularity.encoders.sources import EncoderParams, find_weights
-from popularity.errors import ConfigError, MissingWeightsError
 
 Outputs = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 

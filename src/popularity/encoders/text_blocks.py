@@ -11,6 +11,10 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from popularity.core.atomic import atomic_directory, fingerprint
+from popularity.core.contracts import POSTS, read_table
+from popularity.core.resume import STATE_ROOT, resume_state
+from popularity.core.vectors import Block, Tokens, write_block, write_tokens
 from popularity.encoders.sharding import (
     Arrays,
     Float16Array,
@@ -24,8 +28,6 @@ from popularity.encoders.sharding import (
 )
 from popularity.encoders.sources import describe, find_weights
 from popularity.encoders.text import EmbedTextParams, TextBatch, TextTokenizer, load_text_encoder, load_tokenizer
-from popularity.files import STATE_ROOT, atomic_directory, fingerprint, resume_state
-from popularity.schema import POSTS, Block, Tokens, read_table, write_block, write_tokens
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -10,9 +10,9 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+from popularity.core.errors import MissingWeightsError
 from popularity.encoders.image import EmbedImageParams, ImageEncoder, Preprocessing
 from popularity.encoders.registry import register_encoder
-from popularity.errors import MissingWeightsError
 
 
 def load_timm(location: Path, params: EmbedImageParams) -> ImageEncoder:

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from popularity.errors import ConfigError, MissingWeightsError
+from popularity.core.errors import ConfigError, MissingWeightsError
 
 
 def require_model_type(folder: Path, model_types: Sequence[str]) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from popularity.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.errors import ConfigError, MissingWeightsError
+from popularity.core.stage import run
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.sources import HUB_FILES, EncoderParams, find_weights, require_revision
 from popularity.encoders.text import EmbedTextParams
-from popularity.errors import ConfigError, MissingWeightsError
-from popularity.stage import run
 
 logger = logging.getLogger(__name__)
 

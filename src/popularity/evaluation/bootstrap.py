@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from popularity.evaluation.metrics import FloatArray, cut_rows
+from popularity.core.metrics import FloatArray, cut_rows
 
 # Cells of the (posts, draws) weight matrix that are in memory at once: 32 MiB of float64.
 CELLS = 4_194_304

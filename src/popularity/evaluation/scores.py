@@ -13,11 +13,11 @@ import polars as pl
 from pydantic import Field
 from tqdm import tqdm
 
-from popularity.config import Section
-from popularity.errors import ContractError
+from popularity.core.config import Section
+from popularity.core.contracts import CUT_SCHEMES, SCHEMES
+from popularity.core.errors import ContractError
+from popularity.core.metrics import METRICS, FloatArray, score
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.metrics import METRICS, FloatArray, score
-from popularity.schema import CUT_SCHEMES, SCHEMES
 
 MAIN_MODEL = "stack"
 MODELS = (MAIN_MODEL, "metadata", "user_mean", "constant")

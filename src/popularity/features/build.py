@@ -22,7 +22,8 @@ import polars as pl
 from pydantic import Field
 from tqdm import tqdm
 
-from popularity.config import Section
+from popularity.core.config import Section
+from popularity.core.contracts import FEATURES, SCHEMES, FoldKey, read_table, write_table
 from popularity.features.as_of import as_of_dates
 from popularity.features.context import context_features, count_features
 from popularity.features.groups import coded_label_groups
@@ -32,7 +33,6 @@ from popularity.features.tables import common_name, read_context
 from popularity.features.target_statistics import compute_target_statistics
 from popularity.features.text_components import TEXT_COMPONENTS, TextReducer
 from popularity.features.user_text import known_user_text, no_users, user_text_features
-from popularity.schema import FEATURES, SCHEMES, FoldKey, read_table, write_table
 
 StatisticsKey = Literal["uid", "category", "subcategory", "concept"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from popularity.schema import class_key, class_names
+from popularity.core.contracts import class_key, class_names
 
 CLASSES = ("theme", "variant", "concept")
 TIMED = ("theme", "variant")  # whose activity and recent labels are columns

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from popularity.core.contracts import LEVELS
 from popularity.features.classes import CLASSES, TIMED
 from popularity.features.past_labels import HALF_LIVES, TEXTS
-from popularity.schema import LEVELS
 
 FROM_LABELS = frozenset(
     [

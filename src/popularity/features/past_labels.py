@@ -10,9 +10,9 @@ from datetime import timedelta
 
 import polars as pl
 
+from popularity.core.contracts import LEVELS
 from popularity.features.classes import CLASSES, TIMED, with_themes
 from popularity.features.rows import days
-from popularity.schema import LEVELS
 
 PERIOD = timedelta(days=30)
 HALF_LIVES = (30, 90, 270)  # days, of the recent levels of a class; a user's trend has the second

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from popularity.schema import FEATURES, FoldKey, read_table
+from popularity.core.contracts import FEATURES, FoldKey, read_table
 
 
 def read_features(folder: Path, key: FoldKey, pids: pl.DataFrame) -> pl.DataFrame:

@@ -14,10 +14,10 @@ from typing import Any
 import polars as pl
 from scipy.stats import ks_2samp
 
-from popularity.arrays import rounded
+from popularity.core.arrays import rounded
+from popularity.core.contracts import FOLDS, FoldKey
 from popularity.features.as_of import as_of_dates
 from popularity.features.rows import days, join_by_pid
-from popularity.schema import FOLDS, FoldKey
 
 QUANTITIES = ("posts", "age")  # that are compared
 QUARTILES = (0.25, 0.5, 0.75)

@@ -9,7 +9,7 @@ import polars as pl
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from popularity.schema import Column, Contract
+from popularity.core.contracts import Column, Contract
 
 TEXT_COMPONENTS = Contract(
     "text components",

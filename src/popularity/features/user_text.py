@@ -13,9 +13,9 @@ import polars as pl
 from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
-from popularity.arrays import Float32Array
+from popularity.core.arrays import Float32Array
+from popularity.core.contracts import POSTS, USERS, nothing
 from popularity.features.text_components import text_vectorizer
-from popularity.schema import POSTS, USERS, nothing
 
 TEXTS = ("user_description", "location_description")
 VECTORS = ("description_vector", "location_vector")

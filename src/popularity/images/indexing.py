@@ -14,10 +14,10 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
-from popularity.config import Section
-from popularity.errors import DataError
+from popularity.core.config import Section
+from popularity.core.contracts import IMAGE_STATUSES, IMAGES
+from popularity.core.errors import DataError
 from popularity.images.reading import ImageDecodeError, read_header
-from popularity.schema import IMAGE_STATUSES, IMAGES
 
 log = logging.getLogger(__name__)
 

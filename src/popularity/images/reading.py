@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from popularity.errors import DataError, PopularityError
+from popularity.core.errors import DataError, PopularityError
 
 # What photo sites serve. Pillow knows more, some of which start other programs (EPS) or hide text (PDF).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")

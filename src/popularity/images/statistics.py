@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from popularity.arrays import BoolArray, Float32Array
+from popularity.core.arrays import BoolArray, Float32Array
 
 SIDE = 128  # pixels: 3 ms a picture
 CELL = 8  # pixels, side of the cells that are text or not

@@ -15,7 +15,20 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
-from popularity.config import Section
+from popularity.core.atomic import atomic_directory
+from popularity.core.config import Section
+from popularity.core.contracts import (
+    ATTENTION,
+    ATTENTION_MASS,
+    CLASSES,
+    MODALITIES,
+    NEAREST,
+    PROTOTYPE_SCALARS,
+    Contract,
+    read_table,
+    write_table,
+)
+from popularity.core.vectors import Block, write_block
 from popularity.encoders.prompting import is_aligned
 from popularity.encoders.sharding import (
     Arrays,
@@ -27,7 +40,6 @@ from popularity.encoders.sharding import (
     start_processes,
 )
 from popularity.encoders.sources import weights_identity
-from popularity.files import atomic_directory
 from popularity.inference.outputs import (
     HEADS,
     MASSES,
@@ -41,19 +53,6 @@ from popularity.network.dataset import Batch, PostVectors, to_device
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
-from popularity.schema import (
-    ATTENTION,
-    ATTENTION_MASS,
-    CLASSES,
-    MODALITIES,
-    NEAREST,
-    PROTOTYPE_SCALARS,
-    Block,
-    Contract,
-    read_table,
-    write_block,
-    write_table,
-)
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from popularity.config import parse_section
+from popularity.core.atomic import atomic_path, fingerprint, reading, write_json
+from popularity.core.config import parse_section
+from popularity.core.errors import ContractError
 from popularity.encoders.image import load_image_encoder
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
-from popularity.errors import ContractError
-from popularity.files import atomic_path, fingerprint, reading, write_json
 from popularity.network.inputs import EncoderPair, NetworkData
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams

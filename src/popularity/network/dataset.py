@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from popularity.arrays import normalize_rows
+from popularity.core.arrays import normalize_rows
 from popularity.encoders.prompting import PromptTokens
 from popularity.prototypes.vectors import ClassPrototypes
 

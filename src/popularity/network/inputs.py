@@ -13,31 +13,22 @@ import polars as pl
 import torch
 from safetensors import safe_open
 
-from popularity.config import load_params
+from popularity.core.atomic import reading
+from popularity.core.config import load_params
+from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, read_table
+from popularity.core.errors import DataError
+from popularity.core.vectors import Block, Tokens, read_block, read_tokens
 from popularity.encoders.image import EmbedImageParams, picture_transform
 from popularity.encoders.image_blocks import PictureBatches
 from popularity.encoders.prompting import PromptTower
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import post_text
-from popularity.errors import DataError
-from popularity.files import reading
 from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
 from popularity.network.model import Level, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import member_classes
 from popularity.prototypes.classes import ClassIndex
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums
-from popularity.schema import (
-    CLASSES,
-    LEVELS,
-    MEMBERS,
-    MODALITIES,
-    Block,
-    Tokens,
-    read_block,
-    read_table,
-    read_tokens,
-)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from popularity.core.errors import ConfigError
 from popularity.encoders.prompting import PromptTokens, PromptTower
-from popularity.errors import ConfigError
 from popularity.network.attention import CrossModalAttention
 from popularity.network.dataset import Batch
 from popularity.network.losses import attention_logits, cosines, global_logits, local_logits

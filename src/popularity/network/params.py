@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from popularity.config import Section
+from popularity.core.config import Section
 
 CLASS_LEVEL = "subcategory"  # the K classes of the prompts and of Eq 11
 LOWEST_TEMPERATURE = 0.005

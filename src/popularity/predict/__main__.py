@@ -19,12 +19,12 @@ from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-from popularity.errors import DataError
+from popularity.core.contracts import POSTS, read_table
+from popularity.core.errors import DataError
+from popularity.core.stage import run
 from popularity.predict.output import record, refuse_other_suffix, summary, text_of, write_file
 from popularity.predict.predict import Project, predict
 from popularity.predict.requests import FIELDS, Request, make_posts, read_requests, why_unreadable
-from popularity.schema import POSTS, read_table
-from popularity.stage import run
 
 LARGEST = 8  # features listed for each post
 

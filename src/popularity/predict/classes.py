@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from popularity.core.contracts import CLASSES, class_key, class_names, read_table
 from popularity.network.params import CLASS_LEVEL
 from popularity.prototypes.classes import ClassPath, level_key
-from popularity.schema import CLASSES, class_key, class_names, read_table
 
 LEVEL_ABOVE = "category"
 

@@ -12,8 +12,8 @@ from statistics import mean
 from textwrap import wrap
 from typing import Any
 
-from popularity.errors import DataError
-from popularity.files import atomic_path
+from popularity.core.atomic import atomic_path
+from popularity.core.errors import DataError
 from popularity.predict.requests import Request
 
 WIDTH = 100

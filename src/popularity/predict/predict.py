@@ -13,22 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.config import PARAMS_FILE, load_params, read_yaml
-from popularity.encoders.image_blocks import embed_images
-from popularity.encoders.text_blocks import embed_texts
-from popularity.errors import ConfigError, ContractError, DataError
-from popularity.evaluation.intervals import Calibration
-from popularity.features import CATEGORIES, FeaturizeParams, further_features
-from popularity.images import IndexImagesParams, index_files
-from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts, probable_classes
-from popularity.network.accelerator import make_accelerator
-from popularity.network.build import trained_params
-from popularity.network.inputs import EncoderOutputs, EncoderPair
-from popularity.network.params import CLASS_LEVEL
-from popularity.predict.classes import KnownClasses
-from popularity.predict.output import Interval, Prediction, views
-from popularity.predict.requests import NewPosts
-from popularity.schema import (
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
     FOLDS,
@@ -41,8 +27,22 @@ from popularity.schema import (
     read_table,
     write_table,
 )
+from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.encoders.image_blocks import embed_images
+from popularity.encoders.text_blocks import embed_texts
+from popularity.evaluation.conformal import Calibration
+from popularity.features import CATEGORIES, FeaturizeParams, further_features
+from popularity.images import IndexImagesParams, index_files
+from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts, probable_classes
+from popularity.network.accelerator import make_accelerator
+from popularity.network.build import trained_params
+from popularity.network.inputs import EncoderOutputs, EncoderPair
+from popularity.network.params import CLASS_LEVEL
+from popularity.predict.classes import KnownClasses
+from popularity.predict.output import Interval, Prediction, views
+from popularity.predict.requests import NewPosts
 from popularity.stack import StackModel, read_blocks
-from popularity.stack.blocks import Blocks
+from popularity.stack.feature_blocks import Blocks
 from popularity.stack.model import Contributions, Predicted
 from popularity.text_model import TextModel
 

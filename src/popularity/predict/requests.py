@@ -15,9 +15,9 @@ from typing import Any
 
 import polars as pl
 
+from popularity.core.contracts import POSTS, check_table, class_key
+from popularity.core.errors import DataError
 from popularity.dataset.parsing import EARLIEST, LATEST
-from popularity.errors import DataError
-from popularity.schema import POSTS, check_table, class_key
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,15 @@ from pydantic import Field
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from popularity.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
-from popularity.config import Section
-from popularity.errors import DataError
-from popularity.files import atomic_path, write_json
+from popularity.core.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
+from popularity.core.atomic import atomic_path, write_json
+from popularity.core.config import Section
+from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, write_table
+from popularity.core.errors import DataError
+from popularity.core.vectors import Block
 from popularity.prototypes.classes import ClassIndex, ClassPath, choose_class_path, level_keys, make_classes
 from popularity.prototypes.sampling import diverse_sample
 from popularity.prototypes.vectors import ClassSums, prototypes
-from popularity.schema import CLASSES, LEVELS, MEMBERS, MODALITIES, Block, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from popularity.arrays import Int64Array
-from popularity.errors import DataError
+from popularity.core.arrays import Int64Array
+from popularity.core.contracts import CLASSES, LEVELS, check_table, class_key, class_names
+from popularity.core.errors import DataError
 from popularity.prototypes.names import readable_names
-from popularity.schema import CLASSES, LEVELS, check_table, class_key, class_names
 
 ClassPath = Literal["whole", "own"]
 

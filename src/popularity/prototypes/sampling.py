@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from popularity.arrays import Int64Array
+from popularity.core.arrays import Int64Array
 
 
 def diverse_sample(

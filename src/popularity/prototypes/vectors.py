@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from popularity.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
-from popularity.errors import ContractError
-from popularity.files import reading
+from popularity.core.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
+from popularity.core.atomic import reading
+from popularity.core.errors import ContractError
 
 Vectors = npt.NDArray[np.floating[Any]]
 

@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
-from popularity.evaluation.metrics import FloatArray
+from popularity.core.metrics import FloatArray
 from popularity.report.placement import place_labels, text_width
 
 INK, MUTED, GRID, SURFACE = "#1f2328", "#59636e", "#d8dee4", "#fefefe"

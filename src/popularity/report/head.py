@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from popularity import paths
+from popularity.core import paths
 from popularity.evaluation.scores import MAIN_MODEL, MODELS, REPORT
 from popularity.report.document import Tile
 from popularity.report.run_folder import RunFolder

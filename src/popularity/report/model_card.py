@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from popularity import paths
+from popularity.core import paths
 from popularity.evaluation.scores import MAIN_MODEL, REPORT
 from popularity.report import head
 from popularity.report.run_folder import RunFolder

@@ -30,7 +30,7 @@ class SectionBuilder:
     """A section that may appear.
 
     Args:
-        reads: files and folders of the run, as named in `popularity.paths`.
+        reads: files and folders of the run, as named in `popularity.core.paths`.
         build: the section; None if the files hold nothing to show.
     """
 

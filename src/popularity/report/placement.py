@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import numpy.typing as npt
 
-from popularity.evaluation.metrics import FloatArray
+from popularity.core.metrics import FloatArray
 
 GAPS = (1, 6, 12, 20, 30, 42, 56, 72, 90, 110, 132, 156, 182, 210)  # pixels from the point's rim to the label
 TURNS = 16  # directions: right first, then left, below, above, and what lies between

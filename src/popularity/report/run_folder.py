@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import polars as pl
 from pydantic import Field
 
-from popularity import paths
-from popularity.config import Section, load_params, read_yaml
-from popularity.errors import DataError
+from popularity.core import paths
+from popularity.core.config import Section, load_params, read_yaml
+from popularity.core.contracts import CLASSES, FOLDS, IMAGES, POSTS, PREDICTIONS, Contract, read_table
+from popularity.core.errors import DataError
 from popularity.evaluation.scores import GROUPS, MAIN_MODEL, REPORT, SCORES, UNLABELLED, EvaluateConfig, Scored, collect
 from popularity.images import IndexImagesParams
 from popularity.report.thumbnails import Thumbnails
-from popularity.schema import CLASSES, FOLDS, IMAGES, POSTS, PREDICTIONS, Contract, read_table
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ReportParams(Section):
 class RunFolder:
     """What the stages left in a project folder. A context manager: it closes the data set's image shards.
 
-    Every property reads the files of its name in `popularity.paths`, on first use.
+    Every property reads the files of its name in `popularity.core.paths`, on first use.
 
     Args:
         folder: the project folder, which holds params.yaml.

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from popularity.evaluation.metrics import METRICS
+from popularity.core.metrics import METRICS
 from popularity.report.wording import NONE, estimate
 
 Metrics = Mapping[str, Mapping[str, Any]]  # metric -> row of the score table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from popularity.schema import class_names
+from popularity.core.contracts import class_names
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"

@@ -1,10 +1,10 @@
 """Boosted trees over metadata features and dense blocks: fits, out-of-fold predictions, saved models."""
 
-from popularity.stack.blocks import Blocks, read_blocks
+from popularity.stack.feature_blocks import Blocks, read_blocks
 from popularity.stack.fit import fit_schemes
 from popularity.stack.model import StackModel
 from popularity.stack.params import CatBoostParams, LinearParams, StackParams, TreeParams
-from popularity.stack.selection import KeepParams
+from popularity.stack.row_selection import KeepParams
 
 __all__ = [
     "Blocks",

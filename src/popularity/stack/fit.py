@@ -15,22 +15,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from popularity.schema import PREDICTIONS, FoldKey, check_table, write_table
-from popularity.splits import rows_of
-from popularity.splits.folds import Fold, load_fold
-from popularity.stack import catboost_learner
-from popularity.stack.blending import Blend
-from popularity.stack.blocks import Blocks
-from popularity.stack.inner import Array, Sample, inner_cuts, recency_weights, scored_rows
+from popularity.core.contracts import PREDICTIONS, FoldKey, check_table, write_table
+from popularity.core.parallel import in_order
+from popularity.ensemble.weights import Blend
+from popularity.stack import catboost
+from popularity.stack.error_scale import ScaleModel
+from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
-from popularity.stack.level import Level, inner_levels
 from popularity.stack.matrix import EncoderParams, MatrixEncoder
 from popularity.stack.model import StackModel
-from popularity.stack.parallel import in_order
 from popularity.stack.params import LearnerName, StackParams
-from popularity.stack.scale import ScaleModel
-from popularity.stack.selection import kept_rows
-from popularity.stack.target import Target
+from popularity.stack.row_selection import kept_rows
+from popularity.stack.sample import Sample, recency_weights
+from popularity.target.rank_gauss import Target
+from popularity.target.trend import Level, inner_levels
+from popularity.validation import rows_of
+from popularity.validation.folds import Fold, load_fold
+from popularity.validation.inner_cv import Array, inner_cuts, scored_rows
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def fit_schemes(
         ConfigError: CatBoost is asked for and not installed.
     """
     if "catboost" in params.learners:
-        catboost_learner.catboost()
+        catboost.library()
 
     def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
         key, rows = task

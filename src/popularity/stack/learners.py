@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from popularity.stack import catboost_learner, lightgbm_learner, linear_learner
-from popularity.stack.inner import Array, Cut, Learned, Sample
+from popularity.stack import catboost, lightgbm, linear
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import LearnerName, StackParams
+from popularity.stack.sample import Learned, Sample
+from popularity.validation.inner_cv import Array, Cut
 
 
 class Learner(Protocol):
@@ -37,7 +38,7 @@ class Learner(Protocol):
 
 
 LEARNERS: Mapping[LearnerName, Learner] = {
-    "lightgbm": lightgbm_learner,
-    "catboost": catboost_learner,
-    "linear": linear_learner,
+    "lightgbm": lightgbm,
+    "catboost": catboost,
+    "linear": linear,
 }

@@ -13,15 +13,15 @@ import polars as pl
 from pydantic import Field
 from sklearn.decomposition import PCA
 
-from popularity.config import Section
-from popularity.errors import ContractError
+from popularity.core.config import Section
+from popularity.core.errors import ContractError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
-from popularity.stack import character_head
-from popularity.stack.blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
-from popularity.stack.character_head import CharacterHead, fit_character_head
+from popularity.stack import oof_ridge_characters
 from popularity.stack.columns import MatrixColumn, metadata_columns
-from popularity.stack.heads import FloatArray, RidgeHead, fit_head
+from popularity.stack.feature_blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
+from popularity.stack.oof_ridge import FloatArray, RidgeHead, fit_head
+from popularity.stack.oof_ridge_characters import CharacterHead, fit_character_head
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class DenseEncoder:
                 seed=0,
             )
         if name == "text" and "characters" in params.heads:
-            characters, out_of_fold[character_head.NAME] = fit_character_head(
+            characters, out_of_fold[oof_ridge_characters.NAME] = fit_character_head(
                 features[TEXT].to_list(),
                 label,
                 features["uid"].to_numpy(),
@@ -227,7 +227,7 @@ class DenseEncoder:
             values = out_of_fold[column] if column in out_of_fold else self.head.predict(together)
             single.append((MatrixColumn(column, name, "head", None, fitted_on_labels=True), values))
         if self.characters is not None:
-            column = character_head.NAME
+            column = oof_ridge_characters.NAME
             given = out_of_fold.get(column)
             values = self.characters.predict(features[TEXT].to_list()) if given is None else given
             single.append((MatrixColumn(column, name, "head", None, fitted_on_labels=True), values))

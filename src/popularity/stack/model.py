@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.files import reading, write_json
-from popularity.stack.blending import Blend
-from popularity.stack.blocks import Blocks
-from popularity.stack.character_head import CharacterHead
-from popularity.stack.heads import RidgeHead
-from popularity.stack.inner import Array
+from popularity.core.atomic import reading, write_json
+from popularity.ensemble.weights import Blend
+from popularity.stack.error_scale import ScaleModel
+from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
-from popularity.stack.level import Level
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, DenseEncoder, Matrix, MatrixEncoder
 from popularity.stack.neighbours import TIME, Neighbours
+from popularity.stack.oof_ridge import RidgeHead
+from popularity.stack.oof_ridge_characters import CharacterHead
 from popularity.stack.params import LearnerName
-from popularity.stack.scale import ScaleModel
-from popularity.stack.target import Target
+from popularity.target.rank_gauss import Target
+from popularity.target.trend import Level
+from popularity.validation.inner_cv import Array
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.arrays import Float32Array, Float64Array, Int64Array, normalize_rows
+from popularity.core.arrays import Float32Array, Float64Array, Int64Array, normalize_rows
 
 TIME = "posted_at"  # of the tables of features that a fold or a prediction hands over; no column of the matrix
 NEAREST = 20  # posts that are averaged

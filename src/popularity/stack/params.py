@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from popularity.config import Section
-from popularity.stack.cluster import ClusterParams
-from popularity.stack.level import LevelKind
+from popularity.core.config import Section
+from popularity.stack.lightgbm_dask import ClusterParams
 from popularity.stack.matrix import EncoderParams
-from popularity.stack.selection import KeepParams
-from popularity.stack.target import TargetKind
+from popularity.stack.row_selection import KeepParams
+from popularity.target.rank_gauss import TargetKind
+from popularity.target.trend import LevelKind
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]

@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, read_yaml
-from popularity.stage import run
+from popularity.core.config import PARAMS_FILE, read_yaml
+from popularity.core.stage import run
 from popularity.submission.validate import expected_ids, validate
 
 OUT = Path("submissions")

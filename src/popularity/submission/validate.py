@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
 
 ID_PREFIX = "post"
 CSV_HEADER = ("post_id", "popularity_score")

@@ -12,8 +12,8 @@ from typing import Annotated
 import polars as pl
 from pydantic import Field
 
-from popularity.config import Section
-from popularity.errors import ContractError
+from popularity.core.config import Section
+from popularity.core.errors import ContractError
 from popularity.submission.validate import CSV_HEADER, ID_PREFIX, LEAST_DECIMALS, validate
 
 logger = logging.getLogger(__name__)

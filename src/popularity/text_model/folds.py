@@ -10,12 +10,12 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
+from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, nothing, read_table, write_table
+from popularity.core.parallel import in_order, torch_threads
 from popularity.encoders.text import EmbedTextParams
-from popularity.schema import TEXT_PREDICTIONS, FoldKey, nothing, read_table, write_table
-from popularity.splits import rows_of
-from popularity.splits.folds import load_fold
-from popularity.stack.parallel import in_order, torch_threads
 from popularity.text_model.model import TextModelParams, fit
+from popularity.validation import rows_of
+from popularity.validation.folds import load_fold
 
 FINAL = "final"
 

@@ -1,6 +1,6 @@
 """A text tower whose last blocks are trained on the label, with a linear head that also sees the post's numbers.
 
-It learns what the label is above its level in time (`popularity.stack.level`), so that it orders the posts of
+It learns what the label is above its level in time (`popularity.target.trend`), so that it orders the posts of
 any date. Mean pooling and normalisation are the tower's own.
 """
 
@@ -21,13 +21,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from popularity.config import Section
+from popularity.core.config import Section
+from popularity.core.errors import DataError
+from popularity.core.tensors import read_tensors, write_tensors
 from popularity.encoders.prompting import unfreeze_last
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
-from popularity.errors import DataError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
-from popularity.stack.level import Level
-from popularity.tensors import read_tensors, write_tensors
+from popularity.target.trend import Level
 
 Array = npt.NDArray[np.float64]
 FloatArray = npt.NDArray[np.float32]

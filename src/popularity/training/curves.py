@@ -9,7 +9,7 @@ from pathlib import Path
 from dvclive.live import Live
 from scmrepo.exceptions import SCMError
 
-from popularity.errors import DataError
+from popularity.core.errors import DataError
 from popularity.training.loop import Epoch, OnEpoch, no_op
 
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from popularity.core.atomic import atomic_directory, write_json
+from popularity.core.errors import ContractError, DataError
 from popularity.encoders.sharding import loader_workers
-from popularity.errors import ContractError, DataError
-from popularity.files import atomic_directory, write_json
 from popularity.network.dataset import Batch, Int64Array, PostReader
 from popularity.network.heads import eligible_posts, head_log_probabilities, loss_terms, rank_of_target, term_weight
 from popularity.network.model import PrototypeNetwork

@@ -27,15 +27,16 @@ from typing import Any
 
 import torch
 
-from popularity.config import PARAMS_FILE, load_params, read_yaml
-from popularity.errors import ConfigError
-from popularity.files import STATE_ROOT, atomic_directory, code_fingerprint, fingerprint, resume_state
+from popularity.core.atomic import atomic_directory, fingerprint
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.contracts import IMAGES, POSTS, read_table
+from popularity.core.errors import ConfigError
+from popularity.core.resume import STATE_ROOT, code_fingerprint, resume_state
+from popularity.core.stage import run
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import build_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data, training_rows
 from popularity.network.params import TrainParams
-from popularity.schema import IMAGES, POSTS, read_table
-from popularity.stage import run
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import DivergenceError, train_network
 from popularity.tuning.results import write_results

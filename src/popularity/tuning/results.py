@@ -14,8 +14,8 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 from ruamel.yaml import YAML
 
-from popularity.config import patched
-from popularity.files import atomic_path, write_json, write_text
+from popularity.core.atomic import atomic_path, write_json, write_text
+from popularity.core.config import patched
 from popularity.tuning.space import Choices, Space, nested
 from popularity.tuning.study import Finished, Search
 

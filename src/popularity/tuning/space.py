@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import Trial
 from pydantic import Field
 
-from popularity.config import Section, leaves, parse_section, patched
-from popularity.errors import ConfigError
+from popularity.core.config import Section, leaves, parse_section, patched
+from popularity.core.errors import ConfigError
 
 S = TypeVar("S")
 Values = Mapping[str, Any]  # by dotted key

@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, ProgrammingError, SQLAlchemyError
 
-from popularity.errors import ConfigError, DataError
+from popularity.core.errors import ConfigError, DataError
 
 SQLITE, JOURNAL = "sqlite", "journal:"
 N_UNPRUNED_TRIALS = 5  # completed trials before one is pruned

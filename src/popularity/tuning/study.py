@@ -45,8 +45,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field
 from tqdm import tqdm
 
-from popularity.config import Section
-from popularity.errors import ConfigError, DataError
+from popularity.core.config import Section
+from popularity.core.errors import ConfigError, DataError
 from popularity.tuning.space import Space, Values
 from popularity.tuning.storage import HEARTBEAT, Heartbeat, open_study
 

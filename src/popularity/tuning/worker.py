@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.config import PARAMS_FILE, load_params
-from popularity.errors import ConfigError
+from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.errors import ConfigError
+from popularity.core.stage import run
 from popularity.stack import StackParams
-from popularity.stage import run
-from popularity.tuning.stack import StackInputs, TuneParams, stack_search
+from popularity.tuning.objective import StackInputs, TuneParams, stack_search
 from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import work
 

@@ -1,4 +1,4 @@
 """The sections of the page, one module each.
 
-A module names the files that its section reads in READS, as `popularity.paths` does, and builds it with `build`.
+A module names the files that its section reads in READS, as `popularity.core.paths` does, and builds it with `build`.
 """

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from popularity import paths
+from popularity.core import paths
+from popularity.core.contracts import IMAGE_STATUSES, LEVELS, SPLITS
 from popularity.evaluation.scores import REPORT
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Tables, Text
@@ -17,7 +18,6 @@ from popularity.report.drawing import BLUE, ORANGE, Line
 from popularity.report.months import all_months
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, number, percent
-from popularity.schema import IMAGE_STATUSES, LEVELS, SPLITS
 
 READS = (paths.INGEST_SUMMARY, paths.IMAGE_SUMMARY, paths.POSTS, paths.SPLITS, paths.STACK_PREDICTIONS)
 EXPECTED_MISSING = ("label",)  # in the test part

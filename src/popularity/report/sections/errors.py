@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from popularity import paths
+from popularity.core import paths
+from popularity.core.contracts import IMAGE_STATUS
+from popularity.core.metrics import score
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.metrics import score
 from popularity.evaluation.scores import MAIN_MODEL, REPORT, EvaluateConfig, Scored
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Post, Posts, Section, Table, Text
@@ -18,7 +19,6 @@ from popularity.report.drawing import Line
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import Metrics, by_metric, metric_cells
 from popularity.report.wording import MINUS, class_label, counted, number, shortened
-from popularity.schema import IMAGE_STATUS
 
 READS = (
     paths.POSTS,

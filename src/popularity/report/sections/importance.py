@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from popularity import paths
-from popularity.evaluation.report import read_importance
+from popularity.core import paths
+from popularity.evaluation.tables import read_importance
 from popularity.report.document import Bar, Bars, Section, Text
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, percent

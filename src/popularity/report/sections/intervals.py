@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from popularity import paths
-from popularity.evaluation.intervals import CALIBRATED_ON
+from popularity.core import paths
+from popularity.evaluation.conformal import CALIBRATED_ON
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import Interval

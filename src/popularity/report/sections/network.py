@@ -7,13 +7,13 @@ from pathlib import Path
 
 import polars as pl
 
-from popularity import paths
+from popularity.core import paths
+from popularity.core.contracts import ATTENTION_MASS
 from popularity.prototypes.classes import level_keys
 from popularity.report import drawing
 from popularity.report.document import Bar, Bars, Chart, Charts, Element, Section, Text
 from popularity.report.drawing import SERIES, Line
 from popularity.report.run_folder import RunFolder
-from popularity.schema import ATTENTION_MASS
 
 READS = (paths.TRAINING_PLOTS, paths.ATTENTION_MASS, paths.POSTS, paths.PROTOTYPE_CLASSES, paths.PROTOTYPE_SUMMARY)
 HEADS = {"global_prompt": "global prompt", "local_prompt": "local prompt", "attention": "attention", "mean": "mean"}

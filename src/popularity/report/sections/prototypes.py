@@ -10,16 +10,16 @@ import numpy.typing as npt
 import polars as pl
 from safetensors import safe_open
 
-from popularity import paths
-from popularity.arrays import normalize_rows
-from popularity.evaluation.metrics import FloatArray
+from popularity.core import paths
+from popularity.core.arrays import normalize_rows
+from popularity.core.contracts import LEVELS, MODALITIES, NEAREST
+from popularity.core.metrics import FloatArray
 from popularity.prototypes.classes import level_keys
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Pair, Post, Posts, Section, Table, Text
 from popularity.report.drawing import Place
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import class_label, number, percent, shortened
-from popularity.schema import LEVELS, MODALITIES, NEAREST
 
 READS = (
     paths.POSTS,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from popularity import paths
-from popularity.files import sha256_of
-from popularity.manifest import MANIFEST
+from popularity.core import paths
+from popularity.core.atomic import sha256_of
+from popularity.core.manifest import MANIFEST
 from popularity.report.document import Bar, Bars, Element, Section, Table, Text
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE

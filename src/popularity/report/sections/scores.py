@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from popularity import paths
+from popularity.core import paths
 from popularity.evaluation.scores import MAIN_MODEL, REPORT
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text

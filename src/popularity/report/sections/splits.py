@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from popularity import paths
+from popularity.core import paths
+from popularity.core.contracts import CUT_SCHEMES
 from popularity.evaluation.scores import UNLABELLED
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
@@ -16,7 +17,6 @@ from popularity.report.drawing import SplitRow
 from popularity.report.months import all_months
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE, percent
-from popularity.schema import CUT_SCHEMES
 
 READS = (paths.POSTS, paths.SPLITS, paths.SPLIT_SUMMARY, paths.SCORES)
 ROLES = {"fit": "train", "score": "valid", "dropped": "excluded"}  # role in the table -> word on the page

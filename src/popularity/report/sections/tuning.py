@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from popularity import paths
+from popularity.core import paths
 from popularity.report import drawing
 from popularity.report.document import Bar, Bars, Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import BLUE, MUTED, ORANGE, Line

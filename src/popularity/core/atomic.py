@@ -1,0 +1,202 @@
+"""Atomic writes, content fingerprints, and errors that name a damaged file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from popularity.core.errors import ContractError
+
+_DAMAGED: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError)
+_NO_SPACE = 1 << 16  # bytes free on a disk that cannot take another block of output
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that replaces it when the block ends without an error.
+
+    A failure inside the block removes the temporary file and leaves the old `path` as it was. What a killed process
+    left behind goes when another writes the same `path`.
+    """
+    with _partial(path, _make_file) as partial:
+        yield partial
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.chmod(0o644)
+        os.replace(partial, path)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary directory that replaces `path` as a whole on success; otherwise as `atomic_path`."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    with _partial(path, tempfile.mkdtemp) as partial:
+        partial.chmod(0o755)
+        yield partial
+        _put_in_place(partial, path)
+
+
+@contextmanager
+def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
+    """A new temporary file or directory beside `path`, locked while it is written and gone afterwards.
+
+    Those that no living process holds are removed: a kill leaves one behind, and they would fill the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever makes one shares the folder's lock until his own is on it, and whoever removes some has it alone.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for left in path.parent.iterdir():
+                if left.name.startswith(f".{path.name}.") and left.name.endswith(".partial") and _is_abandoned(left):
+                    _remove(left)
+        _lock(folder, fcntl.LOCK_SH)
+        partial = Path(make(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        handle = os.open(partial, os.O_RDONLY)
+        _lock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(folder)
+    try:
+        with telling_full(path):
+            yield partial
+    finally:
+        os.close(handle)
+        _remove(partial)
+
+
+@contextmanager
+def telling_full(path: Path) -> Iterator[None]:
+    """Has a full disk told as such: NumPy says how much it could not write, SQLite and others have errors of their own.
+
+    Raises:
+        OSError: ENOSPC for `path`, in place of any error that names no file, if no space is left there.
+    """
+    try:
+        yield
+    except Exception as error:
+        status = os.statvfs(path.parent)
+        full = status.f_bavail * status.f_frsize < _NO_SPACE or "No space left" in str(error)
+        if full and getattr(error, "filename", None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def _make_file(**where: Any) -> str:
+    handle, name = tempfile.mkstemp(**where)
+    os.close(handle)
+    return str(name)
+
+
+def _lock(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind)
+    except OSError:  # others have it, or the disk has no locks
+        return False
+    return True
+
+
+def _is_abandoned(partial: Path) -> bool:
+    try:
+        handle = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _put_in_place(directory: Path, path: Path) -> None:
+    """Makes `directory` the new `path` and removes an older one.
+
+    An older folder is moved aside first: a process killed in between leaves no `path`, and its stage runs again. If the
+    new one cannot be moved, the older one comes back.
+    """
+    aside = directory.with_suffix(".old.partial")
+    while True:
+        try:
+            directory.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if aside.exists():
+                    aside.rename(path)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another writer has moved it in this moment
+                path.rename(aside)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON with sorted keys: the same content gives the same bytes. NaN is an error."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """For the lines that read an artifact: tells which file is damaged, or no such file at all but a pickle, say.
+
+    Args:
+        path: of the file.
+        errors: of the library that reads it, where they are not of the common ones.
+
+    Raises:
+        ContractError: in place of what the libraries raise.
+    """
+    try:
+        yield
+    except (*_DAMAGED, *errors) as error:
+        raise ContractError(
+            f"{path}: cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}\n"
+            "  expected: the file as the stage wrote it\n"
+            "  next: restore it (dvc checkout), or run the stage again (dvc repro)"
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's content, read in chunks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits of whatever a result depends on.
+
+    Paths count by content, everything else by its JSON form. Directories are walked in name order.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            for file in sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]:
+                digest.update(sha256_of(file).encode())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\x00")
+    return digest.hexdigest()[:16]

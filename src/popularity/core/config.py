@@ -1,0 +1,123 @@
+"""params.yaml -> frozen dataclasses: strict, complete, and explained when it fails.
+
+Sections are plain standard-library dataclasses that live beside the code they steer; this module
+only checks values against them (pydantic) and words the errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from popularity.core.errors import ConfigError
+
+PARAMS_FILE = Path("params.yaml")
+T = TypeVar("T")
+Key = tuple[str, ...]  # from the top of a file of parameters down
+
+
+class Section:
+    """Base of every section's dataclass: unknown keys are errors, and no type is coerced."""
+
+    __pydantic_config__: typing.ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping (so 1e-4 is a number), or ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; run the command from the repository's root")
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+    return content
+
+
+def parse_section(name: str, values: Any, section: type[T], source: str = "params.yaml") -> T:
+    """Builds `section` from a mapping.
+
+    Raises:
+        ConfigError: lists every unknown, missing or ill-typed key with what is allowed there.
+    """
+    try:
+        # As JSON: strict mode then takes mappings for dataclasses and lists for tuples, and nothing else.
+        return TypeAdapter(section).validate_json(json.dumps(values))
+    except ValidationError as error:
+        lines = [f"{source}: section '{name}' is not valid"]
+        for problem in error.errors(include_url=False):
+            where = ".".join([name, *(str(part) for part in problem["loc"])])
+            if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                parent = _schema_at(section, problem["loc"][:-1])
+                allowed = ", ".join(field.name for field in dataclasses.fields(parent))
+                lines.append(f"  {where}: unknown key; allowed here: {allowed}")
+            elif problem["type"] in ("missing_argument", "missing"):
+                lines.append(f"  {where}: missing")
+            else:
+                lines.append(f"  {where}: {problem['msg']}, found {problem['input']!r}")
+        raise ConfigError("\n".join(lines)) from error
+
+
+@overload
+def load_params(name: str, section: type[T], path: Path = PARAMS_FILE, tuned: Path | None = None) -> T: ...
+@overload
+def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path | None = None) -> Any: ...
+def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path | None = None) -> Any:
+    """The section `name` of params.yaml as an instance of `section`.
+
+    A dotted name (`train.transductive`) is one value of another stage's section, `section` its type, StrictBool say.
+    The keys of the file `tuned`, nested as in params.yaml, replace those there.
+
+    Raises:
+        ConfigError: the file, the section or one of its keys is missing, unknown or ill-typed.
+    """
+    content: Any = read_yaml(path)
+    if tuned is not None:
+        content = patched(content, read_yaml(tuned))
+    for part in name.split("."):
+        if not isinstance(content, dict) or part not in content:
+            found = ", ".join(content) if isinstance(content, dict) else repr(content)
+            raise ConfigError(f"{path}: section '{name}' is missing; found: {found}")
+        content = content[part]
+    return parse_section(name, content, section, str(path) if tuned is None else f"{path} with {tuned}")
+
+
+def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `patch` in their places, mapping by mapping.
+
+    >>> patched({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    result = dict(values)
+    for name, value in patch.items():
+        old = result.get(name)
+        result[name] = patched(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def leaves(mapping: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
+    """Key path -> value of everything in nested mappings that is no mapping itself."""
+    result: dict[Key, Any] = {}
+    for name, value in mapping.items():
+        result.update(leaves(value, (*above, name)) if isinstance(value, dict) else {(*above, name): value})
+    return result
+
+
+def _schema_at(section: type, location: tuple[Any, ...]) -> type:
+    """The dataclass that holds the key at `location`, walking nested sections."""
+    current = section
+    for part in location:
+        hints = typing.get_type_hints(current)
+        current = hints.get(str(part), current)
+        if not dataclasses.is_dataclass(current):
+            return section
+    return current

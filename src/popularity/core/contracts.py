@@ -1,0 +1,357 @@
+"""The contract of every table and array that passes between stages, checked on each write.
+
+- pid is text exactly as published; canonical order is pid as text, ascending.
+- `source_index` keeps the row order of the published files, which is the submission's order. It
+  follows the collection order and is never a feature.
+- A class level is keyed by its whole path (`class_key`), because names repeat between parents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from polars.datatypes import DataType, DataTypeClass
+
+from popularity.core.atomic import atomic_path, reading
+from popularity.core.errors import ContractError
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's type, whether it may be null, and the values it may take (None: any)."""
+
+    dtype: DataType | DataTypeClass
+    nullable: bool = False
+    values: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A table: its columns in order and the columns whose values together occur once.
+
+    `extra` allows further columns after the listed ones (feature tables).
+    """
+
+    name: str
+    columns: Mapping[str, Column]
+    key: tuple[str, ...]
+    extra: bool = False
+
+
+SPLITS = ("train", "test")
+
+UTC = pl.Datetime("us", "UTC")
+
+POSTS = Contract(
+    "posts",
+    {
+        "pid": Column(pl.String),
+        "split": Column(pl.String, values=SPLITS),
+        "source_index": Column(pl.Int64),  # row in the published files of its split
+        "uid": Column(pl.String),
+        "label": Column(pl.Float64, nullable=True),  # log2(views + 1); null exactly in the test part
+        "category": Column(pl.String),  # class keys of the three levels: see class_key
+        "subcategory": Column(pl.String),
+        "concept": Column(pl.String),
+        "title": Column(pl.String),
+        "tags": Column(pl.String),  # separated by spaces, as published
+        "media_type": Column(pl.String),
+        "posted_at": Column(UTC),
+        "latitude": Column(pl.Float64, nullable=True),  # degrees
+        "longitude": Column(pl.Float64, nullable=True),
+        "geo_accuracy": Column(pl.Int8),  # 0 none, 1 world, 3 country, 6 region, 11 city, 16 street
+        "has_path_alias": Column(pl.Boolean),  # the alias itself is a personal handle: never stored
+        "is_public": Column(pl.Boolean, nullable=True),
+        "media_status": Column(pl.String),
+        "image_path": Column(pl.String),  # split/Uid/Pid.jpg as listed
+        "photo_count": Column(pl.Int64, nullable=True),
+        "is_pro": Column(pl.Boolean, nullable=True),
+        "can_buy_pro": Column(pl.Boolean, nullable=True),
+        "first_photo_at": Column(UTC, nullable=True),  # photo_firstdate: first upload
+        "first_taken_at": Column(UTC, nullable=True),  # photo_firstdatetaken: camera clock
+        "timezone_offset": Column(pl.Int32, nullable=True),  # minutes east of UTC
+        "timezone_id": Column(pl.String, nullable=True),
+        "user_description": Column(pl.String, nullable=True),  # form B: text with HTML tags removed
+        "location_description": Column(pl.String, nullable=True),
+    },
+    key=("pid",),
+)
+
+# Form A of the user file describes each user by two published vectors; stored once a user.
+USERS = Contract(
+    "users",
+    {
+        "uid": Column(pl.String),
+        "description_vector": Column(pl.List(pl.Float32), nullable=True),  # 399
+        "location_vector": Column(pl.List(pl.Float32), nullable=True),  # 400
+    },
+    key=("uid",),
+)
+
+IMAGE_STATUSES = ("ok", "missing", "unreadable", "too_large")
+
+IMAGES = Contract(
+    "images",
+    {
+        "pid": Column(pl.String),
+        "shard": Column(pl.String),  # tar file or picture file, relative to the data set's root; "" if missing
+        "offset": Column(pl.Int64),  # of the picture's first byte in the shard
+        "bytes": Column(pl.Int64),
+        "width": Column(pl.Int32, nullable=True),  # pixels
+        "height": Column(pl.Int32, nullable=True),
+        "mode": Column(pl.String, nullable=True),  # Pillow's name: RGB, L, CMYK, ...
+        "status": Column(pl.String, values=IMAGE_STATUSES),
+    },
+    key=("pid",),
+)
+
+IMAGE_STATUS = Contract(
+    "image_status",
+    {"pid": Column(pl.String), "status": Column(pl.String, values=IMAGE_STATUSES)},
+    key=("pid",),
+)
+
+# Quality and layout of decoded pictures: Float32 columns named picture.<what>; posts without a picture are absent.
+PICTURE_STATISTICS = Contract("picture statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+
+SCHEMES = ("report", "matched", "user", "random", "final")
+
+CUT_SCHEMES = ("report", "matched")  # folds are cuts in time, whose scores are averaged; of others, parts of one score
+
+ROLES = ("fit", "score", "dropped")
+
+FOLDS = Contract(
+    "splits",
+    {
+        "scheme": Column(pl.String, values=SCHEMES),
+        "fold": Column(pl.Int32),
+        "pid": Column(pl.String),
+        "role": Column(pl.String, values=ROLES),
+    },
+    key=("scheme", "fold", "pid"),
+)
+
+
+@dataclass(frozen=True, order=True)
+class FoldKey:
+    """Which fold of FOLDS: its scheme and its number in the scheme, from 0."""
+
+    scheme: str
+    fold: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme}, fold {self.fold}"
+
+    @property
+    def file_name(self) -> str:
+        """Of a table that belongs to the fold."""
+        return f"{self.scheme}-{self.fold}.parquet"
+
+
+FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+
+# What the network says of a post in single numbers: nullable Float32 columns named <part>.<what> (losses.global,
+# logits.own_global, distance.visual_own) and class_unseen.
+PROTOTYPE_SCALARS = Contract("prototype scalars", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+
+PREDICTIONS = Contract(
+    "predictions",
+    {
+        "pid": Column(pl.String),
+        "scheme": Column(pl.String, values=SCHEMES),
+        "fold": Column(pl.Int32),
+        "seed": Column(pl.Int64),
+        "model": Column(pl.String),
+        "prediction": Column(pl.Float64),
+        "scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
+    },
+    key=("scheme", "model", "seed", "pid"),
+)
+
+TEXT_PREDICTIONS = Contract(
+    "text predictions",
+    {
+        "pid": Column(pl.String),
+        "scheme": Column(pl.String, values=SCHEMES),
+        "fold": Column(pl.Int32),
+        "prediction": Column(pl.Float64),
+    },
+    key=("scheme", "fold", "pid"),
+)
+
+TEXT_FILE = "text.json"  # beside the stack's models of `final`: what share the text model has in its predictions
+
+LEVELS = ("category", "subcategory", "concept")  # of classes, from the top down; columns of POSTS
+
+# Classes of the training posts. Rows of a level, by index, are those of its arrays.
+CLASSES = Contract(
+    "classes",
+    {
+        "level": Column(pl.String, values=LEVELS),
+        "index": Column(pl.Int32),  # 0 ... k - 1 in key order
+        "key": Column(pl.String),
+        "name": Column(pl.String),  # readable: what a prompt says
+        "parent": Column(pl.Int32, nullable=True),  # index in the level above
+        "posts": Column(pl.Int64),  # training posts
+    },
+    key=("level", "index"),
+)
+
+MODALITIES = ("visual", "text")
+
+MEMBERS = Contract(
+    "members",
+    {
+        "level": Column(pl.String, values=LEVELS),
+        "index": Column(pl.Int32),
+        "modality": Column(pl.String, values=MODALITIES),
+        "pid": Column(pl.String),
+    },
+    key=("level", "index", "modality", "pid"),
+)
+
+# What explains the network's view of a post. Classes are those of the second level.
+NEAREST = Contract(
+    "nearest",
+    {
+        "pid": Column(pl.String),
+        "head": Column(pl.String, values=("visual", "text", "attention")),
+        "rank": Column(pl.Int32),  # 0 is the nearest
+        "index": Column(pl.Int32),  # of the class
+        "key": Column(pl.String),
+        # cosine of picture or text to the class's prototype (the own one without the post), or q of Eq 7
+        "value": Column(pl.Float32),
+    },
+    key=("pid", "head", "rank"),
+)
+
+ATTENTION = Contract(
+    "attention",
+    {
+        "pid": Column(pl.String),
+        "modality": Column(pl.String, values=MODALITIES),  # of the prototype
+        "rank": Column(pl.Int32),
+        "index": Column(pl.Int32),
+        "key": Column(pl.String),
+        "weight": Column(pl.Float32),  # attention of the picture's token, mean over heads and layers
+    },
+    key=("pid", "modality", "rank"),
+)
+
+# How that attention is shared out; the columns add up to 1.
+ATTENTION_MASS = Contract(
+    "attention mass",
+    {
+        "pid": Column(pl.String),
+        "image": Column(pl.Float32),  # on the picture itself
+        "visual": Column(pl.Float32),  # on the prototypes of the second level
+        "text": Column(pl.Float32),
+        "other_levels": Column(pl.Float32),
+    },
+    key=("pid",),
+)
+
+QUARANTINE = Contract(
+    "quarantine",
+    {
+        "file": Column(pl.String),
+        "row": Column(pl.Int64),
+        "pid": Column(pl.String),
+        "field": Column(pl.String),
+        "value": Column(pl.String, nullable=True),  # cut to 80 characters
+        "reason": Column(pl.String),
+        "action": Column(pl.String),  # what became of it: "row dropped", "set to null", ...
+    },
+    key=("file", "row", "field"),
+)
+
+
+def class_key(*names: str) -> str:
+    r"""The key of a class: the names on its path joined by '/', with '/' and '\' in names escaped.
+
+    >>> class_key("Food", "Sea/Lake")
+    'Food/Sea\\/Lake'
+    """
+    return "/".join(name.replace("\\", "\\\\").replace("/", "\\/") for name in names)
+
+
+def class_names(key: str) -> tuple[str, ...]:
+    r"""The names on the path that `class_key` joined.
+
+    >>> class_names("Food/Sea\\/Lake")
+    ('Food', 'Sea/Lake')
+    """
+    parts = re.findall(r"(?:^|/)((?:\\.|[^/\\])*)", key, flags=re.DOTALL)
+    return tuple(re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts)
+
+
+def nothing(contract: Contract) -> pl.DataFrame:
+    """A table of the contract without a row."""
+    return pl.DataFrame(schema={name: column.dtype for name, column in contract.columns.items()})
+
+
+def check_table(frame: pl.DataFrame, contract: Contract) -> None:
+    """Raises ContractError unless `frame` keeps `contract`: columns, types, nulls, values, unique key,
+    finite numbers, and rows sorted by the key."""
+    name, columns = contract.name, list(contract.columns)
+    listed = frame.columns[: len(columns)] if contract.extra else frame.columns
+    if listed != columns:
+        raise ContractError(f"{name}: expected columns {columns}, found {frame.columns}")
+    for column, rule in contract.columns.items():
+        series = frame[column]
+        if series.dtype != rule.dtype:
+            raise ContractError(f"{name}.{column}: expected {rule.dtype}, found {series.dtype}")
+        if not rule.nullable and series.null_count():
+            raise ContractError(f"{name}.{column}: {series.null_count()} nulls, none allowed")
+        if rule.values is not None and not series.drop_nulls().is_in(rule.values).all():
+            raise ContractError(f"{name}.{column}: expected one of {rule.values}, found {series.unique().to_list()}")
+    for series in frame:
+        if series.dtype.is_float() and not series.drop_nulls().is_finite().all():
+            raise ContractError(f"{name}.{series.name}: NaN or infinity; a missing value is null")
+    key = frame.select(contract.key)
+    if _rises(key):
+        return
+    if key.is_duplicated().any():
+        twice = key.filter(key.is_duplicated()).row(0)
+        raise ContractError(f"{name}: {contract.key} must be unique, {twice} occurs more than once")
+    if not key.equals(key.sort(contract.key)):
+        raise ContractError(f"{name}: rows must be sorted by {contract.key}")
+
+
+def _rises(key: pl.DataFrame) -> bool:
+    """Whether each row of `key` comes after the one before it, nulls first: sorted, and none twice."""
+    later: pl.Expr = pl.lit(False)
+    for name in reversed(key.columns):
+        before, here = pl.col(name).shift(1), pl.col(name)
+        # Null where exactly one of both is: a null before a value is less.
+        less = (before < here).fill_null(before.is_null() & here.is_not_null())
+        later = less | (before.eq_missing(here) & later)
+    return key.height < 2 or bool(key.select(later.slice(1).all()).item())
+
+
+def write_table(frame: pl.DataFrame, path: Path, contract: Contract) -> None:
+    """Sorts by the contract's key, checks, and writes parquet atomically: equal tables, equal bytes.
+
+    A table that is sorted and in one piece is not copied.
+    """
+    missing = [name for name in contract.key if name not in frame.columns]
+    sorted_already = not missing and _rises(frame.select(contract.key))
+    frame = frame.rechunk() if sorted_already else frame.sort(contract.key)
+    check_table(frame, contract)
+    with atomic_path(path) as partial:
+        frame.write_parquet(partial, compression="zstd", statistics=False)
+
+
+def read_table(path: Path, contract: Contract) -> pl.DataFrame:
+    """A table that a stage wrote; ContractError when the file is of another shape."""
+    with reading(path, pl.exceptions.PolarsError):
+        frame = pl.read_parquet(path)
+    try:
+        check_table(frame, contract)
+    except ContractError as error:
+        raise ContractError(f"{path}: {error}") from None
+    return frame

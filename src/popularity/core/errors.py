@@ -1,0 +1,66 @@
+"""Errors meant for people: what is wrong, where, what was expected, what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PopularityError(Exception):
+    """Base of every error that a command shows as one message, without a traceback."""
+
+
+class ConfigError(PopularityError):
+    """params.yaml holds an unknown, missing or ill-typed key."""
+
+
+class ContractError(PopularityError):
+    """A table or array breaks the contract that `popularity.core.contracts` states for it."""
+
+
+class MissingWeightsError(PopularityError):
+    """The weights of an encoder are not on this machine."""
+
+
+class ClusterError(PopularityError):
+    """Workers of a cluster are missing, or have failed again and again."""
+
+
+class BusyError(PopularityError):
+    """Another run is at work in the same folder."""
+
+
+class DataError(PopularityError):
+    """Input data that cannot be used, with the place where it was found.
+
+    Args:
+        problem: what was found, in one clause.
+        file: the file that holds it.
+        row: zero-based row (list index, line or column key) in that file.
+        expected: what would have been accepted.
+        fix: the next command or step for the user.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: Path | str | None = None,
+        row: int | str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.problem, self.file, self.row, self.expected, self.fix = problem, file, row, expected, fix
+        place = ", ".join(
+            part
+            for part in (
+                str(file) if file is not None else "",
+                f"row {row}" if row is not None else "",
+            )
+            if part
+        )
+        lines = [f"{place}: {problem}" if place else problem]
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if fix:
+            lines.append(f"  next: {fix}")
+        super().__init__("\n".join(lines))

@@ -1,0 +1,82 @@
+"""Fits that run beside each other: one by itself keeps few cores busy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import cache
+from threading import Thread
+from typing import TypeVar
+
+import torch
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
+from threadpoolctl import threadpool_limits
+
+from popularity.core.errors import ClusterError
+from popularity.core.stage import set_up_logging
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: int, threads: int) -> Iterator[Result]:
+    """What `work` returns, in the order of `tasks`, of which `at_once` run at a time, each in a process of its own.
+
+    Processes, because LightGBM crashes where threads make their data sets at the same time. One at a time runs in this
+    process. Linear algebra takes at most `threads` threads, as the trees do: more would sum in another order, and the
+    number of cores would be a part of the result.
+
+    Raises:
+        Exception: that of a task; no further one is begun.
+        ClusterError: a process is gone.
+    """
+    if at_once == 1:
+        with threadpool_limits(threads, user_api="blas"):
+            yield from map(work, tasks)
+        return
+    with parallel_config("loky", inner_max_num_threads=threads):
+        # no batches: they would begin where fits that are there took no time; what is mapped from disk stays so
+        parallel = Parallel(at_once, batch_size=1, return_as="generator", max_nbytes=None)
+        try:
+            yield from parallel(delayed(_in_worker)(work, task, os.getpid()) for task in tasks)
+        except BrokenProcessPool as error:
+            raise ClusterError(
+                "the process of a fit was killed, as a rule because memory ran out\n"
+                f"  expected: memory for {at_once} fits at a time\n"
+                "  next: lower folds_at_once in params.yaml and run the command again: it goes on from what is finished"
+            ) from error
+        finally:
+            get_reusable_executor().shutdown()  # so that their memory is counted
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Torch computes on so many threads: more would sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_worker(work: Callable[[Task], Result], task: Task, parent: int) -> Result:
+    set_up_logging()
+    _end_with(parent)
+    return work(task)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """Ends this process a second after its parent is gone: a killed one leaves no fits behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()

@@ -1,0 +1,93 @@
+"""The report of an ingested data set: what was read, how much, and what could not be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from popularity.core.arrays import rounded
+from popularity.core.contracts import LEVELS, POSTS
+from popularity.dataset.layout import PartFiles
+
+DIGITS = 6
+
+
+@dataclass
+class Notes:
+    """What the report says beside the tables; filled while the files are read."""
+
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    empty_class_names: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LEVELS, 0))
+    users_with_differing_vectors: int = 0
+
+
+def summarise(
+    root: Path, parts: Sequence[PartFiles], posts: pl.DataFrame, quarantine: pl.DataFrame, notes: Notes
+) -> dict[str, Any]:
+    """Counts, spans and shares of a data set, as JSON-ready values.
+
+    Per part: posts, users, classes per level, time span, share of missing values (null or empty) per column;
+    label statistics of the training part; what of the test part is unseen in training; quarantine by reason.
+    """
+    frames = {part.split: posts.filter(split=part.split) for part in parts}
+    labels = frames["train"]["label"]
+    report: dict[str, Any] = {
+        "root": str(root),
+        "parts": {split: _part(frame) for split, frame in frames.items()},
+        "posts": len(posts),
+        "users": posts["uid"].n_unique(),
+        "users_with_differing_vectors": notes.users_with_differing_vectors,
+        "empty_class_names": notes.empty_class_names,
+        "label": {
+            "mean": rounded(labels.mean(), DIGITS),
+            "sd": rounded(labels.std(), DIGITS),
+            "min": rounded(labels.min(), DIGITS),
+            "max": rounded(labels.max(), DIGITS),
+        },
+        "quarantine": {
+            "values": len(quarantine),
+            "by_reason": _counts(quarantine, "field", "reason", "action"),
+        },
+        "files": {str(Path(name).relative_to(root)): about for name, about in notes.files.items()},
+        "files_not_read": {part.folder.name: list(part.unread) for part in parts},
+    }
+    if "test" in frames:
+        report["test_part"] = "present"
+        report["unseen_in_training"] = _unseen(frames["train"], frames["test"])
+    else:
+        report["test_part"] = "absent: no submission can be made"
+    return report
+
+
+def _part(frame: pl.DataFrame) -> dict[str, Any]:
+    texts = [name for name, column in POSTS.columns.items() if column.dtype == pl.String]
+    shares = frame.select(
+        (pl.col(name).is_null() | (pl.col(name) == "") if name in texts else pl.col(name).is_null()).mean()
+        for name in frame.columns
+    ).row(0, named=True)
+    return {
+        "posts": len(frame),
+        "users": frame["uid"].n_unique(),
+        "classes": {level: frame[level].n_unique() for level in LEVELS},
+        "from": frame["posted_at"].min().isoformat(),  # type: ignore[union-attr]
+        "to": frame["posted_at"].max().isoformat(),  # type: ignore[union-attr]
+        "missing_share": {name: rounded(share, DIGITS) for name, share in shares.items()},
+    }
+
+
+def _unseen(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:
+    """Users and classes of the test part that training does not have, as shares of posts and as counts."""
+    known = test["uid"].is_in(train["uid"].unique().implode())
+    return {
+        "share_of_test_posts_by_unseen_users": rounded((~known).mean(), DIGITS),
+        "users": test["uid"].filter(~known).n_unique(),
+        "classes": {level: len(set(test[level].unique()) - set(train[level].unique())) for level in LEVELS},
+    }
+
+
+def _counts(frame: pl.DataFrame, *names: str) -> list[dict[str, Any]]:
+    return frame.group_by(names).len("values").sort(names).to_dicts()
