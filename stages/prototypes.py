@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             params={"prototypes": asdict(params), "train": {"transductive": transductive}},
             inputs={name: vars(args)[name] for name in ("posts", "image", "text")},
             metrics={
-                "representatives": {level: facts["representatives"] for level, facts in built.report["levels"].items()}
+                "representatives": {
+                    level: counts["representatives"] for level, counts in built.report["levels"].items()
+                }
             },
         )
         write_json(args.report, dict(built.report))
