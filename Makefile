@@ -40,8 +40,8 @@ trials: ## compare experiments: scores that judge a trial, changed parameters
 	@names=$$(dvc exp list --name-only) || exit 1; test -n "$$names" || { \
 		echo "No finished trial of this commit yet; to make one: dvc exp run --name NAME -S KEY=VALUE (README, Experiments)"; \
 		exit 0; }; \
-	dvc exp show --no-pager --md --only-changed --sort-by matched.stack.mae --drop 'Created|State|Executor|step$$' \
-		--drop '(report|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
+	dvc exp show --no-pager --md --only-changed --sort-by forward.stack.mae --drop 'Created|State|Executor|step$$' \
+		--drop '(holdout|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
 		--drop '\w+\.(metadata|user_mean|constant)\.' --drop '\w+\.stack\.(bias|mape)$$' --drop '.*/|submissions$$'
 
 leaks: env ## what each of seven leaks seems to gain, and what it loses on later posts

@@ -43,7 +43,7 @@ from popularity.network.params import LevelName, NetworkParams, TrainParams
 from popularity.stack import StackParams
 from popularity.stack.feature_blocks import Blocks, PrototypePart, read_blocks
 from popularity.stack.fit import fit_and_predict
-from popularity.stack.row_selection import KeepParams
+from popularity.stack.row_selection import RowSelectionParams
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
 
@@ -53,7 +53,7 @@ Change = Callable[[NetworkParams], NetworkParams]
 
 ATTENDED: tuple[PrototypePart, ...] = ("attended_image", "attended_visual", "attended_text")
 EQ_11: tuple[PrototypePart, ...] = ("global_prompt", "local_prompt", *ATTENDED)
-ALL_ROWS = KeepParams(1.0, "low_loss")
+ALL_ROWS = RowSelectionParams(1.0, "low_loss")
 LEVELS: tuple[LevelName, ...] = ("category", "subcategory", "concept")
 CLASS_FEATURES = ("category", "subcategory", "concept")
 REFERENCE = "Eq 11 + logits and losses"
@@ -78,7 +78,7 @@ class System:
     without_heads: tuple[Head, ...] = ()
     network: Change | None = None
     whole: bool = False
-    keep: KeepParams = ALL_ROWS
+    keep: RowSelectionParams = ALL_ROWS
     classes: bool = True
 
 
@@ -162,9 +162,9 @@ SYSTEMS: Mapping[str, System] = {
     "- text prototypes": System(parts=_minus("attended_text"), network=_with_attention(prototypes=("visual",))),
     "- attention (projections only)": System(network=_with_attention(depth=0)),
     "- all prototypes": System(parts=_minus(*ATTENDED), without_heads=("attention",)),
-    "keep 77 % of least loss": System(keep=KeepParams(0.77, "low_loss")),
-    "keep 77 % at random": System(keep=KeepParams(0.77, "random")),
-    "keep 77 % of most loss": System(keep=KeepParams(0.77, "high_loss")),
+    "keep 77 % of least loss": System(keep=RowSelectionParams(0.77, "low_loss")),
+    "keep 77 % at random": System(keep=RowSelectionParams(0.77, "random")),
+    "keep 77 % of most loss": System(keep=RowSelectionParams(0.77, "high_loss")),
     "+ prototypes at three levels": System(network=_with_levels),
     "+ three levels, consistency": System(network=_with_consistency),
     "+ InfoNCE of image and text": System(network=partial(_with_weights, contrastive=1.0)),
@@ -175,7 +175,7 @@ SYSTEMS: Mapping[str, System] = {
 
 def _matched(bench: Bench) -> list[Fold]:
     splits = read_table(bench.data / "interim/splits.parquet", FOLDS)
-    return [load_fold(key, rows, bench.posts, bench.data / "features") for key, rows in rows_of(splits, ["matched"])]
+    return [load_fold(key, rows, bench.posts, bench.data / "features") for key, rows in rows_of(splits, ["forward"])]
 
 
 def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit:
@@ -189,11 +189,11 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
     stack = load_params("stack", StackParams, bench.params)
     columns = replace(
         stack.columns,
-        blocks=system.blocks,  # type: ignore[arg-type]
+        feature_blocks=system.blocks,  # type: ignore[arg-type]
         prototype_parts=system.parts,
-        heads=tuple(head for head in stack.columns.heads if _has_head(system.blocks, head)),
+        oof_ridge=tuple(head for head in stack.columns.oof_ridge if _has_head(system.blocks, head)),
     )
-    stack = replace(stack, seed=seed, seeds=1, columns=columns, keep=system.keep)
+    stack = replace(stack, seed=seed, n_seeds=1, columns=columns, row_selection=system.keep)
     key = fingerprint(
         asdict(stack), code_fingerprint("stack"), system.classes, system.without_heads, vectors, bench.data / "features"
     )
@@ -212,7 +212,7 @@ def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:
         return
     stack = waiting[0].stack
     tasks = [(fit, fold) for fit in waiting for fold in folds]
-    found = in_order(partial(_fit_one, bench.data), tasks, at_once=stack.at_once, threads=stack.threads)
+    found = in_order(partial(_fit_one, bench.data), tasks, parallel=stack.parallel_fits, threads=stack.num_threads)
     parts: list[pl.DataFrame] = []
     for (fit, _), part in zip(tasks, tqdm(found, "fits", len(tasks), unit="fit"), strict=True):
         parts.append(part)

@@ -47,7 +47,7 @@ from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.core.metrics import FloatArray
 from popularity.core.stage import run
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration
-from popularity.evaluation.scores import MAIN_MODEL, REPORT, UNLABELLED, EvaluateConfig, collect
+from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, UNLABELLED, EvaluateConfig, collect
 
 # What a generator without the trend changes: labels. Pictures, texts, and the network of them stay.
 READ_LABELS = (
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="keeps each data set; finished stages are not run again")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
-    confidence = load_params("evaluate", EvaluateConfig, args.params).confidence
+    confidence = load_params("evaluate", EvaluateConfig, args.params).confidence_level
     seeds = sorted(set(args.seeds))
     measured: dict[str, dict[str, Measured]] = {WITH: {}, WITHOUT: {}}
     with ExitStack() as stack:
@@ -132,7 +132,7 @@ def run_both(seed: int, posts: int | None, file: Path, work: Path) -> Iterator[t
     """The finished folders of a seed with the trend of `file` and without."""
     stages = stages_until("evaluate")
     params = params_of(seed, posts, file)
-    params["stack"]["schemes"] = [REPORT, CALIBRATED_ON]
+    params["stack"]["schemes"] = [HOLDOUT, CALIBRATED_ON]
     first = run_stages(stages, params, work)
     yield WITH, first
     level: dict[str, Any] = copy.deepcopy(params)

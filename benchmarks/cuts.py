@@ -3,7 +3,7 @@
     python -m benchmarks.cuts                                   # the cuts of `matched`, by which all is chosen
     python -m benchmarks.cuts --folder ../run --rows "- image" metadata peers --csv cuts.csv
     python -m benchmarks.cuts --rows choices --against plain --seeds 1
-    python -m benchmarks.cuts --rows signals --against "no signals" --shape "half the classes"
+    python -m benchmarks.cuts --rows feature_groups --against "no feature_groups" --shape "half the classes"
     python -m benchmarks.cuts --patch words=words.yaml          # the stack with the keys of a file in their places
     python -m benchmarks.cuts --rows constant --runs ../seed1 ../lite2    # further networks and what is merged of them
     python -m benchmarks.cuts --last                            # the cut `report` too: once, after the last choice
@@ -59,7 +59,7 @@ from popularity.stack import StackParams
 from popularity.text_model import TextModelParams
 from popularity.validation import SplitParams
 
-SCHEME, LAST_SCHEME = "matched", "report"
+SCHEME, LAST_SCHEME = "forward", "holdout"
 MEAN, LAST = "mean", "last"  # values of column `cut` next to the numbers of the cuts
 TEXT, WITHOUT_TEXT = "the text model", "- text model"
 DEFAULT = ("parts", "baselines", "peers")
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--patch", nargs="+", default=[], metavar="NAME=FILE", help="rows of changed parameters")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="folders of further networks")
     parser.add_argument("--against", default=OURS, help="the row whose score is subtracted")
-    parser.add_argument("--seeds", type=int, help="boosters a fit, instead of stack.seeds")
+    parser.add_argument("--seeds", type=int, help="boosters a fit, instead of stack.n_seeds")
     parser.add_argument("--shape", choices=list(SHAPES), default="whole", help="of the data set, made from its posts")
     parser.add_argument("--last", action="store_true", help="score the cut `report` too")
     parser.add_argument("--log", type=Path, help="of --last; by default reports/last_cut.log of the folder")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.runs:
         found = with_runs(found, project, args.runs, schemes)
     if TEXT in rows:
-        found = with_text(found, project.params.text_shares)
+        found = with_text(found, project.params.text_model_weights)
     if args.against not in found.columns:
         raise ConfigError(f"--against {args.against}: expected one of the rows {', '.join(found.columns[5:])}")
     table = cut_table(found.filter(scheme=SCHEME), args.against, args.resamples)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def project_of(args: argparse.Namespace, file: Path, schemes: Sequence[str]) -> Project:
     """The project with the shape, splits and section stack that the flags ask for."""
     params = load_params("stack", StackParams, file, args.tuned)
-    params = replace(params, seeds=args.seeds or params.seeds)
+    params = replace(params, n_seeds=args.seeds or params.n_seeds)
     project = replace(Project.read(args.folder, file), params=params)
     project = reshaped(project, args.shape, load_params("split", SplitParams, file))
     splits = project.splits.filter(pl.col("scheme").is_in(schemes))
@@ -135,7 +135,7 @@ def chosen_rows(args: argparse.Namespace, file: Path, params: StackParams) -> di
         name, _, path = patch.partition("=")
         rows[name] = patched_row(file, Path(path))
     if args.runs:
-        rows[MORE] = params_row(replace(params, seeds=(1 + len(args.runs)) * params.seeds))
+        rows[MORE] = params_row(replace(params, n_seeds=(1 + len(args.runs)) * params.n_seeds))
     text = load_params("text_model", TextModelParams, file)
     if text.epochs:
         rows |= {TEXT: text_row(load_params("embed_text", EmbedTextParams, file), text), WITHOUT_TEXT: rows[OURS]}

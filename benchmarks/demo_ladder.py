@@ -33,13 +33,13 @@ from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.core.metrics import score
 from popularity.core.stage import run
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.scores import COMPARED, MODELS, REPORT, UNLABELLED, EvaluateConfig, check_predictions
+from popularity.evaluation.scores import COMPARED, HOLDOUT, MODELS, UNLABELLED, EvaluateConfig, check_predictions
 
 LAST_STAGE = "stack"  # what follows scores or shows
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
 TRUTH = Path("data/demo_truth")
-SCORED = {REPORT: REPORT, "test truth": UNLABELLED}  # name in the table -> scheme
+SCORED = {HOLDOUT: HOLDOUT, "test truth": UNLABELLED}  # name in the table -> scheme
 BEST = "best reachable"  # the generator's expectation without the noise
 HIGHER_IS_BETTER = {"src": True, "mae": False}
 BETTER, WORSE, UNDECIDED = "outside: better", "outside: WORSE", "INSIDE"
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders = {seed: run_stages(stages, params_of(seed, args.posts, args.params), work.resolve()) for seed in seeds}
         frames = {name: {seed: scored_rows(folders[seed], SCORED[name]) for seed in seeds} for name in SCORED}
     table = pl.concat(ladder(name, by_seed, config) for name, by_seed in frames.items())
-    print(f"Demo data, seeds {seeds}, {config.confidence:.0%} intervals by bootstrap over users")
+    print(f"Demo data, seeds {seeds}, {config.confidence_level:.0%} intervals by bootstrap over users")
     for name, by_seed in frames.items():
         users = sum(rows["uid"].n_unique() for rows in by_seed.values())
         print(f"{name}: {sum(map(len, by_seed.values())):,} posts of {users:,} users")
@@ -90,7 +90,7 @@ def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
         demo |= {"posts": posts, "users": round(demo["users"] * posts / demo["posts"])}
     demo["seed"] = seed
     params["dataset"]["root"] = "data/demo"
-    params["stack"]["schemes"] = [REPORT]
+    params["stack"]["schemes"] = [HOLDOUT]
     params["select"]["candidates"] = []
     params["tune"]["trials"] = 0
     return params
@@ -157,12 +157,12 @@ def ladder(name: str, by_seed: Mapping[int, pl.DataFrame], config: EvaluateConfi
     """
     models = [*MODELS, BEST]
     values = {metric: np.empty((len(by_seed), len(models))) for metric in COMPARED}
-    draws = {metric: np.zeros((config.bootstrap, len(models))) for metric in COMPARED}
+    draws = {metric: np.zeros((config.n_resamples, len(models))) for metric in COMPARED}
     for place, (seed, rows) in enumerate(by_seed.items()):
         labels, predictions = rows["label"].to_numpy(), rows.select(models).to_numpy()
         users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
         # Another seed for each data set: equal ones would draw the same places in every list of users.
-        drawn = resample(labels, predictions, users, resamples=config.bootstrap, seed=config.seed + seed)
+        drawn = resample(labels, predictions, users, resamples=config.n_resamples, seed=config.seed + seed)
         scores = [score(labels, column) for column in predictions.T]
         for metric in COMPARED:
             values[metric][place] = [np.nan if one[metric] is None else one[metric] for one in scores]
@@ -175,7 +175,7 @@ def ladder(name: str, by_seed: Mapping[int, pl.DataFrame], config: EvaluateConfi
         each, drawn = values[metric][:, model], draws[metric][:, model]
         if minus is not None:
             each, drawn = each - values[metric][:, minus], drawn - draws[metric][:, minus]
-        low, high = interval(drawn, config.confidence)
+        low, high = interval(drawn, config.confidence_level)
         return {
             "rows": name,
             "model": models[model],

@@ -68,11 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def shortened(params: StackParams) -> StackParams:
     """A stack that is fitted in seconds: one seed, few long steps, metadata and text, LightGBM alone."""
-    columns = replace(params.columns, blocks=("metadata", "text"), signals=(), components=8, heads=("text",))
-    trees = replace(params.trees, learning_rate=0.1)
+    columns = replace(
+        params.columns, feature_blocks=("metadata", "text"), feature_groups=(), n_components=8, oof_ridge=("text",)
+    )
+    trees = replace(params.lightgbm, learning_rate=0.1)
     return replace(
-        params, seeds=1, max_rounds=min(500, params.max_rounds), patience=30, target="raw", level="none",
-        learners=("lightgbm",), columns=columns, trees=trees,
+        params, n_seeds=1, num_boost_round=min(500, params.num_boost_round), early_stopping_rounds=30, target_transform="none", detrend="none",
+        learners=("lightgbm",), columns=columns, lightgbm=trees,
     )  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def named_users(params: StackParams) -> StackParams:
 
 
 def large_trees(params: StackParams) -> StackParams:
-    return replace(params, trees=replace(params.trees, num_leaves=63, min_data_in_leaf=5))
+    return replace(params, lightgbm=replace(params.lightgbm, num_leaves=63, min_data_in_leaf=5))
 
 
 CANDIDATES: tuple[Callable[[StackParams], StackParams], ...] = (plain, named_users, large_trees)
@@ -144,10 +146,12 @@ def cases(project: Project) -> Iterator[Case]:
     Raises:
         DataError: there is a single cut.
     """
-    folds = list(project.folds(["matched"]))
+    folds = list(project.folds(["forward"]))
     if len(folds) < 2:
         raise DataError(
-            "the scheme matched has a single cut", expected="at least two", fix="set split.cuts: 3 and run dvc repro"
+            "the scheme matched has a single cut",
+            expected="at least two",
+            fix="set split.n_origins: 3 and run dvc repro",
         )
     for earlier, later in pairwise(folds):
         yield Case(earlier, later, project.labels(earlier), project.scored(later))
@@ -268,7 +272,7 @@ def encoders_on_scored_rows(case: Case) -> tuple[Fold, Fold]:
         given = case.params.columns
         head, _ = fit_head(
             vectors, np.concatenate([fold.label, label]), users,
-            folds=given.head_folds, penalties=given.head_penalties, seed=case.params.seed,
+            folds=given.oof_ridge_folds, penalties=given.oof_ridge_alphas, seed=case.params.seed,
         )  # fmt: skip
         both = pl.concat([fold.fit.select("pid"), fold.score.select("pid")])
         values = pl.Series(head.predict(part_rows(case.blocks, "text", both["pid"].to_list()))).fill_nan(None)
@@ -317,7 +321,7 @@ def random_folds(case: Case) -> Outcome:
 def known_users(case: Case) -> Outcome:
     """Validates on the last fit rows of the later cut, of users that are on both sides; most of the test's are new."""
     fold = case.later.fold
-    cut = np.quantile(fold.posted_at, 1 - case.params.inner_share)
+    cut = np.quantile(fold.posted_at, 1 - case.params.inner_cv.valid_fraction)
     before = np.flatnonzero(fold.posted_at < cut)
     users = fold.fit["uid"]
     known = users.is_in(users.gather(before).unique().to_list()).to_numpy()
@@ -343,7 +347,7 @@ def chosen_on_reported_rows(case: Case) -> Outcome:
     def fitted(fold: Fold, seed: int, rounds: int) -> tuple[Any, npt.NDArray[np.float32], Array]:
         """A booster, the matrix of the scored rows, and the linear head's predictions of these."""
         encoder, matrix = MatrixEncoder.fit(fold.fit, fold.label, case.blocks, params.columns)
-        sample = Sample(matrix, fold.label, recency_weights(fold.posted_at, params.half_life_days))
+        sample = Sample(matrix, fold.label, recency_weights(fold.posted_at, params.sample_weight_half_life_days))
         scored = encoder.apply(fold.score, case.blocks)
         linear = scored.values[:, scored.names.index("text_head")].astype(np.float64)
         linear[np.isnan(linear)] = np.median(fold.label)
@@ -351,8 +355,8 @@ def chosen_on_reported_rows(case: Case) -> Outcome:
 
     best: tuple[float, int, int, float, Array] | None = None
     for seed in range(params.seed, params.seed + SEEDS):
-        booster, values, linear = fitted(case.earlier.fold, seed, params.max_rounds)
-        for rounds in range(10, params.max_rounds + 1, 10):
+        booster, values, linear = fitted(case.earlier.fold, seed, params.num_boost_round)
+        for rounds in range(10, params.num_boost_round + 1, 10):
             trees = np.asarray(booster.predict(values, num_iteration=rounds))
             for share in SHARES:
                 mixed = share * trees + (1 - share) * linear

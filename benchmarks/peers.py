@@ -80,7 +80,7 @@ def columns_of(data: FoldData, *, text: bool, embeddings: bool) -> Columns:
     posts = data.posts
     parts = [metadata_numbers(posts)]
     if text:
-        parts += [text_components(posts[name].to_list(), data.params.seed) for name in ("title", "tags")]
+        parts += [n_text_components(posts[name].to_list(), data.params.seed) for name in ("title", "tags")]
     if embeddings:
         parts += [dense_rows(data.blocks, name, posts["pid"].to_list()) for name in ("image", "title", "tags")]
     is_fit = posts["label"].is_not_null()
@@ -122,7 +122,7 @@ def metadata_numbers(posts: pl.DataFrame) -> FloatArray:
     return frame.select(pl.all().cast(pl.Float32)).fill_null(float("nan")).to_numpy()
 
 
-def text_components(texts: Sequence[str], seed: int) -> FloatArray:
+def n_text_components(texts: Sequence[str], seed: int) -> FloatArray:
     """(n, up to TEXT_COMPONENTS) of TF-IDF; no column where no word occurs twice."""
     try:
         weights = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
@@ -183,7 +183,7 @@ def fit_catboost(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping
     model = library.CatBoost(
         {
             "od_type": "Iter", "od_wait": PATIENCE, "bootstrap_type": "Bernoulli",
-            "random_seed": data.params.seed, "thread_count": data.params.threads, "allow_writing_files": False,
+            "random_seed": data.params.seed, "thread_count": data.params.num_threads, "allow_writing_files": False,
             "logging_level": "Silent", **settings,
         }
     )  # fmt: skip
@@ -204,7 +204,7 @@ def fit_lightgbm(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping
     settings = dict(settings)
     rounds = settings.pop("iterations")
     params = {
-        "bagging_freq": 1, "seed": data.params.seed, "num_threads": data.params.threads, "deterministic": True,
+        "bagging_freq": 1, "seed": data.params.seed, "num_threads": data.params.num_threads, "deterministic": True,
         "force_row_wise": True, "verbosity": -1, **settings,
     }  # fmt: skip
     seen = lgb.Dataset(
@@ -325,7 +325,9 @@ class AutoGluon:
         fit = table[columns.is_fit].assign(label=columns.label)
         with tempfile.TemporaryDirectory() as folder:
             predictor = TabularPredictor("label", "regression", "mean_absolute_error", path=folder, verbosity=0)
-            predictor.fit(fit, presets=self.presets, time_limit=self.seconds, num_cpus=data.params.threads, num_gpus=0)
+            predictor.fit(
+                fit, presets=self.presets, time_limit=self.seconds, num_cpus=data.params.num_threads, num_gpus=0
+            )
             return np.asarray(predictor.predict(table[~columns.is_fit]), dtype=np.float64)
 
 

@@ -4,7 +4,7 @@
     baselines  metadata alone, the mean of the user, a constant
     peers      see benchmarks.peers; those that are installed
     choices    the plain stack (no trend, weights that halve in a year, LightGBM alone) and one change to it each
-    signals    the stack with no, one, all and all but one of the groups of `stack.columns.signals`
+    feature_groups    the stack with no, one, all and all but one of the groups of `stack.columns.feature_groups`
     tuned      the stack with the parameters that stage tune found
 
 A row is a change of the fold or of section stack, or a system of its own. To add one, add a name to its group.
@@ -37,12 +37,12 @@ from popularity.encoders.text import EmbedTextParams
 from popularity.features import FeaturizeParams, featurize
 from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
-from popularity.stack.matrix import Signal
+from popularity.stack.matrix import FeatureGroup
 from popularity.text_model import TextModelParams
 from popularity.text_model.model import fit
 
-OURS, PLAIN, NO_SIGNALS = "ours", "plain", "no signals"
-SIGNALS: tuple[Signal, ...] = get_args(Signal)
+OURS, PLAIN, NO_SIGNALS = "ours", "plain", "no feature_groups"
+SIGNALS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
 TUNED_PARAMS = Path("models/tuning/best_params.yaml")  # in a project folder
 Change = Callable[[FoldData], FoldData]
 
@@ -78,7 +78,7 @@ def groups_of_rows(params: StackParams, folder: Path = Path()) -> dict[str, Rows
         "baselines": {"metadata": stack_row(metadata_alone)} | {name: simple_row(name) for name in SIMPLE},
         "peers": {name: peer_row(name, system) for name, system in peers.PEERS.items() if peers.installed(name)},
         "choices": {name: params_row(changed) for name, changed in choices(params).items()},
-        "signals": {name: signals_row(groups) for name, groups in signal_groups().items()},
+        "feature_groups": {name: signals_row(groups) for name, groups in signal_groups().items()},
     }
     if (folder / TUNED_PARAMS).is_file():
         groups["tuned"] = {"tuned": patched_row(folder / PARAMS_FILE, folder / TUNED_PARAMS)}
@@ -91,24 +91,30 @@ SIMPLE = ("user_mean", "constant")
 def without_parts(params: StackParams) -> dict[str, StackParams]:
     """Ours without each of its parts, as far as it has them."""
     columns = params.columns
-    changed = {f"- {block}": replace(params, columns=_without_block(columns, block)) for block in columns.blocks[1:]}
-    changed |= {
-        f"- signals: {group}": replace(params, columns=replace(columns, signals=_other(columns.signals, group)))
-        for group in columns.signals
+    changed = {
+        f"- {block}": replace(params, columns=_without_block(columns, block)) for block in columns.feature_blocks[1:]
     }
     changed |= {
-        "- heads": replace(params, columns=replace(columns, heads=())),
-        "- characters": replace(params, columns=replace(columns, heads=_other(columns.heads, "characters"))),
-        "- recency": replace(params, half_life_days=0.0),
-        "- level": replace(params, level="none"),
+        f"- feature_groups: {group}": replace(
+            params, columns=replace(columns, feature_groups=_other(columns.feature_groups, group))
+        )
+        for group in columns.feature_groups
+    }
+    changed |= {
+        "- heads": replace(params, columns=replace(columns, oof_ridge=())),
+        "- characters": replace(params, columns=replace(columns, oof_ridge=_other(columns.oof_ridge, "characters"))),
+        "- recency": replace(params, sample_weight_half_life_days=0.0),
+        "- level": replace(params, detrend="none"),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
-        "- further seeds": replace(params, seeds=1),
+        "- further seeds": replace(params, n_seeds=1),
     }
     return {name: other for name, other in changed.items() if other != params}
 
 
 def _without_block(columns: Any, block: str) -> Any:
-    return replace(columns, blocks=_other(columns.blocks, block), heads=_other(columns.heads, block))
+    return replace(
+        columns, feature_blocks=_other(columns.feature_blocks, block), oof_ridge=_other(columns.oof_ridge, block)
+    )
 
 
 def _other(names: Sequence[str], name: str) -> Any:
@@ -117,15 +123,17 @@ def _other(names: Sequence[str], name: str) -> Any:
 
 def choices(params: StackParams) -> Mapping[str, StackParams]:
     """The plain stack, and the stack with each choice of trend, target, weights and learners by itself."""
-    plain = replace(params, level="none", half_life_days=365.0, learners=("lightgbm",), target="raw")
-    trend = replace(plain, level="residual")
+    plain = replace(
+        params, detrend="none", sample_weight_half_life_days=365.0, learners=("lightgbm",), target_transform="none"
+    )
+    trend = replace(plain, detrend="linear")
     found = {
         PLAIN: plain,
-        "normal scores": replace(plain, target="normal"),
-        "residual": trend,
-        "residual, normal scores": replace(trend, target="normal"),
-        "residual, no recency": replace(trend, half_life_days=0.0),
-        "linear": replace(trend, learners=("linear",)),
+        "normal scores": replace(plain, target_transform="rank_gauss"),
+        "linear": trend,
+        "residual, normal scores": replace(trend, target_transform="rank_gauss"),
+        "residual, no recency": replace(trend, sample_weight_half_life_days=0.0),
+        "ridge alone": replace(trend, learners=("linear",)),
         "lightgbm + linear": replace(trend, learners=("lightgbm", "linear")),
     }
     if find_spec("catboost") is not None:
@@ -138,21 +146,21 @@ def choices(params: StackParams) -> Mapping[str, StackParams]:
     return found
 
 
-def signal_groups() -> dict[str, tuple[Signal, ...]]:
-    """The groups of `stack.columns.signals` by the name of the row."""
+def signal_groups() -> dict[str, tuple[FeatureGroup, ...]]:
+    """The groups of `stack.columns.feature_groups` by the name of the row."""
     return {
         NO_SIGNALS: (),
         **{f"only {group}": (group,) for group in SIGNALS},
-        "all signals": SIGNALS,
-        **{f"all signals but {group}": tuple(other for other in SIGNALS if other != group) for group in SIGNALS},
+        "all feature_groups": SIGNALS,
+        **{f"all feature_groups but {group}": tuple(other for other in SIGNALS if other != group) for group in SIGNALS},
     }
 
 
-def signals_row(groups: tuple[Signal, ...]) -> Row:
-    """The stack with those groups of signals and no other."""
+def signals_row(groups: tuple[FeatureGroup, ...]) -> Row:
+    """The stack with those groups of feature_groups and no other."""
 
     def change(data: FoldData) -> FoldData:
-        return with_params(data, replace(data.params, columns=replace(data.params.columns, signals=groups)))
+        return with_params(data, replace(data.params, columns=replace(data.params.columns, feature_groups=groups)))
 
     return stack_row(change)
 
@@ -179,8 +187,10 @@ def without_histories(data: FoldData) -> FoldData:
 
 def metadata_alone(data: FoldData) -> FoldData:
     """The fold as the stage's baseline `metadata` sees it."""
-    columns = replace(data.params.columns, blocks=("metadata",), heads=(), signals=())
-    return with_params(data, replace(data.params, columns=columns, keep=replace(data.params.keep, share=1.0)))
+    columns = replace(data.params.columns, feature_blocks=("metadata",), oof_ridge=(), feature_groups=())
+    return with_params(
+        data, replace(data.params, columns=columns, row_selection=replace(data.params.row_selection, fraction=1.0))
+    )
 
 
 def stack_row(change: Change, system: System = ours, name: str = OURS) -> Row:
@@ -188,7 +198,7 @@ def stack_row(change: Change, system: System = ours, name: str = OURS) -> Row:
 
     def inputs(data: FoldData) -> tuple[object, ...]:
         changed = change(data)
-        return (name, *fold_digests(changed), asdict(replace(changed.params, text_shares=(0.0,))))
+        return (name, *fold_digests(changed), asdict(replace(changed.params, text_model_weights=(0.0,))))
 
     return Row(lambda data: system(change(data)), inputs, (*code_of(stack), *code_of(systems)))
 
@@ -202,19 +212,21 @@ def simple_row(name: str) -> Row:
 
 def peer_row(name: str, system: System) -> Row:
     """A peer reads the posts and the blocks, and of the parameters seed and threads."""
-    return Row(system, lambda data: (name, digest(data.posts), data.params.seed, data.params.threads), code_of(peers))
+    return Row(
+        system, lambda data: (name, digest(data.posts), data.params.seed, data.params.num_threads), code_of(peers)
+    )
 
 
 def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
     """The fine-tuned text model of stage text_model by itself, which sees the fold's features and labels."""
 
     def system(data: FoldData) -> Array:
-        with torch_threads(params.threads):
+        with torch_threads(params.num_threads):
             fitted = fit(data.fold.fit, data.fold.label, data.fold.posted_at, encoder, params)
             return fitted.predict(data.fold.score, data.fold.scored_at)
 
     def inputs(data: FoldData) -> tuple[object, ...]:
-        return ("text model", *fold_digests(data), asdict(encoder), asdict(replace(params, folds_at_once=1)))
+        return ("text model", *fold_digests(data), asdict(encoder), asdict(replace(params, parallel_folds=1)))
 
     return Row(system, inputs, code_of(text_model))
 

@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 CUTS, FOLDS = 3, 3  # of the schemes in a truncated data set
 NOTHING = 1e-9  # share of `report` there: a single post, for validation may have all that is before the cut
-LATE, PLAYED = "report", "final"  # there the unmatched late slice bears the name of `report`
+LATE, PLAYED = "holdout", "refit"  # there the unmatched late slice bears the name of `report`
 CAME = "came"
 VALUE = "value"  # of both metrics; the less, the better
 CONSTANT = "constant"
@@ -98,34 +98,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 def truncated(folder: Path, params: Path, cut: int) -> Project:
     """The run in `folder` as it was before a cut of `matched`."""
     project = Project.read(folder, params)
-    split = replace(load_params("split", SplitParams, params), cuts=CUTS)
-    splits = make_splits(project.posts, split)[0].filter(scheme="matched")
+    split = replace(load_params("split", SplitParams, params), n_origins=CUTS)
+    splits = make_splits(project.posts, split)[0].filter(scheme="forward")
     if splits["fold"].n_unique() < CUTS:
         raise DataError("too few posts for the cuts that take the test part's place", expected=f"{CUTS} of them")
-    rows = splits.filter(pl.col("role") != "dropped", fold=cut).select("pid", "role")
-    project = replace(project, params=replace(project.params, seeds=1, threads=1))
+    rows = splits.filter(pl.col("role") != "excluded", fold=cut).select("pid", "role")
+    project = replace(project, params=replace(project.params, n_seeds=1, num_threads=1))
     return world_of(project, rows, split, load_params("featurize", FeaturizeParams, params))
 
 
 def world_of(project: Project, rows: pl.DataFrame, split: SplitParams, features: FeaturizeParams) -> Project:
     """The data set whose training part are the fit rows of `rows` (pid, role), and whose test part the scored ones."""
-    is_fit = pl.col("role") == "fit"
+    is_fit = pl.col("role") == "train"
     posts = project.posts.join(rows, on="pid", how="inner", validate="1:1").sort("pid")
     posts = posts.with_columns(
         split=pl.when(is_fit).then(pl.lit("train")).otherwise(pl.lit("test")), label=pl.when(is_fit).then("label")
     ).select(project.posts.columns)
-    splits = make_splits(posts, replace(split, report_share=NOTHING, cuts=CUTS, folds=FOLDS))[0]
+    splits = make_splits(posts, replace(split, holdout_fraction=NOTHING, n_origins=CUTS, n_folds=FOLDS))[0]
     return with_splits(replace(project, posts=posts), with_late_slice(splits, posts), features)
 
 
 def with_late_slice(splits: pl.DataFrame, posts: pl.DataFrame) -> pl.DataFrame:
     """The splits with the last cut of `matched`, no user dropped, under the name LATE."""
-    last = splits.filter(scheme="matched").filter(pl.col("fold") == pl.col("fold").max())
+    last = splits.filter(scheme="forward").filter(pl.col("fold") == pl.col("fold").max())
     timed = last.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    start = timed.filter(role="score")["posted_at"].min()
-    back = (pl.col("role") == "dropped") & (pl.col("posted_at") < start)
+    start = timed.filter(role="valid")["posted_at"].min()
+    back = (pl.col("role") == "excluded") & (pl.col("posted_at") < start)
     late = timed.with_columns(
-        scheme=pl.lit(LATE), fold=pl.lit(0, pl.Int32), role=pl.when(back).then(pl.lit("fit")).otherwise("role")
+        scheme=pl.lit(LATE), fold=pl.lit(0, pl.Int32), role=pl.when(back).then(pl.lit("train")).otherwise("role")
     )
     others = splits.filter(pl.col("scheme") != LATE)
     return pl.concat([others, late.select(splits.columns)]).sort(SPLITS.key)
@@ -135,8 +135,8 @@ def scores_of(folder: Path, params: Path, cut: int, name: str) -> pl.DataFrame:
     """(cut, system, scheme, metric, promised, came) of a system before a cut, and at it."""
     world, row = truncated(folder, params, cut), {name: SYSTEMS[name]}
     labels = read_table(folder / "data/interim/posts.parquet", POSTS).select("pid", "label")
-    with threadpool_limits(world.params.threads, user_api="blas"):  # several workers share the machine
-        rows = {scheme: predicted(world, row, scheme) for scheme in ("matched", LATE, "user", "random", PLAYED)}
+    with threadpool_limits(world.params.num_threads, user_api="blas"):  # several workers share the machine
+        rows = {scheme: predicted(world, row, scheme) for scheme in ("forward", LATE, "group", "random", PLAYED)}
     known = {
         scheme: found.drop("label").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
         for scheme, found in rows.items()
@@ -153,12 +153,12 @@ def scores_of(folder: Path, params: Path, cut: int, name: str) -> pl.DataFrame:
 
 def promises(rows: Mapping[str, pl.DataFrame], name: str) -> dict[str, dict[str, float]]:
     """What each validation says of a system, by metric, and what came; no rank correlation counts as 0."""
-    matched = rows["matched"]
+    matched = rows["forward"]
     parts = {
         "matched, one cut": matched.filter(pl.col("cut") == pl.col("cut").max()),
         "matched, mean of cuts": matched,
         "late slice, unmatched": rows[LATE],
-        "user folds": rows["user"],
+        "user folds": rows["group"],
         "random folds": rows["random"],
         CAME: rows[PLAYED],
     }
@@ -224,15 +224,15 @@ def of_blocks(*blocks: Any, **changes: Any) -> Change:
     """The fold whose stack sees no other block, with other parameters of its columns."""
 
     def change(data: FoldData) -> FoldData:
-        heads = tuple(head for head in data.params.columns.heads if head in blocks)
-        return changed(columns=replace(data.params.columns, blocks=blocks, heads=heads, **changes))(data)
+        heads = tuple(head for head in data.params.columns.oof_ridge if head in blocks)
+        return changed(columns=replace(data.params.columns, feature_blocks=blocks, oof_ridge=heads, **changes))(data)
 
     return change
 
 
 def with_trees(change: Change, **changes: Any) -> Change:
     """The fold, changed, with other trees."""
-    return lambda data: changed(trees=replace(data.params.trees, **changes))(change(data))
+    return lambda data: changed(lightgbm=replace(data.params.lightgbm, **changes))(change(data))
 
 
 def of_metadata(**changes: Any) -> Change:
@@ -242,12 +242,12 @@ def of_metadata(**changes: Any) -> Change:
 
 SYSTEMS: Mapping[str, Row] = {
     "stack": stack_row(changed()),
-    "stack, half life of a year": stack_row(changed(half_life_days=365.0)),
-    "stack, without level": stack_row(changed(level="none")),
+    "stack, half life of a year": stack_row(changed(sample_weight_half_life_days=365.0)),
+    "stack, without level": stack_row(changed(detrend="none")),
     "stack, linear": stack_row(changed(learners=("linear",))),
     "metadata": stack_row(metadata_alone),
-    "metadata, half life of 120 days": stack_row(of_metadata(half_life_days=120.0)),
-    "metadata, without level": stack_row(of_metadata(level="none")),
+    "metadata, half life of 120 days": stack_row(of_metadata(sample_weight_half_life_days=120.0)),
+    "metadata, without level": stack_row(of_metadata(detrend="none")),
     "metadata, no histories": stack_row(lambda data: without_histories(metadata_alone(data))),
     "metadata, users as categories": stack_row(of_blocks("metadata", uid_category=True)),
     "metadata, large trees": stack_row(with_trees(metadata_alone, num_leaves=127, min_data_in_leaf=5)),

@@ -1,7 +1,7 @@
 """A system is a function of one fold: ours, ours with a change, a competitor's. Benchmarks compare systems.
 
     project = Project.read(Path("../run"))
-    for data in project.folds(["matched"]):
+    for data in project.folds(["forward"]):
         predictions = system(data)                       # (m,), of data.fold.score in its row order
         labels = project.labels(data)                    # (m,), which no system is given
 
@@ -21,7 +21,7 @@ import polars as pl
 from tqdm import tqdm
 
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.contracts import CUT_SCHEMES, FOLDS, POSTS, read_table
+from popularity.core.contracts import FOLDS, POSTS, TIME_SCHEMES, read_table
 from popularity.core.errors import ContractError
 from popularity.core.metrics import score
 from popularity.evaluation.bootstrap import interval, resample
@@ -94,7 +94,7 @@ class Project:
         """The folds of the schemes, in the order of the stage `stack`, which is that of time for `matched`."""
         for key, rows in rows_of(self.splits, list(schemes)):  # rows: pid, role (fit or score)
             shown = rows.join(self.posts, on="pid", how="left", validate="1:1").sort("pid")
-            hidden = shown.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
+            hidden = shown.with_columns(label=pl.when(pl.col("role") == "train").then(pl.col("label")))
             fold = load_fold(key, rows, self.posts, self.features)
             yield FoldData(fold, hidden.select(self.posts.columns), self.blocks, self.params)
 
@@ -115,7 +115,7 @@ class Project:
         parts = []
         for data in tqdm(list(self.folds([scheme])), desc=scheme, unit="fold"):
             facts = self.scored(data).with_columns(
-                scheme=pl.lit(scheme), cut=pl.lit(data.fold.key.fold if scheme in CUT_SCHEMES else 0, pl.Int64)
+                scheme=pl.lit(scheme), cut=pl.lit(data.fold.key.fold if scheme in TIME_SCHEMES else 0, pl.Int64)
             )
             parts.append(facts.select(FACTS).with_columns(pl.Series(name, one(data)) for name, one in systems.items()))
         return pl.concat(parts)
@@ -248,9 +248,9 @@ def reshaped(project: Project, shape: str, split: SplitParams) -> Project:
     Its features are still those of the run: benchmarks.rows.with_splits makes them anew.
     """
     posts = SHAPES[shape](project.posts)
-    reported = project.splits.filter(scheme="report", role="score").select("pid")
+    reported = project.splits.filter(scheme="holdout", role="valid").select("pid")
     start = reported.join(project.posts, on="pid", how="left", validate="1:1")["posted_at"].min()
     train = posts.filter(split="train")
     later = train.filter(pl.col("posted_at") >= start).height
-    wanted = replace(split, report_share=later / train.height)
+    wanted = replace(split, holdout_fraction=later / train.height)
     return replace(project, posts=posts, splits=make_splits(posts, wanted)[0])

@@ -6,7 +6,7 @@ and scored rows compare.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
         --splits data/interim/splits.parquet --users data/interim/users.parquet --out data/features \
-        --report reports/histories.json
+        --report reports/target_statistics.json
 """
 
 import argparse

@@ -40,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = load_params("stack", StackParams, args.params, args.tuned)
     if args.all_schemes:
-        params = replace(params, schemes=("report", "matched", "user", "random"))
+        params = replace(params, schemes=("holdout", "forward", "group", "random"))
     inputs = {name: vars(args)[name] for name in fitted_on}
-    key = fingerprint(asdict(replace(params, text_shares=(0.0,))), *inputs.values())  # of fits, which are merged later
+    key = fingerprint(
+        asdict(replace(params, text_model_weights=(0.0,))), *inputs.values()
+    )  # of fits, which are merged later
     inputs |= {"told": args.told} if args.told else {}
     posts = read_table(args.posts, POSTS)
     blocks = read_blocks(args.image, args.text, args.prototype)
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             state=state,
             model_folder=models,
         )
-        predictions, part = merge(predictions, read_told(args.told), posts, params.text_shares)
+        predictions, part = merge(predictions, read_told(args.told), posts, params.text_model_weights)
         write_json(models / TEXT_FILE, part)
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)
         with atomic_path(out / "importance.csv") as partial:

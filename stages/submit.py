@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             out,
             params={"submit": asdict(config)},
             inputs={"posts": args.posts, "predictions": args.predictions},
-            metrics={"report": json.loads(args.metrics.read_text(encoding="utf-8"))["report"][MODEL]},
+            metrics={"holdout": json.loads(args.metrics.read_text(encoding="utf-8"))["holdout"][MODEL]},
         )
     written = (f"valid submission: {args.out / file.name}" for file in files)
     print("\n".join(written) or f"no submission: see {args.out}/NO_SUBMISSION.txt")

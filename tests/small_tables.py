@@ -48,13 +48,13 @@ def small_splits(posts: pl.DataFrame) -> pl.DataFrame:
     dropped = set(uids[:5])
     rows: list[tuple[str, int, str, str]] = []
     for position, (pid, uid) in enumerate(train.select("pid", "uid").iter_rows()):
-        role = "score" if position >= cut else "dropped" if uid in dropped else "fit"
-        rows.append(("report", 0, pid, role))
-        rows.append(("final", 0, pid, "fit"))
+        role = "valid" if position >= cut else "excluded" if uid in dropped else "train"
+        rows.append(("holdout", 0, pid, role))
+        rows.append(("refit", 0, pid, "train"))
         if position < cut:
             for fold in range(2):
-                rows.append(("user", fold, pid, "score" if uids.index(uid) % 2 == fold else "fit"))
-    rows += [("final", 0, pid, "score") for pid in posts.filter(pl.col("split") == "test")["pid"]]
+                rows.append(("group", fold, pid, "valid" if uids.index(uid) % 2 == fold else "train"))
+    rows += [("refit", 0, pid, "valid") for pid in posts.filter(pl.col("split") == "test")["pid"]]
     splits = pl.DataFrame(rows, schema={name: rule.dtype for name, rule in FOLDS.columns.items()}, orient="row")
     splits = splits.sort(FOLDS.key)
     check_table(splits, FOLDS)
@@ -64,7 +64,7 @@ def small_splits(posts: pl.DataFrame) -> pl.DataFrame:
 def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[int, ...] = (1, 2)) -> pl.DataFrame:
     """Label plus noise, less for better models; `constant` is 5. The stack has several seeds."""
     rng = np.random.default_rng(7)
-    scored = splits.filter(pl.col("role") == "score").join(posts.select("pid", "label"), on="pid")
+    scored = splits.filter(pl.col("role") == "valid").join(posts.select("pid", "label"), on="pid")
     truth = scored["label"].fill_null(6.0).to_numpy()
     frames = []
     for model in (*MODEL_NOISE, "constant"):
@@ -85,6 +85,6 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
 
 def with_matched(frame: pl.DataFrame) -> pl.DataFrame:
     """Splits or predictions that also have the rows of `user` under the name `matched`: its two folds are cuts."""
-    matched = frame.filter(scheme="user").with_columns(scheme=pl.lit("matched"))
+    matched = frame.filter(scheme="group").with_columns(scheme=pl.lit("forward"))
     contract = FOLDS if "role" in frame.columns else PREDICTIONS
     return pl.concat([frame, matched]).sort(contract.key)

@@ -44,11 +44,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir(parents=True)
     write_scores(tmp_path / "submissions/submission.csv", dict(zip(test, rng.normal(6, 1, len(test)), strict=True)))
     write_table(posts, tmp_path / "data/interim/posts.parquet", POSTS)
-    scored = small_splits(posts).filter(scheme="report", role="score").join(posts, on="pid").sort("pid")
+    scored = small_splits(posts).filter(scheme="holdout", role="valid").join(posts, on="pid").sort("pid")
     predictions = pl.concat(
         scored.select(
             "pid",
-            scheme=pl.lit("matched"),
+            scheme=pl.lit("forward"),
             fold=pl.lit(0, pl.Int32),
             seed=pl.lit(seed, pl.Int64),
             model=pl.lit("stack"),
@@ -150,7 +150,7 @@ def test_a_run_of_other_splits_is_refused(root: Path) -> None:
 
 def broken(root: Path, what: str) -> list[str]:
     file, (matched, _) = theirs(root), their_matched(root, 1.0)
-    target = matched if what.startswith("matched") else file
+    target = matched if what.startswith("forward") else file
     lines = target.read_text(encoding="utf-8").splitlines()
     if what.endswith("short"):
         lines = lines[:-1]
@@ -185,7 +185,7 @@ def test_a_broken_file_is_refused_and_leaves_nothing(root: Path, what: str, mess
 def test_matched_must_have_been_fitted(root: Path) -> None:
     matched, _ = their_matched(root, 1.0)
     file = root / "data/stack/predictions.parquet"
-    pl.read_parquet(file).with_columns(scheme=pl.lit("user")).write_parquet(file)
+    pl.read_parquet(file).with_columns(scheme=pl.lit("group")).write_parquet(file)
     with pytest.raises(DataError, match=r"no predictions of matched(.|\n)*--weight"):
         blend.main(["--add", str(theirs(root)), "--matched", str(matched), "--out", "out"])
 

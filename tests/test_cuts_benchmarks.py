@@ -33,7 +33,7 @@ def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
     interim = folder / "data/interim"
     write_table(made if posts is None else posts, interim / "posts.parquet", POSTS)
     write_table(random_images(made.sort("pid"), seed=0), interim / "images.parquet", IMAGES)
-    write_table(make_splits(made, replace(SPLIT, cuts=1))[0], interim / "splits.parquet", FOLDS)
+    write_table(make_splits(made, replace(SPLIT, n_origins=1))[0], interim / "splits.parquet", FOLDS)
     write_table(no_users(), interim / "users.parquet", USERS)
     write_blocks(blocks, folder / "data/embeddings")
     params = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(STACK)}
@@ -50,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def relabelled(folder: Path, scheme: str, fold: int, other: Path) -> Path:
     """A copy of the project in which the posts from the first that the fold scores on have other labels."""
     posts = read_table(folder / "data/interim/posts.parquet", POSTS)
-    rows = make_splits(posts, replace(SPLIT, cuts=3))[0].filter(scheme=scheme, fold=fold, role="score")
+    rows = make_splits(posts, replace(SPLIT, n_origins=3))[0].filter(scheme=scheme, fold=fold, role="valid")
     start = rows.join(posts, on="pid")["posted_at"].min()
     drawn = pl.Series(np.random.default_rng(0).uniform(1, 16, posts.height))
     later = (pl.col("posted_at") >= start) & (pl.col("split") == "train")
@@ -71,11 +71,11 @@ def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: p
     assert set(table["system"]) == {"ours", *SOME[1:]}
     assert table["cut"].unique(maintain_order=True).to_list() == ["0", "1", "mean"]
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
-    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
+    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="forward"), FEATURIZE)
     for system, change in (("ours", lambda data: data), ("metadata", rows.metadata_alone)):
         found = table.filter(system=system)
         each: dict[str, list[float]] = {"src": [], "mae": []}
-        for data in made.folds(["matched"]):
+        for data in made.folds(["forward"]):
             labels, predicted = made.labels(data), ours(change(data))
             each["src"].append(spearman(labels, predicted) or 0.0)
             each["mae"].append(mean_absolute_error(labels, predicted))
@@ -96,7 +96,7 @@ def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: p
 def test_ours_and_what_lacks_a_part_are_merged_with_the_text_model(project: Path, tmp_path: Path) -> None:
     params = json.loads((project / "params.yaml").read_text(encoding="utf-8"))
     params["text_model"]["epochs"] = 1
-    params["stack"]["text_shares"] = [0.25]
+    params["stack"]["text_model_weights"] = [0.25]
     (tmp_path / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     table = run_table(project, *SOME, "--params", str(tmp_path / "params.yaml"))
     assert set(table["system"]) == {"ours", *SOME[1:], "the text model", "- text model"}
@@ -110,7 +110,7 @@ def test_ours_and_what_lacks_a_part_are_merged_with_the_text_model(project: Path
         assert score["merged"][name] != score["alone"][name]
     made = pl.DataFrame(
         {
-            "pid": list("abc"), "scheme": "matched", "cut": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
+            "pid": list("abc"), "scheme": "forward", "cut": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
             "ours": [2.0, 4.0, 6.0], "- image": [0.0, 1.0, 5.0], "metadata": [7.0, 8.0, 9.0],
             "the text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
         }
@@ -134,20 +134,20 @@ def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
 
 
 def test_labels_of_report_reach_no_cut(project: Path, tmp_path: Path) -> None:
-    other = relabelled(project, "report", 0, tmp_path)
+    other = relabelled(project, "holdout", 0, tmp_path)
     assert run_table(other, *SOME).equals(run_table(project, *SOME))
 
 
 def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
-    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
-    data, *_ = made.folds(["matched"])
+    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="forward"), FEATURIZE)
+    data, *_ = made.folds(["forward"])
     fold = data.fold
     others = {
         "label": replace(data, fold=replace(fold, label=fold.label + 1)),
         "dates": replace(data, fold=replace(fold, scored_at=fold.scored_at + 1)),
         "feature": replace(data, fold=replace(fold, score=fold.score.with_columns(hour=pl.lit(1, pl.Int8)))),
-        "parameter": replace(data, params=replace(data.params, half_life_days=1.0)),
+        "parameter": replace(data, params=replace(data.params, sample_weight_half_life_days=1.0)),
     }
     kinds = {"ours": rows.stack_row(lambda data: data), "constant": rows.simple_row("constant")}
     keys = [row.inputs(one) for row in kinds.values() for one in (data, *others.values())]
@@ -162,23 +162,23 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
         "- image", "- text", "- prototype", "- heads", "- characters", "- recency",
     }  # fmt: skip
     params = replace(
-        STACK, seeds=2, level="residual", learners=("lightgbm", "linear"),
-        columns=replace(STACK.columns, signals=("words", "rhythm")),
+        STACK, n_seeds=2, detrend="linear", learners=("lightgbm", "linear"),
+        columns=replace(STACK.columns, feature_groups=("words", "rhythm")),
     )  # fmt: skip
     parts = rows.without_parts(params)
     assert set(parts) - set(rows.without_parts(STACK)) == {
-        "- signals: words", "- signals: rhythm", "- level", "- lightgbm", "- linear", "- further seeds",
+        "- feature_groups: words", "- feature_groups: rhythm", "- level", "- lightgbm", "- linear", "- further seeds",
     }  # fmt: skip
-    assert parts["- text"].columns.blocks == ("metadata", "image", "prototype")
-    assert parts["- text"].columns.heads == ("image", "characters", "prototype")
-    assert parts["- signals: words"].columns.signals == ("rhythm",)
+    assert parts["- text"].columns.feature_blocks == ("metadata", "image", "prototype")
+    assert parts["- text"].columns.oof_ridge == ("image", "characters", "prototype")
+    assert parts["- feature_groups: words"].columns.feature_groups == ("rhythm",)
     assert parts["- linear"].learners == ("lightgbm",)
 
 
 def test_a_fold_without_histories_keeps_all_else(project: Path) -> None:
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
-    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="matched"), FEATURIZE)
-    data, *_ = made.folds(["matched"])
+    made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="forward"), FEATURIZE)
+    data, *_ = made.folds(["forward"])
     fold = rows.without_histories(data).fold
     gone = set(data.fold.fit.columns) - set(fold.fit.columns)
     assert gone
@@ -239,10 +239,10 @@ def test_an_unknown_system_is_a_named_error(project: Path) -> None:
 
 def test_choices_are_different_stacks_whatever_params_say() -> None:
     found = rows.choices(STACK)
-    assert found[rows.PLAIN] == replace(STACK, half_life_days=365.0)
-    assert found["residual"] == replace(STACK, half_life_days=365.0, level="residual")
+    assert found[rows.PLAIN] == replace(STACK, sample_weight_half_life_days=365.0)
+    assert found["linear"] == replace(STACK, sample_weight_half_life_days=365.0, detrend="linear")
     assert len({str(params) for params in found.values()}) == len(found)
-    others = rows.choices(replace(STACK, level="residual", target="normal", learners=("linear",)))
+    others = rows.choices(replace(STACK, detrend="linear", target_transform="rank_gauss", learners=("linear",)))
     assert others == found
 
 
@@ -250,8 +250,8 @@ def test_rows_of_signals_name_their_groups() -> None:
     found = rows.signal_groups()
     assert found[rows.NO_SIGNALS] == ()
     assert found["only history"] == ("history",)
-    assert set(found["all signals"]) == set(rows.SIGNALS)
-    assert set(found["all signals but words"]) == set(rows.SIGNALS) - {"words"}
+    assert set(found["all feature_groups"]) == set(rows.SIGNALS)
+    assert set(found["all feature_groups but words"]) == set(rows.SIGNALS) - {"words"}
 
 
 def test_a_group_is_compared_with_another_row(project: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_group_is_compared_with_another_row(project: Path) -> None:
     assert table.filter(system="plain")["difference"].to_list() == [0.0, 0.0]
     assert all(value != 0 for value in table.filter(system="normal scores")["difference"])
     every = rows.groups_of_rows(STACK)
-    assert set(every) == {"parts", "baselines", "peers", "choices", "signals"}
+    assert set(every) == {"parts", "baselines", "peers", "choices", "feature_groups"}
     assert set(every["choices"]) == set(rows.choices(STACK))
 
 
@@ -294,7 +294,7 @@ def test_labels_of_a_cut_have_no_part_in_its_own_weights() -> None:
     draw = np.random.default_rng(0)
     label = draw.normal(6, 2, 300)
     networks = {"sharp": label + draw.normal(0, 0.5, 300), "noisy": label + draw.normal(0, 4, 300)}
-    found = pl.DataFrame({"scheme": "matched", "cut": np.repeat([0, 1, 2], 100), "label": label, **networks})
+    found = pl.DataFrame({"scheme": "forward", "cut": np.repeat([0, 1, 2], 100), "label": label, **networks})
     cut = found.filter(cut=1)
     weights = cuts._weights(found, cut, list(networks))
     assert weights[0] > 0.9
@@ -310,8 +310,8 @@ def test_no_cut_of_a_shape_scores_what_report_scores(shape: str, project: Path) 
     found = reshaped(run, shape, SPLIT)
     assert found.posts.equals(SHAPES[shape](run.posts))
     reported, matched, kept = (
-        own.splits.filter(scheme=scheme, role="score").select("pid").unique().join(run.posts, on="pid")
-        for own, scheme in ((run, "report"), (found, "matched"), (found, "report"))
+        own.splits.filter(scheme=scheme, role="valid").select("pid").unique().join(run.posts, on="pid")
+        for own, scheme in ((run, "holdout"), (found, "forward"), (found, "holdout"))
     )
     assert matched["posted_at"].max() < reported["posted_at"].min()  # type: ignore[operator]
     assert kept.height
@@ -335,8 +335,8 @@ def test_shapes_are_made_from_the_posts() -> None:
 def world(project: Path) -> tuple[Project, pl.DataFrame]:
     """The data set before the last of three cuts, and the rows of that cut."""
     run = Project.read(project)
-    made = make_splits(run.posts, replace(SPLIT, cuts=3))[0]
-    (*_, (_, last)) = rows_of(made, ["matched"])
+    made = make_splits(run.posts, replace(SPLIT, n_origins=3))[0]
+    (*_, (_, last)) = rows_of(made, ["forward"])
     return schemes.world_of(run, last, SPLIT, FEATURIZE), last
 
 
@@ -345,29 +345,29 @@ def test_a_cut_takes_the_place_of_the_test_part(project: Path, world: tuple[Proj
     truth = Project.read(project).posts
     posts = made.posts.join(last, on="pid", validate="1:1")
     assert posts.height == made.posts.height == last.height
-    assert (posts["split"] == "train").equals(posts["role"] == "fit")
-    assert posts["label"].is_null().equals(posts["role"] == "score")
-    labels = posts.filter(role="fit").join(truth, on="pid", suffix=" before")
+    assert (posts["split"] == "train").equals(posts["role"] == "train")
+    assert posts["label"].is_null().equals(posts["role"] == "valid")
+    labels = posts.filter(role="train").join(truth, on="pid", suffix=" before")
     assert labels["label"].equals(labels["label before"])
-    (final,) = made.folds(["final"])
-    assert set(final.fold.fit["pid"]) == set(last.filter(role="fit")["pid"])
-    assert set(final.fold.score["pid"]) == set(last.filter(role="score")["pid"])
-    start = posts.filter(role="score")["posted_at"].min()
-    shown = {"matched": 3, schemes.LATE: 1, "user": schemes.FOLDS, "random": schemes.FOLDS}
+    (final,) = made.folds(["refit"])
+    assert set(final.fold.fit["pid"]) == set(last.filter(role="train")["pid"])
+    assert set(final.fold.score["pid"]) == set(last.filter(role="valid")["pid"])
+    start = posts.filter(role="valid")["posted_at"].min()
+    shown = {"forward": 3, schemes.LATE: 1, "group": schemes.FOLDS, "random": schemes.FOLDS}
     for scheme, count in shown.items():
         folds = list(made.folds([scheme]))
         assert len(folds) == count
         for data in folds:
             pids = [*data.fold.fit["pid"], *data.fold.score["pid"]]
             assert posts.filter(pl.col("pid").is_in(pids))["posted_at"].max() < start  # type: ignore[operator]
-    used = {pid for data in made.folds(["user"]) for pid in data.fold.score["pid"]}
-    fitted = posts.filter(role="fit")
+    used = {pid for data in made.folds(["group"]) for pid in data.fold.score["pid"]}
+    fitted = posts.filter(role="train")
     assert used == set(fitted.filter(pl.col("posted_at") < pl.col("posted_at").max())["pid"])  # `report` takes the last
 
 
 def test_the_late_slice_keeps_every_user(world: tuple[Project, pl.DataFrame]) -> None:
     made, _ = world
-    *_, matched = made.folds(["matched"])
+    *_, matched = made.folds(["forward"])
     (late,) = made.folds([schemes.LATE])
     assert late.fold.score["pid"].equals(matched.fold.score["pid"])
     start = matched.posts.filter(pl.col("label").is_null())["posted_at"].min()
@@ -378,7 +378,7 @@ def test_the_late_slice_keeps_every_user(world: tuple[Project, pl.DataFrame]) ->
 
 def test_a_promise_is_made_of_labels_before_the_cut(project: Path, tmp_path: Path) -> None:
     """Other labels from the cut on: every scheme promises the same, and something else comes."""
-    other = relabelled(project, "matched", 1, tmp_path)
+    other = relabelled(project, "forward", 1, tmp_path)
     for name in ("metadata", "user_mean"):
         first, second = (schemes.scores_of(folder, folder / "params.yaml", 1, name) for folder in (project, other))
         assert first.drop("came").equals(second.drop("came"))
@@ -393,14 +393,14 @@ def test_promises_are_scores_of_their_scheme(world: tuple[Project, pl.DataFrame]
     def system(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return np.arange(data.fold.score.height, dtype=np.float64)
 
-    scored = {scheme: made.run({"one": system}, scheme) for scheme in ("matched", schemes.LATE, "user", "random")}
-    scored["final"] = scored["user"]
+    scored = {scheme: made.run({"one": system}, scheme) for scheme in ("forward", schemes.LATE, "group", "random")}
+    scored["refit"] = scored["group"]
     found = schemes.promises(scored, "one")
-    by_cut = scored["matched"].partition_by("cut", maintain_order=True)
+    by_cut = scored["forward"].partition_by("cut", maintain_order=True)
     each = [mean_absolute_error(part["label"].to_numpy(), part["one"].to_numpy()) for part in by_cut]
     assert found["matched, mean of cuts"]["mae"] == pytest.approx(np.mean(each))
     assert found["matched, one cut"]["mae"] == pytest.approx(each[-1])
-    pooled = mean_absolute_error(scored["user"]["label"].to_numpy(), scored["user"]["one"].to_numpy())
+    pooled = mean_absolute_error(scored["group"]["label"].to_numpy(), scored["group"]["one"].to_numpy())
     assert found["user folds"]["mae"] == pytest.approx(pooled)
     assert found["cuts and user folds"]["mae"] == pytest.approx((pooled + np.mean(each)) / 2)
 
@@ -455,5 +455,5 @@ def test_there_are_enough_varied_systems(project: Path) -> None:
     assert len(schemes.SYSTEMS) >= 12
     world = schemes.truncated(project, project / "params.yaml", 2)
     world = replace(world, params=load_params("stack", StackParams, REPOSITORY / "params.yaml"))
-    (data,) = world.folds(["final"])
+    (data,) = world.folds(["refit"])
     assert len({str(row.inputs(data)) for row in schemes.SYSTEMS.values()}) == len(schemes.SYSTEMS)

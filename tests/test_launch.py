@@ -1,4 +1,4 @@
-"""Real launches of a small module that tells who it is: topologies, their traps, exit codes and signals."""
+"""Real launches of a small module that tells who it is: topologies, their traps, exit codes and feature_groups."""
 
 from __future__ import annotations
 

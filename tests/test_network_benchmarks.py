@@ -41,7 +41,7 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_the_ladder_scores_every_model_and_step(ladder: tuple[Path, Path]) -> None:
     table = pl.read_csv(ladder[1])
-    assert set(table["rows"]) == {"report", "test truth"}
+    assert set(table["rows"]) == {"holdout", "test truth"}
     alone = table.filter(pl.col("minus").is_null())
     assert set(alone["model"]) == {*MODELS, demo_ladder.BEST}
     steps = table.filter(pl.col("minus").is_not_null())

@@ -69,7 +69,7 @@ def test_only_listed_values_change_and_comments_stay(place: Path, name: str) -> 
 
 def test_tiny_is_read_by_the_stages(place: Path) -> None:
     _switch(place, "tiny")
-    assert load_params("evaluate", EvaluateConfig, place / "params.yaml").bootstrap == 50
+    assert load_params("evaluate", EvaluateConfig, place / "params.yaml").n_resamples == 50
     assert read_yaml(place / "params.yaml")["demo"]["posts"] == 300
 
 

@@ -41,7 +41,7 @@ from benchmarks.systems import (
 )
 from benchmarks.tables import signed_interval, text_table, write_csv
 from benchmarks.tables import verdict as verdict_of
-from popularity.core.contracts import CUT_SCHEMES
+from popularity.core.contracts import TIME_SCHEMES
 from popularity.core.errors import ContractError, DataError
 from popularity.evaluation.conformal import calibrate
 from tests.encoders.tiny_encoders import save_bert, text_params
@@ -52,21 +52,23 @@ from tests.test_cuts_benchmarks import write_project
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
     posts, blocks = posts_with_signal(3, train=500, test=80)
-    return run_all(posts, blocks, tmp_path_factory.mktemp("run"), fitted=("matched",))
+    return run_all(posts, blocks, tmp_path_factory.mktemp("run"), fitted=("forward",))
 
 
 @pytest.fixture
 def project(small: Run, tmp_path: Path) -> Project:
-    return Project(small.posts, small.splits, small.features, small.blocks, replace(STACK, max_rounds=30), tmp_path)
+    return Project(
+        small.posts, small.splits, small.features, small.blocks, replace(STACK, num_boost_round=30), tmp_path
+    )
 
 
-def first_fold(project: Project, scheme: str = "matched") -> FoldData:
+def first_fold(project: Project, scheme: str = "forward") -> FoldData:
     return next(iter(project.folds([scheme])))
 
 
 def hidden_labels_moved(project: Project) -> Project:
     """Another project, the labels of all posts that the last cut of `matched` does not fit on drawn anew."""
-    *_, last = project.folds(["matched"])
+    *_, last = project.folds(["forward"])
     known = pl.col("pid").is_in(last.fold.fit["pid"].to_list())
     drawn = pl.Series(np.random.default_rng(0).uniform(1, 16, project.posts.height))
     return replace(project, posts=project.posts.with_columns(label=pl.when(known).then("label").otherwise(drawn)))
@@ -93,7 +95,7 @@ RECIPES = [
 
 
 def test_a_fold_holds_its_own_rows_and_no_label_of_a_scored_one(project: Project) -> None:
-    for data in project.folds(["matched", "user"]):
+    for data in project.folds(["forward", "group"]):
         fit, scored = (data.posts.filter(pl.col("label").is_not_null() == known) for known in (True, False))
         assert fit["pid"].to_list() == data.fold.fit["pid"].to_list()
         assert scored["pid"].to_list() == data.fold.score["pid"].to_list()
@@ -104,8 +106,8 @@ def test_a_fold_holds_its_own_rows_and_no_label_of_a_scored_one(project: Project
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_predicts_without_labels_of_scored_posts(project: Project, name: str) -> None:
-    *_, data = project.folds(["matched"])
-    *_, other = hidden_labels_moved(project).folds(["matched"])
+    *_, data = project.folds(["forward"])
+    *_, other = hidden_labels_moved(project).folds(["forward"])
     first = quick(name)(data)
     assert first.shape == (data.fold.score.height,)
     assert np.ptp(first) > 0
@@ -114,8 +116,8 @@ def test_a_recipe_predicts_without_labels_of_scored_posts(project: Project, name
 
 def test_the_text_model_learns_and_knows_no_label_of_scored_posts(project: Project, tmp_path: Path) -> None:
     model = tiny_text_model(tmp_path / "bert")
-    *_, data = project.folds(["matched"])
-    *_, other = hidden_labels_moved(project).folds(["matched"])
+    *_, data = project.folds(["forward"])
+    *_, other = hidden_labels_moved(project).folds(["forward"])
     predicted = model(data)
     assert predicted.tolist() == model(other).tolist()
     assert np.corrcoef(predicted, project.labels(data))[0, 1] > 0.2
@@ -138,8 +140,8 @@ def test_numbers_are_standardised_by_the_fit_rows_alone() -> None:
 
 
 def test_ours_is_the_stage(small: Run, project: Project) -> None:
-    rows = replace(project, params=STACK).run({"ours": ours}, "matched")
-    stage = small.predictions.filter(scheme="matched", model="stack").select("pid", "fold", "prediction")
+    rows = replace(project, params=STACK).run({"ours": ours}, "forward")
+    stage = small.predictions.filter(scheme="forward", model="stack").select("pid", "fold", "prediction")
     both = rows.join(stage, left_on=["pid", "cut"], right_on=["pid", pl.col("fold").cast(pl.Int64)], validate="1:1")
     assert len(both) == len(rows)
     assert both["ours"].to_list() == pytest.approx(both["prediction"].to_list())
@@ -151,14 +153,14 @@ def test_compare_scores_cuts_by_themselves(project: Project) -> None:
     def shifted(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return project.labels(data) + 10 * data.fold.key.fold
 
-    table = compare(project.run({"ours": ours, "shifted": shifted}, "matched"), "ours", resamples=50)
+    table = compare(project.run({"ours": ours, "shifted": shifted}, "forward"), "ours", resamples=50)
     found = {(row["metric"], row["system"]): row for row in table.iter_rows(named=True)}
     assert found["src", "shifted"]["score"] == pytest.approx(1.0)
     cuts = found["src", "shifted"]["cuts"]
     assert found["mae", "shifted"]["score"] == pytest.approx(10 * np.mean(range(cuts)))
     assert found["src", "ours"]["difference"] == found["src", "ours"]["low"] == 0
     assert found["src", "shifted"]["low"] > 0
-    assert "matched" in CUT_SCHEMES
+    assert "forward" in TIME_SCHEMES
 
 
 def test_leaked_labels_look_good_and_bring_nothing(project: Project) -> None:
@@ -199,7 +201,7 @@ def test_a_practice_knows_no_label_of_the_pseudo_test(project: Project) -> None:
 
 
 def test_one_cut_is_too_few_for_leaks(project: Project) -> None:
-    single = project.splits.filter((pl.col("scheme") != "matched") | (pl.col("fold") == 0))
+    single = project.splits.filter((pl.col("scheme") != "forward") | (pl.col("fold") == 0))
     with pytest.raises(DataError, match=r"split\.cuts"):
         list(cases(replace(project, splits=single)))
 

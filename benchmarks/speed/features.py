@@ -35,7 +35,7 @@ def scaled(posts: int, user_file: str, side: int = 96) -> DemoParams:
         "users": max(10, round(posts * USERS / SMPD_POSTS)),
         "subcategories": CLASSES,
         "image_size": side,
-        "test_share": TEST_POSTS / SMPD_POSTS,
+        "test_fraction": TEST_POSTS / SMPD_POSTS,
         "user_file": user_file,
         "trend": 2.3,
     }
@@ -67,7 +67,7 @@ def part_features(root: Path) -> None:
     table = posts.lazy().select("pid")
     for made in (user_features, class_features, tag_features):
         table = table.join(made(posts.lazy()), on="pid", how="left", validate="1:1")
-    role = pl.when(pl.col("split") == "train").then(pl.lit("fit")).otherwise(pl.lit("score"))
+    role = pl.when(pl.col("split") == "train").then(pl.lit("train")).otherwise(pl.lit("valid"))
     rows = posts.select("pid", "posted_at", "label", *KEYS, role=role)
     statistics = compute_target_statistics(rows, KEYS, PRIOR, timedelta(days=1))
     table.collect().join(statistics, on="pid", how="left", validate="1:1").sort("pid").write_parquet(root / OURS)

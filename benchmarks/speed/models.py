@@ -42,7 +42,7 @@ from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.sample import Sample, recency_weights
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
-from popularity.validation.inner_cv import inner_cuts
+from popularity.validation.inner_cv import inner_splits
 
 SHARD, SIDE, JPEG_QUALITY = "train_images.tar", 500, 90  # SIDE: pixels of the longer side; the shorter has 3/4
 ROUNDS = 30  # of the stack
@@ -149,20 +149,20 @@ def part_stack_features(root: Path) -> None:
     posts, splits = read_table(root / "posts.parquet", POSTS), read_table(root / "splits.parquet", FOLDS)
     fixed = {"shard": "", "offset": 0, "bytes": 0, "width": None, "height": None, "mode": None, "status": "missing"}
     images = posts.select("pid", **{name: pl.lit(fixed[name], IMAGES.columns[name].dtype) for name in fixed})
-    last = splits.filter(scheme="matched").filter(pl.col("fold") == pl.col("fold").max())
-    params = replace(load_params("featurize", FeaturizeParams, PARAMS), text_components=0)
+    last = splits.filter(scheme="forward").filter(pl.col("fold") == pl.col("fold").max())
+    params = replace(load_params("featurize", FeaturizeParams, PARAMS), n_text_components=0)
     (root / "features").mkdir()
-    featurize(posts, images, pl.concat([last, splits.filter(scheme="final")]), params, root / "features")
+    featurize(posts, images, pl.concat([last, splits.filter(scheme="refit")]), params, root / "features")
 
 
 def refit(root: Path) -> tuple[Fold, Blocks, StackParams]:
     """The fold of the refit, no vectors, and the section stack without all that reads vectors."""
     params = load_params("stack", StackParams, PARAMS)
-    columns = replace(params.columns, blocks=("metadata",), heads=(), signals=())
+    columns = replace(params.columns, feature_blocks=("metadata",), oof_ridge=(), feature_groups=())
     threads = os.cpu_count() or 1
-    params = replace(params, columns=columns, max_rounds=ROUNDS, threads=threads, learners=("lightgbm",))
+    params = replace(params, columns=columns, num_boost_round=ROUNDS, num_threads=threads, learners=("lightgbm",))
     posts, splits = read_table(root / "posts.parquet", POSTS), read_table(root / "splits.parquet", FOLDS)
-    ((key, rows),) = rows_of(splits, ["final"])
+    ((key, rows),) = rows_of(splits, ["refit"])
     return load_fold(key, rows, posts, root / "features"), Blocks({}, pl.DataFrame(schema={"pid": pl.String})), params
 
 
@@ -181,8 +181,8 @@ def part_lightgbm(root: Path) -> dict[str, Any]:
     data, blocks, params = refit(root)
     encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, params.columns)
     scored = encoder.apply(data.score, blocks)
-    sample = Sample(matrix, data.label, recency_weights(data.posted_at, params.half_life_days))
-    cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
+    sample = Sample(matrix, data.label, recency_weights(data.posted_at, params.sample_weight_half_life_days))
+    cuts = inner_splits(data.posted_at, params.inner_cv)
     clock = Clock()
     options = learner.lightgbm_params(params, params.seed)
     lgb.cv(options, learner.dataset(sample, options), num_boost_round=ROUNDS, folds=cuts)

@@ -36,7 +36,7 @@ from popularity.encoders.text import EmbedTextParams
 from popularity.network.accelerator import make_accelerator
 from popularity.network.dataset import PostVectors, draw_folds, to_device
 from popularity.network.heads import loss_terms
-from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import CLASS_LEVEL, LevelName, TrainParams
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 from popularity.training.batches import TrainingPosts
@@ -118,7 +118,7 @@ class Content:
             self.vectors.prototypes.without_folds(CLASS_LEVEL, kind, self.vectors.fold, folds, read)
             for kind, read in (("visual", self.vectors.images), ("text", self.vectors.texts))
         )
-        level = Level(visual, text, torch.full((len(visual),), -1), *map(torch.from_numpy, of_folds))
+        level = TaxonomyLevel(visual, text, torch.full((len(visual),), -1), *map(torch.from_numpy, of_folds))
         names = tower.tokenize([f"class {WORDS[number]}" for number in range(len(visual))], max_tokens=16)
         torch.manual_seed(0)
         return PrototypeNetwork(params.network, {CLASS_LEVEL: level}, tower, names)

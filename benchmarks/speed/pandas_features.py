@@ -22,7 +22,7 @@ def write(posts_file: Path, out: Path, prior: float) -> None:
     """Reads the table of posts and writes that of the features, sorted by pid."""
     read = pl.read_parquet(posts_file, columns=COLUMNS)  # pyarrow, which pandas reads parquet with, is not required
     posts = pd.DataFrame({name: read[name].to_numpy() for name in COLUMNS}).sort_values("pid", ignore_index=True)
-    posts["role"] = np.where(posts["split"] == "train", "fit", "score")
+    posts["role"] = np.where(posts["split"] == "train", "train", "valid")
     table = posts[["pid"]]
     for part in (user_counts(posts), class_counts(posts), tag_counts(posts), target_statistics(posts, prior)):
         table = table.merge(part, on="pid", how="left", validate="1:1")
@@ -83,12 +83,12 @@ def tag_counts(posts: Frame) -> Frame:
 
 def target_statistics(posts: Frame, prior: float) -> Frame:
     """From labels of the training part, as old for each row as those of the test part are."""
-    fit, score = (posts.loc[posts["role"] == role, "posted_at"] for role in ("fit", "score"))
+    fit, score = (posts.loc[posts["role"] == role, "posted_at"] for role in ("train", "valid"))
     later = score[score > fit.max()]
     start, length = later.min(), max(later.max() - later.min(), pd.Timedelta(days=1))
     blocks = np.ceil((start - posts["posted_at"]) / length).clip(lower=0)
     rows = posts.assign(as_of=(start - blocks * length).where(posts["posted_at"] <= fit.max(), start))
-    labelled = rows[(rows["role"] == "fit") & rows["label"].notna()].sort_values(["posted_at", "pid"])
+    labelled = rows[(rows["role"] == "train") & rows["label"].notna()].sort_values(["posted_at", "pid"])
     overall = pd.DataFrame({"at": labelled["posted_at"], "total": labelled["label"].cumsum()})
     overall["count"] = np.arange(1, len(labelled) + 1)
     table = rows[["pid"]]

@@ -33,7 +33,7 @@ from popularity.submission.write import SubmitConfig, write_files
 from popularity.target.rank_gauss import Target
 from popularity.validation.inner_cv import Array
 
-MODEL, SCHEME = "stack", "matched"
+MODEL, SCHEME = "stack", "forward"
 OURS, THEIRS = "ours", "theirs"
 FACTS = ("fold", "pid", "label")
 SUBMISSION, PREDICTED = Path("submissions/submission.csv"), Path("data/stack/predictions.parquet")
@@ -134,7 +134,7 @@ def with_theirs(rows: pl.DataFrame, file: Path) -> pl.DataFrame:
 def fitted(rows: pl.DataFrame) -> Blend:
     """The blend of all columns of `rows` with the least mean absolute error."""
     each = rows.drop(FACTS).to_numpy().T
-    return Blend.fit(each, rows["label"].to_numpy(), Target("raw", None), centred=False)
+    return Blend.fit(each, rows["label"].to_numpy(), Target("none", None), centred=False)
 
 
 def told(rows: pl.DataFrame, blend: Blend) -> str:

@@ -92,7 +92,7 @@ def _check_choices(file: Path) -> None:
     tune, stack = load_params("tune", TuneParams, file), load_params("stack", StackParams, file)
     candidates = candidates_of(load_params("select", SelectParams, file), stack)
     for start in [candidate.stack for candidate in candidates] or [stack]:
-        if tune.trials:
+        if tune.n_trials:
             Space.parse("tune.space", tune.space, "stack", start)
 
 

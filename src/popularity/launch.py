@@ -20,7 +20,7 @@ is not started again.
 A single process is run in place of this one, with all threads of the machine: accelerate would do no more for it, and
 set OMP_NUM_THREADS to 1. Several are started by `accelerate launch` with that file, never with the user's own
 settings. They are told how many they must be (POPULARITY_PROCESSES), because accelerate runs some settings as one
-process without a word: see `popularity.encoders.sharding.start_processes`. Exit codes and signals are passed on.
+process without a word: see `popularity.encoders.sharding.start_processes`. Exit codes and feature_groups are passed on.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def flag(value: Any) -> bool | None:
     return {"0": False, "1": True, "false": False, "true": True}.get((present(value) or "").lower())
 
 
-def class_path(*names: str) -> str:
+def class_name_format(*names: str) -> str:
     return "/".join(name.replace("\\", "\\\\").replace("/", "\\/") for name in names)
 
 
@@ -131,9 +131,9 @@ def expected(files: Files, split: str) -> list[dict[str, Any]]:
                 "uid": as_text(category["Uid"]),
                 "source_index": row,
                 "label": float(labels[row].strip(WHITE)) if labels else None,
-                "category": class_path(*names[:1]),
-                "subcategory": class_path(*names[:2]),
-                "concept": class_path(*names),
+                "category": class_name_format(*names[:1]),
+                "subcategory": class_name_format(*names[:2]),
+                "concept": class_name_format(*names),
                 "title": clean(text.get("Title")),
                 "tags": clean(text.get("Alltags")),
                 "media_type": clean(text.get("Mediatype")),

@@ -81,7 +81,7 @@ def test_a_folder_is_packed(tmp_path: Path, folder: Path) -> None:
     assert sum(entry["members"] for entry in manifest["shards"]) == 60
     posts = ingest(root).posts
     assert posts.equals(ingest(folder).posts)
-    images, _ = index_images(posts, root, IndexImagesParams(max_bad_share=0.0, max_pixels=1000))
+    images, _ = index_images(posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
     reader = PictureReader(root)
     for row in images.join(posts, on="pid").iter_rows(named=True):
         assert reader.read(row["shard"], row["offset"], row["bytes"]) == (folder / row["image_path"]).read_bytes()
@@ -117,7 +117,7 @@ def test_shards_of_an_earlier_state_go(tmp_path: Path, folder: Path) -> None:
     prepare(folder, tmp_path / "raw", 10 * SHARD_BYTES)
     assert len(list(root.glob("*.tar"))) == 2 < many
     assert len(json.loads((root / "manifest.json").read_text())["shards"]) == 2
-    _, report = index_images(ingest(root).posts, root, IndexImagesParams(max_bad_share=0.0, max_pixels=1000))
+    _, report = index_images(ingest(root).posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
     assert report["ignored_members"]["duplicate"]["count"] == 0
 
 
@@ -209,7 +209,7 @@ def test_missing_and_empty_pictures_are_counted(
     assert "pictures: 54 of 60 are there\n" in printed
     assert f"  5 missing: {paths[0]}, {paths[1]}, {paths[-3]}, ...\n" in printed
     assert f"  1 empty: {paths[2]}\n" in printed
-    assert "index_images.max_bad_share" in printed
+    assert "index_images.max_bad_fraction" in printed
 
 
 def test_a_shard_that_was_cut_off_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_scaled_data_set_has_the_parts_of_smpd(tmp_path: Path) -> None:
     assert not list((tmp_path / "scaled" / "data").glob("*.tar"))
     params = scaled(SMPD_POSTS, "A")
     assert params.users == USERS
-    assert round(params.posts * params.test_share) == TEST_POSTS
+    assert round(params.posts * params.test_fraction) == TEST_POSTS
 
 
 def test_further_classes_have_names_and_words_of_their_own() -> None:

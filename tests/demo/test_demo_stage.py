@@ -14,7 +14,7 @@ from tests.conftest import Dataset
 from tests.repository import stage_flags
 
 TINY = (
-    "demo: {seed: 20, posts: 300, users: 80, subcategories: 8, image_size: 32, test_share: 0.3, user_file: A, "
+    "demo: {seed: 20, posts: 300, users: 80, subcategories: 8, image_size: 32, test_fraction: 0.3, user_file: A, "
     "trend: 2.3}\n"
 )
 
@@ -44,7 +44,7 @@ def test_stage_replaces_both_folders_and_records_its_cost(tmp_path: Path, tiny_d
         (("subcategories: 8", "subcategories: 99"), "demo.subcategories: .*77"),
         (("user_file: A", "user_file: C"), "demo.user_file: .*'A' or 'B'"),
         (("seed: 20", "sead: 20"), "demo.sead: unknown key; allowed here: seed, posts"),
-        (("test_share: 0.3", "test_share: 0.9"), "demo.test_share"),
+        (("test_fraction: 0.3", "test_fraction: 0.9"), "demo.test_fraction"),
     ],
 )
 def test_bad_parameters_stop_before_anything_is_written(tmp_path: Path, change: tuple[str, str], message: str) -> None:

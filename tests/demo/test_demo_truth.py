@@ -114,13 +114,13 @@ def test_some_texts_contradict_the_picture(tiny_dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("posts", [300, 3000])
-@pytest.mark.parametrize("test_share", [0.1, 0.3, 0.5])
-def test_unseen_share_lands_for_other_sizes(posts: int, test_share: float) -> None:
-    params = DemoParams(1, posts, posts // 5, 33, 32, test_share, "A", 2.3)
+@pytest.mark.parametrize("test_fraction", [0.1, 0.3, 0.5])
+def test_unseen_share_lands_for_other_sizes(posts: int, test_fraction: float) -> None:
+    params = DemoParams(1, posts, posts // 5, 33, 32, test_fraction, "A", 2.3)
     shares = np.array([place.share for place in choose_classes(33)])
     users = draw_users(params, shares, np.random.default_rng(1))
     assert users.train_posts.sum() + users.test_posts.sum() == posts
-    assert users.test_posts.sum() == round(posts * test_share)
+    assert users.test_posts.sum() == round(posts * test_fraction)
     unseen = users.test_posts[users.train_posts == 0].sum() / users.test_posts.sum()
     assert unseen == pytest.approx(0.64, abs=0.05)
 

@@ -47,24 +47,24 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     evaluate.main(_arguments(tmp_path))
     reports = tmp_path / "reports"
     metrics = json.loads((reports / "metrics.json").read_text())
-    assert list(metrics) == ["report", "user"]
-    assert set(metrics["report"]) == {"stack", "metadata", "user_mean", "constant"}
-    assert set(metrics["report"]["stack"]) == {"src", "mae", "mape", "bias"}
-    assert metrics["report"]["constant"]["src"] is None
-    assert metrics["report"]["stack"]["src"] > metrics["report"]["user_mean"]["src"]
+    assert list(metrics) == ["holdout", "group"]
+    assert set(metrics["holdout"]) == {"stack", "metadata", "user_mean", "constant"}
+    assert set(metrics["holdout"]["stack"]) == {"src", "mae", "mape", "bias"}
+    assert metrics["holdout"]["constant"]["src"] is None
+    assert metrics["holdout"]["stack"]["src"] > metrics["holdout"]["user_mean"]["src"]
     scores = pl.read_csv(reports / "scores.csv")
-    assert scores["scheme"][0] == "report"
-    assert set(scores.filter(pl.col("scheme") == "report")["used_in_selection"]) == {"no"}
-    assert set(scores.filter(pl.col("scheme") == "user")["used_in_selection"]) == {"yes"}
+    assert scores["scheme"][0] == "holdout"
+    assert set(scores.filter(pl.col("scheme") == "holdout")["used_in_selection"]) == {"no"}
+    assert set(scores.filter(pl.col("scheme") == "group")["used_in_selection"]) == {"yes"}
     assert set(pl.read_csv(reports / "scores_by_group.csv")["grouping"]) == {"user", "category", "subcategory", "month"}
     assert json.loads((reports / "resources/evaluate.json").read_text())["stage"] == "evaluate"
     calibration = json.loads((reports / "calibration.json").read_text())
-    assert calibration == {"scheme": "matched", "posts": 0, "quantiles": {"0.5": None, "0.8": None, "0.9": None}}
+    assert calibration == {"scheme": "forward", "posts": 0, "quantiles": {"0.5": None, "0.8": None, "0.9": None}}
     coverage = pl.read_csv(reports / "coverage.csv")
     assert coverage["coverage"].null_count() == coverage.height == 9
     lines = capsys.readouterr().out.splitlines()
     assert "used in selection" in lines[1]
-    assert lines[3].split()[:5] == ["report", "no", "stack", "30", str(scores["users"][0])]
+    assert lines[3].split()[:5] == ["holdout", "no", "stack", "30", str(scores["users"][0])]
     assert any(line.startswith("stack - metadata") for line in lines)
     assert any("shift" in line for line in lines)
     assert any(line.startswith("No intervals: 'matched' is not among stack.schemes") for line in lines)
@@ -78,14 +78,14 @@ def test_each_cut_of_matched_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
         write_table(with_matched(read_table(path, contract)), path, contract)
     evaluate.main(arguments)
     scores = pl.read_csv(tmp_path / "reports/scores.csv", schema_overrides=SCORES)
-    by_cut = scores.filter(scheme="matched", model="stack", metric="mae").filter(pl.col("minus").is_null())
+    by_cut = scores.filter(scheme="forward", model="stack", metric="mae").filter(pl.col("minus").is_null())
     assert by_cut["cut"].to_list() == [None, 0, 1]
     metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
-    assert metrics["matched"]["stack"]["mae"] == by_cut["value"][0]
+    assert metrics["forward"]["stack"]["mae"] == by_cut["value"][0]
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.split()[:2] == ["matched", "yes"] for line in lines) == 4  # one a model: the means
-    assert sum(line.split()[:3] == ["matched", cut, "stack"] for line in lines for cut in "01") == 2
-    assert sum(line.split()[:2] == ["matched", "1"] for line in lines) == 5  # four models, and the level
+    assert sum(line.split()[:2] == ["forward", "yes"] for line in lines) == 4  # one a model: the means
+    assert sum(line.split()[:3] == ["forward", cut, "stack"] for line in lines for cut in "01") == 2
+    assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 5  # four models, and the level
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_missing_prediction_leaves_the_reports_as_they_were(tmp_path: Path) ->
     evaluate.main(arguments)
     before = _contents(tmp_path / "reports")
     predictions = pl.read_parquet(tmp_path / PREDICTED)
-    write_table(predictions.filter(pl.col("scheme") != "user").head(-1), tmp_path / PREDICTED, PREDICTIONS)
+    write_table(predictions.filter(pl.col("scheme") != "group").head(-1), tmp_path / PREDICTED, PREDICTIONS)
     with pytest.raises(ContractError, match="1 missing"):
         evaluate.main(arguments)
     assert _contents(tmp_path / "reports") == before

@@ -17,7 +17,7 @@ from popularity.evaluation.scores import EvaluateConfig, Scored, collect
 from popularity.evaluation.tables import evaluate
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
-CONFIG = EvaluateConfig(seed=0, bootstrap=60, confidence=0.9)
+CONFIG = EvaluateConfig(seed=0, n_resamples=60, confidence_level=0.9)
 POSTS = small_posts()
 
 
@@ -39,7 +39,7 @@ def test_quantiles_are_the_kth_of_the_normalised_errors() -> None:
     labels, predictions, scale = rng.normal(size=57), rng.normal(size=57), rng.uniform(0.5, 2, 57)
     calibration = calibrate(labels, predictions, scale, LEVELS)
     ordered = sorted(abs(labels[i] - predictions[i]) / scale[i] for i in range(57))
-    assert (calibration.scheme, calibration.posts) == ("matched", 57)
+    assert (calibration.scheme, calibration.posts) == ("forward", 57)
     assert calibration.quantiles == {level: ordered[math.ceil(58 * level) - 1] for level in (0.5, 0.8, 0.9)}
 
 
@@ -74,14 +74,14 @@ def test_coverage_is_what_is_stated_for_posts_from_the_same_source() -> None:
 def test_matched_calibrates_with_the_mean_over_seeds() -> None:
     splits, predictions = with_scale()
     rows = (
-        predictions.filter(scheme="matched", model="stack")
+        predictions.filter(scheme="forward", model="stack")
         .group_by("pid")
         .agg(pl.mean("prediction"), pl.first("scale"))
     )
     truth = rows.join(POSTS, on="pid")
     expected = calibrate(truth["label"].to_numpy(), truth["prediction"].to_numpy(), truth["scale"].to_numpy())
     found = calibrate_on(collect(POSTS, splits, predictions))
-    assert found.posts == expected.posts == splits.filter(scheme="matched", role="score").height
+    assert found.posts == expected.posts == splits.filter(scheme="forward", role="valid").height
     assert found.quantiles == pytest.approx(expected.quantiles)
 
 
@@ -95,7 +95,7 @@ def test_coverage_against_a_slow_reference() -> None:
             assert quantile is not None
             found = table.filter(group=group, level=level).row(0, named=True)
             inside = [abs(row["label"] - row["prediction:stack"]) <= quantile * row["scale"] for row in rows]
-            assert found["scheme"] == "report"
+            assert found["scheme"] == "holdout"
             assert (found["posts"], found["users"]) == (len(rows), len({row["uid"] for row in rows}))
             assert found["coverage"] == pytest.approx(sum(inside) / len(inside), abs=1e-6)
             assert found["width"] == pytest.approx(
@@ -109,9 +109,9 @@ def test_coverage_against_a_slow_reference() -> None:
 
 def test_infinite_intervals_are_null_and_said_to_be_infinite() -> None:
     splits, predictions = with_scale()
-    kept = splits.filter(scheme="matched", role="score")["pid"].sort().head(5)
-    gone = (pl.col("scheme") == "matched") & ~pl.col("pid").is_in(kept.to_list())
-    few = splits.with_columns(role=pl.when(gone & (pl.col("role") == "score")).then(pl.lit("fit")).otherwise("role"))
+    kept = splits.filter(scheme="forward", role="valid")["pid"].sort().head(5)
+    gone = (pl.col("scheme") == "forward") & ~pl.col("pid").is_in(kept.to_list())
+    few = splits.with_columns(role=pl.when(gone & (pl.col("role") == "valid")).then(pl.lit("train")).otherwise("role"))
     importance = pl.DataFrame({"block": ["metadata"], "feature": ["hour"], "gain": [1.0]})
     result = evaluate(POSTS, few, predictions.filter(~gone), importance, CONFIG)
     assert result.calibration.posts == 5
@@ -136,15 +136,15 @@ def test_one_user_has_a_coverage_without_bounds() -> None:
 def test_a_prediction_without_a_scale_is_an_error() -> None:
     splits, predictions = with_scale()
     for bad in (None, 0.0):
-        hit = (pl.col("scheme") == "matched") & (pl.col("pid") == predictions.filter(scheme="matched")["pid"][0])
+        hit = (pl.col("scheme") == "forward") & (pl.col("pid") == predictions.filter(scheme="forward")["pid"][0])
         holed = predictions.with_columns(scale=pl.when(hit).then(pl.lit(bad)).otherwise("scale"))
         with pytest.raises(ContractError, match=r"scale above 0 .* 1 have none, .* `dvc repro stack`"):
             calibrate_on(collect(POSTS, splits, holed))
 
 
 def test_written_and_read(tmp_path: Path) -> None:
-    calibration = Calibration("matched", 12, {0.5: 1.0 / 3, 0.8: 2.5, 0.95: None})
+    calibration = Calibration("forward", 12, {0.5: 1.0 / 3, 0.8: 2.5, 0.95: None})
     calibration.write(tmp_path / "calibration.json")
     stored = json.loads((tmp_path / "calibration.json").read_text())
-    assert stored == {"scheme": "matched", "posts": 12, "quantiles": {"0.5": 1 / 3, "0.8": 2.5, "0.95": None}}
+    assert stored == {"scheme": "forward", "posts": 12, "quantiles": {"0.5": 1 / 3, "0.8": 2.5, "0.95": None}}
     assert Calibration.read(tmp_path / "calibration.json") == calibration

@@ -8,7 +8,7 @@ from popularity.core.errors import ContractError
 from popularity.evaluation.scores import EvaluateConfig, collect, score_groups, score_overall
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
-CONFIG = EvaluateConfig(seed=0, bootstrap=60, confidence=0.9)
+CONFIG = EvaluateConfig(seed=0, n_resamples=60, confidence_level=0.9)
 POSTS = small_posts()
 SPLITS = small_splits(POSTS)
 PREDICTIONS = small_predictions(POSTS, SPLITS)
@@ -23,47 +23,47 @@ def _value(table: pl.DataFrame, **wanted: str | None) -> float:
 
 
 def test_report_is_first_and_final_is_not_scored() -> None:
-    assert [one.scheme for one in collect(POSTS, SPLITS, PREDICTIONS)] == ["report", "user"]
+    assert [one.scheme for one in collect(POSTS, SPLITS, PREDICTIONS)] == ["holdout", "group"]
 
 
 def test_seeds_are_averaged_before_scoring() -> None:
     scores = score_overall(collect(POSTS, SPLITS, PREDICTIONS), CONFIG)
     rows = (
-        PREDICTIONS.filter((pl.col("scheme") == "report") & (pl.col("model") == "stack"))
+        PREDICTIONS.filter((pl.col("scheme") == "holdout") & (pl.col("model") == "stack"))
         .group_by("pid")
         .agg(pl.mean("prediction"))
         .join(POSTS, on="pid")
     )
     expected = spearmanr(rows["label"], rows["prediction"]).statistic
-    found = _value(scores, scheme="report", model="stack", minus=None, metric="src")
+    found = _value(scores, scheme="holdout", model="stack", minus=None, metric="src")
     assert found == pytest.approx(expected, abs=1e-6)
     mae = (rows["label"] - rows["prediction"]).abs().mean()
-    assert _value(scores, scheme="report", model="stack", minus=None, metric="mae") == pytest.approx(mae, abs=1e-6)
+    assert _value(scores, scheme="holdout", model="stack", minus=None, metric="mae") == pytest.approx(mae, abs=1e-6)
 
 
 def test_scores_of_matched_are_means_over_its_cuts() -> None:
     """Each cut is told too, as if it were a scheme of its own; folds of `user` are parts of one score."""
     scored = collect(POSTS, with_matched(SPLITS), with_matched(PREDICTIONS))
     scores = score_overall(scored, CONFIG).filter(pl.col("minus").is_null())
-    assert set(scores.filter(pl.col("cut").is_not_null())["scheme"]) == {"matched"}
-    (matched,) = (one.rows for one in scored if one.scheme == "matched")
+    assert set(scores.filter(pl.col("cut").is_not_null())["scheme"]) == {"forward"}
+    (matched,) = (one.rows for one in scored if one.scheme == "forward")
     for metric in ("src", "mae"):
         each = []
         for cut in (0, 1):
             rows = matched.filter(cut=cut)
             labels, predictions = rows["label"], rows["prediction:stack"]
             expected = {"mae": (predictions - labels).abs().mean(), "src": spearmanr(labels, predictions).statistic}
-            row = scores.filter(scheme="matched", cut=cut, model="stack", metric=metric)
+            row = scores.filter(scheme="forward", cut=cut, model="stack", metric=metric)
             assert row["value"].item() == pytest.approx(expected[metric], abs=1e-6)
             assert row["posts"].item() == len(rows)
             assert row["users"].item() == rows["uid"].n_unique()
             each.append(row["value"].item())
-        whole = scores.filter(scheme="matched", model="stack", metric=metric).filter(pl.col("cut").is_null())
+        whole = scores.filter(scheme="forward", model="stack", metric=metric).filter(pl.col("cut").is_null())
         assert whole["value"].item() == pytest.approx(sum(each) / 2, abs=1e-6)
         assert whole["posts"].item() == len(matched)
         assert whole["low"].item() < whole["value"].item() < whole["high"].item()
-    fitted = with_matched(SPLITS).filter(scheme="matched", role="fit").join(POSTS, on="pid")
-    (found,) = (one.fit_means for one in scored if one.scheme == "matched")
+    fitted = with_matched(SPLITS).filter(scheme="forward", role="train").join(POSTS, on="pid")
+    (found,) = (one.fit_means for one in scored if one.scheme == "forward")
     assert found == {cut: pytest.approx(fitted.filter(fold=cut)["label"].mean()) for cut in (0, 1)}
 
 
@@ -72,8 +72,8 @@ def test_intervals_hold_the_value_and_pairs_are_differences() -> None:
     plain = scores.filter(pl.col("value").is_not_null() & pl.col("minus").is_null())
     assert (plain["low"] < plain["high"]).all()
     assert len(plain.filter(pl.col("value").is_between("low", "high"))) > 0.9 * len(plain)
-    pair = _value(scores, scheme="user", model="stack", minus="metadata", metric="mae")
-    single = [_value(scores, scheme="user", model=model, minus=None, metric="mae") for model in ("stack", "metadata")]
+    pair = _value(scores, scheme="group", model="stack", minus="metadata", metric="mae")
+    single = [_value(scores, scheme="group", model=model, minus=None, metric="mae") for model in ("stack", "metadata")]
     assert pair == pytest.approx(single[0] - single[1], abs=2e-6)
     assert pair < 0  # the stack has half the noise
 
@@ -92,8 +92,8 @@ def test_seen_means_a_fit_post_in_the_same_fold() -> None:
     for one in collect(POSTS, SPLITS, PREDICTIONS):
         roles = SPLITS.filter(pl.col("scheme") == one.scheme)
         seen = {row["pid"]: row["seen"] for row in one.rows.iter_rows(named=True)}
-        for _, fold, pid, _ in roles.filter(pl.col("role") == "score").iter_rows():
-            fit = roles.filter((pl.col("fold") == fold) & (pl.col("role") == "fit"))
+        for _, fold, pid, _ in roles.filter(pl.col("role") == "valid").iter_rows():
+            fit = roles.filter((pl.col("fold") == fold) & (pl.col("role") == "train"))
             assert seen[pid] == (uid[pid] in {uid[other] for other in fit["pid"]})
         assert len(seen) == len(one.rows)
     report = collect(POSTS, SPLITS, PREDICTIONS)[0].rows
@@ -103,24 +103,24 @@ def test_seen_means_a_fit_post_in_the_same_fold() -> None:
 def test_groups_partition_the_posts() -> None:
     groups = score_groups(collect(POSTS, SPLITS, PREDICTIONS), CONFIG)
     one = groups.filter((pl.col("model") == "stack") & (pl.col("metric") == "mae") & pl.col("minus").is_null())
-    total = one.filter(pl.col("scheme") == "report").group_by("grouping").agg(pl.col("posts").sum()).sort("grouping")
+    total = one.filter(pl.col("scheme") == "holdout").group_by("grouping").agg(pl.col("posts").sum()).sort("grouping")
     assert total.rows() == [("category", 30), ("month", 30), ("subcategory", 30), ("user", 30)]
     assert set(groups.filter(pl.col("grouping") == "month")["group"]) <= {f"2016-{month:02}" for month in range(1, 13)}
     assert groups.filter(pl.col("users") == 1)["low"].null_count() == groups.filter(pl.col("users") == 1).height
 
 
 def test_a_missing_prediction_is_an_error() -> None:
-    hit = PREDICTIONS.filter((pl.col("scheme") == "user") & (pl.col("model") == "metadata"))["pid"][4]
+    hit = PREDICTIONS.filter((pl.col("scheme") == "group") & (pl.col("model") == "metadata"))["pid"][4]
     hole = PREDICTIONS.filter(
-        ~((pl.col("scheme") == "user") & (pl.col("model") == "metadata") & (pl.col("pid") == hit))
+        ~((pl.col("scheme") == "group") & (pl.col("model") == "metadata") & (pl.col("pid") == hit))
     )
     with pytest.raises(ContractError, match=rf"1 missing, for example .*'pid': '{hit}'.*'metadata'"):
         collect(POSTS, SPLITS, hole)
 
 
 def test_a_surplus_prediction_is_an_error() -> None:
-    dropped = SPLITS.filter((pl.col("scheme") == "report") & (pl.col("role") == "dropped"))["pid"][0]
-    extra = PREDICTIONS.filter((pl.col("scheme") == "report") & (pl.col("model") == "stack")).head(1)
+    dropped = SPLITS.filter((pl.col("scheme") == "holdout") & (pl.col("role") == "excluded"))["pid"][0]
+    extra = PREDICTIONS.filter((pl.col("scheme") == "holdout") & (pl.col("model") == "stack")).head(1)
     extra = extra.with_columns(pid=pl.lit(dropped))
     with pytest.raises(ContractError, match=rf"1 surplus, for example .*'{dropped}'"):
         collect(POSTS, SPLITS, pl.concat([PREDICTIONS, extra]))
@@ -133,7 +133,7 @@ def test_a_double_prediction_is_an_error() -> None:
 
 def test_a_scheme_without_stack_or_report_is_an_error() -> None:
     with pytest.raises(ContractError, match="none for scheme 'report'"):
-        collect(POSTS, SPLITS, PREDICTIONS.filter(pl.col("scheme") != "report"))
+        collect(POSTS, SPLITS, PREDICTIONS.filter(pl.col("scheme") != "holdout"))
     with pytest.raises(ContractError, match="has no model 'stack'"):
         collect(POSTS, SPLITS, PREDICTIONS.filter(pl.col("model") != "stack"))
 

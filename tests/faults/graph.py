@@ -22,7 +22,7 @@ from tests.faults.server import WRITTEN, Ended, Order, digests
 from tests.repository import STAGES, stage_command
 
 OLD = b"of an earlier run"
-AT_ONCE = re.compile(r'(folds_at_once"?: )1')
+AT_ONCE = re.compile(r'(parallel_folds"?: )1')
 TRIES = 12  # to kill a run that ends before the moment
 
 
@@ -108,7 +108,7 @@ class Workspace:
         told = [root / "reports/model_card.md", *root.glob("models/*/manifest.json")]
         for path in [root / "params.yaml", *told]:
             path.write_text(AT_ONCE.sub(r"\g<1>2", path.read_text()))
-        assert read_yaml(root / "params.yaml")["stack"]["folds_at_once"] == 2
+        assert read_yaml(root / "params.yaml")["stack"]["parallel_folds"] == 2
         self.root, self.server = root, server
         self.whole = digests(root)
         self._kept = {name: (root / name).read_bytes() for name in self.whole}

@@ -74,10 +74,10 @@ def test_splits_and_features(tmp_path: Path) -> None:
         assert four < 6 * one  # 4 in proportion, 16 in the square
     folder = tmp_path / str(POSTS_OF_ONE)
     splits = read_table(folder / "splits.parquet", FOLDS)
-    kept = splits.filter(pl.col("role") != "dropped")
+    kept = splits.filter(pl.col("role") != "excluded")
     label = folder / "features/label"
     assert sum(pl.read_parquet(path).height for path in label.iterdir()) == kept.height
-    final = pl.read_parquet(label / FoldKey("final", 0).file_name).join(
+    final = pl.read_parquet(label / FoldKey("refit", 0).file_name).join(
         read_table(folder / "posts.parquet", POSTS), on="pid"
     )
     longest = final.filter(split="test", uid=HEAVY)["uid_history_posts"].to_list()

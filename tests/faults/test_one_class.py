@@ -35,7 +35,10 @@ def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     YAML().dump({"embed_image": vars(pictures.params())}, tmp_path / "image.yaml")
     places = {"params": "image.yaml", "root": "other/data", "images": "other/images.parquet", "out": "image"}
     embed_image.main(stage_flags("embed_image", tmp_path, **places))
-    sections = {"prototypes": {"seed": 0, "limit": 8, "class_path": "auto"}, "train": {"transductive": True}}
+    sections = {
+        "prototypes": {"seed": 0, "max_per_class": 8, "class_name_format": "auto"},
+        "train": {"transductive": True},
+    }
     YAML().dump(sections, tmp_path / "params.yaml")
     given = {"posts": "posts.parquet", "image": "image", "text": "text", "out": "prototypes"}
     with pytest.raises(DataError, match="the training posts have 1 second-level classes") as caught:

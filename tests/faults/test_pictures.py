@@ -122,9 +122,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_params(root: Path, max_bad_share: float) -> None:
+def write_params(root: Path, max_bad_fraction: float) -> None:
     encoder = image_params(model="test_efficientnet", weights=f"path:{root / 'model'}")
-    index = {"max_bad_share": max_bad_share, "max_pixels": MAX_PIXELS}
+    index = {"max_bad_fraction": max_bad_fraction, "max_pixels": MAX_PIXELS}
     YAML().dump({"index_images": index, "embed_image": asdict(encoder)}, root / "params.yaml")
 
 

@@ -27,10 +27,16 @@ from tests.repository import stage_flags
 pytestmark = pytest.mark.slow
 
 SPLIT = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, cuts=1, folds=2, unseen_user_share=0.5, tolerance=0.4
+    seed=0,
+    holdout_fraction=0.15,
+    forward_fraction=0.15,
+    n_origins=1,
+    n_folds=2,
+    unseen_user_fraction=0.5,
+    tolerance=0.4,
 )
 FEATURIZE = FeaturizeParams(
-    seed=0, text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+    seed=0, n_text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
 )
 MEGABYTE = 1_000_000
 TEXTS: dict[str, str] = {

@@ -15,7 +15,7 @@ from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import SPLIT
 
 PARAMS = FeaturizeParams(
-    seed=0, text_components=0, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+    seed=0, n_text_components=0, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
 )
 
 
@@ -39,13 +39,13 @@ def test_ages_of_histories_agree_and_lengths_are_told(tmp_path: Path) -> None:
     folds = splits.select("scheme", "fold").unique().height
     assert len(found) == folds * len(PARAMS.target_statistics)
     told = {(row["scheme"], row["fold"], row["key"]): row for row in found}
-    for scheme in ("report", "final"):
+    for scheme in ("holdout", "refit"):
         row = told[scheme, 0, "uid"]
-        roles = splits.filter(scheme=scheme, role="score").height
-        assert row["score"]["rows"] == roles
+        roles = splits.filter(scheme=scheme, role="valid").height
+        assert row["valid"]["rows"] == roles
         assert row["distance"]["age"] < 0.15, row  # made alike by blocks of the scored span
         assert row["distance"]["posts"] > 0.3, row  # the scored rows come last
-        assert row["score"]["posts"][1] > row["fit"]["posts"][1]
+        assert row["valid"]["posts"][1] > row["train"]["posts"][1]
 
 
 def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> None:
@@ -56,13 +56,13 @@ def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> Non
     gaps = (
         posts.sort("posted_at", "pid")
         .select("pid", gap=pl.col("posted_at").diff().over("uid").dt.total_seconds() / 86_400)
-        .join(splits.filter(scheme="report", role="fit"), on="pid", how="semi")
+        .join(splits.filter(scheme="holdout", role="train"), on="pid", how="semi")
     )
-    path = tmp_path / "label" / FoldKey("report", 0).file_name
+    path = tmp_path / "label" / FoldKey("holdout", 0).file_name
     label = pl.read_parquet(path).join(gaps, on="pid", how="left")
     naive = label.with_columns(uid_history_age=pl.coalesce("gap", "uid_history_age")).drop("gap")
     naive.write_parquet(path)
-    (row,) = (r for r in compare_target_statistics(splits, tmp_path, ("uid",)) if r["scheme"] == "report")
+    (row,) = (r for r in compare_target_statistics(splits, tmp_path, ("uid",)) if r["scheme"] == "holdout")
     assert row["distance"]["age"] > 0.3
 
 
@@ -70,7 +70,7 @@ def test_a_fold_without_scored_rows(tmp_path: Path) -> None:
     posts = random_posts(1).filter(split="train")
     splits, _ = make_splits(posts, SPLIT)
     featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
-    (row,) = (r for r in compare_target_statistics(splits, tmp_path, ("uid",)) if r["scheme"] == "final")
-    assert row["score"]["rows"] == 0
-    assert row["score"]["share"] is None
+    (row,) = (r for r in compare_target_statistics(splits, tmp_path, ("uid",)) if r["scheme"] == "refit")
+    assert row["valid"]["rows"] == 0
+    assert row["valid"]["share"] is None
     assert row["distance"] == {"posts": None, "age": None}

@@ -15,9 +15,11 @@ from popularity.validation import SplitParams, make_splits
 from tests.random_posts import random_images, random_posts
 
 PARAMS = FeaturizeParams(
-    seed=0, text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+    seed=0, n_text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
 )
-SPLIT = SplitParams(seed=0, report_share=0.2, matched_share=0.2, cuts=1, folds=2, unseen_user_share=0.5, tolerance=0.05)
+SPLIT = SplitParams(
+    seed=0, holdout_fraction=0.2, forward_fraction=0.2, n_origins=1, n_folds=2, unseen_user_fraction=0.5, tolerance=0.05
+)
 
 
 @pytest.mark.parametrize("order", ["posted_at", "title"])  # the first posts after the cut, and any
@@ -29,7 +31,7 @@ def test_posts_taken_out_of_the_tables_get_the_features_that_the_graph_gave_them
     further = posts.filter(out)
     found = further_features(further, images.filter(out), splits.filter(~out), posts.filter(~out), PARAMS, tmp_path)
     assert further.height > 3
-    expected = read_features(tmp_path, FoldKey("final", 0), further)
+    expected = read_features(tmp_path, FoldKey("refit", 0), further)
     stored = further.sort("pid")["uid"].is_in(posts.filter(~out)["uid"].implode())
     assert stored.any()
     # A user without a stored post has no profile.

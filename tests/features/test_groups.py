@@ -31,7 +31,7 @@ def fold(seed: int, *, cut_in_time: bool = True) -> pl.DataFrame:
     """(pid, role, as_of and all of POSTS) of 90 posts."""
     train = random_posts(seed).filter(pl.col("split") == "train").sort("posted_at", "pid")
     later = pl.col("posted_at") >= train["posted_at"][60] if cut_in_time else pl.int_range(pl.len()) % 4 == 0
-    train = with_themes(train).with_columns(role=pl.when(later).then(pl.lit("score")).otherwise(pl.lit("fit")))
+    train = with_themes(train).with_columns(role=pl.when(later).then(pl.lit("valid")).otherwise(pl.lit("train")))
     return train.join(as_of_dates(train, HORIZON), on="pid", validate="1:1")
 
 
@@ -84,8 +84,8 @@ def test_hour_of_the_week_is_the_users() -> None:
 
 
 def slow(rows: Rows, post: dict[str, Any]) -> dict[str, Any]:
-    """Some of the signals of a post, in loops."""
-    past = [row for row in rows if row["role"] == "fit" and row["posted_at"] < post["as_of"]]
+    """Some of the feature_groups of a post, in loops."""
+    past = [row for row in rows if row["role"] == "train" and row["posted_at"] < post["as_of"]]
     past.sort(key=lambda row: (row["posted_at"], row["pid"]))
 
     def age(row: dict[str, Any]) -> float:
@@ -152,9 +152,9 @@ def test_label_signals_equal_a_slow_reference(cut_in_time: bool) -> None:
 def test_labels_of_scored_rows_and_of_the_row_itself_change_nothing(cut_in_time: bool) -> None:
     rows = fold(5, cut_in_time=cut_in_time)
     before = label_groups(rows, PRIOR)
-    scored = rows.with_columns(label=pl.when(pl.col("role") == "score").then(99.0).otherwise("label"))
+    scored = rows.with_columns(label=pl.when(pl.col("role") == "valid").then(99.0).otherwise("label"))
     assert label_groups(scored, PRIOR).equals(before)
-    for pid in rows.filter(pl.col("role") == "fit")["pid"].to_list()[::7]:
+    for pid in rows.filter(pl.col("role") == "train")["pid"].to_list()[::7]:
         changed = rows.with_columns(label=pl.when(pl.col("pid") == pid).then(99.0).otherwise("label"))
         after = label_groups(changed, PRIOR)
         assert after.filter(pl.col("pid") == pid).equals(before.filter(pl.col("pid") == pid))
@@ -182,7 +182,7 @@ def test_a_class_keeps_its_past_when_it_is_filed_elsewhere() -> None:
     """Memes of one template move from one first-level class to another when captions are counted anew."""
     rows = fold(9)
     filed = pl.col("subcategory").str.replace("^C.", "elsewhere"), pl.col("concept").str.replace("^C.", "elsewhere")
-    scored = pl.col("role") == "score"
+    scored = pl.col("role") == "valid"
     moved = rows.with_columns(
         *(
             pl.when(scored).then(to).otherwise(pl.col(name)).alias(name)
@@ -221,7 +221,7 @@ count_features(rows).write_ipc(sys.argv[2] + "_counts")
     cut = posts["posted_at"][len(posts) * 3 // 4]
     posts = posts.with_columns(
         label=pl.Series(rng.normal(6, 2, len(posts))),
-        role=pl.when(pl.col("posted_at") < cut).then(pl.lit("fit")).otherwise(pl.lit("score")),
+        role=pl.when(pl.col("posted_at") < cut).then(pl.lit("train")).otherwise(pl.lit("valid")),
         as_of=pl.lit(cut),
     )
     posts.write_parquet(tmp_path / "rows")

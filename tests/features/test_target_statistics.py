@@ -25,13 +25,13 @@ def fold(seed: int, *, cut_in_time: bool) -> pl.DataFrame:
         role = pl.when(pl.col("posted_at") >= start)
     else:
         role = pl.when(pl.int_range(pl.len()) % 4 == 0)
-    train = train.with_columns(role=role.then(pl.lit("score")).otherwise(pl.lit("fit")))
+    train = train.with_columns(role=role.then(pl.lit("valid")).otherwise(pl.lit("train")))
     return train.select("pid", "role", "posted_at", "label", "uid", "subcategory")
 
 
 def slow_as_of(rows: list[dict[str, Any]], post: dict[str, Any]) -> datetime:
-    fit = [row["posted_at"] for row in rows if row["role"] == "fit"]
-    score = [row["posted_at"] for row in rows if row["role"] == "score"]
+    fit = [row["posted_at"] for row in rows if row["role"] == "train"]
+    score = [row["posted_at"] for row in rows if row["role"] == "valid"]
     if min(score) > max(fit):
         cut, length = min(score), max(max(score) - min(score), timedelta(days=1))
     else:
@@ -45,7 +45,7 @@ def slow_as_of(rows: list[dict[str, Any]], post: dict[str, Any]) -> datetime:
 
 def slow(rows: list[dict[str, Any]], post: dict[str, Any], key: str) -> dict[str, Any]:
     as_of = slow_as_of(rows, post)
-    past = [row for row in rows if row["role"] == "fit" and row["posted_at"] < as_of]
+    past = [row for row in rows if row["role"] == "train" and row["posted_at"] < as_of]
     past.sort(key=lambda row: (row["posted_at"], row["pid"]))
     mine = [row for row in past if row[key] == post[key]]
     result: dict[str, Any] = {f"{key}_history_posts": len(mine)}
@@ -82,9 +82,9 @@ def test_labels_of_scored_rows_and_of_the_row_itself_change_nothing(cut_in_time:
     rows = fold(7, cut_in_time=cut_in_time)
     keys = ("uid", "subcategory")
     before = compute_target_statistics(rows, keys, PRIOR, HORIZON)
-    scored = rows.with_columns(label=pl.when(pl.col("role") == "score").then(99.0).otherwise("label"))
+    scored = rows.with_columns(label=pl.when(pl.col("role") == "valid").then(99.0).otherwise("label"))
     assert compute_target_statistics(scored, keys, PRIOR, HORIZON).equals(before)
-    for pid in rows.filter(pl.col("role") == "fit")["pid"].to_list()[::7]:
+    for pid in rows.filter(pl.col("role") == "train")["pid"].to_list()[::7]:
         changed = rows.with_columns(label=pl.when(pl.col("pid") == pid).then(99.0).otherwise("label"))
         own = compute_target_statistics(changed, keys, PRIOR, HORIZON).filter(pl.col("pid") == pid)
         assert own.equals(before.filter(pl.col("pid") == pid))
@@ -103,15 +103,15 @@ def test_moving_later_labels_changes_no_earlier_history() -> None:
 def test_history_of_scored_rows_ends_at_the_cut() -> None:
     rows = fold(9, cut_in_time=True)
     dates = as_of_dates(rows, HORIZON).join(rows.select("pid", "role", "posted_at"), on="pid")
-    start = rows.filter(pl.col("role") == "score")["posted_at"].min()
-    assert dates.filter(pl.col("role") == "score")["as_of"].unique().to_list() == [start]
+    start = rows.filter(pl.col("role") == "valid")["posted_at"].min()
+    assert dates.filter(pl.col("role") == "valid")["as_of"].unique().to_list() == [start]
     assert (dates["as_of"] <= dates["posted_at"]).all()
 
 
 def test_a_scored_post_before_the_last_fit_row_moves_no_other_history() -> None:
     """Published parts overlap by a few posts: their own histories end earlier, the rest stay as they are."""
     rows = fold(2, cut_in_time=True).sort("posted_at", "pid")
-    early = rows.filter(pl.col("role") == "score")["pid"][5]
+    early = rows.filter(pl.col("role") == "valid")["pid"][5]
     moved = rows.with_columns(
         posted_at=pl.when(pl.col("pid") == early).then(pl.col("posted_at").min()).otherwise("posted_at")
     )
@@ -126,7 +126,7 @@ def test_one_scored_second() -> None:
     rows = pl.DataFrame(
         {
             "pid": ["a", "b", "c"],
-            "role": ["fit", "fit", "score"],
+            "role": ["train", "train", "valid"],
             "posted_at": [start, start + timedelta(hours=30), start + timedelta(hours=48)],
             "label": [1.0, 2.0, None],
             "uid": ["u", "u", "u"],

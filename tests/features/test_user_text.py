@@ -117,15 +117,15 @@ def test_profiles_foretell_users_without_a_past(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     label = 6 + np.array([renown[uid] for uid in posts["uid"]]) + rng.normal(0, 0.5, posts.height)
     posts = posts.with_columns(label=pl.when(pl.col("split") == "train").then(pl.Series(label.round(2))))
-    splits = make_splits(posts, SPLIT)[0].filter(scheme="user")
-    needed = pl.concat([splits, make_splits(posts, SPLIT)[0].filter(scheme="matched")])
+    splits = make_splits(posts, SPLIT)[0].filter(scheme="group")
+    needed = pl.concat([splits, make_splits(posts, SPLIT)[0].filter(scheme="forward")])
     featurize(posts, random_images(posts, seed=0), needed, FEATURIZE, tmp_path, users)
-    key, rows = next(iter(rows_of(splits, ["user"])))
+    key, rows = next(iter(rows_of(splits, ["group"])))
     fold = load_fold(key, rows, posts, tmp_path)
     truth = fold.score.select("pid").join(posts, on="pid", maintain_order="left")["label"].to_numpy()
     error = {}
-    for signals in ((), ("user_text",)):
-        columns = replace(STACK.columns, blocks=("metadata",), heads=(), signals=signals)
-        each = fit_and_predict(fold, blocks, replace(STACK, columns=columns, seeds=1))
-        error[signals] = np.abs(each.sort("pid")["prediction"].to_numpy() - truth).mean()
+    for feature_groups in ((), ("user_text",)):
+        columns = replace(STACK.columns, feature_blocks=("metadata",), oof_ridge=(), feature_groups=feature_groups)
+        each = fit_and_predict(fold, blocks, replace(STACK, columns=columns, n_seeds=1))
+        error[feature_groups] = np.abs(each.sort("pid")["prediction"].to_numpy() - truth).mean()
     assert error[("user_text",)] < 0.75 * error[()]

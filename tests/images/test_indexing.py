@@ -20,8 +20,8 @@ from popularity.images import IndexImagesParams, PictureReader, index_files, ind
 from stages import index_images as stage
 from tests.small_pictures import picture, write_tar
 
-LENIENT = IndexImagesParams(max_bad_share=1.0, max_pixels=10_000)
-STRICT = IndexImagesParams(max_bad_share=0.0, max_pixels=10_000)
+LENIENT = IndexImagesParams(max_bad_fraction=1.0, max_pixels=10_000)
+STRICT = IndexImagesParams(max_bad_fraction=0.0, max_pixels=10_000)
 
 
 def posts(train: int = 4, test: int = 2) -> pl.DataFrame:
@@ -202,28 +202,28 @@ def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
 def test_too_many_bad_pictures_stop_the_run(tmp_path: Path) -> None:
     write_tar(tmp_path / "train_images.tar", [*members("train")[1:], ("elsewhere/0.jpg", picture())])
     write_tar(tmp_path / "test_images.tar", [members("test")[0], ("test/7@N/91.jpg", b"broken")])
-    index_images(posts(), tmp_path, IndexImagesParams(max_bad_share=2 / 6, max_pixels=10_000))
+    index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=2 / 6, max_pixels=10_000))
     with pytest.raises(DataError) as caught:
-        index_images(posts(), tmp_path, IndexImagesParams(max_bad_share=0.33, max_pixels=10_000))
+        index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=0.33, max_pixels=10_000))
     message = str(caught.value)
     for part in ("2 of 6", "1 missing, 1 unreadable", "train/7@N/0.jpg", "test/7@N/91.jpg", "elsewhere/0.jpg"):
         assert part in message
-    assert "index_images.max_bad_share = 0.33" in str(caught.value.expected)
+    assert "index_images.max_bad_fraction = 0.33" in str(caught.value.expected)
     assert "params.yaml" in str(caught.value.fix)
 
 
 def test_no_pictures_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="6 of 6 pictures cannot be used"):
-        index_images(posts(), tmp_path, IndexImagesParams(max_bad_share=0.99, max_pixels=10_000))
+        index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=0.99, max_pixels=10_000))
 
 
 def write_params(path: Path, **values: Any) -> Path:
-    path.write_text(orjson.dumps({"index_images": {"max_bad_share": 0.05, "max_pixels": 10_000, **values}}).decode())
+    path.write_text(orjson.dumps({"index_images": {"max_bad_fraction": 0.05, "max_pixels": 10_000, **values}}).decode())
     return path
 
 
 def test_params_are_checked(tmp_path: Path) -> None:
-    for wrong in ({"max_bad_share": 1.5}, {"max_pixels": 0}, {"max_pixels": 10**9}, {"extra": 1}):
+    for wrong in ({"max_bad_fraction": 1.5}, {"max_pixels": 0}, {"max_pixels": 10**9}, {"extra": 1}):
         with pytest.raises(ConfigError, match="index_images"):
             load_params("index_images", IndexImagesParams, write_params(tmp_path / "params.yaml", **wrong))
 

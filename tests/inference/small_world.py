@@ -80,7 +80,7 @@ class World:
     def make_prototypes(self, without: Sequence[str] = ()) -> None:
         """Every post is a representative, but for those in `without`."""
         posts, outputs = self.posts().filter(~pl.col("pid").is_in(list(without))), self.outputs()
-        params = PrototypesParams(seed=0, limit=256, class_path="whole")
+        params = PrototypesParams(seed=0, max_per_class=256, class_name_format="path")
         write_prototypes(
             build_prototypes(posts, outputs.image, outputs.text, params, transductive=True), self.folder / "prototypes"
         )

@@ -18,7 +18,9 @@ from tests.stack.small_stack import STACK, random_block, random_scalars
 
 Floats = npt.NDArray[np.float64]
 FIT, NEW, USERS, WIDTH = 300, 600, 90, 150
-COLUMNS = replace(STACK.columns, blocks=("metadata", "image"), heads=("image",), components=2, head_penalties=(10.0,))
+COLUMNS = replace(
+    STACK.columns, feature_blocks=("metadata", "image"), oof_ridge=("image",), n_components=2, oof_ridge_alphas=(10.0,)
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_trees_on_the_in_sample_column_look_brilliant_and_fail(
 ) -> None:
     label = posts[1]
     out_of_fold, in_sample, new = matrices(posts)
-    params = replace(STACK, trees=replace(STACK.trees, feature_fraction=1.0))
+    params = replace(STACK, lightgbm=replace(STACK.lightgbm, feature_fraction=1.0))
 
     def scores(matrix: Matrix) -> tuple[float, float]:
         """Correlation with the label on the fit rows as `matrix` shows them, and on new rows."""

@@ -15,7 +15,7 @@ from popularity.core.metrics import spearman
 from popularity.features import FeatureColumn, featurize
 from popularity.stack import Blocks, StackParams
 from popularity.stack.fit import fit_model
-from popularity.stack.matrix import Matrix, MatrixEncoder, Signal
+from popularity.stack.matrix import FeatureGroup, Matrix, MatrixEncoder
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
@@ -31,7 +31,7 @@ from tests.stack.small_stack import (
     tree_bytes,
 )
 
-VALIDATED = ("report", "matched", "user")
+VALIDATED = ("holdout", "forward", "group")
 CUTS = (0, 1)  # of `matched`
 USER_FOLDS = (0, 1, 2)
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def scored(run: Run, scheme: str, fold: int = 0) -> list[str]:
     rows = run.splits.filter(
-        (pl.col("scheme") == scheme) & (pl.col("fold") == fold) & (pl.col("role") == "score"),
+        (pl.col("scheme") == scheme) & (pl.col("fold") == fold) & (pl.col("role") == "valid"),
     )
     return rows["pid"].to_list()
 
@@ -68,7 +68,7 @@ def label_table(run: Run, scheme: str, fold: int = 0) -> pl.DataFrame:
 
 @pytest.mark.parametrize(
     ("scheme", "fold"),
-    [("report", 0), *(("matched", cut) for cut in CUTS), *(("user", fold) for fold in USER_FOLDS)],
+    [("holdout", 0), *(("forward", cut) for cut in CUTS), *(("group", fold) for fold in USER_FOLDS)],
 )
 def test_labels_of_scored_rows_change_no_feature_and_no_prediction_of_their_fold(
     made: Run, scheme: str, fold: int, tmp_path: Path
@@ -80,24 +80,24 @@ def test_labels_of_scored_rows_change_no_feature_and_no_prediction_of_their_fold
     assert label_table(changed, scheme, fold).equals(label_table(made, scheme, fold))
     assert file_of(changed, scheme, fold) == file_of(made, scheme, fold)
     # Where those rows are fitted on, the same change shows: the test can fail.
-    assert not changed.table("label", "final").equals(made.table("label", "final"))
+    assert not changed.table("label", "refit").equals(made.table("label", "refit"))
     assert not final(changed).equals(final(made))
-    if scheme == "user" or (scheme == "matched" and fold == 0):  # the last cut is fitted on what the first scores
+    if scheme == "group" or (scheme == "forward" and fold == 0):  # the last cut is fitted on what the first scores
         other = (fold + 1) % len(USER_FOLDS)
         assert not label_table(changed, scheme, other).equals(label_table(made, scheme, other))
         assert file_of(changed, scheme, other) != file_of(made, scheme, other)
 
 
 def final(run: Run) -> pl.DataFrame:
-    return run.predictions.filter(pl.col("scheme") == "final")
+    return run.predictions.filter(pl.col("scheme") == "refit")
 
 
 def test_labels_of_report_rows_influence_nothing_but_the_final_fit(made: Run, tmp_path: Path) -> None:
     """Not the splits, not a feature, not the rounds, heads or trees of any scheme that selects or is scored."""
-    changed = run_all(with_other_labels(made.posts, scored(made, "report")), made.blocks, tmp_path)
+    changed = run_all(with_other_labels(made.posts, scored(made, "holdout")), made.blocks, tmp_path)
     schemes = (*VALIDATED, "random")
     assert changed.splits.equals(made.splits)
-    assert changed.table("context", *schemes, "final").equals(made.table("context", *schemes, "final"))
+    assert changed.table("context", *schemes, "refit").equals(made.table("context", *schemes, "refit"))
     assert changed.table("label", *schemes).equals(made.table("label", *schemes))
     assert changed.finished(*VALIDATED) == made.finished(*VALIDATED)
     assert len(made.finished(*VALIDATED)) == 1 + len(CUTS) + len(USER_FOLDS)
@@ -110,25 +110,25 @@ def test_no_label_reaches_row_and_context_features(made: Run, tmp_path: Path) ->
     assert changed.label_free() == made.label_free()
 
 
-@pytest.mark.parametrize("scheme", ["report", "user"])
+@pytest.mark.parametrize("scheme", ["holdout", "group"])
 def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme: str, tmp_path: Path) -> None:
     """Histories end before the post, and head columns are out of fold with all posts of a user on one side."""
-    signals: tuple[Signal, ...] = ("history", "words", "rhythm", "class_time", "neighbours")
-    columns = replace(STACK.columns, head_penalties=(10.0,), signals=signals)
+    feature_groups: tuple[FeatureGroup, ...] = ("history", "words", "rhythm", "class_time", "neighbours")
+    columns = replace(STACK.columns, oof_ridge_alphas=(10.0,), feature_groups=feature_groups)
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
-    fit = rows.filter(pl.col("role") == "fit").join(made.posts, on="pid").sort("posted_at", "pid")
+    fit = rows.filter(pl.col("role") == "train").join(made.posts, on="pid").sort("posted_at", "pid")
     ((uid, _),) = fit["uid"].value_counts().sort("count", "uid").tail(1).iter_rows()
     mine = fit.filter(pl.col("uid") == uid)["pid"].to_list()
     assert len(mine) > 3
 
     def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
-        splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))  # matched gives the blocks of time
+        splits = made.splits.filter(pl.col("scheme").is_in([scheme, "forward"]))  # matched gives the blocks of time
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
         data = load_fold(key, rows, posts, folder)
         return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
 
     before = matrix_of(made.posts, tmp_path / "before")
-    heads = [before.names.index(f"{block}_head") for block in columns.heads]
+    heads = [before.names.index(f"{block}_head") for block in columns.oof_ridge]
     for pid in (mine[0], mine[-1]):
         after = matrix_of(with_other_labels(made.posts, [pid]), tmp_path / pid)
         own, user = before.pids.index(pid), [before.pids.index(other) for other in mine]
@@ -139,17 +139,17 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
 
 def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None:
     """Of features and of the matrix: other labels of all fit rows leave the rest as it was."""
-    signals: tuple[Signal, ...] = ("history", "words", "rhythm", "class_time", "neighbours", "user_text")
-    columns = replace(STACK.columns, signals=signals)
-    (key, rows) = next(iter(rows_of(made.splits, ["report"])))
-    splits = made.splits.filter(pl.col("scheme").is_in(["report", "matched"]))  # matched gives the blocks of time
+    feature_groups: tuple[FeatureGroup, ...] = ("history", "words", "rhythm", "class_time", "neighbours", "user_text")
+    columns = replace(STACK.columns, feature_groups=feature_groups)
+    (key, rows) = next(iter(rows_of(made.splits, ["holdout"])))
+    splits = made.splits.filter(pl.col("scheme").is_in(["holdout", "forward"]))  # matched gives the blocks of time
 
     def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
         data = load_fold(key, rows, posts, folder)
         return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
 
-    fitted = rows.filter(role="fit")["pid"].to_list()
+    fitted = rows.filter(role="train")["pid"].to_list()
     before, after = (
         matrix_of(made.posts, tmp_path / "a"),
         matrix_of(with_other_labels(made.posts, fitted), tmp_path / "b"),
@@ -170,21 +170,21 @@ def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None
 
 
 # Both learners count in the blend; a column of noise, as characters are here, would leave one of them out.
-TWO = replace(WITH_SECOND, columns=replace(STACK.columns, heads=("image", "text", "prototype")))
+TWO = replace(WITH_SECOND, columns=replace(STACK.columns, oof_ridge=("image", "text", "prototype")))
 
 
 @pytest.mark.parametrize(
     "params",
     [pytest.param(TWO, id="two learners", marks=needs_catboost), pytest.param(ALL_PARTS, id="all parts")],
 )
-@pytest.mark.parametrize("scheme", ["report", "matched"])
+@pytest.mark.parametrize("scheme", ["holdout", "forward"])
 def test_labels_of_scored_rows_change_nothing_in_the_model(
     made: Run, params: StackParams, scheme: str, tmp_path: Path
 ) -> None:
     """The whole saved model of a fold, with its rounds, penalty, blend, level and scale, stays;
     a fit row's label shows."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
-    splits = made.splits.filter(pl.col("scheme").is_in([scheme, "matched"]))
+    splits = made.splits.filter(pl.col("scheme").is_in([scheme, "forward"]))
 
     def saved(posts: pl.DataFrame, name: str) -> dict[str, bytes]:
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, tmp_path / name / "features")
@@ -195,9 +195,9 @@ def test_labels_of_scored_rows_change_nothing_in_the_model(
     before = saved(made.posts, "before")
     facts = json.loads(before["model.json"])
     assert all(0 < weight < 1 for weight in facts["blend"]["weights"])
-    assert (facts["level"]["line"]["slope"] != 0) == (params.level != "none")
+    assert (facts["level"]["line"]["slope"] != 0) == (params.detrend != "none")
     assert saved(with_other_labels(made.posts, scored(made, scheme)), "scored") == before
-    fitted = rows.filter(pl.col("role") == "fit")["pid"].to_list()
+    fitted = rows.filter(pl.col("role") == "train")["pid"].to_list()
     after = saved(with_other_labels(made.posts, fitted[::5]), "fitted")
     models = [name for name in before if name.partition("_")[0] in params.learners]
     assert len(models) == 2
@@ -206,7 +206,7 @@ def test_labels_of_scored_rows_change_nothing_in_the_model(
 
 def scores(run: Run) -> dict[tuple[str, str], tuple[float, float]]:
     """(scheme, model) -> SRC and the bound on its size that chance stays within: 3 / sqrt(users scored)."""
-    rows = run.predictions.filter(pl.col("scheme") != "final").join(run.posts, on="pid", how="left", validate="m:1")
+    rows = run.predictions.filter(pl.col("scheme") != "refit").join(run.posts, on="pid", how="left", validate="m:1")
     result = {}
     for (scheme, model), part in rows.group_by("scheme", "model"):
         src = spearman(part["label"].to_numpy(), part["prediction"].to_numpy())

@@ -19,7 +19,7 @@ from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
 from tests.stack.small_stack import EITHER, Run, posts_with_signal, run_all, tree_bytes, with_vectors
 
-VALIDATED = ("report", "matched", "user")
+VALIDATED = ("holdout", "forward", "group")
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def without(blocks: Blocks, pids: set[str]) -> Blocks:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "fold"), [("report", 0), ("matched", 0), ("matched", 1), ("user", 2), ("random", 1)]
+    ("scheme", "fold"), [("holdout", 0), ("forward", 0), ("forward", 1), ("group", 2), ("random", 1)]
 )
 def test_deleting_the_dropped_rows_changes_nothing_in_the_fold(
     made: Run, scheme: str, fold: int, tmp_path: Path
 ) -> None:
     """Not even the last bit of a prediction: they are neither fitted on, nor counted, nor scored."""
     mine = made.splits.filter(scheme=scheme, fold=fold)
-    dropped = set(mine.filter(pl.col("role") == "dropped")["pid"])
+    dropped = set(mine.filter(pl.col("role") == "excluded")["pid"])
     assert dropped
-    other_cut = (pl.col("scheme") == "matched") & (pl.col("fold") != (fold if scheme == "matched" else 1))
+    other_cut = (pl.col("scheme") == "forward") & (pl.col("fold") != (fold if scheme == "forward" else 1))
     images = random_images(made.posts, seed=0)
     run = run_all(
         made.posts.filter(~pl.col("pid").is_in(dropped)),
@@ -70,21 +70,21 @@ def test_deleting_the_dropped_rows_changes_nothing_in_the_fold(
     file = FoldKey(scheme, fold).file_name
     assert run.finished(scheme)[file] == made.finished(scheme)[file]
     # The rows do count where they are shown.
-    assert not run.table("context", "final").equals(
-        made.table("context", "final").filter(pl.col("pid").is_in(row["pid"]))
+    assert not run.table("context", "refit").equals(
+        made.table("context", "refit").filter(pl.col("pid").is_in(row["pid"]))
     )
 
 
 def test_a_pretended_unseen_user_loses_his_history(made: Run) -> None:
     """Users whose posts were dropped: scored posts of theirs show no earlier post and no past label."""
-    rows = made.splits.filter(pl.col("scheme") == "report").join(made.posts.select("pid", "uid"), on="pid")
-    unseen = rows.filter(pl.col("role") == "dropped")["uid"].unique()
-    scored = rows.filter((pl.col("role") == "score") & pl.col("uid").is_in(unseen.to_list()))
+    rows = made.splits.filter(pl.col("scheme") == "holdout").join(made.posts.select("pid", "uid"), on="pid")
+    unseen = rows.filter(pl.col("role") == "excluded")["uid"].unique()
+    scored = rows.filter((pl.col("role") == "valid") & pl.col("uid").is_in(unseen.to_list()))
     assert scored.height > 5
-    label = made.table("label", "report").join(scored.select("pid"), on="pid")
+    label = made.table("label", "holdout").join(scored.select("pid"), on="pid")
     assert label["uid_history_posts"].unique().to_list() == [0]
     assert label["uid_history_level"].null_count() == label.height
-    context = made.table("context", "report").join(scored.select("pid", "uid"), on="pid")
+    context = made.table("context", "holdout").join(scored.select("pid", "uid"), on="pid")
     own = scored.group_by("uid").len()
     assert context.join(own, on="uid").select((pl.col("user_posts") == pl.col("len")).all()).item()
 
@@ -107,7 +107,7 @@ def test_row_order_of_the_inputs_changes_nothing(made: Run, tmp_path: Path) -> N
 
 def test_position_and_name_of_a_post_never_reach_the_matrix(made: Run) -> None:
     hidden = {"pid", "source_index", "label", "split", "posted_at", "image_path", "scheme", "fold", "role"}
-    for key, rows in rows_of(made.splits, [*VALIDATED, "final"]):
+    for key, rows in rows_of(made.splits, [*VALIDATED, "refit"]):
         features = read_features(made.features, key, rows)
         assert features.columns[0] == "pid"
         assert not hidden & set(features.columns[1:])
@@ -120,9 +120,9 @@ def test_position_and_name_of_a_post_never_reach_the_matrix(made: Run) -> None:
 def test_file_order_changes_nothing(made: Run, tmp_path: Path) -> None:
     order = pl.Series(np.random.default_rng(0).permutation(made.posts.height).astype(np.int64))
     posts = made.posts.with_columns(source_index=order, image_path=pl.lit("elsewhere"))
-    run = run_all(posts, made.blocks, tmp_path, splits=made.splits, fitted=("report",))
+    run = run_all(posts, made.blocks, tmp_path, splits=made.splits, fitted=("holdout",))
     assert tree_bytes(run.features) == tree_bytes(made.features)
-    assert run.finished("report") == made.finished("report")
+    assert run.finished("holdout") == made.finished("holdout")
     assert tree_bytes(run.models) == tree_bytes(made.models)
 
 
@@ -137,8 +137,10 @@ def test_names_of_the_posts_change_nothing(made: Run, tmp_path: Path) -> None:
     blocks = with_vectors(made.blocks, lambda _, block: replace(block, pids=[name[pid] for pid in block.pids]))
     blocks = replace(blocks, scalars=renamed(made.blocks.scalars))
     images = renamed(random_images(made.posts, seed=0))
-    run = run_all(renamed(made.posts), blocks, tmp_path, splits=renamed(made.splits), images=images, fitted=("report",))
-    mine = made.predictions.filter(pl.col("scheme").is_in(["report", "final"]))
+    run = run_all(
+        renamed(made.posts), blocks, tmp_path, splits=renamed(made.splits), images=images, fitted=("holdout",)
+    )
+    mine = made.predictions.filter(pl.col("scheme").is_in(["holdout", "refit"]))
     assert run.predictions.equals(renamed(mine))
     assert tree_bytes(run.models) == tree_bytes(made.models)
 

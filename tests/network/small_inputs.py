@@ -38,6 +38,6 @@ def random_block(pids: list[str], width: int, seed: int) -> Block:
 
 def make_prototypes(posts: pl.DataFrame, blocks: EncoderOutputs, folder: Path) -> Path:
     """Of at most 5 representatives a class, so that some posts represent nothing."""
-    params = PrototypesParams(seed=0, limit=5, class_path="auto")
+    params = PrototypesParams(seed=0, max_per_class=5, class_name_format="auto")
     write_prototypes(build_prototypes(posts, blocks.image, blocks.text, params, transductive=True), folder)
     return folder

@@ -13,7 +13,7 @@ from popularity.core.config import parse_section
 from popularity.encoders.prompting import PromptTower
 from popularity.network.dataset import Batch
 from popularity.network.heads import eligible_posts, loss_terms, term_weight
-from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import NetworkParams
 
 IMAGE_WIDTH, TEXT_WIDTH = 6, 32
@@ -65,9 +65,9 @@ def unit_rows(*shape: int, seed: int = 0) -> Tensor:
     return functional.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def small_levels(seed: int = 0) -> dict[str, Level]:
+def small_levels(seed: int = 0) -> dict[str, TaxonomyLevel]:
     """Random prototypes; class i hangs below class i modulo the number of those above."""
-    levels: dict[str, Level] = {}
+    levels: dict[str, TaxonomyLevel] = {}
     above = 0
     for number, (name, size) in enumerate(SIZES.items()):
         parent = torch.arange(size) % above if above else torch.full((size,), -1)
@@ -75,11 +75,11 @@ def small_levels(seed: int = 0) -> dict[str, Level]:
             unit_rows(size, width, seed=10 * seed + 2 * number + place)
             for place, width in enumerate((IMAGE_WIDTH, TEXT_WIDTH))
         )
-        levels[name], above = Level(visual, text, parent), size
+        levels[name], above = TaxonomyLevel(visual, text, parent), size
     return levels
 
 
-def with_folds(levels: Mapping[str, Level]) -> dict[str, Level]:
+def with_folds(levels: Mapping[str, TaxonomyLevel]) -> dict[str, TaxonomyLevel]:
     """With other prototypes for each fold."""
     folds = VALUES["prototypes"]["folds"]
     return {
@@ -91,14 +91,14 @@ def with_folds(levels: Mapping[str, Level]) -> dict[str, Level]:
     }
 
 
-def taken(level: Level, classes: Tensor | slice) -> Level:
-    return Level(level.visual[classes], level.text[classes], level.parent[classes])
+def taken(level: TaxonomyLevel, classes: Tensor | slice) -> TaxonomyLevel:
+    return TaxonomyLevel(level.visual[classes], level.text[classes], level.parent[classes])
 
 
 def make_network(
     tower: PromptTower,
     changes: Mapping[str, Any] | None = None,
-    levels: Mapping[str, Level] | None = None,
+    levels: Mapping[str, TaxonomyLevel] | None = None,
     names: Sequence[str] = NAMES,
     seed: int = 0,
 ) -> PrototypeNetwork:

@@ -194,7 +194,7 @@ def vectors(posts: pl.DataFrame, blocks: EncoderOutputs, prototypes: Path) -> Po
 def test_training_rows_are_posts_of_known_classes(
     transductive: bool, posts: pl.DataFrame, vectors: PostVectors
 ) -> None:
-    train, held_out = training_rows(posts, vectors, train_params(transductive=transductive, validation_share=0.25))
+    train, held_out = training_rows(posts, vectors, train_params(transductive=transductive, valid_fraction=0.25))
     together = sorted([*train.tolist(), *held_out.tolist()])
     known = vectors.target[:, 1] >= 0
     expected = known & (transductive or (posts["split"] == "train").to_numpy())
@@ -209,6 +209,6 @@ def test_the_validation_part_follows_the_seed(posts: pl.DataFrame, vectors: Post
     first, again, other = (training_rows(posts, vectors, train_params(seed=seed))[1].tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    train, held_out = training_rows(posts, vectors, train_params(validation_share=0.0))
+    train, held_out = training_rows(posts, vectors, train_params(valid_fraction=0.0))
     assert len(held_out) == 0
     assert len(train) == 118

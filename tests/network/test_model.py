@@ -20,7 +20,7 @@ from popularity.encoders.prompting import PromptTower, unfreeze_last
 from popularity.network.dataset import Batch
 from popularity.network.heads import eligible_posts, loss_terms, term_weight
 from popularity.network.losses import attention_logits
-from popularity.network.model import Level, LevelOutputs, LevelTokens, Outputs, PrototypeNetwork
+from popularity.network.model import LevelOutputs, LevelTokens, Outputs, PrototypeNetwork, TaxonomyLevel
 from tests.network.small_network import (
     ALL_LEVELS,
     INSTANCE,
@@ -59,7 +59,7 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
     tau, expected = case["inputs"]["tau"], case["expected"]
     names = {"global_prompt": "g", "local_prompt": "o", "tokens": "s", "visual": "v", "text": "t"}
     posts, classes = len(given["y"]), len(given["G"])
-    level = Level(unit_rows(classes, 6), unit_rows(classes, given["h"].shape[1]), torch.full((classes,), -1))
+    level = TaxonomyLevel(unit_rows(classes, 6), unit_rows(classes, given["h"].shape[1]), torch.full((classes,), -1))
     changes = {f"temperatures.{name}": tau[short] for name, short in names.items()}
     network = make_network(tower, changes, {"subcategory": level}, names=["cat"] * classes)
     batch = Batch(
@@ -96,8 +96,8 @@ def test_reference_vectors_through_the_network(case: dict[str, Any], tower: Prom
 
 def permuted(network: PrototypeNetwork, tower: PromptTower, order: Tensor) -> PrototypeNetwork:
     """The network with its K classes in another order: new class i is the old `order[i]`."""
-    levels: dict[str, Level] = {
-        name: Level(*(network.get_buffer(f"{name}_{kind}") for kind in ("visual", "text", "parent")))
+    levels: dict[str, TaxonomyLevel] = {
+        name: TaxonomyLevel(*(network.get_buffer(f"{name}_{kind}") for kind in ("visual", "text", "parent")))
         for name in network.level_names
     }
     own = levels["subcategory"]

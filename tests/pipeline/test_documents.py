@@ -66,7 +66,7 @@ def missing_links(text: str, folder: Path) -> list[str]:
 def missing_keys(text: str, params: dict[str, Any]) -> list[str]:
     """Dotted names that begin with a section of params.yaml and are no whole path in it.
 
-    They stand alone in back ticks, perhaps with a value (`split.cuts: 3`), or after -S.
+    They stand alone in back ticks, perhaps with a value (`split.n_origins: 3`), or after -S.
     """
     name = r"([a-z_]+(?:\.[a-z_0-9]+)+)"
     alone = [found[1] for code in code_of(text) if (found := re.fullmatch(rf"{name}(?:(?:: |=).*)?", code.strip()))]
@@ -139,12 +139,15 @@ def test_the_readme_is_short() -> None:
 
 def test_the_checks_can_fail(tmp_path: Path) -> None:
     """A key is checked as a whole, not by its last part."""
-    params = {"stack": {"trees": {"num_leaves": 3}, "linear": {"rate": 1}}, "tune": {"space": {"trees.num_leaves": {}}}}
+    params = {
+        "stack": {"trees": {"num_leaves": 3}, "linear": {"rate": 1}},
+        "tune": {"space": {"lightgbm.num_leaves": {}}},
+    }
     text = (
-        "`stack.trees.num_leaves: 7`, `tune.space.trees.num_leaves`, `stack.trees`, `numpy.no.rate`, `stack.linear`\n"
-        "`stack.linear.num_leaves` `stack.num_leaves=3`\n\n```text\ndvc exp run -S 'stack.trees.rate=[1]'\n```\n"
+        "`stack.lightgbm.num_leaves: 7`, `tune.space.trees.num_leaves`, `stack.lightgbm`, `numpy.no.rate`, `stack.linear`\n"
+        "`stack.linear.num_leaves` `stack.num_leaves=3`\n\n```text\ndvc exp run -S 'stack.lightgbm.rate=[1]'\n```\n"
     )
-    assert missing_keys(text, params) == ["stack.linear.num_leaves", "stack.num_leaves", "stack.trees.rate"]
+    assert missing_keys(text, params) == ["stack.linear.num_leaves", "stack.num_leaves", "stack.lightgbm.rate"]
     assert missing_files("`src/popularity/`, `src/no/such.py`, `src/*.py`") == ["src/no/such.py"]
     assert missing_links("[a](b.md#c), [d](https://e), [f](#g)", tmp_path) == ["b.md"]
     text = "`data/no/table.parquet`, `models/stack/metadata`, `reports/resources`, `data/README.md`"

@@ -12,7 +12,7 @@ import pytest
 from tests.clones import Clone, copy_of
 
 RATES = ("0.2", "0.3")
-RATE = "stack.trees.learning_rate"
+RATE = "stack.lightgbm.learning_rate"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,14 @@ def searched(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A copy of the finished run after a grid of two trials by queue; name of the trial by its learning rate."""
     copy = copy_of(clone, tmp_path_factory.mktemp("trials") / "clone")
     # Without choice and search any value is fitted as given: these blocks are none of the choices of tune.space.
-    fixed = ("-S", "select.candidates=[]", "-S", "tune.trials=0", "-S", "stack.columns.blocks=[metadata,image]")
+    fixed = (
+        "-S",
+        "select.candidates=[]",
+        "-S",
+        "tune.n_trials=0",
+        "-S",
+        "stack.columns.feature_blocks=[metadata,image]",
+    )
     copy.run("dvc", "exp", "run", "--queue", *fixed, "-S", f"{RATE}={','.join(RATES)}")
     copy.run("dvc", "queue", "start", "-j", "1")
     deadline = time.monotonic() + 400
@@ -56,10 +63,10 @@ def test_the_table_has_scores_and_changed_parameters_and_nothing_else(searched: 
     lines = copy.run("make", "--silent", "trials").stdout.split("\n|")
     columns, _, *table = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in lines]
     assert columns[0] == "Experiment"
-    scores = {f"{scheme}.stack.{metric}" for scheme in ("matched", "user") for metric in ("mae", "src")}
+    scores = {f"{scheme}.stack.{metric}" for scheme in ("forward", "group") for metric in ("mae", "src")}
     parameters = {column.removeprefix("params.yaml:") for column in columns[1:]} - scores
     assert scores & set(columns)
-    assert parameters == {RATE, "select.candidates", "tune.trials", "stack.columns.blocks"}
+    assert parameters == {RATE, "select.candidates", "tune.n_trials", "stack.columns.feature_blocks"}
     for rate, name in trials.items():
         (row,) = [row for row in table if name in row[0]]
         assert rate in row

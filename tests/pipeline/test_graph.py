@@ -135,7 +135,7 @@ def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, t
     assert (clone.root / "reports/metrics.json").read_bytes() == before
     (reference,) = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/other").stdout.split()
     metrics = json.loads(clone.run("git", "show", f"{reference}:reports/metrics.json").stdout)
-    assert metrics["report"]["stack"]["mae"] != json.loads(before)["report"]["stack"]["mae"]
+    assert metrics["holdout"]["stack"]["mae"] != json.loads(before)["holdout"]["stack"]["mae"]
     assert str(root) in clone.run("git", "show", f"{reference}:dvc.lock").stdout
 
 

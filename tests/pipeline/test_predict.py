@@ -111,7 +111,7 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
         requests.append(as_request(post, file.relative_to(project)))
     found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
-        scheme="final", model="stack"
+        scheme="refit", model="stack"
     )
     expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("scale").first())
     values = {pid: (prediction, scale) for pid, prediction, scale in expected.iter_rows()}
@@ -127,10 +127,10 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
 ) -> None:
     """With a share that the demo's cuts may not choose."""
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
-        scheme="final", model="stack"
+        scheme="refit", model="stack"
     )
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
-        scheme="final"
+        scheme="refit"
     )
     text_json = project / "models/stack/text.json"
     chosen = json.loads(text_json.read_text(encoding="utf-8"))

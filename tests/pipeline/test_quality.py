@@ -17,10 +17,10 @@ from tests.repository import GENERATED, PROFILES, REPOSITORY
 # Not a spread over seeds: 95 % intervals of one run of profile demo (1,000 resamples of its users) as it was committed
 # on 2026-11-24, report: 315 posts of 104 users, matched: 689 posts of 210 users. (scheme, metric) -> low, high.
 INTERVALS = {
-    ("report", "src"): (0.627, 0.741),
-    ("report", "mae"): (1.277, 1.621),
-    ("matched", "src"): (0.550, 0.653),
-    ("matched", "mae"): (1.305, 1.481),
+    ("holdout", "src"): (0.627, 0.741),
+    ("holdout", "mae"): (1.277, 1.621),
+    ("forward", "src"): (0.550, 0.653),
+    ("forward", "mae"): (1.305, 1.481),
 }
 
 

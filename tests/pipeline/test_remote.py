@@ -144,14 +144,14 @@ def test_a_clean_clone_pulls_and_has_nothing_to_run(pushed: Clone, pulled: Clone
 def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     data = pulled.root / "data"
     posts = read_table(data / "interim/posts.parquet", POSTS)
-    ((key, rows),) = rows_of(read_table(data / "interim/splits.parquet", FOLDS), ["final"])
+    ((key, rows),) = rows_of(read_table(data / "interim/splits.parquet", FOLDS), ["refit"])
     fold = load_fold(key, rows, posts, data / "features")
     features = fold.score
     blocks = read_blocks(*(data / "embeddings" / name for name in ("image", "text", "prototype")))
     model = StackModel.load(pulled.root / "models/stack/stack")
     values = model.predict_each(model.encoder.apply(features, blocks), fold.scored_at)
-    stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="final", model="stack")
-    told = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="final")
+    stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
+    told = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
     told = told.join(features.select("pid"), on="pid", how="right", maintain_order="right")
     texts = told["prediction"].to_numpy()
     text_model = TextModel.load(
@@ -180,7 +180,7 @@ def test_manifests_came_along_and_name_what_was_read(pulled: Clone) -> None:
     assert len({manifest["inputs"]["posts"] for manifest in manifests.values()}) == 1
     for scheme, scores in manifests["models/stack"]["metrics"].items():
         assert scores.items() <= metrics[scheme]["stack"].items()
-    assert manifests["submissions"]["metrics"] == {"report": metrics["report"]["stack"]}
+    assert manifests["submissions"]["metrics"] == {"holdout": metrics["holdout"]["stack"]}
 
 
 def test_an_artifact_by_name_and_version(pushed: Clone, tmp_path: Path) -> None:

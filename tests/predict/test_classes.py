@@ -7,19 +7,19 @@ import polars as pl
 import pytest
 
 from popularity.predict.classes import KnownClasses
-from popularity.prototypes.classes import ClassPath, make_classes
+from popularity.prototypes.classes import ClassNameFormat, make_classes
 from tests.random_posts import random_posts
 
 POSTS = random_posts(0)  # C0/S0, C0/S2, C1/S1, C1/S3
 
 
-def known(class_path: ClassPath = "whole") -> KnownClasses:
-    return KnownClasses(make_classes(POSTS, class_path), class_path)
+def known(class_name_format: ClassNameFormat = "path") -> KnownClasses:
+    return KnownClasses(make_classes(POSTS, class_name_format), class_name_format)
 
 
-@pytest.mark.parametrize("class_path", ["whole", "own"])
-def test_the_likeliest_class_gets_the_keys_of_posts(class_path: ClassPath) -> None:
-    classes = known(class_path)
+@pytest.mark.parametrize("class_name_format", ["path", "name"])
+def test_the_likeliest_class_gets_the_keys_of_posts(class_name_format: ClassNameFormat) -> None:
+    classes = known(class_name_format)
     names = classes.of_level["name"].to_list()
     likely = np.array([0.1 if name != "s3" else 0.7 for name in names], np.float32)
     post = {"category": "", "subcategory": "/", "concept": "//sea"}

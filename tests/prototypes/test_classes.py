@@ -39,17 +39,17 @@ def test_class_names_undoes_class_key(names: tuple[str, ...]) -> None:
 
 
 def test_auto_tells_nested_from_crossed_names() -> None:
-    assert choose_class_path(posts_of(NESTED)) == "whole"
-    assert choose_class_path(posts_of(CROSSED)) == "own"
+    assert choose_class_path(posts_of(NESTED)) == "path"
+    assert choose_class_path(posts_of(CROSSED)) == "name"
     # One name of four under two parents, or two of four, is no crossing; three of four are.
     extra = [("Food", "Beach", ""), ("Food", "Hiking", ""), ("Travel", "Fruit", "")]
-    assert [choose_class_path(posts_of(NESTED + extra[:more])) for more in range(4)] == ["whole"] * 3 + ["own"]
+    assert [choose_class_path(posts_of(NESTED + extra[:more])) for more in range(4)] == ["path"] * 3 + ["name"]
     # Test posts have no say.
-    assert choose_class_path(posts_of(NESTED, extra)) == "whole"
+    assert choose_class_path(posts_of(NESTED, extra)) == "path"
 
 
 def test_whole_paths() -> None:
-    classes = make_classes(posts_of([*NESTED, NESTED[0]]), "whole")
+    classes = make_classes(posts_of([*NESTED, NESTED[0]]), "path")
     table = classes.filter(level="subcategory")
     assert table["key"].to_list() == ["Food/Cake", "Food/Fruit", "Travel/Beach", "Travel/Hiking"]
     assert table["parent"].to_list() == [0, 0, 1, 1]
@@ -60,7 +60,7 @@ def test_whole_paths() -> None:
 
 def test_own_paths_join_equal_names_and_have_their_usual_parent() -> None:
     posts = posts_of([*CROSSED, ("Two", "Doge", "x"), ("Two", "Doge", "x")])
-    classes = make_classes(posts, "own")
+    classes = make_classes(posts, "name")
     table = classes.filter(level="subcategory")
     assert table["key"].to_list() == ["Archer", "Doge"]
     assert table["parent"].to_list() == [0, 1]  # Archer: a tie, One comes first; Doge: mostly Two
@@ -68,14 +68,14 @@ def test_own_paths_join_equal_names_and_have_their_usual_parent() -> None:
     concepts = classes.filter(level="concept")
     assert concepts["key"].to_list() == ["Archer/x", "Archer/y", "Doge/x", "Doge/y"]
     assert concepts["name"].to_list() == ["archer x", "archer y", "doge x", "doge y"]
-    index = ClassIndex.from_posts(posts, classes, "own")
+    index = ClassIndex.from_posts(posts, classes, "name")
     assert index.rows["subcategory"].tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 1, 1]
     assert index.rows["category"].tolist() == [0] * 4 + [1] * 6
 
 
 def test_names_are_readable_and_tell_classes_apart() -> None:
     paths = [("Travel", "Beach", "a"), ("Whether&Season", "Beach", "a"), ("Holiday&Celebrations", "New", "a")]
-    table = make_classes(posts_of(paths), "whole")
+    table = make_classes(posts_of(paths), "path")
     assert table.filter(level="subcategory")["name"].to_list() == [
         "new year",
         "travel beach",
@@ -88,8 +88,8 @@ def test_names_are_readable_and_tell_classes_apart() -> None:
     ]
 
 
-@pytest.mark.parametrize("class_path", ["whole", "own"])
-def test_unseen_and_empty_classes(class_path: str) -> None:
+@pytest.mark.parametrize("class_name_format", ["path", "name"])
+def test_unseen_and_empty_classes(class_name_format: str) -> None:
     train = [*NESTED, ("", "Lost", "x"), ("Food", "", "y"), ("Food", "Fruit", ""), ("", "", "")]
     test = [
         ("Travel", "Beach", "never"),  # unseen concept: its subcategory and category are known
@@ -99,9 +99,9 @@ def test_unseen_and_empty_classes(class_path: str) -> None:
         ("Travel", "Beach", "surf"),
     ]
     posts = posts_of(train, test)
-    classes = make_classes(posts, class_path)  # type: ignore[arg-type]
+    classes = make_classes(posts, class_name_format)  # type: ignore[arg-type]
     assert not classes.filter(pl.col("key").str.ends_with("/") | (pl.col("key") == "")).height
-    index = ClassIndex.from_posts(posts, classes, class_path)  # type: ignore[arg-type]
+    index = ClassIndex.from_posts(posts, classes, class_name_format)  # type: ignore[arg-type]
 
     def keys(level: str) -> list[str | None]:
         known = classes.filter(level=level)["key"].to_list()
@@ -120,8 +120,8 @@ def test_unseen_and_empty_classes(class_path: str) -> None:
 
 def test_a_data_set_without_concepts() -> None:
     posts = posts_of([("A", "x", ""), ("A", "y", "")])
-    classes = make_classes(posts, "whole")
-    index = ClassIndex.from_posts(posts, classes, "whole")
+    classes = make_classes(posts, "path")
+    index = ClassIndex.from_posts(posts, classes, "path")
     assert index.counts == {"category": 1, "subcategory": 2, "concept": 0}
     assert index.rows["concept"].tolist() == [-1, -1]
 
@@ -130,5 +130,5 @@ def test_a_data_set_without_concepts() -> None:
 def test_fewer_than_two_classes_are_refused(paths: list[tuple[str, str, str]]) -> None:
     # A second class among the test posts does not count.
     with pytest.raises(DataError, match="second-level classes") as caught:
-        make_classes(posts_of(paths, [("A", "y", "")]), "whole")
+        make_classes(posts_of(paths, [("A", "y", "")]), "path")
     assert "at least 2 different names" in str(caught.value)

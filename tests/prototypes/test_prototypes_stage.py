@@ -37,7 +37,7 @@ WIDTHS = {"visual": 6, "text": 4}
 
 
 def params(**changes: Any) -> PrototypesParams:
-    return replace(PrototypesParams(seed=0, limit=5, class_path="auto"), **changes)
+    return replace(PrototypesParams(seed=0, max_per_class=5, class_name_format="auto"), **changes)
 
 
 def block(pids: list[str], width: int, seed: int = 3) -> Block:
@@ -84,7 +84,8 @@ def members_of(built: Prototypes, level: str, key: str, modality: str) -> list[s
 
 def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path) -> None:
     YAML().dump(
-        {"prototypes": {"seed": 0, "limit": 5, "class_path": "auto"}, "train": {"transductive": True}}, tmp_path / "p"
+        {"prototypes": {"seed": 0, "max_per_class": 5, "class_name_format": "auto"}, "train": {"transductive": True}},
+        tmp_path / "p",
     )
     write_table(posts, tmp_path / "posts.parquet", POSTS)
     image, text = blocks(posts)
@@ -103,7 +104,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
     }
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["params"] == {
-        "prototypes": {"seed": 0, "limit": 5, "class_path": "auto"},
+        "prototypes": {"seed": 0, "max_per_class": 5, "class_name_format": "auto"},
         "train": {"transductive": True},
     }
     assert set(manifest["inputs"]) == {"posts", "image", "text"}
@@ -121,7 +122,12 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
             counted = members.filter(level=level, modality=modality).group_by("index").len().sort("index")["len"]
             assert tensors[f"{level}.{modality}_count"].tolist() == counted.to_list()
     about = json.loads((out / "about.json").read_text())
-    assert (about["seed"], about["limit"], about["transductive"], about["class_path"]) == (0, 5, True, "whole")
+    assert (about["seed"], about["max_per_class"], about["transductive"], about["class_name_format"]) == (
+        0,
+        5,
+        True,
+        "path",
+    )
     assert about["encoders"]["visual"] == {"encoder": "encoder 6", "weights": "sha256:6", "width": 6}
     report = json.loads((tmp_path / "report.json").read_text())
     counted = report["levels"]["concept"]["representatives"]
@@ -180,24 +186,24 @@ def test_unseen_test_classes_are_nobodys(posts: pl.DataFrame) -> None:
         concept=pl.when(where).then(pl.lit("C0/Odd/x")).otherwise("concept"),
         category=pl.when(where).then(pl.lit("C0")).otherwise("category"),
     )
-    built = build(odd, limit=256)
+    built = build(odd, max_per_class=256)
     assert not {"C0/Odd", "C0/Odd/x"} & set(built.classes["key"])
     found = built.members.filter(pl.col("pid").is_in(unseen))
     assert set(found["level"]) == {"category"}  # that class is known
     assert built.report["levels"]["subcategory"]["test_share_unseen"] == 0.25
-    index = ClassIndex.from_posts(odd, built.classes, "whole")
+    index = ClassIndex.from_posts(odd, built.classes, "path")
     with_class = odd.filter(pl.Series(index.rows["subcategory"] >= 0))
     assert set(built.members.filter(level="subcategory", modality="visual")["pid"]) == set(with_class["pid"])
 
 
 def test_fewer_posts_than_the_limit_are_all_taken(posts: pl.DataFrame) -> None:
-    built = build(posts, limit=256)
+    built = build(posts, max_per_class=256)
     for modality in MODALITIES:
         has = posts if modality == "visual" else posts.filter(pl.col("title") != "")
         for key in posts["subcategory"].unique():
             assert members_of(built, "subcategory", key, modality) == has.filter(subcategory=key)["pid"].to_list()
-    assert built.report["levels"]["subcategory"]["fewer_than_limit"] == {"visual": 4, "text": 4}
-    assert build(posts, limit=3).report["levels"]["subcategory"]["fewer_than_limit"] == {"visual": 0, "text": 0}
+    assert built.report["levels"]["subcategory"]["fewer_than_max"] == {"visual": 4, "text": 4}
+    assert build(posts, max_per_class=3).report["levels"]["subcategory"]["fewer_than_max"] == {"visual": 0, "text": 0}
 
 
 def test_the_sample_is_spread_over_time_concepts_and_users(posts: pl.DataFrame) -> None:
@@ -213,7 +219,7 @@ def test_the_sample_is_spread_over_time_concepts_and_users(posts: pl.DataFrame) 
         title=pl.lit("title"),
     )
     table = pl.concat([one, posts.head(posts.height - n).filter(pl.col("subcategory") != key)])
-    built = build(table, limit=8)
+    built = build(table, max_per_class=8)
     for modality in MODALITIES:
         taken = one.filter(pl.col("pid").is_in(members_of(built, "subcategory", key, modality)))
         assert taken.height == 8
@@ -225,7 +231,7 @@ def test_the_sample_is_spread_over_time_concepts_and_users(posts: pl.DataFrame) 
 def test_posts_and_classes_without_pictures(posts: pl.DataFrame) -> None:
     class_pids = set(posts.filter(subcategory="C0/S0")["pid"])
     some = set(posts.filter(subcategory="C0/S2")["pid"].to_list()[:5])
-    built = build(posts, without_picture=class_pids | some, limit=256)
+    built = build(posts, without_picture=class_pids | some, max_per_class=256)
     visual = built.members.filter(modality="visual")
     assert not (class_pids | some) & set(visual["pid"])
     assert some & set(built.members.filter(modality="text")["pid"])
@@ -246,7 +252,7 @@ def test_text_representatives_have_titles_or_tags(posts: pl.DataFrame) -> None:
         .then(pl.lit(""))
         .otherwise(pl.lit("tag")),
     )
-    built = build(table, limit=256)
+    built = build(table, max_per_class=256)
     text = built.members.filter(level="subcategory", modality="text")["pid"]
     assert not set(silent) & set(text)
     assert set(tagged) & set(text) == set(tagged[1:])  # no title in the class: those with tags
@@ -273,14 +279,14 @@ def test_vectors_of_other_posts_are_refused(posts: pl.DataFrame) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_leave_one_out_of_the_written_folder(posts: pl.DataFrame, level: str, modality: str, tmp_path: Path) -> None:
     """With every post of a class taken, leaving one out equals building without its vector."""
-    built = build(posts, limit=256)
+    built = build(posts, max_per_class=256)
     write_prototypes(built, tmp_path)
     depth = LEVELS.index(level) + 1
     sums = [ClassSums.read(tmp_path / "prototypes.safetensors", name, modality) for name in LEVELS[:depth]]
     members = [member_classes(built.members, posts, name, modality) for name in LEVELS[:depth]]
     given: Mapping[str, Block] = dict(zip(MODALITIES, blocks(posts), strict=True))
     own = normalize_rows(np.asarray(given[modality].values, dtype=np.float32))
-    classes = ClassIndex.from_posts(posts, built.classes, "whole").rows[level]
+    classes = ClassIndex.from_posts(posts, built.classes, "path").rows[level]
     known = classes >= 0
     found = np.full(own.shape, np.nan, np.float32)
     found[known] = leave_one_out(sums, classes[known], own[known], [member[known] for member in members])
@@ -289,7 +295,7 @@ def test_leave_one_out_of_the_written_folder(posts: pl.DataFrame, level: str, mo
         silenced = posts.with_columns(
             pl.when(pid=pid).then(pl.lit("")).otherwise(name).alias(name) for name in ("title", "tags")
         )
-        without = build(silenced, without_picture={pid}, limit=256).tensors[f"{level}.{modality}"][classes[row]]
+        without = build(silenced, without_picture={pid}, max_per_class=256).tensors[f"{level}.{modality}"][classes[row]]
         np.testing.assert_allclose(found[row], without, atol=1e-6)
 
 

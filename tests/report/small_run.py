@@ -97,7 +97,7 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool =
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     ingested = ingest(root)
     write_json(folder / paths.INGEST_SUMMARY, ingested.report)
-    images, found = index_images(ingested.posts, root, IndexImagesParams(max_bad_share=1.0, max_pixels=10**6))
+    images, found = index_images(ingested.posts, root, IndexImagesParams(max_bad_fraction=1.0, max_pixels=10**6))
     write_json(folder / paths.IMAGE_SUMMARY, found)
     posts = _with_hostile_words(ingested.posts)
     write_table(posts, folder / paths.POSTS, POSTS)
@@ -169,7 +169,9 @@ def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> No
     """Prototypes of random vectors; to each post three random classes a head, and random shares of attention."""
     with_picture = images.filter(status="ok")["pid"].to_list()
     blocks = random_block(with_picture, 12, 1), random_block(posts["pid"].to_list(), 9, 2)
-    built = build_prototypes(posts, *blocks, PrototypesParams(seed=0, limit=5, class_path="auto"), transductive=True)
+    built = build_prototypes(
+        posts, *blocks, PrototypesParams(seed=0, max_per_class=5, class_name_format="auto"), transductive=True
+    )
     write_prototypes(built, folder / paths.PROTOTYPES)
     write_json(folder / paths.PROTOTYPE_SUMMARY, dict(built.report))
     classes = built.classes.filter(level="subcategory")
@@ -204,7 +206,7 @@ def _training(folder: Path) -> None:
 def _selection(folder: Path) -> None:
     """Three candidates on two cuts: the first far from the labels, the last a hair nearer than the second."""
     stack = load_params("stack", StackParams, folder / "params.yaml")
-    keys = {"plain": {"columns.blocks": ["metadata"]}, "level": {"level": "residual"}, "user": {"seeds": 3}}
+    keys = {"plain": {"columns.feature_blocks": ["metadata"]}, "level": {"level": "residual"}, "user": {"seeds": 3}}
     candidates = candidates_of(SelectParams(tuple(keys), keys), stack)  # type: ignore[arg-type]
     rng = np.random.default_rng(8)
     labels, noise, own = rng.normal(6, 2, 60), rng.normal(0, 1, 60), rng.normal(0, 0.4, 60)
@@ -223,17 +225,21 @@ def _selection(folder: Path) -> None:
 
 def _tuning(folder: Path) -> None:
     """Twelve trials of three parameters; the default is the first, the eighth the best, the last pruned."""
-    stack = replace(load_params("stack", StackParams, folder / "params.yaml"), half_life_days=365.0)
+    stack = replace(load_params("stack", StackParams, folder / "params.yaml"), sample_weight_half_life_days=365.0)
     axes = {
-        "half_life_days": {"low": 100.0, "high": 2000.0, "log": True, "integer": False},
-        "trees.num_leaves": {"low": 7, "high": 63, "log": True, "integer": True},
-        "columns.blocks": {"choices": [["metadata", "image", "text", "prototype"], ["metadata", "text"]]},
+        "sample_weight_half_life_days": {"low": 100.0, "high": 2000.0, "log": True, "integer": False},
+        "lightgbm.num_leaves": {"low": 7, "high": 63, "log": True, "integer": True},
+        "columns.feature_blocks": {"choices": [["metadata", "image", "text", "prototype"], ["metadata", "text"]]},
     }
     space = Space.parse("tune.space", axes, "stack", stack)
     trials = [Finished(0, "COMPLETE", 0.5, space.default, {"rounds": 30})]
     for number in range(1, 12):
-        blocks = axes["columns.blocks"]["choices"][number % 2]  # type: ignore[index]
-        values = {"columns.blocks": blocks, "half_life_days": 150.0 + number, "trees.num_leaves": 7 + number}
+        blocks = axes["columns.feature_blocks"]["choices"][number % 2]  # type: ignore[index]
+        values = {
+            "columns.feature_blocks": blocks,
+            "sample_weight_half_life_days": 150.0 + number,
+            "lightgbm.num_leaves": 7 + number,
+        }
         trials.append(Finished(number, "COMPLETE", 0.5 - 0.02 * number, values, {"rounds": 20}))
     trials[8] = replace(trials[8], value=0.11)
     trials[11] = replace(trials[11], state="PRUNED")

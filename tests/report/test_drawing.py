@@ -20,8 +20,8 @@ def _scatter() -> Markup:
 
 
 def _intervals() -> Markup:
-    rows = [Interval("report", HOSTILE, 0.5, 0.4, 0.6), Interval("user", "constant", None, None, None)]
-    return drawing.intervals(rows, HOSTILE, HOSTILE, strong="report", zero=True)
+    rows = [Interval("holdout", HOSTILE, 0.5, 0.4, 0.6), Interval("group", "constant", None, None, None)]
+    return drawing.intervals(rows, HOSTILE, HOSTILE, strong="holdout", zero=True)
 
 
 def _lines() -> Markup:

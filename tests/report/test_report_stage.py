@@ -137,21 +137,21 @@ def test_the_splits_are_drawn_and_say_what_they_are_used_for(small_run: SmallRun
     text = words(section(page, "splits"))
     folds = small_run.json(paths.SPLIT_SUMMARY)["schemes"]
     for fold in folds:
-        if fold["scheme"] == "report":
-            counts = " ".join(f"{fold[role]:,}" for role in ("fit", "score", "dropped"))
+        if fold["scheme"] == "holdout":
+            counts = " ".join(f"{fold[role]:,}" for role in ("train", "valid", "excluded"))
             assert f"report 1 {counts} " in text
     assert re.search(r"report no The last posts in time.* quote this score\.", text)
     assert re.search(r"matched yes Earlier splits", text)
     assert "random not scored" in text
     (drawn,) = re.findall(r"<svg.*?</svg>", section(page, "splits"), flags=re.DOTALL)
     assert all(
-        f">{name}<" in drawn for name in ("report", "matched 1 of 2", "user 1 of 2", "final", "train", "excluded")
+        f">{name}<" in drawn for name in ("holdout", "forward 1 of 2", "group 1 of 2", "refit", "train", "excluded")
     )
 
 
 def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:
     tables = (small_run.table(name) for name in (paths.POSTS, paths.SPLITS, paths.STACK_PREDICTIONS))
-    rows = next(one for one in collect(*tables) if one.scheme == "report").rows
+    rows = next(one for one in collect(*tables) if one.scheme == "holdout").rows
     errors = rows.select(pl.col("prediction:stack") - pl.col("label")).to_series().sort()
     expected = [*errors.tail(3).reverse(), *errors.head(3)]
     shown = re.findall(r"predicted [\d.−]+ \(([+−][\d.]+)\)", words(section(page, "errors")))
@@ -161,7 +161,7 @@ def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:
 
 def test_modalities_add_up(small_run: SmallRun, page: str) -> None:
     posts = small_run.table(paths.POSTS)
-    splits = small_run.table(paths.SPLITS).filter(scheme="report", role="score")
+    splits = small_run.table(paths.SPLITS).filter(scheme="holdout", role="valid")
     silent = splits.join(posts.filter(title="", tags=""), on="pid").height
     assert silent > 0
     text = words(section(page, "errors"))
@@ -200,7 +200,7 @@ def test_importance_attention_tuning_and_cost(page: str) -> None:
     tuning = words(section(page, "tuning"))
     assert "12 trials (11 complete, 1 pruned)" in tuning
     assert "trial 0, first trial 8, best trial 10" in tuning
-    assert re.search(r"half_life_days 365 158 160", tuning)
+    assert re.search(r"sample_weight_half_life_days 365 158 160", tuning)
     assert re.search(r"The first trial and the best trials stack\. .*loss ([\d.−]+ ){6}", tuning)
     assert "train 1.2 s, 120 + 40 MiB" in words(section(page, "run"))
 
@@ -224,7 +224,7 @@ def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: 
 
 
 def test_coverage_is_that_of_evaluate(small_run: SmallRun, page: str, card: str) -> None:
-    row = pl.read_csv(small_run.folder / paths.COVERAGE).filter(scheme="report", group="unseen", level=0.9)
+    row = pl.read_csv(small_run.folder / paths.COVERAGE).filter(scheme="holdout", group="unseen", level=0.9)
     text = f"{100 * row['coverage'][0]:.1f} %"
     assert re.search(rf"90 % unseen users {row['posts'][0]} {text}", words(section(page, "intervals")))
     assert f"| 90 % | unseen | {text} |" in card
@@ -311,11 +311,11 @@ def test_a_data_set_without_pictures(tiny_dataset: Dataset, tmp_path: Path) -> N
 
 def test_without_scored_posts_of_report_there_is_no_section_of_errors(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
-    run.table(paths.STACK_PREDICTIONS).filter(pl.col("scheme") != "report").write_parquet(
+    run.table(paths.STACK_PREDICTIONS).filter(pl.col("scheme") != "holdout").write_parquet(
         run.folder / paths.STACK_PREDICTIONS
     )
     for name in (paths.SCORES, paths.SCORES_BY_GROUP):
-        pl.read_csv(run.folder / name).filter(pl.col("scheme") != "report").write_csv(run.folder / name)
+        pl.read_csv(run.folder / name).filter(pl.col("scheme") != "holdout").write_csv(run.folder / name)
     page, card = run.write(tmp_path)
     assert 'id="errors"' not in page
     assert "no score on posts that were kept out of every choice" in page

@@ -14,12 +14,18 @@ import pytest
 from popularity.core.contracts import FOLDS, POSTS, FoldKey, check_table, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.validation import SplitParams, make_splits, rows_of
-from popularity.validation.splits import LEAST_FIT
+from popularity.validation.splits import MIN_TRAIN_FRACTION
 from stages import split
 from tests.random_posts import random_posts
 
 PARAMS = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, cuts=3, folds=5, unseen_user_share=0.64, tolerance=0.01
+    seed=0,
+    holdout_fraction=0.15,
+    forward_fraction=0.15,
+    n_origins=3,
+    n_folds=5,
+    unseen_user_fraction=0.64,
+    tolerance=0.01,
 )
 
 
@@ -33,13 +39,13 @@ def made(posts: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
     return make_splits(posts, PARAMS)
 
 
-LAST = PARAMS.cuts - 1
+LAST = PARAMS.n_origins - 1
 
 
 def roles(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame, scheme: str) -> pl.DataFrame:
     """Of `matched` the last cut."""
     rows = made[0].filter(pl.col("scheme") == scheme)
-    rows = rows.filter(fold=LAST) if scheme == "matched" else rows
+    rows = rows.filter(fold=LAST) if scheme == "forward" else rows
     return rows.join(posts, on="pid", how="left", validate="m:1")
 
 
@@ -48,46 +54,46 @@ def test_contract_and_every_training_post_in_every_fold(
 ) -> None:
     check_table(made[0], FOLDS)
     counts = made[0].group_by("scheme", "fold").agg(n=pl.len(), unique=pl.col("pid").n_unique())
-    expected = {"report": 1, "matched": 3, "user": 5, "random": 5, "final": 1}
+    expected = {"holdout": 1, "forward": 3, "group": 5, "random": 5, "refit": 1}
     assert dict(counts.group_by("scheme").len().iter_rows()) == expected
     train = posts.filter(pl.col("split") == "train").height
     for scheme, _, n, unique in counts.iter_rows():
-        assert n == unique == (posts.height if scheme == "final" else train)
+        assert n == unique == (posts.height if scheme == "refit" else train)
 
 
 def test_schemes_are_nested_in_time(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame) -> None:
-    report, matched = roles(made, posts, "report"), roles(made, posts, "matched")
-    report_start = report.filter(pl.col("role") == "score")["posted_at"].min()
+    report, matched = roles(made, posts, "holdout"), roles(made, posts, "forward")
+    report_start = report.filter(pl.col("role") == "valid")["posted_at"].min()
     for rows in (report, matched):
-        score = rows.filter(pl.col("role") == "score")["posted_at"]
-        assert rows.filter(pl.col("role") == "fit")["posted_at"].max() < score.min()  # type: ignore[operator]
-    assert matched.filter(pl.col("role") == "score")["posted_at"].max() < report_start  # type: ignore[operator]
-    for scheme in ("matched", "user", "random"):
-        used = roles(made, posts, scheme).filter(pl.col("role") != "dropped")
+        score = rows.filter(pl.col("role") == "valid")["posted_at"]
+        assert rows.filter(pl.col("role") == "train")["posted_at"].max() < score.min()  # type: ignore[operator]
+    assert matched.filter(pl.col("role") == "valid")["posted_at"].max() < report_start  # type: ignore[operator]
+    for scheme in ("forward", "group", "random"):
+        used = roles(made, posts, scheme).filter(pl.col("role") != "excluded")
         assert used["posted_at"].max() < report_start  # type: ignore[operator]
-    share = (report["role"] == "score").mean()
+    share = (report["role"] == "valid").mean()
     assert share == pytest.approx(0.15, abs=0.02)  # ties in time are not parted
 
 
 def test_cuts_score_one_slice_after_another(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame) -> None:
     """Each is fitted on what is before its slice, scores the last share of what is before the next, sees none later."""
-    end = roles(made, posts, "report").filter(role="score")["posted_at"].min()
-    for fold in reversed(range(PARAMS.cuts)):
-        rows = made[0].filter(scheme="matched", fold=fold).join(posts, on="pid", how="left", validate="1:1")
-        slice_ = rows.filter(role="score")["posted_at"]
+    end = roles(made, posts, "holdout").filter(role="valid")["posted_at"].min()
+    for fold in reversed(range(PARAMS.n_origins)):
+        rows = made[0].filter(scheme="forward", fold=fold).join(posts, on="pid", how="left", validate="1:1")
+        slice_ = rows.filter(role="valid")["posted_at"]
         start, earlier = slice_.min(), rows.filter(pl.col("posted_at") < slice_.min())
-        assert rows.filter(pl.col("posted_at") >= end)["role"].unique().to_list() == ["dropped"]
-        assert rows.filter(pl.col("posted_at").is_between(start, end, closed="left"))["role"].unique().item() == "score"
-        assert set(earlier["role"]) == {"fit", "dropped"}
-        assert len(slice_) / (len(slice_) + len(earlier)) == pytest.approx(PARAMS.matched_share, abs=0.01)
+        assert rows.filter(pl.col("posted_at") >= end)["role"].unique().to_list() == ["excluded"]
+        assert rows.filter(pl.col("posted_at").is_between(start, end, closed="left"))["role"].unique().item() == "valid"
+        assert set(earlier["role"]) == {"train", "excluded"}
+        assert len(slice_) / (len(slice_) + len(earlier)) == pytest.approx(PARAMS.forward_fraction, abs=0.01)
         end = start
 
 
 def test_the_last_cut_is_that_of_a_single_one(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame) -> None:
     """Users drawn for it included; and no other scheme depends on the number of cuts."""
-    single = make_splits(posts, replace(PARAMS, cuts=1))[0]
-    last = made[0].filter((pl.col("scheme") != "matched") | (pl.col("fold") == LAST))
-    first = pl.when(scheme="matched").then(pl.lit(0, pl.Int32)).otherwise("fold")
+    single = make_splits(posts, replace(PARAMS, n_origins=1))[0]
+    last = made[0].filter((pl.col("scheme") != "forward") | (pl.col("fold") == LAST))
+    first = pl.when(scheme="forward").then(pl.lit(0, pl.Int32)).otherwise("fold")
     assert last.with_columns(fold=first).equals(single)
 
 
@@ -95,18 +101,18 @@ def test_every_cut_has_the_share_of_the_test_part_and_draws_its_own_users(
     made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame
 ) -> None:
     wanted = made[1]["wanted_unseen_post_share"]
-    cuts = [row for row in made[1]["schemes"] if row["scheme"] == "matched"]
+    cuts = [row for row in made[1]["schemes"] if row["scheme"] == "forward"]
     assert [row["fold"] for row in cuts] == [0, 1, 2]
     for row in cuts:
         assert row["unseen_post_share"] == pytest.approx(wanted, abs=PARAMS.tolerance + 1e-4)
-        rows = made[0].filter(scheme="matched", fold=row["fold"]).join(posts, on="pid")
-        known = rows.filter(role="fit")["uid"].unique().to_list()
-        share = (~rows.filter(role="score")["uid"].is_in(known)).mean()
+        rows = made[0].filter(scheme="forward", fold=row["fold"]).join(posts, on="pid")
+        known = rows.filter(role="train")["uid"].unique().to_list()
+        share = (~rows.filter(role="valid")["uid"].is_in(known)).mean()
         assert row["unseen_post_share"] == pytest.approx(share, abs=1e-4)
     gone = [
-        set(rows.filter(pl.col("posted_at") < rows.filter(role="score")["posted_at"].min(), role="dropped")["uid"])
+        set(rows.filter(pl.col("posted_at") < rows.filter(role="valid")["posted_at"].min(), role="excluded")["uid"])
         for fold in range(3)
-        for rows in [made[0].filter(scheme="matched", fold=fold).join(posts, on="pid")]
+        for rows in [made[0].filter(scheme="forward", fold=fold).join(posts, on="pid")]
     ]
     assert all(one - other for one in gone for other in gone if one is not other)
 
@@ -116,20 +122,20 @@ def test_share_of_unseen_users_is_that_of_the_test_part(
 ) -> None:
     train, test = (posts.filter(pl.col("split") == part) for part in ("train", "test"))
     wanted = (~test["uid"].is_in(train["uid"].to_list())).mean()
-    for scheme in ("report", "matched"):
+    for scheme in ("holdout", "forward"):
         rows = roles(made, posts, scheme)
-        fit, score = (rows.filter(pl.col("role") == role) for role in ("fit", "score"))
+        fit, score = (rows.filter(pl.col("role") == role) for role in ("train", "valid"))
         assert (~score["uid"].is_in(fit["uid"].to_list())).mean() == pytest.approx(wanted, abs=0.01)
 
 
 def test_folds_partition_the_rows_before_report(made: tuple[pl.DataFrame, dict[str, Any]], posts: pl.DataFrame) -> None:
-    before = roles(made, posts, "report").filter(pl.col("role") != "score")["pid"]
-    for scheme in ("user", "random"):
+    before = roles(made, posts, "holdout").filter(pl.col("role") != "valid")["pid"]
+    for scheme in ("group", "random"):
         rows = roles(made, posts, scheme)
-        assert sorted(rows.filter(pl.col("role") == "score")["pid"]) == sorted(before)
-        if scheme == "user":
+        assert sorted(rows.filter(pl.col("role") == "valid")["pid"]) == sorted(before)
+        if scheme == "group":
             for _, fold in rows.group_by("fold"):
-                fit, score = (fold.filter(pl.col("role") == role)["uid"] for role in ("fit", "score"))
+                fit, score = (fold.filter(pl.col("role") == role)["uid"] for role in ("train", "valid"))
                 assert not set(fit) & set(score)
 
 
@@ -147,9 +153,9 @@ def test_without_a_test_part_the_parameter_steers_and_final_scores_nothing(posts
     splits, report = make_splits(posts.filter(pl.col("split") == "train"), PARAMS)
     assert report["wanted_unseen_post_share"] == 0.64
     assert "no test part" in report["wanted_from"]
-    final = splits.filter(pl.col("scheme") == "final")
-    assert final["role"].unique().to_list() == ["fit"]
-    matched = [row for row in report["schemes"] if row["scheme"] == "matched"]
+    final = splits.filter(pl.col("scheme") == "refit")
+    assert final["role"].unique().to_list() == ["train"]
+    matched = [row for row in report["schemes"] if row["scheme"] == "forward"]
     assert all(abs(row["unseen_post_share"] - 0.64) <= 0.01 or row["note"] for row in matched)
 
 
@@ -160,7 +166,7 @@ def test_says_so_when_dropping_all_is_too_little() -> None:
     uids = [f"{row // 10 % 10}@N0" if row % 10 == 0 else "one@N0" for row in range(200)]
     days = pl.Series([start + timedelta(days=row) for row in range(200)]).cast(POSTS.columns["posted_at"].dtype)
     _, report = make_splits(train.with_columns(uid=pl.Series(uids), posted_at=days), PARAMS)
-    (row,) = (row for row in report["schemes"] if row["scheme"] == "report")
+    (row,) = (row for row in report["schemes"] if row["scheme"] == "holdout")
     assert row["unseen_post_share"] != pytest.approx(0.64, abs=0.01)
     assert "scored posts are by unseen users" in row["note"]
 
@@ -176,8 +182,8 @@ def test_fit_rows_remain_when_every_user_should_go() -> None:
     uids = [f"{row % 6}@N0" if row < 200 else f"new{row}@N0" for row in range(260)]
     splits, report = make_splits(at_days(posts.with_columns(uid=pl.Series(uids)), list(range(260))), PARAMS)
     rows = {row["scheme"]: row for row in report["schemes"]}  # of `matched` the last cut
-    for scheme in ("report", "matched"):
-        assert rows[scheme]["fit"] >= LEAST_FIT * (200 * 0.85 * (0.85 if scheme == "matched" else 1) - 1)
+    for scheme in ("holdout", "forward"):
+        assert rows[scheme]["train"] >= MIN_TRAIN_FRACTION * (200 * 0.85 * (0.85 if scheme == "forward" else 1) - 1)
         assert rows[scheme]["unseen_post_share"] > 0.5
         assert "as near to the 100.0 % wanted as dropping whole users came" in rows[scheme]["note"]
     check_table(splits, FOLDS)
@@ -187,7 +193,7 @@ def test_cuts_leave_fit_rows_when_most_posts_have_the_first_date() -> None:
     train = random_posts(seed=4, train=200, test=1).filter(pl.col("split") == "train")
     splits, _ = make_splits(at_days(train, [max(0, row - 150) for row in range(200)]), PARAMS)
     roles = splits.group_by("scheme", "fold").agg(pl.col("role").unique())
-    assert all({"fit", "score"} <= set(row) for row in roles.filter(pl.col("scheme") != "final")["role"])
+    assert all({"train", "valid"} <= set(row) for row in roles.filter(pl.col("scheme") != "refit")["role"])
 
 
 def test_fewer_cuts_where_there_is_no_room_for_more() -> None:
@@ -196,11 +202,11 @@ def test_fewer_cuts_where_there_is_no_room_for_more() -> None:
     users = [f"{max(0, row - 35)}@N0" for row in range(80)]  # nobody but one before the 36th post
     ordered = posts.sort("split", "source_index", descending=[True, False]).with_columns(uid=pl.Series(users))
     splits, report = make_splits(at_days(ordered, list(range(80))), PARAMS)
-    cuts = [row for row in report["schemes"] if row["scheme"] == "matched"]
+    cuts = [row for row in report["schemes"] if row["scheme"] == "forward"]
     assert [row["fold"] for row in cuts] == [0, 1]
-    assert "too few posts or users for 1 more of split.cuts = 3" in cuts[0]["note"]
+    assert "too few posts or users for 1 more of split.n_origins = 3" in cuts[0]["note"]
     assert "too few posts" not in cuts[1]["note"]
-    assert sorted(splits.filter(scheme="matched")["fold"].unique()) == [0, 1]
+    assert sorted(splits.filter(scheme="forward")["fold"].unique()) == [0, 1]
 
 
 def test_posts_of_one_second_are_a_named_error() -> None:
@@ -215,11 +221,11 @@ def test_too_few_users_is_a_named_error() -> None:
 
 def test_rows_of_leaves_the_dropped_rows_out(made: tuple[pl.DataFrame, dict[str, Any]]) -> None:
     keys = []
-    for key, rows in rows_of(made[0], ["report", "user"]):
+    for key, rows in rows_of(made[0], ["holdout", "group"]):
         keys.append(key)
-        assert set(rows["role"]) == {"fit", "score"}
+        assert set(rows["role"]) == {"train", "valid"}
         assert rows["pid"].is_sorted()
-    assert keys == [FoldKey("report", 0), *[FoldKey("user", fold) for fold in range(5)]]
+    assert keys == [FoldKey("holdout", 0), *[FoldKey("group", fold) for fold in range(5)]]
     assert keys == sorted(keys)
     assert len({key.file_name for key in keys}) == len(keys)
 
@@ -235,5 +241,5 @@ def test_stage(tmp_path: Path, posts: pl.DataFrame) -> None:
         ]
     )
     splits = read_table(tmp_path / "splits.out", FOLDS)
-    assert np.isin(["report", "final"], splits["scheme"].unique().to_numpy()).all()
+    assert np.isin(["holdout", "refit"], splits["scheme"].unique().to_numpy()).all()
     assert (tmp_path / "report.out").exists()

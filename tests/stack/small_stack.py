@@ -14,49 +14,63 @@ import pytest
 from popularity.core.contracts import PROTOTYPE_SCALARS, FoldKey, check_table, write_table
 from popularity.core.vectors import Block, check_block, write_block
 from popularity.features import FeaturizeParams, featurize
-from popularity.stack import Blocks, CatBoostParams, KeepParams, LinearParams, StackParams, TreeParams, fit_schemes
+from popularity.stack import (
+    Blocks,
+    CatBoostParams,
+    LightGBMParams,
+    LinearParams,
+    RowSelectionParams,
+    StackParams,
+    fit_schemes,
+)
 from popularity.stack.feature_blocks import PROTOTYPE_VECTORS
 from popularity.stack.lightgbm_dask import ClusterParams
-from popularity.stack.matrix import EncoderParams
+from popularity.stack.matrix import ColumnParams
 from popularity.validation import SplitParams, make_splits
+from popularity.validation.inner_cv import InnerCvParams
 from tests.random_posts import random_images, random_posts
 
 SPLIT = SplitParams(
-    seed=0, report_share=0.15, matched_share=0.15, cuts=2, folds=3, unseen_user_share=0.64, tolerance=0.02
+    seed=0,
+    holdout_fraction=0.15,
+    forward_fraction=0.15,
+    n_origins=2,
+    n_folds=3,
+    unseen_user_fraction=0.64,
+    tolerance=0.02,
 )
 FEATURIZE = FeaturizeParams(
-    seed=0, text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
+    seed=0, n_text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
 )
 STACK = StackParams(
     seed=5,
-    seeds=1,
-    target="raw",
-    level="none",
-    columns=EncoderParams(
-        blocks=("metadata", "image", "text", "prototype"),
+    n_seeds=1,
+    target_transform="none",
+    detrend="none",
+    columns=ColumnParams(
+        feature_blocks=("metadata", "image", "text", "prototype"),
         prototype_parts=(*PROTOTYPE_VECTORS, "losses", "distance", "unseen"),
-        signals=(),
-        components=3,
-        heads=("image", "text", "characters", "prototype"),
-        head_folds=3,
-        head_penalties=(10.0, 100.0),
-        character_penalties=(1.0, 10.0),
+        feature_groups=(),
+        n_components=3,
+        oof_ridge=("image", "text", "characters", "prototype"),
+        oof_ridge_folds=3,
+        oof_ridge_alphas=(10.0, 100.0),
+        oof_ridge_character_alphas=(1.0, 10.0),
         uid_category=False,
         category_min_posts=3,
     ),
-    keep=KeepParams(share=1.0, by="low_loss"),
-    half_life_days=200.0,
-    text_shares=(0.0,),
-    max_rounds=12,
-    patience=4,
-    inner_cuts=2,
-    inner_share=0.15,
-    schemes=("report", "matched", "user"),
-    threads=1,
-    folds_at_once=1,
+    row_selection=RowSelectionParams(fraction=1.0, order="low_loss"),
+    sample_weight_half_life_days=200.0,
+    text_model_weights=(0.0,),
+    num_boost_round=12,
+    early_stopping_rounds=4,
+    inner_cv=InnerCvParams(2, 0.15),
+    schemes=("holdout", "forward", "group"),
+    num_threads=1,
+    parallel_folds=1,
     cluster=ClusterParams(workers=0, scheduler="local"),
     learners=("lightgbm",),
-    trees=TreeParams(
+    lightgbm=LightGBMParams(
         objective="regression_l1",
         learning_rate=0.2,
         num_leaves=6,
@@ -78,12 +92,12 @@ STACK = StackParams(
         subsample=0.8,
         border_count=32,
     ),
-    linear=LinearParams(penalties=(30.0, 300.0)),
+    linear=LinearParams(alphas=(30.0, 300.0)),
 )
 
 
-WITH_SECOND = replace(STACK, target="normal", max_rounds=40, learners=("lightgbm", "catboost"))
-ALL_PARTS = replace(STACK, level="residual", max_rounds=40, learners=("lightgbm", "linear"))
+WITH_SECOND = replace(STACK, target_transform="rank_gauss", num_boost_round=40, learners=("lightgbm", "catboost"))
+ALL_PARTS = replace(STACK, detrend="linear", num_boost_round=40, learners=("lightgbm", "linear"))
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
 EITHER = [
     pytest.param(STACK, id="one learner"),
@@ -210,7 +224,7 @@ def run_all(
     splits: pl.DataFrame | None = None,
     images: pl.DataFrame | None = None,
     params: StackParams = STACK,
-    fitted: tuple[str, ...] = ("report", "matched", "user"),
+    fitted: tuple[str, ...] = ("holdout", "forward", "group"),
 ) -> Run:
     """Every step in process; `fitted` names the schemes that are fitted beside `final`."""
     images = random_images(posts.sort("pid"), seed=0) if images is None else images

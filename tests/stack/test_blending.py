@@ -10,7 +10,7 @@ import pytest
 from popularity.ensemble.weights import Blend, candidates
 from popularity.target.rank_gauss import Target
 
-RAW = Target("raw", None)
+RAW = Target("none", None)
 
 
 def problem(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +36,7 @@ def test_candidates_are_all_weights_in_twentieths(count: int) -> None:
     assert found[0].tolist() == [1.0] + [0.0] * (count - 1)
 
 
-@pytest.mark.parametrize("kind", ["raw", "normal"])
+@pytest.mark.parametrize("kind", ["none", "rank_gauss"])
 def test_the_mean_has_the_least_error_of_all_weights(kind: str) -> None:
     each, label = problem()
     target = Target.fit(label, kind)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from tests.stack.small_stack import STACK
 from tests.stack.test_learners import cuts_of, problem
 
 Client = pytest.importorskip("distributed").Client
-TWO = replace(STACK, cluster=ClusterParams(workers=2, scheduler="local"), max_rounds=150, patience=30)
+TWO = replace(STACK, cluster=ClusterParams(workers=2, scheduler="local"), num_boost_round=150, early_stopping_rounds=30)
 ONE = replace(TWO, cluster=STACK.cluster)
 
 
@@ -103,8 +103,8 @@ def test_without_bags_and_weights_a_squared_error_is_fitted_as_on_one_machine() 
     """
     sample, posted_at = problem(1000)
     sample = replace(sample, weight=None)
-    trees = replace(ONE.trees, objective="regression", bagging_fraction=1.0)
-    there, here = (replace(params, trees=trees) for params in (TWO, ONE))
+    trees = replace(ONE.lightgbm, objective="regression", bagging_fraction=1.0)
+    there, here = (replace(params, lightgbm=trees) for params in (TWO, ONE))
     learned, alone = (lightgbm.learn(sample, cuts_of(posted_at, ONE), params) for params in (there, here))
     assert learned.chosen == alone.chosen > 1
     np.testing.assert_allclose(learned.out_of_fold, alone.out_of_fold, rtol=0, atol=1e-3)
@@ -123,8 +123,8 @@ def test_weights_count() -> None:
     """The first splits are those of one machine (later ones lean on rounded sums); other weights, another model."""
     sample, _ = problem(1000)
     assert sample.weight is not None
-    trees = replace(ONE.trees, objective="regression", bagging_fraction=1.0, num_leaves=5)
-    there, here = (replace(params, trees=trees) for params in (TWO, ONE))
+    trees = replace(ONE.lightgbm, objective="regression", bagging_fraction=1.0, num_leaves=5)
+    there, here = (replace(params, lightgbm=trees) for params in (TWO, ONE))
     shared, alone = (fit(sample, 1, params).predict(sample.matrix.values) for params in (there, here))
     np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-3)
     for other in (None, sample.weight * np.where(sample.target > 0, 9.0, 1.0)):
@@ -146,7 +146,7 @@ def test_a_single_worker_is_one_machine() -> None:
 @pytest.mark.parametrize("n", [5, 39, 60])
 def test_few_rows_are_shared_by_fewer_workers(n: int) -> None:
     sample, posted_at = problem(n)
-    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, TWO), TWO).chosen <= TWO.max_rounds
+    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, TWO), TWO).chosen <= TWO.num_boost_round
     assert np.isfinite(fit(sample, 3, TWO).predict(sample.matrix.values)).all()
 
 

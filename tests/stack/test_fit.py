@@ -14,7 +14,7 @@ import pytest
 
 from popularity.core.contracts import PREDICTIONS, check_table, write_table
 from popularity.core.errors import ConfigError
-from popularity.stack import KeepParams, StackModel
+from popularity.stack import RowSelectionParams, StackModel
 from popularity.stack.fit import fit_model, kept_fold
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
@@ -26,16 +26,16 @@ MODELS = ["constant", "metadata", "stack", "user_mean"]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     posts, blocks = posts_with_signal(1, train=300, test=80, users=100)
-    return run_all(posts, blocks, tmp_path_factory.mktemp("stack"), params=replace(STACK, seeds=2))
+    return run_all(posts, blocks, tmp_path_factory.mktemp("stack"), params=replace(STACK, n_seeds=2))
 
 
 def repeat(made: Run, folder: Path) -> Run:
-    return run_all(made.posts, made.blocks, folder, params=replace(STACK, seeds=2))
+    return run_all(made.posts, made.blocks, folder, params=replace(STACK, n_seeds=2))
 
 
 def test_every_scored_row_is_predicted_once_by_every_model_and_seed(made: Run) -> None:
     check_table(made.predictions, PREDICTIONS)
-    scored = made.splits.filter((pl.col("role") == "score") & (pl.col("scheme") != "random"))
+    scored = made.splits.filter((pl.col("role") == "valid") & (pl.col("scheme") != "random"))
     expected = scored.select("scheme", "fold", "pid").sort(pl.all())
     assert sorted(made.predictions["model"].unique()) == MODELS
     for (model, seed), rows in made.predictions.group_by("model", "seed"):
@@ -58,9 +58,9 @@ def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
 
 @needs_catboost
 def test_a_second_learner_leaves_the_first_as_it_is(made: Run, tmp_path: Path) -> None:
-    params = replace(STACK, seeds=2, learners=("lightgbm", "catboost"))
-    run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("report",))
-    rows = made.predictions.filter(pl.col("scheme").is_in(["report", "final"]))
+    params = replace(STACK, n_seeds=2, learners=("lightgbm", "catboost"))
+    run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("holdout",))
+    rows = made.predictions.filter(pl.col("scheme").is_in(["holdout", "refit"]))
     simple = pl.col("model").is_in(["user_mean", "constant"])
     assert run.predictions.filter(simple).equals(rows.filter(simple))
     for name in ("stack", "metadata"):
@@ -71,11 +71,11 @@ def test_a_second_learner_leaves_the_first_as_it_is(made: Run, tmp_path: Path) -
         assert {learner: len(models) for learner, models in both.models.items()} == {"lightgbm": 2, "catboost": 2}
         assert both.blend.weights.sum() == pytest.approx(1.0)
         assert not list((made.models / name).glob("catboost*"))
-    blended, plain = (one.filter(scheme="final", model="stack") for one in (run.predictions, rows))
+    blended, plain = (one.filter(scheme="refit", model="stack") for one in (run.predictions, rows))
     assert not blended["prediction"].equals(plain["prediction"])
-    again = run_all(made.posts, made.blocks, tmp_path / "again", params=params, fitted=("report",))
+    again = run_all(made.posts, made.blocks, tmp_path / "again", params=params, fitted=("holdout",))
     assert tree_bytes(again.models) == tree_bytes(run.models)
-    assert again.finished("report") == run.finished("report")
+    assert again.finished("holdout") == run.finished("holdout")
 
 
 def test_a_second_learner_that_is_not_there_stops_before_the_first_fit(
@@ -89,12 +89,14 @@ def test_a_second_learner_that_is_not_there_stops_before_the_first_fit(
 
 def test_normal_scores_as_the_target(made: Run, tmp_path: Path) -> None:
     """Predictions are labels all the same, inside the range of those of the fit rows, and follow the signal."""
-    run = run_all(made.posts, made.blocks, tmp_path, params=replace(STACK, target="normal"), fitted=("report",))
-    rows = run.predictions.filter(scheme="report", model="stack")
-    assert not rows["prediction"].equals(
-        made.predictions.filter(scheme="report", model="stack", seed=STACK.seed)["prediction"]
+    run = run_all(
+        made.posts, made.blocks, tmp_path, params=replace(STACK, target_transform="rank_gauss"), fitted=("holdout",)
     )
-    fitted = made.splits.filter(scheme="report", role="fit").join(made.posts, on="pid")["label"]
+    rows = run.predictions.filter(scheme="holdout", model="stack")
+    assert not rows["prediction"].equals(
+        made.predictions.filter(scheme="holdout", model="stack", seed=STACK.seed)["prediction"]
+    )
+    fitted = made.splits.filter(scheme="holdout", role="train").join(made.posts, on="pid")["label"]
     assert rows["prediction"].is_between(fitted.min(), fitted.max()).all()
     truth = rows.join(made.posts, on="pid").with_columns(median=pl.lit(fitted.median()))
     error, spread = ((truth["label"] - truth[name]).abs().to_numpy().mean() for name in ("prediction", "median"))
@@ -105,7 +107,7 @@ def test_simple_models_against_a_slow_reference(made: Run) -> None:
     label = dict(made.posts.select("pid", "label").iter_rows())
     uid = dict(made.posts.select("pid", "uid").iter_rows())
     for (scheme, fold), rows in made.splits.filter(pl.col("scheme") != "random").group_by("scheme", "fold"):
-        fit = rows.filter(pl.col("role") == "fit")["pid"].to_list()
+        fit = rows.filter(pl.col("role") == "train")["pid"].to_list()
         mean = sum(label[pid] for pid in fit) / len(fit)
         found = made.predictions.filter((pl.col("scheme") == scheme) & (pl.col("fold") == fold))
         middle = float(np.median([label[pid] for pid in fit]))
@@ -117,7 +119,7 @@ def test_simple_models_against_a_slow_reference(made: Run) -> None:
 
 def test_the_stack_finds_the_signal(made: Run) -> None:
     """The labels follow the picture vectors in part, which metadata cannot know."""
-    rows = made.predictions.filter((pl.col("scheme") == "user") & (pl.col("seed") == STACK.seed))
+    rows = made.predictions.filter((pl.col("scheme") == "group") & (pl.col("seed") == STACK.seed))
     truth = rows.join(made.posts.select("pid", "label"), on="pid")
     error = {
         model: float(np.abs((part["prediction"] - part["label"]).to_numpy()).mean())
@@ -150,32 +152,32 @@ def test_same_seed_same_bytes(made: Run, tmp_path: Path) -> None:
 
 
 def test_another_seed_gives_other_trees(made: Run, tmp_path: Path) -> None:
-    params = replace(STACK, seeds=2, seed=99)
-    other = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("report",))
-    assert other.finished("report") != made.finished("report")
+    params = replace(STACK, n_seeds=2, seed=99)
+    other = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("holdout",))
+    assert other.finished("holdout") != made.finished("holdout")
 
 
 def test_finished_folds_are_not_fitted_again(made: Run, tmp_path: Path) -> None:
     """Files of finished folds are taken as they are (here altered, so that it shows); a missing one is made anew."""
     state = tmp_path / "state"
     state.mkdir()
-    for name, content in made.finished("report", "matched", "user").items():
+    for name, content in made.finished("holdout", "forward", "group").items():
         (state / name).write_bytes(content)
     for cut in ("matched-0.parquet", "matched-1.parquet"):
         write_table(pl.read_parquet(state / cut).with_columns(prediction=pl.lit(-7.0)), state / cut, PREDICTIONS)
     (state / "user-1.parquet").unlink()
     resumed = repeat(made, tmp_path)
-    assert resumed.predictions.filter(pl.col("scheme") == "matched")["prediction"].unique().to_list() == [-7.0]
-    others = pl.col("scheme") != "matched"
+    assert resumed.predictions.filter(pl.col("scheme") == "forward")["prediction"].unique().to_list() == [-7.0]
+    others = pl.col("scheme") != "forward"
     assert resumed.predictions.filter(others).equals(made.predictions.filter(others))
-    assert resumed.finished("report", "user") == made.finished("report", "user")
+    assert resumed.finished("holdout", "group") == made.finished("holdout", "group")
     assert tree_bytes(resumed.models) == tree_bytes(made.models)
 
 
 def test_without_a_test_part_models_are_saved_and_final_predicts_nothing(tmp_path: Path) -> None:
     posts, blocks = posts_with_signal(2, train=150, test=10, users=50)
-    run = run_all(posts.filter(pl.col("split") == "train"), blocks, tmp_path, fitted=("report",))
-    assert run.predictions["scheme"].unique().to_list() == ["report"]
+    run = run_all(posts.filter(pl.col("split") == "train"), blocks, tmp_path, fitted=("holdout",))
+    assert run.predictions["scheme"].unique().to_list() == ["holdout"]
     assert sorted(run.predictions["model"].unique()) == MODELS
     for name in ("stack", "metadata"):
         assert len(StackModel.load(run.models / name).models["lightgbm"]) == 1
@@ -185,7 +187,7 @@ def test_without_a_test_part_models_are_saved_and_final_predicts_nothing(tmp_pat
 def test_schemes_say_what_is_fitted(tmp_path: Path) -> None:
     posts, blocks = posts_with_signal(2, train=150, test=40, users=50)
     run = run_all(posts, blocks, tmp_path, fitted=("random",))
-    assert run.predictions["scheme"].unique().sort().to_list() == ["final", "random"]
+    assert run.predictions["scheme"].unique().sort().to_list() == ["refit", "random"]
 
 
 @pytest.mark.parametrize("by", ["low_loss", "random"])
@@ -193,16 +195,16 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     made: Run, by: Literal["low_loss", "random"], tmp_path: Path
 ) -> None:
     """The stack of the kept rows is the one that was never shown the others, and the baselines stay as they were."""
-    params = replace(STACK, seeds=2, keep=KeepParams(share=0.6, by=by))
-    run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("user",))
-    rows = made.predictions.filter(pl.col("scheme").is_in(["user", "final"]))
+    params = replace(STACK, n_seeds=2, row_selection=RowSelectionParams(fraction=0.6, order=by))
+    run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("group",))
+    rows = made.predictions.filter(pl.col("scheme").is_in(["group", "refit"]))
     assert run.predictions.drop("prediction", "scale").equals(rows.drop("prediction", "scale"))
     baselines = pl.col("model") != "stack"
     assert run.predictions.filter(baselines).equals(rows.filter(baselines))
     assert not run.predictions.filter(~baselines).equals(rows.filter(~baselines))
     # The count of posts that the root of a tree without bagging saw.
-    whole = replace(params, trees=replace(params.trees, bagging_fraction=1.0))
-    (key, split) = next(iter(rows_of(made.splits, ["final"])))
+    whole = replace(params, lightgbm=replace(params.lightgbm, bagging_fraction=1.0))
+    (key, split) = next(iter(rows_of(made.splits, ["refit"])))
     data = load_fold(key, split, made.posts, made.features)
     kept = kept_fold(data, made.blocks, whole)
     model = fit_model(kept, made.blocks, whole.columns, whole, "stack")
@@ -224,14 +226,19 @@ def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:
     posts = posts.with_columns(label=pl.col("label") + fall)
     means = []
     for half_life in (0.0, 5.0):
-        params = replace(STACK, half_life_days=half_life)
+        params = replace(STACK, sample_weight_half_life_days=half_life)
         run = run_all(posts, blocks, tmp_path / str(half_life), params=params, fitted=())
-        means.append(float(run.predictions.filter(scheme="final", model="metadata")["prediction"].to_numpy().mean()))
+        means.append(float(run.predictions.filter(scheme="refit", model="metadata")["prediction"].to_numpy().mean()))
     assert means[1] < means[0] - 0.3
 
 
 # Without the head on characters: these texts are noise, and a column of noise moves short searches for rounds about.
-LONG = replace(STACK, max_rounds=60, patience=20, columns=replace(STACK.columns, heads=("image", "text", "prototype")))
+LONG = replace(
+    STACK,
+    num_boost_round=60,
+    early_stopping_rounds=20,
+    columns=replace(STACK.columns, oof_ridge=("image", "text", "prototype")),
+)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +247,7 @@ def trending(tmp_path_factory: pytest.TempPathFactory) -> Run:
     posts, blocks = posts_with_signal(3, train=500, test=60, users=120)
     age = (pl.col("posted_at") - pl.col("posted_at").min()).dt.total_seconds()
     posts = posts.with_columns(label=(pl.col("label") - 6 * age / age.max()).round(2))
-    return run_all(posts, blocks, tmp_path_factory.mktemp("trending"), params=LONG, fitted=("report", "user"))
+    return run_all(posts, blocks, tmp_path_factory.mktemp("trending"), params=LONG, fitted=("holdout", "group"))
 
 
 def errors(run: Run, scheme: str) -> npt.NDArray[np.float64]:
@@ -250,25 +257,25 @@ def errors(run: Run, scheme: str) -> npt.NDArray[np.float64]:
 
 
 def test_a_level_that_falls_is_forecast(trending: Run, tmp_path: Path) -> None:
-    params = replace(LONG, level="residual", learners=("lightgbm", "linear"))
-    run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report", "user"))
-    high, right = errors(trending, "report"), errors(run, "report")
+    params = replace(LONG, detrend="linear", learners=("lightgbm", "linear"))
+    run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("holdout", "group"))
+    high, right = errors(trending, "holdout"), errors(run, "holdout")
     assert high.mean() > 0.5
     assert abs(right.mean()) < 0.7 * high.mean()
     assert np.abs(right).mean() < np.abs(high).mean() - 0.1
     # Where there is nothing to forecast, the level does no harm.
-    assert np.abs(errors(run, "user")).mean() < np.abs(errors(trending, "user")).mean() + 0.05
+    assert np.abs(errors(run, "group")).mean() < np.abs(errors(trending, "group")).mean() + 0.05
     found = StackModel.load(run.models / "stack").level
-    assert found.kind == "residual"
+    assert found.kind == "linear"
     assert found.line.slope < 0
     assert found.shift.spread is not None
 
 
 def test_the_linear_learner_alone(trending: Run, tmp_path: Path) -> None:
     """Importance is then the mean size of contributions."""
-    params = replace(LONG, learners=("linear",), level="residual")
-    run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("report",))
-    assert np.abs(errors(run, "report")).mean() < np.abs(errors(trending, "report")).mean()
+    params = replace(LONG, learners=("linear",), detrend="linear")
+    run = run_all(trending.posts, trending.blocks, tmp_path, params=params, fitted=("holdout",))
+    assert np.abs(errors(run, "holdout")).mean() < np.abs(errors(trending, "holdout")).mean()
     assert list(StackModel.load(run.models / "stack").models) == ["linear"]
     assert run.importance["gain"].is_sorted(descending=True)
     assert run.importance["gain"][0] > 0

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from popularity.stack.sample import recency_weights
-from popularity.validation.inner_cv import inner_cuts, scored_rows
+from popularity.validation.inner_cv import InnerCvParams, inner_splits, scored_rows
 
 
 def test_cuts_fit_on_the_past_of_the_slice_that_they_score() -> None:
     posted_at = np.random.default_rng(0).permutation(100).astype(np.int64)
-    cuts = inner_cuts(posted_at, 3, 0.15)
+    cuts = inner_splits(posted_at, InnerCvParams(3, 0.15))
     assert len(cuts) == 3
     for place, (fit, scored) in enumerate(cuts):
         assert sorted(posted_at[scored]) == list(range(85 - 15 * place, 100 - 15 * place))
@@ -23,8 +23,8 @@ def test_cuts_fit_on_the_past_of_the_slice_that_they_score() -> None:
 
 def test_no_cut_fits_on_less_than_it_scores() -> None:
     posted_at = np.arange(20, dtype=np.int64)
-    assert [len(fit) for fit, _ in inner_cuts(posted_at, 5, 0.25)] == [15, 10, 5]
-    assert inner_cuts(posted_at, 5, 0.9) == []
+    assert [len(fit) for fit, _ in inner_splits(posted_at, InnerCvParams(5, 0.25))] == [15, 10, 5]
+    assert inner_splits(posted_at, InnerCvParams(5, 0.9)) == []
     assert scored_rows([]).tolist() == []
 
 

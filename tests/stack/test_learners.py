@@ -18,7 +18,7 @@ from popularity.stack import LinearParams, StackParams, catboost, lightgbm, line
 from popularity.stack.columns import metadata_columns
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Cut, inner_cuts, scored_rows
+from popularity.validation.inner_cv import Cut, InnerCvParams, inner_splits, scored_rows
 from tests.stack.small_stack import STACK, needs_catboost
 
 TREES = [lightgbm, pytest.param(catboost, marks=needs_catboost)]
@@ -40,7 +40,7 @@ def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
 
 
 def cuts_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[Cut]:
-    return inner_cuts(posted_at, params.inner_cuts, params.inner_share)
+    return inner_splits(posted_at, params.inner_cv)
 
 
 def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
@@ -59,12 +59,14 @@ def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: S
         mine, other = part(sample, fit), part(sample, scored)
         if learner is lightgbm:
             inner = whole.subset([int(row) for row in fit])  # bins of all fit rows, as lgb.cv has them
-            model = lgb.train(options, inner, params.max_rounds)
-            each = [model.predict(other.matrix.values, num_iteration=end) for end in range(1, params.max_rounds + 1)]
+            model = lgb.train(options, inner, params.num_boost_round)
+            each = [
+                model.predict(other.matrix.values, num_iteration=end) for end in range(1, params.num_boost_round + 1)
+            ]
         else:
-            model = learner.fit(mine, params.max_rounds, params, params.seed)
+            model = learner.fit(mine, params.num_boost_round, params, params.seed)
             pool = catboost._pool(other.matrix)
-            each = [model.predict(pool, ntree_end=end) for end in range(1, params.max_rounds + 1)]
+            each = [model.predict(pool, ntree_end=end) for end in range(1, params.num_boost_round + 1)]
         curves.append((np.array(each), other))
     errors = [np.average(np.abs(each - other.target), axis=1, weights=other.weight) for each, other in curves]
     best = int(np.argmin(np.mean(errors, axis=0)))
@@ -74,13 +76,13 @@ def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: S
 @pytest.mark.parametrize("learner", TREES)
 @pytest.mark.parametrize("cuts", [1, 3])
 def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, cuts: int) -> None:
-    params = replace(STACK, max_rounds=150, patience=150, inner_cuts=cuts)
+    params = replace(STACK, num_boost_round=150, early_stopping_rounds=150, inner_cv=InnerCvParams(cuts, 0.15))
     sample, posted_at = problem(200)
     inner = cuts_of(posted_at, params)
     learned = learner.learn(sample, inner, params)
     slow = slow_learned(learner, sample, inner, params)
     assert learned.chosen == slow.chosen
-    assert 1 < learned.chosen < params.max_rounds
+    assert 1 < learned.chosen < params.num_boost_round
     np.testing.assert_allclose(learned.out_of_fold, slow.out_of_fold, rtol=1e-6, atol=1e-6)
     assert len(learned.out_of_fold) == len(scored_rows(inner)) == 30 * cuts
     again = learner.learn(sample, inner, params)
@@ -91,7 +93,7 @@ def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_the_target_of_a_slice_does_not_reach_its_own_predictions(learner: ModuleType) -> None:
     """With rounds and penalty held fast (one of one), a scored slice's target moves nothing in what predicts it."""
-    params = replace(STACK, max_rounds=1, inner_cuts=1, linear=LinearParams(penalties=(10.0,)))
+    params = replace(STACK, num_boost_round=1, inner_cv=InnerCvParams(1, 0.15), linear=LinearParams(alphas=(10.0,)))
     sample, posted_at = problem(200)
     inner = cuts_of(posted_at, params)
     target = sample.target.copy()
@@ -110,8 +112,12 @@ def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> No
     sample, posted_at = problem(200)
     noise = replace(sample, target=np.random.default_rng(1).normal(size=200))
     patient, hasty = (
-        learner.learn(noise, cuts_of(posted_at, STACK), replace(STACK, max_rounds=200, patience=patience)).chosen
-        for patience in (200, 1)
+        learner.learn(
+            noise,
+            cuts_of(posted_at, STACK),
+            replace(STACK, num_boost_round=200, early_stopping_rounds=early_stopping_rounds),
+        ).chosen
+        for early_stopping_rounds in (200, 1)
     )
     assert hasty <= patient < 200
 
@@ -119,13 +125,13 @@ def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> No
 @pytest.mark.parametrize("n", [1, 5, 10])
 def test_few_rows_give_some_number_of_rounds(n: int) -> None:
     sample, posted_at = problem(n)
-    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, STACK), STACK).chosen <= STACK.max_rounds
+    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, STACK), STACK).chosen <= STACK.num_boost_round
 
 
 @pytest.mark.parametrize("learner", TREES)
 def test_without_room_for_a_cut_all_rounds_are_taken(learner: ModuleType) -> None:
     learned = learner.learn(problem(20)[0], [], STACK)
-    assert learned.chosen == STACK.max_rounds
+    assert learned.chosen == STACK.num_boost_round
     assert len(learned.out_of_fold) == 0
 
 
@@ -179,8 +185,8 @@ def test_the_linear_learner_is_a_weighted_ridge() -> None:
     standard = np.clip((numbers - np.nanmean(numbers, axis=0)) / np.nanstd(numbers, axis=0), -3, 3)
     known = np.unique(codes[~np.isnan(codes)])
     design = np.hstack([np.nan_to_num(standard), codes[:, None] == known])
-    params = replace(STACK, linear=LinearParams(penalties=(5.0, 20.0)))
-    for place, penalty in enumerate(params.linear.penalties):
+    params = replace(STACK, linear=LinearParams(alphas=(5.0, 20.0)))
+    for place, penalty in enumerate(params.linear.alphas):
         model = linear.fit(sample, place, params, 0)
         ridge = Ridge(penalty).fit(design, sample.target, sample.weight)
         np.testing.assert_allclose(linear.predict(model, sample.matrix), ridge.predict(design), atol=1e-6)
@@ -191,7 +197,7 @@ def test_the_linear_learner_is_a_weighted_ridge() -> None:
 
 def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
     sample, posted_at = problem(200)
-    params = replace(STACK, linear=LinearParams(penalties=(1e5, 1.0, 1e4)))
+    params = replace(STACK, linear=LinearParams(alphas=(1e5, 1.0, 1e4)))
     cuts = cuts_of(posted_at, params)
     errors = []
     for place in range(3):

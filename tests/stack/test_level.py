@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from popularity.target.trend import CONFIDENCE, Level, LevelKind, Line, Shift, inner_levels
-from popularity.validation.inner_cv import inner_cuts
+from popularity.target.trend import CONFIDENCE, Detrend, Line, Shift, Trend, inner_levels
+from popularity.validation.inner_cv import InnerCvParams, inner_splits
 
 DAY = 86_400_000_000
-KINDS: tuple[LevelKind, ...] = get_args(LevelKind)
+KINDS: tuple[Detrend, ...] = get_args(Detrend)
 
 
 def days(*values: float) -> npt.NDArray[np.int64]:
@@ -57,7 +57,7 @@ def test_without_a_trend_the_forecast_is_the_last_period() -> None:
     """A slope within its error is not carried on, and one beyond it in part."""
     trusts = [Line.fit(*drifting(slope=0.0, seed=seed)).trust for seed in range(20)]
     assert np.mean(np.array(trusts) == 0) > 0.5
-    level = Level.fit(*drifting(slope=0.0, seed=int(np.argmin(trusts))), "residual")
+    level = Trend.fit(*drifting(slope=0.0, seed=int(np.argmin(trusts))), "linear")
     assert level.line.at(days(399.9))[0] == pytest.approx(level.line.at(days(700))[0])
     weak = [Line.fit(*drifting(slope=-0.0003, seed=seed)).trust for seed in range(20)]
     strong = [Line.fit(*drifting(slope=-0.01, seed=seed)).trust for seed in range(20)]
@@ -88,21 +88,21 @@ def test_posts_of_one_second_have_a_flat_line() -> None:
 
 def test_no_level_changes_no_bit() -> None:
     posted_at, label = drifting()
-    level = Level.fit(posted_at, label, "none").shifted([label - 1, label - 1])
+    level = Trend.fit(posted_at, label, "none").shifted([label - 1, label - 1])
     np.testing.assert_array_equal(level.remove(label, posted_at), label)
     np.testing.assert_array_equal(level.add(label, posted_at + 900 * DAY), label)
     assert not level.shifts
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_removed_is_given_back(kind: LevelKind) -> None:
+def test_what_is_removed_is_given_back(kind: Detrend) -> None:
     posted_at, label = drifting()
-    level = Level.fit(posted_at, label, kind)
+    level = Trend.fit(posted_at, label, kind)
     np.testing.assert_allclose(level.add(level.remove(label, posted_at), posted_at), label, rtol=1e-12)
-    again = Level.from_json(json.loads(json.dumps(level.to_json())))
+    again = Trend.from_json(json.loads(json.dumps(level.to_json())))
     assert again == level
     trend = np.polyfit(posted_at / DAY, level.remove(label, posted_at), 1)[0]
-    assert trend == pytest.approx(0.0 if kind == "residual" else -0.01, abs=0.0012)
+    assert trend == pytest.approx(0.0 if kind == "linear" else -0.01, abs=0.0012)
 
 
 def test_the_shift_is_what_agreeing_cuts_ask_for() -> None:
@@ -124,7 +124,7 @@ def test_the_shift_of_cuts_that_disagree_is_none() -> None:
 def test_only_dates_ahead_of_the_fit_rows_are_shifted() -> None:
     """Where fit and scored rows interleave there is nothing to forecast."""
     posted_at, label = drifting()
-    level = Level.fit(posted_at, label, "residual")
+    level = Trend.fit(posted_at, label, "linear")
     moved = level.shifted([np.full(3, -0.4)] * 2)
     added = [one.add(np.zeros(2), days(200, 401)) for one in (level, moved)]
     np.testing.assert_allclose(added[1] - added[0], [0.0, -0.4], atol=1e-12)
@@ -136,7 +136,7 @@ def test_the_interval_of_the_forecast_holds_what_it_says() -> None:
     held = []
     for _ in range(300):
         truth = rng.normal(-0.3, 0.1, 4)
-        line = Level.fit(*drifting(40), "residual")
+        line = Trend.fit(*drifting(40), "linear")
         level = line.shifted([np.full(2, value) for value in truth[:3]])
         value, low, high = level.forecast(days(500, 600))
         assert low is not None
@@ -144,16 +144,16 @@ def test_the_interval_of_the_forecast_holds_what_it_says() -> None:
         assert low < value < high
         held.append(low < line.forecast(days(500, 600))[0] + truth[3] < high)
     assert abs(np.mean(held) - CONFIDENCE) < 0.06
-    assert Level.fit(*drifting(40), "residual").forecast(days(500))[1:] == (None, None)
+    assert Trend.fit(*drifting(40), "linear").forecast(days(500))[1:] == (None, None)
 
 
 def test_inner_levels_know_only_what_is_before_the_cut() -> None:
     posted_at, label = drifting()
-    cuts = inner_cuts(posted_at, 2, 0.2)
-    before = inner_levels(posted_at, label, cuts, "residual")
+    cuts = inner_splits(posted_at, InnerCvParams(2, 0.2))
+    before = inner_levels(posted_at, label, cuts, "linear")
     later = label.copy()
     later[cuts[0][1]] += 50  # scored by the first, last slice alone
-    np.testing.assert_array_equal(inner_levels(posted_at, later, cuts, "residual"), before)
-    assert not np.array_equal(inner_levels(posted_at, label + posted_at / DAY, cuts, "residual"), before)
+    np.testing.assert_array_equal(inner_levels(posted_at, later, cuts, "linear"), before)
+    assert not np.array_equal(inner_levels(posted_at, label + posted_at / DAY, cuts, "linear"), before)
     assert not inner_levels(posted_at, label, cuts, "none").any()
-    assert len(inner_levels(posted_at, label, [], "residual")) == 0
+    assert len(inner_levels(posted_at, label, [], "linear")) == 0

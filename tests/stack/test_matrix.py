@@ -198,11 +198,11 @@ def test_switches_of_the_matrix(fold: Fold) -> None:
 
     everything = names()
     assert set(names(uid_category=True)) - set(everything) == {"uid"}
-    assert set(everything) - set(names(heads=("text", "prototype"))) == {"image_head", "characters_head"}
-    assert names(blocks=("image",), heads=())[-1] == "image_norm"
-    assert names(blocks=("metadata",)) == everything[:7]
-    assert sum(name.startswith("text_component") for name in names(components=0)) == 10
-    assert names(blocks=("metadata", "image", "text")) == everything[:18]
+    assert set(everything) - set(names(oof_ridge=("text", "prototype"))) == {"image_head", "characters_head"}
+    assert names(feature_blocks=("image",), oof_ridge=())[-1] == "image_norm"
+    assert names(feature_blocks=("metadata",)) == everything[:7]
+    assert sum(name.startswith("text_component") for name in names(n_components=0)) == 10
+    assert names(feature_blocks=("metadata", "image", "text")) == everything[:18]
 
 
 PARTS_GONE = {
@@ -234,7 +234,7 @@ def test_scalars_alone_and_no_part_at_all(fold: Fold) -> None:
     fit, _, label, blocks = fold
 
     def names(*parts: str) -> tuple[str, ...]:
-        columns = replace(STACK.columns, blocks=("prototype", "metadata"), prototype_parts=parts)  # type: ignore[arg-type]
+        columns = replace(STACK.columns, feature_blocks=("prototype", "metadata"), prototype_parts=parts)  # type: ignore[arg-type]
         return MatrixEncoder.fit(fit, label, blocks, columns)[1].names[7:]
 
     assert names("losses", "unseen") == ("losses.global", "losses.local", "losses.attention", "class_unseen")

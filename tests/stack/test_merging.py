@@ -17,7 +17,7 @@ THEIRS = {0: [13.0, 11.0, 12.0], 1: [-1.0, -3.0, -5.0]}
 
 def rows(model: str) -> pl.DataFrame:
     lines = [
-        {"pid": pid, "scheme": "matched", "fold": fold, "seed": seed, "model": model, "prediction": value}
+        {"pid": pid, "scheme": "forward", "fold": fold, "seed": seed, "model": model, "prediction": value}
         for fold, seeds in OURS.items()
         for seed, values in enumerate(seeds)
         for pid, value in zip(PIDS, values, strict=True)
@@ -28,7 +28,7 @@ def rows(model: str) -> pl.DataFrame:
 
 def told() -> pl.DataFrame:
     lines = [
-        {"pid": pid, "scheme": "matched", "fold": fold, "prediction": value}
+        {"pid": pid, "scheme": "forward", "fold": fold, "prediction": value}
         for fold, values in THEIRS.items()
         for pid, value in zip(PIDS, values, strict=True)
     ]
@@ -75,29 +75,29 @@ def test_a_cut_has_no_say_in_its_own_share() -> None:
     label = np.where(folds == 0, theirs, ours)
     facts = {"pid": pids, "fold": folds}
     lines = [
-        pl.DataFrame({**facts, "scheme": "matched", "seed": 0, "model": model, "prediction": values})
+        pl.DataFrame({**facts, "scheme": "forward", "seed": 0, "model": model, "prediction": values})
         for model, values in (("stack", ours), ("constant", np.zeros(60)))
     ]
-    lines.append(pl.DataFrame({**facts, "scheme": "report", "seed": 0, "model": "stack", "prediction": ours}))
+    lines.append(pl.DataFrame({**facts, "scheme": "holdout", "seed": 0, "model": "stack", "prediction": ours}))
     columns = list(PREDICTIONS.columns)
     predictions = pl.concat(lines).with_columns(scale=pl.lit(None, pl.Float64)).select(columns)
     said = pl.concat(
-        pl.DataFrame({**facts, "scheme": scheme, "prediction": theirs + 5}) for scheme in ("matched", "report")
+        pl.DataFrame({**facts, "scheme": scheme, "prediction": theirs + 5}) for scheme in ("forward", "holdout")
     )
     posts = pl.DataFrame({"pid": pids, "label": label})
     found = fitted_shares(predictions, said, posts, [0.0, 0.5, 1.0])
     chosen = {(scheme, fold): share for scheme, _, fold, share in found.iter_rows()}
-    assert chosen["matched", 0] == 0.0
-    assert chosen["matched", 1] == 1.0
-    assert chosen["report", 0] == chosen["report", 1] == 0.5
+    assert chosen["forward", 0] == 0.0
+    assert chosen["forward", 1] == 1.0
+    assert chosen["holdout", 0] == chosen["holdout", 1] == 0.5
     alone = fitted_shares(predictions.filter(pl.col("fold") == 0), said, posts, [0.0, 0.5, 1.0])
     assert alone["share"].to_list() == [1.0, 1.0]
-    assert fitted_shares(predictions.filter(scheme="report"), said, posts, [0.3, 0.0])["share"].unique().item() == 0.3
+    assert fitted_shares(predictions.filter(scheme="holdout"), said, posts, [0.3, 0.0])["share"].unique().item() == 0.3
 
 
 def test_later_posts_are_merged_as_those_of_final() -> None:
-    final, said = (table.filter(fold=0).with_columns(scheme=pl.lit("final")) for table in (rows("stack"), told()))
-    chosen = shares(0.25).filter(fold=0).with_columns(scheme=pl.lit("final"))
+    final, said = (table.filter(fold=0).with_columns(scheme=pl.lit("refit")) for table in (rows("stack"), told()))
+    chosen = shares(0.25).filter(fold=0).with_columns(scheme=pl.lit("refit"))
     part = text_part(final, said, chosen)
     expected = 0.75 * final["prediction"] + 0.25 * (final.join(said, on="pid")["prediction_right"] - part["offset"])
     np.testing.assert_allclose(merged(final, said, chosen)["prediction"], expected)

@@ -13,6 +13,7 @@ import pytest
 from popularity.core.contracts import FoldKey
 from popularity.features import read_features
 from popularity.stack import StackModel
+from popularity.validation.inner_cv import InnerCvParams
 from tests.stack.small_stack import (
     ALL_PARTS,
     STACK,
@@ -26,13 +27,13 @@ from tests.stack.small_stack import (
 
 KINDS = {
     "components": STACK,
-    "raw": replace(
-        STACK, columns=replace(STACK.columns, components=0, heads=("text",), prototype_parts=("logits", "losses"))
+    "none": replace(
+        STACK, columns=replace(STACK.columns, n_components=0, oof_ridge=("text",), prototype_parts=("logits", "losses"))
     ),
-    "normal": replace(STACK, target="normal"),
+    "normal": replace(STACK, target_transform="rank_gauss"),
     "second": WITH_SECOND,
     "all parts": ALL_PARTS,
-    "no cuts": replace(WITH_SECOND, inner_share=0.9),
+    "no cuts": replace(WITH_SECOND, inner_cv=InnerCvParams(2, 0.9)),
 }
 
 
@@ -45,13 +46,13 @@ KINDS = {
 )
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     params = KINDS[request.param]
-    params = replace(params, seeds=2, columns=replace(params.columns, uid_category=True))
+    params = replace(params, n_seeds=2, columns=replace(params.columns, uid_category=True))
     posts, blocks = posts_with_signal(4, train=200, test=60, users=60)
     return run_all(posts, blocks, tmp_path_factory.mktemp("model"), params=params, fitted=())
 
 
 def features_of_test(made: Run) -> pl.DataFrame:
-    return read_features(made.features, FoldKey("final", 0), made.posts.filter(pl.col("split") == "test").select("pid"))
+    return read_features(made.features, FoldKey("refit", 0), made.posts.filter(pl.col("split") == "test").select("pid"))
 
 
 def dates_of(made: Run, features: pl.DataFrame) -> npt.NDArray[np.int64]:
@@ -62,7 +63,7 @@ def dates_of(made: Run, features: pl.DataFrame) -> npt.NDArray[np.int64]:
 
 @pytest.mark.parametrize("name", ["stack", "metadata"])
 def test_loaded_model_predicts_the_same_bits(made: Run, name: str, tmp_path: Path) -> None:
-    final = made.predictions.filter((pl.col("scheme") == "final") & (pl.col("model") == name))
+    final = made.predictions.filter((pl.col("scheme") == "refit") & (pl.col("model") == name))
     features = features_of_test(made)
     model = StackModel.load(made.models / name)
     dates = dates_of(made, features)
@@ -105,7 +106,7 @@ def test_contributions_add_up_to_the_prediction(made: Run) -> None:
         for frame in (found.blocks, found.features)
     ]
     np.testing.assert_allclose(sums[0], sums[1], atol=1e-9)
-    if model.target.kind == "raw":
+    if model.target.kind == "none":
         np.testing.assert_allclose(sums[0], model.predict(features, made.blocks, dates).values, atol=1e-6)
     else:
         one = replace(model, models={learner: models[:1] for learner, models in model.models.items()})

@@ -15,7 +15,7 @@ from popularity.core.errors import ConfigError
 from popularity.stack import StackModel
 from popularity.stack.feature_blocks import read_blocks
 from popularity.stack.fit import fit_model
-from popularity.stack.matrix import MatrixEncoder, Signal
+from popularity.stack.matrix import FeatureGroup, MatrixEncoder
 from popularity.stack.neighbours import COLUMNS, NEAREST, SHARPNESS, Neighbours
 from popularity.stack.oof_ridge import FloatArray
 from popularity.validation.folds import Fold
@@ -126,7 +126,7 @@ def small_fold() -> Fold:
     )
     label = rng.normal(6, 1, FIT)
     fitted_at, scored_at = np.split(np.arange(FIT + NEW, dtype=np.int64), [FIT])
-    return Fold(FoldKey("report", 0), features.head(FIT), features.tail(NEW), label, fitted_at, scored_at)
+    return Fold(FoldKey("holdout", 0), features.head(FIT), features.tail(NEW), label, fitted_at, scored_at)
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,12 @@ def fold() -> Fold:
 def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
     posts = pl.concat([fold.fit, fold.score]).select("pid")
     blocks = random_blocks(posts)
-    columns = replace(STACK.columns, blocks=("metadata", "text"), heads=("text",))
+    columns = replace(STACK.columns, feature_blocks=("metadata", "text"), oof_ridge=("text",))
 
-    def seen(*signals: Signal) -> set[str]:
-        return set(MatrixEncoder.fit(fold.fit, fold.label, blocks, replace(columns, signals=signals))[1].names)
+    def seen(*feature_groups: FeatureGroup) -> set[str]:
+        return set(
+            MatrixEncoder.fit(fold.fit, fold.label, blocks, replace(columns, feature_groups=feature_groups))[1].names
+        )
 
     none = seen()
     assert "hour" in none
@@ -161,7 +163,7 @@ def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -
     )
     statistics.filter(pl.col("pid") != "0003").write_parquet(image / "statistics.parquet")
     blocks = read_blocks(image, text, prototype)
-    columns = replace(STACK.columns, signals=("neighbours", "image", "rhythm"))
+    columns = replace(STACK.columns, feature_groups=("neighbours", "image", "rhythm"))
     model = fit_model(fold, blocks, columns, replace(STACK, columns=columns), "stack")
     matrix = model.encoder.apply(fold.score, blocks)
     assert {"picture.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)

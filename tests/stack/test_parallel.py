@@ -26,14 +26,14 @@ def blas_threads(_: object = None) -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_results_come_in_the_order_of_the_tasks(at_once: int) -> None:
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_results_come_in_the_order_of_the_tasks(parallel: int) -> None:
     def work(seconds: float) -> float:
         time.sleep(seconds)
         return seconds
 
     tasks = [0.4, 0.0, 0.2, 0.0]
-    assert list(in_order(work, tasks, at_once=at_once, threads=1)) == tasks
+    assert list(in_order(work, tasks, parallel=parallel, threads=1)) == tasks
 
 
 def test_two_run_at_a_time(tmp_path: Path) -> None:
@@ -45,12 +45,12 @@ def test_two_run_at_a_time(tmp_path: Path) -> None:
             time.sleep(0.1)
         raise TimeoutError(name)
 
-    one, other = in_order(meet, ["one", "other"], at_once=2, threads=1)
+    one, other = in_order(meet, ["one", "other"], parallel=2, threads=1)
     assert len({one, other, os.getpid()}) == 3
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_a_failure_is_raised_as_it_was_and_ends_the_rest(at_once: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_failure_is_raised_as_it_was_and_ends_the_rest(parallel: int, tmp_path: Path) -> None:
     def work(task: int) -> None:
         (tmp_path / str(task)).touch()
         if task == 1:
@@ -60,7 +60,7 @@ def test_a_failure_is_raised_as_it_was_and_ends_the_rest(at_once: int, tmp_path:
         time.sleep(0.1)
 
     with pytest.raises(DataError, match=r"train_label\.txt, row 1: no label") as caught:
-        list(in_order(work, range(100), at_once=at_once, threads=1))
+        list(in_order(work, range(100), parallel=parallel, threads=1))
     assert caught.value.fix == "dvc repro ingest"
     assert len(list(tmp_path.iterdir())) < 50
 
@@ -69,9 +69,9 @@ def test_a_killed_process_is_an_error_for_people() -> None:
     def work(_: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(ClusterError, match=r"lower folds_at_once"):
-        list(in_order(work, [0], at_once=2, threads=1))
-    assert list(in_order(str, [0], at_once=2, threads=1)) == ["0"]  # others work again
+    with pytest.raises(ClusterError, match=r"lower parallel_folds"):
+        list(in_order(work, [0], parallel=2, threads=1))
+    assert list(in_order(str, [0], parallel=2, threads=1)) == ["0"]  # others work again
 
 
 ENDLESS = """
@@ -83,7 +83,7 @@ def work(name):
     (Path(sys.argv[1]) / name).write_text(str(os.getpid()))
     time.sleep(600)
 
-list(in_order(work, ["one", "other"], at_once=2, threads=1))
+list(in_order(work, ["one", "other"], parallel=2, threads=1))
 """
 
 
@@ -100,17 +100,17 @@ def test_the_fits_of_a_killed_run_end_with_it(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_linear_algebra_takes_the_threads_of_a_fit_and_gets_its_own_back(at_once: int) -> None:
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_linear_algebra_takes_the_threads_of_a_fit_and_gets_its_own_back(parallel: int) -> None:
     before = blas_threads()
-    assert list(in_order(blas_threads, [0], at_once=at_once, threads=1)) == [{1}]
+    assert list(in_order(blas_threads, [0], parallel=parallel, threads=1)) == [{1}]
     assert blas_threads() == before
 
 
 def test_how_many_folds_are_fitted_at_a_time_is_no_part_of_the_result(tmp_path: Path) -> None:
     posts, blocks = posts_with_signal(3)
     found = []
-    for at_once in (1, 2):
-        run = run_all(posts, blocks, tmp_path / str(at_once), params=replace(ALL_PARTS, folds_at_once=at_once))
+    for parallel in (1, 2):
+        run = run_all(posts, blocks, tmp_path / str(parallel), params=replace(ALL_PARTS, parallel_folds=parallel))
         found.append((run.predictions.to_dicts(), run.importance.to_dicts(), tree_bytes(run.folder)))
     assert found[0] == found[1]

@@ -22,7 +22,7 @@ def test_they_are_what_evaluate_finds() -> None:
     expected: dict[str, dict[str, float]] = {}
     for scheme, metric, value in table.select("scheme", "metric", "value").iter_rows():
         expected.setdefault(scheme, {})[metric] = value
-    assert list(expected) == ["report", "matched", "user"]
+    assert list(expected) == ["holdout", "forward", "group"]
     assert scheme_scores(posts, predictions) == expected
     assert scheme_scores(posts, predictions.sample(fraction=1, shuffle=True, seed=1)) == expected
 
@@ -30,10 +30,10 @@ def test_they_are_what_evaluate_finds() -> None:
 def test_a_constant_has_no_rank_correlation() -> None:
     posts = small_posts()
     predictions = small_predictions(posts, small_splits(posts)).with_columns(prediction=pl.lit(2.0))
-    found = scheme_scores(posts, predictions)["report"]
+    found = scheme_scores(posts, predictions)["holdout"]
     assert found["src"] is None
     assert found["mae"] == pytest.approx(
-        (posts.filter(pl.col("pid").is_in(predictions.filter(scheme="report")["pid"].implode()))["label"] - 2)
+        (posts.filter(pl.col("pid").is_in(predictions.filter(scheme="holdout")["pid"].implode()))["label"] - 2)
         .abs()
         .mean(),
         abs=1e-6,

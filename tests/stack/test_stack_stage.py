@@ -42,7 +42,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             **given,
             images=root / "images.parquet",
             out=root / "features",
-            report=root / "histories.json",
+            report=root / "target_statistics.json",
             resources=root / "resources" / "featurize.json",
         )
     )
@@ -66,7 +66,7 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     run_stack(inputs, tmp_path)
     predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
     splits = read_table(inputs / "splits.parquet", FOLDS)
-    scored = splits.filter((pl.col("role") == "score") & (pl.col("scheme") != "random"))
+    scored = splits.filter((pl.col("role") == "valid") & (pl.col("scheme") != "random"))
     assert predictions.filter(pl.col("model") == "stack").height == scored.height
     importance = pl.read_csv(tmp_path / "stack" / "importance.csv")
     assert importance.columns == ["block", "feature", "gain"]
@@ -75,8 +75,8 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
         "manifest.json", "metadata", "stack", "text.json",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
-    assert set(manifest["metrics"]) == {"matched", "report", "user"}
-    assert manifest["params"]["stack"]["trees"]["num_leaves"] == STACK.trees.num_leaves
+    assert set(manifest["metrics"]) == {"forward", "holdout", "group"}
+    assert manifest["params"]["stack"]["trees"]["num_leaves"] == STACK.lightgbm.num_leaves
     dense = StackModel.load(tmp_path / "models" / "stack").encoder.dense
     assert list(dense) == ["image", "text", "prototype"]
     assert all(one.head is not None for one in dense.values())
@@ -90,18 +90,18 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
 def test_random_is_fitted_when_asked_for(inputs: Path, tmp_path: Path) -> None:
     run_stack(inputs, tmp_path, None, "--all-schemes")
     predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
-    assert sorted(predictions["scheme"].unique()) == ["final", "matched", "random", "report", "user"]
+    assert sorted(predictions["scheme"].unique()) == ["refit", "forward", "random", "holdout", "group"]
 
 
 def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every scored row is predicted, and without draws much as without workers; the stored model needs no Dask."""
     pytest.importorskip("distributed")
-    trees = replace(STACK.trees, objective="regression", bagging_fraction=1.0, feature_fraction=1.0)
+    trees = replace(STACK.lightgbm, objective="regression", bagging_fraction=1.0, feature_fraction=1.0)
     runs = []
     for workers in (0, 2):
         out = tmp_path / str(workers)
         params = tmp_path / "params.yaml"
-        changed = replace(STACK, schemes=("report",), trees=trees, cluster=ClusterParams(workers, "local"))
+        changed = replace(STACK, schemes=("holdout",), lightgbm=trees, cluster=ClusterParams(workers, "local"))
         params.write_text(json.dumps({"stack": asdict(changed)}), encoding="utf-8")
         run_stack(inputs, out, params)
         runs.append(read_table(out / "stack" / "predictions.parquet", PREDICTIONS))
@@ -109,7 +109,7 @@ def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: 
     model = StackModel.load(tmp_path / "2" / "models" / "stack")
     assert model.models["lightgbm"][0].params["num_machines"] == 2
     splits = read_table(inputs / "splits.parquet", FOLDS)
-    scored = splits.filter((pl.col("role") == "score") & pl.col("scheme").is_in(["report", "final"]))
+    scored = splits.filter((pl.col("role") == "valid") & pl.col("scheme").is_in(["holdout", "refit"]))
     here, there = (run.filter(pl.col("model") == "stack") for run in runs)
     assert here.select(PREDICTIONS.key).equals(there.select(PREDICTIONS.key))
     assert there.height == scored.height
@@ -123,7 +123,7 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
     before = {out: tree_bytes(tmp_path / out) for out in ("stack", "models")}
     torn = tmp_path / "torn"
     shutil.copytree(inputs, torn)
-    path = torn / "features" / "label" / FoldKey("user", 0).file_name
+    path = torn / "features" / "label" / FoldKey("group", 0).file_name
     label = pl.read_parquet(path)
     pl.concat([label, label]).write_parquet(path)
     with pytest.raises(ContractError, match=r"user-0\.parquet: features: .* must be unique"):
@@ -139,13 +139,13 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trees": {**asdict(STACK.trees), "num_leafs": 3}}, "stack.trees.num_leafs: unknown key"),
-        ({"columns": asdict(replace(STACK.columns, blocks=()))}, "stack.columns.blocks"),
-        ({"columns": asdict(replace(STACK.columns, head_penalties=()))}, "stack.columns.head_penalties"),
+        ({"lightgbm": {**asdict(STACK.lightgbm), "num_leafs": 3}}, "stack.lightgbm.num_leafs: unknown key"),
+        ({"columns": asdict(replace(STACK.columns, feature_blocks=()))}, "stack.columns.feature_blocks"),
+        ({"columns": asdict(replace(STACK.columns, oof_ridge_alphas=()))}, "stack.columns.oof_ridge_alphas"),
         ({"columns": asdict(replace(STACK.columns, prototype_parts=("logit",)))}, "stack.columns.prototype_parts.0"),  # type: ignore[arg-type]
-        ({"keep": {"share": 0.0, "by": "random"}}, "stack.keep.share"),
-        ({"keep": {"share": 0.77, "by": "loss"}}, "stack.keep.by"),
-        ({"schemes": ["report", "reprot"]}, "stack.schemes.1"),
+        ({"keep": {"share": 0.0, "by": "random"}}, "stack.row_selection.fraction"),
+        ({"keep": {"share": 0.77, "by": "loss"}}, "stack.row_selection.order"),
+        ({"schemes": ["holdout", "reprot"]}, "stack.schemes.1"),
     ],
 )
 def test_bad_parameters_are_named(inputs: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:

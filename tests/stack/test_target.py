@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, rankdata
 
-from popularity.target.rank_gauss import FARTHEST, Target
+from popularity.target.rank_gauss import MAX_ABS_Z, Target
 
 
 def labels(n: int = 800) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -17,23 +17,23 @@ def labels(n: int = 800) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 def test_raw_is_the_label() -> None:
     label = labels()
-    target = Target.fit(label, "raw")
+    target = Target.fit(label, "none")
     assert target.apply(label) is label
     assert target.invert(label) is label
 
 
 def test_normal_scores_follow_the_rank() -> None:
     label = labels()
-    scores = Target.fit(label, "normal").apply(label)
+    scores = Target.fit(label, "rank_gauss").apply(label)
     expected = norm.ppf((rankdata(label) - 0.5) / len(label))
     inner = np.abs(expected) < 2
     np.testing.assert_allclose(scores[inner], expected[inner], atol=0.05)
-    assert np.abs(scores).max() <= FARTHEST
+    assert np.abs(scores).max() <= MAX_ABS_Z
 
 
 def test_there_and_back() -> None:
     label = labels()
-    target = Target.fit(label, "normal")
+    target = Target.fit(label, "rank_gauss")
     middle = (label > np.quantile(label, 0.01)) & (label < np.quantile(label, 0.99))
     np.testing.assert_allclose(target.invert(target.apply(label))[middle], label[middle], atol=1e-9)
     assert np.abs(target.invert(target.apply(label)) - label).max() < 0.5
@@ -43,25 +43,25 @@ def test_there_and_back() -> None:
 
 def test_predictions_end_where_the_fit_rows_do() -> None:
     label = labels()
-    target = Target.fit(label, "normal")
+    target = Target.fit(label, "rank_gauss")
     assert target.invert(np.array([-50.0, 50.0])).tolist() == [label.min(), label.max()]
 
 
 def test_no_rows() -> None:
     none = np.empty(0)
-    target = Target.fit(labels(), "normal")
+    target = Target.fit(labels(), "rank_gauss")
     assert len(target.apply(none)) == len(target.invert(none)) == 0
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_few_rows(n: int) -> None:
     label = labels(n)
-    target = Target.fit(label, "normal")
+    target = Target.fit(label, "rank_gauss")
     assert np.isfinite(target.apply(label)).all()
     assert (np.abs(target.invert(target.apply(label)) - label) < 0.01).all()
 
 
-@pytest.mark.parametrize("kind", ["raw", "normal"])
+@pytest.mark.parametrize("kind", ["none", "rank_gauss"])
 def test_stored_target_is_the_same_to_the_last_bit(kind: str) -> None:
     label = labels()
     target = Target.fit(label, kind)  # type: ignore[arg-type]

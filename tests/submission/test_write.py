@@ -13,7 +13,7 @@ from stages import submit
 from tests.repository import stage_flags
 from tests.small_tables import small_posts, small_predictions, small_splits
 
-REPORT = {"bias": 0.1, "mae": 1.5, "mape": None, "src": 0.6}
+HOLDOUT = {"bias": 0.1, "mae": 1.5, "mape": None, "src": 0.6}
 PARAMS = 'submit:\n  version: VERSION 1.2\n  decimals: 4\n  external_data: "ImageNet weights, naïvely"\n'
 
 
@@ -21,7 +21,7 @@ def _write(folder: Path, posts: pl.DataFrame, predictions: pl.DataFrame, params:
     write_table(posts, folder / "posts.parquet", POSTS)
     write_table(predictions, folder / "predictions.parquet", PREDICTIONS)
     (folder / "params.yaml").write_text(params, encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps({"report": {"stack": REPORT, "constant": {}}}), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps({"holdout": {"stack": HOLDOUT, "constant": {}}}), encoding="utf-8")
     names = {"posts": "posts.parquet", "predictions": "predictions.parquet", "metrics": "metrics.json"}
     return stage_flags("submit", folder, **names)
 
@@ -39,7 +39,7 @@ def test_both_forms_hold_every_test_post_in_file_order(tmp_path: Path, capsys: p
     test = posts.filter(pl.col("split") == "test").sort("source_index")
     assert test["pid"].to_list() != sorted(test["pid"])  # or the order would prove nothing
     means = dict(
-        predictions.filter((pl.col("scheme") == "final") & (pl.col("model") == "stack"))
+        predictions.filter((pl.col("scheme") == "refit") & (pl.col("model") == "stack"))
         .group_by("pid")
         .agg(pl.mean("prediction"))
         .iter_rows()
@@ -68,7 +68,7 @@ def test_shuffled_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_the_manifest_says_what_was_submitted_and_what_the_model_scored(tmp_path: Path) -> None:
     submit.main(_write(tmp_path, *_small()))
     manifest = json.loads((tmp_path / "submissions/manifest.json").read_text(encoding="utf-8"))
-    assert manifest["metrics"] == {"report": REPORT}
+    assert manifest["metrics"] == {"holdout": HOLDOUT}
     assert manifest["params"]["submit"]["external_data"] == "ImageNet weights, naïvely"
     assert set(manifest["inputs"]) == {"posts", "predictions"}
 
@@ -85,7 +85,7 @@ def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p, pid: p.filter(pl.col("scheme") != "final"), "30 posts lack a prediction"),
+        (lambda p, pid: p.filter(pl.col("scheme") != "refit"), "30 posts lack a prediction"),
         (lambda p, pid: p.filter((pl.col("pid") != pid) | (pl.col("model") != "stack")), "1 posts lack a prediction"),
         (
             lambda p, pid: p.filter((pl.col("pid") != pid) | (pl.col("model") != "stack") | (pl.col("seed") != 2)),
@@ -93,7 +93,7 @@ def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureF
         ),
         (
             lambda p, pid: pl.concat(
-                [p, p.filter((pl.col("scheme") == "final") & (pl.col("pid") == pid)).with_columns(pid=pl.lit("x1"))]
+                [p, p.filter((pl.col("scheme") == "refit") & (pl.col("pid") == pid)).with_columns(pid=pl.lit("x1"))]
             ),
             "1 posts are predicted but not in the test part, for example x1",
         ),

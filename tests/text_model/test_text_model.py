@@ -24,11 +24,11 @@ from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
-    seed=0, epochs=3, fit_posts=0, blocks=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01, warmup_share=0.1,
-    threads=1, folds_at_once=1,
+    seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01, warmup_fraction=0.1,
+    num_threads=1, parallel_folds=1,
 )  # fmt: skip
 ENCODER = text_params()
-SCHEMES = ["report", "matched"]
+SCHEMES = ["holdout", "forward"]
 
 
 @pytest.fixture(scope="module")
@@ -84,34 +84,34 @@ def ran(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFrame) -> None:
     told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
-    scored = told.filter(scheme="matched").join(posts.select("pid", "label"), on="pid", validate="m:1")
+    scored = told.filter(scheme="forward").join(posts.select("pid", "label"), on="pid", validate="m:1")
     assert spearmanr(scored["label"], scored["prediction"]).statistic > 0.6
     assert np.abs(scored["label"].to_numpy() - scored["prediction"].to_numpy()).mean() < 1.0
     untrained = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=0))
-    fold = fold_of(folder, "matched")
+    fold = fold_of(folder, "forward")
     assert np.ptp(untrained.predict(fold.score, fold.scored_at)) < np.ptp(scored["prediction"].to_numpy())
 
 
 def _given(folder: Path) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
-    fold = fold_of(folder, "matched")
+    fold = fold_of(folder, "forward")
     return fold.fit, fold.label, fold.posted_at
 
 
 def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:
     told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
     splits = read_table(folder / "splits.parquet", FOLDS)
-    wanted = splits.filter(pl.col("role") == "score", pl.col("scheme").is_in([*SCHEMES, "final"]))
+    wanted = splits.filter(pl.col("role") == "valid", pl.col("scheme").is_in([*SCHEMES, "refit"]))
     assert told.select(TEXT_PREDICTIONS.key).equals(wanted.select(TEXT_PREDICTIONS.key).sort(TEXT_PREDICTIONS.key))
 
 
 def test_labels_of_scored_posts_change_nothing(posts: pl.DataFrame, ran: Path, tmp_path: Path) -> None:
     told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
-    reported = told.filter(scheme="report")["pid"]
+    reported = told.filter(scheme="holdout")["pid"]
     blank = pl.when(pl.col("pid").is_in(reported.implode())).then(pl.col("label") - 5).otherwise("label")
     other = run_stage(write_inputs(posts.with_columns(label=blank), tmp_path), tmp_path / "out")
     for scheme in SCHEMES:
         assert other.filter(scheme=scheme).equals(told.filter(scheme=scheme))
-    assert not other.filter(scheme="final").equals(told.filter(scheme="final"))
+    assert not other.filter(scheme="refit").equals(told.filter(scheme="refit"))
 
 
 def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
@@ -139,8 +139,8 @@ def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
 
 
 def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path) -> None:
-    final = fold_of(folder, "final")
-    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="final")
+    final = fold_of(folder, "refit")
+    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
     model = TextModel.load(ran / "models/model.safetensors", ENCODER)
     np.testing.assert_allclose(model.predict(final.score, final.scored_at), told["prediction"], rtol=0, atol=1e-5)
     alone = model.predict(final.score.head(1), final.scored_at[:1])
@@ -150,7 +150,7 @@ def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path) -> None:
 def test_in_half_precision_too_a_post_is_predicted_alike_with_any_others(folder: Path) -> None:
     half = replace(ENCODER, precision="bf16")
     model = fit(*_given(folder), half, replace(PARAMS, epochs=1))
-    fold = fold_of(folder, "matched")
+    fold = fold_of(folder, "forward")
     together = model.predict(fold.score, fold.scored_at)
     for row in range(5):
         alone = model.predict(fold.score[row : row + 1], fold.scored_at[row : row + 1])
@@ -168,7 +168,7 @@ def test_of_many_posts_it_sees_the_latest(folder: Path) -> None:
     features, label, posted_at = _given(folder)
     late = posted_at >= np.sort(posted_at)[-100]
     alone = fit(features.filter(pl.Series(late)), label[late], posted_at[late], ENCODER, PARAMS)
-    capped = fit(features, label, posted_at, ENCODER, replace(PARAMS, fit_posts=int(late.sum())))
+    capped = fit(features, label, posted_at, ENCODER, replace(PARAMS, max_train_posts=int(late.sum())))
     assert np.array_equal(alone.predict(features, posted_at), capped.predict(features, posted_at))
     more = fit(features, label, posted_at, ENCODER, PARAMS)
     assert not np.array_equal(more.predict(features, posted_at), capped.predict(features, posted_at))
@@ -180,7 +180,7 @@ def test_a_rate_that_diverges_is_an_error(folder: Path) -> None:
 
 
 def test_numbers_are_standardised_by_fit_rows_alone(folder: Path) -> None:
-    fold = fold_of(folder, "matched")
+    fold = fold_of(folder, "forward")
     numbers = Numbers.fit(fold.fit)
     values = numbers.apply(fold.fit)
     known = fold.fit.select(numbers.names).cast(pl.Float64).to_numpy()

@@ -16,7 +16,7 @@ from popularity.core.arrays import normalize_rows
 from popularity.core.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
 from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
-from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import TrainParams
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 from popularity.training.batches import TrainingPosts
@@ -30,7 +30,7 @@ WIDTHS = {"visual": IMAGE_WIDTH, "text": TEXT_WIDTH}
 TRAIN: dict[str, Any] = {
     "transductive": True,
     "seed": 0,
-    "validation_share": 0.25,
+    "valid_fraction": 0.25,
     "epochs": 3,
     "min_steps": 0,
     "batch_size": 20,
@@ -41,7 +41,7 @@ TRAIN: dict[str, Any] = {
     "lr_tower": 1e-3,
     "weight_decay": 1e-2,
     "schedule": "cosine",
-    "warmup_share": 0.1,
+    "warmup_fraction": 0.1,
     "clip_norm": 1.0,
     "precision": "fp32",
     "unfreeze_layers": 0,
@@ -106,8 +106,8 @@ def class_prototypes(classes: Mapping[str, Int64Array], values: Mapping[str, Any
     return ClassPrototypes(tuple(classes), sums, classes, {place: classes[place[0]] for place in sums})
 
 
-def stored_levels(vectors: PostVectors, folds: int) -> dict[str, Level]:
-    result: dict[str, Level] = {}
+def stored_levels(vectors: PostVectors, folds: int) -> dict[str, TaxonomyLevel]:
+    result: dict[str, TaxonomyLevel] = {}
     given, read = vectors.prototypes, {"visual": vectors.images, "text": vectors.texts}
     for depth, level in enumerate(given.levels):
         above = given.levels[: depth + 1]
@@ -119,7 +119,9 @@ def stored_levels(vectors: PostVectors, folds: int) -> dict[str, Level]:
         of_folds = [
             torch.from_numpy(given.without_folds(level, kind, vectors.fold, folds, read[kind])) for kind in WIDTHS
         ]
-        result[level] = Level(visual, text, parent, *of_folds) if folds > 1 else Level(visual, text, parent)
+        result[level] = (
+            TaxonomyLevel(visual, text, parent, *of_folds) if folds > 1 else TaxonomyLevel(visual, text, parent)
+        )
     return result
 
 

@@ -111,7 +111,7 @@ def test_each_part_is_clipped_apart(tower: PromptTower) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_schedule(schedule: str, tower: PromptTower) -> None:
     network = make_network(tower)
-    params = train_params(schedule=schedule, warmup_share=0.2, lr_prompt=1.0)
+    params = train_params(schedule=schedule, warmup_fraction=0.2, lr_prompt=1.0)
     optimizer = make_optimizer(network, params)
     rates = make_schedule(optimizer, 20, params)
     found = []

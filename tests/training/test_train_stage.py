@@ -51,7 +51,7 @@ class Project:
         sections = {
             "embed_image": vars(self.towers.image),
             "embed_text": vars(self.towers.text),
-            "prototypes": {"seed": 0, "limit": 8, "class_path": "auto"},
+            "prototypes": {"seed": 0, "limit": 8, "class_name_format": "auto"},
             "train": {**TRAIN, "batch_size": 8, **own, "network": network},
         }
         YAML().dump(sections, self.folder / "params.yaml")
@@ -195,7 +195,7 @@ def finished_epochs(name: str) -> int:
 def test_unfrozen_towers_read_pictures_and_texts_and_train_their_last_blocks(project: Project) -> None:
     pictures = read_block(Path("image"), "pooled")
     assert len(pictures.pids) == 18  # of 20 posts: some that train lack a picture
-    project.write_params(unfreeze_layers=1, lr_tower=1e-2, validation_share=0.0)
+    project.write_params(unfreeze_layers=1, lr_tower=1e-2, valid_fraction=0.0)
     project.train("live")
     trained = load_file("live/network/network.safetensors")
     for name, tower in (

@@ -17,22 +17,24 @@ from stages import featurize, select, split, tune
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK
 
-SMALL = replace(STACK, max_rounds=25)
+SMALL = replace(STACK, num_boost_round=25)
 SPACE: dict[str, Any] = {
-    "target": {"choices": ["raw", "normal"]},
-    "columns.blocks": {"choices": [["metadata", "image", "text", "prototype"], ["metadata", "image"], ["image"]]},
-    "keep.share": {"choices": [1.0, 0.7]},
-    "half_life_days": {"low": 50.0, "high": 900.0, "log": True, "integer": False},
-    "trees.num_leaves": {"low": 2, "high": 15, "log": True, "integer": True},
-    "trees.learning_rate": {"low": 0.05, "high": 0.5, "log": True, "integer": False},
-    "trees.min_data_in_leaf": {"low": 3, "high": 40, "log": True, "integer": True},
+    "target": {"choices": ["none", "rank_gauss"]},
+    "columns.feature_blocks": {
+        "choices": [["metadata", "image", "text", "prototype"], ["metadata", "image"], ["image"]]
+    },
+    "row_selection.fraction": {"choices": [1.0, 0.7]},
+    "sample_weight_half_life_days": {"low": 50.0, "high": 900.0, "log": True, "integer": False},
+    "lightgbm.num_leaves": {"low": 2, "high": 15, "log": True, "integer": True},
+    "lightgbm.learning_rate": {"low": 0.05, "high": 0.5, "log": True, "integer": False},
+    "lightgbm.min_data_in_leaf": {"low": 3, "high": 40, "log": True, "integer": True},
 }
 
 
 def write_params(file: Path, **changes: Any) -> None:
     """Sections split, featurize, stack and tune, the last with `changes`."""
     tune_section = {
-        "seed": 1, "trials": 6, "hours": 0.0, "storage": "sqlite", "schemes": ["matched", "user"], "space": SPACE,
+        "seed": 1, "trials": 6, "hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"], "space": SPACE,
     }  # fmt: skip
     sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)}
     file.write_text(json.dumps({**sections, "tune": {**tune_section, **changes}}), encoding="utf-8")
@@ -55,7 +57,7 @@ def write_inputs(root: Path, posts: pl.DataFrame, blocks: Blocks) -> None:
     write_table(blocks.scalars, root / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
     split.main(flags({**given, "report": root / "split.json", "resources": root / "split.resources.json"}))
-    more = {"images": root / "images.parquet", "out": root / "features", "report": root / "histories.json"}
+    more = {"images": root / "images.parquet", "out": root / "features", "report": root / "target_statistics.json"}
     featurize.main(flags({**given, **more, "resources": root / "featurize.resources.json"}))
 
 

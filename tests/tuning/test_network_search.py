@@ -126,7 +126,7 @@ def test_fewer_trials_by_the_flag_and_none_left_behind(project: Path, tmp_path: 
         ({"transductive": {"choices": [True, False]}}, {}, r"tune_network\.space\.transductive: .*cannot be compared"),
         ({"seed": {"choices": [0, 1]}}, {}, r"tune_network\.space\.seed"),
         ({"network.attention.widths": {"choices": [1]}}, {}, r"section 'train' has no such key"),
-        (SPACE, {"validation_share": 0.0}, r"train\.validation_share is 0"),
+        (SPACE, {"valid_fraction": 0.0}, r"train\.valid_fraction is 0"),
     ],
 )
 def test_a_search_that_could_not_be_judged_is_refused(
@@ -141,7 +141,7 @@ def test_a_search_that_could_not_be_judged_is_refused(
 
 def test_the_best_value_is_that_of_its_parameters_scored_again(project: Path, tmp_path: Path) -> None:
     search = of_project(project)
-    search = replace(search, budget=replace(search.budget, trials=3))
+    search = replace(search, budget=replace(search.budget, n_trials=3))
     trials = run_search(search, partial(NetworkObjective, project, search.space, tmp_path), state=tmp_path)
     best = best_of(trials)
     assert best is not None

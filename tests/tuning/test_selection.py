@@ -35,10 +35,10 @@ from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_select
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "plain": {"columns.blocks": ["metadata"], "max_rounds": 2},
-    "same": {"columns.blocks": ["metadata"], "max_rounds": 2},
-    "all": {"columns.signals": ["class_time"], "trees.num_leaves": 8},
-    "untried": {"level": "residual"},
+    "plain": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
+    "same": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
+    "all": {"columns.feature_groups": ["class_time"], "lightgbm.num_leaves": 8},
+    "untried": {"level": "linear"},
 }
 CANDIDATES = ["plain", "same", "all"]
 
@@ -194,7 +194,11 @@ def test_cuts_of_one_post_are_enough() -> None:
             r"select\.configurations\.a: .*\n.*stack\.columns\.signal: unknown key; allowed",
         ),
         ([], {"a": {"level": "rising"}}, r"select\.configurations\.a: .*\n.*stack\.level: .*'none'.*found 'rising'"),
-        ([], {"a": {"trees.num_leaves": 8.5}}, r"select\.configurations\.a: .*\n.*num_leaves: .*integer, found 8\.5"),
+        (
+            [],
+            {"a": {"lightgbm.num_leaves": 8.5}},
+            r"select\.configurations\.a: .*\n.*num_leaves: .*integer, found 8\.5",
+        ),
         ([], {"a": {"level.kind": "none"}}, r"select\.configurations\.a: .*\n.*stack\.level: "),
     ],
 )
@@ -215,8 +219,8 @@ def test_the_candidates_are_the_stack_with_their_keys_replaced() -> None:
     params = SelectParams(("all", "plain"), CONFIGURATIONS)
     found = candidates_of(params, SMALL)
     assert [candidate.name for candidate in found] == ["all", "plain"]
-    columns, trees = replace(SMALL.columns, signals=("class_time",)), replace(SMALL.trees, num_leaves=8)
-    assert found[0].stack == replace(SMALL, columns=columns, trees=trees)
+    columns, trees = replace(SMALL.columns, feature_groups=("class_time",)), replace(SMALL.lightgbm, num_leaves=8)
+    assert found[0].stack == replace(SMALL, columns=columns, lightgbm=trees)
 
 
 def test_outs_hold_what_separate_fits_score(inputs: Path, selected: Path) -> None:
@@ -229,8 +233,8 @@ def test_outs_hold_what_separate_fits_score(inputs: Path, selected: Path) -> Non
     labels = dict(posts.select("pid", "label").iter_rows())
     scores = pl.read_csv(selected / "scores.csv")
     assert scores.select("configuration", "cut").rows() == [(name, cut) for name in CANDIDATES for cut in (0, 1)]
-    params = candidates_of(SelectParams(tuple(CANDIDATES), CONFIGURATIONS), replace(SMALL, seeds=1))
-    for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["matched"]):
+    params = candidates_of(SelectParams(tuple(CANDIDATES), CONFIGURATIONS), replace(SMALL, n_seeds=1))
+    for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward"]):
         fold = load_fold(key, rows, posts, inputs / "features")
         for candidate in params:
             predicted = fit_and_predict(fold, blocks, candidate.stack)
@@ -241,7 +245,7 @@ def test_outs_hold_what_separate_fits_score(inputs: Path, selected: Path) -> Non
             assert row["posts"] == len(truth)
             assert row["mae_of_constant"] == pytest.approx(np.abs(truth - np.median(fold.label)).mean())
     told = json.loads((selected / "selection.json").read_text(encoding="utf-8"))
-    assert (told["chosen"], told["best"], told["scheme"]) == ("all", "all", "matched")
+    assert (told["chosen"], told["best"], told["scheme"]) == ("all", "all", "forward")
     assert [one["name"] for one in told["configurations"]] == CANDIDATES
     for one in told["configurations"]:
         own = scores.filter(configuration=one["name"])
@@ -253,7 +257,7 @@ def test_outs_hold_what_separate_fits_score(inputs: Path, selected: Path) -> Non
     assert plain["difference"] > plain["standard_error"] > 0
     assert best["difference"] == best["standard_error"] == 0
     assert read_yaml(selected / "choice.yaml") == {
-        "stack": {"columns": {"signals": ["class_time"]}, "trees": {"num_leaves": 8}}
+        "stack": {"columns": {"feature_groups": ["class_time"]}, "lightgbm": {"num_leaves": 8}}
     }
 
 
@@ -315,21 +319,21 @@ def test_labels_that_no_cut_may_see_change_nothing(inputs: Path, selected: Path,
 
     def with_turned(scheme: str, folder: Path) -> Path:
         folder.mkdir()
-        pids = splits.filter(scheme=scheme, role="score")["pid"]
+        pids = splits.filter(scheme=scheme, role="valid")["pid"]
         turned = pl.when(pl.col("pid").is_in(pids.implode())).then(20 - pl.col("label")).otherwise(pl.col("label"))
         for name in ("splits.parquet", "images.parquet", "params.yaml", "image", "text", "prototype"):
             (folder / name).symlink_to(inputs / name)
         write_table(posts.with_columns(label=turned), folder / "posts.parquet", POSTS)
         given = {name: folder / f"{name}.parquet" for name in ("posts", "splits", "images")}
-        out = {"params": folder / "params.yaml", "out": folder / "features", "report": folder / "histories.json"}
+        out = {"params": folder / "params.yaml", "out": folder / "features", "report": folder / "target_statistics.json"}
         featurize.main(flags({**given, **out, "resources": folder / "f.json"}))
         return run_select(folder, folder / "out", params_file(folder, folder / "out"))
 
-    found = {scheme: tree_bytes(with_turned(scheme, tmp_path / scheme)) for scheme in ("report", "matched")}
+    found = {scheme: tree_bytes(with_turned(scheme, tmp_path / scheme)) for scheme in ("holdout", "forward")}
     before = tree_bytes(selected)
     for name in ("choice.yaml", "scores.csv", "selection.json"):
         assert found["report"][name] == before[name]
-    assert found["matched"]["scores.csv"] != before["scores.csv"]
+    assert found["forward"]["scores.csv"] != before["scores.csv"]
 
 
 def test_without_candidates_nothing_is_fitted_and_nothing_replaced(
@@ -345,19 +349,27 @@ def test_without_candidates_nothing_is_fitted_and_nothing_replaced(
 
 
 def test_the_chosen_keys_reach_the_search_and_the_stack(inputs: Path, selected: Path, tmp_path: Path) -> None:
-    choice = {"columns": {"signals": ["class_time"]}, "trees": {"num_leaves": 8}}
-    untuned = run_tune(inputs, tmp_path / "a", params_file(inputs, tmp_path / "a", trials=0), selected / "choice.yaml")
+    choice = {"columns": {"feature_groups": ["class_time"]}, "lightgbm": {"num_leaves": 8}}
+    untuned = run_tune(
+        inputs, tmp_path / "a", params_file(inputs, tmp_path / "a", n_trials=0), selected / "choice.yaml"
+    )
     assert read_yaml(untuned / "best_params.yaml") == {"stack": choice}
-    space = {"trees.min_data_in_leaf": SPACE["trees.min_data_in_leaf"], "trees.num_leaves": SPACE["trees.num_leaves"]}
-    params = params_file(inputs, tmp_path / "b", trials=3, space=space)
+    space = {
+        "lightgbm.min_data_in_leaf": SPACE["lightgbm.min_data_in_leaf"],
+        "lightgbm.num_leaves": SPACE["lightgbm.num_leaves"],
+    }
+    params = params_file(inputs, tmp_path / "b", n_trials=3, space=space)
     tuned = run_tune(inputs, tmp_path / "b", params, selected / "choice.yaml")
     study = json.loads((tuned / "study.json").read_text(encoding="utf-8"))
-    assert study["default"]["params"] == {"trees.min_data_in_leaf": SMALL.trees.min_data_in_leaf, "trees.num_leaves": 8}
+    assert study["default"]["params"] == {
+        "lightgbm.min_data_in_leaf": SMALL.lightgbm.min_data_in_leaf,
+        "lightgbm.num_leaves": 8,
+    }
     best = study["best"]["params"]
-    trees = {name.removeprefix("trees."): value for name, value in best.items()}
-    assert read_yaml(tuned / "best_params.yaml") == {"stack": {**choice, "trees": trees}}
+    trees = {name.removeprefix("lightgbm."): value for name, value in best.items()}
+    assert read_yaml(tuned / "best_params.yaml") == {"stack": {**choice, "lightgbm": trees}}
     manifest = json.loads((tuned / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["params"]["stack"]["columns"]["signals"] == ["class_time"]
+    assert manifest["params"]["stack"]["columns"]["feature_groups"] == ["class_time"]
     stack.main(
         [
             *input_flags(inputs),
@@ -369,9 +381,9 @@ def test_the_chosen_keys_reach_the_search_and_the_stack(inputs: Path, selected: 
     (chosen,) = candidates_of(SelectParams(("all",), CONFIGURATIONS), SMALL)
     fitted = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))["params"]["stack"]
     assert fitted == json.loads(json.dumps(asdict(chosen.stack)))
-    key, rows = next(iter(rows_of(read_table(inputs / "splits.parquet", FOLDS), ["matched"])))
+    key, rows = next(iter(rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward"])))
     fold = load_fold(key, rows, read_table(inputs / "posts.parquet", POSTS), inputs / "features")
     blocks = read_blocks(inputs / "image", inputs / "text", inputs / "prototype")
     expected = fit_and_predict(fold, blocks, chosen.stack)
-    found = own.filter(scheme="matched", fold=0, model="stack")
+    found = own.filter(scheme="forward", fold=0, model="stack")
     assert found["prediction"].to_list() == expected.sort("pid")["prediction"].to_list()

@@ -29,17 +29,23 @@ def test_a_space_knows_its_defaults_and_makes_sections() -> None:
     space = parse(
         trees__num_leaves=span(4, 31, log=True, integer=True),
         columns__blocks={"choices": [blocks, ["metadata"]]},
-        half_life_days=span(100.0, 400.0),
+        sample_weight_half_life_days=span(100.0, 400.0),
     )
-    assert space.default == {"trees.num_leaves": 6, "columns.blocks": blocks, "half_life_days": 200.0}
+    assert space.default == {
+        "lightgbm.num_leaves": 6,
+        "columns.feature_blocks": blocks,
+        "sample_weight_half_life_days": 200.0,
+    }
     assert space.apply({}) == STACK
-    changed = space.apply({"trees.num_leaves": 9, "columns.blocks": ["metadata"]})
-    assert (changed.trees.num_leaves, changed.columns.blocks) == (9, ("metadata",))
-    assert changed.trees.learning_rate == STACK.trees.learning_rate
+    changed = space.apply({"lightgbm.num_leaves": 9, "columns.feature_blocks": ["metadata"]})
+    assert (changed.lightgbm.num_leaves, changed.columns.feature_blocks) == (9, ("metadata",))
+    assert changed.lightgbm.learning_rate == STACK.lightgbm.learning_rate
     assert space.distributions() == {
-        "columns.blocks": CategoricalDistribution(['["metadata", "image", "text", "prototype"]', '["metadata"]']),
-        "half_life_days": FloatDistribution(100.0, 400.0),
-        "trees.num_leaves": IntDistribution(4, 31, log=True),
+        "columns.feature_blocks": CategoricalDistribution(
+            ['["metadata", "image", "text", "prototype"]', '["metadata"]']
+        ),
+        "sample_weight_half_life_days": FloatDistribution(100.0, 400.0),
+        "lightgbm.num_leaves": IntDistribution(4, 31, log=True),
     }
     assert space.decode(space.encode(space.default)) == space.default
     assert nested(space.default)["trees"] == {"num_leaves": 6}
@@ -49,26 +55,29 @@ def test_a_space_knows_its_defaults_and_makes_sections() -> None:
     ("spec", "message"),
     [
         (
-            {"trees__num_leafs": span(2, 9)},
+            {"lightgbm__num_leafs": span(2, 9)},
             r"tune\.space\.trees\.num_leafs: section 'stack' has no such key; it has blend, cat",
         ),
-        ({"trees": span(2, 9)}, r"tune\.space\.trees: section 'stack' has no such key"),
-        ({"trees__num_leaves": span(9, 2, integer=True)}, r"trees\.num_leaves: low 9 is above high 2"),
-        ({"trees__num_leaves": span(7, 9, integer=True)}, r"stack\.trees\.num_leaves is 6, outside 7 to 9"),
-        ({"trees__num_leaves": span(2.5, 9, integer=True)}, r"whole ends, found 2\.5 to 9"),
-        ({"trees__num_leaves": span(2, 9)}, r"num_leaves: Input should be a valid integer"),
-        ({"trees__num_leaves": span(1, 9, integer=True)}, r"greater than or equal to 2, found 1"),
-        ({"trees__lambda_l2": span(0.0, 9.0, log=True)}, r"lambda_l2: a logarithmic range starts above 0"),
-        ({"trees__lambda_l2": {"low": 0.0, "high": 2.0}}, r"tune\.space\.trees\.lambda_l2\.log: missing"),
+        ({"lightgbm": span(2, 9)}, r"tune\.space\.trees: section 'stack' has no such key"),
+        ({"lightgbm__num_leaves": span(9, 2, integer=True)}, r"trees\.num_leaves: low 9 is above high 2"),
+        ({"lightgbm__num_leaves": span(7, 9, integer=True)}, r"stack\.trees\.num_leaves is 6, outside 7 to 9"),
+        ({"lightgbm__num_leaves": span(2.5, 9, integer=True)}, r"whole ends, found 2\.5 to 9"),
+        ({"lightgbm__num_leaves": span(2, 9)}, r"num_leaves: Input should be a valid integer"),
+        ({"lightgbm__num_leaves": span(1, 9, integer=True)}, r"greater than or equal to 2, found 1"),
+        ({"lightgbm__lambda_l2": span(0.0, 9.0, log=True)}, r"lambda_l2: a logarithmic range starts above 0"),
+        ({"lightgbm__lambda_l2": {"low": 0.0, "high": 2.0}}, r"tune\.space\.trees\.lambda_l2\.log: missing"),
         (
-            {"trees__lambda_l2": {**span(0, 2), "step": 1}},
+            {"lightgbm__lambda_l2": {**span(0, 2), "step": 1}},
             r"lambda_l2\.step: unknown key; allowed here: low, high, log",
         ),
-        ({"trees__lambda_l2": 3}, r"tune\.space\.trees\.lambda_l2"),
-        ({"trees__objective": span(0.0, 1.0)}, r"stack\.trees\.objective is regression_l1, which is no number"),
-        ({"trees__objective": {"choices": ["huber"]}}, r"regression_l1, which is none of its choices"),
-        ({"trees__objective": {"choices": ["regression_l1", "l7"]}}, r"trees\.objective: Input should be .*found 'l7'"),
-        ({"trees__objective": {"choices": []}}, r"trees\.objective\.choices"),
+        ({"lightgbm__lambda_l2": 3}, r"tune\.space\.trees\.lambda_l2"),
+        ({"lightgbm__objective": span(0.0, 1.0)}, r"stack\.trees\.objective is regression_l1, which is no number"),
+        ({"lightgbm__objective": {"choices": ["huber"]}}, r"regression_l1, which is none of its choices"),
+        (
+            {"lightgbm__objective": {"choices": ["regression_l1", "l7"]}},
+            r"trees\.objective: Input should be .*found 'l7'",
+        ),
+        ({"lightgbm__objective": {"choices": []}}, r"trees\.objective\.choices"),
         ({"keep__share": {"choices": [1.0, 1.0]}}, r"keep\.share\.choices: one of them occurs twice"),
         ({"columns__uid_category": span(0, 1)}, r"uid_category is False, which is no number"),
     ],
@@ -84,7 +93,9 @@ def test_the_spaces_in_params_yaml_hold_the_values_of_every_profile(name: str) -
     content = patched(read_yaml(Path("params.yaml")), read_yaml(Path("configs/profiles") / f"{name}.yaml"))
     tune = parse_section("tune", content["tune"], TuneParams)
     stack = parse_section("stack", content["stack"], StackParams)
-    assert {"target", "columns.blocks", "keep.share"} <= set(Space.parse("", tune.space, "stack", stack).axes)
+    assert {"target", "columns.feature_blocks", "row_selection.fraction"} <= set(
+        Space.parse("", tune.space, "stack", stack).axes
+    )
     if name != "tiny":
         network = parse_section("tune_network", content["tune_network"], NetworkSearchParams)
         assert Space.parse("", network.space, "train", parse_section("train", content["train"], TrainParams)).axes

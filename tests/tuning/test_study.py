@@ -272,12 +272,15 @@ def test_a_value_that_is_no_number_ends_the_search(worth: float, tmp_path: Path)
 
 def test_a_default_that_another_worker_is_running_is_not_given_twice(tmp_path: Path) -> None:
     search = bowl_search(f"journal:{tmp_path / 'journal'}", 3)
-    run_search(replace(search, budget=replace(search.budget, hours=1e-9)), BowlObjective, state=tmp_path)
+    run_search(replace(search, budget=replace(search.budget, timeout_hours=1e-9)), BowlObjective, state=tmp_path)
     study = study_of(search, tmp_path)
     asked = study.ask()  # the enqueued default
     asked.suggest_float("x", -5.0, 5.0)
     run_search(
-        replace(search, budget=replace(search.budget, hours=1e-9)), BowlObjective, state=tmp_path, heartbeat=QUICK
+        replace(search, budget=replace(search.budget, timeout_hours=1e-9)),
+        BowlObjective,
+        state=tmp_path,
+        heartbeat=QUICK,
     )
     again = [trial for trial in study.get_trials() if trial.state == TrialState.WAITING]
     assert [trial.system_attrs["fixed_params"] for trial in again] == [search.space.encode(search.space.default)]

@@ -32,7 +32,7 @@ from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.row_selection import kept_rows
 from popularity.stack.sample import recency_weights
 from popularity.target.rank_gauss import Target
-from popularity.target.trend import Level
+from popularity.target.trend import Trend
 from popularity.tuning import objective as objectives
 from popularity.tuning.objective import StackInputs, StackObjective, best_rounds
 from popularity.tuning.results import best_of
@@ -60,12 +60,12 @@ def small_objective(inputs: Path, base: StackParams = SMALL) -> StackObjective:
     paths = StackInputs(
         *(inputs / name for name in ("posts.parquet", "splits.parquet", "features", "image", "text", "prototype"))
     )
-    return StackObjective(paths, ("matched", "user"), Space.parse("tune.space", SPACE, "stack", base))
+    return StackObjective(paths, ("forward", "group"), Space.parse("tune.space", SPACE, "stack", base))
 
 
 def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    write_params(params, trials=12)
+    write_params(params, n_trials=12)
     out = run_tune(inputs, tmp_path, params)
     assert sorted(path.name for path in out.iterdir()) == [
         "best_params.yaml", "manifest.json", "study.json", "trials.csv",
@@ -88,7 +88,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     assert set(study["importance"]) == set(SPACE)
     assert sum(study["importance"].values()) == pytest.approx(1, abs=1e-4)
     tuned = read_yaml(out / "best_params.yaml")["stack"]
-    assert tuned["trees"]["num_leaves"] == study["best"]["params"]["trees.num_leaves"]
+    assert tuned["trees"]["num_leaves"] == study["best"]["params"]["lightgbm.num_leaves"]
     assert tree_bytes(run_tune(inputs, tmp_path / "again", params)) == tree_bytes(out)
 
 
@@ -107,7 +107,7 @@ def finished_of(state: Path) -> int:
 def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(inputs: Path, tmp_path: Path) -> None:
     trials = 26  # 16 past the random ones that TPE starts with
     params = tmp_path / "params.yaml"
-    write_params(params, trials=trials)
+    write_params(params, n_trials=trials)
     undisturbed = run_tune(inputs, tmp_path / "whole", params)
     rng = np.random.default_rng(20)
     moments = np.sort(rng.choice(np.arange(1, trials - 2), 3, replace=False))
@@ -135,7 +135,7 @@ def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(
 
 def test_the_best_value_is_that_of_its_parameters_scored_again(inputs: Path, tmp_path: Path) -> None:
     """A fresh objective has encoded no fold before; the trial before it shares nothing with it."""
-    write_params(tmp_path / "params.yaml", trials=8)
+    write_params(tmp_path / "params.yaml", n_trials=8)
     params = load_params("tune", objectives.TuneParams, tmp_path / "params.yaml")
     search, make_objective = objectives.stack_search(params, SMALL, small_objective(inputs).inputs)
     best = best_of(run_search(search, make_objective, state=tmp_path))
@@ -149,7 +149,7 @@ def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path)
     posts, blocks = posts_with_signal(6, train=120, test=30, users=40)
     write_inputs(tmp_path, posts.with_columns(label=pl.when(pl.col("split") == "train").then(5.0)), blocks)
     params = tmp_path / "params.yaml"
-    write_params(params, trials=1)
+    write_params(params, n_trials=1)
     study = json.loads((run_tune(tmp_path, tmp_path / "out", params) / "study.json").read_text(encoding="utf-8"))
     assert study["best"]["value"] == pytest.approx(0, abs=1e-3)
 
@@ -159,18 +159,18 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
     posts, blocks = objective.posts, objective.blocks
     labels = dict(posts.select("pid", "label").iter_rows())
     fitted, curves = [], []
-    for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["matched", "user"]):
+    for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward", "group"]):
         fold = load_fold(key, rows, posts, inputs / "features")
-        level = Level.fit(fold.posted_at, fold.label, params.level)
+        level = Trend.fit(fold.posted_at, fold.label, params.detrend)
         rest = level.remove(fold.label, fold.posted_at)
         encoder, matrix = MatrixEncoder.fit(fold.fit, rest, blocks, params.columns)
-        kept = kept_rows(list(matrix.pids), blocks.scalars, params.keep, params.seed)
-        target = Target.fit(rest[kept], params.target)
+        kept = kept_rows(list(matrix.pids), blocks.scalars, params.row_selection, params.seed)
+        target = Target.fit(rest[kept], params.target_transform)
         how: dict[str, Any] = {
             "feature_name": list(matrix.names),
             "categorical_feature": list(matrix.categorical),
             "params": {
-                "max_bin": params.trees.max_bin,
+                "max_bin": params.lightgbm.max_bin,
                 "seed": params.seed,
                 "feature_pre_filter": False,
                 "verbosity": -1,
@@ -179,27 +179,29 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         data = lgb.Dataset(
             matrix.values[kept],
             target.apply(rest[kept]),
-            weight=recency_weights(fold.posted_at[kept], params.half_life_days),
+            weight=recency_weights(fold.posted_at[kept], params.sample_weight_half_life_days),
             reference=None if kept.all() else lgb.Dataset(matrix.values, fold.label, **how),
             **how,
         )
-        booster = lgb.train(lightgbm_params(params, params.seed), data, params.max_rounds)
+        booster = lgb.train(lightgbm_params(params, params.seed), data, params.num_boost_round)
         scored = encoder.apply(fold.score, blocks)
         truth = np.array([labels[pid] for pid in scored.pids])
         predictions = [
             level.add(target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at)
-            for rounds in range(1, params.max_rounds + 1)
+            for rounds in range(1, params.num_boost_round + 1)
         ]
         if level.shifts:  # the error is that after the best shift
             predictions = [predicted + np.median(truth - predicted) for predicted in predictions]
         curve = [mean_absolute_error(truth, predicted) for predicted in predictions]
         stopped = [
-            place for place in range(len(curve)) if place - int(np.argmin(curve[: place + 1])) == params.patience
+            place
+            for place in range(len(curve))
+            if place - int(np.argmin(curve[: place + 1])) == params.early_stopping_rounds
         ]
         curves.append(np.array(curve[: stopped[0] + 1] if stopped else curve))
         fitted.append((fold, predictions, truth))
     rounds = best_rounds(curves)
-    worths: dict[str, list[float]] = {"matched": [], "user": []}
+    worths: dict[str, list[float]] = {"forward": [], "group": []}
     for (fold, predictions, truth), errors in zip(fitted, curves, strict=True):
         predicted = predictions[min(rounds, len(errors)) - 1]
         constant = np.abs(truth - np.median(fold.label)).mean()
@@ -212,12 +214,12 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
 def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
     """Target, kept rows, weights and columns of the shared data are the trial's own."""
     # Few rounds: later, bins that were copied and not made may settle a tie between splits in another way.
-    objective = small_objective(inputs, replace(SMALL, max_rounds=8))
+    objective = small_objective(inputs, replace(SMALL, num_boost_round=8))
     default = objective.space.default
     found = []
     for change in (
-        {}, {"target": "normal"}, {"columns.blocks": ["metadata", "image"]}, {"half_life_days": 60.0},
-        {"keep.share": 0.75},
+        {}, {"target": "normal"}, {"columns.feature_blocks": ["metadata", "image"]}, {"sample_weight_half_life_days": 60.0},
+        {"row_selection.fraction": 0.75},
     ):  # fmt: skip
         *_, step = objective({**default, **change})
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
@@ -225,7 +227,7 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
         assert step.value == pytest.approx(value, abs=1e-9)
         found.append(step.value)
     assert min(abs(one - other) for one, other in combinations(found, 2)) > 0.001
-    levelled = replace(SMALL, max_rounds=8, level="residual")
+    levelled = replace(SMALL, num_boost_round=8, detrend="linear")
     *_, step = small_objective(inputs, levelled)(default)
     rounds, value = separate_fits(objective, levelled, inputs)
     assert step.facts["rounds"] == rounds
@@ -234,9 +236,9 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
 
 
 def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least_error(inputs: Path) -> None:
-    base = replace(SMALL, max_rounds=8, level="none", learners=("lightgbm", "linear"))
+    base = replace(SMALL, num_boost_round=8, detrend="none", learners=("lightgbm", "linear"))
     objective, alone = small_objective(inputs, base), small_objective(inputs, replace(base, learners=("lightgbm",)))
-    values = {**objective.space.default, "columns.blocks": ["metadata", "image"], "trees.num_leaves": 3}
+    values = {**objective.space.default, "columns.feature_blocks": ["metadata", "image"], "lightgbm.num_leaves": 3}
     *_, step = objective(values)
     *_, plain = alone(values)
     params = objective.space.apply(values)
@@ -278,7 +280,7 @@ def test_linear_algebra_takes_no_more_threads_than_the_trees(inputs: Path, monke
         return fit(*args)
 
     monkeypatch.setattr(MatrixEncoder, "fit", spy)
-    objective = small_objective(inputs, replace(SMALL, threads=1))
+    objective = small_objective(inputs, replace(SMALL, num_threads=1))
     with threadpool_limits(2, user_api="blas"):
         next(objective(objective.space.default))
     assert found == [{1}]
@@ -288,9 +290,9 @@ def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monke
     objective = small_objective(inputs)
     default = objective.space.default
     *_, first = objective(default)
-    assert len(objective.binned) == objective.steps * len(SPACE["columns.blocks"]["choices"])
+    assert len(objective.binned) == objective.steps * len(SPACE["columns.feature_blocks"]["choices"])
     binned = dict(objective.binned)
-    *_, other = objective({**default, "columns.blocks": ["image"]})
+    *_, other = objective({**default, "columns.feature_blocks": ["image"]})
     assert all(objective.binned[key] is fold for key, fold in binned.items())
     assert other.value != first.value
     monkeypatch.setattr(objectives, "CACHE_BYTES", 0)
@@ -301,7 +303,7 @@ def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monke
 
 def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) -> None:
     splits, posts = read_table(inputs / "splits.parquet", FOLDS), read_table(inputs / "posts.parquet", POSTS)
-    scored = splits.filter(scheme="report", role="score")["pid"]
+    scored = splits.filter(scheme="holdout", role="valid")["pid"]
     turned = pl.when(pl.col("pid").is_in(scored.implode())).then(20 - pl.col("label")).otherwise(pl.col("label"))
     other = tmp_path / "other"
     other.mkdir()
@@ -310,7 +312,7 @@ def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) 
     write_table(posts.with_columns(label=turned), other / "posts.parquet", POSTS)
     given = {name: other / f"{name}.parquet" for name in ("posts", "splits", "images")}
     out = {"params": other / "params.yaml", "out": other / "features"}
-    out |= {"report": other / "histories.json", "resources": other / "f.json"}
+    out |= {"report": other / "target_statistics.json", "resources": other / "f.json"}
     featurize.main(flags({**given, **out}))
     before, after = run_tune(inputs, tmp_path / "before"), run_tune(other, tmp_path / "after")
     for name in ("trials.csv", "best_params.yaml", "study.json"):
@@ -325,7 +327,7 @@ def test_rounds_are_those_of_the_least_mean_error() -> None:
 def test_no_trials_leave_the_stack_as_it_is(inputs: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     elsewhere = {"low": 60, "high": 63, "log": True, "integer": True}  # what is fitted as given may lie outside
-    write_params(params, trials=0, space={**SPACE, "trees.num_leaves": elsewhere})
+    write_params(params, n_trials=0, space={**SPACE, "lightgbm.num_leaves": elsewhere})
     out = run_tune(inputs, tmp_path, params)
     assert read_yaml(out / "best_params.yaml") == {}
     assert pl.read_csv(out / "trials.csv").columns == ["number", "state", "value"]
@@ -368,10 +370,10 @@ def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schemes": ["matched", "report"]}, r"tune\.schemes\.1: Input should be 'matched' or 'user', found 'report'"),
+        ({"schemes": ["forward", "holdout"]}, r"tune\.schemes\.1: Input should be 'matched' or 'user', found 'report'"),
         ({"schemes": []}, r"tune\.schemes"),
-        ({"trials": -1}, r"tune\.trials"),
-        ({"space": {"trees.leaves": SPACE["trees.num_leaves"]}}, r"tune\.space\.trees\.leaves"),
+        ({"trials": -1}, r"tune\.n_trials"),
+        ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.trees\.leaves"),
         ({"space": {}}, r"search space of section 'stack' is empty"),
     ],
 )
@@ -400,7 +402,7 @@ def project(inputs: Path, folder: Path, **changes: object) -> Path:
 def test_a_worker_joins_from_another_copy_of_the_project(inputs: Path, tmp_path: Path) -> None:
     """It runs what the stage has not, under the study's name; the stage then writes the result of both."""
     storage = f"journal:{tmp_path / 'journal'}"
-    elsewhere = project(inputs, tmp_path / "elsewhere", trials=5, storage=storage)
+    elsewhere = project(inputs, tmp_path / "elsewhere", n_trials=5, storage=storage)
     with pytest.raises(Exception, match=r"no study stack-.*\n.*expected: .*same parameters, inputs and code"):
         join(["--folder", str(elsewhere)])
     params = load_params("tune", objectives.TuneParams, elsewhere / "params.yaml")
@@ -426,8 +428,8 @@ def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_
         return objectives.stack_search(params, stack, paths)[0].name
 
     own = name(params, SMALL, paths)
-    assert name(replace(params, trials=99, hours=1.0, storage="journal:x"), SMALL, paths) == own
+    assert name(replace(params, n_trials=99, timeout_hours=1.0, storage="journal:x"), SMALL, paths) == own
     assert name(replace(params, seed=9), SMALL, paths) != own
-    assert name(replace(params, schemes=("user",)), SMALL, paths) != own
-    assert name(params, replace(SMALL, patience=9), paths) != own
+    assert name(replace(params, schemes=("group",)), SMALL, paths) != own
+    assert name(params, replace(SMALL, early_stopping_rounds=9), paths) != own
     assert name(params, SMALL, replace(paths, posts=paths.splits)) != own

@@ -118,11 +118,14 @@ IMAGE_STATUS = Contract(
 # Quality and layout of decoded pictures: Float32 columns named picture.<what>; posts without a picture are absent.
 PICTURE_STATISTICS = Contract("picture statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
-SCHEMES = ("report", "matched", "user", "random", "final")
+SCHEMES = ("holdout", "forward", "group", "random", "refit")
 
-CUT_SCHEMES = ("report", "matched")  # folds are cuts in time, whose scores are averaged; of others, parts of one score
+TIME_SCHEMES = (
+    "holdout",
+    "forward",
+)  # folds are cuts in time, whose scores are averaged; of others, parts of one score
 
-ROLES = ("fit", "score", "dropped")
+ROLES = ("train", "valid", "excluded")
 
 FOLDS = Contract(
     "splits",

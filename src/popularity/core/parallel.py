@@ -23,8 +23,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: int, threads: int) -> Iterator[Result]:
-    """What `work` returns, in the order of `tasks`, of which `at_once` run at a time, each in a process of its own.
+def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, parallel: int, threads: int) -> Iterator[Result]:
+    """What `work` returns, in the order of `tasks`, of which `parallel` run at a time, each in a process of its own.
 
     Processes, because LightGBM crashes where threads make their data sets at the same time. One at a time runs in this
     process. Linear algebra takes at most `threads` threads, as the trees do: more would sum in another order, and the
@@ -34,20 +34,20 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, at_once: 
         Exception: that of a task; no further one is begun.
         ClusterError: a process is gone.
     """
-    if at_once == 1:
+    if parallel == 1:
         with threadpool_limits(threads, user_api="blas"):
             yield from map(work, tasks)
         return
     with parallel_config("loky", inner_max_num_threads=threads):
         # no batches: they would begin where fits that are there took no time; what is mapped from disk stays so
-        parallel = Parallel(at_once, batch_size=1, return_as="generator", max_nbytes=None)
+        run = Parallel(parallel, batch_size=1, return_as="generator", max_nbytes=None)
         try:
-            yield from parallel(delayed(_in_worker)(work, task, os.getpid()) for task in tasks)
+            yield from run(delayed(_in_worker)(work, task, os.getpid()) for task in tasks)
         except BrokenProcessPool as error:
             raise ClusterError(
                 "the process of a fit was killed, as a rule because memory ran out\n"
-                f"  expected: memory for {at_once} fits at a time\n"
-                "  next: lower folds_at_once in params.yaml and run the command again: it goes on from what is finished"
+                f"  expected: memory for {parallel} fits at a time\n"
+                "  next: lower parallel_folds in params.yaml and run the command again: it goes on from what is finished"
             ) from error
         finally:
             get_reusable_executor().shutdown()  # so that their memory is counted

@@ -62,7 +62,7 @@ SUBMISSION_MANIFEST = "submissions/manifest.json"
 INGEST_SUMMARY = "reports/ingest.json"
 IMAGE_SUMMARY = "reports/images.json"
 SPLIT_SUMMARY = "reports/split.json"
-FEATURE_SUMMARY = "reports/histories.json"
+FEATURE_SUMMARY = "reports/target_statistics.json"
 PROTOTYPE_SUMMARY = "reports/prototypes.json"
 
 TRAINING_METRICS = "reports/training/metrics.json"
@@ -76,7 +76,7 @@ CALIBRATION = "reports/calibration.json"
 COVERAGE = "reports/coverage.csv"
 PLOTS = "reports/plots"
 
-REPORT = "reports/report.html"
+HOLDOUT = "reports/report.html"
 MODEL_CARD = "reports/model_card.md"
 
 STAGES = (

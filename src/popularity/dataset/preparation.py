@@ -121,5 +121,5 @@ def _picture_lines(pictures: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {len(paths)} {kind}: {', '.join(paths[:EXAMPLES])}{more}")
     lines += [f"  {shard} is {trouble}" for shard, trouble in pictures["damaged_shards"].items()]
     if troubles:
-        lines.append("  more than a share of index_images.max_bad_share (params.yaml) stops the run")
+        lines.append("  more than a share of index_images.max_bad_fraction (params.yaml) stops the run")
     return lines

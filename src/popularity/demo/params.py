@@ -20,7 +20,7 @@ class DemoParams(Section):
         users: at most; at least 3 posts each on average.
         subcategories: second-level classes, spread over the first-level ones; beyond 33, numbered further ones.
         image_size: pixels, longer side.
-        test_share: the last part of the posts in time.
+        test_fraction: the last part of the posts in time.
         user_file: A = row-aligned list with vectors, B = columns with ids and texts.
         trend: fall of the label's level over the whole time span; at 2.3 the test part's mean lies about 1 lower, as
             in SMPD, and at 0 the parts are alike.
@@ -31,7 +31,7 @@ class DemoParams(Section):
     users: Annotated[int, Field(ge=10)]
     subcategories: Annotated[int, Field(ge=2, le=77)]
     image_size: Annotated[int, Field(ge=16)]
-    test_share: Annotated[float, Field(ge=0.1, le=0.5)]
+    test_fraction: Annotated[float, Field(ge=0.1, le=0.5)]
     user_file: Literal["A", "B"]
     trend: float
 

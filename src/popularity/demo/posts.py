@@ -97,7 +97,7 @@ def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 def _rows(params: DemoParams, users: Users, classes: list[SubcategoryPlace], rng: np.random.Generator) -> Iterator[Row]:
     """The posts of each user after the other's, in the order of COLUMNS."""
-    cut = START + round(SPAN * (1 - params.test_share))
+    cut = START + round(SPAN * (1 - params.test_fraction))
     shares = _cumulated([place.share for place in classes])
     hours = _cumulated(HOUR_RATES / HOUR_RATES.sum())
     vocabularies = _vocabularies(classes)

@@ -74,7 +74,7 @@ def draw_users(params: DemoParams, class_shares: Floats, rng: np.random.Generato
     n = params.users
     activity = 1.0 / (rng.permutation(n) + 5.0)
     posts = 1 + rng.multinomial(params.posts - n, activity / activity.sum()).astype(np.int64)
-    test_posts = _test_posts(posts, round(params.test_share * params.posts), rng)
+    test_posts = _test_posts(posts, round(params.test_fraction * params.posts), rng)
     photo_count = np.round(posts * np.exp(rng.normal(3.5, 1.0, n))).astype(np.int64) + posts
     is_pro = rng.random(n) < 1.0 / (1.0 + np.exp(-(np.log(photo_count) - 5.5)))
     first_photo_at = np.maximum(START - rng.exponential(4 * 365 * DAY, n).astype(np.int64) - DAY, FIRST_UPLOAD)

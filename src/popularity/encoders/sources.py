@@ -22,7 +22,7 @@ Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)
-class EncoderParams(Section):
+class ColumnParams(Section):
     """What every encoder section of params.yaml states.
 
     Args:
@@ -44,7 +44,7 @@ class EncoderParams(Section):
     precision: Precision
 
 
-def find_weights(params: EncoderParams) -> Path:
+def find_weights(params: ColumnParams) -> Path:
     """The folder with the model's configuration and safetensors, or the one .pth file of a package.
 
     Raises:
@@ -61,7 +61,7 @@ def find_weights(params: EncoderParams) -> Path:
     return folder
 
 
-def require_revision(params: EncoderParams) -> None:
+def require_revision(params: ColumnParams) -> None:
     """Refuses a hub repository without a pinned commit: a branch may change under a result.
 
     Raises:
@@ -80,7 +80,7 @@ def weights_identity(location: Path) -> str:
 
 
 def describe(
-    params: EncoderParams, location: Path, fields: dict[str, Any], column: str, out_features: int
+    params: ColumnParams, location: Path, fields: dict[str, Any], column: str, out_features: int
 ) -> dict[str, Any]:
     """The metadata of a block, for its .json.
 
@@ -117,7 +117,7 @@ def _in_package(module: str) -> Path:
     raise ConfigError(f"the Python package {module} offers neither get_model_path nor get_model_file_path")
 
 
-def _in_hub_cache(params: EncoderParams) -> Path:
+def _in_hub_cache(params: ColumnParams) -> Path:
     require_revision(params)
     try:
         return Path(

@@ -18,7 +18,7 @@ from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, nothing, read_t
 from popularity.core.errors import DataError
 from popularity.core.metrics import selection_loss
 
-MODEL, CONSTANT, SCHEME = "stack", "constant", "matched"
+MODEL, CONSTANT, SCHEME = "stack", "constant", "forward"
 FOLD = ("scheme", "fold")
 TOLD = "told"
 
@@ -64,11 +64,11 @@ def text_part(predictions: pl.DataFrame, told: pl.DataFrame, shares: pl.DataFram
     The share is that of `final`, 0 where there is nothing to merge. The offset is how far the text model's predictions
     of the test part lie above those of MODEL, in their medians.
     """
-    final = predictions.filter(scheme="final", model=MODEL)
+    final = predictions.filter(scheme="refit", model=MODEL)
     if told.is_empty() or final.is_empty():
         return {"share": 0.0, "offset": 0.0}
     offset = _joined(final, told).select(_centre(TOLD) - _centre("prediction")).to_series()[0]
-    return {"share": float(shares.filter(scheme="final")["share"].item()), "offset": float(offset)}
+    return {"share": float(shares.filter(scheme="refit")["share"].item()), "offset": float(offset)}
 
 
 def fitted_shares(

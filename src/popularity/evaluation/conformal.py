@@ -24,7 +24,7 @@ from popularity.core.metrics import FloatArray
 from popularity.evaluation.bootstrap import interval, resample_means
 from popularity.evaluation.scores import MAIN_MODEL, EvaluateConfig, Scored, rounded
 
-CALIBRATED_ON = "matched"  # its scored posts have the test part's mix of users, and `report` stays unseen
+CALIBRATED_ON = "forward"  # its scored posts have the test part's mix of users, and `report` stays unseen
 LEVELS = (0.5, 0.8, 0.9)
 
 COVERAGE = {
@@ -131,8 +131,8 @@ def _coverage(rows: pl.DataFrame, calibration: Calibration, level: float, config
     if reach is None:
         return {**result, "coverage": None, "low": None, "high": None, "width": None}
     inside = (np.abs(labels - predictions) <= reach).astype(np.float64)
-    draws = resample_means(inside, users, resamples=config.bootstrap, seed=config.seed)
-    low, high = interval(draws, config.confidence) if n_users > 1 else (None, None)
+    draws = resample_means(inside, users, resamples=config.n_resamples, seed=config.seed)
+    low, high = interval(draws, config.confidence_level) if n_users > 1 else (None, None)
     return {
         **result,
         "coverage": rounded(float(inside.mean())),

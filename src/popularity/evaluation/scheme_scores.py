@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from popularity.core.arrays import rounded
-from popularity.core.contracts import CUT_SCHEMES, PREDICTIONS
+from popularity.core.contracts import PREDICTIONS, TIME_SCHEMES
 from popularity.core.metrics import score
 
 TOLD = ("mae", "src")
@@ -22,7 +22,7 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
         predictions: contract PREDICTIONS; `final`, whose posts have no label, is left out.
     """
     means = (
-        predictions.filter((pl.col("model") == "stack") & (pl.col("scheme") != "final"))
+        predictions.filter((pl.col("model") == "stack") & (pl.col("scheme") != "refit"))
         .sort(PREDICTIONS.key)
         .group_by("scheme", "pid", maintain_order=True)
         .agg(pl.mean("prediction"), pl.first("fold"))
@@ -38,4 +38,4 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
 
 def cuts_of(scheme: str, folds: pl.Series) -> npt.NDArray[np.int64] | None:
     """(n,) the cut of each row by its fold, for `score`; None for a scheme whose folds are parts of one score."""
-    return folds.to_numpy().astype(np.int64) if scheme in CUT_SCHEMES else None
+    return folds.to_numpy().astype(np.int64) if scheme in TIME_SCHEMES else None

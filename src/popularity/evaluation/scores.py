@@ -14,15 +14,15 @@ from pydantic import Field
 from tqdm import tqdm
 
 from popularity.core.config import Section
-from popularity.core.contracts import CUT_SCHEMES, SCHEMES
+from popularity.core.contracts import SCHEMES, TIME_SCHEMES
 from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS, FloatArray, score
 from popularity.evaluation.bootstrap import interval, resample
 
 MAIN_MODEL = "stack"
 MODELS = (MAIN_MODEL, "metadata", "user_mean", "constant")
-REPORT = "report"  # the one scheme that nothing was selected on
-UNLABELLED = "final"
+HOLDOUT = "holdout"  # the one scheme that nothing was selected on
+UNLABELLED = "refit"
 COMPARED = ("src", "mae")  # the metrics that rank a team
 TOP_CLASSES = 10  # of each level, by number of scored posts: more would be intervals of nothing
 
@@ -48,13 +48,13 @@ class EvaluateConfig(Section):
 
     Args:
         seed: of the draws of users and of the plotted sample.
-        bootstrap: number of draws.
-        confidence: share of the draws inside an interval.
+        n_resamples: number of draws.
+        confidence_level: share of the draws inside an interval.
     """
 
     seed: Annotated[int, Field(ge=0)]
-    bootstrap: Annotated[int, Field(ge=1)]
-    confidence: Annotated[float, Field(gt=0, lt=1)]
+    n_resamples: Annotated[int, Field(ge=1)]
+    confidence_level: Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def check_predictions(splits: pl.DataFrame, predictions: pl.DataFrame) -> None:
     scored (fold, pid) exactly once and nothing else."""
     key = ["scheme", "fold", "pid"]
     runs = predictions.select("scheme", "model", "seed").unique()
-    wanted = splits.filter(pl.col("role") == "score").select(key).join(runs, on="scheme")
+    wanted = splits.filter(pl.col("role") == "valid").select(key).join(runs, on="scheme")
     found = predictions.group_by([*key, "model", "seed"]).len("found")
     both = wanted.with_columns(wanted=1).join(found, on=[*key, "model", "seed"], how="full", coalesce=True)
     problems = {
@@ -113,8 +113,8 @@ def collect(posts: pl.DataFrame, splits: pl.DataFrame, predictions: pl.DataFrame
     """
     check_predictions(splits, predictions)
     present = set(predictions["scheme"]) - {UNLABELLED}
-    if REPORT not in present:
-        raise ContractError(f"predictions: none for scheme '{REPORT}', found {sorted(present)}")
+    if HOLDOUT not in present:
+        raise ContractError(f"predictions: none for scheme '{HOLDOUT}', found {sorted(present)}")
     return [
         _collect_scheme(
             scheme, posts, splits.filter(pl.col("scheme") == scheme), predictions.filter(pl.col("scheme") == scheme)
@@ -132,10 +132,10 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
     facts = posts.select(
         "pid", "uid", "label", "category", "subcategory", pl.col("posted_at").dt.strftime("%Y-%m").alias("month")
     )
-    cut = pl.col("fold") if scheme in CUT_SCHEMES else pl.lit(0, pl.Int32)
+    cut = pl.col("fold") if scheme in TIME_SCHEMES else pl.lit(0, pl.Int32)
     roles = splits.join(facts, on="pid", how="left", validate="m:1").with_columns(cut=cut)
-    fitted = roles.filter(pl.col("role") == "fit")
-    scored = roles.filter(pl.col("role") == "score").join(
+    fitted = roles.filter(pl.col("role") == "train")
+    scored = roles.filter(pl.col("role") == "valid").join(
         fitted.select("fold", "uid", seen=pl.lit(True)).unique(), on=["fold", "uid"], how="left", validate="m:1"
     )
     unlabelled = scored.filter(pl.col("label").is_null())
@@ -207,17 +207,17 @@ def _score_rows(
     predictions = rows.select(f"prediction:{model}" for model in one.models).to_numpy()
     users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
     n_users = int(users.max()) + 1
-    draws = resample(labels, predictions, users, resamples=config.bootstrap, seed=config.seed, cuts=cuts)
+    draws = resample(labels, predictions, users, resamples=config.n_resamples, seed=config.seed, cuts=cuts)
     values = [score(labels, predictions[:, column], cuts) for column in range(len(one.models))]
 
     def row(model: str, minus: str | None, metric: str, value: float | None, column: FloatArray) -> dict[str, Any]:
         # One user cannot be drawn differently: no interval, rather than one of width 0.
         known = value is not None and n_users > 1
-        low, high = interval(column, config.confidence) if known else (None, None)
+        low, high = interval(column, config.confidence_level) if known else (None, None)
         return {
             "scheme": one.scheme,
             "cut": None,
-            "used_in_selection": "no" if one.scheme == REPORT else "yes",
+            "used_in_selection": "no" if one.scheme == HOLDOUT else "yes",
             "model": model,
             "minus": minus,
             "metric": metric,

@@ -14,8 +14,8 @@ from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration, calibrate_on, coverage_table
 from popularity.evaluation.scores import (
+    HOLDOUT,
     MAIN_MODEL,
-    REPORT,
     EvaluateConfig,
     Scored,
     collect,
@@ -76,7 +76,9 @@ def evaluate(
         "importance_by_block": _importance_by_block(importance),
         "score_by_scheme": _score_by_scheme(overall),
     }
-    table = "\n\n".join([_table(scored, scores, groups, config.confidence), _coverage_table(calibration, coverage)])
+    table = "\n\n".join(
+        [_table(scored, scores, groups, config.confidence_level), _coverage_table(calibration, coverage)]
+    )
     return Evaluation(_metrics(overall), scores, groups, calibration, coverage, plots, table)
 
 
@@ -134,7 +136,7 @@ def _residual_by_month(groups: pl.DataFrame) -> pl.DataFrame:
     year, month = pl.col("month").str.slice(0, 4).cast(pl.Int64), pl.col("month").str.slice(5, 2).cast(pl.Int64)
     return (
         groups.filter(
-            (pl.col("scheme") == REPORT)
+            (pl.col("scheme") == HOLDOUT)
             & (pl.col("grouping") == "month")
             & (pl.col("model") == MAIN_MODEL)
             & (pl.col("metric") == "bias")
@@ -164,10 +166,10 @@ def _table(scored: list[Scored], scores: pl.DataFrame, groups: pl.DataFrame, con
     """Scores, those of each cut, seen against unseen users, differences and label levels; `report` first in each."""
     metrics = ["SRC", "MAE", "MAPE", "bias"]
     overall, by_cut = scores.filter(pl.col("cut").is_null()), scores.filter(pl.col("cut").is_not_null())
-    by_user = groups.filter((pl.col("scheme") == REPORT) & (pl.col("grouping") == "user"))
+    by_user = groups.filter((pl.col("scheme") == HOLDOUT) & (pl.col("grouping") == "user"))
     differences = [
         [f"{row['model']} - {row['minus']}", row["metric"].upper(), _with_interval(row, sign="+")]
-        for row in overall.filter((pl.col("scheme") == REPORT) & pl.col("minus").is_not_null()).iter_rows(named=True)
+        for row in overall.filter((pl.col("scheme") == HOLDOUT) & pl.col("minus").is_not_null()).iter_rows(named=True)
     ]
     levels = []
     for one in scored:
@@ -183,10 +185,10 @@ def _table(scored: list[Scored], scores: pl.DataFrame, groups: pl.DataFrame, con
         CUTS: _fixed_width(
             ["scheme", "cut", "model", "posts", "users", *metrics], _score_lines(by_cut, ["scheme", "cut", "model"])
         ),
-        f"'{REPORT}' by whether the user has a post in the fit rows": _fixed_width(
+        f"'{HOLDOUT}' by whether the user has a post in the fit rows": _fixed_width(
             ["user", "model", "posts", "users", *metrics], _score_lines(by_user, ["group", "model"])
         ),
-        f"Differences in '{REPORT}', draw by draw": _fixed_width(["models", "metric", "difference"], differences),
+        f"Differences in '{HOLDOUT}', draw by draw": _fixed_width(["models", "metric", "difference"], differences),
         "Mean label: a model that knows only the fit rows misses the level by the shift": _fixed_width(
             ["scheme", "cut", "fit rows", "scored rows", "shift"], levels
         ),
@@ -198,7 +200,7 @@ def _table(scored: list[Scored], scores: pl.DataFrame, groups: pl.DataFrame, con
 
 def _coverage_table(calibration: Calibration, coverage: pl.DataFrame) -> str:
     """Stated against found coverage; says so where a level could not be stated."""
-    title = f"Intervals in '{REPORT}', calibrated on {calibration.posts:,} posts of '{calibration.scheme}'"
+    title = f"Intervals in '{HOLDOUT}', calibrated on {calibration.posts:,} posts of '{calibration.scheme}'"
     if not calibration.posts:
         return f"No intervals: '{CALIBRATED_ON}' is not among stack.schemes, and nothing else calibrates them"
     lines = [

@@ -31,7 +31,7 @@ def as_of_dates(
             Such others may lie between the last fit row and the cut: they see all labels too.
     """
     timed_by = rows if timed_by is None else timed_by
-    fit, score = (timed_by.filter(pl.col("role") == role)["posted_at"] for role in ("fit", "score"))
+    fit, score = (timed_by.filter(pl.col("role") == role)["posted_at"] for role in ("train", "valid"))
     later = score.filter(score > fit.max())
     if 2 * len(later) > len(score):
         start, end = later.min(), later.max()

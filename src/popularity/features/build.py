@@ -43,13 +43,13 @@ class FeaturizeParams(Section):
 
     Args:
         seed: of the text components.
-        text_components: columns at most, of the texts of posts and of those of users; 0 for none.
+        n_text_components: columns at most, of the texts of posts and of those of users; 0 for none.
         target_statistics: the keys whose past labels become features.
         target_statistics_prior: posts' worth of the overall mean that a shrunk mean starts from.
     """
 
     seed: int
-    text_components: Annotated[int, Field(ge=0)]
+    n_text_components: Annotated[int, Field(ge=0)]
     target_statistics: tuple[StatisticsKey, ...]
     target_statistics_prior: Annotated[float, Field(gt=0)]
 
@@ -91,14 +91,14 @@ def _write_context(
             known = next((each for each in shown if each[0].equals(part["pid"])), None)
             if known is None:
                 frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
-                text = TextReducer.fit(frame, params.text_components, params.seed)
-                about_users = user_text_features(frame, users, params.text_components, params.seed)
+                text = TextReducer.fit(frame, params.n_text_components, params.seed)
+                about_users = user_text_features(frame, users, params.n_text_components, params.seed)
                 write_table(join_by_pid(context_features(frame, text), about_users), path, FEATURES)
                 shown.append((part["pid"], path, text))
             else:
                 _, written, text = known
                 shutil.copyfile(written, path)
-            if scheme == "final":
+            if scheme == "refit":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
 
 
@@ -134,11 +134,11 @@ def further_features(
         folder: that `featurize` wrote.
     """
     both = pl.concat([known, posts])
-    shown = splits.filter((pl.col("scheme") == "final") & (pl.col("role") != "dropped")).select("pid", "role")
-    rows = pl.concat([shown, posts.select("pid", role=pl.lit("score"))])
+    shown = splits.filter((pl.col("scheme") == "refit") & (pl.col("role") != "excluded")).select("pid", "role")
+    rows = pl.concat([shown, posts.select("pid", role=pl.lit("valid"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    sets.append(known_user_text(posts, known, read_context(folder, FoldKey("final", 0))))
+    sets.append(known_user_text(posts, known, read_context(folder, FoldKey("refit", 0))))
     # A post that comes later does not move the cut at which the pasts of others end.
     timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     sets.append(fold_label_features(rows, label_inputs(both), params, _scored_span(known, splits), timed_by))
@@ -181,7 +181,7 @@ def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, list[pl.D
     """(scheme, the shown rows of each fold, sorted by pid); `what` names the progress bar."""
     schemes = splits["scheme"].unique().to_list()
     for scheme in tqdm(sorted(schemes, key=SCHEMES.index), desc=f"{what} features by scheme", unit="scheme"):
-        rows = splits.filter((pl.col("scheme") == scheme) & (pl.col("role") != "dropped"))
+        rows = splits.filter((pl.col("scheme") == scheme) & (pl.col("role") != "excluded"))
         yield scheme, rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
 
 
@@ -196,8 +196,8 @@ def _scored_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:
 
     Taken from there because those rows are shown in the schemes that interleave; rows of `report` are not.
     """
-    last = splits.filter(pl.col("scheme") == "matched").filter(pl.col("fold") == pl.col("fold").max())
-    scored = last.filter(pl.col("role") == "score").select("pid").unique()
+    last = splits.filter(pl.col("scheme") == "forward").filter(pl.col("fold") == pl.col("fold").max())
+    scored = last.filter(pl.col("role") == "valid").select("pid").unique()
     times = scored.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     span: timedelta = times.select(pl.col("posted_at").max() - pl.col("posted_at").min()).item()
     return max(span, timedelta(days=1))

@@ -25,7 +25,7 @@ class FeatureColumn:
 
     Args:
         name: of the column; that of a group's column is <group>.<what>.
-        group: that `stack.columns.signals` switches on; None: the column is always there.
+        group: that `stack.columns.feature_groups` switches on; None: the column is always there.
         fitted_on_labels: whether it was computed from labels of earlier fit rows.
     """
 

@@ -1,4 +1,4 @@
-"""Feature groups: further columns, that `stack.columns.signals` switches on group by group.
+"""Feature groups: further columns, that `stack.columns.feature_groups` switches on group by group.
 
 A column is named <group>.<what>; columns without a dot are always seen. `rhythm` and the activity of classes in
 `class_time` count shown posts and read no label. `history`, `words` and the levels of classes in `class_time` are made
@@ -46,7 +46,7 @@ def coded_label_groups(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
         rows: (pid, role, posted_at, as_of, label, SOURCES).
         prior: posts' worth of what a mean is shrunk to.
     """
-    labelled = rows.filter((pl.col("role") == "fit") & pl.col("label").is_not_null()).sort("posted_at", "pid")
+    labelled = rows.filter((pl.col("role") == "train") & pl.col("label").is_not_null()).sort("posted_at", "pid")
     labelled = labelled.select("posted_at", "label", "uid", *CLASSES, *TEXTS)
     parts = []
     for (date,), wanted in rows.sort("as_of", "pid").group_by("as_of", maintain_order=True):

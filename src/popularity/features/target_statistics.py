@@ -41,7 +41,7 @@ def compute_target_statistics(
         interleaved_horizon: see `as_of_dates`.
         timed_by: see `as_of_dates`.
     """
-    rows = rows.with_columns(label=pl.when(pl.col("role") == "fit").then(pl.col("label")))
+    rows = rows.with_columns(label=pl.when(pl.col("role") == "train").then(pl.col("label")))
     rows = join_by_pid(rows, as_of_dates(rows, interleaved_horizon, timed_by))
     table = rows.select("pid").sort("pid")
     for key in keys:
@@ -61,7 +61,7 @@ def key_statistics(rows: pl.DataFrame, key: str, prior_weight: float) -> pl.Data
     that date, minus that mean (a level that drifts is not a property of the user); `<key>_history_last`,
     likewise of the last label; `<key>_history_age`, days from the last labelled post to this post.
     """
-    labelled = rows.filter((pl.col("role") == "fit") & pl.col("label").is_not_null()).sort("posted_at", "pid")
+    labelled = rows.filter((pl.col("role") == "train") & pl.col("label").is_not_null()).sort("posted_at", "pid")
     overall = labelled.select(
         overall_at=pl.col("posted_at"),
         total=pl.col("label").cum_sum(),
@@ -112,14 +112,14 @@ def compare_target_statistics(splits: pl.DataFrame, folder: Path, keys: tuple[st
         folder: that `featurize` wrote.
         keys: section featurize, target_statistics.
     """
-    roles = splits.filter(pl.col("role") != "dropped")
+    roles = splits.filter(pl.col("role") != "excluded")
     columns = [f"{key}_history_{quantity}" for key in keys for quantity in QUANTITIES]
     found = []
     for (scheme, fold), shown in roles.group_by(FOLD, maintain_order=True):
         key_of_fold = FoldKey(str(scheme), int(str(fold)))
         statistics = pl.read_parquet(folder / "label" / key_of_fold.file_name, columns=["pid", *columns])
         rows = statistics.join(shown.select("pid", "role"), on="pid", how="left", validate="1:1")
-        both = {role: rows.filter(role=role) for role in ("fit", "score")}
+        both = {role: rows.filter(role=role) for role in ("train", "valid")}
         for key in keys:
             past = {role: _past(part, key) for role, part in both.items()}
             found.append(
@@ -128,7 +128,7 @@ def compare_target_statistics(splits: pl.DataFrame, folder: Path, keys: tuple[st
                     "key": key,
                     **{role: _quartiles(past[role], part.height) for role, part in both.items()},
                     "distance": {
-                        quantity: _distance(past["fit"][quantity], past["score"][quantity]) for quantity in QUANTITIES
+                        quantity: _distance(past["train"][quantity], past["valid"][quantity]) for quantity in QUANTITIES
                     },
                 }
             )

@@ -30,11 +30,11 @@ class IndexImagesParams(Section):
     """Section `index_images` of params.yaml.
 
     Args:
-        max_bad_share: share of missing, unreadable or too large pictures above which the run stops.
+        max_bad_fraction: share of missing, unreadable or too large pictures above which the run stops.
         max_pixels: a picture whose header announces more is never decoded; Pillow itself opens no more than the limit.
     """
 
-    max_bad_share: Annotated[float, Field(ge=0, le=1)]
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)]
 
 
@@ -90,7 +90,7 @@ def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> 
         params: section index_images.
 
     Raises:
-        DataError: the share of pictures that cannot be used is above `params.max_bad_share`.
+        DataError: the share of pictures that cannot be used is above `params.max_bad_fraction`.
     """
     found: dict[str, _Picture] = {}
     findings = _Findings()
@@ -278,7 +278,7 @@ def _refuse_too_many_bad(report: Mapping[str, Any], root: Path, params: IndexIma
         log.info("%d of %d pictures cannot be used: %s", bad, report["pictures"], counts)
     for shard, trouble in report["damaged_shards"].items():
         log.info("%s: %s", root / shard, trouble)
-    if report["bad_share"] <= params.max_bad_share:
+    if report["bad_share"] <= params.max_bad_fraction:
         return
     found = [f"{count} {status}" for status, count in counts.items() if status != "ok" and count]
     examples = [path for paths in report["examples"].values() for path in paths[:3]]
@@ -291,8 +291,8 @@ def _refuse_too_many_bad(report: Mapping[str, Any], root: Path, params: IndexIma
         f"{bad} of {report['pictures']} pictures cannot be used ({', '.join(found)}): {'; '.join(hints)}",
         file=root,
         expected=(
-            f"a share of at most index_images.max_bad_share = {params.max_bad_share}, found {report['bad_share']:.4f}; "
+            f"a share of at most index_images.max_bad_fraction = {params.max_bad_fraction}, found {report['bad_share']:.4f}; "
             "pictures are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
         ),
-        fix="complete the pictures, or raise index_images.max_bad_share in params.yaml to go on without them",
+        fix="complete the pictures, or raise index_images.max_bad_fraction in params.yaml to go on without them",
     )

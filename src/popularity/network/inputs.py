@@ -24,7 +24,7 @@ from popularity.encoders.prompting import PromptTower
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import post_text
 from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
-from popularity.network.model import Level, PrototypeNetwork
+from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import member_classes
 from popularity.prototypes.classes import ClassIndex
@@ -70,7 +70,7 @@ class NetworkData:
     """
 
     vectors: PostVectors
-    levels: dict[str, Level]
+    levels: dict[str, TaxonomyLevel]
     names: Sequence[str]
 
 
@@ -93,7 +93,7 @@ def read_network_data(
     classes = read_table(prototypes / "classes.parquet", CLASSES)
     members = read_table(prototypes / "members.parquet", MEMBERS)
     metadata = json.loads((prototypes / "about.json").read_text(encoding="utf-8"))
-    index = ClassIndex.from_posts(posts, classes, metadata["class_path"])
+    index = ClassIndex.from_posts(posts, classes, metadata["class_name_format"])
     token_rows = _rows(outputs.tokens.pids, pids)
     file = prototypes / "prototypes.safetensors"
     keys = [(level, kind) for level in LEVELS for kind in MODALITIES]
@@ -123,14 +123,14 @@ def training_rows(posts: pl.DataFrame, vectors: PostVectors, params: TrainParams
     Args:
         posts: contract POSTS.
         vectors: of the same posts.
-        params: `transductive` takes the posts of both parts, else those of the part `train`; `validation_share` of
+        params: `transductive` takes the posts of both parts, else those of the part `train`; `valid_fraction` of
             them is drawn by `seed`.
     """
     known = vectors.target[:, vectors.levels.index(CLASS_LEVEL)] >= 0
     if not params.transductive:
         known &= (posts["split"] == "train").to_numpy()
     order = np.random.default_rng(params.seed).permutation(np.flatnonzero(known))
-    held_out = round(params.validation_share * len(order))
+    held_out = round(params.valid_fraction * len(order))
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
@@ -199,9 +199,9 @@ class _Pixels:
         return pixels
 
 
-def _level(file: Path, level: str, vectors: PostVectors, folds: int) -> Level:
+def _level(file: Path, level: str, vectors: PostVectors, folds: int) -> TaxonomyLevel:
     with reading(file), safe_open(file, "pt") as stored:
-        whole = Level(*(stored.get_tensor(f"{level}.{name}") for name in ("visual", "text", "parent")))
+        whole = TaxonomyLevel(*(stored.get_tensor(f"{level}.{name}") for name in ("visual", "text", "parent")))
     if folds == 1:
         return whole
     visual, text = (

@@ -23,7 +23,7 @@ from popularity.network.params import CLASS_LEVEL, LOWEST_TEMPERATURE, NetworkPa
 from popularity.network.prompts import InstancePrompt, SoftPrompt
 
 
-class Level(NamedTuple):
+class TaxonomyLevel(NamedTuple):
     """Prototypes of one level, L2-normalised.
 
     Args:
@@ -116,7 +116,7 @@ class PrototypeNetwork(nn.Module):
     def __init__(
         self,
         params: NetworkParams,
-        levels: Mapping[str, Level],
+        levels: Mapping[str, TaxonomyLevel],
         tower: PromptTower,
         names: PromptTokens,
         image_tower: nn.Module | None = None,

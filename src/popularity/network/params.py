@@ -146,7 +146,7 @@ class TrainParams(Section):
     Args:
         transductive: train on the posts of both parts, whose classes are published, instead of the training part alone.
         seed: of initial weights, dropout, the order of posts and the validation part.
-        validation_share: of the rows; they are scored after each epoch and never trained on.
+        valid_fraction: of the rows; they are scored after each epoch and never trained on.
         epochs: at least so many passes over the rows,
         min_steps: and at least so many steps.
         batch_size: posts of a step over all processes.
@@ -158,7 +158,7 @@ class TrainParams(Section):
         lr_tower: of unfrozen layers of the encoders.
         weight_decay: of matrices; prompts, temperatures, norms and biases have none.
         schedule: of the rates after the warm-up.
-        warmup_share: of the steps, in which the rates rise from 0.
+        warmup_fraction: of the steps, in which the rates rise from 0.
         clip_norm: of the gradient of each part (prompts G, prompts L, attention, encoders).
         precision: auto is bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU.
         unfreeze_layers: last layers of each encoder that train; 0 reads the cached vectors.
@@ -167,7 +167,7 @@ class TrainParams(Section):
 
     transductive: bool
     seed: int
-    validation_share: Annotated[float, Field(ge=0, lt=1)]
+    valid_fraction: Annotated[float, Field(ge=0, lt=1)]
     epochs: Positive
     min_steps: Count
     batch_size: Positive
@@ -178,7 +178,7 @@ class TrainParams(Section):
     lr_tower: Rate
     weight_decay: Rate
     schedule: Literal["constant", "cosine"]
-    warmup_share: Annotated[float, Field(ge=0, lt=1)]
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     clip_norm: Annotated[float, Field(gt=0)]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     unfreeze_layers: Count

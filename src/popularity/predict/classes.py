@@ -13,7 +13,7 @@ import polars as pl
 
 from popularity.core.contracts import CLASSES, class_key, class_names, read_table
 from popularity.network.params import CLASS_LEVEL
-from popularity.prototypes.classes import ClassPath, level_key
+from popularity.prototypes.classes import ClassNameFormat, level_key
 
 LEVEL_ABOVE = "category"
 
@@ -24,17 +24,17 @@ class KnownClasses:
 
     Args:
         table: contract CLASSES.
-        class_path: that they were made with.
+        class_name_format: that they were made with.
     """
 
     table: pl.DataFrame
-    class_path: ClassPath
+    class_name_format: ClassNameFormat
 
     @classmethod
     def read(cls, folder: Path) -> KnownClasses:
         """Of models/prototypes."""
         metadata = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        return cls(read_table(folder / "classes.parquet", CLASSES), metadata["class_path"])
+        return cls(read_table(folder / "classes.parquet", CLASSES), metadata["class_name_format"])
 
     @property
     def of_level(self) -> pl.DataFrame:
@@ -43,7 +43,9 @@ class KnownClasses:
 
     def without(self, posts: pl.DataFrame) -> pl.DataFrame:
         """Those of `posts` (contract POSTS) that have no class."""
-        empty = [key for key in posts[CLASS_LEVEL].unique() if level_key(key, CLASS_LEVEL, self.class_path) is None]
+        empty = [
+            key for key in posts[CLASS_LEVEL].unique() if level_key(key, CLASS_LEVEL, self.class_name_format) is None
+        ]
         return posts.filter(pl.col(CLASS_LEVEL).is_in(empty))
 
     def likeliest(self, post: dict[str, str], probabilities: npt.NDArray[np.float32]) -> tuple[dict[str, str], float]:
@@ -69,14 +71,17 @@ class KnownClasses:
 
     def note(self, published: str) -> str:
         """The note on a class of POSTS that the network does not know; "" for one that it knows."""
-        key, keys = level_key(published, CLASS_LEVEL, self.class_path), self.of_level["key"].to_list()
+        key, keys = level_key(published, CLASS_LEVEL, self.class_name_format), self.of_level["key"].to_list()
         if key is None or key in keys:
             return ""
         return f"unseen class: {key}; a mixture of the known ones stands in{_spelled_alike(key, keys)}"
 
     def note_above(self, published: str) -> str:
         """The note on a first-level class of POSTS that is not known; "" for one that is, or for none."""
-        key, keys = level_key(published, LEVEL_ABOVE, self.class_path), self.table.filter(level=LEVEL_ABOVE)["key"]
+        key, keys = (
+            level_key(published, LEVEL_ABOVE, self.class_name_format),
+            self.table.filter(level=LEVEL_ABOVE)["key"],
+        )
         if key is None or key in keys:
             return ""
         return f"unseen class: {key} is no first-level class of the data set{_spelled_alike(key, keys.to_list())}"

@@ -54,7 +54,7 @@ class Prediction:
         shap_by_block: block -> the sum over its columns; with `expected_value` they add up to the prediction, in
             `shap_unit`. `text model`: what it added; under another unit than popularity it is not among them.
         shap_by_feature: the largest columns: feature, block, value, shap_value.
-        shap_unit: `popularity`, or `normal score of popularity` under `stack.target: normal`.
+        shap_unit: `popularity`, or `normal score of popularity` under `stack.target_transform: normal`.
         notes: what was missing, and what stood in for it.
     """
 

@@ -243,7 +243,7 @@ def _predict_stack(
     posted_at = dates["posted_at"].to_physical().to_numpy()
     predicted = model.predict(features, blocks, posted_at)
     contributions = model.contributions(features, blocks, posted_at, largest)
-    raw, text = model.target.kind == "raw", _text_share(project)
+    raw, text = model.target.kind == "none", _text_share(project)
     if text["share"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]

@@ -21,7 +21,7 @@ from popularity.core.config import Section
 from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block
-from popularity.prototypes.classes import ClassIndex, ClassPath, choose_class_path, level_keys, make_classes
+from popularity.prototypes.classes import ClassIndex, ClassNameFormat, choose_class_path, level_keys, make_classes
 from popularity.prototypes.sampling import diverse_sample
 from popularity.prototypes.vectors import ClassSums, prototypes
 
@@ -33,8 +33,8 @@ class PrototypesParams(Section):
     """Section prototypes of params.yaml."""
 
     seed: int
-    limit: Annotated[int, Field(ge=1)]
-    class_path: Literal["auto", "whole", "own"]
+    max_per_class: Annotated[int, Field(ge=1)]
+    class_name_format: Literal["auto", "path", "name"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def build_prototypes(
         DataError: fewer than two second-level classes, or vectors of other posts.
     """
     posts = posts.drop("label").sort("pid")
-    class_path = choose_class_path(posts) if params.class_path == "auto" else params.class_path
-    classes = make_classes(posts, class_path)
-    index = ClassIndex.from_posts(posts, classes, class_path)
+    class_name_format = choose_class_path(posts) if params.class_name_format == "auto" else params.class_name_format
+    classes = make_classes(posts, class_name_format)
+    index = ClassIndex.from_posts(posts, classes, class_name_format)
     blocks = {"visual": image, "text": text}
     positions = {modality: block.rows(posts["pid"].to_list()) for modality, block in blocks.items()}
     _refuse_other_posts(positions)
@@ -99,7 +99,7 @@ def build_prototypes(
     has_title, has_tags = ((posts[name].str.strip_chars() != "").to_numpy() for name in ("title", "tags"))
     chosen: dict[tuple[str, str], Representatives] = {}
     tensors: dict[str, npt.NDArray[Any]] = {}
-    sample = _Sampler(posts, class_path, params)
+    sample = _Sampler(posts, class_name_format, params)
     for level in LEVELS:
         of_class = np.where(eligible, index.rows[level], -1)
         parent = classes.filter(level=level)["parent"].fill_null(-1).to_numpy().astype(np.int64)
@@ -124,9 +124,9 @@ def build_prototypes(
             tensors[f"{level}.{modality}"] = prototypes(sums[: depth + 1])
     about = {
         "seed": params.seed,
-        "limit": params.limit,
+        "max_per_class": params.max_per_class,
         "transductive": transductive,
-        "class_path": class_path,
+        "class_name_format": class_name_format,
         "encoders": {
             modality: {
                 "encoder": block.about["encoder"],
@@ -136,7 +136,10 @@ def build_prototypes(
             for modality, block in blocks.items()
         },
     }
-    report = _report(posts, classes, index, tensors, params) | {"class_path": class_path, "transductive": transductive}
+    report = _report(posts, classes, index, tensors, params) | {
+        "class_name_format": class_name_format,
+        "transductive": transductive,
+    }
     return Prototypes(classes, _members(posts, chosen), tensors, about, report)
 
 
@@ -171,10 +174,10 @@ def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modal
 class _Sampler:
     """Diverse sampling for every class of a level, from the same seeded draw whatever the class."""
 
-    def __init__(self, posts: pl.DataFrame, class_path: ClassPath, params: PrototypesParams) -> None:
-        self.limit = params.limit
+    def __init__(self, posts: pl.DataFrame, class_name_format: ClassNameFormat, params: PrototypesParams) -> None:
+        self.limit = params.max_per_class
         self.seconds = posts["posted_at"].dt.epoch("s").to_numpy()
-        concepts = level_keys(posts, class_path)["concept"].fill_null("")
+        concepts = level_keys(posts, class_name_format)["concept"].fill_null("")
         self.concepts, self.users = (
             codes.rank("dense").to_numpy().astype(np.int64) for codes in (concepts, posts["uid"])
         )
@@ -255,7 +258,9 @@ def _report(
         without = index.rows[level] < 0
         levels[level] = {
             "classes": len(keys),
-            "fewer_than_limit": {modality: int((count < params.limit).sum()) for modality, count in counts.items()},
+            "fewer_than_max": {
+                modality: int((count < params.max_per_class).sum()) for modality, count in counts.items()
+            },
             "representatives": {modality: int(count.sum()) for modality, count in counts.items()},
             "classes_without_pictures": [keys[row] for row in np.flatnonzero(counts["visual"] == 0)],
             "classes_without_texts": [keys[row] for row in np.flatnonzero(counts["text"] == 0)],
@@ -263,4 +268,4 @@ def _report(
             "test_share_unseen": round(float(without[is_test].mean()), 6) if is_test.any() else None,
         }
     counts_by_split = {"train": int((~is_test).sum()), "test": int(is_test.sum())}
-    return {"posts": counts_by_split, "limit": params.limit, "levels": levels}
+    return {"posts": counts_by_split, "max_per_class": params.max_per_class, "levels": levels}

@@ -15,51 +15,51 @@ from popularity.core.contracts import CLASSES, LEVELS, check_table, class_key, c
 from popularity.core.errors import DataError
 from popularity.prototypes.names import readable_names
 
-ClassPath = Literal["whole", "own"]
+ClassNameFormat = Literal["path", "name"]
 
 
-def choose_class_path(posts: pl.DataFrame) -> ClassPath:
-    """`own` where the levels are crossed rather than nested, else `whole` (ours).
+def choose_class_path(posts: pl.DataFrame) -> ClassNameFormat:
+    """`name` where the levels are crossed rather than nested, else `path` (ours).
 
     Crossed: more than half of the second-level names of the training posts occur under several first-level ones.
     """
     paths = {class_names(key) for key in posts.filter(split="train")["subcategory"].unique()}
     parents = Counter(path[-1] for path in paths if path[-1])
-    return "own" if 2 * sum(count > 1 for count in parents.values()) > len(parents) else "whole"
+    return "name" if 2 * sum(count > 1 for count in parents.values()) > len(parents) else "path"
 
 
-def level_key(published: str, level: str, class_path: ClassPath) -> str | None:
+def level_key(published: str, level: str, class_name_format: ClassNameFormat) -> str | None:
     """The key of a class from a key of POSTS; None where its own name, or for a concept its subcategory's, is empty.
 
     Args:
         published: the whole path down to `level`.
         level: one of LEVELS.
-        class_path: `whole` keeps the path; `own` starts it at the second level, so that "A/Beach" and "B/Beach" are
+        class_name_format: `path` keeps the path; `name` starts it at the second level, so that "A/Beach" and "B/Beach" are
             one class.
     """
     names, depth = class_names(published), LEVELS.index(level)
     own = names[min(depth, 1) : depth + 1]
     if not own or not all(own):
         return None
-    return class_key(*own) if class_path == "own" else published
+    return class_key(*own) if class_name_format == "name" else published
 
 
-def level_keys(posts: pl.DataFrame, class_path: ClassPath) -> pl.DataFrame:
+def level_keys(posts: pl.DataFrame, class_name_format: ClassNameFormat) -> pl.DataFrame:
     """The key of each post's class at each of LEVELS, null for an empty class; rows as in `posts`.
 
     Args:
         posts: contract POSTS.
-        class_path: see `level_key`.
+        class_name_format: see `level_key`.
     """
     columns = []
     for level in LEVELS:
         published = posts[level].unique().to_list()
-        keys = [level_key(key, level, class_path) for key in published]
+        keys = [level_key(key, level, class_name_format) for key in published]
         columns.append(posts[level].replace_strict(published, keys, return_dtype=pl.String))
     return pl.DataFrame(columns)
 
 
-def make_classes(posts: pl.DataFrame, class_path: ClassPath) -> pl.DataFrame:
+def make_classes(posts: pl.DataFrame, class_name_format: ClassNameFormat) -> pl.DataFrame:
     """Contract CLASSES, from the training posts alone.
 
     A class's parent is the class of the level above that most of its posts have (ties: key order); null if that name
@@ -67,13 +67,13 @@ def make_classes(posts: pl.DataFrame, class_path: ClassPath) -> pl.DataFrame:
 
     Args:
         posts: contract POSTS.
-        class_path: see `level_key`.
+        class_name_format: see `level_key`.
 
     Raises:
         DataError: fewer than two second-level classes.
     """
     train = posts.filter(split="train")
-    keys = level_keys(train, class_path)
+    keys = level_keys(train, class_name_format)
     tables: list[pl.DataFrame] = []
     for depth, level in enumerate(LEVELS):
         found = keys[level].drop_nulls().value_counts(name="posts").sort(level)
@@ -129,15 +129,15 @@ class ClassIndex:
     counts: Mapping[str, int]
 
     @classmethod
-    def from_posts(cls, posts: pl.DataFrame, classes: pl.DataFrame, class_path: ClassPath) -> ClassIndex:
-        """Of all `posts`, in their order; `class_path` is the one that `classes` were made with.
+    def from_posts(cls, posts: pl.DataFrame, classes: pl.DataFrame, class_name_format: ClassNameFormat) -> ClassIndex:
+        """Of all `posts`, in their order; `class_name_format` is the one that `classes` were made with.
 
         Args:
             posts: contract POSTS.
             classes: contract CLASSES.
-            class_path: see `level_key`.
+            class_name_format: see `level_key`.
         """
-        keys = level_keys(posts, class_path)
+        keys = level_keys(posts, class_name_format)
         rows: dict[str, Int64Array] = {}
         counts: dict[str, int] = {}
         for level in LEVELS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from popularity.core import paths
-from popularity.evaluation.scores import MAIN_MODEL, MODELS, REPORT
+from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, MODELS
 from popularity.report.document import Tile
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import Metrics, by_metric, differences, overall, verdict
@@ -25,18 +25,18 @@ NOMINAL = 0.8  # coverage of the interval in the tiles
 
 
 def summary(run: RunFolder) -> str:
-    """What the scores of scheme REPORT say, in two sentences."""
+    """What the scores of scheme HOLDOUT say, in two sentences."""
     found = _metrics(run)
     if MAIN_MODEL not in found:
         return NO_SCORE
     src, mae = (found[MAIN_MODEL][metric] for metric in ("src", "mae"))
     sentence = (
-        f"On the validation posts of scheme {REPORT}, on which no choice was made, the {MAIN_MODEL} reaches SRC "
+        f"On the validation posts of scheme {HOLDOUT}, on which no choice was made, the {MAIN_MODEL} reaches SRC "
         f"{estimate(src['value'], src['low'], src['high'])} and MAE {estimate(mae['value'], mae['low'], mae['high'])} "
         f"({counted(src['posts'], 'post')} by {counted(src['users'], 'user')})."
     )
     groups: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": []}
-    own = differences(run.scores).filter(scheme=REPORT, model=MAIN_MODEL, metric="mae")
+    own = differences(run.scores).filter(scheme=HOLDOUT, model=MAIN_MODEL, metric="mae")
     for row in own.iter_rows(named=True):
         difference = estimate(row["value"], row["low"], row["high"], sign=True)
         groups.setdefault(verdict(row), []).append(f"{row['minus']} ({difference})")
@@ -47,10 +47,10 @@ def summary(run: RunFolder) -> str:
 
 
 def _metrics(run: RunFolder) -> dict[str, Metrics]:
-    """By model, its scores in scheme REPORT; empty where nothing was scored."""
+    """By model, its scores in scheme HOLDOUT; empty where nothing was scored."""
     if not run.has(paths.SCORES):
         return {}
-    return {model: metrics for (model,), metrics in by_metric(overall(run.scores).filter(scheme=REPORT), ["model"])}
+    return {model: metrics for (model,), metrics in by_metric(overall(run.scores).filter(scheme=HOLDOUT), ["model"])}
 
 
 def tiles(run: RunFolder) -> list[Tile]:
@@ -65,7 +65,7 @@ def _score_tiles(found: dict[str, Metrics]) -> list[Tile]:
     for metric in ("src", "mae"):
         row = found[MAIN_MODEL][metric]
         note = f"{number(row['low'])} to {number(row['high'])}" if row["low"] is not None else "no interval"
-        shown.append(Tile(f"{metric.upper()} on {REPORT}", number(row["value"]), note))
+        shown.append(Tile(f"{metric.upper()} on {HOLDOUT}", number(row["value"]), note))
     baselines = {model: found[model]["mae"]["value"] for model in MODELS if model in found and model != MAIN_MODEL}
     if baselines:
         best = min(baselines, key=lambda model: baselines[model])
@@ -76,7 +76,7 @@ def _score_tiles(found: dict[str, Metrics]) -> list[Tile]:
 def _coverage_tiles(run: RunFolder) -> list[Tile]:
     if not run.has(paths.COVERAGE):
         return []
-    rows = run.csv(paths.COVERAGE).filter(scheme=REPORT, group="all", level=NOMINAL)
+    rows = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT, group="all", level=NOMINAL)
     cells = [(percent(row["coverage"]), number(row["width"], 2)) for row in rows.iter_rows(named=True)]
     name = f"Coverage of {percent(NOMINAL, 0)} intervals"
     return [Tile(name, coverage, f"mean width {width}") for coverage, width in cells]

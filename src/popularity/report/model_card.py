@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from popularity.core import paths
-from popularity.evaluation.scores import MAIN_MODEL, REPORT
+from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL
 from popularity.report import head
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import by_metric, metric_cells, overall
@@ -43,8 +43,8 @@ def model_card(run: RunFolder) -> str:
         name=run.dataset_name,
         summary=head.summary(run),
         facts=head.facts(run),
-        confidence=percent(run.evaluation.confidence, 0),
-        bootstrap=run.evaluation.bootstrap,
+        confidence=percent(run.evaluation.confidence_level, 0),
+        n_resamples=run.evaluation.n_resamples,
         params=_yaml(_without_machine(run)),
         **_data(run),
         **_scores(run),
@@ -80,7 +80,7 @@ def _scores(run: RunFolder) -> dict[str, Any]:
     if scores is None:
         return {"schemes": [], "scores": [], "bias": "", "subgroups": _subgroups(run), "coverage": _coverage(run)}
     used = dict(scores.select("scheme", "used_in_selection").unique(maintain_order=True).iter_rows())
-    bias = scores.filter(scheme=REPORT, model=MAIN_MODEL, metric="bias").to_dicts()
+    bias = scores.filter(scheme=HOLDOUT, model=MAIN_MODEL, metric="bias").to_dicts()
     return {
         "schemes": [(scheme, used_for_selection, SCHEME_SHOWS[scheme]) for scheme, used_for_selection in used.items()],
         "scores": [
@@ -94,10 +94,10 @@ def _scores(run: RunFolder) -> dict[str, Any]:
 
 
 def _subgroups(run: RunFolder) -> list[tuple[Any, ...]]:
-    """Kind, group, posts, MAE, SRC, bias of the main model in scheme REPORT."""
+    """Kind, group, posts, MAE, SRC, bias of the main model in scheme HOLDOUT."""
     if not run.has(*errors.READS):
         return []
-    own = run.group_scores.filter(scheme=REPORT, model=MAIN_MODEL)
+    own = run.group_scores.filter(scheme=HOLDOUT, model=MAIN_MODEL)
     found = [
         (kind, class_label(group) if grouping == "category" else group, metrics)
         for grouping, kind in GROUPINGS.items()
@@ -111,10 +111,10 @@ def _subgroups(run: RunFolder) -> list[tuple[Any, ...]]:
 
 
 def _coverage(run: RunFolder) -> list[tuple[str, ...]]:
-    """Nominal coverage, users, coverage, its bounds and the mean width, in scheme REPORT."""
+    """Nominal coverage, users, coverage, its bounds and the mean width, in scheme HOLDOUT."""
     if not run.has(paths.COVERAGE):
         return []
-    own = run.csv(paths.COVERAGE).filter(scheme=REPORT)
+    own = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT)
     return [
         (
             percent(row["level"], 0),

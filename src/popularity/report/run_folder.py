@@ -16,7 +16,16 @@ from popularity.core import paths
 from popularity.core.config import Section, load_params, read_yaml
 from popularity.core.contracts import CLASSES, FOLDS, IMAGES, POSTS, PREDICTIONS, Contract, read_table
 from popularity.core.errors import DataError
-from popularity.evaluation.scores import GROUPS, MAIN_MODEL, REPORT, SCORES, UNLABELLED, EvaluateConfig, Scored, collect
+from popularity.evaluation.scores import (
+    GROUPS,
+    HOLDOUT,
+    MAIN_MODEL,
+    SCORES,
+    UNLABELLED,
+    EvaluateConfig,
+    Scored,
+    collect,
+)
 from popularity.images import IndexImagesParams
 from popularity.report.thumbnails import Thumbnails
 
@@ -117,9 +126,9 @@ class RunFolder:
 
     @cached_property
     def scored(self) -> Scored | None:
-        """The validation posts of scheme REPORT with their predictions; None if nothing was predicted there."""
-        own = self.predictions.filter(scheme=REPORT)
-        return None if own.is_empty() else collect(self.posts, self.splits.filter(scheme=REPORT), own)[0]
+        """The validation posts of scheme HOLDOUT with their predictions; None if nothing was predicted there."""
+        own = self.predictions.filter(scheme=HOLDOUT)
+        return None if own.is_empty() else collect(self.posts, self.splits.filter(scheme=HOLDOUT), own)[0]
 
     @cached_property
     def test_predictions(self) -> pl.DataFrame:

@@ -3,17 +3,17 @@
 from popularity.stack.feature_blocks import Blocks, read_blocks
 from popularity.stack.fit import fit_schemes
 from popularity.stack.model import StackModel
-from popularity.stack.params import CatBoostParams, LinearParams, StackParams, TreeParams
-from popularity.stack.row_selection import KeepParams
+from popularity.stack.params import CatBoostParams, LightGBMParams, LinearParams, StackParams
+from popularity.stack.row_selection import RowSelectionParams
 
 __all__ = [
     "Blocks",
     "CatBoostParams",
-    "KeepParams",
+    "LightGBMParams",
     "LinearParams",
+    "RowSelectionParams",
     "StackModel",
     "StackParams",
-    "TreeParams",
     "fit_schemes",
     "read_blocks",
 ]

@@ -39,17 +39,17 @@ def library() -> Any:
 
 
 def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
-    """Rounds and out-of-fold predictions from the inner cuts; all `max_rounds` where there is none.
+    """Rounds and out-of-fold predictions from the inner cuts; all `num_boost_round` where there is none.
 
-    Each cut runs until its own error has not fallen for `patience` rounds, then all run as long as the longest: the
+    Each cut runs until its own error has not fallen for `early_stopping_rounds` rounds, then all run as long as the longest: the
     mean over the cuts needs curves of one length.
     """
     if not cuts:
-        return Learned(params.max_rounds, np.empty(0))
+        return Learned(params.num_boost_round, np.empty(0))
     whole = _pool(sample.matrix, sample)
     pools = [(whole.slice(rows), whole.slice(scored)) for rows, scored in cuts]
-    stop = {"od_type": "Iter", "od_wait": params.patience}
-    models = [_train(rows, params.max_rounds, params, params.seed, scored, **stop) for rows, scored in pools]
+    stop = {"od_type": "Iter", "od_wait": params.early_stopping_rounds}
+    models = [_train(rows, params.num_boost_round, params, params.seed, scored, **stop) for rows, scored in pools]
     longest = max(len(_errors(model)) for model in models)
     models = [
         model if len(_errors(model)) == longest else _train(rows, longest, params, params.seed, scored)
@@ -101,7 +101,7 @@ def _train(rows: Any, rounds: int, params: StackParams, seed: int, scored: Any =
             "bootstrap_type": "Bernoulli",  # the kind that takes `subsample` with either loss
             "use_best_model": False,
             "random_seed": seed,
-            "thread_count": params.threads,
+            "thread_count": params.num_threads,
             "allow_writing_files": False,
             "logging_level": "Silent",
         }

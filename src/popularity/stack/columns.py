@@ -26,7 +26,7 @@ class MatrixColumn:
         name: unique in the matrix.
         block: metadata, image, text, prototype or picture.
         kind: what its values are.
-        group: of `stack.columns.signals`, which switches it on; None: no group does.
+        group: of `stack.columns.feature_groups`, which switches it on; None: no group does.
         fitted_on_labels: whether labels of fit rows went into its values.
     """
 

@@ -124,12 +124,12 @@ def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> FloatArray:
 
 
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
-    """The columns that `scalar_columns` can give of a block, or of the signals `picture`, in order."""
+    """The columns that `scalar_columns` can give of a block, or of the feature_groups `picture`, in order."""
     if block == "picture":
         names = tuple(column for column in blocks.scalars.columns if _prefix(column) == block)
         if not names:
             raise ConfigError(
-                "stack.columns.signals: picture needs data/embeddings/image/statistics.parquet, which is not there; "
+                "stack.columns.feature_groups: picture needs data/embeddings/image/statistics.parquet, which is not there; "
                 "run `dvc repro embed_image`"
             )
         return names

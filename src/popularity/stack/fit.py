@@ -22,16 +22,16 @@ from popularity.stack import catboost
 from popularity.stack.error_scale import ScaleModel
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
-from popularity.stack.matrix import EncoderParams, MatrixEncoder
+from popularity.stack.matrix import ColumnParams, MatrixEncoder
 from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.row_selection import kept_rows
 from popularity.stack.sample import Sample, recency_weights
 from popularity.target.rank_gauss import Target
-from popularity.target.trend import Level, inner_levels
+from popularity.target.trend import Trend, inner_levels
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
-from popularity.validation.inner_cv import Array, inner_cuts, scored_rows
+from popularity.validation.inner_cv import Array, inner_splits, scored_rows
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +73,25 @@ def fit_schemes(
             [_predict_trees(data, blocks, model, params, name) for name, model in models.items()]
             + [predict_simple(data, params, name) for name in ("user_mean", "constant")]
         )
-        if key.scheme != "final":
+        if key.scheme != "refit":
             write_table(predictions, finished, PREDICTIONS)
             return predictions, None
         for name, model in models.items():
             model.save(model_folder / name)
         return predictions, _importance(models[MAIN], data, blocks)
 
-    folds = rows_of(splits, [*params.schemes, "final"])
-    parts = list(in_order(fit, folds, at_once=params.at_once, threads=params.threads))
+    folds = rows_of(splits, [*params.schemes, "refit"])
+    parts = list(in_order(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
     result = pl.concat(predictions for predictions, _ in parts).sort(PREDICTIONS.key)
     check_table(result, PREDICTIONS)
     return result, next(gains for _, gains in parts if gains is not None)
 
 
-def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple[Fold, EncoderParams]]:
+def _systems(data: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple[Fold, ColumnParams]]:
     """The fit rows and the columns that each tree model sees; the baseline knows nothing of stage 1."""
     return {
         MAIN: (kept_fold(data, blocks, params), params.columns),
-        "metadata": (data, replace(params.columns, blocks=("metadata",), signals=())),
+        "metadata": (data, replace(params.columns, feature_blocks=("metadata",), feature_groups=())),
     }
 
 
@@ -102,29 +102,29 @@ def fit_and_predict(data: Fold, blocks: Blocks, params: StackParams) -> pl.DataF
 
 
 def kept_fold(data: Fold, blocks: Blocks, params: StackParams) -> Fold:
-    """The fold with the fit rows that `stack.keep` leaves; its scored rows are as they were."""
-    kept = kept_rows(data.fit["pid"].to_list(), blocks.scalars, params.keep, params.seed)
+    """The fold with the fit rows that `stack.row_selection` leaves; its scored rows are as they were."""
+    kept = kept_rows(data.fit["pid"].to_list(), blocks.scalars, params.row_selection, params.seed)
     return replace(data, fit=data.fit.filter(kept), label=data.label[kept], posted_at=data.posted_at[kept])
 
 
-def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackParams, name: str) -> StackModel:
+def fit_model(data: Fold, blocks: Blocks, columns: ColumnParams, params: StackParams, name: str) -> StackModel:
     """Encoders, one model a seed and learner, their blend, the level and the scale of the error.
 
     Rounds, penalties, blend, shift and scale come from cuts in time inside the fit rows: out of fold, at what was
     learned, with the level that the rows before a cut forecast. No label of a scored row is read.
     """
     started = time.perf_counter()
-    level = Level.fit(data.posted_at, data.label, params.level)
+    level = Trend.fit(data.posted_at, data.label, params.detrend)
     rest = level.remove(data.label, data.posted_at)
     encoder, matrix = MatrixEncoder.fit(data.fit, rest, blocks, columns)
-    target = Target.fit(rest, params.target)
-    sample = Sample(matrix, target.apply(rest), recency_weights(data.posted_at, params.half_life_days))
+    target = Target.fit(rest, params.target_transform)
+    sample = Sample(matrix, target.apply(rest), recency_weights(data.posted_at, params.sample_weight_half_life_days))
 
-    cuts = inner_cuts(data.posted_at, params.inner_cuts, params.inner_share)
+    cuts = inner_splits(data.posted_at, params.inner_cv)
     rows, sizes = scored_rows(cuts), [len(own) for _, own in cuts]
     learned = {learner: LEARNERS[learner].learn(sample, cuts, params) for learner in params.learners}
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner rows)
-    expected = inner_levels(data.posted_at, data.label, cuts, params.level)
+    expected = inner_levels(data.posted_at, data.label, cuts, params.detrend)
     truth = data.label[rows] - expected
     blend = Blend.fit(each, truth, target, centred=level.shifts)
     out_of_fold = target.invert(blend.apply(each))
@@ -133,7 +133,12 @@ def fit_model(data: Fold, blocks: Blocks, columns: EncoderParams, params: StackP
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
     scale = ScaleModel.fit(
-        matrix, rows, out_of_fold + expected + level.shift.value, data.label, seed=params.seed, threads=params.threads
+        matrix,
+        rows,
+        out_of_fold + expected + level.shift.value,
+        data.label,
+        seed=params.seed,
+        threads=params.num_threads,
     )
     logger.info(
         "%-8s fold %d  %-8s  %5d fit rows  %4d columns  %s  %5.1f s%s",
@@ -158,7 +163,7 @@ def _fit_learners(
     }
 
 
-def _forecast(level: Level, data: Fold) -> str:
+def _forecast(level: Trend, data: Fold) -> str:
     """The level of the scored period, in words; empty where there is none."""
     if not level.shifts or data.score.is_empty():
         return ""

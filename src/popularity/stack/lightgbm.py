@@ -23,11 +23,16 @@ LEAST_SHARE = 20  # rows of a worker: of none, or in an empty bag, LightGBM make
 
 
 def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
-    """Rounds and out-of-fold predictions from the inner cuts; all `max_rounds` where there is none."""
+    """Rounds and out-of-fold predictions from the inner cuts; all `num_boost_round` where there is none."""
     if not cuts:
-        return Learned(params.max_rounds, np.empty(0))
+        return Learned(params.num_boost_round, np.empty(0))
     options = lightgbm_params(params, params.seed)
-    task = partial(_cross_validate, options=options, rounds=params.max_rounds, patience=params.patience)
+    task = partial(
+        _cross_validate,
+        options=options,
+        rounds=params.num_boost_round,
+        early_stopping_rounds=params.early_stopping_rounds,
+    )
     whole = dataset(sample, options)
     if params.cluster.workers:
         rows, folds = _shares_of_cuts(len(sample.target), cuts, params.cluster.workers)
@@ -58,7 +63,7 @@ def _train(data: lgb.Dataset, network: Options, options: Options, rounds: int) -
 
 
 def _cross_validate(
-    data: lgb.Dataset, network: Options, options: Options, rounds: int, patience: int, folds: Sequence[Cut]
+    data: lgb.Dataset, network: Options, options: Options, rounds: int, early_stopping_rounds: int, folds: Sequence[Cut]
 ) -> tuple[int, list[lgb.Booster]]:
     """The number of rounds with the least mean error, and a booster a fold that has them."""
     history: dict[str, Any] = lgb.cv(
@@ -66,7 +71,7 @@ def _cross_validate(
         data,
         num_boost_round=rounds,
         folds=folds,
-        callbacks=[lgb.early_stopping(patience, verbose=False)],
+        callbacks=[lgb.early_stopping(early_stopping_rounds, verbose=False)],
         return_cvbooster=True,
     )
     boosters = history.pop("cvbooster").boosters
@@ -130,10 +135,10 @@ def dataset(sample: Sample, options: Options) -> lgb.Dataset:
 def lightgbm_params(params: StackParams, seed: int) -> Options:
     """LightGBM's parameters: the tunable ones and those that make the bytes repeatable."""
     return {
-        **asdict(params.trees),
+        **asdict(params.lightgbm),
         "bagging_freq": 1,
         "seed": seed,
-        "num_threads": params.threads,
+        "num_threads": params.num_threads,
         "deterministic": True,
         "force_row_wise": True,
         "verbosity": -1,

@@ -19,7 +19,7 @@ from popularity.stack.sample import Learned, Sample
 from popularity.validation.inner_cv import Array, Cut, Rows
 
 SUFFIX = "npz"
-FARTHEST = 3.0  # standard deviations at which a value ends: counts and lengths have long tails
+MAX_ABS_Z = 3.0  # standard deviations at which a value ends: counts and lengths have long tails
 CHUNK = 16_384  # rows of the design in memory at once
 INDICATORS = 1_000  # of a column of codes, its largest ones: with 70,000 users the normal equations would take 40 GB
 
@@ -45,7 +45,7 @@ class RidgeModel:
     def design(self, matrix: Matrix, rows: Rows) -> Array:
         """(rows, columns + indicators + 1): a missing number is the mean, an unknown category has no indicator."""
         values = matrix.values[rows].astype(np.float64)
-        numbers = np.clip((values - self.mean) / self.scale, -FARTHEST, FARTHEST)
+        numbers = np.clip((values - self.mean) / self.scale, -MAX_ABS_Z, MAX_ABS_Z)
         numbers[np.isnan(numbers)] = 0.0
         numbers[:, list(matrix.categorical)] = 0.0
         indicators = values[:, self.code_places.astype(np.int64)] == self.codes
@@ -55,9 +55,9 @@ class RidgeModel:
 def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
     """The penalty of the least mean squared error over the inner cuts, and their out-of-fold predictions.
 
-    Without a cut the strongest. `chosen` is its position among `stack.linear.penalties`.
+    Without a cut the strongest. `chosen` is its position among `stack.linear.alphas`.
     """
-    penalties = params.linear.penalties
+    penalties = params.linear.alphas
     if not cuts:
         return Learned(int(np.argmax(penalties)), np.empty(0))
     each = [
@@ -75,7 +75,7 @@ def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
 
 def fit(sample: Sample, chosen: int, params: StackParams, seed: int) -> RidgeModel:  # noqa: ARG001  it draws nothing
     """The model of all rows; the same for every seed."""
-    return _fit(sample, np.arange(len(sample.target)), [params.linear.penalties[chosen]])[0]
+    return _fit(sample, np.arange(len(sample.target)), [params.linear.alphas[chosen]])[0]
 
 
 def predict(model: RidgeModel, matrix: Matrix) -> Array:

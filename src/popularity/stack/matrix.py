@@ -105,7 +105,7 @@ class BlockReducer:
         width = values.shape[1]
         if len(values) < 2:
             raise ContractError(
-                f"a dense block has {len(values)} vectors among the fit rows: leave it out of stack.columns.blocks "
+                f"a dense block has {len(values)} vectors among the fit rows: leave it out of stack.columns.feature_blocks "
                 "(a part of the prototype block: out of stack.columns.prototype_parts)"
             )
         if components == 0:
@@ -125,21 +125,21 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
-Signal = Literal["history", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
+FeatureGroup = Literal["history", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
 
 
 @dataclass(frozen=True)
-class EncoderParams(Section):
+class ColumnParams(Section):
     """How features and blocks become columns."""
 
-    blocks: Annotated[tuple[Literal["metadata", "image", "text", "prototype"], ...], Field(min_length=1)]
+    feature_blocks: Annotated[tuple[Literal["metadata", "image", "text", "prototype"], ...], Field(min_length=1)]
     prototype_parts: tuple[PrototypePart, ...]
-    signals: tuple[Signal, ...]
-    components: Annotated[int, Field(ge=0)]
-    heads: tuple[Literal["image", "text", "characters", "prototype"], ...]
-    head_folds: Annotated[int, Field(ge=2)]
-    head_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
-    character_penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    feature_groups: tuple[FeatureGroup, ...]
+    n_components: Annotated[int, Field(ge=0)]
+    oof_ridge: tuple[Literal["image", "text", "characters", "prototype"], ...]
+    oof_ridge_folds: Annotated[int, Field(ge=2)]
+    oof_ridge_alphas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    oof_ridge_character_alphas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     uid_category: bool
     category_min_posts: Annotated[int, Field(ge=1)]
 
@@ -169,37 +169,37 @@ class DenseEncoder:
         features: pl.DataFrame,
         label: npt.NDArray[np.float64],
         blocks: Blocks,
-        params: EncoderParams,
+        params: ColumnParams,
     ) -> tuple[DenseEncoder, dict[str, FloatArray]]:
         """The encoder of the block `name`, and by column the heads' out-of-fold predictions (n,) of the fit rows."""
         pids = features["pid"].to_list()
         parts = {part: part_rows(blocks, part, pids) for part in dense_parts(name, params.prototype_parts)}
         reducers = {
-            part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.components)
+            part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.n_components)
             for part, vectors in parts.items()
         }
         out_of_fold: dict[str, FloatArray] = {}
         head = characters = None
-        if parts and name in params.heads:
+        if parts and name in params.oof_ridge:
             head, out_of_fold[f"{name}_head"] = fit_head(
                 np.hstack(list(parts.values())),
                 label,
                 features["uid"].to_numpy(),
-                folds=params.head_folds,
-                penalties=params.head_penalties,
+                folds=params.oof_ridge_folds,
+                penalties=params.oof_ridge_alphas,
                 seed=0,
             )
-        if name == "text" and "characters" in params.heads:
+        if name == "text" and "characters" in params.oof_ridge:
             characters, out_of_fold[oof_ridge_characters.NAME] = fit_character_head(
                 features[TEXT].to_list(),
                 label,
                 features["uid"].to_numpy(),
-                folds=params.head_folds,
-                penalties=params.character_penalties,
+                folds=params.oof_ridge_folds,
+                penalties=params.oof_ridge_character_alphas,
                 seed=0,
             )
         neighbours = None
-        if parts and "neighbours" in params.signals:
+        if parts and "neighbours" in params.feature_groups:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
@@ -251,15 +251,15 @@ class MatrixEncoder:
 
     @classmethod
     def fit(
-        cls, features: pl.DataFrame, label: npt.NDArray[np.float64], blocks: Blocks, params: EncoderParams
+        cls, features: pl.DataFrame, label: npt.NDArray[np.float64], blocks: Blocks, params: ColumnParams
     ) -> tuple[MatrixEncoder, Matrix]:
         """The encoder fitted on `features` (pid, features), which hold the fit rows of a fold, and their matrix.
 
         The matrix of the fit rows comes from here and not from `apply`: its head columns are out of fold.
         """
-        metadata = "metadata" in params.blocks
+        metadata = "metadata" in params.feature_blocks
         categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
-        seen = (None, *params.signals)
+        seen = (None, *params.feature_groups)
         numeric = tuple(
             column
             for column in features.columns
@@ -268,7 +268,7 @@ class MatrixEncoder:
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, FloatArray]] = {}
-        for name in (*params.blocks, *(("picture",) if "image" in params.signals else ())):
+        for name in (*params.feature_blocks, *(("picture",) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)

@@ -23,7 +23,7 @@ from popularity.stack.oof_ridge import RidgeHead
 from popularity.stack.oof_ridge_characters import CharacterHead
 from popularity.stack.params import LearnerName
 from popularity.target.rank_gauss import Target
-from popularity.target.trend import Level
+from popularity.target.trend import Trend
 from popularity.validation.inner_cv import Array
 
 
@@ -44,8 +44,8 @@ class Predicted:
 class Contributions:
     """What made the predictions of n posts, in the scale that the learners fit.
 
-    That scale is the label's under `stack.target: raw`; then base and contributions add up to the prediction. Under
-    `normal` they add up to its normal score, which is not in label units and has no level.
+    That scale is the label's under `stack.target_transform: none`; then base and contributions add up to the prediction. Under
+    `rank_gauss` they add up to its normal score, which is not in label units and has no level.
 
     Args:
         base: (n,) what all posts share, and the level at the post's date.
@@ -76,7 +76,7 @@ class StackModel:
     models: Mapping[LearnerName, Sequence[Any]]
     blend: Blend
     target: Target
-    level: Level
+    level: Trend
     scale: ScaleModel
 
     def predict_each(self, matrix: Matrix, posted_at: npt.NDArray[np.int64]) -> Array:
@@ -109,7 +109,7 @@ class StackModel:
         matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
         values = self.added(matrix)
         base, values = values[:, -1], values[:, :-1]
-        if self.target.kind == "raw":
+        if self.target.kind == "none":
             base = self.level.add(base, posted_at)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :largest]
         rows = np.arange(len(values))[:, None]
@@ -226,7 +226,7 @@ class StackModel:
             models,
             Blend.from_json(facts["blend"]),
             Target.from_json(facts["target"]),
-            Level.from_json(facts["level"]),
+            Trend.from_json(facts["level"]),
             ScaleModel.load(folder),
         )
 

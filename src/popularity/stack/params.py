@@ -9,10 +9,11 @@ from pydantic import Field
 
 from popularity.core.config import Section
 from popularity.stack.lightgbm_dask import ClusterParams
-from popularity.stack.matrix import EncoderParams
-from popularity.stack.row_selection import KeepParams
-from popularity.target.rank_gauss import TargetKind
-from popularity.target.trend import LevelKind
+from popularity.stack.matrix import ColumnParams
+from popularity.stack.row_selection import RowSelectionParams
+from popularity.target.rank_gauss import TargetTransform
+from popularity.target.trend import Detrend
+from popularity.validation.inner_cv import InnerCvParams
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -20,7 +21,7 @@ LearnerName = Literal["lightgbm", "catboost", "linear"]
 
 
 @dataclass(frozen=True)
-class TreeParams(Section):
+class LightGBMParams(Section):
     """Passed to LightGBM under these names."""
 
     objective: Literal["regression", "regression_l1", "huber"]
@@ -53,38 +54,37 @@ class CatBoostParams(Section):
 class LinearParams(Section):
     """Candidates for the ridge penalty, of which the inner cuts take one."""
 
-    penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+    alphas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class StackParams(Section):
     seed: int
-    seeds: Positive
-    target: TargetKind
-    level: LevelKind
-    columns: EncoderParams
-    keep: KeepParams
-    max_rounds: Positive
-    patience: Positive
-    half_life_days: Annotated[float, Field(ge=0)]
-    inner_cuts: Positive
-    inner_share: Annotated[float, Field(gt=0, lt=1)]
-    schemes: tuple[Literal["report", "matched", "user", "random"], ...]
-    threads: Positive
-    folds_at_once: Positive
+    n_seeds: Positive
+    target_transform: TargetTransform
+    detrend: Detrend
+    columns: ColumnParams
+    row_selection: RowSelectionParams
+    num_boost_round: Positive
+    early_stopping_rounds: Positive
+    sample_weight_half_life_days: Annotated[float, Field(ge=0)]
+    inner_cv: InnerCvParams
+    schemes: tuple[Literal["holdout", "forward", "group", "random"], ...]
+    num_threads: Positive
+    parallel_folds: Positive
     cluster: ClusterParams
     learners: Annotated[tuple[LearnerName, ...], Field(min_length=1)]
-    trees: TreeParams
+    lightgbm: LightGBMParams
     catboost: CatBoostParams
     linear: LinearParams
-    text_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+    text_model_weights: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
 
     @property
-    def at_once(self) -> int:
+    def parallel_fits(self) -> int:
         """Folds that are fitted at a time; on a cluster each has all of it."""
-        return 1 if self.cluster.workers else self.folds_at_once
+        return 1 if self.cluster.workers else self.parallel_folds
 
     @property
     def each_seed(self) -> list[int]:
         """One a bagged fit."""
-        return [self.seed + offset for offset in range(self.seeds)]
+        return [self.seed + offset for offset in range(self.n_seeds)]

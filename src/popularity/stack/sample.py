@@ -40,16 +40,16 @@ class Learned:
     out_of_fold: Array
 
 
-def recency_weights(posted_at: npt.NDArray[np.int64], half_life_days: float) -> Array | None:
-    """(n,) weights of mean 1 that halve with every `half_life_days` before the end; None (all alike) for 0.
+def recency_weights(posted_at: npt.NDArray[np.int64], sample_weight_half_life_days: float) -> Array | None:
+    """(n,) weights of mean 1 that halve with every `sample_weight_half_life_days` before the end; None (all alike) for 0.
 
     The label's level drifts and trees do not extrapolate, so the present counts for more. The end is the 99 %
     quantile of the dates: one post dated far ahead must not make all others weightless.
     """
-    if half_life_days == 0:
+    if sample_weight_half_life_days == 0:
         return None
     end = np.quantile(posted_at, 0.99)
     age_days = np.maximum(end - posted_at, 0.0) / MICROSECONDS_A_DAY
-    weights = 0.5 ** (age_days / half_life_days)
+    weights = 0.5 ** (age_days / sample_weight_half_life_days)
     normalised: Array = weights / weights.mean()
     return normalised

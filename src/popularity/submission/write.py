@@ -18,7 +18,7 @@ from popularity.submission.validate import CSV_HEADER, ID_PREFIX, LEAST_DECIMALS
 
 logger = logging.getLogger(__name__)
 
-MODEL, SCHEME = "stack", "final"
+MODEL, SCHEME = "stack", "refit"
 
 
 @dataclass(frozen=True)

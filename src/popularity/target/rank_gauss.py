@@ -11,11 +11,11 @@ import numpy.typing as npt
 from sklearn.preprocessing import QuantileTransformer
 
 Array = npt.NDArray[np.float64]
-TargetKind = Literal["raw", "normal"]
+TargetTransform = Literal["none", "rank_gauss"]
 
 QUANTILES = 1000  # landmarks of the label's distribution, at most: between them it is interpolated
 # Scores stay inside it: the least and the greatest label would otherwise lie at -5.2 and 5.2, however few the rows.
-FARTHEST = 3.3  # the normal score of the middle of the outermost of 1,000 steps
+MAX_ABS_Z = 3.3  # the normal score of the middle of the outermost of 1,000 steps
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Target:
     """A monotone map from labels to what is learned.
 
     Args:
-        kind: raw (the label itself) or normal (the normal score of its rank among the fit rows).
-        quantiles: (k,) labels at k even steps of the fit rows' distribution; None for raw.
+        kind: none (the label itself) or rank_gauss (the normal score of its rank among the fit rows).
+        quantiles: (k,) labels at k even steps of the fit rows' distribution; None for none.
     """
 
-    kind: TargetKind
+    kind: TargetTransform
     quantiles: Array | None
 
     @classmethod
-    def fit(cls, label: Array, kind: TargetKind) -> Target:
+    def fit(cls, label: Array, kind: TargetTransform) -> Target:
         """From the labels (n,) of the fit rows."""
-        if kind == "raw":
+        if kind == "none":
             return cls(kind, None)
         # All rows, not a random sample of them: the same rows give the same landmarks.
         fitted = QuantileTransformer(
@@ -43,7 +43,7 @@ class Target:
 
     def apply(self, label: Array) -> Array:
         """(n,) what a learner fits for labels (n,)."""
-        return label if self.quantiles is None else np.clip(self._map(label, inverse=False), -FARTHEST, FARTHEST)
+        return label if self.quantiles is None else np.clip(self._map(label, inverse=False), -MAX_ABS_Z, MAX_ABS_Z)
 
     def invert(self, prediction: Array) -> Array:
         """(n,) labels for predictions (n,) of a learner; normal scores end at the labels of the fit rows."""

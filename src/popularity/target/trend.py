@@ -22,7 +22,7 @@ from scipy.stats import t as student
 
 from popularity.validation.inner_cv import MICROSECONDS_A_DAY, Array, Cut
 
-LevelKind = Literal["none", "residual"]
+Detrend = Literal["none", "linear"]
 Times = npt.NDArray[np.int64]
 
 PERIODS = 10  # of equal numbers of posts; the line goes through their means, whose scatter says how far to trust it
@@ -121,18 +121,18 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class Level:
+class Trend:
     """What a learner does not see of the label, and what its predictions are given back."""
 
-    kind: LevelKind
+    kind: Detrend
     line: Line
     shift: Shift
 
     @classmethod
-    def fit(cls, posted_at: Times, label: Array, kind: LevelKind) -> Level:
+    def fit(cls, posted_at: Times, label: Array, kind: Detrend) -> Trend:
         """From dates (n,) and labels (n,) of fit rows; not shifted yet."""
         line = Line.fit(posted_at, label)
-        return cls(kind, line if kind == "residual" else FLAT, Shift(0.0, line.end, None, 0))
+        return cls(kind, line if kind == "linear" else FLAT, Shift(0.0, line.end, None, 0))
 
     def remove(self, label: Array, posted_at: Times) -> Array:
         """(n,) what the learners fit of labels (n,)."""
@@ -148,7 +148,7 @@ class Level:
         """Whether predictions are moved, so that an error that all of them share does not count."""
         return self.kind != "none"
 
-    def shifted(self, errors: Sequence[Array]) -> Level:
+    def shifted(self, errors: Sequence[Array]) -> Trend:
         """The level that makes good what the inner cuts missed; itself for `none`. See Shift.fit."""
         return replace(self, shift=Shift.fit(errors, self.shift.after)) if self.shifts else self
 
@@ -169,12 +169,12 @@ class Level:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Level:
+    def from_json(cls, content: Mapping[str, Any]) -> Trend:
         """The level that `to_json` described."""
         return cls(content["kind"], Line(**content["line"]), Shift(**content["shift"]))
 
 
-def inner_levels(posted_at: Times, label: Array, cuts: Sequence[Cut], kind: LevelKind) -> Array:
+def inner_levels(posted_at: Times, label: Array, cuts: Sequence[Cut], kind: Detrend) -> Array:
     """(m,) what each inner cut forecasts for the rows that it scores, from the rows before them alone."""
-    parts = [Level.fit(posted_at[fit], label[fit], kind).line.at(posted_at[scored]) for fit, scored in cuts]
+    parts = [Trend.fit(posted_at[fit], label[fit], kind).line.at(posted_at[scored]) for fit, scored in cuts]
     return np.concatenate(parts) if parts else np.empty(0)

@@ -17,7 +17,7 @@ from popularity.text_model.model import TextModelParams, fit
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 
-FINAL = "final"
+FINAL = "refit"
 
 
 def fit_folds(
@@ -47,8 +47,8 @@ def fit_folds(
         return nothing(TEXT_PREDICTIONS)
     folds = list(rows_of(splits, [*schemes, FINAL]))
     work = partial(_predictions, posts, features, encoder, params, state, model)
-    at_once = 1 if torch.cuda.is_available() else params.folds_at_once
-    done = in_order(work, folds, at_once=at_once, threads=params.threads)
+    parallel = 1 if torch.cuda.is_available() else params.parallel_folds
+    done = in_order(work, folds, parallel=parallel, threads=params.num_threads)
     found: pl.DataFrame = pl.concat(tqdm(done, "text model", len(folds), unit="fold"))
     return found.sort(TEXT_PREDICTIONS.key)
 
@@ -67,7 +67,7 @@ def _predictions(
     finished = state / key.file_name
     if not finished.exists():
         data = load_fold(key, rows, posts, features)
-        with torch_threads(params.threads):
+        with torch_threads(params.num_threads):
             fitted = fit(data.fit, data.label, data.posted_at, encoder, params)
             predicted = fitted.predict(data.score, data.scored_at)
         told = data.score.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32)).with_columns(

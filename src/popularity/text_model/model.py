@@ -27,12 +27,12 @@ from popularity.core.tensors import read_tensors, write_tensors
 from popularity.encoders.prompting import unfreeze_last
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
-from popularity.target.trend import Level
+from popularity.target.trend import Trend
 
 Array = npt.NDArray[np.float64]
 FloatArray = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-FARTHEST = 5.0  # standard deviations at which a number ends
+MAX_ABS_Z = 5.0  # standard deviations at which a number ends
 POOL = 16  # batches among which texts are sorted by length: little padding, and still a random order
 ASKED = 256  # posts of a forward pass
 BETA = 0.3  # standard deviations of the label below which the absolute loss becomes a square
@@ -47,28 +47,28 @@ class TextModelParams(Section):
     Args:
         seed: of the head's first weights and the order of posts.
         epochs: over the fit rows; 0: no such model.
-        fit_posts: at most so many, the latest; 0: all.
-        blocks: last ones of the tower that are trained.
+        max_train_posts: at most so many, the latest; 0: all.
+        unfreeze_layers: last ones of the tower that are trained.
         batch_size: posts of a step.
         lr: of the blocks, at its height.
         lr_head: of the head.
         weight_decay: of both.
-        warmup_share: of the steps, on which rates rise; then they fall to 0 on a line.
-        threads: of a fit on a CPU; part of the result: others may change the last bits.
-        folds_at_once: fits beside each other, no part of the result; one on an accelerator.
+        warmup_fraction: of the steps, on which rates rise; then they fall to 0 on a line.
+        num_threads: of a fit on a CPU; part of the result: others may change the last bits.
+        parallel_folds: fits beside each other, no part of the result; one on an accelerator.
     """
 
     seed: int
     epochs: Annotated[int, Field(ge=0)]
-    fit_posts: Annotated[int, Field(ge=0)]
-    blocks: Annotated[int, Field(ge=1)]
+    max_train_posts: Annotated[int, Field(ge=0)]
+    unfreeze_layers: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
     lr: Rate
     lr_head: Rate
     weight_decay: Rate
-    warmup_share: Annotated[float, Field(ge=0, lt=1)]
-    threads: Annotated[int, Field(ge=1)]
-    folds_at_once: Annotated[int, Field(ge=1)]
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    num_threads: Annotated[int, Field(ge=1)]
+    parallel_folds: Annotated[int, Field(ge=1)]
 
 
 def sentences(features: pl.DataFrame) -> list[str]:
@@ -90,7 +90,7 @@ class Numbers:
 
     @classmethod
     def fit(cls, features: pl.DataFrame) -> Numbers:
-        """Of fit rows; a column without two values is left out, and so are signals, which the stack switches."""
+        """Of fit rows; a column without two values is left out, and so are feature_groups, which the stack switches."""
         numeric = features.select(cs.numeric() | cs.boolean()).columns
         names = [name for name in numeric if name not in CATEGORIES and FeatureColumn.named(name).group is None]
         values = _logarithms(features, names)
@@ -104,7 +104,7 @@ class Numbers:
     def apply(self, features: pl.DataFrame) -> FloatArray:
         """(n, k) standardised; 0 where the number is missing."""
         scaled = (_logarithms(features, self.names) - self.mean) / self.scale
-        numbers: FloatArray = np.nan_to_num(np.clip(scaled, -FARTHEST, FARTHEST), nan=0.0).astype(np.float32)
+        numbers: FloatArray = np.nan_to_num(np.clip(scaled, -MAX_ABS_Z, MAX_ABS_Z), nan=0.0).astype(np.float32)
         return numbers
 
 
@@ -119,12 +119,12 @@ class TextModel(nn.Module):
 
     Args:
         encoder: section embed_text: the tower that is loaded.
-        blocks: last ones of the tower that are trained.
+        unfreeze_layers: last ones of the tower that are trained.
         numbers: columns of the head beside the pooled vector.
         level: of the labels in time.
     """
 
-    def __init__(self, encoder: EmbedTextParams, blocks: int, numbers: Numbers, level: Level) -> None:
+    def __init__(self, encoder: EmbedTextParams, blocks: int, numbers: Numbers, level: Trend) -> None:
         super().__init__()
         self.encoder, self.blocks, self.numbers, self.level = encoder, blocks, numbers, level
         self.tokenizer = load_tokenizer(encoder)
@@ -179,7 +179,7 @@ class TextModel(nn.Module):
         state, about = read_tensors(path)
         mean, scale = (state.pop(name).numpy() for name in ("mean", "scale"))
         numbers = Numbers(tuple(about["numbers"]), mean, scale)
-        model = cls(encoder, about["blocks"], numbers, Level.from_json(about["level"]))
+        model = cls(encoder, about["blocks"], numbers, Trend.from_json(about["level"]))
         model.load_state_dict(state, strict=False)
         return model
 
@@ -209,11 +209,11 @@ def fit(
     Raises:
         DataError: the loss is not finite.
     """
-    latest = np.sort(np.argsort(posted_at, kind="stable")[-params.fit_posts :])
+    latest = np.sort(np.argsort(posted_at, kind="stable")[-params.max_train_posts :])
     features, label, posted_at = features[latest], label[latest], posted_at[latest]
-    level = Level.fit(posted_at, label, "residual")
+    level = Trend.fit(posted_at, label, "linear")
     above = level.remove(label, posted_at)
-    model = TextModel(encoder, params.blocks, Numbers.fit(features), level)
+    model = TextModel(encoder, params.unfreeze_layers, Numbers.fit(features), level)
     torch.manual_seed(params.seed)  # after the tower, whose loading may draw too
     model.head.reset_parameters()
     model.get_buffer("centre").fill_(float(np.median(above)))
@@ -229,7 +229,7 @@ def fit(
     )
     steps = params.epochs * -(-len(above) // params.batch_size)
     schedule = transformers.get_scheduler(
-        "linear", optimizer, num_warmup_steps=round(params.warmup_share * steps), num_training_steps=steps
+        "linear", optimizer, num_warmup_steps=round(params.warmup_fraction * steps), num_training_steps=steps
     )
     for rows in batches(read.lengths, params):
         loss = functional.smooth_l1_loss(model(*read.of(rows)), target[rows], beta=BETA)

@@ -51,7 +51,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, steps: int, params: TrainPar
     """
     name = "cosine" if params.schedule == "cosine" else "constant_with_warmup"
     schedule: LRScheduler = transformers.get_scheduler(
-        name, optimizer, num_warmup_steps=round(params.warmup_share * steps), num_training_steps=steps
+        name, optimizer, num_warmup_steps=round(params.warmup_fraction * steps), num_training_steps=steps
     )
     return schedule
 

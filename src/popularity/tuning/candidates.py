@@ -38,7 +38,7 @@ from popularity.validation.folds import load_fold
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
-SCHEME = "matched"  # never report, which says what the choice is worth
+SCHEME = "forward"  # never report, which says what the choice is worth
 MOST = 8  # candidates: the more there are, the more the best of them owes to chance
 DRAWS = 1000  # of users: a standard error is then known to some 2 %
 CHOICE = "choice.yaml"
@@ -157,20 +157,20 @@ def judge(candidates: Sequence[Candidate], inputs: StackInputs, state: Path) -> 
         catboost.library()
     posts, blocks = read_table(inputs.posts, POSTS), read_blocks(inputs.image, inputs.text, inputs.prototype)
     cuts = list(rows_of(read_table(inputs.splits, FOLDS), [SCHEME]))
-    stacks = [replace(candidate.stack, seeds=1) for candidate in candidates]
+    stacks = [replace(candidate.stack, n_seeds=1) for candidate in candidates]
     keys = [fingerprint(asdict(stack)) for stack in stacks]
     fits = dict(zip(keys, stacks, strict=True))  # two configurations of the same values share one
     work = partial(_predictions, posts, blocks, inputs.features, state)
     tasks = [(cut, fit) for cut in cuts for fit in fits.items()]
     named = [(cut, key) for cut, _ in cuts for key in fits]
-    at_once, threads = min(stack.at_once for stack in stacks), max(stack.threads for stack in stacks)
-    results = tqdm(in_order(work, tasks, at_once=at_once, threads=threads), "select", len(tasks), unit="fit")
+    parallel, threads = min(stack.parallel_fits for stack in stacks), max(stack.num_threads for stack in stacks)
+    results = tqdm(in_order(work, tasks, parallel=parallel, threads=threads), "select", len(tasks), unit="fit")
     found = dict(zip(named, results, strict=True))
     parts: list[pl.DataFrame] = []
     for place, (cut, roles) in enumerate(cuts):
         facts = roles.join(posts.select("pid", "uid", "label"), on="pid", how="left", validate="1:1").sort("pid")
-        constant = facts.filter(role="fit")["label"].median()
-        part = facts.filter(role="score").select("pid", "uid", "label", place=place, constant=constant)
+        constant = facts.filter(role="train")["label"].median()
+        part = facts.filter(role="valid").select("pid", "uid", "label", place=place, constant=constant)
         for number, key in enumerate(keys):
             column = found[cut, key].select("pid", pl.col("prediction").alias(str(number)))
             part = part.join(column, on="pid", how="left", validate="1:1", maintain_order="left")

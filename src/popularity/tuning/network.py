@@ -50,7 +50,7 @@ INPUTS = ("interim/posts.parquet", "interim/images.parquet", "embeddings/image",
 FIXED = (
     "transductive",
     "seed",
-    "validation_share",
+    "valid_fraction",
 )  # prototypes are made for the first; the others choose the validation posts
 
 
@@ -70,15 +70,15 @@ def network_search(params: NetworkSearchParams, folder: Path) -> Search:
     train, towers = load_params("train", TrainParams, folder / PARAMS_FILE), EncoderPair.load(folder / PARAMS_FILE)
     if fixed := [key for key in params.space if key in FIXED]:
         raise ConfigError(f"tune_network.space.{fixed[0]}: trials that differ in it cannot be compared; leave it out")
-    if train.validation_share == 0:
-        raise ConfigError("train.validation_share is 0: the search needs validation posts to score trials by")
+    if train.valid_fraction == 0:
+        raise ConfigError("train.valid_fraction is 0: the search needs validation posts to score trials by")
     space = Space.parse("tune_network.space", params.space, "train", train)
     inputs = [folder / "data" / name for name in INPUTS]
     key = fingerprint(
         code_fingerprint(), asdict(train), asdict(towers), params.space, params.seed, *inputs,
         folder / "models/prototypes",
     )  # fmt: skip
-    return Search(f"network-{key}", space, Budget(params.seed, params.trials, params.hours, params.storage))
+    return Search(f"network-{key}", space, Budget(params.seed, params.n_trials, params.timeout_hours, params.storage))
 
 
 class NetworkObjective:
@@ -129,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, default=Path(), help="project with params.yaml, data and models")
-    parser.add_argument("--trials", type=int, help="instead of tune_network.trials")
+    parser.add_argument("--trials", type=int, help="instead of tune_network.n_trials")
     parser.add_argument("--out", type=Path, help="folder of the result; models/network_search of the project")
     args = parser.parse_args(argv)
     params = load_params("tune_network", NetworkSearchParams, args.folder / PARAMS_FILE)
-    search = network_search(params if args.trials is None else replace(params, trials=args.trials), args.folder)
+    search = network_search(params if args.n_trials is None else replace(params, n_trials=args.n_trials), args.folder)
     out: Path = args.out or args.folder / "models/network_search"
     with resume_state("tune_network", search.name, args.folder / STATE_ROOT) as state:
         objective = partial(NetworkObjective, args.folder, search.space, state)

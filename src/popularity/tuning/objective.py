@@ -31,20 +31,20 @@ from popularity.ensemble.weights import DIGITS, candidates
 from popularity.stack.feature_blocks import Blocks, read_blocks
 from popularity.stack.learners import LEARNERS
 from popularity.stack.lightgbm import lightgbm_params
-from popularity.stack.matrix import EncoderParams, Matrix, MatrixEncoder
+from popularity.stack.matrix import ColumnParams, Matrix, MatrixEncoder
 from popularity.stack.params import StackParams
 from popularity.stack.row_selection import kept_rows
 from popularity.stack.sample import Sample, recency_weights
 from popularity.target.rank_gauss import Target
-from popularity.target.trend import Level
+from popularity.target.trend import Trend
 from popularity.tuning.space import Choices, Space, Values
 from popularity.tuning.study import Budget, Search, Step
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
-from popularity.validation.inner_cv import inner_cuts
+from popularity.validation.inner_cv import inner_splits
 
 Array = npt.NDArray[np.float64]
-BLOCKS = "columns.blocks"
+BLOCKS = "columns.feature_blocks"
 CACHE_BYTES = 4 * 2**30  # of binned folds; more are binned anew when they are needed again
 
 
@@ -57,7 +57,7 @@ class TuneParams(Budget):
         space: axis by dotted key of section stack: see popularity.tuning.space.
     """
 
-    schemes: Annotated[tuple[Literal["matched", "user"], ...], Field(min_length=1)]
+    schemes: Annotated[tuple[Literal["forward", "group"], ...], Field(min_length=1)]
     space: dict[str, Any]
 
 
@@ -96,8 +96,8 @@ def stack_search(params: TuneParams, stack: StackParams, inputs: StackInputs) ->
     Raises:
         ConfigError: the space is none.
     """
-    space = Space.parse("tune.space", params.space if params.trials else {}, "stack", stack)
-    budget = Budget(params.seed, params.trials, params.hours, params.storage)
+    space = Space.parse("tune.space", params.space if params.n_trials else {}, "stack", stack)
+    budget = Budget(params.seed, params.n_trials, params.timeout_hours, params.storage)
     key = fingerprint(
         code_fingerprint(), asdict(stack), params.space, params.schemes, params.seed, *vars(inputs).values()
     )
@@ -133,7 +133,7 @@ class FittedFold:
 
     booster: lgb.Booster
     target: Target
-    level: Level
+    level: Trend
     values: npt.NDArray[np.float32]
     beside: Array
     errors: Array
@@ -227,22 +227,24 @@ class StackObjective:
 
         return min(candidates(len(each[0])), key=error)
 
-    def _value(self, place: int, level: Level, rest: Array) -> float:
+    def _value(self, place: int, level: Trend, rest: Array) -> float:
         fold, label = self.folds[place], self.labels[place]
         predicted = level.add(rest, fold.scored_at)
         return selection_loss(label, predicted + _shift(label, predicted, level), np.median(fold.label))
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
         fold, scored = self.folds[place], self.labels[place]
-        with threadpool_limits(params.threads, user_api="blas"):  # more threads would sum in another order
+        with threadpool_limits(params.num_threads, user_api="blas"):  # more threads would sum in another order
             binned = self._bin(place, params)
-        kept = np.flatnonzero(kept_rows(fold.fit["pid"].to_list(), self.blocks.scalars, params.keep, params.seed))
+        kept = np.flatnonzero(
+            kept_rows(fold.fit["pid"].to_list(), self.blocks.scalars, params.row_selection, params.seed)
+        )
         level, rest = _rest(fold, params)
-        target = Target.fit(rest[kept], params.target)
+        target = Target.fit(rest[kept], params.target_transform)
         # A subset forgets a label or a weight that it is given before it is constructed, and keeps those of the whole.
         rows = binned.fit.subset(kept.tolist()).construct()
         rows.set_label(target.apply(rest[kept]))
-        rows.set_weight(recency_weights(fold.posted_at[kept], params.half_life_days))
+        rows.set_weight(recency_weights(fold.posted_at[kept], params.sample_weight_half_life_days))
         errors: list[float] = []
 
         def measure(predicted: Array, _rows: lgb.Dataset) -> tuple[str, float, bool]:
@@ -252,10 +254,10 @@ class StackObjective:
         booster = lgb.train(
             {**lightgbm_params(params, params.seed), "metric": "None", "feature_pre_filter": False},
             rows,
-            num_boost_round=params.max_rounds,
+            num_boost_round=params.num_boost_round,
             valid_sets=[binned.scored],
             feval=measure,
-            callbacks=[lgb.early_stopping(params.patience, verbose=False)],
+            callbacks=[lgb.early_stopping(params.early_stopping_rounds, verbose=False)],
             keep_training_booster=True,  # or the trees after its own best round are cut off
         )
         return FittedFold(booster, target, level, binned.values, binned.beside, np.array(errors))
@@ -263,18 +265,25 @@ class StackObjective:
     def _bin(self, place: int, params: StackParams) -> BinnedFold:
         """From the cache, or encoded and binned for every choice of blocks that the space has."""
         base = self.space.base
-        params = replace(params, target=base.target, keep=base.keep, half_life_days=base.half_life_days)
+        params = replace(
+            params,
+            target_transform=base.target_transform,
+            row_selection=base.row_selection,
+            sample_weight_half_life_days=base.sample_weight_half_life_days,
+        )
         key = _key(place, params)
         if key not in self.binned:
             axis = self.space.axes.get(BLOCKS)
-            choices = list(axis.choices) if isinstance(axis, Choices) else [params.columns.blocks]
+            choices = list(axis.choices) if isinstance(axis, Choices) else [params.columns.feature_blocks]
             fold = self.folds[place]
             rest = _rest(fold, params)[1]
-            every = replace(params.columns, blocks=tuple(dict.fromkeys(block for one in choices for block in one)))
+            every = replace(
+                params.columns, feature_blocks=tuple(dict.fromkeys(block for one in choices for block in one))
+            )
             encoder, fit = MatrixEncoder.fit(fold.fit, rest, self.blocks, every)
             scored = encoder.apply(fold.score, self.blocks)
             for blocks in choices:
-                chosen = replace(params, columns=replace(params.columns, blocks=tuple(blocks)))
+                chosen = replace(params, columns=replace(params.columns, feature_blocks=tuple(blocks)))
                 own, own_scored = _part(fit, chosen.columns), _part(scored, chosen.columns)
                 beside = _beside(fold, own, own_scored, rest, chosen)
                 self.binned[_key(place, chosen)] = _binned(own, own_scored, rest, self.labels[place], beside, chosen)
@@ -286,14 +295,14 @@ class StackObjective:
 
 def _key(place: int, params: StackParams) -> str:
     """What a binned fold, and the learners beside LightGBM, depend on: all but the trees, of which the bins' number."""
-    return fingerprint(place, {**asdict(params), "trees": params.trees.max_bin})
+    return fingerprint(place, {**asdict(params), "lightgbm": params.lightgbm.max_bin})
 
 
 def _beside(fold: Fold, fit: Matrix, scored: Matrix, rest: Array, params: StackParams) -> Array:
     """(learners, m) what each learner beside LightGBM predicts for the scored rows, less the level."""
-    target = Target.fit(rest, params.target)
-    sample = Sample(fit, target.apply(rest), recency_weights(fold.posted_at, params.half_life_days))
-    cuts = inner_cuts(fold.posted_at, params.inner_cuts, params.inner_share)
+    target = Target.fit(rest, params.target_transform)
+    sample = Sample(fit, target.apply(rest), recency_weights(fold.posted_at, params.sample_weight_half_life_days))
+    cuts = inner_splits(fold.posted_at, params.inner_cv)
     beside = [np.empty((0, len(scored.values)))]
     for learner in (LEARNERS[name] for name in params.learners if name != "lightgbm"):
         model = learner.fit(sample, learner.learn(sample, cuts, params).chosen, params, params.seed)
@@ -301,18 +310,18 @@ def _beside(fold: Fold, fit: Matrix, scored: Matrix, rest: Array, params: StackP
     return np.vstack(beside)
 
 
-def _rest(fold: Fold, params: StackParams) -> tuple[Level, Array]:
+def _rest(fold: Fold, params: StackParams) -> tuple[Trend, Array]:
     """The level of a fold's fit rows, and what it leaves of their labels."""
-    level = Level.fit(fold.posted_at, fold.label, params.level)
+    level = Trend.fit(fold.posted_at, fold.label, params.detrend)
     return level, level.remove(fold.label, fold.posted_at)
 
 
-def _error(label: Array, predicted: Array, level: Level) -> float:
+def _error(label: Array, predicted: Array, level: Trend) -> float:
     """The mean absolute error after the shift."""
     return mean_absolute_error(label, predicted + _shift(label, predicted, level))
 
 
-def _shift(label: Array, predicted: Array, level: Level) -> float:
+def _shift(label: Array, predicted: Array, level: Trend) -> float:
     """What the stage's shift is replaced with: the median error of the scored rows; 0 where nothing is shifted."""
     return float(np.median(label - predicted)) if level.shifts else 0.0
 
@@ -331,8 +340,8 @@ def _binned(
         "feature_name": list(fit.names),
         "categorical_feature": list(fit.categorical),
         "params": {
-            "max_bin": params.trees.max_bin,
-            "num_threads": params.threads,
+            "max_bin": params.lightgbm.max_bin,
+            "num_threads": params.num_threads,
             "verbosity": -1,
             "seed": params.seed,
             "feature_pre_filter": False,
@@ -344,8 +353,8 @@ def _binned(
     )
 
 
-def _part(matrix: Matrix, params: EncoderParams) -> Matrix:
-    """The columns of `params.blocks`, in the order in which MatrixEncoder would put them."""
-    order = sorted(params.blocks, key=lambda block: block != "metadata")
+def _part(matrix: Matrix, params: ColumnParams) -> Matrix:
+    """The columns of `params.feature_blocks`, in the order in which MatrixEncoder would put them."""
+    order = sorted(params.feature_blocks, key=lambda block: block != "metadata")
     columns = [place for block in order for place, origin in enumerate(matrix.blocks) if origin == block]
     return Matrix(matrix.values[:, columns], matrix.pids, tuple(matrix.columns[column] for column in columns))

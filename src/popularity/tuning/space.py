@@ -120,7 +120,7 @@ class Space(Generic[S]):
 def nested(values: Values) -> dict[str, Any]:
     """Mappings in mappings from dotted keys.
 
-    >>> nested({"trees.num_leaves": 7, "target": "raw"})
+    >>> nested({"lightgbm.num_leaves": 7, "target": "raw"})
     {'trees': {'num_leaves': 7}, 'target': 'raw'}
     """
     parts = [

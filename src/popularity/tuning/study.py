@@ -64,14 +64,14 @@ class Budget(Section):
 
     Args:
         seed: of the samplers.
-        trials: finished ones wanted, the default among them; 0 searches nothing.
-        hours: after which no trial is started; 0 for no limit.
+        n_trials: finished ones wanted, the default among them; 0 searches nothing.
+        timeout_hours: after which no trial is started; 0 for no limit.
         storage: `sqlite`, `journal:<path>` or the URL of a database.
     """
 
     seed: Annotated[int, Field(ge=0)]
-    trials: Annotated[int, Field(ge=0)]
-    hours: Annotated[float, Field(ge=0)]
+    n_trials: Annotated[int, Field(ge=0)]
+    timeout_hours: Annotated[float, Field(ge=0)]
     storage: str
 
 
@@ -142,7 +142,7 @@ def run_search(
     workers: int = 1,
     heartbeat: Heartbeat = HEARTBEAT,
 ) -> list[Finished]:
-    """The first `budget.trials` finished trials, in order; fewer if the hours ended before.
+    """The first `budget.n_trials` finished trials, in order; fewer if the hours ended before.
 
     Args:
         search: what to search; a study of its name is resumed.
@@ -155,12 +155,12 @@ def run_search(
         ConfigError: a storage that is none.
         DataError: the storage cannot be reached, or all workers ended early.
     """
-    if search.budget.trials == 0:
+    if search.budget.n_trials == 0:
         return []
     if not search.space.axes:
         raise ConfigError(f"the search space of section '{search.space.section}' is empty: set its trials to 0")
     study = open_study(search.name, search.budget.storage, state, create=True, heartbeat=heartbeat)
-    deadline = time.time() + search.budget.hours * 3600 if search.budget.hours else math.inf
+    deadline = time.time() + search.budget.timeout_hours * 3600 if search.budget.timeout_hours else math.inf
     _queue_again(study, search)
     _queue_default(study, search)
     if workers == 1:
@@ -172,7 +172,7 @@ def run_search(
 
 def finished_trials(study: optuna.Study, search: Search) -> list[Finished]:
     """The finished trials of a study, as many as the search wants, in the order in which they were started."""
-    found = study.get_trials(deepcopy=False, states=FINISHED)[: search.budget.trials]
+    found = study.get_trials(deepcopy=False, states=FINISHED)[: search.budget.n_trials]
     return [
         Finished(
             number,
@@ -202,7 +202,7 @@ def work(
         worker: number of this worker; its draws differ from those of others.
         deadline: time.time() after which no trial is started.
     """
-    wanted, run = search.budget.trials, _Run(search, cache(make_objective))
+    wanted, run = search.budget.n_trials, _Run(search, cache(make_objective))
     parent = multiprocessing.parent_process()
 
     def reseed(study: optuna.Study, _trial: FrozenTrial | None = None) -> None:
@@ -316,7 +316,7 @@ def _work_in_processes(study: optuna.Study, search: Search, task: _Task, workers
     for process in processes:
         process.start()
     try:
-        with tqdm(total=search.budget.trials, desc=search.space.section, unit="trial") as progress:
+        with tqdm(total=search.budget.n_trials, desc=search.space.section, unit="trial") as progress:
             while any(process.is_alive() for process in processes):
                 progress.update(min(_count(study), progress.total) - progress.n)
                 time.sleep(1.0)
@@ -328,9 +328,9 @@ def _work_in_processes(study: optuna.Study, search: Search, task: _Task, workers
         if process.exitcode:
             logger.warning("worker %d ended with exit code %d", worker, process.exitcode)
     found = _count(study)
-    if found < search.budget.trials and time.time() < task.deadline:
+    if found < search.budget.n_trials and time.time() < task.deadline:
         raise DataError(
-            f"all {workers} workers ended after {found} of {search.budget.trials} trials",
+            f"all {workers} workers ended after {found} of {search.budget.n_trials} trials",
             expected="workers that live until the last trial is finished",
             fix=f"see what they wrote above; the same command goes on, {WORKERS_VARIABLE}=1 shows the error plainly",
         )

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stack = load_params("stack", StackParams, file, args.folder / SELECTED)
     search, objective = stack_search(params, stack, StackInputs.below(args.folder))
     study = open_study(search.name, search.budget.storage, args.folder, create=False)
-    deadline = time.time() + params.hours * 3600 if params.hours else float("inf")
+    deadline = time.time() + params.timeout_hours * 3600 if params.timeout_hours else float("inf")
     # Others count their workers from 0: a number from elsewhere keeps the draws apart.
     number = int.from_bytes(os.urandom(4), "little")
     work(study, search, objective, worker=number, deadline=deadline)

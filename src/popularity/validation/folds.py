@@ -46,7 +46,7 @@ def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Pat
     dates = posts.select("pid", "posted_at")
     features = read_features(folder, key, rows).join(dates, on="pid", how="left", validate="1:1", maintain_order="left")
     roles = dict(rows.iter_rows())
-    is_fit = pl.Series([roles[pid] == "fit" for pid in features["pid"]])
+    is_fit = pl.Series([roles[pid] == "train" for pid in features["pid"]])
     fit = features.filter(is_fit)
     score = features.filter(~is_fit)
     known = posts.select("pid", "label", "posted_at")

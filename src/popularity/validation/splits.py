@@ -39,11 +39,11 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 @dataclass(frozen=True)
 class SplitParams(Section):
     seed: int
-    report_share: Share
-    matched_share: Share
-    cuts: Annotated[int, Field(ge=1)]
-    folds: Annotated[int, Field(ge=2)]
-    unseen_user_share: Share
+    holdout_fraction: Share
+    forward_fraction: Share
+    n_origins: Annotated[int, Field(ge=1)]
+    n_folds: Annotated[int, Field(ge=2)]
+    unseen_user_fraction: Share
     tolerance: Annotated[float, Field(gt=0, lt=0.5)]
 
 
@@ -57,20 +57,20 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
     """
     posts = posts.select("pid", "uid", "split", "posted_at").sort("posted_at", "pid")
     train, test = (posts.filter(pl.col("split") == part) for part in ("train", "test"))
-    if train["uid"].n_unique() < params.folds:
+    if train["uid"].n_unique() < params.n_folds:
         raise DataError(
             f"{train['uid'].n_unique()} users in the training part",
-            expected=f"at least split.folds = {params.folds}",
-            fix="check dataset.root, or lower split.folds in params.yaml",
+            expected=f"at least split.n_folds = {params.n_folds}",
+            fix="check dataset.root, or lower split.n_folds in params.yaml",
         )
     wanted, origin = _wanted_unseen_share(train, test, params)
-    report_start = _cut(train, params.report_share)
+    report_start = _cut(train, params.holdout_fraction)
     before_report = train.filter(pl.col("posted_at") < report_start)
-    if before_report["posted_at"].n_unique() < 2 or before_report["uid"].n_unique() < params.folds:
+    if before_report["posted_at"].n_unique() < 2 or before_report["uid"].n_unique() < params.n_folds:
         raise DataError(
             f"{before_report.height} posts before the report cut at {report_start}",
-            expected="training posts spread over time, with more users than split.folds",
-            fix="check the Postdate column, or lower split.report_share in params.yaml",
+            expected="training posts spread over time, with more users than split.n_folds",
+            fix="check the Postdate column, or lower split.holdout_fraction in params.yaml",
         )
     slices, fewer = _slices(before_report, report_start, params)
     parts: list[pl.DataFrame] = []
@@ -92,17 +92,17 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
         role, missed = _cut_roles(train, start, end, wanted=wanted, params=params, rng=rng)
         add(key, role, train["pid"], note="; ".join(filter(None, (note, missed))))
 
-    add_cut(FoldKey("report", 0), report_start, None, later=0, note="")
+    add_cut(FoldKey("holdout", 0), report_start, None, later=0, note="")
     for fold, (start, end) in enumerate(slices):
         note = fewer if fold == 0 else ""
-        add_cut(FoldKey("matched", fold), start, end, later=len(slices) - 1 - fold, note=note)
-    for scheme in ("user", "random"):
+        add_cut(FoldKey("forward", fold), start, end, later=len(slices) - 1 - fold, note=note)
+    for scheme in ("group", "random"):
         for fold, role in enumerate(_fold_roles(train, report_start, scheme, params)):
             add(FoldKey(scheme, fold), role, train["pid"], note="")
     everything = pl.concat([train, test])
     add(
-        FoldKey("final", 0),
-        np.where(everything["split"].to_numpy() == "train", "fit", "score"),
+        FoldKey("refit", 0),
+        np.where(everything["split"].to_numpy() == "train", "train", "valid"),
         everything["pid"],
         note="" if test.height else "no test part: nothing to score",
     )
@@ -118,13 +118,13 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
     return pl.concat(parts).sort(FOLDS.key), report
 
 
-FOLDS_SEED = {"report": 1, "matched": 2, "user": 3, "random": 4}
-LEAST_FIT = 0.25  # share of the rows before a cut in time that is fitted on, however many users should go
+FOLDS_SEED = {"holdout": 1, "forward": 2, "group": 3, "random": 4}
+MIN_TRAIN_FRACTION = 0.25  # share of the rows before a cut in time that is fitted on, however many users should go
 
 
 def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[FoldKey, pl.DataFrame]]:
     """Yields (key, rows (pid, role) without the dropped ones) of each fold, in order."""
-    kept = splits.filter(pl.col("scheme").is_in(schemes) & (pl.col("role") != "dropped"))
+    kept = splits.filter(pl.col("scheme").is_in(schemes) & (pl.col("role") != "excluded"))
     for (scheme, fold), rows in kept.sort(FOLDS.key).group_by("scheme", "fold", maintain_order=True):
         yield FoldKey(str(scheme), int(str(fold))), rows.select("pid", "role")
 
@@ -132,7 +132,7 @@ def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[FoldKey,
 def _wanted_unseen_share(train: pl.DataFrame, test: pl.DataFrame, params: SplitParams) -> tuple[float, str]:
     """The share of scored posts that users without a training post should write."""
     if test.is_empty():
-        return params.unseen_user_share, "split.unseen_user_share (no test part)"
+        return params.unseen_user_fraction, "split.unseen_user_fraction (no test part)"
     known = test["uid"].is_in(train["uid"].unique().to_list())
     return 1.0 - float(known.sum()) / test.height, "test part"
 
@@ -148,16 +148,21 @@ def _cut(rows: pl.DataFrame, share: float) -> Any:
 
 
 def _slices(before_report: pl.DataFrame, report_start: Any, params: SplitParams) -> tuple[list[tuple[Any, Any]], str]:
-    """(start, end) of what each cut of `matched` scores, in order of time: the last `matched_share` of what is before
+    """(start, end) of what each cut of `matched` scores, in order of time: the last `forward_fraction` of what is before
     the next one. The second value says so if there is no room for all."""
     slices: list[tuple[Any, Any]] = []
     rows, end = before_report, report_start
-    while len(slices) < params.cuts and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.folds:
-        start = _cut(rows, params.matched_share)
+    while (
+        len(slices) < params.n_origins and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.n_folds
+    ):
+        start = _cut(rows, params.forward_fraction)
         slices.insert(0, (start, end))
         rows, end = rows.filter(pl.col("posted_at") < start), start
-    missing = params.cuts - len(slices)
-    return slices, f"too few posts or users for {missing} more of split.cuts = {params.cuts}" if missing else ""
+    missing = params.n_origins - len(slices)
+    return (
+        slices,
+        f"too few posts or users for {missing} more of split.n_origins = {params.n_origins}" if missing else "",
+    )
 
 
 def _cut_roles(
@@ -177,7 +182,7 @@ def _cut_roles(
     uids = train["uid"].to_numpy()
     dropped_users, note = _users_to_drop(uids[fit], uids[score], wanted, params.tolerance, rng)
     dropped = after | (fit & train["uid"].is_in(dropped_users).to_numpy())
-    return np.where(dropped, "dropped", np.where(score, "score", "fit")), note
+    return np.where(dropped, "excluded", np.where(score, "valid", "train")), note
 
 
 def _users_to_drop(
@@ -190,11 +195,11 @@ def _users_to_drop(
     """Users whose fit posts go, so that about `wanted` of the scored posts are by unseen users.
 
     Users come in random order; one that would overshoot is passed over. When the users left are all too
-    large, the one that ends nearest is taken. No user goes with whom less than LEAST_FIT of the fit rows would
+    large, the one that ends nearest is taken. No user goes with whom less than MIN_TRAIN_FRACTION of the fit rows would
     be left. The second value says why the share was missed, if it was.
     """
     known = Counter(fit_uids.tolist())
-    spare = len(fit_uids) * (1 - LEAST_FIT)
+    spare = len(fit_uids) * (1 - MIN_TRAIN_FRACTION)
     users, counts = np.unique(score_uids.astype(str), return_counts=True)
     seen = np.array([user in known for user in users], dtype=bool)
     total = len(score_uids)
@@ -237,31 +242,31 @@ def _fold_roles(
     """Roles (n,) for each fold of `user` or `random` over the rows before `report`."""
     before = np.flatnonzero((train["posted_at"] < report_start).to_numpy())
     state = int(np.random.default_rng([params.seed, FOLDS_SEED[scheme], 0]).integers(2**31))
-    if scheme == "user":
+    if scheme == "group":
         # Numbers in the order of the names: among names scikit-learn looks for every user in every row.
         groups = train["uid"].rank("dense").to_numpy()[before]
-        folds = GroupKFold(params.folds, shuffle=True, random_state=state).split(before, groups=groups)
+        folds = GroupKFold(params.n_folds, shuffle=True, random_state=state).split(before, groups=groups)
     else:
-        folds = KFold(params.folds, shuffle=True, random_state=state).split(before)
+        folds = KFold(params.n_folds, shuffle=True, random_state=state).split(before)
     for _, scored in folds:
-        role = np.full(train.height, "dropped", dtype="<U7")
-        role[before] = "fit"
-        role[before[scored]] = "score"
+        role = np.full(train.height, "excluded", dtype="<U8")
+        role[before] = "train"
+        role[before[scored]] = "valid"
         yield role
 
 
 def _describe(frame: pl.DataFrame, posts: pl.DataFrame) -> dict[str, Any]:
     """Counts of a scheme's rows, its time span and its share of scored posts by unseen users."""
     rows = frame.join(posts, on="pid", how="left", validate="1:1")
-    fit, score = (rows.filter(pl.col("role") == role) for role in ("fit", "score"))
+    fit, score = (rows.filter(pl.col("role") == role) for role in ("train", "valid"))
     unseen = (~score["uid"].is_in(fit["uid"].unique().to_list())).mean()
     return {
-        "fit": fit.height,
-        "score": score.height,
-        "dropped": rows.height - fit.height - score.height,
-        "fit_users": fit["uid"].n_unique(),
-        "score_users": score["uid"].n_unique(),
+        "train": fit.height,
+        "valid": score.height,
+        "excluded": rows.height - fit.height - score.height,
+        "train_users": fit["uid"].n_unique(),
+        "valid_users": score["uid"].n_unique(),
         "unseen_post_share": None if unseen is None else round(float(str(unseen)), 4),
-        "score_from": str(score["posted_at"].min()) if score.height else None,
-        "score_to": str(score["posted_at"].max()) if score.height else None,
+        "valid_from": str(score["posted_at"].min()) if score.height else None,
+        "valid_to": str(score["posted_at"].max()) if score.height else None,
     }

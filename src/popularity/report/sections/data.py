@@ -11,7 +11,7 @@ import polars as pl
 
 from popularity.core import paths
 from popularity.core.contracts import IMAGE_STATUSES, LEVELS, SPLITS
-from popularity.evaluation.scores import REPORT
+from popularity.evaluation.scores import HOLDOUT
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Tables, Text
 from popularity.report.drawing import BLUE, ORANGE, Line
@@ -135,9 +135,9 @@ def _with_quartiles(part: _Part, months: Sequence[str]) -> Line:
 def _mean_labels(run: RunFolder, training: float) -> Table:
     rows = [["training posts, label", number(training)]]
     if run.scored is not None:
-        rows.append([f"train rows of {REPORT}, label", number(run.scored.fit_means[0])])
+        rows.append([f"train rows of {HOLDOUT}, label", number(run.scored.fit_means[0])])
         validation = float(np.mean(run.scored.rows["label"].to_numpy()))
-        rows.append([f"validation rows of {REPORT}, label", number(validation)])
+        rows.append([f"validation rows of {HOLDOUT}, label", number(validation)])
     if len(run.test_predictions):
         rows.append(["test posts, prediction", number(float(np.mean(run.test_predictions["prediction"].to_numpy())))])
     return Table("Mean label, and mean prediction of the test part", ["posts", "mean"], rows)

@@ -12,7 +12,7 @@ from popularity.core import paths
 from popularity.core.contracts import IMAGE_STATUS
 from popularity.core.metrics import score
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.scores import MAIN_MODEL, REPORT, EvaluateConfig, Scored
+from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, EvaluateConfig, Scored
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Post, Posts, Section, Table, Text
 from popularity.report.drawing import Line
@@ -38,11 +38,11 @@ GROUPINGS = {
 
 
 def build(run: RunFolder) -> Section | None:
-    """The section; None if no post of scheme REPORT was scored."""
+    """The section; None if no post of scheme HOLDOUT was scored."""
     if run.scored is None:
         return None
     text = (
-        f"The validation posts of scheme {REPORT}, predicted by the {MAIN_MODEL}, in label units: log2(views + 1). "
+        f"The validation posts of scheme {HOLDOUT}, predicted by the {MAIN_MODEL}, in label units: log2(views + 1). "
         "Small groups have wide intervals: compare these, not the values. The largest classes are listed, the worst "
         "first."
     )
@@ -59,7 +59,7 @@ def build(run: RunFolder) -> Section | None:
 
 def _groups(run: RunFolder, grouping: str) -> list[tuple[str, Metrics]]:
     """Name and scores of each group; classes by their MAE, the largest first."""
-    own = run.group_scores.filter(scheme=REPORT, model=MAIN_MODEL, grouping=grouping)
+    own = run.group_scores.filter(scheme=HOLDOUT, model=MAIN_MODEL, grouping=grouping)
     found = by_metric(own, ["group"])
     if grouping not in ("category", "subcategory"):
         return [(str(group), metrics) for (group,), metrics in found]
@@ -121,7 +121,7 @@ def _group_table(name: str, groups: Sequence[tuple[str, Metrics]]) -> Table:
 
 
 def modality_scores(run: RunFolder) -> list[tuple[str, Metrics]]:
-    """The main model's scores in scheme REPORT by what a post has: image, text, both, neither; [] without a score."""
+    """The main model's scores in scheme HOLDOUT by what a post has: image, text, both, neither; [] without a score."""
     if run.scored is None:
         return []
     text = (pl.col("title").str.strip_chars() != "") | (pl.col("tags").str.strip_chars() != "")
@@ -142,11 +142,11 @@ def _score_rows(rows: pl.DataFrame, config: EvaluateConfig) -> Metrics:
     rows = rows.sort("pid")
     label, prediction = rows["label"].to_numpy(), rows[PREDICTION].to_numpy()
     users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
-    draws = resample(label, prediction[:, None], users, resamples=config.bootstrap, seed=config.seed)
+    draws = resample(label, prediction[:, None], users, resamples=config.n_resamples, seed=config.seed)
     found: dict[str, dict[str, Any]] = {}
     for metric, value in score(label, prediction).items():
         known = value is not None and users.max() > 0
-        low, high = interval(draws[metric][:, 0], config.confidence) if known else (None, None)
+        low, high = interval(draws[metric][:, 0], config.confidence_level) if known else (None, None)
         counts = {"posts": rows["pid"].n_unique(), "users": int(users.max()) + 1}
         found[metric] = {"value": value, "low": low, "high": high, **counts}
     return found

@@ -112,7 +112,7 @@ def principal_plane(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _mean_labels(run: RunFolder) -> FloatArray:
     """(classes,) mean training label of each class, in the order of `run.classes`."""
     train = run.posts.filter(split="train")
-    keys = level_keys(train, run.json(paths.PROTOTYPE_SUMMARY)["class_path"])["subcategory"]
+    keys = level_keys(train, run.json(paths.PROTOTYPE_SUMMARY)["class_name_format"])["subcategory"]
     means = train.select("label").with_columns(key=keys).group_by("key").agg(pl.mean("label"))
     joined = run.classes.join(means, on="key", how="left", validate="1:1", maintain_order="left")
     return joined["label"].to_numpy()

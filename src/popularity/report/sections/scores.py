@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from popularity.core import paths
-from popularity.evaluation.scores import MAIN_MODEL, REPORT
+from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import Interval
@@ -30,7 +30,7 @@ def build(run: RunFolder) -> Section | None:
     text = (
         "SRC is Spearman's rank correlation (higher is better). MAE is the mean absolute error in label units, log2 of "
         "views (lower is better). MAPE is the mean error as a share of the label. Bias is the mean of prediction "
-        f"{MINUS} label. Brackets hold {percent(run.evaluation.confidence, 0)} intervals from a bootstrap over users: "
+        f"{MINUS} label. Brackets hold {percent(run.evaluation.confidence_level, 0)} intervals from a bootstrap over users: "
         "they show how the score varies with the users, not how it varies with the training data."
     )
     elements: list[Element] = [
@@ -40,7 +40,7 @@ def build(run: RunFolder) -> Section | None:
     ]
     if len(single := single_splits(run.scores)):
         elements.append(_table("Each split in time, from the first to the last", single, ["scheme", "cut", "model"]))
-    if len(compared := differences(run.scores).filter(scheme=REPORT, model=MAIN_MODEL)):
+    if len(compared := differences(run.scores).filter(scheme=HOLDOUT, model=MAIN_MODEL)):
         elements.append(_differences(compared))
     return Section("scores", "Scores", [*elements, Text(MODELS)])
 
@@ -53,7 +53,7 @@ def _chart(scores: pl.DataFrame, metric: str, caption: str) -> Chart:
     ]
     if any(row.value is None for row in rows):
         caption += " A constant prediction has no rank correlation."
-    drawn = drawing.intervals(rows, title, f"{title} of each model in each scheme, with intervals", strong=REPORT)
+    drawn = drawing.intervals(rows, title, f"{title} of each model in each scheme, with intervals", strong=HOLDOUT)
     return Chart(drawn, f"{title} by scheme and model", caption)
 
 
@@ -77,5 +77,5 @@ def _differences(compared: pl.DataFrame) -> Table:
         ]
         for row in compared.iter_rows(named=True)
     ]
-    title = f"The {MAIN_MODEL} against each baseline on {REPORT}: the same draws of users for both"
+    title = f"The {MAIN_MODEL} against each baseline on {HOLDOUT}: the same draws of users for both"
     return Table(title, ["difference", "metric", "value", "verdict"], rows, names=2)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core import paths
-from popularity.core.contracts import CUT_SCHEMES
+from popularity.core.contracts import TIME_SCHEMES
 from popularity.evaluation.scores import UNLABELLED
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
@@ -19,19 +19,19 @@ from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE, percent
 
 READS = (paths.POSTS, paths.SPLITS, paths.SPLIT_SUMMARY, paths.SCORES)
-ROLES = {"fit": "train", "score": "valid", "dropped": "excluded"}  # role in the table -> word on the page
+ROLES = ("train", "excluded", "valid")  # role in the table -> word on the page
 SCHEME_SHOWS = {
-    "report": (
+    "holdout": (
         "The last posts in time, with the test part's share of posts by new users. No choice was made on it: quote "
         "this score."
     ),
-    "matched": (
+    "forward": (
         "Earlier splits in time, made in the same way; the score is their mean. Trials were compared on it, so the "
         "chosen trial scores a little too well here."
     ),
-    "user": "New users, but at the time of the train rows: the trend does not move. Its scores are too good.",
+    "group": "New users, but at the time of the train rows: the trend does not move. Its scores are too good.",
     "random": "Random folds: the model knows most users and their later posts. Its scores are too good.",
-    "final": "All labelled posts; the model predicts the test part, whose labels nobody here knows.",
+    "refit": "All labelled posts; the model predicts the test part, whose labels nobody here knows.",
 }
 
 
@@ -58,11 +58,11 @@ def _timeline(run: RunFolder) -> Chart:
     rows = []
     for scheme in SCHEME_SHOWS:
         numbers = folds.filter(scheme=scheme)["fold"].sort().to_list()
-        by_time = scheme in CUT_SCHEMES
+        by_time = scheme in TIME_SCHEMES
         for fold in numbers if by_time else numbers[:1]:
             of = f" {fold + 1} of {len(numbers)}" if len(numbers) > 1 else ""
             own = counts.filter(scheme=scheme, fold=fold)
-            lanes = {word: _per_month(own.filter(role=role), months) for role, word in ROLES.items()}
+            lanes = {role: _per_month(own.filter(role=role), months) for role in ROLES}
             rows.append(SplitRow(scheme + of, lanes))
     label = "Posts by month in each split: train, validation and excluded"
     drawn = drawing.split_timeline(rows, months, label)
@@ -92,7 +92,7 @@ def _counts(schemes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     for scheme, folds in schemes.items():
         counts = (f"{np.mean([fold[role] for fold in folds]):,.0f}" for role in ROLES)
         rows.append([scheme, f"{len(folds)}", *counts, percent(unseen_share(folds))])
-    header = ["scheme", "folds", *ROLES.values(), "valid, by new users"]
+    header = ["scheme", "folds", *ROLES, "valid, by new users"]
     return Table("Posts of each scheme, mean over its folds", header, rows)
 
 
