@@ -65,8 +65,8 @@ def _run_graph(root: Path) -> Clone:
     return made
 
 
-# A test with one of these takes minutes or needs a server: it is slow, wherever it stands.
-SLOW_FIXTURES = {"clone", "postgresql"}
+# A test with one of these runs stages or needs a server: it is slow, wherever it stands.
+SLOW_FIXTURES = {"clone", "postgresql", "small_run"}
 # Files and single tests that are slow; other files mark theirs themselves.
 SLOW = {
     "encoders/test_embed_stages",
@@ -76,9 +76,16 @@ SLOW = {
     "features/test_signals::test_the_number_of_threads_changes_no_bit",
     "leakage/test_labels",
     "leakage/test_rows",
+    "network/test_losses::test_two_processes_see_each_others_posts",
+    "network/test_model::test_training_needs_neither_tables_nor_trees_nor_dvc",
+    "post_features/test_embed_posts_stage::test_two_processes_equal_one",
     "stack/test_cluster",
     "stack/test_fit",
+    "stack/test_network_head",
+    "stack/test_parallel",
+    "stack/test_stack_stage",
     "test_two_nodes_benchmark",
+    "text_model/test_text_model",
     "training/test_processes",
     "training/test_train_stage",
     "tuning/test_network_search",
