@@ -67,7 +67,7 @@ def _run_graph(root: Path) -> Clone:
 
 # A test with one of these runs stages or needs a server: it is slow, wherever it stands.
 SLOW_FIXTURES = {"clone", "postgresql", "small_run"}
-# Files and single tests that are slow; other files mark theirs themselves.
+# Files and single tests that are slow, as are those of the benchmarks; other files mark theirs themselves.
 SLOW = {
     "encoders/test_embed_stages",
     "encoders/test_lost_processes",
@@ -84,7 +84,7 @@ SLOW = {
     "stack/test_network_head",
     "stack/test_parallel",
     "stack/test_stack_stage",
-    "test_two_nodes_benchmark",
+    "test_launch",
     "text_model/test_text_model",
     "training/test_processes",
     "training/test_train_stage",
@@ -112,8 +112,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     At the end one worker would run the last of the long files and the others none.
     """
     for item in items:
+        benchmark = _name(item).endswith(("_benchmark", "_benchmarks"))
         names = {_name(item), f"{_name(item)}::{getattr(item, 'originalname', None)}"}
-        if names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        if benchmark or names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
