@@ -78,7 +78,8 @@ SLOW = {
     "leakage/test_rows",
     "network/test_losses::test_two_processes_see_each_others_posts",
     "network/test_model::test_training_needs_neither_tables_nor_trees_nor_dvc",
-    "post_features/test_embed_posts_stage::test_two_processes_equal_one",
+    "post_features/test_embed_posts_stage",
+    "report/test_report_stage",
     "stack/test_cluster",
     "stack/test_fit",
     "stack/test_network_head",
@@ -86,10 +87,12 @@ SLOW = {
     "stack/test_stack_stage",
     "test_launch",
     "text_model/test_text_model",
+    "training/test_loop",
     "training/test_processes",
     "training/test_train_stage",
     "tuning/test_network_search",
     "tuning/test_selection",
+    "tuning/test_study",
     "tuning/test_tune_stage",
 }
 # Files that take minutes, in the order in which they start. The first runs the graph for all; the two after it need
