@@ -65,9 +65,9 @@ def _run_graph(root: Path) -> Clone:
     return made
 
 
-# A test with one of these takes minutes or needs a server: it is slow, wherever it stands.
-SLOW_FIXTURES = {"clone", "postgresql"}
-# Files and single tests that are slow; other files mark theirs themselves.
+# A test with one of these runs stages or needs a server: it is slow, wherever it stands.
+SLOW_FIXTURES = {"clone", "postgresql", "small_run"}
+# Files and single tests that are slow, as are those of the benchmarks; other files mark theirs themselves.
 SLOW = {
     "encoders/test_embed_stages",
     "encoders/test_lost_processes",
@@ -76,13 +76,23 @@ SLOW = {
     "features/test_signals::test_the_number_of_threads_changes_no_bit",
     "leakage/test_labels",
     "leakage/test_rows",
+    "network/test_losses::test_two_processes_see_each_others_posts",
+    "network/test_model::test_training_needs_neither_tables_nor_trees_nor_dvc",
+    "post_features/test_embed_posts_stage",
+    "report/test_report_stage",
     "stack/test_cluster",
     "stack/test_fit",
-    "test_two_nodes_benchmark",
+    "stack/test_network_head",
+    "stack/test_parallel",
+    "stack/test_stack_stage",
+    "test_launch",
+    "text_model/test_text_model",
+    "training/test_loop",
     "training/test_processes",
     "training/test_train_stage",
     "tuning/test_network_search",
     "tuning/test_selection",
+    "tuning/test_study",
     "tuning/test_tune_stage",
 }
 # Files that take minutes, in the order in which they start. The first runs the graph for all; the two after it need
@@ -105,8 +115,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     At the end one worker would run the last of the long files and the others none.
     """
     for item in items:
+        benchmark = _name(item).endswith(("_benchmark", "_benchmarks"))
         names = {_name(item), f"{_name(item)}::{getattr(item, 'originalname', None)}"}
-        if names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        if benchmark or names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))

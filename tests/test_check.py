@@ -13,6 +13,7 @@ from popularity.profile import read_profiles
 from tests.repository import PROFILES, profile_text, write_profile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", read_profiles(PROFILES))
 def test_every_profile_passes_and_has_every_section(profile: str, tmp_path: Path) -> None:
     params = write_profile(tmp_path, profile)
