@@ -50,7 +50,7 @@ def test_a_space_knows_its_defaults_and_makes_sections() -> None:
     [
         (
             {"trees__num_leafs": span(2, 9)},
-            r"tune\.space\.trees\.num_leafs: section 'stack' has no such key; it has blend, cat",
+            r"tune\.space\.trees\.num_leafs: section 'stack' has no such key; it has catboost",
         ),
         ({"trees": span(2, 9)}, r"tune\.space\.trees: section 'stack' has no such key"),
         ({"trees__num_leaves": span(9, 2, integer=True)}, r"trees\.num_leaves: low 9 is above high 2"),
