@@ -86,7 +86,7 @@ def test_a_cut_has_no_say_in_its_own_share() -> None:
     )
     posts = pl.DataFrame({"pid": pids, "label": label})
     found = fitted_shares(predictions, said, posts, [0.0, 0.5, 1.0])
-    chosen = {(scheme, fold): share for scheme, _, fold, share in found.iter_rows()}
+    chosen = {(scheme, fold): share for scheme, fold, share in found.iter_rows()}
     assert chosen["forward", 0] == 0.0
     assert chosen["forward", 1] == 1.0
     assert chosen["holdout", 0] == chosen["holdout", 1] == 0.5

@@ -150,7 +150,7 @@ def test_the_value_is_error_over_that_of_the_constant_minus_rank_correlation_mea
         src, mae = spearman(*own), mean_absolute_error(*own)
         constant = mean_absolute_error(labels[rows], judged.constant[rows])
         assert src is not None
-        assert scores.row(cut) == ("one", 0, cut, 30, src, mae, constant, mae / constant - src)
+        assert scores.row(cut) == ("one", cut, 30, src, mae, constant, mae / constant - src)
     drawn = resample_cuts(labels, judged.predictions, judged.users, resamples=50, seed=3, cuts=judged.place)
     assert drawn["mae"].shape == (2, 50, 1)
     for metric, values in resample(
@@ -325,7 +325,11 @@ def test_labels_that_no_cut_may_see_change_nothing(inputs: Path, selected: Path,
             (folder / name).symlink_to(inputs / name)
         write_table(posts.with_columns(label=turned), folder / "posts.parquet", POSTS)
         given = {name: folder / f"{name}.parquet" for name in ("posts", "splits", "images")}
-        out = {"params": folder / "params.yaml", "out": folder / "features", "report": folder / "target_statistics.json"}
+        out = {
+            "params": folder / "params.yaml",
+            "out": folder / "features",
+            "report": folder / "target_statistics.json",
+        }
         featurize.main(flags({**given, **out, "resources": folder / "f.json"}))
         return run_select(folder, folder / "out", params_file(folder, folder / "out"))
 
