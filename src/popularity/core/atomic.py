@@ -180,6 +180,20 @@ def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+        path: of a UTF-8 file that holds one JSON document.
+
+    Raises:
+        ContractError: the file holds no JSON.
+        FileNotFoundError: there is no such file.
+    """
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's content, read in chunks."""
     with path.open("rb") as stream:
