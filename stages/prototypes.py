@@ -2,7 +2,7 @@ r"""Class prototypes: for every class at three levels, the mean picture and text
 
 Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
         data/embeddings/text; section `prototypes` and `train.transductive` of params.yaml.
-Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, about.json and manifest.json;
+Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, metadata.json and manifest.json;
         a report.
 
     python -m stages.prototypes --posts data/interim/posts.parquet --image data/embeddings/image \

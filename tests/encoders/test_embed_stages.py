@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.vectors import read_block, read_tokens
-from popularity.encoders.image import load_image_encoder, picture_transform
+from popularity.encoders.image import image_transform, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers
 from popularity.encoders.sources import ColumnParams
@@ -76,7 +76,7 @@ def direct(pictures: Pictures, pid: str) -> np.ndarray:
     encoder = load_image_encoder(pictures.params())
     image = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
     with torch.inference_mode():
-        vector: np.ndarray = encoder(picture_transform(encoder.preprocessing)(image)[None])[0].numpy()
+        vector: np.ndarray = encoder(image_transform(encoder.preprocessing)(image)[None])[0].numpy()
     return vector
 
 
@@ -88,7 +88,7 @@ def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture)
     assert list(block.pids) == [pid for pid in table["pid"] if pid not in without]
     for pid in (block.pids[0], block.pids[7], block.pids[-1]):
         np.testing.assert_allclose(block.values[block.rows([pid])[0]], direct(pictures, pid), rtol=2e-3, atol=2e-3)
-    statistics = read_table(Path("out/statistics.parquet"), PICTURE_STATISTICS)
+    statistics = read_table(Path("out/statistics.parquet"), IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
     for pid in (block.pids[0], block.pids[7], block.pids[-1]):
         picture = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
@@ -98,8 +98,8 @@ def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture)
     assert {pid for pid in status if status[pid] != "ok"} == without
     assert (status[pictures.broken], status[pictures.missing]) == ("unreadable", "missing")
     assert f"1 pictures have a good header but cannot be decoded, now unreadable: {pictures.broken}" in caplog.text
-    assert block.about["encoder"] == "test_efficientnet"
-    assert block.about["weights"].startswith("sha256:")
+    assert block.metadata["encoder"] == "test_efficientnet"
+    assert block.metadata["weights"].startswith("sha256:")
     assert json.loads(Path("out.json").read_text())["stage"] == "embed_image"
     assert not list(Path(".state/embed_image").iterdir())
 
@@ -258,7 +258,7 @@ def test_embed_text_stage(posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 pooled, hidden = encoder(batch.input_ids, batch.attention_mask)
             np.testing.assert_allclose(blocks[name].values[row], pooled[0], atol=2e-3)
         own = tokens.values[tokens.offsets[row] : tokens.offsets[row + 1]]
-        np.testing.assert_allclose(own, hidden[0][batch.content[0]], rtol=2e-3, atol=5e-3)
+        np.testing.assert_allclose(own, hidden[0][batch.token_mask[0]], rtol=2e-3, atol=5e-3)
         assert len(own) == batch.input_ids.shape[1] - 2
     empty = ((table["title"].str.strip_chars() == "") & (table["tags"] == "")).to_numpy()
     assert empty.any()

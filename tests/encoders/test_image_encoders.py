@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from popularity.core.errors import ConfigError, MissingWeightsError
-from popularity.encoders.image import ImageEncoder, load_image_encoder, picture_transform
+from popularity.encoders.image import ImageEncoder, image_transform, load_image_encoder
 from popularity.encoders.timm_image import load_by_position
 from tests.encoders.tiny_encoders import (
     image_params,
@@ -47,7 +47,7 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode(encoder: ImageEncoder, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
-    transform = picture_transform(encoder.preprocessing)
+    transform = image_transform(encoder.preprocessing)
     pixels = torch.stack([transform(each) for each in pictures])
     with torch.inference_mode():
         vectors: np.ndarray[Any, Any] = encoder(pixels).numpy()
@@ -104,7 +104,7 @@ def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     encoder = load_image_encoder(params)
     image = picture(3, 160, 160)
     # 160 pixels are scaled to 160 / .95 and cut again: the model's own evaluation protocol.
-    pixels = picture_transform(encoder.preprocessing)(image)
+    pixels = image_transform(encoder.preprocessing)(image)
     normalised = pixels.float() / 255 * 2 - 1
     with torch.inference_mode():
         expected = model.forward_head(model.forward_features(normalised[None]), pre_logits=True)  # type: ignore[operator]

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.contracts import IMAGE_STATUS, IMAGES, IMAGE_STATISTICS, POSTS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import read_block
 from stages import embed_image, index_images
@@ -155,7 +155,7 @@ def test_each_bad_picture_is_counted_and_costs_no_other_anything(root: Path) -> 
     assert len(status) == len(KINDS) + 3
     block = read_block(root / "vectors", "pooled")
     assert set(block.pids) == {pid for pid, found in status.items() if found == "ok"}
-    statistics = read_table(root / "vectors/statistics.parquet", PICTURE_STATISTICS)
+    statistics = read_table(root / "vectors/statistics.parquet", IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
     report = json.loads((root / "images.json").read_text())
     ignored = {name: found["count"] for name, found in report["ignored_members"].items()}

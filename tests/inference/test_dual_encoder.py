@@ -31,8 +31,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("clip")
     place = f"path:{save_clip(folder / 'clip')}"
     towers = EncoderPair(
-        image_params(library="transformers", model="tiny", weights=place),
-        text_params(model="tiny", weights=place, max_tokens=10),
+        image_params(loader="clip_image", model="tiny", weights=place),
+        text_params(loader="clip_text", model="tiny", weights=place, max_tokens=10),
     )
     pictures = make_pictures(folder)
     (folder / "data").rename(folder / "root")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from popularity.core.arrays import normalize_rows
+from popularity.core.arrays import Float32Array, Int64Array, normalize_rows
 from popularity.encoders.prompting import PromptTokens
-from popularity.network.dataset import Batch, Float32Array, Int64Array, PostVectors, to_device
+from popularity.network.dataset import Batch, PostVectors, to_device
 from popularity.prototypes.vectors import ClassPrototypes
 
 LEVELS = ("category", "subcategory")

@@ -159,17 +159,17 @@ def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -
     posts = pl.concat([fold.fit, fold.score]).select("pid")
     image, text, prototype = write_blocks(random_blocks(posts), tmp_path)
     statistics = posts.with_columns(
-        pl.Series("picture.text", np.random.default_rng(5).random(posts.height), pl.Float32)
+        pl.Series("image_statistics.text", np.random.default_rng(5).random(posts.height), pl.Float32)
     )
     statistics.filter(pl.col("pid") != "0003").write_parquet(image / "statistics.parquet")
     blocks = read_blocks(image, text, prototype)
     columns = replace(STACK.columns, feature_groups=("neighbours", "image", "rhythm"))
     model = fit_model(fold, blocks, columns, replace(STACK, columns=columns), "stack")
     matrix = model.encoder.apply(fold.score, blocks)
-    assert {"picture.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)
-    assert matrix.blocks[matrix.names.index("picture.text")] == "picture"
+    assert {"image_statistics.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)
+    assert matrix.blocks[matrix.names.index("image_statistics.text")] == "image_statistics"
     column = MatrixEncoder.fit(fold.fit, fold.label, blocks, columns)[1]
-    assert np.isnan(column.values[3, column.names.index("picture.text")])
+    assert np.isnan(column.values[3, column.names.index("image_statistics.text")])
     model.save(tmp_path / "model")
     loaded = StackModel.load(tmp_path / "model")
     np.testing.assert_array_equal(

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from popularity.core.arrays import normalize_rows
+from popularity.core.arrays import Int64Array, normalize_rows
 from popularity.core.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
-from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
+from popularity.network.dataset import Batch, PostReader, PostVectors, draw_folds
 from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import TrainParams
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes

@@ -13,10 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from popularity.core.arrays import Int64Array
 from popularity.core.errors import DataError
 from popularity.encoders.prompting import PromptTower
 from popularity.network.accelerator import make_accelerator
-from popularity.network.dataset import Batch, Int64Array, PostReader
+from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import rank_of_target
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import DivergenceError, Epoch, measure, train_network

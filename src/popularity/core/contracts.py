@@ -115,8 +115,8 @@ IMAGE_STATUS = Contract(
     key=("pid",),
 )
 
-# Quality and layout of decoded pictures: Float32 columns named picture.<what>; posts without a picture are absent.
-PICTURE_STATISTICS = Contract("picture statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+# Quality and layout of decoded images: Float32 columns named image_statistics.<name>; posts without an image are absent.
+IMAGE_STATISTICS = Contract("image statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
 SCHEMES = ("holdout", "forward", "group", "random", "refit")
 

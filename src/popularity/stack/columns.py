@@ -24,7 +24,7 @@ class MatrixColumn:
 
     Args:
         name: unique in the matrix.
-        block: metadata, image, text, prototype or picture.
+        block: metadata, image, text, prototype or image_statistics.
         kind: what its values are.
         group: of `stack.columns.feature_groups`, which switches it on; None: no group does.
         fitted_on_labels: whether labels of fit rows went into its values.

@@ -217,7 +217,7 @@ class DenseEncoder:
             for part, values in reduced.items()
             for index in range(values.shape[1])
         ]
-        group = name if name == "picture" else None
+        group = "image" if name == "image_statistics" else None
         single = [
             (MatrixColumn(column, name, "scalar", group, fitted_on_labels=False), values)
             for column, values in scalar_columns(name, self.scalars, blocks, pids).items()
@@ -268,7 +268,7 @@ class MatrixEncoder:
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, FloatArray]] = {}
-        for name in (*params.feature_blocks, *(("picture",) if "image" in params.feature_groups else ())):
+        for name in (*params.feature_blocks, *(("image_statistics",) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)
