@@ -1,4 +1,4 @@
-"""The two stages: contracts, bad pictures, kills, resumption, and one or several processes."""
+"""The two stages: contracts, bad images, kills, resumption, and one or several processes."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def write_params(section: str, params: ColumnParams) -> str:
 
 
 def image_arguments(pictures: Pictures, out: Path) -> list[str]:
-    places = {"root": pictures.root, "images": pictures.table, "out": out, "resources": out.with_suffix(".json")}
-    return ["--params", write_params("embed_image", pictures.params()), *arguments(places)]
+    paths = {"root": pictures.root, "images": pictures.table, "out": out, "resources": out.with_suffix(".json")}
+    return ["--params", write_params("embed_image", pictures.params()), *arguments(paths)]
 
 
-def arguments(places: dict[str, Path]) -> list[str]:
-    return [part for name, path in places.items() for part in (f"--{name}", str(path.absolute()))]
+def arguments(paths: dict[str, Path]) -> list[str]:
+    return [part for name, path in paths.items() for part in (f"--{name}", str(path.absolute()))]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def direct(pictures: Pictures, pid: str) -> np.ndarray:
-    """The vector of one picture, without tables, shards or loaders."""
+    """The vector of one image, without tables, shards or loaders."""
     encoder = load_image_encoder(pictures.params())
     image = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def test_bf16_is_near_fp32(pictures: Pictures) -> None:
     assert cosine.min() > 0.98
 
 
-def test_a_data_set_without_a_readable_picture(pictures: Pictures) -> None:
+def test_a_data_set_without_a_readable_image(pictures: Pictures) -> None:
     table = read_table(pictures.table, IMAGES)
     for keep in (pl.col("pid") == pictures.broken, pl.col("pid") == pictures.missing):
         write_table(table.filter(keep), pictures.table, IMAGES)
@@ -159,7 +159,7 @@ def start(module: str, given: Sequence[str], launcher: Sequence[str] = ()) -> su
 def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
     given = image_arguments(pictures, Path("out"))
     embed_image.main(image_arguments(pictures, Path("whole")))
-    # A named pipe in place of the last shard: whoever reads it waits, so the kill comes at a known point.
+    # A named pipe instead of the last shard: its reader waits, so the kill comes at a known point.
     last = pictures.root / "zoo/single.jpg"
     content = last.read_bytes()
     last.unlink()
@@ -171,7 +171,7 @@ def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Pictures, cap
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     left = shards_of("embed_image")
-    assert len(left) == 3  # of four, with six pictures each
+    assert len(left) == 3  # of four, with six images each
     assert not Path("out").exists()
     last.unlink()
     last.write_bytes(content)
@@ -243,8 +243,8 @@ def posts(tmp_path: Path) -> Path:
 
 def test_embed_text_stage(posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPULARITY_WORKERS", "1")
-    places = {"posts": posts, "out": Path("out"), "resources": Path("resources.json")}
-    embed_text.main(["--params", write_params("embed_text", text_params()), *arguments(places)])
+    paths = {"posts": posts, "out": Path("out"), "resources": Path("resources.json")}
+    embed_text.main(["--params", write_params("embed_text", text_params()), *arguments(paths)])
     table, params = read_table(posts, POSTS), text_params()
     encoder, tokenize = load_text_encoder(params), load_tokenizer(params)
     blocks = {name: read_block(Path("out"), name) for name in ("title", "tags", "post")}
@@ -326,8 +326,8 @@ def test_gather_has_room_for_all_before_it_writes(tmp_path: Path) -> None:
     path = tmp_path / "result.npy"
 
     def vectors() -> Iterator[npt.NDArray[Any]]:
-        about = path.stat()
-        assert about.st_blocks * 512 >= about.st_size  # else a full disk would be a signal, not an error
+        status = path.stat()
+        assert status.st_blocks * 512 >= status.st_size  # else a full disk would be a signal, not an error
         yield np.ones((100_000, 3), dtype=np.float16)
 
     assert gather(vectors(), np.arange(100_000), path, 3).all()

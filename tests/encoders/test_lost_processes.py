@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictures]:
-    """19 pictures, which are 4 shards; what one undisturbed process makes of them is in `whole`."""
+    """19 images, which are 4 shards; what one undisturbed process makes of them is in `whole`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     threads = torch.get_num_threads()
@@ -39,7 +39,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictur
 
 
 class Gate:
-    """In place of a file a named pipe: whoever reads it waits until the gate is opened."""
+    """A named pipe instead of a file: its reader waits until the gate opens."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.content = path, path.read_bytes()

@@ -251,7 +251,7 @@ def test_what_stands_in_the_padding_has_no_effect(case: Case) -> None:
 
 def test_too_long_prompts_lose_own_tokens(case: Case) -> None:
     spec = case.tower.spec
-    most = spec.longest - len(spec.prefix + spec.suffix) - 1  # context vectors that leave a place for one token
+    most = spec.longest - len(spec.prefix + spec.suffix) - 1  # context vectors that leave a position for one token
     tokens = case.tokens("sea cat dog", "sea")
     context = case.context(most)
     output = case.tower(context, tokens)
@@ -341,7 +341,7 @@ def test_last_blocks_of_a_text_tower(kind: str, tmp_path: Path) -> None:
         parameter.grad = None
     batch = load_tokenizer(case.params)(["cat sea"])
     chosen = unfreeze_last(case.tower.encoder, 2)
-    prefixes = (*(block.format(number) for number in (count - 2, count - 1)), *following)
+    prefixes = (*(block.format(index) for index in (count - 2, count - 1)), *following)
     assert_trained(tower, chosen, case.tower.encoder(batch.input_ids, batch.attention_mask)[0], prefixes)
 
 
@@ -362,7 +362,7 @@ def test_last_layers_of_an_image_tower(name: str, tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in encoder.named_buffers()}
     chosen = unfreeze_last(encoder, 2)
     first = 1 if name == "resnet10t" else 0  # its stages are layer1 to layer4
-    prefixes = (*(block.format(number + first) for number in (count - 2, count - 1)), *following)
+    prefixes = (*(block.format(index + first) for index in (count - 2, count - 1)), *following)
     size = params.image_size
     pixels = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0)) * 255
     assert_trained(encoder.tower, chosen, encoder(pixels), prefixes)

@@ -105,5 +105,5 @@ def test_siglip_is_read_at_full_length(siglip_folder: Path) -> None:
 
 def test_pooled_vector_does_not_depend_on_the_batch() -> None:
     alone = encode(text_params(), ["the sea"])[1]
-    beside = encode(text_params(), ["the sea", "a much longer text about a cat and a dog at the sea"])[1]
-    np.testing.assert_allclose(alone[0].numpy(), beside[0].numpy(), atol=1e-5)
+    together = encode(text_params(), ["the sea", "a much longer text about a cat and a dog at the sea"])[1]
+    np.testing.assert_allclose(alone[0].numpy(), together[0].numpy(), atol=1e-5)

@@ -125,8 +125,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: EncoderPair, tmp_path: Path) -> None:
-    """20 posts: two broken pictures and a missing one; the state holds the towers."""
+def test_unfrozen_towers_read_images_and_texts(pictures: Pictures, towers: EncoderPair, tmp_path: Path) -> None:
+    """20 posts: two broken images and a missing one; the state holds the towers."""
     images = read_table(pictures.table, IMAGES)
     pids = images["pid"].to_list()
     lost = {pictures.missing, pictures.broken}
@@ -149,12 +149,12 @@ def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: Enc
     assert batch.pixels.shape == (5, 3, 32, 32)
     assert batch.has_image.tolist()[2] is False
     assert (batch.pixels[2] == 0).all()
-    for place, row in enumerate(np.maximum(rows, 0)):
+    for position, row in enumerate(np.maximum(rows, 0)):
         title, tags = posts.row(int(row), named=True)["title"], posts.row(int(row), named=True)["tags"]
         expected = network.text_tower.tokenize([title if title.strip() else tags], 12)
-        length = int(batch.texts.lengths[place])
+        length = int(batch.texts.lengths[position])
         assert length == int(expected.lengths[0])
-        assert batch.texts.ids[place, :length].tolist() == expected.ids[0, :length].tolist()
+        assert batch.texts.ids[position, :length].tolist() == expected.ids[0, :length].tolist()
     with torch.no_grad():
         features = encoder(batch.pixels).float()
         outputs = network(batch)

@@ -1,4 +1,4 @@
-"""`python -m popularity.predict` on what the graph left: posts of the test part again, new posts, and every fault."""
+"""`python -m popularity.predict` on what the graph left: posts of the test split again, new posts, and every fault."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from accelerate.state import AcceleratorState
 
+from popularity.core import paths
 from popularity.core.config import read_yaml
 from popularity.core.contracts import (
     FOLDS,
@@ -50,11 +51,11 @@ def project(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def write_picture(clone: Clone, pid: str, file: Path) -> None:
-    """A picture of the data set as a file of its own."""
-    place = read_table(clone.root / "data/interim/images.parquet", IMAGES).filter(pid=pid).row(0, named=True)
+    """An image of the data set as a file of its own."""
+    location = read_table(clone.root / "data/interim/images.parquet", IMAGES).filter(pid=pid).row(0, named=True)
     file.parent.mkdir(exist_ok=True)
     reader = PictureReader(clone.root / "data/demo")
-    file.write_bytes(reader.read(place["shard"], place["offset"], place["bytes"]))
+    file.write_bytes(reader.read(location["shard"], location["offset"], location["bytes"]))
 
 
 def write_jsonl(file: Path, posts: Sequence[Mapping[str, Any]]) -> Path:
@@ -69,7 +70,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, An
 
 
 def repeatable(posts: pl.DataFrame) -> pl.DataFrame:
-    """Test posts of which flags can say everything: a photo, by a user whose latest other post has the same profile."""
+    """Test posts that flags can describe in full: a photo, by a user whose latest other post has the same profile."""
     kept = []
     for row in posts.filter(split="test", media_type="photo").iter_rows(named=True):
         others = posts.filter(uid=row["uid"]).filter(pl.col("pid") != row["pid"]).sort("posted_at", "pid")
@@ -125,14 +126,14 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
 def test_the_text_model_is_merged_as_the_stage_merges_it(
     clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a share that the demo's cuts may not choose."""
+    """With a weight that the demo's splits may not choose."""
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
         scheme="refit"
     )
-    text_json = project / "models/stack/text.json"
+    text_json = project / paths.TEXT_MODEL_WEIGHT
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
     text_json.unlink()  # which may be a link to DVC's cache
     text_json.write_text(json.dumps({"share": 0.4, "offset": 0.5}), encoding="utf-8")
@@ -241,12 +242,12 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
         one_post("--date", "someday")
     with pytest.raises(DataError, match="that of a stored post"):
         one_post("--pid", read_table(project / "data/interim/posts.parquet", POSTS)["pid"][0])
-    about = project / "data/embeddings/text/post.json"
-    before = about.read_text(encoding="utf-8")
-    about.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
+    metadata = project / "data/embeddings/text/post.json"
+    before = metadata.read_text(encoding="utf-8")
+    metadata.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
     with pytest.raises(ContractError, match=r"(?s)text encoder .* weights .*dvc repro"):
         one_post()
-    about.write_text(before, encoding="utf-8")
+    metadata.write_text(before, encoding="utf-8")
     shutil.rmtree(project / "models/network")
     with pytest.raises(DataError, match=r"(?s)lacks models/network/network.json.*dvc repro"):
         one_post()

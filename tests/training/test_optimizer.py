@@ -1,4 +1,4 @@
-"""Rates, weight decay and clipping by part, and that nothing trains which no term reaches."""
+"""Rates, weight decay and clipping by parameter group; parameters that no term reaches do not train."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_each_part_is_clipped_apart(tower: PromptTower) -> None:
     total_loss(network, small_batch(network)).backward()  # type: ignore[no-untyped-call]
     before = {part: norm_of(network, part) for part in parameter_groups(network)}
     assert len(set(before.values())) == 3
-    bound = sorted(before.values())[1]  # of the three parts one is above it
+    bound = sorted(before.values())[1]  # of the three groups one is above it
     clip(network, bound)
     for part, norm in before.items():
         assert norm_of(network, part) == pytest.approx(min(norm, bound), rel=1e-4)
