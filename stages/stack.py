@@ -24,7 +24,7 @@ from popularity.core.stage import measured, run
 from popularity.ensemble.members import merge, read_told
 from popularity.evaluation.scheme_scores import scheme_scores
 from popularity.stack import StackParams, fit_schemes, read_blocks
-from popularity.stack.lightgbm_dask import connected
+from popularity.stack.lightgbm_dask import dask_client
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         measured("stack", args.resources),
         resume_state("stack", key, args.state) as state,
-        connected(params.cluster),
+        dask_client(params.cluster),
         atomic_directory(args.models) as models,
         atomic_directory(args.predictions) as out,
     ):
