@@ -1,11 +1,11 @@
 r"""Checks a data set in the official layout and writes it as tables keyed by post.
 
 Reads the metadata folders under --root (the pictures are left to index_images).
-Writes posts.parquet, users.parquet, quarantine.parquet and the report ingest.json.
+Writes posts.parquet, users.parquet, quarantine.parquet and the summary ingest.json.
 
     python -m stages.ingest --root data/demo --posts data/interim/posts.parquet \
         --users data/interim/users.parquet --quarantine data/interim/quarantine.parquet \
-        --report reports/ingest.json --resources reports/resources/ingest.json
+        --summary reports/ingest.json --resources reports/resources/ingest.json
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--posts", type=Path, required=True)
     parser.add_argument("--users", type=Path, required=True)
     parser.add_argument("--quarantine", type=Path, required=True)
-    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     with measured("ingest", args.resources):
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_table(ingested.posts, args.posts, POSTS)
         write_table(ingested.users, args.users, USERS)
         write_table(ingested.quarantine, args.quarantine, QUARANTINE)
-        write_json(args.report, ingested.report)
+        write_json(args.summary, ingested.summary)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Reads posts.parquet; writes splits.parquet (scheme, fold, pid, role) and a summary.
 
     python -m stages.split --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --report reports/split.json
+        --summary reports/split.json
 """
 
 import argparse
@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     parser.add_argument("--posts", type=Path, required=True)
     parser.add_argument("--splits", type=Path, required=True)
-    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("split", SplitParams, args.params)
     with measured("split", args.resources):
-        splits, report = make_splits(read_table(args.posts, POSTS), params)
+        splits, summary = make_splits(read_table(args.posts, POSTS), params)
         write_table(splits, args.splits, FOLDS)
-        write_json(args.report, report)
+        write_json(args.summary, summary)
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
     params = write_params(tmp_path / "params.yaml")
     contents = []
     for attempt in ("first", "second"):
-        paths = {name: tmp_path / attempt / name for name in ("images", "report", "resources")}
+        paths = {name: tmp_path / attempt / name for name in ("images", "summary", "resources")}
         arguments = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
         stage.main(
             [

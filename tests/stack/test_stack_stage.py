@@ -36,13 +36,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
     write_blocks(blocks, root)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
-    split.main(flags(**given, report=root / "split.json", resources=root / "resources" / "split.json"))
+    split.main(flags(**given, summary=root / "split.json", resources=root / "resources" / "split.json"))
     featurize.main(
         flags(
             **given,
             images=root / "images.parquet",
             out=root / "features",
-            report=root / "target_statistics.json",
+            summary=root / "target_statistics.json",
             resources=root / "resources" / "featurize.json",
         )
     )

@@ -76,7 +76,7 @@ CALIBRATION = "reports/calibration.json"
 COVERAGE = "reports/coverage.csv"
 PLOTS = "reports/plots"
 
-HOLDOUT = "reports/report.html"
+REPORT = "reports/report.html"
 MODEL_CARD = "reports/model_card.md"
 
 STAGES = (
