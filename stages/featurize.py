@@ -16,7 +16,7 @@ from pathlib import Path
 from popularity.core.atomic import atomic_directory, write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, USERS, read_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.features import FeaturizeParams, compare_target_statistics, featurize
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("featurize", FeaturizeParams, args.params)
-    with measured("featurize", args.resources), atomic_directory(args.out) as out:
+    with record_resources("featurize", args.resources), atomic_directory(args.out) as out:
         splits = read_table(args.splits, FOLDS)
         users = read_table(args.users, USERS) if args.users else None
         featurize(read_table(args.posts, POSTS), read_table(args.images, IMAGES), splits, params, out, users)

@@ -17,7 +17,7 @@ from pathlib import Path
 from popularity.core.atomic import write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, POSTS, read_table, write_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.images import IndexImagesParams, index_images
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     params = load_params("index_images", IndexImagesParams, args.params)
-    with measured("index_images", args.resources):
+    with record_resources("index_images", args.resources):
         images, summary = index_images(read_table(args.posts, POSTS), args.root, params)
         write_table(images, args.images, IMAGES)
         write_json(args.summary, summary)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from popularity.core.atomic import write_json
 from popularity.core.contracts import POSTS, QUARANTINE, USERS, write_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.dataset import ingest
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
-    with measured("ingest", args.resources):
+    with record_resources("ingest", args.resources):
         ingested = ingest(args.root)
         write_table(ingested.posts, args.posts, POSTS)
         write_table(ingested.users, args.users, USERS)

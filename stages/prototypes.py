@@ -23,7 +23,7 @@ from popularity.core.atomic import atomic_directory, write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import POSTS, read_table
 from popularity.core.manifest import write_manifest
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.core.vectors import read_block
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = load_params("prototypes", PrototypesParams, args.params)
     transductive = load_params("train.transductive", StrictBool, args.params)
-    with measured("prototypes", args.resources), atomic_directory(args.out) as out:
+    with record_resources("prototypes", args.resources), atomic_directory(args.out) as out:
         blocks = (read_block(args.image, "pooled"), read_block(args.text, "post"))
         built = build_prototypes(read_table(args.posts, POSTS), *blocks, params, transductive=transductive)
         write_prototypes(built, out)

@@ -13,7 +13,7 @@ from pathlib import Path
 from popularity.core.atomic import write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, POSTS, read_table, write_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.validation import SplitParams, make_splits
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("split", SplitParams, args.params)
-    with measured("split", args.resources):
+    with record_resources("split", args.resources):
         splits, summary = make_splits(read_table(args.posts, POSTS), params)
         write_table(splits, args.splits, FOLDS)
         write_json(args.summary, summary)

@@ -382,7 +382,15 @@ def test_stage_writes_equal_bytes_twice(tmp_path: Path) -> None:
         names = {name: folder / f"{name}.parquet" for name in ("posts", "users", "quarantine")}
         arguments = [text for name, path in names.items() for text in (f"--{name}", str(path))]
         stage.main(
-            ["--root", str(root), *arguments, "--summary", str(folder / "r.json"), "--resources", str(folder / "c.json")]
+            [
+                "--root",
+                str(root),
+                *arguments,
+                "--summary",
+                str(folder / "r.json"),
+                "--resources",
+                str(folder / "c.json"),
+            ]
         )
         contents.append([path.read_bytes() for path in (*names.values(), folder / "r.json")])
         assert orjson.loads((folder / "c.json").read_bytes())["stage"] == "ingest"

@@ -72,7 +72,7 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"][0] > 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
-        "manifest.json", "metadata", "stack", "text.json",
+        "ensemble_weights.json", "manifest.json", "metadata", "stack",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest["metrics"]) == {"forward", "holdout", "group"}

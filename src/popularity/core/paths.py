@@ -54,7 +54,7 @@ STACK_MANIFEST = "models/stack/manifest.json"
 STACK_OUTPUTS = "data/stack"
 STACK_IMPORTANCE = "data/stack/importance.csv"
 STACK_PREDICTIONS = "data/stack/predictions.parquet"
-TEXT_MODEL_WEIGHT = "models/stack/text.json"  # the text model's weight in the stack's predictions
+ENSEMBLE_WEIGHTS = "models/stack/ensemble_weights.json"  # the text model's weight in the stack's predictions
 
 SUBMISSIONS = "submissions"
 SUBMISSION_MANIFEST = "submissions/manifest.json"

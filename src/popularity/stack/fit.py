@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core.contracts import PREDICTIONS, FoldKey, check_table, write_table
-from popularity.core.parallel import in_order
+from popularity.core.parallel import ordered_map
 from popularity.ensemble.weights import Blend
 from popularity.stack import catboost
 from popularity.stack.error_scale import ScaleModel
@@ -81,7 +81,7 @@ def fit_schemes(
         return predictions, _importance(models[MAIN], data, blocks)
 
     folds = rows_of(splits, [*params.schemes, "refit"])
-    parts = list(in_order(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
+    parts = list(ordered_map(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
     result = pl.concat(predictions for predictions, _ in parts).sort(PREDICTIONS.key)
     check_table(result, PREDICTIONS)
     return result, next(gains for _, gains in parts if gains is not None)
@@ -212,7 +212,7 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array
                 "seed": seed,
                 "model": model,
                 "prediction": values,
-                "scale": scale,
+                "error_scale": scale,
             },
             schema=schema,
         )
