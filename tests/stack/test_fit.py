@@ -47,13 +47,13 @@ def test_every_scored_row_is_predicted_once_by_every_model_and_seed(made: Run) -
 
 def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
     """One a post: that of the mean over the seeds."""
-    assert made.predictions.filter(pl.col("model") != "stack")["scale"].null_count() > 0
-    assert made.predictions.filter(pl.col("scale").is_not_null())["model"].unique().to_list() == ["stack"]
+    assert made.predictions.filter(pl.col("model") != "stack")["error_scale"].null_count() > 0
+    assert made.predictions.filter(pl.col("error_scale").is_not_null())["model"].unique().to_list() == ["stack"]
     rows = made.predictions.filter(pl.col("model") == "stack")
-    assert (rows["scale"] > 0).all()
-    each = rows.group_by("scheme", "pid").agg(pl.col("scale").n_unique())
-    assert each["scale"].unique().to_list() == [1]
-    assert rows["scale"].n_unique() > 20
+    assert (rows["error_scale"] > 0).all()
+    each = rows.group_by("scheme", "pid").agg(pl.col("error_scale").n_unique())
+    assert each["error_scale"].unique().to_list() == [1]
+    assert rows["error_scale"].n_unique() > 20
 
 
 @needs_catboost
@@ -198,7 +198,7 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     params = replace(STACK, n_seeds=2, row_selection=RowSelectionParams(fraction=0.6, order=by))
     run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("group",))
     rows = made.predictions.filter(pl.col("scheme").is_in(["group", "refit"]))
-    assert run.predictions.drop("prediction", "scale").equals(rows.drop("prediction", "scale"))
+    assert run.predictions.drop("prediction", "error_scale").equals(rows.drop("prediction", "error_scale"))
     baselines = pl.col("model") != "stack"
     assert run.predictions.filter(baselines).equals(rows.filter(baselines))
     assert not run.predictions.filter(~baselines).equals(rows.filter(~baselines))

@@ -36,13 +36,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
     write_blocks(blocks, root)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
-    split.main(flags(**given, report=root / "split.json", resources=root / "resources" / "split.json"))
+    split.main(flags(**given, summary=root / "split.json", resources=root / "resources" / "split.json"))
     featurize.main(
         flags(
             **given,
             images=root / "images.parquet",
             out=root / "features",
-            report=root / "target_statistics.json",
+            summary=root / "target_statistics.json",
             resources=root / "resources" / "featurize.json",
         )
     )
@@ -72,7 +72,7 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"][0] > 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
-        "manifest.json", "metadata", "stack", "text.json",
+        "ensemble_weights.json", "manifest.json", "metadata", "stack",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest["metrics"]) == {"forward", "holdout", "group"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, nothing, read_table
+from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, empty_table, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import selection_loss
 
@@ -25,7 +25,7 @@ TOLD = "told"
 
 def read_told(folder: Path | None) -> pl.DataFrame:
     """What stages.text_model wrote (contract TEXT_PREDICTIONS); without a folder no row."""
-    return read_table(folder / "predictions.parquet", TEXT_PREDICTIONS) if folder else nothing(TEXT_PREDICTIONS)
+    return read_table(folder / "predictions.parquet", TEXT_PREDICTIONS) if folder else empty_table(TEXT_PREDICTIONS)
 
 
 def merge(

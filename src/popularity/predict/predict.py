@@ -17,13 +17,13 @@ from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
+    ENSEMBLE_WEIGHTS_FILE,
     FOLDS,
     IMAGE_STATUS,
     IMAGES,
     LEVELS,
     NEAREST,
     POSTS,
-    TEXT_FILE,
     read_table,
     write_table,
 )
@@ -87,7 +87,7 @@ class Project:
             network=root / "models/network",
             stack=root / "models/stack/stack",
             text_model=root / "models/text_model/model.safetensors",
-            text_share=root / "models/stack" / TEXT_FILE,
+            text_share=root / "models/stack" / ENSEMBLE_WEIGHTS_FILE,
             calibration=root / "reports/calibration.json",
         )
 

@@ -212,7 +212,7 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array
                 "seed": seed,
                 "model": model,
                 "prediction": values,
-                "scale": scale,
+                "error_scale": scale,
             },
             schema=schema,
         )
