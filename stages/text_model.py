@@ -17,7 +17,7 @@ from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.encoders.sources import find_weights
 from popularity.encoders.text import EmbedTextParams
 from popularity.text_model import TextModelParams, fit_folds
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {name: vars(args)[name] for name in ("posts", "splits", "features")}
     key = fingerprint(asdict(params), asdict(encoder), schemes, find_weights(encoder), *inputs.values())
     with (
-        measured("text_model", args.resources),
+        record_resources("text_model", args.resources),
         resume_state("text_model", key, args.state) as state,
         atomic_directory(args.models) as models,
         atomic_directory(args.predictions) as out,

@@ -128,7 +128,7 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
         return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
 
     before = matrix_of(made.posts, tmp_path / "before")
-    heads = [before.names.index(f"{block}_head") for block in columns.oof_ridge]
+    heads = [before.names.index(f"{block}_oof_ridge") for block in columns.oof_ridge]
     for pid in (mine[0], mine[-1]):
         after = matrix_of(with_other_labels(made.posts, [pid]), tmp_path / pid)
         own, user = before.pids.index(pid), [before.pids.index(other) for other in mine]

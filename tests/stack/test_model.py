@@ -74,9 +74,9 @@ def test_loaded_model_predicts_the_same_bits(made: Run, name: str, tmp_path: Pat
         assert expected["pid"].to_list() == features["pid"].to_list()
         np.testing.assert_array_equal(each[position], expected["prediction"].to_numpy())
         if name == "stack":
-            np.testing.assert_array_equal(predicted.scale, expected["scale"].to_numpy())
+            np.testing.assert_array_equal(predicted.scale, expected["error_scale"].to_numpy())
         else:
-            assert expected["scale"].null_count() == len(expected)
+            assert expected["error_scale"].null_count() == len(expected)
     np.testing.assert_array_equal(predicted.values, each.mean(axis=0))
     assert (predicted.scale > 0).all()
     model.save(tmp_path)

@@ -70,7 +70,7 @@ def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
     finally:
         os.close(folder)
     try:
-        with telling_full(path):
+        with reporting_full_disk(path):
             yield partial
     finally:
         os.close(handle)
@@ -78,7 +78,7 @@ def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
 
 
 @contextmanager
-def telling_full(path: Path) -> Iterator[None]:
+def reporting_full_disk(path: Path) -> Iterator[None]:
     """Has a full disk told as such: NumPy says how much it could not write, SQLite and others have errors of their own.
 
     Raises:
@@ -178,6 +178,20 @@ def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
             "  expected: the file as the stage wrote it\n"
             "  next: restore it (dvc checkout), or run the stage again (dvc repro)"
         ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+        path: of a UTF-8 file that holds one JSON document.
+
+    Raises:
+        ContractError: the file holds no JSON.
+        FileNotFoundError: there is no such file.
+    """
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 The text model moves the posts of a fold against each other; the stack's median stays. Both members predict the valid
 posts of `forward` without their labels, so those splits choose the weight; a split's own weight is chosen on the
-others. `holdout` chooses nothing.
+others. `holdout` chooses empty_table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, nothing, read_table
+from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, empty_table, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import selection_loss
 
@@ -25,7 +25,7 @@ MEMBER = "member"  # column of a member's predictions
 
 def read_member(folder: Path | None) -> pl.DataFrame:
     """Returns what stages.text_model wrote (contract TEXT_PREDICTIONS); no row without a folder."""
-    return read_table(folder / "predictions.parquet", TEXT_PREDICTIONS) if folder else nothing(TEXT_PREDICTIONS)
+    return read_table(folder / "predictions.parquet", TEXT_PREDICTIONS) if folder else empty_table(TEXT_PREDICTIONS)
 
 
 def add_member(
@@ -50,7 +50,7 @@ def weighted_mean(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.D
 
     Args:
         predictions: of any folds and models.
-        member: contract TEXT_PREDICTIONS; without a row nothing changes.
+        member: contract TEXT_PREDICTIONS; without a row empty_table changes.
         weights: (scheme, fold, weight) of the member, 0 to 1.
 
     Raises:

@@ -17,13 +17,13 @@ from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
+    ENSEMBLE_WEIGHTS_FILE,
     FOLDS,
     IMAGE_STATUS,
     IMAGES,
     LEVELS,
     NEAREST,
     POSTS,
-    TEXT_FILE,
     read_table,
     write_table,
 )
@@ -43,7 +43,7 @@ from popularity.predict.output import Interval, Prediction, views
 from popularity.predict.requests import NewPosts
 from popularity.stack import StackModel, read_blocks
 from popularity.stack.feature_blocks import Blocks
-from popularity.stack.model import Contributions, Predicted
+from popularity.stack.model import ShapValues, Predicted
 from popularity.text_model import TextModel
 
 Float64Array = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ class Project:
             network=root / "models/network",
             stack=root / "models/stack/stack",
             text_model=root / "models/text_model/model.safetensors",
-            text_share=root / "models/stack" / TEXT_FILE,
+            text_share=root / "models/stack" / ENSEMBLE_WEIGHTS_FILE,
             calibration=root / "reports/calibration.json",
         )
 
@@ -231,7 +231,7 @@ class _Fitted:
     """
 
     predicted: Predicted
-    contributions: Contributions
+    contributions: ShapValues
     unit: str
 
 
@@ -285,8 +285,8 @@ def _assemble(
 
 
 def with_text(
-    predicted: Predicted, contributions: Contributions, text: Float64Array, share: float, *, add_block: bool
-) -> tuple[Predicted, Contributions]:
+    predicted: Predicted, contributions: ShapValues, text: Float64Array, share: float, *, add_block: bool
+) -> tuple[Predicted, ShapValues]:
     """The stack's predictions and SHAP values, merged with the predictions of the text model.
 
     The text model's SHAP value is its share of how far it differs from the stack: with this block, expected value and
@@ -345,7 +345,7 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
 
 
 def _shap_values(
-    contributions: Contributions, features: pl.DataFrame
+    contributions: ShapValues, features: pl.DataFrame
 ) -> dict[str, tuple[dict[str, float], list[dict[str, Any]]]]:
     """By pid the SHAP values of blocks and of the largest features; categories by name, not by code."""
     found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]] = {pid: ({}, []) for pid in features["pid"]}

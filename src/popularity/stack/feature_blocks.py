@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from popularity.core.contracts import PICTURE_STATISTICS, PROTOTYPE_SCALARS, read_table
+from popularity.core.contracts import IMAGE_STATISTICS, PROTOTYPE_SCALARS, read_table
 from popularity.core.errors import ConfigError, ContractError
 from popularity.core.vectors import Block, read_block
 from popularity.stack.oof_ridge import FloatArray
@@ -57,7 +57,7 @@ class Blocks:
 
     Args:
         vectors: `image`, `title`, `tags` and those of PROTOTYPE_VECTORS that are there.
-        scalars: columns of PROTOTYPE_SCALARS and, named picture.<what>, of PICTURE_STATISTICS.
+        scalars: columns of PROTOTYPE_SCALARS and, named picture.<what>, of IMAGE_STATISTICS.
     """
 
     vectors: Mapping[str, Block]
@@ -84,7 +84,7 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
         name: read_block(prototype, name) for name in PROTOTYPE_VECTORS if (prototype / f"{name}.npy").is_file()
     }
     if (image / "statistics.parquet").is_file():  # a folder of before there were any does without
-        statistics = read_table(image / "statistics.parquet", PICTURE_STATISTICS)
+        statistics = read_table(image / "statistics.parquet", IMAGE_STATISTICS)
         scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
     return Blocks(vectors, scalars)
 

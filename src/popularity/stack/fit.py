@@ -16,17 +16,17 @@ import numpy as np
 import polars as pl
 
 from popularity.core.contracts import PREDICTIONS, FoldKey, check_table, write_table
-from popularity.core.parallel import in_order
+from popularity.core.parallel import ordered_map
 from popularity.ensemble.weights import Blend
 from popularity.stack import catboost
-from popularity.stack.error_scale import ScaleModel
+from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
 from popularity.stack.matrix import ColumnParams, MatrixEncoder
 from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.row_selection import kept_rows
-from popularity.stack.sample import Sample, recency_weights
+from popularity.stack.sample import Sample, recency_sample_weight
 from popularity.target.rank_gauss import Target
 from popularity.target.trend import Trend, inner_levels
 from popularity.validation import rows_of
@@ -81,7 +81,7 @@ def fit_schemes(
         return predictions, _importance(models[MAIN], data, blocks)
 
     folds = rows_of(splits, [*params.schemes, "refit"])
-    parts = list(in_order(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
+    parts = list(ordered_map(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
     result = pl.concat(predictions for predictions, _ in parts).sort(PREDICTIONS.key)
     check_table(result, PREDICTIONS)
     return result, next(gains for _, gains in parts if gains is not None)
@@ -118,7 +118,7 @@ def fit_model(data: Fold, blocks: Blocks, columns: ColumnParams, params: StackPa
     rest = level.remove(data.label, data.posted_at)
     encoder, matrix = MatrixEncoder.fit(data.fit, rest, blocks, columns)
     target = Target.fit(rest, params.target_transform)
-    sample = Sample(matrix, target.apply(rest), recency_weights(data.posted_at, params.sample_weight_half_life_days))
+    sample = Sample(matrix, target.apply(rest), recency_sample_weight(data.posted_at, params.sample_weight_half_life_days))
 
     cuts = inner_splits(data.posted_at, params.inner_cv)
     rows, sizes = scored_rows(cuts), [len(own) for _, own in cuts]
@@ -132,7 +132,7 @@ def fit_model(data: Fold, blocks: Blocks, columns: ColumnParams, params: StackPa
     level = level.shifted(errors)
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
-    scale = ScaleModel.fit(
+    scale = ErrorScale.fit(
         matrix,
         rows,
         out_of_fold + expected + level.shift.value,
@@ -212,7 +212,7 @@ def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array
                 "seed": seed,
                 "model": model,
                 "prediction": values,
-                "scale": scale,
+                "error_scale": scale,
             },
             schema=schema,
         )

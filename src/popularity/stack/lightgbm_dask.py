@@ -75,7 +75,7 @@ def shares(rows: int, workers: int) -> list[Rows]:
 
 
 @contextmanager
-def connected(params: ClusterParams) -> Iterator[None]:
+def dask_client(params: ClusterParams) -> Iterator[None]:
     """Has the cluster open inside the block, for all fits in it; opens none for 0 workers.
 
     Raises:
@@ -132,17 +132,17 @@ def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Rows], 
     """What the tasks return, which all return the same: one a worker, all at once, joined by LightGBM's network.
 
     Args:
-        params: of the cluster; opened for this call alone where `connected` has not opened it.
+        params: of the cluster; opened for this call alone where `dask_client` has not opened it.
         whole: all rows.
         rows: of each worker, out of `whole`, in ascending order.
         tasks: of each worker; called there with its rows and LightGBM's parameters that make it a rank.
 
     Raises:
-        ConfigError: see `connected`.
+        ConfigError: see `dask_client`.
         ClusterError: too few workers, or the fit has failed `ATTEMPTS` times.
     """
     whole.construct()
-    with connected(params):
+    with dask_client(params):
         client = _client()
         lock = _library().Lock("popularity")
         if not lock.acquire(timeout=POLL_SECONDS):

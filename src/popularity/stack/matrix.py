@@ -20,8 +20,8 @@ from popularity.stack import oof_ridge_characters
 from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.feature_blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
-from popularity.stack.oof_ridge import FloatArray, RidgeHead, fit_head
-from popularity.stack.oof_ridge_characters import CharacterHead, fit_character_head
+from popularity.stack.oof_ridge import FloatArray, BlockRidge, fit_oof_ridge
+from popularity.stack.oof_ridge_characters import CharacterRidge, fit_oof_ridge_characters
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,9 @@ class DenseEncoder:
 
     reducers: Mapping[str, BlockReducer]
     scalars: tuple[str, ...]
-    head: RidgeHead | None
+    head: BlockRidge | None
     neighbours: Neighbours | None
-    characters: CharacterHead | None
+    characters: CharacterRidge | None
 
     @classmethod
     def fit(
@@ -181,7 +181,7 @@ class DenseEncoder:
         out_of_fold: dict[str, FloatArray] = {}
         head = characters = None
         if parts and name in params.oof_ridge:
-            head, out_of_fold[f"{name}_head"] = fit_head(
+            head, out_of_fold[f"{name}_head"] = fit_oof_ridge(
                 np.hstack(list(parts.values())),
                 label,
                 features["uid"].to_numpy(),
@@ -190,7 +190,7 @@ class DenseEncoder:
                 seed=0,
             )
         if name == "text" and "characters" in params.oof_ridge:
-            characters, out_of_fold[oof_ridge_characters.NAME] = fit_character_head(
+            characters, out_of_fold[oof_ridge_characters.NAME] = fit_oof_ridge_characters(
                 features[TEXT].to_list(),
                 label,
                 features["uid"].to_numpy(),

@@ -14,13 +14,13 @@ import polars as pl
 
 from popularity.core.atomic import reading, write_json
 from popularity.ensemble.weights import Blend
-from popularity.stack.error_scale import ScaleModel
+from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, DenseEncoder, Matrix, MatrixEncoder
 from popularity.stack.neighbours import TIME, Neighbours
-from popularity.stack.oof_ridge import RidgeHead
-from popularity.stack.oof_ridge_characters import CharacterHead
+from popularity.stack.oof_ridge import BlockRidge
+from popularity.stack.oof_ridge_characters import CharacterRidge
 from popularity.stack.params import LearnerName
 from popularity.target.rank_gauss import Target
 from popularity.target.trend import Trend
@@ -41,7 +41,7 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Contributions:
+class ShapValues:
     """What made the predictions of n posts, in the scale that the learners fit.
 
     That scale is the label's under `stack.target_transform: none`; then base and contributions add up to the prediction. Under
@@ -77,7 +77,7 @@ class StackModel:
     blend: Blend
     target: Target
     level: Trend
-    scale: ScaleModel
+    scale: ErrorScale
 
     def predict_each(self, matrix: Matrix, posted_at: npt.NDArray[np.int64]) -> Array:
         """(seeds, n) predicted labels of posts with the dates (n,), microseconds."""
@@ -104,7 +104,7 @@ class StackModel:
 
     def contributions(
         self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64], largest: int
-    ) -> Contributions:
+    ) -> ShapValues:
         """What raised and lowered the predictions of `features`, with the `largest` columns of each post."""
         matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
         values = self.added(matrix)
@@ -136,7 +136,7 @@ class StackModel:
             .sort(["post", pl.col("contribution").abs()], descending=[False, True], maintain_order=True)
             .drop("post")
         )
-        return Contributions(base, by_block, single)
+        return ShapValues(base, by_block, single)
 
     def save(self, folder: Path) -> None:
         """Writes model.json, encoder.json, <block>.npz of every dense block, <learner>_<seed position> of every model,
@@ -206,10 +206,10 @@ class StackModel:
                 }
                 head = None
                 if "head_weights" in arrays:
-                    head = RidgeHead(arrays["head_mean"], arrays["head_scale"], arrays["head_weights"])
+                    head = BlockRidge(arrays["head_mean"], arrays["head_scale"], arrays["head_weights"])
                 characters = None
                 if "characters_weights" in arrays:
-                    characters = CharacterHead(arrays["characters_weights"], float(arrays["characters_constant"]))
+                    characters = CharacterRidge(arrays["characters_weights"], float(arrays["characters_constant"]))
                 neighbours = None
                 if "neighbours_vectors" in arrays:
                     names = (field.name for field in fields(Neighbours))
@@ -227,7 +227,7 @@ class StackModel:
             Blend.from_json(facts["blend"]),
             Target.from_json(facts["target"]),
             Trend.from_json(facts["level"]),
-            ScaleModel.load(folder),
+            ErrorScale.load(folder),
         )
 
 

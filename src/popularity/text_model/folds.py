@@ -10,8 +10,8 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
-from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, nothing, read_table, write_table
-from popularity.core.parallel import in_order, torch_threads
+from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, empty_table, read_table, write_table
+from popularity.core.parallel import ordered_map, torch_threads
 from popularity.encoders.text import EmbedTextParams
 from popularity.text_model.model import TextModelParams, fit
 from popularity.validation import rows_of
@@ -44,11 +44,11 @@ def fit_folds(
         model: file of the model of `final`.
     """
     if not params.epochs:
-        return nothing(TEXT_PREDICTIONS)
+        return empty_table(TEXT_PREDICTIONS)
     folds = list(rows_of(splits, [*schemes, FINAL]))
     work = partial(_predictions, posts, features, encoder, params, state, model)
     parallel = 1 if torch.cuda.is_available() else params.parallel_folds
-    done = in_order(work, folds, parallel=parallel, threads=params.num_threads)
+    done = ordered_map(work, folds, parallel=parallel, threads=params.num_threads)
     found: pl.DataFrame = pl.concat(tqdm(done, "text model", len(folds), unit="fold"))
     return found.sort(TEXT_PREDICTIONS.key)
 

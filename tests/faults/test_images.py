@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import read_block
 from stages import embed_image, index_images
 from tests.encoders.tiny_encoders import image_params, save_timm
 from tests.repository import stage_flags
-from tests.small_pictures import picture, write_tar
+from tests.small_images import picture, write_tar
 from tests.small_tables import small_posts
 
 pytestmark = pytest.mark.slow
@@ -155,7 +155,7 @@ def test_each_bad_picture_is_counted_and_costs_no_other_anything(root: Path) -> 
     assert len(status) == len(KINDS) + 3
     block = read_block(root / "vectors", "pooled")
     assert set(block.pids) == {pid for pid, found in status.items() if found == "ok"}
-    statistics = read_table(root / "vectors/statistics.parquet", PICTURE_STATISTICS)
+    statistics = read_table(root / "vectors/statistics.parquet", IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
     report = json.loads((root / "images.json").read_text())
     ignored = {name: found["count"] for name, found in report["ignored_members"].items()}
