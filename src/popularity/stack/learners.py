@@ -11,7 +11,7 @@ from popularity.stack import catboost, lightgbm, linear
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Cut
+from popularity.validation.inner_cv import InnerSplit
 
 
 class Learner(Protocol):
@@ -19,7 +19,7 @@ class Learner(Protocol):
 
     SUFFIX: str  # of the file of a saved model
 
-    def learn(self, sample: Sample, splits: Sequence[Cut], params: StackParams) -> Learned:
+    def learn(self, sample: Sample, splits: Sequence[InnerSplit], params: StackParams) -> Learned:
         """The setting that the inner CV chooses, and out-of-fold predictions."""
 
     def fit(self, sample: Sample, chosen: int, params: StackParams, seed: int) -> Any:

@@ -17,13 +17,13 @@ from popularity.stack.lightgbm_dask import Options, on_workers, rows_of_workers
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Cut, scored_rows
+from popularity.validation.inner_cv import InnerSplit, valid_rows
 
 SUFFIX = "txt"
 MIN_WORKER_ROWS = 20  # with no row, or none in its bag, LightGBM fails
 
 
-def learn(sample: Sample, splits: Sequence[Cut], params: StackParams) -> Learned:
+def learn(sample: Sample, splits: Sequence[InnerSplit], params: StackParams) -> Learned:
     """Early stopping on the inner CV: the number of rounds, and out-of-fold predictions.
 
     Without a split: `num_boost_round`, and no prediction.
@@ -73,7 +73,7 @@ def _cross_validate(
     options: Options,
     rounds: int,
     early_stopping_rounds: int,
-    splits: Sequence[Cut],
+    splits: Sequence[InnerSplit],
 ) -> tuple[int, list[lgb.Booster]]:
     """The number of rounds of least mean error, and a booster of so many rounds for each split."""
     history: dict[str, Any] = lgb.cv(
@@ -90,17 +90,17 @@ def _cross_validate(
 
 
 def _splits_of_workers(
-    n_rows: int, splits: Sequence[Cut], workers: int
-) -> tuple[list[Int64Array], list[list[Cut]]]:
+    n_rows: int, splits: Sequence[InnerSplit], workers: int
+) -> tuple[list[Int64Array], list[list[InnerSplit]]]:
     """The rows of each worker, and the splits as positions among these rows.
 
     A worker trains on its own part of the train rows and scores all valid rows. So all workers find the same error and
     stop at the same round. If a worker would have fewer than `MIN_WORKER_ROWS` train rows, fewer workers are used.
     """
-    valid_rows = scored_rows(splits)
+    scored = valid_rows(splits)
     rows, worker_splits = [], []
     for own in rows_of_workers(n_rows, workers):
-        held = np.union1d(own, valid_rows)
+        held = np.union1d(own, scored)
         rows.append(held)
         worker_splits.append(
             [

@@ -17,7 +17,7 @@ from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 from popularity.stack.ridge import solve_ridge
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Cut
+from popularity.validation.inner_cv import InnerSplit
 
 SUFFIX = "npz"
 MAX_ABS_Z = 3.0  # standard deviations to which values are clipped: counts and lengths have long tails
@@ -53,7 +53,7 @@ class RidgeModel:
         return np.hstack([numbers, indicators, np.ones((len(rows), 1))])
 
 
-def learn(sample: Sample, splits: Sequence[Cut], params: StackParams) -> Learned:
+def learn(sample: Sample, splits: Sequence[InnerSplit], params: StackParams) -> Learned:
     """The penalty of least mean squared error on the inner CV, and out-of-fold predictions.
 
     `chosen` is its position among `stack.linear.alphas`. Without a split: the largest penalty, and no prediction.

@@ -13,7 +13,7 @@ import polars as pl
 
 from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.atomic import read_json, reading, write_json
-from popularity.ensemble.weights import Blend
+from popularity.ensemble.weights import EnsembleWeights
 from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
@@ -22,7 +22,7 @@ from popularity.stack.neighbours import TIME, Neighbours
 from popularity.stack.oof_ridge import BlockRidge
 from popularity.stack.oof_ridge_characters import CharacterRidge
 from popularity.stack.params import LearnerName
-from popularity.target.rank_gauss import Target
+from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
 
 
@@ -73,8 +73,8 @@ class StackModel:
 
     encoder: MatrixEncoder
     models: Mapping[LearnerName, Sequence[Any]]
-    weights: Blend
-    target_transform: Target
+    weights: EnsembleWeights
+    target_transform: RankGauss
     trend: Trend
     error_scale: ErrorScale
 
@@ -86,7 +86,7 @@ class StackModel:
             posted_at: (n,) microseconds.
         """
         each = predict_targets(self.models, self.weights, matrix)
-        return np.stack([self.trend.add(self.target_transform.invert(row), posted_at) for row in each])
+        return np.stack([self.trend.retrend(self.target_transform.invert(row), posted_at) for row in each])
 
     def predict(self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array) -> Predicted:
         """Predictions of n posts, in the row order of `features`.
@@ -124,7 +124,7 @@ class StackModel:
         values = self.shap_values(matrix)
         expected_value, values = values[:, -1], values[:, :-1]
         if self.target_transform.kind == "none":
-            expected_value = self.trend.add(expected_value, posted_at)
+            expected_value = self.trend.retrend(expected_value, posted_at)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :largest]
         rows = np.arange(len(values))[:, None]
         kept = order.shape[1]
@@ -238,14 +238,14 @@ class StackModel:
         return cls(
             MatrixEncoder(tuple(stored["numeric"]), categories, dense),
             models,
-            Blend.from_json(fitted["weights"]),
-            Target.from_json(fitted["target_transform"]),
+            EnsembleWeights.from_json(fitted["weights"]),
+            RankGauss.from_json(fitted["target_transform"]),
             Trend.from_json(fitted["trend"]),
             ErrorScale.load(folder),
         )
 
 
-def predict_targets(models: Mapping[LearnerName, Sequence[Any]], weights: Blend, matrix: Matrix) -> Float64Array:
+def predict_targets(models: Mapping[LearnerName, Sequence[Any]], weights: EnsembleWeights, matrix: Matrix) -> Float64Array:
     """(seeds, n) weighted means of the learners' predictions, in the unit of the fitted target."""
     each = [[LEARNERS[learner].predict(model, matrix) for model in own] for learner, own in models.items()]
     return np.stack([weights.apply(np.stack(seed)) for seed in zip(*each, strict=True)])
