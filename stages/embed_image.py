@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.image_blocks import embed_images
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("embed_image", EmbedImageParams, args.params)
-    with measured("embed_image", args.resources):
+    with record_resources("embed_image", args.resources):
         embed_images(args.root, args.images, args.out, params)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tests.small_pictures import picture, write_tar
+from tests.small_images import picture, write_tar
 
 Row = dict[str, Any]
 NEW_NAMES = {

@@ -169,7 +169,7 @@ def check(files: Files, *, may_refuse: bool) -> None:
             return
     for table, contract in ((found.posts, POSTS), (found.users, USERS), (found.quarantine, QUARANTINE)):
         check_table(table, contract)
-    json.dumps(found.report, allow_nan=False).encode("utf-8")
+    json.dumps(found.summary, allow_nan=False).encode("utf-8")
     noted = set(found.quarantine.select("file", "row", "field").iter_rows())
     for split in ("train", "test"):
         rows = found.posts.filter(split=split).sort("source_index").to_dicts()

@@ -17,7 +17,7 @@ from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import __main__ as command
 from popularity.dataset import ingest, packing
 from popularity.dataset.preparation import prepare, summary
-from popularity.images import IndexImagesParams, PictureReader, index_images
+from popularity.images import ImageReader, IndexImagesParams, index_images
 from tests.dataset.layout import Layout, build, write_folder, write_tars
 from tests.repository import profile_text, write_profile
 
@@ -82,7 +82,7 @@ def test_a_folder_is_packed(tmp_path: Path, folder: Path) -> None:
     posts = ingest(root).posts
     assert posts.equals(ingest(folder).posts)
     images, _ = index_images(posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
-    reader = PictureReader(root)
+    reader = ImageReader(root)
     for row in images.join(posts, on="pid").iter_rows(named=True):
         assert reader.read(row["shard"], row["offset"], row["bytes"]) == (folder / row["image_path"]).read_bytes()
 

@@ -27,7 +27,7 @@ def with_scale() -> tuple[pl.DataFrame, pl.DataFrame]:
     predictions = small_predictions(POSTS, splits)
     scale = 0.3 + pl.col("pid").cast(pl.Int64) % 5 / 5
     scaled = pl.when(pl.col("model") == "stack").then(scale)
-    return with_matched(splits), with_matched(predictions).with_columns(scale=scaled)
+    return with_matched(splits), with_matched(predictions).with_columns(error_scale=scaled)
 
 
 def scored() -> list[Scored]:
@@ -76,10 +76,10 @@ def test_matched_calibrates_with_the_mean_over_seeds() -> None:
     rows = (
         predictions.filter(scheme="forward", model="stack")
         .group_by("pid")
-        .agg(pl.mean("prediction"), pl.first("scale"))
+        .agg(pl.mean("prediction"), pl.first("error_scale"))
     )
     truth = rows.join(POSTS, on="pid")
-    expected = calibrate(truth["label"].to_numpy(), truth["prediction"].to_numpy(), truth["scale"].to_numpy())
+    expected = calibrate(truth["label"].to_numpy(), truth["prediction"].to_numpy(), truth["error_scale"].to_numpy())
     found = calibrate_on(collect(POSTS, splits, predictions))
     assert found.posts == expected.posts == splits.filter(scheme="forward", role="valid").height
     assert found.quantiles == pytest.approx(expected.quantiles)
@@ -94,12 +94,12 @@ def test_coverage_against_a_slow_reference() -> None:
         for level, quantile in calibration.quantiles.items():
             assert quantile is not None
             found = table.filter(group=group, level=level).row(0, named=True)
-            inside = [abs(row["label"] - row["prediction:stack"]) <= quantile * row["scale"] for row in rows]
+            inside = [abs(row["label"] - row["prediction:stack"]) <= quantile * row["error_scale"] for row in rows]
             assert found["scheme"] == "holdout"
             assert (found["posts"], found["users"]) == (len(rows), len({row["uid"] for row in rows}))
             assert found["coverage"] == pytest.approx(sum(inside) / len(inside), abs=1e-6)
             assert found["width"] == pytest.approx(
-                sum(2 * quantile * row["scale"] for row in rows) / len(rows), abs=1e-6
+                sum(2 * quantile * row["error_scale"] for row in rows) / len(rows), abs=1e-6
             )
             assert found["low"] <= found["coverage"] <= found["high"]
     widths = table.filter(group="all")["width"]
@@ -137,7 +137,7 @@ def test_a_prediction_without_a_scale_is_an_error() -> None:
     splits, predictions = with_scale()
     for bad in (None, 0.0):
         hit = (pl.col("scheme") == "forward") & (pl.col("pid") == predictions.filter(scheme="forward")["pid"][0])
-        holed = predictions.with_columns(scale=pl.when(hit).then(pl.lit(bad)).otherwise("scale"))
+        holed = predictions.with_columns(error_scale=pl.when(hit).then(pl.lit(bad)).otherwise("error_scale"))
         with pytest.raises(ContractError, match=r"scale above 0 .* 1 have none, .* `dvc repro stack`"):
             calibrate_on(collect(POSTS, splits, holed))
 

@@ -16,9 +16,9 @@ from popularity.core.config import load_params
 from popularity.core.contracts import IMAGES, POSTS, check_table, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import ingest
-from popularity.images import IndexImagesParams, PictureReader, index_files, index_images
+from popularity.images import ImageReader, IndexImagesParams, index_files, index_images
 from stages import index_images as stage
-from tests.small_pictures import picture, write_tar
+from tests.small_images import picture, write_tar
 
 LENIENT = IndexImagesParams(max_bad_fraction=1.0, max_pixels=10_000)
 STRICT = IndexImagesParams(max_bad_fraction=0.0, max_pixels=10_000)
@@ -59,7 +59,7 @@ def test_pictures_in_tars(tmp_path: Path) -> None:
     assert set(images["status"]) == {"ok"}
     assert set(images.select("width", "height", "mode").iter_rows()) == {(24, 16, "RGB")}
     assert report["shards"] == {"train_images_0.tar": 2, "train_images_1.tar": 2, "test_images.tar": 2}
-    reader, contents = PictureReader(tmp_path), {**dict(members("train")), **dict(members("test"))}
+    reader, contents = ImageReader(tmp_path), {**dict(members("train")), **dict(members("test"))}
     for row in images.join(posts(), on="pid").iter_rows(named=True):
         assert reader.read(row["shard"], row["offset"], row["bytes"]) == contents[row["image_path"]]
 
@@ -74,7 +74,7 @@ def test_pictures_in_a_folder(tmp_path: Path) -> None:
     assert statuses(images) == {"0": "ok", "1": "ok", "2": "missing", "3": "ok", "90": "ok", "91": "ok"}
     row = images.row(by_predicate=pl.col("pid") == "3", named=True)
     assert (row["shard"], row["offset"]) == ("train/7@N/3.jpg", 0)
-    assert PictureReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture(3)
+    assert ImageReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture(3)
     assert report["examples"]["missing"] == ["train/7@N/2.jpg"]
 
 
@@ -111,7 +111,7 @@ def test_only_regular_expected_members_count(tmp_path: Path) -> None:
     counts = {kind: found["count"] for kind, found in report["ignored_members"].items()}
     assert counts == {"duplicate": 1, "not_a_file": 4, "unsafe_name": 3, "unexpected": 3}
     first = images.row(by_predicate=pl.col("pid") == "1", named=True)
-    assert PictureReader(tmp_path).read(first["shard"], first["offset"], first["bytes"]) == picture(1)
+    assert ImageReader(tmp_path).read(first["shard"], first["offset"], first["bytes"]) == picture(1)
     orjson.dumps(report)  # names that are no text do not break the report
 
 
@@ -234,7 +234,7 @@ def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
     params = write_params(tmp_path / "params.yaml")
     contents = []
     for attempt in ("first", "second"):
-        paths = {name: tmp_path / attempt / name for name in ("images", "report", "resources")}
+        paths = {name: tmp_path / attempt / name for name in ("images", "summary", "resources")}
         arguments = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
         stage.main(
             [
@@ -260,4 +260,4 @@ def test_files_of_any_name_and_place(tmp_path: Path) -> None:
     check_table(images, IMAGES)
     assert list(statuses(images).values()) == ["ok", "ok", "unreadable", "missing", "ok", "missing"]
     row = images.row(1, named=True)
-    assert PictureReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture()
+    assert ImageReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture()

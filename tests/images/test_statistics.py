@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from popularity.images.statistics import NAMES, SIDE, picture_statistics, thumbnail_size
+from popularity.images.statistics import NAMES, SIDE, image_statistics, thumbnail_size
 
 
 def described(picture: Image.Image) -> dict[str, float]:
-    return dict(zip(NAMES, picture_statistics(picture).tolist(), strict=True))
+    return dict(zip(NAMES, image_statistics(picture).tolist(), strict=True))
 
 
 def lettered() -> Image.Image:
@@ -55,7 +55,7 @@ def test_blur_takes_sharpness_away() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (3, 2), (2000, 1500)])
 def test_any_size_is_finite(size: tuple[int, int]) -> None:
-    values = picture_statistics(Image.effect_noise(size, 60).convert("RGB"))
+    values = image_statistics(Image.effect_noise(size, 60).convert("RGB"))
     assert values.shape == (len(NAMES),)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
@@ -64,7 +64,7 @@ def test_any_size_is_finite(size: tuple[int, int]) -> None:
 def test_the_picture_stays_as_it_is() -> None:
     picture = Image.effect_noise((300, 200), 60).convert("RGB")
     before = picture.tobytes()
-    picture_statistics(picture)
+    image_statistics(picture)
     assert picture.tobytes() == before
 
 

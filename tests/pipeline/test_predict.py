@@ -27,11 +27,11 @@ from popularity.core.contracts import (
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
-from popularity.images import PictureReader
+from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
 from tests.clones import Clone, files_below
-from tests.small_pictures import picture
+from tests.small_images import picture
 
 DATE = "2016-05-01T12:00"
 
@@ -50,11 +50,11 @@ def project(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def write_picture(clone: Clone, pid: str, file: Path) -> None:
+def write_image(clone: Clone, pid: str, file: Path) -> None:
     """An image of the data set as a file of its own."""
     location = read_table(clone.root / "data/interim/images.parquet", IMAGES).filter(pid=pid).row(0, named=True)
     file.parent.mkdir(exist_ok=True)
-    reader = PictureReader(clone.root / "data/demo")
+    reader = ImageReader(clone.root / "data/demo")
     file.write_bytes(reader.read(location["shard"], location["offset"], location["bytes"]))
 
 
@@ -108,13 +108,13 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     requests = []
     for post in chosen.iter_rows(named=True):
         file = project / "pictures" / f"{post['pid']}.jpg"
-        write_picture(clone, post["pid"], file)
+        write_image(clone, post["pid"], file)
         requests.append(as_request(post, file.relative_to(project)))
     found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
-    expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("scale").first())
+    expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("error_scale").first())
     values = {pid: (prediction, scale) for pid, prediction, scale in expected.iter_rows()}
     for one in found:
         assert one["notes"] == []
@@ -133,13 +133,13 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
         scheme="refit"
     )
-    text_json = project / paths.TEXT_MODEL_WEIGHT
+    text_json = project / paths.ENSEMBLE_WEIGHTS
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
     text_json.unlink()  # which may be a link to DVC's cache
     text_json.write_text(json.dumps({"share": 0.4, "offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
-    write_picture(clone, pid, project / "photo.jpg")
+    write_image(clone, pid, project / "photo.jpg")
     interim = project / "data/interim"
     for name, contract in (("posts", POSTS), ("splits", FOLDS)):
         table = read_table(interim / f"{name}.parquet", contract)
@@ -159,7 +159,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
 def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:
     posts = read_table(clone.root / "data/interim/posts.parquet", POSTS)
     post = posts.filter(split="test").row(0, named=True)
-    write_picture(clone, post["pid"], tmp_path / "photo.jpg")
+    write_image(clone, post["pid"], tmp_path / "photo.jpg")
     category, subcategory = class_names(post["subcategory"])
     flags = {"image": tmp_path / "photo.jpg", "title": "Sea and sand", "tags": "beach sun", "user": post["uid"]}
     flags |= {"date": DATE, "category": category, "subcategory": subcategory}

@@ -14,7 +14,7 @@ from popularity.core.errors import DataError
 from popularity.predict import NewPosts, Request, make_posts, read_requests
 from popularity.predict.requests import FIELDS, USER_FIELDS
 from tests.random_posts import random_posts
-from tests.small_pictures import picture
+from tests.small_images import picture
 
 KNOWN = random_posts(0)
 DATE = "2016-05-01T12:00"

@@ -92,7 +92,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
     write_block(image, tmp_path / "image", "pooled")
     write_block(text, tmp_path / "text", "post")
     names = {"params": "p", "posts": "posts.parquet", "image": "image", "text": "text", "out": "out"}
-    places = {**names, "report": "report.json", "resources": "resources.json"}
+    places = {**names, "summary": "report.json", "resources": "resources.json"}
     prototypes.main([part for name, path in places.items() for part in (f"--{name}", str(tmp_path / path))])
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {

@@ -21,7 +21,7 @@ from popularity.core.config import parse_section
 from popularity.core.errors import ClusterError, ConfigError
 from popularity.stack import StackParams, lightgbm, lightgbm_dask
 from popularity.stack.columns import metadata_columns
-from popularity.stack.lightgbm_dask import ClusterParams, connected
+from popularity.stack.lightgbm_dask import ClusterParams, dask_client
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Sample
 from popularity.validation.inner_cv import Rows
@@ -37,7 +37,7 @@ ONE = replace(TWO, cluster=STACK.cluster)
 def workers() -> Iterator[None]:
     """Two processes, for all tests; what they need in their environment stays out of this one's."""
     before = dict(os.environ)
-    with connected(TWO.cluster):
+    with dask_client(TWO.cluster):
         yield
     assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**before, "PYTEST_CURRENT_TEST": ""}
 
@@ -206,7 +206,7 @@ def test_a_port_that_is_taken_in_the_meantime(
 def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightgbm_dask, "WORKERS_SECONDS", 1.0)
     sample, _ = problem(100)
-    with pytest.raises(ClusterError, match=r"stack\.cluster\.workers: 3 are asked for, and after 1 s 2 are there"):
+    with pytest.raises(ClusterError, match=r"stack\.cluster\.workers: 3 are requested, and after 1 s 2 are there"):
         fit(sample, 2, replace(TWO, cluster=replace(TWO.cluster, workers=3)))
 
 
@@ -216,7 +216,7 @@ def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> No
     started = time.monotonic()
     with (
         pytest.raises(ConfigError, match=r"stack\.cluster\.scheduler: no Dask scheduler answers at tcp://127.0.0.1:9"),
-        connected(ClusterParams(2, "tcp://127.0.0.1:9")),
+        dask_client(ClusterParams(2, "tcp://127.0.0.1:9")),
     ):
         pass
     assert time.monotonic() - started < 10

@@ -30,7 +30,7 @@ from popularity.encoders.text_blocks import embed_texts
 from popularity.network.build import load_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_data
 from stages import prototypes, train
-from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
+from tests.encoders.tiny_encoders import image_params, make_image_set, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
 from tests.small_tables import small_posts
 from tests.training.small_training import TRAIN, train_params
@@ -97,7 +97,7 @@ def make_project(folder: Path, towers: EncoderPair) -> Project:
     embed_images(folder / "data", folder / "images.parquet", folder / "image", towers.image)
     embed_texts(folder / "posts.parquet", folder / "text", towers.text)
     paths = {"params": "params.yaml", "posts": "posts.parquet", "out": "prototypes"}
-    paths |= {name: name for name in ("image", "text", "report", "resources")}
+    paths |= {name: name for name in ("image", "text", "summary", "resources")}
     prototypes.main([f"--{flag}={folder / path}" for flag, path in paths.items()])
     return project
 
@@ -105,13 +105,13 @@ def make_project(folder: Path, towers: EncoderPair) -> Project:
 @pytest.fixture(scope="module", params=["clip", "timm and bert"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
-    pictures = make_pictures(folder)
+    image_set = make_image_set(folder)
     if request.param == "clip":
         weights = f"path:{save_clip(folder / 'clip')}"
         image = image_params(loader="clip_image", model="clip", weights=weights)
         text = text_params(loader="clip_text", weights=weights)
     else:
-        image, text = pictures.params(), text_params(weights=f"path:{save_bert(folder / 'bert')}")
+        image, text = image_set.params(), text_params(weights=f"path:{save_bert(folder / 'bert')}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("POPULARITY_WORKERS", "0")
@@ -193,8 +193,8 @@ def finished_epochs(name: str) -> int:
 
 
 def test_unfrozen_towers_read_images_and_texts_and_train_their_last_blocks(project: Project) -> None:
-    pictures = read_block(Path("image"), "pooled")
-    assert len(pictures.pids) == 18  # of 20 posts: some that train lack an image
+    block = read_block(Path("image"), "pooled")
+    assert len(block.pids) == 18  # of 20 posts: some that train lack an image
     project.write_params(unfreeze_layers=1, lr_tower=1e-2, valid_fraction=0.0)
     project.train("live")
     trained = load_file("live/network/network.safetensors")

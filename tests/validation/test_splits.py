@@ -232,7 +232,7 @@ def test_rows_of_leaves_the_dropped_rows_out(made: tuple[pl.DataFrame, dict[str,
 
 def test_stage(tmp_path: Path, posts: pl.DataFrame) -> None:
     write_table(posts, tmp_path / "posts.parquet", POSTS)
-    flags = {name: str(tmp_path / f"{name}.out") for name in ("splits", "report", "resources")}
+    flags = {name: str(tmp_path / f"{name}.out") for name in ("splits", "summary", "resources")}
     split.main(
         [
             "--posts",
@@ -242,4 +242,4 @@ def test_stage(tmp_path: Path, posts: pl.DataFrame) -> None:
     )
     splits = read_table(tmp_path / "splits.out", FOLDS)
     assert np.isin(["holdout", "refit"], splits["scheme"].unique().to_numpy()).all()
-    assert (tmp_path / "report.out").exists()
+    assert (tmp_path / "summary.out").exists()

@@ -70,7 +70,7 @@ def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
     finally:
         os.close(folder)
     try:
-        with telling_full(path):
+        with reporting_full_disk(path):
             yield partial
     finally:
         os.close(handle)
@@ -78,7 +78,7 @@ def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
 
 
 @contextmanager
-def telling_full(path: Path) -> Iterator[None]:
+def reporting_full_disk(path: Path) -> Iterator[None]:
     """Has a full disk told as such: NumPy says how much it could not write, SQLite and others have errors of their own.
 
     Raises:

@@ -115,7 +115,7 @@ IMAGE_STATUS = Contract(
     key=("pid",),
 )
 
-# Quality and layout of decoded images: Float32 columns named image_statistics.<name>; posts without an image are absent.
+# Quality and layout of decoded images: Float32 columns image_statistics.<name>; posts without an image are absent.
 IMAGE_STATISTICS = Contract("image statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
 SCHEMES = ("holdout", "forward", "group", "random", "refit")
@@ -170,7 +170,7 @@ PREDICTIONS = Contract(
         "seed": Column(pl.Int64),
         "model": Column(pl.String),
         "prediction": Column(pl.Float64),
-        "scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
+        "error_scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
     },
     key=("scheme", "model", "seed", "pid"),
 )
@@ -186,7 +186,9 @@ TEXT_PREDICTIONS = Contract(
     key=("scheme", "fold", "pid"),
 )
 
-TEXT_FILE = "text.json"  # beside the stack's models of `final`: what share the text model has in its predictions
+ENSEMBLE_WEIGHTS_FILE = (
+    "ensemble_weights.json"  # beside the stack's models of `final`: what share the text model has in its predictions
+)
 
 LEVELS = ("category", "subcategory", "concept")  # of classes, from the top down; columns of POSTS
 
@@ -292,7 +294,7 @@ def class_names(key: str) -> tuple[str, ...]:
     return tuple(re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts)
 
 
-def nothing(contract: Contract) -> pl.DataFrame:
+def empty_table(contract: Contract) -> pl.DataFrame:
     """A table of the contract without a row."""
     return pl.DataFrame(schema={name: column.dtype for name, column in contract.columns.items()})
 

@@ -69,12 +69,12 @@ def score(
 
     With `cuts` (n,), the cut that scores each post, the mean over the cuts; None if it is undefined in one of them.
     """
-    each = [(labels[rows], predictions[rows]) for rows in cut_rows(len(labels), cuts)]
+    each = [(labels[rows], predictions[rows]) for rows in fold_rows(len(labels), cuts)]
     metrics = (spearman, mean_absolute_error, mean_absolute_percentage_error, bias)
     return {name: _mean([metric(*cut) for cut in each]) for name, metric in zip(METRICS, metrics, strict=True)}
 
 
-def cut_rows(n: int, cuts: npt.NDArray[np.int64] | None) -> list[npt.NDArray[np.int64]]:
+def fold_rows(n: int, cuts: npt.NDArray[np.int64] | None) -> list[npt.NDArray[np.int64]]:
     """The rows of each cut, in order; all n rows without `cuts` (n,)."""
     return [np.arange(n)] if cuts is None else [np.flatnonzero(cuts == cut) for cut in np.unique(cuts)]
 

@@ -23,7 +23,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, parallel: int, threads: int) -> Iterator[Result]:
+def ordered_map(
+    work: Callable[[Task], Result], tasks: Iterable[Task], *, parallel: int, threads: int
+) -> Iterator[Result]:
     """What `work` returns, in the order of `tasks`, of which `parallel` run at a time, each in a process of its own.
 
     Processes, because LightGBM crashes where threads make their data sets at the same time. One at a time runs in this

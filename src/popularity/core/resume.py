@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from popularity.core.atomic import fingerprint, telling_full
+from popularity.core.atomic import fingerprint, reporting_full_disk
 from popularity.core.errors import BusyError
 
 STATE_ROOT = Path(".state")
@@ -39,7 +39,7 @@ def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path
         if int(os.environ.get("RANK", "0")) == 0:
             lock = _own(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        with telling_full(directory):
+        with reporting_full_disk(directory):
             yield directory
         shutil.rmtree(directory, ignore_errors=True)
     finally:

@@ -28,7 +28,7 @@ _UNWRITABLE = {
 
 
 @contextmanager
-def measured(name: str, record: Path) -> Iterator[None]:
+def record_resources(name: str, record: Path) -> Iterator[None]:
     """Runs a stage's work and writes its wall time (s) and peak memory (MiB) to `record` on success.
 
     Peak memory is the largest resident set of this process and of its largest child.

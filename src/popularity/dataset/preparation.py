@@ -16,7 +16,7 @@ from popularity.core.errors import ConfigError, DataError
 from popularity.dataset.ingestion import ingest
 from popularity.dataset.layout import find_parts
 from popularity.dataset.packing import has_shards, pack
-from popularity.images import picture_sizes
+from popularity.images import image_sizes
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def prepare(root: Path, packed: Path, shard_bytes: int) -> tuple[Path, dict[str,
 
 def _pictures(posts: pl.DataFrame, root: Path) -> dict[str, Any]:
     """How many pictures are there, and which are not, by the lists of the shards: headers are for index_images."""
-    sizes, damaged = picture_sizes(posts, root)
+    sizes, damaged = image_sizes(posts, root)
     paths = sorted(posts["image_path"])
     return {
         "posts": len(paths),

@@ -31,8 +31,8 @@ from popularity.encoders.sharding import (
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
-from popularity.images import ImageDecodeError, PictureReader, decode_picture
-from popularity.images.statistics import NAMES, picture_statistics
+from popularity.images import ImageDecodeError, ImageReader, decode_image
+from popularity.images.statistics import NAMES, image_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class ImageBatches:
     """Rows of the stored images -> ImageBatch; each loader process opens its own files."""
 
     def __init__(self, root: Path, stored: pl.DataFrame, size: int, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.reader, self.transform, self.size = PictureReader(root), transform, size
+        self.reader, self.transform, self.size = ImageReader(root), transform, size
         self.shards = stored["shard"].to_list()
         self.locations = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 
@@ -136,9 +136,9 @@ class ImageBatches:
             content = self.reader.read(self.shards[row], offset, length)
             try:
                 # The accepted header announced this many pixels: the content may not have more.
-                image = decode_picture(content, announced)
+                image = decode_image(content, announced)
                 pixels.append(self.transform(image))
-                statistics.append(picture_statistics(image))
+                statistics.append(image_statistics(image))
                 decoded.append(True)
             except ImageDecodeError as error:
                 logger.debug("%s at %d: %s", self.shards[row], offset, error)

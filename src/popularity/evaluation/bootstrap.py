@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from popularity.core.metrics import FloatArray, cut_rows
+from popularity.core.metrics import FloatArray, fold_rows
 
 # Cells of the (posts, draws) weight matrix that are in memory at once: 32 MiB of float64.
 CELLS = 4_194_304
@@ -99,7 +99,7 @@ def resample_cuts(
 ) -> dict[str, FloatArray]:
     """What `resample` means over: metric -> (cuts, resamples, models)."""
     n_users = int(users.max()) + 1
-    each = [_Cut(labels[rows], predictions[rows], users[rows], n_users) for rows in cut_rows(len(labels), cuts)]
+    each = [_Cut(labels[rows], predictions[rows], users[rows], n_users) for rows in fold_rows(len(labels), cuts)]
     parts: list[dict[str, FloatArray]] = []
     for counts in _draws(users, resamples, seed):
         found = [cut.score(counts) for cut in each]

@@ -144,12 +144,12 @@ def _coverage(rows: pl.DataFrame, calibration: Calibration, level: float, config
 
 def _columns(rows: pl.DataFrame) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Labels, predictions of the main model and their scale, each (n,)."""
-    bad = rows.filter(pl.col("scale").is_null() | (pl.col("scale") <= 0))
+    bad = rows.filter(pl.col("error_scale").is_null() | (pl.col("error_scale") <= 0))
     if len(bad):
         raise ContractError(
             f"predictions: expected a scale above 0 beside each prediction of '{MAIN_MODEL}'; {len(bad)} have none, "
             f"for example that of {bad['pid'][0]}; run `dvc repro stack`"
         )
-    columns = ("label", f"prediction:{MAIN_MODEL}", "scale")
+    columns = ("label", f"prediction:{MAIN_MODEL}", "error_scale")
     labels, predictions, scale = (rows[column].to_numpy() for column in columns)
     return labels, predictions, scale

@@ -151,7 +151,7 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
         .pivot(on="model", index="pid", values="prediction")
     )
     # The scale belongs to the mean over the seeds and stands beside each of them.
-    scales = predictions.filter(pl.col("model") == MAIN_MODEL).sort("seed").group_by("pid").agg(pl.first("scale"))
+    scales = predictions.filter(pl.col("model") == MAIN_MODEL).sort("seed").group_by("pid").agg(pl.first("error_scale"))
     rows = (
         scored.with_columns(pl.col("seen").fill_null(value=False))
         .join(means, on="pid", how="left", validate="1:1")

@@ -121,7 +121,7 @@ def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> p
     return _table(posts, dict(_from_folder(root, set(posts["image_path"]), params)))
 
 
-def picture_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[str, str]]:
+def image_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Bytes of each post's picture in the tar shards, by image_path, and what is wrong with damaged shards.
 
     Only the headers of the members are read, so that a picture in this list may still be none.

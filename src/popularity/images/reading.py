@@ -33,7 +33,7 @@ class ImageDecodeError(PopularityError):
     """A picture whose content cannot be turned into pixels, or that has more of them than allowed."""
 
 
-class PictureReader:
+class ImageReader:
     """Reads pictures by (shard, offset, length) under the root of a data set.
 
     Tar shards are opened on first use in each process and read by position, so that DataLoader workers and
@@ -81,7 +81,7 @@ class PictureReader:
 
 
 @dataclass(frozen=True)
-class PictureHeader:
+class ImageHeader:
     """Size in pixels and Pillow's mode, as the header states them (before any EXIF rotation)."""
 
     width: int
@@ -89,7 +89,7 @@ class PictureHeader:
     mode: str
 
 
-def read_header(stream: IO[bytes]) -> PictureHeader:
+def read_header(stream: IO[bytes]) -> ImageHeader:
     """Size and mode of the picture that starts at the stream's position 0; no pixel is decoded.
 
     Raises:
@@ -98,12 +98,12 @@ def read_header(stream: IO[bytes]) -> PictureHeader:
     """
     try:
         with Image.open(stream, formats=FORMATS) as picture:
-            return PictureHeader(*picture.size, picture.mode)
+            return ImageHeader(*picture.size, picture.mode)
     except _BROKEN_CONTENT as error:
         raise ImageDecodeError(f"no readable picture header: {error}") from error
 
 
-def decode_picture(content: bytes, max_pixels: int) -> Image.Image:
+def decode_image(content: bytes, max_pixels: int) -> Image.Image:
     """The picture as upright RGB (first frame, EXIF orientation applied, transparency on white).
 
     Args:

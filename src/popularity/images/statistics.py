@@ -27,7 +27,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def picture_statistics(picture: Image.Image) -> Float32Array:
+def image_statistics(picture: Image.Image) -> Float32Array:
     """(13,) in the order of NAMES of an RGB picture.
 
     sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey levels.

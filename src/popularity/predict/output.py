@@ -54,7 +54,7 @@ class Prediction:
         shap_by_block: block -> the sum over its columns; with `expected_value` they add up to the prediction, in
             `shap_unit`. The block `text model` is there only if the unit is popularity.
         shap_by_feature: the largest columns: feature, block, value, shap_value.
-        shap_unit: `popularity`, or `rank_gauss score of popularity` under `stack.target_transform: rank_gauss`.
+        shap_unit: `popularity`, or `normal score of popularity` under `stack.target_transform: rank_gauss`.
         notes: missing or unusable fields, and their replacements.
     """
 

@@ -42,7 +42,7 @@ from popularity.predict.output import Interval, Prediction, views
 from popularity.predict.requests import NewPosts
 from popularity.stack import StackModel, read_blocks
 from popularity.stack.feature_blocks import Blocks
-from popularity.stack.model import Contributions, Predicted
+from popularity.stack.model import Predicted, ShapValues
 from popularity.text_model import TextModel
 
 Notes = Mapping[str, list[str]]  # by pid
@@ -85,7 +85,7 @@ class Project:
             network=root / paths.NETWORK,
             stack=root / paths.STACK / "stack",
             text_model=root / paths.TEXT_MODEL / "model.safetensors",
-            text_weight=root / paths.TEXT_MODEL_WEIGHT,
+            text_weight=root / paths.ENSEMBLE_WEIGHTS,
             calibration=root / paths.CALIBRATION,
         )
 
@@ -226,12 +226,12 @@ class _Fitted:
 
     Args:
         predicted: values and error scales (n,), in the order of the features.
-        contributions: SHAP values.
+        shap_values: of the ensemble.
         unit: of the SHAP values.
     """
 
     predicted: Predicted
-    contributions: Contributions
+    shap_values: ShapValues
     unit: str
 
 
@@ -242,25 +242,25 @@ def _predict_stack(
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()
     predicted = model.predict(features, blocks, posted_at)
-    contributions = model.contributions(features, blocks, posted_at, n_features)
-    raw, text = model.target.kind == "none", _text_weight(project)
+    shap_values = model.explain(features, blocks, posted_at, n_features)
+    raw, text = model.target_transform.kind == "none", _text_weight(project)
     if text["share"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
-        predicted, contributions = with_text(predicted, contributions, predictions, text["share"], add_block=raw)
-    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target.kind} score of popularity")
+        predicted, shap_values = with_text(predicted, shap_values, predictions, text["share"], add_block=raw)
+    return _Fitted(predicted, shap_values, "popularity" if raw else "normal score of popularity")
 
 
 def _assemble(
     fitted: _Fitted, calibration: Calibration, features: pl.DataFrame, explanations: _Explanations, notes: Notes
 ) -> list[Prediction]:
-    predicted, shap = fitted.predicted, _shap_values(fitted.contributions, features)
+    predicted, shap = fitted.predicted, _shap_by_pid(fitted.shap_values, features)
     rows = zip(
         features["pid"],
         predicted.values,
-        predicted.scale,
+        predicted.error_scale,
         _intervals(calibration, predicted),
-        fitted.contributions.base,
+        fitted.shap_values.expected_value,
         strict=True,
     )
     return [
@@ -285,8 +285,8 @@ def _assemble(
 
 
 def with_text(
-    predicted: Predicted, contributions: Contributions, text: Float64Array, weight: float, *, add_block: bool
-) -> tuple[Predicted, Contributions]:
+    predicted: Predicted, shap_values: ShapValues, text: Float64Array, weight: float, *, add_block: bool
+) -> tuple[Predicted, ShapValues]:
     """The ensemble of the stack and the text model: its predictions and SHAP values.
 
     The SHAP value of the text model is its weight times its difference from the stack: with this block, expected value
@@ -294,7 +294,7 @@ def with_text(
 
     Args:
         predicted: by the stack, of n posts.
-        contributions: SHAP values of the stack.
+        shap_values: SHAP values of the stack.
         text: (n,) predictions of the text model, less its offset.
         weight: of the text model in the ensemble.
         add_block: false where the SHAP values have another unit than popularity.
@@ -302,11 +302,11 @@ def with_text(
     added = weight * (text - predicted.values)
     ensemble = replace(predicted, values=predicted.values + added)
     if not add_block:
-        return ensemble, contributions
-    pids = contributions.blocks["pid"].unique(maintain_order=True)
-    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "contribution": added})
-    blocks = pl.concat([contributions.blocks, own.cast(dict(contributions.blocks.schema))])  # type: ignore[arg-type]
-    return ensemble, replace(contributions, blocks=blocks)
+        return ensemble, shap_values
+    pids = shap_values.blocks["pid"].unique(maintain_order=True)
+    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "shap_value": added})
+    blocks = pl.concat([shap_values.blocks, own.cast(dict(shap_values.blocks.schema))])  # type: ignore[arg-type]
+    return ensemble, replace(shap_values, blocks=blocks)
 
 
 def _text_weight(project: Project) -> dict[str, float]:
@@ -335,7 +335,7 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
     """For each post its intervals by coverage."""
     found: list[dict[str, Interval]] = [{} for _ in predicted.values]
     for coverage in calibration.quantiles:
-        half_width = calibration.reach(coverage, predicted.scale)
+        half_width = calibration.reach(coverage, predicted.error_scale)
         for row, value in enumerate(predicted.values):
             bounds = (
                 (None, None) if half_width is None else (float(value - half_width[row]), float(value + half_width[row]))
@@ -344,15 +344,15 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
     return found
 
 
-def _shap_values(
-    contributions: Contributions, features: pl.DataFrame
+def _shap_by_pid(
+    shap_values: ShapValues, features: pl.DataFrame
 ) -> dict[str, tuple[dict[str, float], list[dict[str, Any]]]]:
     """By pid the SHAP values of blocks and of the largest features; categories by name, not by code."""
     found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]] = {pid: ({}, []) for pid in features["pid"]}
-    for pid, block, value in contributions.blocks.iter_rows():
+    for pid, block, value in shap_values.blocks.iter_rows():
         found[pid][0][block] = value
     categories = {row["pid"]: row for row in features.select("pid", *CATEGORIES).iter_rows(named=True)}
-    for row in contributions.features.drop("rank").rename({"contribution": "shap_value"}).iter_rows(named=True):
+    for row in shap_values.features.drop("rank").iter_rows(named=True):
         pid = row.pop("pid")
         if row["block"] == "metadata" and row["feature"] in CATEGORIES:
             row["value"] = categories[pid][row["feature"]]

@@ -18,7 +18,7 @@ READS = (
     paths.PROTOTYPE_CLASSES,
     paths.PROTOTYPE_FIELDS,
     paths.STACK_MANIFEST,
-    paths.TEXT_MODEL_WEIGHT,
+    paths.ENSEMBLE_WEIGHTS,
 )
 NO_SCORE = "This run has no score on posts that were kept out of every choice."
 NOMINAL = 0.8  # coverage of the interval in the tiles
@@ -125,8 +125,8 @@ def _class_facts(run: RunFolder) -> list[tuple[str, str]]:
 
 def _model_facts(run: RunFolder) -> list[tuple[str, str]]:
     rows = []
-    if run.has(paths.TEXT_MODEL_WEIGHT):
-        weight = run.json(paths.TEXT_MODEL_WEIGHT)["share"]
+    if run.has(paths.ENSEMBLE_WEIGHTS):
+        weight = run.json(paths.ENSEMBLE_WEIGHTS)["share"]
         rows.append(("Text model", f"weight {percent(weight, 0)} in the predictions of the test part"))
     if run.has(paths.STACK_MANIFEST):
         code = run.json(paths.STACK_MANIFEST)["code"]

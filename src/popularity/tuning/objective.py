@@ -34,7 +34,7 @@ from popularity.stack.lightgbm import lightgbm_params
 from popularity.stack.matrix import ColumnParams, Matrix, MatrixEncoder
 from popularity.stack.params import StackParams
 from popularity.stack.row_selection import kept_rows
-from popularity.stack.sample import Sample, recency_weights
+from popularity.stack.sample import Sample, recency_sample_weight
 from popularity.target.rank_gauss import Target
 from popularity.target.trend import Trend
 from popularity.tuning.space import Choices, Space, Values
@@ -244,7 +244,7 @@ class StackObjective:
         # A subset forgets a label or a weight that it is given before it is constructed, and keeps those of the whole.
         rows = binned.fit.subset(kept.tolist()).construct()
         rows.set_label(target.apply(rest[kept]))
-        rows.set_weight(recency_weights(fold.posted_at[kept], params.sample_weight_half_life_days))
+        rows.set_weight(recency_sample_weight(fold.posted_at[kept], params.sample_weight_half_life_days))
         errors: list[float] = []
 
         def measure(predicted: Array, _rows: lgb.Dataset) -> tuple[str, float, bool]:
@@ -301,7 +301,7 @@ def _key(place: int, params: StackParams) -> str:
 def _beside(fold: Fold, fit: Matrix, scored: Matrix, rest: Array, params: StackParams) -> Array:
     """(learners, m) what each learner beside LightGBM predicts for the scored rows, less the level."""
     target = Target.fit(rest, params.target_transform)
-    sample = Sample(fit, target.apply(rest), recency_weights(fold.posted_at, params.sample_weight_half_life_days))
+    sample = Sample(fit, target.apply(rest), recency_sample_weight(fold.posted_at, params.sample_weight_half_life_days))
     cuts = inner_splits(fold.posted_at, params.inner_cv)
     beside = [np.empty((0, len(scored.values)))]
     for learner in (LEARNERS[name] for name in params.learners if name != "lightgbm"):

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from popularity.core.contracts import IMAGE_STATUS, IMAGES, IMAGE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import read_block
 from stages import embed_image, index_images
 from tests.encoders.tiny_encoders import image_params, save_timm
 from tests.repository import stage_flags
-from tests.small_pictures import picture, write_tar
+from tests.small_images import picture, write_tar
 from tests.small_tables import small_posts
 
 pytestmark = pytest.mark.slow

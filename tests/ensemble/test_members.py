@@ -80,7 +80,7 @@ def test_a_cut_has_no_say_in_its_own_share() -> None:
     ]
     lines.append(pl.DataFrame({**facts, "scheme": "holdout", "seed": 0, "model": "stack", "prediction": ours}))
     columns = list(PREDICTIONS.columns)
-    predictions = pl.concat(lines).with_columns(scale=pl.lit(None, pl.Float64)).select(columns)
+    predictions = pl.concat(lines).with_columns(error_scale=pl.lit(None, pl.Float64)).select(columns)
     said = pl.concat(
         pl.DataFrame({**facts, "scheme": scheme, "prediction": theirs + 5}) for scheme in ("forward", "holdout")
     )

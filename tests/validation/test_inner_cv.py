@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from popularity.stack.sample import recency_weights
+from popularity.stack.sample import recency_sample_weight
 from popularity.validation.inner_cv import InnerCvParams, inner_splits, scored_rows
 
 
@@ -31,11 +31,11 @@ def test_no_cut_fits_on_less_than_it_scores() -> None:
 def test_recency_weights_halve_with_the_half_life() -> None:
     day = 86_400_000_000
     posted_at = np.arange(0, 1_000 * day, day, dtype=np.int64)
-    weights = recency_weights(posted_at, 100.0)
+    weights = recency_sample_weight(posted_at, 100.0)
     assert weights is not None
     assert weights.mean() == pytest.approx(1.0)
     np.testing.assert_allclose(weights[100:900] / weights[:800], 2.0)
-    assert recency_weights(posted_at, 0.0) is None
+    assert recency_sample_weight(posted_at, 0.0) is None
 
 
 def test_one_post_dated_far_ahead_leaves_the_weights_of_the_others() -> None:
@@ -43,7 +43,7 @@ def test_one_post_dated_far_ahead_leaves_the_weights_of_the_others() -> None:
     posted_at = np.arange(0, 1_000 * day, day, dtype=np.int64)
     ahead = posted_at.copy()
     ahead[0] = 30_000 * day
-    usual, weights = recency_weights(posted_at, 100.0), recency_weights(ahead, 100.0)
+    usual, weights = recency_sample_weight(posted_at, 100.0), recency_sample_weight(ahead, 100.0)
     assert usual is not None
     assert weights is not None
     np.testing.assert_allclose(weights[1:], usual[1:], rtol=0.02)
