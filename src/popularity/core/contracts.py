@@ -98,8 +98,8 @@ IMAGES = Contract(
     "images",
     {
         "pid": Column(pl.String),
-        "shard": Column(pl.String),  # tar file or picture file, relative to the data set's root; "" if missing
-        "offset": Column(pl.Int64),  # of the picture's first byte in the shard
+        "shard": Column(pl.String),  # tar file or image file, relative to the data set's root; "" if missing
+        "offset": Column(pl.Int64),  # of the image's first byte in the shard
         "bytes": Column(pl.Int64),
         "width": Column(pl.Int32, nullable=True),  # pixels
         "height": Column(pl.Int32, nullable=True),
@@ -115,8 +115,8 @@ IMAGE_STATUS = Contract(
     key=("pid",),
 )
 
-# Quality and layout of decoded pictures: Float32 columns named picture.<what>; posts without a picture are absent.
-IMAGE_STATISTICS = Contract("picture statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+# Quality and layout of decoded images: Float32 columns named picture.<what>; posts without an image are absent.
+IMAGE_STATISTICS = Contract("image statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
 SCHEMES = ("holdout", "forward", "group", "random", "refit")
 
@@ -228,7 +228,7 @@ NEAREST = Contract(
         "rank": Column(pl.Int32),  # 0 is the nearest
         "index": Column(pl.Int32),  # of the class
         "key": Column(pl.String),
-        # cosine of picture or text to the class's prototype (the own one without the post), or q of Eq 7
+        # cosine of image or text to the class's prototype (the own one without the post), or q of Eq 7
         "value": Column(pl.Float32),
     },
     key=("pid", "head", "rank"),
@@ -242,7 +242,7 @@ ATTENTION = Contract(
         "rank": Column(pl.Int32),
         "index": Column(pl.Int32),
         "key": Column(pl.String),
-        "weight": Column(pl.Float32),  # attention of the picture's token, mean over heads and layers
+        "weight": Column(pl.Float32),  # attention of the image's token, mean over heads and layers
     },
     key=("pid", "modality", "rank"),
 )
@@ -252,7 +252,7 @@ ATTENTION_MASS = Contract(
     "attention mass",
     {
         "pid": Column(pl.String),
-        "image": Column(pl.Float32),  # on the picture itself
+        "image": Column(pl.Float32),  # on the image itself
         "visual": Column(pl.Float32),  # on the prototypes of the second level
         "text": Column(pl.Float32),
         "other_levels": Column(pl.Float32),
