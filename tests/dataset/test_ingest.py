@@ -263,7 +263,7 @@ def test_an_implausible_date_becomes_the_median_of_its_split(tmp_path: Path, val
     ingested = read(layout, tmp_path)
     assert post(ingested, 0)["posted_at"] == datetime.fromtimestamp(1_430_000_000 + 6 * 86_400, UTC)
     assert quarantined(ingested) == {
-        ("train_temporalspatial_information.json", 0, "Postdate", "set to the median date of the train part")
+        ("train_temporalspatial_information.json", 0, "Postdate", "set to the median date of the train split")
     }
 
 

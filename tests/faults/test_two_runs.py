@@ -54,7 +54,7 @@ def test_the_second_run_of_a_stage_that_can_be_resumed_ends_at_once(
     second = start(arguments(images, "out"))
     _, said = second.communicate(timeout=300)
     assert second.returncode == 1
-    assert "another run of this stage is at work on the same inputs" in said
+    assert "another run of this stage works on the same inputs" in said
     assert "Traceback" not in said
     assert first.poll() is None
     first.kill()

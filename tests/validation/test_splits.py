@@ -215,7 +215,7 @@ def test_posts_of_one_second_are_a_named_error() -> None:
 
 
 def test_too_few_users_is_a_named_error() -> None:
-    with pytest.raises(DataError, match=r"split\.folds"):
+    with pytest.raises(DataError, match=r"split\.n_folds"):
         make_splits(random_posts(seed=0, users=3), PARAMS)
 
 
