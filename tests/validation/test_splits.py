@@ -225,7 +225,7 @@ def test_rows_of_leaves_the_dropped_rows_out(made: tuple[pl.DataFrame, dict[str,
         keys.append(key)
         assert set(rows["role"]) == {"train", "valid"}
         assert rows["pid"].is_sorted()
-    assert keys == [FoldKey("holdout", 0), *[FoldKey("group", fold) for fold in range(5)]]
+    assert keys == [*[FoldKey("group", fold) for fold in range(5)], FoldKey("holdout", 0)]
     assert keys == sorted(keys)
     assert len({key.file_name for key in keys}) == len(keys)
 
