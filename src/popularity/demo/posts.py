@@ -78,8 +78,8 @@ def draw_posts(params: DemoParams, users: Users, classes: list[DemoClass], rng: 
     """All posts in the order of collection, which is nearly the order of time.
 
     Columns: pid; split; user, class_index, concept (rows of `users`, `classes`, concepts of the class); posted_at
-    (unix s); local_hour; quality (0-1); title; tags; tag_count; agreement (null without content words); mood; media_type;
-    latitude, longitude (null without a location); geo_accuracy.
+    (unix s); local_hour; quality (0-1); title; tags; tag_count; agreement (null without content words); mood;
+    media_type; latitude, longitude (null without a location); geo_accuracy.
     """
     rows = _rows(params, users, classes, rng)
     frames = [pl.DataFrame(chunk, schema=COLUMNS, orient="row") for chunk in _chunks(rows, ROWS)]
