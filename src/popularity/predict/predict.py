@@ -43,7 +43,7 @@ from popularity.predict.output import Interval, Prediction, views
 from popularity.predict.requests import NewPosts
 from popularity.stack import StackModel, read_blocks
 from popularity.stack.feature_blocks import Blocks
-from popularity.stack.model import ShapValues, Predicted
+from popularity.stack.model import Predicted, ShapValues
 from popularity.text_model import TextModel
 
 Float64Array = npt.NDArray[np.float64]
@@ -104,7 +104,7 @@ class Project:
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
             self.text_share,
         ]
-        if self.text_share.is_file() and _text_share(self)["share"]:
+        if self.text_share.is_file() and _text_share(self)["weight"]:
             needed.append(self.text_model)
         missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
         if missing:
@@ -244,10 +244,10 @@ def _predict_stack(
     predicted = model.predict(features, blocks, posted_at)
     contributions = model.contributions(features, blocks, posted_at, largest)
     raw, text = model.target.kind == "none", _text_share(project)
-    if text["share"]:
+    if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
-        predicted, contributions = with_text(predicted, contributions, predictions, text["share"], add_block=raw)
+        predicted, contributions = with_text(predicted, contributions, predictions, text["weight"], add_block=raw)
     return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target.kind} score of popularity")
 
 

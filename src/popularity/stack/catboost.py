@@ -18,7 +18,7 @@ from popularity.core.errors import ConfigError
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Cut
+from popularity.validation.inner_cv import InnerSplit
 
 SUFFIX = "cbm"
 VOLATILE_METADATA = ("train_finish_time", "model_guid")  # differ between two equal fits
@@ -39,7 +39,7 @@ def library() -> Any:
     return installed
 
 
-def learn(sample: Sample, splits: Sequence[Cut], params: StackParams) -> Learned:
+def learn(sample: Sample, splits: Sequence[InnerSplit], params: StackParams) -> Learned:
     """Early stopping on the inner CV: the number of rounds, and out-of-fold predictions.
 
     Every split runs until its own error has not fallen for `early_stopping_rounds` rounds. Then all run as long as the

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from popularity.core.arrays import Float64Array
 from popularity.core.contracts import PREDICTIONS, FoldKey, check_table, write_table
 from popularity.core.parallel import ordered_map
-from popularity.ensemble.weights import Blend
+from popularity.ensemble.weights import fit_weights
 from popularity.stack import catboost
 from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
@@ -27,11 +28,11 @@ from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.row_selection import kept_rows
 from popularity.stack.sample import Sample, recency_sample_weight
-from popularity.target.rank_gauss import Target
-from popularity.target.trend import Trend, inner_levels
+from popularity.target.rank_gauss import RankGauss
+from popularity.target.trend import Trend, inner_trends
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
-from popularity.validation.inner_cv import Array, inner_splits, scored_rows
+from popularity.validation.inner_cv import inner_splits, valid_rows
 
 logger = logging.getLogger(__name__)
 
@@ -115,18 +116,18 @@ def fit_model(data: Fold, blocks: Blocks, columns: ColumnParams, params: StackPa
     """
     started = time.perf_counter()
     level = Trend.fit(data.posted_at, data.label, params.detrend)
-    rest = level.remove(data.label, data.posted_at)
+    rest = level.detrend(data.label, data.posted_at)
     encoder, matrix = MatrixEncoder.fit(data.fit, rest, blocks, columns)
-    target = Target.fit(rest, params.target_transform)
+    target = RankGauss.fit(rest, params.target_transform)
     sample = Sample(matrix, target.apply(rest), recency_sample_weight(data.posted_at, params.sample_weight_half_life_days))
 
     cuts = inner_splits(data.posted_at, params.inner_cv)
-    rows, sizes = scored_rows(cuts), [len(own) for _, own in cuts]
+    rows, sizes = valid_rows(cuts), [len(own) for _, own in cuts]
     learned = {learner: LEARNERS[learner].learn(sample, cuts, params) for learner in params.learners}
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner rows)
-    expected = inner_levels(data.posted_at, data.label, cuts, params.detrend)
+    expected = inner_trends(data.posted_at, data.label, cuts, params.detrend)
     truth = data.label[rows] - expected
-    blend = Blend.fit(each, truth, target, centred=level.shifts)
+    blend = fit_weights(each, truth, target, centred=level.shifts)
     out_of_fold = target.invert(blend.apply(each))
     errors = np.split(truth - out_of_fold, np.cumsum(sizes))[:-1]
     level = level.shifted(errors)
@@ -201,7 +202,7 @@ def predict_simple(data: Fold, params: StackParams, name: str) -> pl.DataFrame:
 USER_PRIOR = 1.0  # posts' worth of the overall mean in `user_mean`
 
 
-def _predictions(data: Fold, model: str, by_seed: dict[int, Array], scale: Array | None = None) -> pl.DataFrame:
+def _predictions(data: Fold, model: str, by_seed: dict[int, Float64Array], scale: Float64Array | None = None) -> pl.DataFrame:
     schema = {name: column.dtype for name, column in PREDICTIONS.columns.items()}
     frames = [
         pl.DataFrame(

@@ -11,18 +11,19 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 
+from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.atomic import reading, write_text
 from popularity.stack.lightgbm_dask import Options, on_workers, shares
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Array, Cut, Rows, scored_rows
+from popularity.validation.inner_cv import InnerSplit, valid_rows
 
 SUFFIX = "txt"
 LEAST_SHARE = 20  # rows of a worker: of none, or in an empty bag, LightGBM makes an error
 
 
-def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
+def learn(sample: Sample, cuts: Sequence[InnerSplit], params: StackParams) -> Learned:
     """Rounds and out-of-fold predictions from the inner cuts; all `num_boost_round` where there is none."""
     if not cuts:
         return Learned(params.num_boost_round, np.empty(0))
@@ -63,7 +64,7 @@ def _train(data: lgb.Dataset, network: Options, options: Options, rounds: int) -
 
 
 def _cross_validate(
-    data: lgb.Dataset, network: Options, options: Options, rounds: int, early_stopping_rounds: int, folds: Sequence[Cut]
+    data: lgb.Dataset, network: Options, options: Options, rounds: int, early_stopping_rounds: int, folds: Sequence[InnerSplit]
 ) -> tuple[int, list[lgb.Booster]]:
     """The number of rounds with the least mean error, and a booster a fold that has them."""
     history: dict[str, Any] = lgb.cv(
@@ -79,14 +80,14 @@ def _cross_validate(
     return len(errors), boosters
 
 
-def _shares_of_cuts(rows: int, cuts: Sequence[Cut], workers: int) -> tuple[list[Rows], list[list[Cut]]]:
+def _shares_of_cuts(rows: int, cuts: Sequence[InnerSplit], workers: int) -> tuple[list[Int64Array], list[list[InnerSplit]]]:
     """The rows that each worker holds, and the cuts by their positions among them.
 
     A worker fits on its share of a cut's fit rows and scores all of the cut's scored rows: so all find the same error,
     and stop at the same round. Where one would have fewer than `LEAST_SHARE` rows to fit on, fewer workers have
     them.
     """
-    everywhere = scored_rows(cuts)
+    everywhere = valid_rows(cuts)
     held, folds = [], []
     for own in shares(rows, workers):
         mine = np.union1d(own, everywhere)
@@ -99,12 +100,12 @@ def _shares_of_cuts(rows: int, cuts: Sequence[Cut], workers: int) -> tuple[list[
     return _shares_of_cuts(rows, cuts, workers - 1)
 
 
-def predict(booster: lgb.Booster, matrix: Matrix) -> Array:
+def predict(booster: lgb.Booster, matrix: Matrix) -> Float64Array:
     """(n,) in the scale that was fitted."""
     return np.asarray(booster.predict(matrix.values))
 
 
-def contributions(booster: lgb.Booster, matrix: Matrix) -> Array:
+def contributions(booster: lgb.Booster, matrix: Matrix) -> Float64Array:
     """(n, columns + 1) what each column adds to a prediction, and last what all posts share (TreeSHAP)."""
     return np.asarray(booster.predict(matrix.values, pred_contrib=True))
 

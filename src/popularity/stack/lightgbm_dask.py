@@ -32,9 +32,9 @@ import lightgbm as lgb
 import numpy as np
 from pydantic import Field
 
+from popularity.core.arrays import Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import ClusterError, ConfigError
-from popularity.validation.inner_cv import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class LostWorkerError(Exception):
     """A worker has left the cluster while it was needed."""
 
 
-def shares(rows: int, workers: int) -> list[Rows]:
+def shares(rows: int, workers: int) -> list[Int64Array]:
     """The rows 0 to `rows` of each worker, in turn: neighbours in order, often alike, go to different workers."""
     return [np.arange(worker, rows, workers) for worker in range(workers)]
 
@@ -128,7 +128,7 @@ def _same_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Rows], tasks: Sequence[Task[R]]) -> R:
+def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Int64Array], tasks: Sequence[Task[R]]) -> R:
     """What the tasks return, which all return the same: one a worker, all at once, joined by LightGBM's network.
 
     Args:
@@ -166,7 +166,7 @@ def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Rows], 
     )
 
 
-def _attempt(client: Any, whole: lgb.Dataset, rows: Sequence[Rows], tasks: Sequence[Task[R]]) -> R:
+def _attempt(client: Any, whole: lgb.Dataset, rows: Sequence[Int64Array], tasks: Sequence[Task[R]]) -> R:
     workers = _workers(client, len(rows))
 
     def run(function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
@@ -244,7 +244,7 @@ def _alive(client: Any) -> set[str]:
     return set(client.nthreads())
 
 
-def _binned(whole: lgb.Dataset, rows: Rows) -> bytes:
+def _binned(whole: lgb.Dataset, rows: Int64Array) -> bytes:
     """Some rows, with labels, weights and names, in LightGBM's binary form, which it writes to files alone."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.bin"

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.atomic import atomic_path, reading
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 from popularity.stack.ridge import solve_ridge
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Array, Cut, Rows
+from popularity.validation.inner_cv import InnerSplit
 
 SUFFIX = "npz"
 MAX_ABS_Z = 3.0  # standard deviations at which a value ends: counts and lengths have long tails
@@ -36,13 +37,13 @@ class RidgeModel:
         weights: (columns + indicators + 1,); columns of codes have weight 0, and the last is the constant.
     """
 
-    mean: Array
-    scale: Array
-    code_places: Array
-    codes: Array
-    weights: Array
+    mean: Float64Array
+    scale: Float64Array
+    code_places: Float64Array
+    codes: Float64Array
+    weights: Float64Array
 
-    def design(self, matrix: Matrix, rows: Rows) -> Array:
+    def design(self, matrix: Matrix, rows: Int64Array) -> Float64Array:
         """(rows, columns + indicators + 1): a missing number is the mean, an unknown category has no indicator."""
         values = matrix.values[rows].astype(np.float64)
         numbers = np.clip((values - self.mean) / self.scale, -MAX_ABS_Z, MAX_ABS_Z)
@@ -52,7 +53,7 @@ class RidgeModel:
         return np.hstack([numbers, indicators, np.ones((len(rows), 1))])
 
 
-def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
+def learn(sample: Sample, cuts: Sequence[InnerSplit], params: StackParams) -> Learned:
     """The penalty of the least mean squared error over the inner cuts, and their out-of-fold predictions.
 
     Without a cut the strongest. `chosen` is its position among `stack.linear.alphas`.
@@ -78,18 +79,18 @@ def fit(sample: Sample, chosen: int, params: StackParams, seed: int) -> RidgeMod
     return _fit(sample, np.arange(len(sample.target)), [params.linear.alphas[chosen]])[0]
 
 
-def predict(model: RidgeModel, matrix: Matrix) -> Array:
+def predict(model: RidgeModel, matrix: Matrix) -> Float64Array:
     """(n,) in the scale that was fitted."""
     return predict_rows(model, matrix, np.arange(len(matrix.values)))
 
 
-def predict_rows(model: RidgeModel, matrix: Matrix, rows: Rows) -> Array:
+def predict_rows(model: RidgeModel, matrix: Matrix, rows: Int64Array) -> Float64Array:
     """(rows,) likewise, of some rows."""
     parts = [model.design(matrix, part) @ model.weights for part in _chunks(rows)]
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def contributions(model: RidgeModel, matrix: Matrix) -> Array:
+def contributions(model: RidgeModel, matrix: Matrix) -> Float64Array:
     """(n, columns + 1) what each column adds to a prediction, and last what all posts share, the constant."""
     columns = matrix.values.shape[1]
     result = np.empty((len(matrix.values), columns + 1))
@@ -115,7 +116,7 @@ def load(path: Path) -> RidgeModel:
         return RidgeModel(**{name: arrays[name] for name in arrays.files})
 
 
-def _fit(sample: Sample, rows: Rows, penalties: Sequence[float]) -> list[RidgeModel]:
+def _fit(sample: Sample, rows: Int64Array, penalties: Sequence[float]) -> list[RidgeModel]:
     """A model a penalty, of some rows: means and scales too are theirs alone."""
     empty = _standardised(sample.matrix, rows)
     width = len(empty.mean) + len(empty.codes) + 1
@@ -132,7 +133,7 @@ def _fit(sample: Sample, rows: Rows, penalties: Sequence[float]) -> list[RidgeMo
     return models
 
 
-def _standardised(matrix: Matrix, rows: Rows) -> RidgeModel:
+def _standardised(matrix: Matrix, rows: Int64Array) -> RidgeModel:
     """A model without weights: what the rows say of means, scales and categories."""
     columns = matrix.values.shape[1]
     mean, scale = np.zeros(columns), np.ones(columns)
@@ -152,10 +153,10 @@ def _standardised(matrix: Matrix, rows: Rows) -> RidgeModel:
     return RidgeModel(mean, scale, np.array(places, dtype=np.float64), np.array(codes), np.empty(0))
 
 
-def _weights(sample: Sample, rows: Rows) -> Array:
+def _weights(sample: Sample, rows: Int64Array) -> Float64Array:
     return np.ones(len(rows)) if sample.weight is None else sample.weight[rows]
 
 
-def _chunks(rows: Rows) -> Iterator[Rows]:
+def _chunks(rows: Int64Array) -> Iterator[Int64Array]:
     for start in range(0, len(rows), CHUNK):
         yield rows[start : start + CHUNK]

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from popularity.core.arrays import Float64Array
 from popularity.core.atomic import reading, write_json
-from popularity.ensemble.weights import Blend
+from popularity.ensemble.weights import EnsembleWeights
 from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
@@ -22,9 +23,8 @@ from popularity.stack.neighbours import TIME, Neighbours
 from popularity.stack.oof_ridge import BlockRidge
 from popularity.stack.oof_ridge_characters import CharacterRidge
 from popularity.stack.params import LearnerName
-from popularity.target.rank_gauss import Target
+from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
-from popularity.validation.inner_cv import Array
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Predicted:
         scale: (n,) expected |label - prediction|, above 0.
     """
 
-    values: Array
-    scale: Array
+    values: Float64Array
+    scale: Float64Array
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ShapValues:
             column of categories), contribution.
     """
 
-    base: Array
+    base: Float64Array
     blocks: pl.DataFrame
     features: pl.DataFrame
 
@@ -74,15 +74,15 @@ class StackModel:
 
     encoder: MatrixEncoder
     models: Mapping[LearnerName, Sequence[Any]]
-    blend: Blend
-    target: Target
+    blend: EnsembleWeights
+    target: RankGauss
     level: Trend
     scale: ErrorScale
 
-    def predict_each(self, matrix: Matrix, posted_at: npt.NDArray[np.int64]) -> Array:
+    def predict_each(self, matrix: Matrix, posted_at: npt.NDArray[np.int64]) -> Float64Array:
         """(seeds, n) predicted labels of posts with the dates (n,), microseconds."""
         each = blended(self.models, self.blend, matrix)
-        return np.stack([self.level.add(self.target.invert(row), posted_at) for row in each])
+        return np.stack([self.level.retrend(self.target.invert(row), posted_at) for row in each])
 
     def predict(self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64]) -> Predicted:
         """Predictions of `features` (pid, features), in its row order, with the dates (n,)."""
@@ -90,7 +90,7 @@ class StackModel:
         values = self.predict_each(matrix, posted_at).mean(axis=0)
         return Predicted(values, self.scale.predict(matrix, values))
 
-    def added(self, matrix: Matrix) -> Array:
+    def added(self, matrix: Matrix) -> Float64Array:
         """(n, columns + 1) what each column adds to the blended mean, and last what all posts share (TreeSHAP).
 
         Means over the seeds, the learners weighted as in the blend.
@@ -99,7 +99,7 @@ class StackModel:
             share * np.mean([LEARNERS[learner].contributions(model, matrix) for model in models], axis=0)
             for (learner, models), share in zip(self.models.items(), self.blend.weights, strict=True)
         ]
-        total: Array = np.sum(parts, axis=0)
+        total: Float64Array = np.sum(parts, axis=0)
         return total
 
     def contributions(
@@ -110,7 +110,7 @@ class StackModel:
         values = self.added(matrix)
         base, values = values[:, -1], values[:, :-1]
         if self.target.kind == "none":
-            base = self.level.add(base, posted_at)
+            base = self.level.retrend(base, posted_at)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :largest]
         rows = np.arange(len(values))[:, None]
         kept = order.shape[1]
@@ -224,14 +224,14 @@ class StackModel:
         return cls(
             MatrixEncoder(tuple(stored["numeric"]), categories, dense),
             models,
-            Blend.from_json(facts["blend"]),
-            Target.from_json(facts["target"]),
+            EnsembleWeights.from_json(facts["blend"]),
+            RankGauss.from_json(facts["target"]),
             Trend.from_json(facts["level"]),
             ErrorScale.load(folder),
         )
 
 
-def blended(models: Mapping[LearnerName, Sequence[Any]], blend: Blend, matrix: Matrix) -> Array:
+def blended(models: Mapping[LearnerName, Sequence[Any]], blend: EnsembleWeights, matrix: Matrix) -> Float64Array:
     """(seeds, n) predictions of all learners together, in the scale that they fit."""
     each = [[LEARNERS[learner].predict(model, matrix) for model in own] for learner, own in models.items()]
     return np.stack([blend.apply(np.stack(seed)) for seed in zip(*each, strict=True)])

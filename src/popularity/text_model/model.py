@@ -162,7 +162,7 @@ class TextModel(nn.Module):
         predicted = np.empty(len(read.order))
         predicted[read.order] = np.concatenate(parts)
         above = predicted * float(self.get_buffer("spread")) + float(self.get_buffer("centre"))
-        return self.level.add(above, posted_at)
+        return self.level.retrend(above, posted_at)
 
     def save(self, path: Path) -> None:
         """Writes what was trained, one safetensors file; the frozen tower is in its own package or folder."""
@@ -212,7 +212,7 @@ def fit(
     latest = np.sort(np.argsort(posted_at, kind="stable")[-params.max_train_posts :])
     features, label, posted_at = features[latest], label[latest], posted_at[latest]
     level = Trend.fit(posted_at, label, "linear")
-    above = level.remove(label, posted_at)
+    above = level.detrend(label, posted_at)
     model = TextModel(encoder, params.unfreeze_layers, Numbers.fit(features), level)
     torch.manual_seed(params.seed)  # after the tower, whose loading may draw too
     model.head.reset_parameters()
