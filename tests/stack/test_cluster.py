@@ -206,7 +206,7 @@ def test_a_port_that_is_taken_in_the_meantime(
 def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightgbm_dask, "WORKERS_SECONDS", 1.0)
     sample, _ = problem(100)
-    with pytest.raises(ClusterError, match=r"stack\.cluster\.workers: 3 are asked for, and after 1 s 2 are there"):
+    with pytest.raises(ClusterError, match=r"stack\.cluster\.workers: 3 are requested, and after 1 s 2 are there"):
         fit(sample, 2, replace(TWO, cluster=replace(TWO.cluster, workers=3)))
 
 

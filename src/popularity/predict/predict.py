@@ -242,13 +242,13 @@ def _predict_stack(
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()
     predicted = model.predict(features, blocks, posted_at)
-    contributions = model.contributions(features, blocks, posted_at, largest)
-    raw, text = model.target.kind == "none", _text_share(project)
+    contributions = model.explain(features, blocks, posted_at, largest)
+    raw, text = model.target_transform.kind == "none", _text_share(project)
     if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
         predicted, contributions = with_text(predicted, contributions, predictions, text["weight"], add_block=raw)
-    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target.kind} score of popularity")
+    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target_transform.kind} score of popularity")
 
 
 def _assemble(
@@ -258,9 +258,9 @@ def _assemble(
     rows = zip(
         features["pid"],
         predicted.values,
-        predicted.scale,
+        predicted.error_scale,
         _intervals(calibration, predicted),
-        fitted.contributions.base,
+        fitted.contributions.expected_value,
         strict=True,
     )
     return [
@@ -304,7 +304,7 @@ def with_text(
     if not add_block:
         return merged, contributions
     pids = contributions.blocks["pid"].unique(maintain_order=True)
-    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "contribution": added})
+    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "shap_value": added})
     blocks = pl.concat([contributions.blocks, own.cast(dict(contributions.blocks.schema))])  # type: ignore[arg-type]
     return merged, replace(contributions, blocks=blocks)
 
@@ -335,7 +335,7 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
     """For each post its intervals by coverage."""
     found: list[dict[str, Interval]] = [{} for _ in predicted.values]
     for coverage in calibration.quantiles:
-        half_width = calibration.reach(coverage, predicted.scale)
+        half_width = calibration.reach(coverage, predicted.error_scale)
         for row, value in enumerate(predicted.values):
             bounds = (
                 (None, None) if half_width is None else (float(value - half_width[row]), float(value + half_width[row]))
@@ -352,7 +352,7 @@ def _shap_values(
     for pid, block, value in contributions.blocks.iter_rows():
         found[pid][0][block] = value
     categories = {row["pid"]: row for row in features.select("pid", *CATEGORIES).iter_rows(named=True)}
-    for row in contributions.features.drop("rank").rename({"contribution": "shap_value"}).iter_rows(named=True):
+    for row in contributions.features.drop("rank").iter_rows(named=True):
         pid = row.pop("pid")
         if row["block"] == "metadata" and row["feature"] in CATEGORIES:
             row["value"] = categories[pid][row["feature"]]
