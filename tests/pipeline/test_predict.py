@@ -30,7 +30,7 @@ from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
 from tests.clones import Clone, files_below
-from tests.small_images import picture
+from tests.small_images import image_bytes
 
 DATE = "2016-05-01T12:00"
 
@@ -181,9 +181,9 @@ def test_files_of_posts_with_every_fault(clone: Clone, project: Path, capsys: py
     category, subcategory = class_names(known["subcategory"])
     given = {"date": DATE, "title": "a cat", "category": category, "subcategory": subcategory, "user": known["uid"]}
     (project / "in").mkdir()
-    (project / "in/good.jpg").write_bytes(picture(size=(40, 30)))
+    (project / "in/good.jpg").write_bytes(image_bytes(size=(40, 30)))
     (project / "in/text.jpg").write_bytes(b"no picture")
-    (project / "in/cut.jpg").write_bytes(picture(size=(300, 300))[:6000])
+    (project / "in/cut.jpg").write_bytes(image_bytes(size=(300, 300))[:6000])
     rows: list[tuple[dict[str, Any], str]] = [
         ({**given, "image": "good.jpg"}, ""),
         ({**given, "date": "someday"}, "problem: date 'someday' is no date"),

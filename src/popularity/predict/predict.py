@@ -321,7 +321,7 @@ def _views(popularity: float | None) -> float | None:
 
 def _refuse_other_encoders(new: EncoderOutputs, stored: EncoderOutputs) -> None:
     for name in ("image", "text"):
-        own, other = (getattr(outputs, name).about for outputs in (new, stored))
+        own, other = (getattr(outputs, name).metadata for outputs in (new, stored))
         fields = [field for field in other if own.get(field) != other[field]]
         if fields:
             raise ContractError(
