@@ -248,9 +248,9 @@ def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
         return blocks
     prefixes = tuple({"global": "p.", "local": "p_local.", "attention": "q."}[head] for head in heads)
     logits = blocks.vectors["logits"]
-    names = logits.about["columns"]
+    names = logits.metadata["columns"]
     kept = [place for place, name in enumerate(names) if not name.startswith(prefixes)]
-    about = {**logits.about, "columns": [names[place] for place in kept]}
+    about = {**logits.metadata, "columns": [names[place] for place in kept]}
     vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, about)}
     endings = tuple(f"{mark}{head}" for head in heads for mark in "._")
     dropped = [name for name in blocks.scalars.columns if name.endswith(endings)]

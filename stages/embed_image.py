@@ -1,8 +1,8 @@
-"""Pictures to vectors: the frozen image encoder of params.yaml over every readable picture.
+"""Images to vectors: the frozen image encoder of params.yaml over every readable image.
 
-Reads: the data set's picture shards, data/interim/images.parquet.
+Reads: the data set's image shards, data/interim/images.parquet.
 Writes: data/embeddings/image/ with the block `pooled`, statistics.parquet (quality and layout) and status.parquet
-(contract IMAGE_STATUS, in which a picture that cannot be decoded in full is unreadable; posts without a picture have no
+(contract IMAGE_STATUS, in which an image that cannot be decoded in full is unreadable; posts without an image have no
 row in the other two).
 
     python -m popularity.launch stages.embed_image --root data/demo --images data/interim/images.parquet \

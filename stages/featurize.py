@@ -1,6 +1,6 @@
 """Computes the metadata and user-behaviour features of every scheme.
 
-Reads posts.parquet, images.parquet (picture headers), splits.parquet and users.parquet (vectors of form A); writes a
+Reads posts.parquet, images.parquet (image headers), splits.parquet and users.parquet (vectors of form A); writes a
 folder with row.parquet and the tables of every fold below context and label, and how the target statistics of fit
 and scored rows compare.
 

@@ -47,11 +47,11 @@ class Shown:
     page: Any
     troubles: list[str]
 
-    def check(self, pictures: int = 0) -> None:
-        """No trouble, every picture there, at least `pictures` of them, nothing wider than the window, no tiny text."""
+    def check(self, images: int = 0) -> None:
+        """No trouble, every image there, at least `images` of them, nothing wider than the window, no tiny text."""
         assert self.troubles == []
         widths = self.page.evaluate("[...document.images].map(image => image.naturalWidth)")
-        assert len(widths) >= pictures
+        assert len(widths) >= images
         assert all(widths)
         assert self.page.evaluate("document.images.length === [...document.images].filter(i => i.alt).length")
         root = "document.documentElement"

@@ -116,7 +116,7 @@ def class_name_format(*names: str) -> str:
 
 
 def expected(files: Files, split: str) -> list[dict[str, Any]]:
-    """The posts of a part by the columns that are compared."""
+    """The posts of a split by the columns that are compared."""
     records = {role: rows_of(files[name_of(split, role)]) for role in ROLES}
     labels = files[name_of(split, "label")].decode("utf-8-sig").split("\n") if split == "train" else []
     found = []

@@ -98,8 +98,8 @@ def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture)
     assert {pid for pid in status if status[pid] != "ok"} == without
     assert (status[pictures.broken], status[pictures.missing]) == ("unreadable", "missing")
     assert f"1 pictures have a good header but cannot be decoded, now unreadable: {pictures.broken}" in caplog.text
-    assert block.about["encoder"] == "test_efficientnet"
-    assert block.about["weights"].startswith("sha256:")
+    assert block.metadata["encoder"] == "test_efficientnet"
+    assert block.metadata["weights"].startswith("sha256:")
     assert json.loads(Path("out.json").read_text())["stage"] == "embed_image"
     assert not list(Path(".state/embed_image").iterdir())
 

@@ -57,7 +57,7 @@ def blocks(posts: pl.DataFrame, without_picture: set[str] | None = None) -> tupl
     pids = posts["pid"].sort().to_list()
     whole = {modality: block(pids, width) for modality, width in WIDTHS.items()}
     kept = [row for row, pid in enumerate(pids) if pid not in (without_picture or set())]
-    visual = Block(whole["visual"].values[kept], [pids[row] for row in kept], whole["visual"].about)
+    visual = Block(whole["visual"].values[kept], [pids[row] for row in kept], whole["visual"].metadata)
     return visual, whole["text"]
 
 
@@ -172,7 +172,7 @@ def test_without_transductive_no_test_post_is_used(posts: pl.DataFrame, tmp_path
     odd = posts.with_columns(
         pl.when(split="test").then(pl.lit("x")).otherwise(name).alias(name) for name in ("title", "uid")
     ).with_columns(subcategory=pl.when(split="test").then(pl.lit("C0/Odd")).otherwise("subcategory"))
-    other = build_prototypes(odd, image, Block(noise, text.pids, text.about), params(), transductive=False)
+    other = build_prototypes(odd, image, Block(noise, text.pids, text.metadata), params(), transductive=False)
     assert other.classes.equals(built.classes)
     for name, tensor in built.tensors.items():
         np.testing.assert_array_equal(other.tensors[name], tensor)

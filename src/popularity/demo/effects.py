@@ -21,7 +21,7 @@ SPREADS = {
     "image_quality": 1.05,
     "words": 0.8,
     "tag_count": 0.4,
-    "agreement": 0.55,  # of text and picture
+    "agreement": 0.55,  # of text and image
     "hour": 0.3,
 }
 EFFECTS = ("base", *SPREADS, "trend")

@@ -20,7 +20,7 @@ from popularity.core.contracts import SPLITS
 from popularity.core.errors import DataError
 from popularity.demo.effects import EFFECTS, add_up
 from popularity.demo.images import draw
-from popularity.demo.layout import picture_names, profiles_of, write_labels, write_metadata, write_pictures
+from popularity.demo.layout import image_names, profiles_of, write_images, write_labels, write_metadata
 from popularity.demo.params import DemoParams
 from popularity.demo.posts import SubcategoryPlace, choose_classes, draw_posts
 from popularity.demo.users import draw_users
@@ -35,13 +35,13 @@ def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = No
     agreement, mood, views), test_labels.parquet (pid, label) and truth.json (best reachable SRC and MAE). They are for
     tests and benchmarks alone. The same parameters give the same bytes.
 
-    Memory: some 2 KB a post, and nothing a picture.
+    Memory: some 2 KB a post, and nothing an image.
 
     Args:
         params: section demo.
         root: of the data set.
         truth: a folder outside of it.
-        drawn: pictures drawn for each part, used in turn; None: each post has its own; 0: there are no shards.
+        drawn: images drawn for each part, used in turn; None: each post has its own; 0: there are no shards.
 
     Raises:
         DataError: `truth` lies inside `root`, where a reader of the data set could find it.
@@ -49,7 +49,7 @@ def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = No
     if truth.resolve().is_relative_to(root.resolve()):
         raise DataError("the truth may not lie inside the data set", file=truth, expected=f"a folder outside {root}")
     streams = [np.random.default_rng(stream) for stream in np.random.SeedSequence(params.seed).spawn(5)]
-    user_rng, post_rng, effect_rng, profile_rng, picture_rng = streams
+    user_rng, post_rng, effect_rng, profile_rng, image_rng = streams
     classes = choose_classes(params.subcategories)
     users = draw_users(params, np.array([place.share for place in classes]), user_rng)
     posts = draw_posts(params, users, classes, post_rng)
@@ -65,16 +65,16 @@ def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = No
                 write_labels(folder, split, effects.filter(pl.col("split") == split)["label"])
             if drawn == 0:
                 continue
-            names = picture_names(split, part, users)
-            pictures = _pictures(part.head(drawn or len(part)), classes, params.image_size, picture_rng)
+            names = image_names(split, part, users)
+            images = _images(part.head(drawn or len(part)), classes, params.image_size, image_rng)
             if drawn:
-                pictures = itertools.islice(itertools.cycle(pictures), len(part))
-            progress = tqdm(zip(names, pictures, strict=True), total=len(names), desc=f"{split} pictures", unit="post")
-            write_pictures(root / f"{split}_images.tar", progress)
+                images = itertools.islice(itertools.cycle(images), len(part))
+            progress = tqdm(zip(names, images, strict=True), total=len(names), desc=f"{split} images", unit="post")
+            write_images(root / f"{split}_images.tar", progress)
     _write_truth(truth, params, posts, effects)
 
 
-def _pictures(
+def _images(
     posts: pl.DataFrame, classes: list[SubcategoryPlace], size: int, rng: np.random.Generator
 ) -> Iterator[bytes]:
     for place, concept, quality in posts.select("place", "concept", "quality").iter_rows():

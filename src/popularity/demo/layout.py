@@ -73,22 +73,22 @@ def write_metadata(
         columns = {"Uid": ([_coded(uid) for uid in users.uid], posts["user"]), "Pid": (None, posts["pid"])}
         columns |= {name: (values, posts["user"]) for name, values in profiles.columns().items()}
         _write_columns(path, columns)
-    _write_lines(folder / f"{split}_img_filepath.txt", picture_names(split, posts, users))
+    _write_lines(folder / f"{split}_img_filepath.txt", image_names(split, posts, users))
 
 
 def write_labels(folder: Path, split: str, labels: Iterable[float]) -> None:
     _write_lines(folder / f"{split}_label.txt", [f"{label:.2f}" for label in labels])
 
 
-def picture_names(split: str, posts: pl.DataFrame, users: Users) -> list[str]:
+def image_names(split: str, posts: pl.DataFrame, users: Users) -> list[str]:
     """split/Uid/Pid.jpg of every post."""
     return [f"{split}/{users.uid[user]}/{pid}.jpg" for user, pid in posts.select("user", "pid").iter_rows()]
 
 
-def write_pictures(shard: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
+def write_images(shard: Path, images: Iterable[tuple[str, bytes]]) -> None:
     """A tar file of (member name, content) with headers that depend on nothing else."""
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in pictures:
+        for name, content in images:
             member = tarfile.TarInfo(name)  # time, owner and group are 0
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))

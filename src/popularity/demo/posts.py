@@ -1,4 +1,4 @@
-"""The demo's posts: who, when, what class, how good a picture, which text, where."""
+"""The demo's posts: who, when, what class, how good an image, which text, where."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _words(place: SubcategoryPlace, concept: int) -> list[str]:
 
 
 def _agreement(rng: np.random.Generator) -> float:
-    """Chance that a word is about the picture: mostly high, sometimes middling, sometimes about nil."""
+    """Chance that a word is about the image: mostly high, sometimes middling, sometimes about nil."""
     kind = rng.random()
     return float(rng.beta(9, 1) if kind < 0.6 else rng.beta(4, 4) if kind < 0.8 else rng.beta(1, 12))
 

@@ -1,4 +1,4 @@
-"""Titles and tags: words of the picture's class or of another one, words of mood, words that say nothing."""
+"""Titles and tags: words of the image's class or of another one, words of mood, words that say nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PostText:
     """A post's title and tags, and what is true about them.
 
     Args:
-        agreement: share of the content words that were taken from the picture's class; None without any.
+        agreement: share of the content words that were taken from the image's class; None without any.
         mood: sum of the weights of the different mood words.
     """
 
@@ -37,7 +37,7 @@ def compose(
     """One post's text.
 
     Args:
-        own: words of the picture's class, the frequent ones repeated.
+        own: words of the image's class, the frequent ones repeated.
         other: words of the class that the rest of the text is about.
         agreement: chance that a content word is one of `own`.
         tagging: mean number of tags.

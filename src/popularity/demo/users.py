@@ -40,7 +40,7 @@ class Users:
         first_taken_at: unix s by the camera's clock; 0 where the camera had none.
         zone: row in TIMEZONES.
         zone_public, described: whether the profile tells the zone, and has a description.
-        skill: standard normal; raises the quality of the user's pictures.
+        skill: standard normal; raises the quality of the user's images.
         renown: standard normal; what no profile field tells.
         tagging: mean number of tags; 0 = never tags.
         geotagging: share of posts with a place.

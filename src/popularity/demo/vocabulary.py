@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Subcategory:
-    """A second-level class: its name, the shape its pictures show, its third-level names and its words."""
+    """A second-level class: its name, the shape its images show, its third-level names and its words."""
 
     name: str
     shape: str  # in popularity.demo.images.SHAPES
@@ -21,7 +21,7 @@ class Subcategory:
 
 @dataclass(frozen=True)
 class Category:
-    """A first-level class: its share of posts (percent), pictures' hue (0-1) and texture, words, and subcategories."""
+    """A first-level class: its share of posts (percent), images' hue (0-1) and texture, words, and subcategories."""
 
     name: str
     share: float
@@ -154,6 +154,6 @@ MOODS: Mapping[str, float] = {
     "test": -0.9, "untitled": -0.9, "receipt": -1.0, "scan": -0.8, "garbage": -1.0,
 }  # fmt: skip
 
-# Tags and titles that say nothing about the picture.
+# Tags and titles that say nothing about the image.
 NEUTRAL_TAGS = ("canon", "nikon", "iphone", "flickr", "photo", "2015", "2016", "raw", "50mm", "square")
 CAMERA_TITLES = ("IMG", "DSC", "P", "DSCN")

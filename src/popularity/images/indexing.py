@@ -1,4 +1,4 @@
-"""Where each post's picture lies, and what its header says, without decoding any pixel."""
+"""Where each post's image lies, and what its header says, without decoding any pixel."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class IndexImagesParams(Section):
     """Section `index_images` of params.yaml.
 
     Args:
-        max_bad_fraction: share of missing, unreadable or too large pictures above which the run stops.
-        max_pixels: a picture whose header announces more is never decoded; Pillow itself opens no more than the limit.
+        max_bad_fraction: share of missing, unreadable or too large images above which the run stops.
+        max_pixels: an image whose header announces more is never decoded; Pillow itself opens no more than the limit.
     """
 
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
@@ -53,17 +53,17 @@ class _Tally:
 
 @dataclass
 class _Findings:
-    """What lies in the shards beside the pictures looked for."""
+    """What lies in the shards beside the images looked for."""
 
     duplicate: _Tally = field(default_factory=_Tally)
     not_a_file: _Tally = field(default_factory=_Tally)  # links, devices, pipes, sparse files
     unsafe_name: _Tally = field(default_factory=_Tally)  # absolute, or with '..'
     unexpected: _Tally = field(default_factory=_Tally)
     damaged_shards: dict[str, str] = field(default_factory=dict)  # shard: what is wrong
-    shards: dict[str, int] = field(default_factory=dict)  # shard: pictures used from it
+    shards: dict[str, int] = field(default_factory=dict)  # shard: images used from it
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     """The columns of IMAGES after pid."""
 
     shard: str
@@ -75,13 +75,13 @@ class _Picture(NamedTuple):
     status: str
 
 
-_MISSING = _Picture("", 0, 0, None, None, None, "missing")
+_MISSING = _Image("", 0, 0, None, None, None, "missing")
 
 
 def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> tuple[pl.DataFrame, dict[str, Any]]:
     """One row per post in the form of the contract IMAGES, and a report.
 
-    A part's pictures come from its tar shards `<root>/{split}_images*.tar` or, where there are none, from the
+    A part's images come from its tar shards `<root>/{split}_images*.tar` or, where there are none, from the
     folder `<root>/{split}/<Uid>/<Pid>.jpg`.
 
     Args:
@@ -90,19 +90,17 @@ def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> 
         params: section index_images.
 
     Raises:
-        DataError: the share of pictures that cannot be used is above `params.max_bad_fraction`.
+        DataError: the share of images that cannot be used is above `params.max_bad_fraction`.
     """
-    found: dict[str, _Picture] = {}
+    found: dict[str, _Image] = {}
     findings = _Findings()
-    with tqdm(total=len(posts), desc="index_images", unit="picture") as progress:
+    with tqdm(total=len(posts), desc="index_images", unit="image") as progress:
         for split in sorted(set(posts["split"])):
             expected = set(posts.filter(split=split)["image_path"])
             shards = _shards(root, split)
-            pictures = (
-                _from_tars(shards, expected, findings, params) if shards else _from_folder(root, expected, params)
-            )
-            for path, picture in pictures:
-                found[path] = picture
+            images = _from_tars(shards, expected, findings, params) if shards else _from_folder(root, expected, params)
+            for path, image in images:
+                found[path] = image
                 progress.update()
     images = _table(posts, found)
     report = _report(images, posts, findings)
@@ -122,9 +120,9 @@ def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> p
 
 
 def image_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Bytes of each post's picture in the tar shards, by image_path, and what is wrong with damaged shards.
+    """Bytes of each post's image in the tar shards, by image_path, and what is wrong with damaged shards.
 
-    Only the headers of the members are read, so that a picture in this list may still be none.
+    Only the headers of the members are read, so that an image in this list may still be none.
 
     Args:
         posts: contract POSTS.
@@ -132,7 +130,7 @@ def image_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[s
     """
     sizes: dict[str, int] = {}
     findings = _Findings()
-    with tqdm(total=len(posts), desc="find pictures", unit="picture") as progress:
+    with tqdm(total=len(posts), desc="find images", unit="image") as progress:
         for split in sorted(set(posts["split"])):
             expected = set(posts.filter(split=split)["image_path"])
             for path, _, _, member in _expected_members(_shards(root, split), expected, findings):
@@ -145,7 +143,7 @@ def _shards(root: Path, split: str) -> list[Path]:
     return sorted(root.glob(f"{split}_images*.tar"))
 
 
-def _table(posts: pl.DataFrame, found: Mapping[str, _Picture]) -> pl.DataFrame:
+def _table(posts: pl.DataFrame, found: Mapping[str, _Image]) -> pl.DataFrame:
     rows = [(pid, *found.get(path, _MISSING)) for pid, path in posts.select("pid", "image_path").iter_rows()]
     schema: dict[str, Any] = {name: column.dtype for name, column in IMAGES.columns.items()}
     return pl.DataFrame(rows, schema=schema, orient="row").sort(IMAGES.key)
@@ -153,17 +151,17 @@ def _table(posts: pl.DataFrame, found: Mapping[str, _Picture]) -> pl.DataFrame:
 
 def _from_tars(
     shards: list[Path], expected: set[str], findings: _Findings, params: IndexImagesParams
-) -> Iterator[tuple[str, _Picture]]:
+) -> Iterator[tuple[str, _Image]]:
     for path, shard, archive, member in _expected_members(shards, expected, findings):
         content = archive.extractfile(member)
         assert content is not None  # a regular file has content
-        yield path, _picture(content, shard, member.offset_data, member.size, params)
+        yield path, _image(content, shard, member.offset_data, member.size, params)
 
 
 def _expected_members(
     shards: list[Path], expected: set[str], findings: _Findings
 ) -> Iterator[tuple[str, str, tarfile.TarFile, tarfile.TarInfo]]:
-    """Path, shard and member of the expected pictures; of several with the same name the first counts."""
+    """Path, shard and member of the expected images; of several with the same name the first counts."""
     seen: set[str] = set()
     for shard in shards:
         findings.shards[shard.name] = 0
@@ -208,24 +206,24 @@ def _members(shard: Path, findings: _Findings) -> Iterator[tuple[tarfile.TarFile
             findings.damaged_shards[shard.name] = f"cut off or damaged at byte {end} of {size}: no end mark"
 
 
-def _from_folder(root: Path, expected: set[str], params: IndexImagesParams) -> Iterator[tuple[str, _Picture]]:
-    """The expected pictures that lie as files under the root; each is its own shard."""
+def _from_folder(root: Path, expected: set[str], params: IndexImagesParams) -> Iterator[tuple[str, _Image]]:
+    """The expected images that lie as files under the root; each is its own shard."""
     for path in sorted(expected):
         file = root / path
         if file.is_file():
             with file.open("rb") as stream:
-                yield path, _picture(stream, path, 0, file.stat().st_size, params)
+                yield path, _image(stream, path, 0, file.stat().st_size, params)
 
 
-def _picture(stream: IO[bytes], shard: str, offset: int, length: int, params: IndexImagesParams) -> _Picture:
+def _image(stream: IO[bytes], shard: str, offset: int, length: int, params: IndexImagesParams) -> _Image:
     try:
         header = read_header(stream)
     except ImageDecodeError:
-        return _Picture(shard, offset, length, None, None, None, "unreadable")
+        return _Image(shard, offset, length, None, None, None, "unreadable")
     except Image.DecompressionBombError:
-        return _Picture(shard, offset, length, None, None, None, "too_large")
+        return _Image(shard, offset, length, None, None, None, "too_large")
     status = "ok" if header.width * header.height <= params.max_pixels else "too_large"
-    return _Picture(shard, offset, length, header.width, header.height, header.mode, status)
+    return _Image(shard, offset, length, header.width, header.height, header.mode, status)
 
 
 def _normalised(name: str) -> str | None:
@@ -249,7 +247,7 @@ def _report(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) -> d
     bad = joined.filter(pl.col("status") != "ok").sort("image_path")
     usable = joined.filter(status="ok")
     return {
-        "pictures": len(images),
+        "images": len(images),
         "statuses": statuses,
         "bad_share": len(bad) / len(images),
         "examples": {
@@ -273,9 +271,9 @@ def _report(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) -> d
 
 def _refuse_too_many_bad(report: Mapping[str, Any], root: Path, params: IndexImagesParams) -> None:
     counts = {status: sum(part[status] for part in report["statuses"].values()) for status in IMAGE_STATUSES}
-    bad = report["pictures"] - counts["ok"]
+    bad = report["images"] - counts["ok"]
     if bad:
-        log.info("%d of %d pictures cannot be used: %s", bad, report["pictures"], counts)
+        log.info("%d of %d images cannot be used: %s", bad, report["images"], counts)
     for shard, trouble in report["damaged_shards"].items():
         log.info("%s: %s", root / shard, trouble)
     if report["bad_share"] <= params.max_bad_fraction:
@@ -288,11 +286,11 @@ def _refuse_too_many_bad(report: Mapping[str, Any], root: Path, params: IndexIma
     if stray:
         hints.append(f"the shards hold members with other names, such as {', '.join(stray)}")
     raise DataError(
-        f"{bad} of {report['pictures']} pictures cannot be used ({', '.join(found)}): {'; '.join(hints)}",
+        f"{bad} of {report['images']} images cannot be used ({', '.join(found)}): {'; '.join(hints)}",
         file=root,
         expected=(
             f"a share of at most index_images.max_bad_fraction = {params.max_bad_fraction}, found {report['bad_share']:.4f}; "
-            "pictures are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
+            "images are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
         ),
-        fix="complete the pictures, or raise index_images.max_bad_fraction in params.yaml to go on without them",
+        fix="complete the images, or raise index_images.max_bad_fraction in params.yaml to go on without them",
     )

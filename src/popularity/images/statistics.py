@@ -1,4 +1,4 @@
-"""Quality and layout of a picture in a few numbers, from pixels that are decoded anyway.
+"""Quality and layout of an image in a few numbers, from pixels that are decoded anyway.
 
 All but `sharpness` are shares or levels in [0, 1]; they are taken from a copy whose longer side is SIDE, so that they
 do not follow the resolution (the header's size and aspect are features of their own).
@@ -15,7 +15,7 @@ from PIL import Image
 
 from popularity.core.arrays import BoolArray, Float32Array
 
-SIDE = 128  # pixels: 3 ms a picture
+SIDE = 128  # pixels: 3 ms an image
 CELL = 8  # pixels, side of the cells that are text or not
 EDGE = 0.2  # step of brightness from pixel to pixel that is an edge
 WRITTEN = 0.2  # share of edges in a cell of text
@@ -27,15 +27,15 @@ NAMES = (
 )  # fmt: skip
 
 
-def image_statistics(picture: Image.Image) -> Float32Array:
-    """(13,) in the order of NAMES of an RGB picture.
+def image_statistics(image: Image.Image) -> Float32Array:
+    """(13,) in the order of NAMES of an RGB image.
 
     sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey levels.
     dark, bright: share of clipped pixels. saturation: mean of (max - min) / max. colourfulness: Hasler and Suesstrunk
     2003, eq. 3. entropy: of the grey levels, over 8 bits. edges: share of pixels. text: share of cells that are dense
     in edges with light and dark side by side, as lettering is, in all and in each third from the top.
     """
-    small = picture.resize(thumbnail_size(*picture.size), Image.Resampling.BOX, reducing_gap=2.0)
+    small = image.resize(thumbnail_size(*image.size), Image.Resampling.BOX, reducing_gap=2.0)
     colour = np.asarray(small, dtype=np.float32) / np.float32(255)
     red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
     grey: Float32Array = (colour @ LUMA).astype(np.float32)
@@ -85,7 +85,7 @@ def thumbnail_size(width: int, height: int) -> tuple[int, int]:
 
 
 def _text_cells(grey: Float32Array, edges: BoolArray) -> Float32Array:
-    """(rows, columns) 1 where a cell looks like lettering; the picture's last pixels fill no cell of their own."""
+    """(rows, columns) 1 where a cell looks like lettering; the image's last pixels fill no cell of their own."""
     height, width = (max(1, side // CELL) for side in grey.shape)
     tall, wide = (side // cells for side, cells in zip(grey.shape, (height, width), strict=True))
 

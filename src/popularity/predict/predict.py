@@ -104,7 +104,7 @@ class Project:
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
             self.text_share,
         ]
-        if self.text_share.is_file() and _text_share(self)["share"]:
+        if self.text_share.is_file() and _text_share(self)["weight"]:
             needed.append(self.text_model)
         missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
         if missing:
@@ -244,10 +244,10 @@ def _predict_stack(
     predicted = model.predict(features, blocks, posted_at)
     contributions = model.explain(features, blocks, posted_at, largest)
     raw, text = model.target_transform.kind == "none", _text_share(project)
-    if text["share"]:
+    if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
-        predicted, contributions = with_text(predicted, contributions, predictions, text["share"], add_block=raw)
+        predicted, contributions = with_text(predicted, contributions, predictions, text["weight"], add_block=raw)
     return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target_transform.kind} score of popularity")
 
 
@@ -321,7 +321,7 @@ def _views(popularity: float | None) -> float | None:
 
 def _refuse_other_encoders(new: EncoderOutputs, stored: EncoderOutputs) -> None:
     for name in ("image", "text"):
-        own, other = (getattr(outputs, name).about for outputs in (new, stored))
+        own, other = (getattr(outputs, name).metadata for outputs in (new, stored))
         fields = [field for field in other if own.get(field) != other[field]]
         if fields:
             raise ContractError(
