@@ -135,7 +135,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     text_json = project / "models/stack/ensemble_weights.json"
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
     text_json.unlink()  # which may be a link to DVC's cache
-    text_json.write_text(json.dumps({"share": 0.4, "offset": 0.5}), encoding="utf-8")
+    text_json.write_text(json.dumps({"weight": 0.4, "offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
     write_picture(clone, pid, project / "photo.jpg")
@@ -147,7 +147,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [request])))
     theirs = text_predictions.filter(pid=pid)["prediction"].item()
     merged = stored.filter(pid=pid)["prediction"].mean()
-    own = (merged - chosen["share"] * (theirs - chosen["offset"])) / (1 - chosen["share"])
+    own = (merged - chosen["weight"] * (theirs - chosen["offset"])) / (1 - chosen["weight"])
     assert found["popularity"] == pytest.approx(0.6 * own + 0.4 * (theirs - 0.5), abs=1e-3)
     assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
     assert found["expected_value"] + sum(found["shap_by_block"].values()) == pytest.approx(

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 from popularity.stack.oof_ridge import FloatArray
-from popularity.stack.oof_ridge_characters import LONGEST, CharacterHead, counted, fit_character_head
+from popularity.stack.oof_ridge_characters import LONGEST, CharacterRidge, counted, fit_oof_ridge_characters
 
 Floats = npt.NDArray[np.float64]
 Users = npt.NDArray[np.object_]
@@ -27,8 +27,8 @@ def rows(n: int = 120, users: int = 25, seed: int = 0) -> tuple[list[str], Float
     return ["", *texts[1:]], label, np.array([f"{user}@N0" for user in rng.integers(users, size=n)], dtype=object)
 
 
-def fit(texts: list[str], label: Floats, users: Users, *penalties: float) -> tuple[CharacterHead, FloatArray]:
-    return fit_character_head(texts, label, users, folds=FOLDS, penalties=penalties, seed=SEED)
+def fit(texts: list[str], label: Floats, users: Users, *penalties: float) -> tuple[CharacterRidge, FloatArray]:
+    return fit_oof_ridge_characters(texts, label, users, folds=FOLDS, penalties=penalties, seed=SEED)
 
 
 def pieces(text: str) -> Counter[str]:

@@ -133,10 +133,10 @@ def test_importance(made: Run) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"].is_sorted(descending=True)
     assert importance["feature"].is_unique().all()
-    assert {"image_head", "text_head", "image_norm", "category", "uid_history_level"} <= set(importance["feature"])
-    assert {"prototype_head", "logits_component_000", "losses.global"} <= set(importance["feature"])
+    assert {"image_oof_ridge", "text_oof_ridge", "image_norm", "category", "uid_history_level"} <= set(importance["feature"])
+    assert {"prototype_oof_ridge", "logits_component_000", "losses.global"} <= set(importance["feature"])
     assert set(importance["block"]) == {"metadata", "image", "text", "prototype"}
-    assert importance.filter(pl.col("feature") == "image_head")["block"].item() == "image"
+    assert importance.filter(pl.col("feature") == "image_oof_ridge")["block"].item() == "image"
     boosters = StackModel.load(made.models / "stack").models["lightgbm"]
     total = sum(booster.feature_importance("gain").sum() for booster in boosters)
     assert importance["gain"].sum() == pytest.approx(total)
@@ -163,9 +163,9 @@ def test_finished_folds_are_not_fitted_again(made: Run, tmp_path: Path) -> None:
     state.mkdir()
     for name, content in made.finished("holdout", "forward", "group").items():
         (state / name).write_bytes(content)
-    for cut in ("matched-0.parquet", "matched-1.parquet"):
+    for cut in ("forward-0.parquet", "forward-1.parquet"):
         write_table(pl.read_parquet(state / cut).with_columns(prediction=pl.lit(-7.0)), state / cut, PREDICTIONS)
-    (state / "user-1.parquet").unlink()
+    (state / "group-1.parquet").unlink()
     resumed = repeat(made, tmp_path)
     assert resumed.predictions.filter(pl.col("scheme") == "forward")["prediction"].unique().to_list() == [-7.0]
     others = pl.col("scheme") != "forward"

@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
-from popularity.stack.oof_ridge import FloatArray, RidgeHead, fit_head
+from popularity.stack.oof_ridge import FloatArray, BlockRidge, fit_oof_ridge
 
 Floats = npt.NDArray[np.float64]
 Users = npt.NDArray[np.object_]
@@ -26,8 +26,8 @@ def rows(n: int = 160, width: int = 9, users: int = 30, seed: int = 0) -> tuple[
 
 def fit(
     vectors: FloatArray, label: Floats, users: Users, *penalties: float, folds: int = FOLDS
-) -> tuple[RidgeHead, FloatArray]:
-    return fit_head(vectors, label, users, folds=folds, penalties=penalties, seed=SEED)
+) -> tuple[BlockRidge, FloatArray]:
+    return fit_oof_ridge(vectors, label, users, folds=folds, penalties=penalties, seed=SEED)
 
 
 def explicit(vectors: FloatArray, label: Floats, users: Users, penalty: float) -> Floats:

@@ -77,7 +77,7 @@ def test_a_killed_process_is_an_error_for_people() -> None:
 ENDLESS = """
 import os, sys, time
 from pathlib import Path
-from popularity.stack.parallel import in_order
+from popularity.core.parallel import ordered_map
 
 def work(name):
     (Path(sys.argv[1]) / name).write_text(str(os.getpid()))

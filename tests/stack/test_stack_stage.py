@@ -76,7 +76,7 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest["metrics"]) == {"forward", "holdout", "group"}
-    assert manifest["params"]["stack"]["trees"]["num_leaves"] == STACK.lightgbm.num_leaves
+    assert manifest["params"]["stack"]["lightgbm"]["num_leaves"] == STACK.lightgbm.num_leaves
     dense = StackModel.load(tmp_path / "models" / "stack").encoder.dense
     assert list(dense) == ["image", "text", "prototype"]
     assert all(one.head is not None for one in dense.values())
@@ -118,7 +118,7 @@ def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, tmp_path: Path) -> None:
-    """Label features of a fold of `user` that hold its rows twice: the schemes before it are finished when it stops."""
+    """Label features of a fold of `group` that hold its rows twice: the schemes before it are finished when it stops."""
     run_stack(inputs, tmp_path)
     before = {out: tree_bytes(tmp_path / out) for out in ("stack", "models")}
     torn = tmp_path / "torn"
@@ -126,12 +126,12 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
     path = torn / "features" / "label" / FoldKey("group", 0).file_name
     label = pl.read_parquet(path)
     pl.concat([label, label]).write_parquet(path)
-    with pytest.raises(ContractError, match=r"user-0\.parquet: features: .* must be unique"):
+    with pytest.raises(ContractError, match=r"group-0\.parquet: features: .* must be unique"):
         run_stack(torn, tmp_path)
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "resources.json", "stack", "state", "torn"]
     finished = [path.name for path in (tmp_path / "state").rglob("*.parquet")]
-    assert sorted(finished) == ["matched-0.parquet", "matched-1.parquet", "report-0.parquet"]
+    assert sorted(finished) == ["forward-0.parquet", "forward-1.parquet", "holdout-0.parquet"]
     run_stack(inputs, tmp_path)  # sound inputs have another fingerprint: nothing of the torn run is picked up
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
 
@@ -143,8 +143,8 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
         ({"columns": asdict(replace(STACK.columns, feature_blocks=()))}, "stack.columns.feature_blocks"),
         ({"columns": asdict(replace(STACK.columns, oof_ridge_alphas=()))}, "stack.columns.oof_ridge_alphas"),
         ({"columns": asdict(replace(STACK.columns, prototype_parts=("logit",)))}, "stack.columns.prototype_parts.0"),  # type: ignore[arg-type]
-        ({"keep": {"share": 0.0, "by": "random"}}, "stack.row_selection.fraction"),
-        ({"keep": {"share": 0.77, "by": "loss"}}, "stack.row_selection.order"),
+        ({"row_selection": {"fraction": 0.0, "order": "random"}}, "stack.row_selection.fraction"),
+        ({"row_selection": {"fraction": 0.77, "order": "loss"}}, "stack.row_selection.order"),
         ({"schemes": ["holdout", "reprot"]}, "stack.schemes.1"),
     ],
 )

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.features import featurize
-from popularity.text_model.model import Numbers, TextModel, TextModelParams, batches, fit, sentences
+from popularity.text_model.model import NumericFeatures, TextModel, TextModelParams, batches, fit, sentences
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 from stages import text_model
@@ -175,13 +175,13 @@ def test_of_many_posts_it_sees_the_latest(folder: Path) -> None:
 
 
 def test_a_rate_that_diverges_is_an_error(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"loss is no finite number[\s\S]*text_model\.lr"):
+    with pytest.raises(DataError, match=r"loss of the text model is not finite[\s\S]*text_model\.lr"):
         fit(*_given(folder), ENCODER, replace(PARAMS, lr=1e30))
 
 
 def test_numbers_are_standardised_by_fit_rows_alone(folder: Path) -> None:
     fold = fold_of(folder, "forward")
-    numbers = Numbers.fit(fold.fit)
+    numbers = NumericFeatures.fit(fold.fit)
     values = numbers.apply(fold.fit)
     known = fold.fit.select(numbers.names).cast(pl.Float64).to_numpy()
     column = numbers.names.index("title_length")

@@ -38,7 +38,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "plain": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
     "same": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
     "all": {"columns.feature_groups": ["class_time"], "lightgbm.num_leaves": 8},
-    "untried": {"level": "linear"},
+    "untried": {"detrend": "linear"},
 }
 CANDIDATES = ["plain", "same", "all"]
 
@@ -190,16 +190,16 @@ def test_cuts_of_one_post_are_enough() -> None:
         (["a", "b", "a"], {"a": {}, "b": {}}, r"select\.candidates\.2: 'a' is listed before"),
         (
             [],
-            {"a": {"columns.signal": []}},
-            r"select\.configurations\.a: .*\n.*stack\.columns\.signal: unknown key; allowed",
+            {"a": {"columns.feature_group": []}},
+            r"select\.configurations\.a: .*\n.*stack\.columns\.feature_group: unknown key; allowed",
         ),
-        ([], {"a": {"level": "rising"}}, r"select\.configurations\.a: .*\n.*stack\.level: .*'none'.*found 'rising'"),
+        ([], {"a": {"detrend": "rising"}}, r"select\.configurations\.a: .*\n.*stack\.detrend: .*'none'.*found 'rising'"),
         (
             [],
             {"a": {"lightgbm.num_leaves": 8.5}},
             r"select\.configurations\.a: .*\n.*num_leaves: .*integer, found 8\.5",
         ),
-        ([], {"a": {"level.kind": "none"}}, r"select\.configurations\.a: .*\n.*stack\.level: "),
+        ([], {"a": {"detrend.kind": "none"}}, r"select\.configurations\.a: .*\n.*stack\.detrend: "),
     ],
 )
 def test_bad_configurations_are_named(
@@ -302,7 +302,7 @@ def test_killed_it_goes_on_to_the_same_bytes(inputs: Path, selected: Path, tmp_p
     command = [sys.executable, "-m", "stages.select", *select_flags(inputs, tmp_path, params_file(inputs, tmp_path))]
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list((tmp_path / "state").rglob("*-matched-0.parquet")):
+        while process.poll() is None and not list((tmp_path / "state").rglob("*-forward-0.parquet")):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -336,7 +336,7 @@ def test_labels_that_no_cut_may_see_change_nothing(inputs: Path, selected: Path,
     found = {scheme: tree_bytes(with_turned(scheme, tmp_path / scheme)) for scheme in ("holdout", "forward")}
     before = tree_bytes(selected)
     for name in ("choice.yaml", "scores.csv", "selection.json"):
-        assert found["report"][name] == before[name]
+        assert found["holdout"][name] == before[name]
     assert found["forward"]["scores.csv"] != before["scores.csv"]
 
 
