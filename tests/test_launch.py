@@ -204,7 +204,7 @@ def test_a_node_that_gives_up_stops_the_other() -> None:
     assert (code, len(told), messages.count("error: this is refused")) == (1, 1, 1), messages
     code, told, messages = finish(later)
     assert (code, len(told)) == (1, 1), messages
-    assert "error: the 2 nodes are not together: " in messages
+    assert "error: the 2 nodes did not connect: " in messages
 
 
 def test_a_port_that_is_taken() -> None:
@@ -212,7 +212,7 @@ def test_a_port_that_is_taken() -> None:
         node = dict(zip(NODE, ("2", "0", "127.0.0.1", str(taken.getsockname()[1])), strict=True))
         code, _, messages = finish(launch("nodes", "told", **node))
     assert code == 1
-    assert "error: the 2 nodes are not together: " in messages
+    assert "error: the 2 nodes did not connect: " in messages
     assert "Traceback" not in messages
 
 
@@ -331,7 +331,7 @@ def test_without_a_driver_torch_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -
 def test_a_gpu_that_is_not_there(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("POPULARITY_TOPOLOGY", topology)
-    with pytest.raises(ConfigError, match=f"{topology}.yaml wants a GPU, and this machine has none"):
+    with pytest.raises(ConfigError, match=f"{topology}.yaml needs a GPU, and this machine has none"):
         Launch.read()
 
 
