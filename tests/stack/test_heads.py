@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
-from popularity.stack.oof_ridge import FloatArray, BlockRidge, fit_oof_ridge
+from popularity.stack.oof_ridge import BlockRidge, FloatArray, fit_oof_ridge
 
 Floats = npt.NDArray[np.float64]
 Users = npt.NDArray[np.object_]
