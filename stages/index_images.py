@@ -1,6 +1,6 @@
-r"""Finds every post's picture and reads its header; no pixel is decoded.
+r"""Finds the image of every post and reads its header, without decoding a pixel.
 
-Reads posts.parquet and the tar shards (or the picture folder) under --root.
+Reads posts.parquet and the tar shards (or the image folder) under --root.
 Writes images.parquet (shard, offset, bytes, width, height, mode, status) and the summary images.json.
 
     python -m stages.index_images --root data/demo --posts data/interim/posts.parquet \

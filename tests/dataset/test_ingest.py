@@ -12,6 +12,7 @@ import orjson
 import polars as pl
 import pytest
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import POSTS, QUARANTINE, USERS, check_table
 from popularity.dataset import Ingested, ingest
 from popularity.dataset import reading as reading_module
@@ -178,7 +179,7 @@ def test_without_a_test_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert set(ingested.posts["split"]) == {"train"}
     assert ingested.summary["test_part"] == "absent: no submission can be made"
     assert "unseen_in_training" not in ingested.summary
-    assert "has no test part" in caplog.text
+    assert "has no test split" in caplog.text
 
 
 def test_test_labels_are_never_opened(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_columnar_rows_may_be_listed_in_any_order(tmp_path: Path) -> None:
     layout = build("B")
     plain = read(layout, tmp_path)
     path = layout.path(tmp_path, "train", "user")
-    content = json.loads(path.read_text())
+    content = read_json(path)
     content["photo_count"] = dict(reversed(content["photo_count"].items()))
     path.write_text(json.dumps(content))
     assert ingest(tmp_path).posts.equals(plain.posts)
@@ -240,10 +241,9 @@ IMPLAUSIBLE: list[tuple[str, str, Any, str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("role", "name", "value", "column", "then", "action"), IMPLAUSIBLE)
-def test_implausible_values_are_set_aside(
-    tmp_path: Path, role: str, name: str, value: Any, column: str, then: Any, action: str
-) -> None:
+@pytest.mark.parametrize("case", IMPLAUSIBLE, ids=lambda case: f"{case[1]}-{case[2]}")
+def test_implausible_values_are_set_aside(tmp_path: Path, case: tuple[str, str, Any, str, Any, str]) -> None:
+    role, name, value, column, then, action = case
     layout = build("B")
     before = read(layout, tmp_path / "before")
     layout.train.records[role][5][name] = value
@@ -258,13 +258,13 @@ def test_implausible_values_are_set_aside(
 
 
 @pytest.mark.parametrize("value", ["-86400", "4102444801", 10**15])
-def test_an_implausible_date_becomes_the_median_of_its_part(tmp_path: Path, value: Any) -> None:
+def test_an_implausible_date_becomes_the_median_of_its_split(tmp_path: Path, value: Any) -> None:
     layout = build("B", train=12)
     layout.train.records["temporalspatial"][0]["Postdate"] = value
     ingested = read(layout, tmp_path)
     assert post(ingested, 0)["posted_at"] == datetime.fromtimestamp(1_430_000_000 + 6 * 86_400, UTC)
     assert quarantined(ingested) == {
-        ("train_temporalspatial_information.json", 0, "Postdate", "set to the median date of the train part")
+        ("train_temporalspatial_information.json", 0, "Postdate", "set to the median date of the train split")
     }
 
 
@@ -352,18 +352,18 @@ def test_html_becomes_text(published: str, text: str | None) -> None:
     assert strip_html(pl.Series([published, None], dtype=pl.String)).to_list() == [text, None]
 
 
-def test_report_counts(tmp_path: Path) -> None:
+def test_summary_counts(tmp_path: Path) -> None:
     layout = build("B", train=12, test=6)
     layout.test.records["category"][0]["Concept"] = "new"  # type: ignore[union-attr]
-    report = read(layout, tmp_path).summary
-    assert report["parts"]["train"]["posts"] == 12
-    assert report["parts"]["test"]["users"] == 3
-    assert report["parts"]["train"]["classes"]["category"] == 2
-    assert report["unseen_in_training"]["share_of_test_posts_by_unseen_users"] == pytest.approx(4 / 6, abs=1e-6)
-    assert report["unseen_in_training"]["classes"] == {"category": 0, "subcategory": 0, "concept": 1}
-    assert (report["label"]["min"], report["label"]["max"]) == (1.25, 6.75)
-    assert report["label"]["mean"] == pytest.approx(4.0)
-    assert report["parts"]["train"]["from"] == "2015-04-25T22:13:20+00:00"
+    summary = read(layout, tmp_path).summary
+    assert summary["parts"]["train"]["posts"] == 12
+    assert summary["parts"]["test"]["users"] == 3
+    assert summary["parts"]["train"]["classes"]["category"] == 2
+    assert summary["unseen_in_training"]["share_of_test_posts_by_unseen_users"] == pytest.approx(4 / 6, abs=1e-6)
+    assert summary["unseen_in_training"]["classes"] == {"category": 0, "subcategory": 0, "concept": 1}
+    assert (summary["label"]["min"], summary["label"]["max"]) == (1.25, 6.75)
+    assert summary["label"]["mean"] == pytest.approx(4.0)
+    assert summary["parts"]["train"]["from"] == "2015-04-25T22:13:20+00:00"
 
 
 def test_tiny_demo(tiny_dataset: Any) -> None:

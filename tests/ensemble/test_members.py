@@ -1,4 +1,4 @@
-"""The text model's share in the stack's predictions."""
+"""The text model's weight in the stack's predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from popularity.core.contracts import PREDICTIONS, TEXT_PREDICTIONS
 from popularity.core.errors import DataError
-from popularity.ensemble.members import fitted_shares, merged, text_part
+from popularity.ensemble.members import member_weights, refit_weight, weighted_mean
 
 PIDS = ["a", "b", "c"]
 OURS = {0: [[1.0, 2.0, 6.0], [1.0, 4.0, 6.0]], 1: [[0.0, 5.0, 7.0], [2.0, 5.0, 9.0]]}  # by fold, a list a seed
@@ -26,7 +26,7 @@ def rows(model: str) -> pl.DataFrame:
     return pl.DataFrame(lines, schema=schema)
 
 
-def told() -> pl.DataFrame:
+def member() -> pl.DataFrame:
     lines = [
         {"pid": pid, "scheme": "forward", "fold": fold, "prediction": value}
         for fold, values in THEIRS.items()
@@ -35,12 +35,12 @@ def told() -> pl.DataFrame:
     return pl.DataFrame(lines, schema={name: column.dtype for name, column in TEXT_PREDICTIONS.columns.items()})
 
 
-def shares(share: float) -> pl.DataFrame:
-    return rows("stack").select("scheme", "fold").unique().with_columns(share=pl.lit(share))
+def weights(weight: float) -> pl.DataFrame:
+    return rows("stack").select("scheme", "fold").unique().with_columns(weight=pl.lit(weight))
 
 
-def test_posts_move_against_each_other_and_the_level_stays() -> None:
-    found = merged(rows("stack"), told().sample(fraction=1.0, shuffle=True, seed=0), shares(0.25))
+def test_posts_move_against_each_other_and_the_median_stays() -> None:
+    found = weighted_mean(rows("stack"), member().sample(fraction=1.0, shuffle=True, seed=0), weights(0.25))
     assert found.drop("prediction").equals(rows("stack").drop("prediction"))
     for fold, seeds in OURS.items():
         centre, other = float(np.median(seeds)), float(np.median(THEIRS[fold]))
@@ -48,57 +48,68 @@ def test_posts_move_against_each_other_and_the_level_stays() -> None:
             own = found.filter(fold=fold, seed=seed)["prediction"].to_numpy()
             expected = 0.75 * np.array(values) + 0.25 * (np.array(THEIRS[fold]) - other + centre)
             np.testing.assert_allclose(own, expected)
-        one = merged(rows("stack").filter(fold=fold), told(), shares(1.0))["prediction"]
+        one = weighted_mean(rows("stack").filter(fold=fold), member(), weights(1.0))["prediction"]
         assert one.median() == pytest.approx(centre)
 
 
-def test_other_models_and_no_share_are_left_as_they_are() -> None:
+def test_other_models_and_a_weight_of_zero_change_nothing() -> None:
     both = pl.concat([rows("metadata"), rows("stack")])
-    assert merged(both, told(), shares(0.0)).equals(both)
-    assert merged(both, told().clear(), shares(0.3)).equals(both)
-    found = merged(both, told(), shares(0.3))
+    assert weighted_mean(both, member(), weights(0.0)).equals(both)
+    assert weighted_mean(both, member().clear(), weights(0.3)).equals(both)
+    found = weighted_mean(both, member(), weights(0.3))
     assert found.filter(model="metadata").equals(rows("metadata"))
-    assert found.filter(model="stack").equals(merged(rows("stack"), told(), shares(0.3)))
+    assert found.filter(model="stack").equals(weighted_mean(rows("stack"), member(), weights(0.3)))
 
 
 def test_a_post_that_the_text_model_lacks_is_named() -> None:
-    with pytest.raises(DataError, match=r"post b of matched, fold 1, and 1 more"):
-        merged(rows("stack"), told().filter(~((pl.col("pid") == "b") & (pl.col("fold") == 1))), shares(0.3))
+    with pytest.raises(DataError, match=r"post b of forward, fold 1, and 1 more"):
+        weighted_mean(rows("stack"), member().filter(~((pl.col("pid") == "b") & (pl.col("fold") == 1))), weights(0.3))
 
 
-def test_a_cut_has_no_say_in_its_own_share() -> None:
-    """Labels of the first cut follow the text model, those of the second the stack."""
+def test_a_split_does_not_choose_its_own_weight() -> None:
+    """Labels of the first split follow the text model, those of the second the stack."""
     rng = np.random.default_rng(0)
     pids = [f"{post:03d}" for post in range(60)]
     folds = np.repeat([0, 1], 30)
     ours, theirs = rng.normal(size=(2, 60))
     label = np.where(folds == 0, theirs, ours)
-    facts = {"pid": pids, "fold": folds}
+    metadata = {"pid": pids, "fold": folds}
     lines = [
-        pl.DataFrame({**facts, "scheme": "forward", "seed": 0, "model": model, "prediction": values})
+        pl.DataFrame({**metadata, "scheme": "forward", "seed": 0, "model": model, "prediction": values})
         for model, values in (("stack", ours), ("constant", np.zeros(60)))
     ]
-    lines.append(pl.DataFrame({**facts, "scheme": "holdout", "seed": 0, "model": "stack", "prediction": ours}))
+    lines.append(pl.DataFrame({**metadata, "scheme": "holdout", "seed": 0, "model": "stack", "prediction": ours}))
     columns = list(PREDICTIONS.columns)
     predictions = pl.concat(lines).with_columns(error_scale=pl.lit(None, pl.Float64)).select(columns)
-    said = pl.concat(
-        pl.DataFrame({**facts, "scheme": scheme, "prediction": theirs + 5}) for scheme in ("forward", "holdout")
+    member_rows = pl.concat(
+        pl.DataFrame({**metadata, "scheme": scheme, "prediction": theirs + 5}) for scheme in ("forward", "holdout")
     )
     posts = pl.DataFrame({"pid": pids, "label": label})
-    found = fitted_shares(predictions, said, posts, [0.0, 0.5, 1.0])
-    chosen = {(scheme, fold): share for scheme, fold, share in found.iter_rows()}
+    found = member_weights(predictions, member_rows, posts, [0.0, 0.5, 1.0])
+    chosen = {(scheme, fold): weight for scheme, fold, weight in found.iter_rows()}
     assert chosen["forward", 0] == 0.0
     assert chosen["forward", 1] == 1.0
     assert chosen["holdout", 0] == chosen["holdout", 1] == 0.5
-    alone = fitted_shares(predictions.filter(pl.col("fold") == 0), said, posts, [0.0, 0.5, 1.0])
-    assert alone["share"].to_list() == [1.0, 1.0]
-    assert fitted_shares(predictions.filter(scheme="holdout"), said, posts, [0.3, 0.0])["share"].unique().item() == 0.3
+    alone = member_weights(predictions.filter(pl.col("fold") == 0), member_rows, posts, [0.0, 0.5, 1.0])
+    assert alone["weight"].to_list() == [1.0, 1.0]
+    assert (
+        member_weights(predictions.filter(scheme="holdout"), member_rows, posts, [0.3, 0.0])["weight"].unique().item()
+        == 0.3
+    )
 
 
-def test_later_posts_are_merged_as_those_of_final() -> None:
-    final, said = (table.filter(fold=0).with_columns(scheme=pl.lit("refit")) for table in (rows("stack"), told()))
-    chosen = shares(0.25).filter(fold=0).with_columns(scheme=pl.lit("refit"))
-    part = text_part(final, said, chosen)
-    expected = 0.75 * final["prediction"] + 0.25 * (final.join(said, on="pid")["prediction_right"] - part["offset"])
-    np.testing.assert_allclose(merged(final, said, chosen)["prediction"], expected)
-    assert text_part(final, said.clear(), chosen)["share"] == text_part(final.clear(), said, chosen)["share"] == 0.0
+def test_later_posts_are_predicted_as_those_of_refit() -> None:
+    refit, member_rows = (
+        table.filter(fold=0).with_columns(scheme=pl.lit("refit")) for table in (rows("stack"), member())
+    )
+    chosen = weights(0.25).filter(fold=0).with_columns(scheme=pl.lit("refit"))
+    stored = refit_weight(refit, member_rows, chosen)
+    expected = 0.75 * refit["prediction"] + 0.25 * (
+        refit.join(member_rows, on="pid")["prediction_right"] - stored["offset"]
+    )
+    np.testing.assert_allclose(weighted_mean(refit, member_rows, chosen)["prediction"], expected)
+    assert (
+        refit_weight(refit, member_rows.clear(), chosen)["weight"]
+        == refit_weight(refit.clear(), member_rows, chosen)["weight"]
+        == 0.0
+    )

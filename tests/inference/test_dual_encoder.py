@@ -18,7 +18,7 @@ from popularity.network.build import build_network, save_network, trained_params
 from popularity.network.inputs import EncoderPair, post_reader, training_rows
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import train_network
-from tests.encoders.tiny_encoders import image_params, make_image_set, save_clip, text_params
+from tests.encoders.tiny_encoders import image_params, make_images, save_clip, text_params
 from tests.inference.small_world import World, readable_posts, vectors
 from tests.training.small_training import train_params
 
@@ -27,14 +27,14 @@ TITLES = ("cat of the sea", "dog", "", "sunset sea", "the dog")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """20 posts with the images of `make_image_set`; every fifth is without text."""
+    """20 posts with the images of `make_images`; every fifth is without text."""
     folder = tmp_path_factory.mktemp("clip")
     weights = f"path:{save_clip(folder / 'clip')}"
     towers = EncoderPair(
         image_params(loader="clip_image", model="tiny", weights=weights),
         text_params(loader="clip_text", model="tiny", weights=weights, max_tokens=10),
     )
-    image_set = make_image_set(folder)
+    image_set = make_images(folder)
     (folder / "data").rename(folder / "root")
     image_set.table.rename(folder / "all.parquet")
     images = read_table(folder / "all.parquet", IMAGES)

@@ -31,7 +31,7 @@ from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
 from tests.clones import Clone, files_below
-from tests.small_images import picture
+from tests.small_images import image_bytes
 
 DATE = "2016-05-01T12:00"
 
@@ -136,7 +136,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     text_json = project / paths.ENSEMBLE_WEIGHTS
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
     text_json.unlink()  # which may be a link to DVC's cache
-    text_json.write_text(json.dumps({"share": 0.4, "offset": 0.5}), encoding="utf-8")
+    text_json.write_text(json.dumps({"weight": 0.4, "offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
     write_image(clone, pid, project / "photo.jpg")
@@ -148,7 +148,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [request])))
     theirs = text_predictions.filter(pid=pid)["prediction"].item()
     merged = stored.filter(pid=pid)["prediction"].mean()
-    own = (merged - chosen["share"] * (theirs - chosen["offset"])) / (1 - chosen["share"])
+    own = (merged - chosen["weight"] * (theirs - chosen["offset"])) / (1 - chosen["weight"])
     assert found["popularity"] == pytest.approx(0.6 * own + 0.4 * (theirs - 0.5), abs=1e-3)
     assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
     assert found["expected_value"] + sum(found["shap_by_block"].values()) == pytest.approx(
@@ -182,9 +182,9 @@ def test_files_of_posts_with_every_fault(clone: Clone, project: Path, capsys: py
     category, subcategory = class_names(known["subcategory"])
     given = {"date": DATE, "title": "a cat", "category": category, "subcategory": subcategory, "user": known["uid"]}
     (project / "in").mkdir()
-    (project / "in/good.jpg").write_bytes(picture(size=(40, 30)))
+    (project / "in/good.jpg").write_bytes(image_bytes(size=(40, 30)))
     (project / "in/text.jpg").write_bytes(b"no picture")
-    (project / "in/cut.jpg").write_bytes(picture(size=(300, 300))[:6000])
+    (project / "in/cut.jpg").write_bytes(image_bytes(size=(300, 300))[:6000])
     rows: list[tuple[dict[str, Any], str]] = [
         ({**given, "image": "good.jpg"}, ""),
         ({**given, "date": "someday"}, "problem: date 'someday' is no date"),

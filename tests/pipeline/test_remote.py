@@ -163,7 +163,7 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     assert stored.height == posts.filter(split="test").height > 0
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):
         expected = stored.filter(seed=seed).join(features.select("pid"), on="pid", how="right", maintain_order="right")
-        merged = found + part["share"] * (texts - part["offset"] - found)
+        merged = found + part["weight"] * (texts - part["offset"] - found)
         np.testing.assert_allclose(merged, expected["prediction"].to_numpy(), rtol=0, atol=1e-12)
     print(f"{stored.height} stored predictions of the test part come back from the pulled models")
 

@@ -17,6 +17,7 @@ import lightgbm as lgb
 import numpy as np
 import pytest
 
+from popularity.core.arrays import Int64Array
 from popularity.core.config import parse_section
 from popularity.core.errors import ClusterError, ConfigError
 from popularity.stack import StackParams, lightgbm, lightgbm_dask
@@ -24,7 +25,6 @@ from popularity.stack.columns import metadata_columns
 from popularity.stack.lightgbm_dask import ClusterParams, dask_client
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Sample
-from popularity.validation.inner_cv import Rows
 from tests.stack.small_stack import STACK
 from tests.stack.test_learners import cuts_of, problem
 
@@ -50,7 +50,7 @@ def bytes_of(booster: lgb.Booster) -> str:
     return str(booster.model_to_string())
 
 
-def made_posts(rows: int, seed: int) -> tuple[Sample, Rows]:
+def made_posts(rows: int, seed: int) -> tuple[Sample, Int64Array]:
     """A sample with weights, categories and missing values, in no order of time, and its dates."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(rows, 40)).astype(np.float32)
@@ -66,7 +66,7 @@ def made_posts(rows: int, seed: int) -> tuple[Sample, Rows]:
     return Sample(matrix, label, weight), rng.permutation(rows)
 
 
-def taken(sample: Sample, rows: Rows) -> Sample:
+def taken(sample: Sample, rows: Int64Array) -> Sample:
     matrix = replace(sample.matrix, values=sample.matrix.values[rows], pids=[sample.matrix.pids[row] for row in rows])
     return Sample(matrix, sample.target[rows], None if sample.weight is None else sample.weight[rows])
 

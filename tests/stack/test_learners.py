@@ -18,7 +18,7 @@ from popularity.stack import LinearParams, StackParams, catboost, lightgbm, line
 from popularity.stack.columns import metadata_columns
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Cut, InnerCvParams, inner_splits, scored_rows
+from popularity.validation.inner_cv import InnerCvParams, InnerSplit, inner_splits, valid_rows
 from tests.stack.small_stack import STACK, needs_catboost
 
 TREES = [lightgbm, pytest.param(catboost, marks=needs_catboost)]
@@ -39,7 +39,7 @@ def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
     return Sample(matrix, target, rng.uniform(0.5, 1.5, n)), posted_at
 
 
-def cuts_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[Cut]:
+def cuts_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[InnerSplit]:
     return inner_splits(posted_at, params.inner_cv)
 
 
@@ -50,7 +50,7 @@ def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
     return Sample(matrix, sample.target[rows], sample.weight[rows])
 
 
-def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: StackParams) -> Learned:
+def slow_learned(learner: ModuleType, sample: Sample, cuts: list[InnerSplit], params: StackParams) -> Learned:
     """All rounds on the rows before each slice, one round at a time; the round with the least mean error."""
     options = lightgbm.lightgbm_params(params, params.seed)
     whole = lightgbm.dataset(sample, options)
@@ -84,7 +84,7 @@ def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, 
     assert learned.chosen == slow.chosen
     assert 1 < learned.chosen < params.num_boost_round
     np.testing.assert_allclose(learned.out_of_fold, slow.out_of_fold, rtol=1e-6, atol=1e-6)
-    assert len(learned.out_of_fold) == len(scored_rows(inner)) == 30 * cuts
+    assert len(learned.out_of_fold) == len(valid_rows(inner)) == 30 * cuts
     again = learner.learn(sample, inner, params)
     assert again.chosen == learned.chosen
     np.testing.assert_array_equal(again.out_of_fold, learned.out_of_fold)
@@ -97,7 +97,7 @@ def test_the_target_of_a_slice_does_not_reach_its_own_predictions(learner: Modul
     sample, posted_at = problem(200)
     inner = cuts_of(posted_at, params)
     target = sample.target.copy()
-    target[scored_rows(inner)] += 40
+    target[valid_rows(inner)] += 40
     before, after = (learner.learn(one, inner, params) for one in (sample, replace(sample, target=target)))
     np.testing.assert_array_equal(before.out_of_fold, after.out_of_fold)
     other = sample.target.copy()

@@ -31,7 +31,7 @@ from popularity.stack.lightgbm import lightgbm_params
 from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.row_selection import kept_rows
 from popularity.stack.sample import recency_sample_weight
-from popularity.target.rank_gauss import Target
+from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
 from popularity.tuning import objective as objectives
 from popularity.tuning.objective import StackInputs, StackObjective, best_rounds
@@ -162,10 +162,10 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
     for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward", "group"]):
         fold = load_fold(key, rows, posts, inputs / "features")
         level = Trend.fit(fold.posted_at, fold.label, params.detrend)
-        rest = level.remove(fold.label, fold.posted_at)
+        rest = level.detrend(fold.label, fold.posted_at)
         encoder, matrix = MatrixEncoder.fit(fold.fit, rest, blocks, params.columns)
         kept = kept_rows(list(matrix.pids), blocks.scalars, params.row_selection, params.seed)
-        target = Target.fit(rest[kept], params.target_transform)
+        target = RankGauss.fit(rest[kept], params.target_transform)
         how: dict[str, Any] = {
             "feature_name": list(matrix.names),
             "categorical_feature": list(matrix.categorical),
@@ -187,7 +187,7 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         scored = encoder.apply(fold.score, blocks)
         truth = np.array([labels[pid] for pid in scored.pids])
         predictions = [
-            level.add(target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at)
+            level.retrend(target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at)
             for rounds in range(1, params.num_boost_round + 1)
         ]
         if level.shifts:  # the error is that after the best shift

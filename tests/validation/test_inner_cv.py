@@ -1,4 +1,4 @@
-"""Cuts in time and weights by age."""
+"""Splits of the inner CV, and sample weights by age."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 
 from popularity.stack.sample import recency_sample_weight
-from popularity.validation.inner_cv import InnerCvParams, inner_splits, scored_rows
+from popularity.validation.inner_cv import InnerCvParams, inner_splits, valid_rows
 
 
-def test_cuts_fit_on_the_past_of_the_slice_that_they_score() -> None:
+def test_train_rows_are_the_past_of_the_valid_slice() -> None:
     posted_at = np.random.default_rng(0).permutation(100).astype(np.int64)
-    cuts = inner_splits(posted_at, InnerCvParams(3, 0.15))
-    assert len(cuts) == 3
-    for place, (fit, scored) in enumerate(cuts):
-        assert sorted(posted_at[scored]) == list(range(85 - 15 * place, 100 - 15 * place))
-        assert sorted(posted_at[fit]) == list(range(85 - 15 * place))
-    rows = scored_rows(cuts)
+    splits = inner_splits(posted_at, InnerCvParams(3, 0.15))
+    assert len(splits) == 3
+    for index, (train, valid) in enumerate(splits):
+        assert sorted(posted_at[valid]) == list(range(85 - 15 * index, 100 - 15 * index))
+        assert sorted(posted_at[train]) == list(range(85 - 15 * index))
+    rows = valid_rows(splits)
     assert len(rows) == len(set(rows.tolist())) == 45
-    assert rows.tolist() == [row for _, scored in cuts for row in scored]
+    assert rows.tolist() == [row for _, valid in splits for row in valid]
 
 
-def test_no_cut_fits_on_less_than_it_scores() -> None:
+def test_no_split_has_fewer_train_than_valid_rows() -> None:
     posted_at = np.arange(20, dtype=np.int64)
-    assert [len(fit) for fit, _ in inner_splits(posted_at, InnerCvParams(5, 0.25))] == [15, 10, 5]
+    assert [len(train) for train, _ in inner_splits(posted_at, InnerCvParams(5, 0.25))] == [15, 10, 5]
     assert inner_splits(posted_at, InnerCvParams(5, 0.9)) == []
-    assert scored_rows([]).tolist() == []
+    assert valid_rows([]).tolist() == []
 
 
 def test_recency_weights_halve_with_the_half_life() -> None:

@@ -1,4 +1,4 @@
-"""Where a run keeps its files: every file and folder that a stage of dvc.yaml writes, relative to the project folder.
+"""The files and folders that the stages of dvc.yaml write, relative to the project folder.
 
 A test compares these names with dvc.yaml.
 """

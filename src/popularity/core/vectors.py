@@ -1,4 +1,4 @@
-"""Dense vectors of posts on disk: one a post (Block), or one a token (Tokens)."""
+"""Dense vectors on disk: one a post (Block), or one a token (Tokens)."""
 
 from __future__ import annotations
 
@@ -40,11 +40,15 @@ BLOCK_FIELDS = ("encoder", "weights", "preprocessing", "pooling", "columns")
 
 
 def check_block(block: Block) -> None:
-    """Raises ContractError unless shape, type, order, finiteness and description agree."""
+    """Checks shape, type, order, finiteness and metadata.
+
+    Raises:
+        ContractError: one of them is wrong.
+    """
     values, name = block.values, block.metadata.get("encoder", "block")
     missing = [field for field in BLOCK_FIELDS if field not in block.metadata]
     if missing:
-        raise ContractError(f"{name}: the description lacks {missing}")
+        raise ContractError(f"{name}: the metadata lacks {missing}")
     if values.ndim != 2 or values.dtype != np.float16:
         raise ContractError(f"{name}: expected (n, d) float16, found {values.shape} {values.dtype}")
     if values.shape != (len(block.pids), len(block.metadata["columns"])):
@@ -94,9 +98,9 @@ class Tokens:
 
     Args:
         values: (total, d) float16, possibly a memory map.
-        offsets: (n + 1,) int64, ascending from 0 to total; equal neighbours mean no token.
+        offsets: (n + 1,) int64, ascending from 0 to total; two equal offsets mean no token.
         pids: n pids in canonical order.
-        metadata: as in Block.
+        metadata: as of Block.
     """
 
     values: Float16Array
@@ -106,6 +110,11 @@ class Tokens:
 
 
 def check_tokens(tokens: Tokens) -> None:
+    """Checks shapes, types and offsets.
+
+    Raises:
+        ContractError: one of them is wrong.
+    """
     offsets = tokens.offsets
     if offsets.dtype != np.int64 or offsets.shape != (len(tokens.pids) + 1,):
         raise ContractError(f"tokens: expected {len(tokens.pids) + 1} int64 offsets, found {offsets.shape}")

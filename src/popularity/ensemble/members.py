@@ -2,7 +2,7 @@
 
 The text model moves the posts of a fold against each other; the stack's median stays. Both members predict the valid
 posts of `forward` without their labels, so those splits choose the weight; a split's own weight is chosen on the
-others. `holdout` chooses empty_table.
+others. `holdout` chooses nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def weighted_mean(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.D
 
     Args:
         predictions: of any folds and models.
-        member: contract TEXT_PREDICTIONS; without a row empty_table changes.
+        member: contract TEXT_PREDICTIONS; without a row nothing changes.
         weights: (scheme, fold, weight) of the member, 0 to 1.
 
     Raises:

@@ -66,6 +66,6 @@ def fit_weights(
 
 
 def weight_grid(learners: int) -> list[Float64Array]:
-    """Returns all weights (learners,) in multiples of 1 / N_STEPS that add up to 1; those of large first weights first."""
+    """Returns all weights (learners,) in multiples of 1 / N_STEPS of sum 1, large first weights first."""
     steps = product(range(N_STEPS, -1, -1), repeat=learners - 1)
     return [np.array([*own, N_STEPS - sum(own)]) / N_STEPS for own in steps if sum(own) <= N_STEPS]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from popularity.core.atomic import atomic_path, fingerprint, read_json, reading, write_json
+from popularity.core.atomic import fingerprint, read_json, reading, write_json
 from popularity.core.config import parse_section
 from popularity.core.errors import ContractError
+from popularity.core.tensors import write_tensors
 from popularity.encoders.image import load_image_encoder
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
 from popularity.network.inputs import EncoderPair, NetworkData
@@ -54,9 +55,7 @@ def save_network(
         history: the values of each epoch.
         folder: an existing folder.
     """
-    tensors = {name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()}
-    with atomic_path(folder / "network.safetensors") as partial:
-        save_file(tensors, partial)
+    write_tensors(network.state_dict(), None, folder / "network.safetensors")
     write_json(
         folder / "network.json",
         {"train": asdict(params), "classes": _class_identity(network), "history": list(history)},

@@ -102,7 +102,7 @@ class Project:
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
             self.text_weight,
         ]
-        if self.text_weight.is_file() and _text_weight(self)["share"]:
+        if self.text_weight.is_file() and _text_weight(self)["weight"]:
             needed.append(self.text_model)
         missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
         if missing:
@@ -244,10 +244,10 @@ def _predict_stack(
     predicted = model.predict(features, blocks, posted_at)
     shap_values = model.explain(features, blocks, posted_at, n_features)
     raw, text = model.target_transform.kind == "none", _text_weight(project)
-    if text["share"]:
+    if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
-        predicted, shap_values = with_text(predicted, shap_values, predictions, text["share"], add_block=raw)
+        predicted, shap_values = with_text(predicted, shap_values, predictions, text["weight"], add_block=raw)
     return _Fitted(predicted, shap_values, "popularity" if raw else "normal score of popularity")
 
 
@@ -310,7 +310,7 @@ def with_text(
 
 
 def _text_weight(project: Project) -> dict[str, float]:
-    """Weight (key `share`) and offset of the text model in the ensemble."""
+    """Weight and offset of the text model in the ensemble."""
     content: dict[str, float] = read_json(project.text_weight)
     return content
 

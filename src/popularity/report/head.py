@@ -126,7 +126,7 @@ def _class_facts(run: RunFolder) -> list[tuple[str, str]]:
 def _model_facts(run: RunFolder) -> list[tuple[str, str]]:
     rows = []
     if run.has(paths.ENSEMBLE_WEIGHTS):
-        weight = run.json(paths.ENSEMBLE_WEIGHTS)["share"]
+        weight = run.json(paths.ENSEMBLE_WEIGHTS)["weight"]
         rows.append(("Text model", f"weight {percent(weight, 0)} in the predictions of the test part"))
     if run.has(paths.STACK_MANIFEST):
         code = run.json(paths.STACK_MANIFEST)["code"]

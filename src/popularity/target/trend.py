@@ -157,7 +157,7 @@ class Trend:
         return label - self.line.at(posted_at)
 
     def retrend(self, predicted: Float64Array, posted_at: Int64Array) -> Float64Array:
-        """Returns labels (n,) for the learners' predictions (n,): the trend at their dates (n,) added, and the shift."""
+        """Returns labels (n,): the learners' predictions (n,) plus trend and shift at their dates (n,)."""
         label: Float64Array = predicted + self.line.at(posted_at) + self.shift.at(posted_at)
         return label
 

@@ -126,9 +126,7 @@ class TextModel(nn.Module):
         trend: of the labels in time.
     """
 
-    def __init__(
-        self, encoder: EmbedTextParams, unfreeze_layers: int, numeric: NumericFeatures, trend: Trend
-    ) -> None:
+    def __init__(self, encoder: EmbedTextParams, unfreeze_layers: int, numeric: NumericFeatures, trend: Trend) -> None:
         super().__init__()
         self.encoder, self.unfreeze_layers, self.numeric, self.trend = encoder, unfreeze_layers, numeric, trend
         self.tokenizer = load_tokenizer(encoder)

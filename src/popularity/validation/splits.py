@@ -179,7 +179,7 @@ def holdout_split(train: pl.DataFrame, start: datetime, unseen: UnseenShare, par
 
 
 def forward_splits(train: pl.DataFrame, end: datetime, unseen: UnseenShare, params: SplitParams) -> list[Split]:
-    """Returns the forward splits, in order of time: each is valid up to the next one's origin, the last one up to `end`.
+    """Returns the forward splits in order of time; each is valid up to the next origin, the last one up to `end`.
 
     The first split's note says so if there was no room for all `n_origins`.
 
@@ -191,7 +191,9 @@ def forward_splits(train: pl.DataFrame, end: datetime, unseen: UnseenShare, para
     """
     spans: list[tuple[datetime, datetime]] = []
     rows, span_end = train.filter(pl.col("posted_at") < end), end
-    while len(spans) < params.n_origins and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.n_folds:
+    while (
+        len(spans) < params.n_origins and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.n_folds
+    ):
         origin = _origin(rows, params.forward_fraction)
         spans.insert(0, (origin, span_end))
         rows, span_end = rows.filter(pl.col("posted_at") < origin), origin
@@ -202,7 +204,9 @@ def forward_splits(train: pl.DataFrame, end: datetime, unseen: UnseenShare, para
     missing = params.n_origins - len(spans)
     if missing:
         fewer = f"too few posts or users for {missing} more of split.n_origins = {params.n_origins}"
-        splits[0] = Split(splits[0].key, splits[0].pids, splits[0].roles, "; ".join(filter(None, (fewer, splits[0].note))))
+        splits[0] = Split(
+            splits[0].key, splits[0].pids, splits[0].roles, "; ".join(filter(None, (fewer, splits[0].note)))
+        )
     return splits
 
 
