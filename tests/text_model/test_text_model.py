@@ -24,8 +24,8 @@ from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
-    seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01, warmup_fraction=0.1,
-    num_threads=1, parallel_folds=1,
+    seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01,
+    warmup_fraction=0.1, num_threads=1, parallel_folds=1,
 )  # fmt: skip
 ENCODER = text_params()
 SCHEMES = ["holdout", "forward"]
