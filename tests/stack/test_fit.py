@@ -189,7 +189,7 @@ def test_without_a_test_part_models_are_saved_and_final_predicts_nothing(tmp_pat
 def test_schemes_say_what_is_fitted(tmp_path: Path) -> None:
     posts, blocks = posts_with_signal(2, train=150, test=40, users=50)
     run = run_all(posts, blocks, tmp_path, fitted=("random",))
-    assert run.predictions["scheme"].unique().sort().to_list() == ["refit", "random"]
+    assert run.predictions["scheme"].unique().sort().to_list() == ["random", "refit"]
 
 
 @pytest.mark.parametrize("by", ["low_loss", "random"])

@@ -142,7 +142,7 @@ def test_the_best_value_is_that_of_its_parameters_scored_again(inputs: Path, tmp
     assert best is not None
     assert best.number > 0
     *_, step = make_objective()(best.values)
-    assert step == Step(best.value, best.facts)
+    assert step == Step(best.value, best.metrics)
 
 
 def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path) -> None:
@@ -225,14 +225,14 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
     ):  # fmt: skip
         *_, step = objective({**default, **change})
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
-        assert step.facts["rounds"] == rounds
+        assert step.metrics["rounds"] == rounds
         assert step.value == pytest.approx(value, abs=1e-9)
         found.append(step.value)
     assert min(abs(one - other) for one, other in combinations(found, 2)) > 0.001
     levelled = replace(SMALL, num_boost_round=8, detrend="linear")
     *_, step = small_objective(inputs, levelled)(default)
     rounds, value = separate_fits(objective, levelled, inputs)
-    assert step.facts["rounds"] == rounds
+    assert step.metrics["rounds"] == rounds
     assert step.value == pytest.approx(value, abs=1e-9)
     assert step.value not in found
 
@@ -248,7 +248,7 @@ def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least
     for place, fold in enumerate(objective.folds):
         ridge = fit_model(fold, objective.blocks, params.columns, replace(params, learners=("linear",)), "ridge")
         linear = ridge.predict(fold.score, objective.blocks, fold.scored_at).values
-        pairs.append((alone._fit(place, params).predict(int(plain.facts["rounds"]))[0], linear))
+        pairs.append((alone._fit(place, params).predict(int(plain.metrics["rounds"]))[0], linear))
         constants.append(np.abs(objective.labels[place] - np.median(fold.label)).mean())
 
     def mean(own: list[float]) -> float:
@@ -260,9 +260,9 @@ def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least
 
     share = min(np.arange(20, -1, -1) / 20, key=lambda share: round(mean(errors(share)), 12))
     assert 0 < share < 1
-    assert step.facts["lightgbm"] == share
-    assert step.facts["rounds"] == plain.facts["rounds"]
-    assert plain.facts["lightgbm"] == 1
+    assert step.metrics["lightgbm"] == share
+    assert step.metrics["rounds"] == plain.metrics["rounds"]
+    assert plain.metrics["lightgbm"] == 1
     orders = [
         spearman(label, share * trees + (1 - share) * linear)
         for label, (trees, linear) in zip(objective.labels, pairs, strict=True)

@@ -248,7 +248,8 @@ def _predict_stack(
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
         predicted, contributions = with_text(predicted, contributions, predictions, text["weight"], add_block=raw)
-    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target_transform.kind} score of popularity")
+    unit = "popularity" if raw else f"{model.target_transform.kind} score of popularity"
+    return _Fitted(predicted, contributions, unit)
 
 
 def _assemble(
