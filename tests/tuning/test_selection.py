@@ -22,7 +22,7 @@ from popularity.core.config import load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.errors import ConfigError
 from popularity.core.metrics import mean_absolute_error, spearman
-from popularity.evaluation.bootstrap import resample, resample_cuts
+from popularity.evaluation.bootstrap import resample, resample_folds
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning import candidates
@@ -151,10 +151,10 @@ def test_the_value_is_error_over_that_of_the_constant_minus_rank_correlation_mea
         constant = mean_absolute_error(labels[rows], judged.constant[rows])
         assert src is not None
         assert scores.row(cut) == ("one", cut, 30, src, mae, constant, mae / constant - src)
-    drawn = resample_cuts(labels, judged.predictions, judged.users, resamples=50, seed=3, cuts=judged.place)
+    drawn = resample_folds(labels, judged.predictions, judged.users, resamples=50, seed=3, folds=judged.place)
     assert drawn["mae"].shape == (2, 50, 1)
     for metric, values in resample(
-        labels, judged.predictions, judged.users, resamples=50, seed=3, cuts=judged.place
+        labels, judged.predictions, judged.users, resamples=50, seed=3, folds=judged.place
     ).items():
         np.testing.assert_array_equal(values, drawn[metric].mean(axis=0))
 

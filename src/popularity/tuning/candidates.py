@@ -27,7 +27,7 @@ from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, FoldKey, read_t
 from popularity.core.errors import ConfigError
 from popularity.core.metrics import fold_rows, loss_of_scores, mean_absolute_error, selection_loss, spearman
 from popularity.core.parallel import ordered_map
-from popularity.evaluation.bootstrap import resample_cuts
+from popularity.evaluation.bootstrap import resample_folds
 from popularity.stack import Blocks, StackParams, catboost, read_blocks
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning.objective import StackInputs
@@ -224,7 +224,7 @@ def scores_of(judged: Judged) -> pl.DataFrame:
 def draws_of(judged: Judged, seed: int) -> Array:
     """(DRAWS, candidates) values on draws of users, the same for all candidates; NaN where a cut has no post left."""
     both = np.column_stack([judged.predictions, judged.constant])
-    drawn = resample_cuts(judged.labels, both, judged.users, resamples=DRAWS, seed=seed, cuts=judged.place)
+    drawn = resample_folds(judged.labels, both, judged.users, resamples=DRAWS, seed=seed, folds=judged.place)
     value = loss_of_scores(drawn["mae"][..., :-1], drawn["mae"][..., -1:], drawn["src"][..., :-1])
     return np.asarray(value.mean(axis=0))
 
