@@ -23,7 +23,7 @@ from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
 from popularity.ensemble.members import add_member, read_member
 from popularity.evaluation.scheme_scores import scheme_scores
-from popularity.stack import StackParams, fit_schemes, read_blocks
+from popularity.stack import StackData, StackParams, fit_schemes, read_blocks
 from popularity.stack.lightgbm_dask import dask_client
 
 
@@ -55,15 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_directory(args.models) as models,
         atomic_directory(args.predictions) as out,
     ):
-        predictions, importance = fit_schemes(
-            posts,
-            read_table(args.splits, FOLDS),
-            args.features,
-            blocks,
-            params,
-            state=state,
-            model_folder=models,
-        )
+        data = StackData(posts, read_table(args.splits, FOLDS), args.features, blocks)
+        predictions, importance = fit_schemes(data, params, state=state, model_folder=models)
         predictions, part = add_member(predictions, read_member(args.told), posts, params.text_model_weights)
         write_json(models / ENSEMBLE_WEIGHTS_FILE, part)
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)

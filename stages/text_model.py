@@ -20,7 +20,7 @@ from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
 from popularity.encoders.sources import find_weights
 from popularity.encoders.text import EmbedTextParams
-from popularity.text_model import TextModelParams, fit_folds
+from popularity.text_model import FoldInputs, TextModelParams, fit_folds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,19 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_directory(args.models) as models,
         atomic_directory(args.predictions) as out,
     ):
-        found = fit_folds(
-            read_table(args.posts, POSTS),
-            read_table(args.splits, FOLDS),
-            args.features,
-            encoder,
-            params,
-            schemes,
-            state=state,
-            model=state / "model.safetensors",
-        )
-        write_table(found, out / "predictions.parquet", TEXT_PREDICTIONS)
+        model_file = state / "model.safetensors"
+        fold_inputs = FoldInputs(read_table(args.posts, POSTS), args.features, encoder, params, state, model_file)
+        predictions = fit_folds(fold_inputs, read_table(args.splits, FOLDS), schemes)
+        write_table(predictions, out / "predictions.parquet", TEXT_PREDICTIONS)
         if params.epochs:
-            (models / "model.safetensors").write_bytes((state / "model.safetensors").read_bytes())
+            (models / "model.safetensors").write_bytes(model_file.read_bytes())
         write_manifest(models, params={"text_model": asdict(params)}, inputs=inputs, metrics={})
 
 

@@ -69,7 +69,7 @@ def test_a_second_learner_leaves_the_first_as_it_is(made: Run, tmp_path: Path) -
         assert [one.model_to_string() for one in first] == [one.model_to_string() for one in second]
         assert {learner: len(models) for learner, models in alone.models.items()} == {"lightgbm": 2}
         assert {learner: len(models) for learner, models in both.models.items()} == {"lightgbm": 2, "catboost": 2}
-        assert both.blend.weights.sum() == pytest.approx(1.0)
+        assert both.weights.weights.sum() == pytest.approx(1.0)
         assert not list((made.models / name).glob("catboost*"))
     blended, plain = (one.filter(scheme="refit", model="stack") for one in (run.predictions, rows))
     assert not blended["prediction"].equals(plain["prediction"])
@@ -133,7 +133,9 @@ def test_importance(made: Run) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"].is_sorted(descending=True)
     assert importance["feature"].is_unique().all()
-    assert {"image_oof_ridge", "text_oof_ridge", "image_norm", "category", "uid_history_level"} <= set(importance["feature"])
+    assert {"image_oof_ridge", "text_oof_ridge", "image_norm", "category", "uid_history_level"} <= set(
+        importance["feature"]
+    )
     assert {"prototype_oof_ridge", "logits_component_000", "losses.global"} <= set(importance["feature"])
     assert set(importance["block"]) == {"metadata", "image", "text", "prototype"}
     assert importance.filter(pl.col("feature") == "image_oof_ridge")["block"].item() == "image"
@@ -265,7 +267,7 @@ def test_a_level_that_falls_is_forecast(trending: Run, tmp_path: Path) -> None:
     assert np.abs(right).mean() < np.abs(high).mean() - 0.1
     # Where there is nothing to forecast, the level does no harm.
     assert np.abs(errors(run, "group")).mean() < np.abs(errors(trending, "group")).mean() + 0.05
-    found = StackModel.load(run.models / "stack").level
+    found = StackModel.load(run.models / "stack").trend
     assert found.kind == "linear"
     assert found.line.slope < 0
     assert found.shift.spread is not None

@@ -148,7 +148,7 @@ def test_seeds_contributions_and_files(learner: ModuleType, tmp_path: Path) -> N
         learner.save(model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     np.testing.assert_array_equal(learner.predict(learner.load(tmp_path / "a"), sample.matrix), first)
-    added = learner.contributions(models[0], sample.matrix)
+    added = learner.shap_values(models[0], sample.matrix)
     assert added.shape == (200, 6)
     np.testing.assert_allclose(added.sum(axis=1), first, atol=1e-9)
     sizes = np.abs(added[:, :-1]).mean(axis=0)
@@ -217,7 +217,7 @@ def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
 def test_the_linear_learner_reads_its_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, _ = problem(150)
     whole = linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix)
-    monkeypatch.setattr(linear, "CHUNK", 7)
+    monkeypatch.setattr(linear, "CHUNK_ROWS", 7)
     np.testing.assert_allclose(linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix), whole)
 
 
@@ -228,7 +228,7 @@ def test_columns_without_a_value_or_a_difference_are_no_obstacle() -> None:
     plain = linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix)
     model = linear.fit(replace(sample, matrix=more), 0, STACK, 0)
     np.testing.assert_allclose(linear.predict(model, more), plain)
-    assert not linear.contributions(model, more)[:, 5:7].any()
+    assert not linear.shap_values(model, more)[:, 5:7].any()
 
 
 def test_the_linear_learner_has_indicators_of_the_largest_categories_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_the_linear_learner_has_indicators_of_the_largest_categories_alone(monke
     values = sample.matrix.values.copy()
     values[:, 0] = np.repeat([7, 3, 9, 1], [150, 20, 100, 30])
     sample = replace(sample, matrix=replace(sample.matrix, values=values))
-    monkeypatch.setattr(linear, "INDICATORS", 2)
+    monkeypatch.setattr(linear, "MAX_INDICATORS", 2)
     model = linear.fit(sample, 0, STACK, 0)
     assert model.codes.tolist() == [7, 9]
     values[:, 1:] = 0

@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 from sklearn.decomposition import PCA
 
+from popularity.core.arrays import Float32Array
 from popularity.core.errors import ContractError
 from popularity.core.vectors import Block
 from popularity.features import CATEGORIES, TEXT
 from popularity.stack import Blocks
 from popularity.stack.feature_blocks import PROTOTYPE_VECTORS
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, Matrix, MatrixEncoder
-from popularity.stack.oof_ridge import FloatArray
 from tests.stack.small_stack import SCALARS, STACK, posts_with_signal, with_vectors
 
 
@@ -128,7 +128,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def columns_of(matrix: Matrix, names: Sequence[str]) -> FloatArray:
+def columns_of(matrix: Matrix, names: Sequence[str]) -> Float32Array:
     return matrix.values[:, [matrix.names.index(name) for name in names]]
 
 
@@ -260,7 +260,7 @@ def test_encoders_are_fitted_on_fit_rows_alone(fold: Fold) -> None:
         for part, reducer in dense.reducers.items():
             np.testing.assert_array_equal(reducer.mean, after.dense[name].reducers[part].mean)
             np.testing.assert_array_equal(reducer.components, after.dense[name].reducers[part].components)
-        head, same = dense.head, after.dense[name].head
+        head, same = dense.ridge, after.dense[name].ridge
         assert head is not None
         assert same is not None
         np.testing.assert_array_equal(head.weights, same.weights)

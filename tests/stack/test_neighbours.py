@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.arrays import Int64Array
+from popularity.core.arrays import Float32Array, Int64Array
 from popularity.core.contracts import FoldKey
 from popularity.core.errors import ConfigError
 from popularity.stack import StackModel
@@ -17,7 +17,6 @@ from popularity.stack.feature_blocks import read_blocks
 from popularity.stack.fit import fit_model
 from popularity.stack.matrix import FeatureGroup, MatrixEncoder
 from popularity.stack.neighbours import COLUMNS, N_NEAREST, TEMPERATURE, Neighbours
-from popularity.stack.oof_ridge import FloatArray
 from popularity.validation.folds import Fold
 from tests.stack.small_stack import STACK, random_blocks, write_blocks
 
@@ -25,7 +24,7 @@ FIT, NEW = 90, 30
 DAY = 86_400_000_000  # microseconds
 
 
-def spread(rows: int, seed: int) -> FloatArray:
+def spread(rows: int, seed: int) -> Float32Array:
     return np.random.default_rng(seed).normal(size=(rows, 5)).astype(np.float32)
 
 

@@ -34,7 +34,8 @@ SPACE: dict[str, Any] = {
 def write_params(file: Path, **changes: Any) -> None:
     """Sections split, featurize, stack and tune, the last with `changes`."""
     tune_section = {
-        "seed": 1, "n_trials": 6, "timeout_hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"], "space": SPACE,
+        "seed": 1, "n_trials": 6, "timeout_hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"],
+        "space": SPACE,
     }  # fmt: skip
     sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)}
     file.write_text(json.dumps({**sections, "tune": {**tune_section, **changes}}), encoding="utf-8")

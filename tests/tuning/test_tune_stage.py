@@ -187,7 +187,9 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         scored = encoder.apply(fold.score, blocks)
         truth = np.array([labels[pid] for pid in scored.pids])
         predictions = [
-            level.retrend(target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at)
+            level.retrend(
+                target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at
+            )
             for rounds in range(1, params.num_boost_round + 1)
         ]
         if level.shifts:  # the error is that after the best shift
@@ -218,8 +220,8 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
     default = objective.space.default
     found = []
     for change in (
-        {}, {"target_transform": "rank_gauss"}, {"columns.feature_blocks": ["metadata", "image"]}, {"sample_weight_half_life_days": 60.0},
-        {"row_selection.fraction": 0.75},
+        {}, {"target_transform": "rank_gauss"}, {"columns.feature_blocks": ["metadata", "image"]},
+        {"sample_weight_half_life_days": 60.0}, {"row_selection.fraction": 0.75},
     ):  # fmt: skip
         *_, step = objective({**default, **change})
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
@@ -370,7 +372,10 @@ def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schemes": ["forward", "holdout"]}, r"tune\.schemes\.1: Input should be 'forward' or 'group', found 'holdout'"),
+        (
+            {"schemes": ["forward", "holdout"]},
+            r"tune\.schemes\.1: Input should be 'forward' or 'group', found 'holdout'",
+        ),
         ({"schemes": []}, r"tune\.schemes"),
         ({"n_trials": -1}, r"tune\.n_trials"),
         ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.lightgbm\.leaves"),

@@ -97,10 +97,10 @@ def _splits_of_workers(
     A worker trains on its own part of the train rows and scores all valid rows. So all workers find the same error and
     stop at the same round. If a worker would have fewer than `MIN_WORKER_ROWS` train rows, fewer workers are used.
     """
-    all_valid = valid_rows(splits)
+    scored = valid_rows(splits)
     rows, worker_splits = [], []
     for own in rows_of_workers(n_rows, workers):
-        held = np.union1d(own, all_valid)
+        held = np.union1d(own, scored)
         rows.append(held)
         worker_splits.append(
             [

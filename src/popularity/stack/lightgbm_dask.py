@@ -158,7 +158,9 @@ def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Int64Ar
                     return _attempt(client, whole, rows, tasks)
                 except _failures() as error:
                     last = error
-                    logger.warning("attempt %d of %d on the cluster has failed: %s", attempt, MAX_ATTEMPTS, _first_line(error))
+                    logger.warning(
+                        "attempt %d of %d on the cluster has failed: %s", attempt, MAX_ATTEMPTS, _first_line(error)
+                    )
         finally:
             lock.release()
     raise ClusterError(

@@ -109,9 +109,7 @@ class StackModel:
         total: Float64Array = np.sum(weighted, axis=0)
         return total
 
-    def explain(
-        self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array, largest: int
-    ) -> ShapValues:
+    def explain(self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array, largest: int) -> ShapValues:
         """SHAP values of n posts, in the row order of `features`.
 
         Args:
@@ -245,7 +243,9 @@ class StackModel:
         )
 
 
-def predict_targets(models: Mapping[LearnerName, Sequence[Any]], weights: EnsembleWeights, matrix: Matrix) -> Float64Array:
+def predict_targets(
+    models: Mapping[LearnerName, Sequence[Any]], weights: EnsembleWeights, matrix: Matrix
+) -> Float64Array:
     """(seeds, n) weighted means of the learners' predictions, in the unit of the fitted target."""
     each = [[LEARNERS[learner].predict(model, matrix) for model in own] for learner, own in models.items()]
     return np.stack([weights.apply(np.stack(seed)) for seed in zip(*each, strict=True)])

@@ -193,7 +193,11 @@ def test_cuts_of_one_post_are_enough() -> None:
             {"a": {"columns.feature_group": []}},
             r"select\.configurations\.a: .*\n.*stack\.columns\.feature_group: unknown key; allowed",
         ),
-        ([], {"a": {"detrend": "rising"}}, r"select\.configurations\.a: .*\n.*stack\.detrend: .*'none'.*found 'rising'"),
+        (
+            [],
+            {"a": {"detrend": "rising"}},
+            r"select\.configurations\.a: .*\n.*stack\.detrend: .*'none'.*found 'rising'",
+        ),
         (
             [],
             {"a": {"lightgbm.num_leaves": 8.5}},
