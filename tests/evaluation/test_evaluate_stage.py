@@ -47,7 +47,7 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     evaluate.main(_arguments(tmp_path))
     reports = tmp_path / "reports"
     metrics = json.loads((reports / "metrics.json").read_text())
-    assert list(metrics) == ["holdout", "group"]
+    assert list(metrics) == ["group", "holdout"]  # keys are sorted
     assert set(metrics["holdout"]) == {"stack", "metadata", "user_mean", "constant"}
     assert set(metrics["holdout"]["stack"]) == {"src", "mae", "mape", "bias"}
     assert metrics["holdout"]["constant"]["src"] is None
