@@ -139,7 +139,7 @@ def fitted(rows: pl.DataFrame) -> EnsembleWeights:
 
 def told(rows: pl.DataFrame, blend: EnsembleWeights) -> str:
     """Scores of each and of the blend on the rows that its weights were fitted on: the blend's are flattered."""
-    each: Array = rows.drop(FACTS).to_numpy().T
+    each: Float64Array = rows.drop(FACTS).to_numpy().T
     cuts = rows["fold"].to_numpy().astype(np.int64)
     lines = []
     for name, values in [*zip(rows.drop(FACTS).columns, each, strict=True), ("blend", blend.apply(each))]:

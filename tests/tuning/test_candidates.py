@@ -22,7 +22,7 @@ from popularity.core.config import load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.errors import ConfigError
 from popularity.core.metrics import mean_absolute_error, spearman
-from popularity.evaluation.bootstrap import resample, resample_cuts
+from popularity.evaluation.bootstrap import resample, resample_folds
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning import candidates
@@ -162,12 +162,12 @@ def test_the_value_is_error_over_that_of_the_constant_minus_rank_correlation_mea
         constant = mean_absolute_error(labels[rows], predicted.baseline[rows])
         assert src is not None
         assert scores.row(cut) == ("one", cut, 30, src, mae, constant, mae / constant - src)
-    drawn = resample_cuts(
-        labels, predicted.predictions, predicted.users, resamples=50, seed=3, cuts=predicted.fold_index
+    drawn = resample_folds(
+        labels, predicted.predictions, predicted.users, resamples=50, seed=3, folds=predicted.fold_index
     )
     assert drawn["mae"].shape == (2, 50, 1)
     for metric, values in resample(
-        labels, predicted.predictions, predicted.users, resamples=50, seed=3, cuts=predicted.fold_index
+        labels, predicted.predictions, predicted.users, resamples=50, seed=3, folds=predicted.fold_index
     ).items():
         np.testing.assert_array_equal(values, drawn[metric].mean(axis=0))
 

@@ -1,6 +1,6 @@
 """Small images: hue and texture by category, shape by subcategory, arrangement by concept, and quality.
 
-Quality is plain to see: a poor image is blurred, badly exposed, flat, pale and noisy.
+Quality is visible: a poor image is blurred, badly exposed, flat, pale and noisy.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from popularity.core.arrays import Float32Array
 from popularity.demo.vocabulary import Category, Subcategory
 
-Plane = npt.NDArray[np.float32]  # (height, width)
-Pixels = npt.NDArray[np.float32]  # (height, width, 3), 0 to 1
+Plane = Float32Array  # (height, width)
+Pixels = Float32Array  # (height, width, 3), 0 to 1
 Point = tuple[float, float]
 
 ASPECTS = (3 / 2, 4 / 3, 1.0, 3 / 4, 2 / 3, 16 / 9)  # width by height
@@ -114,7 +114,7 @@ def draw(
     """A JPEG image of a class; its longer side has `size` pixels.
 
     Args:
-        concept: its number below `subcategory`; decides how many shapes there are.
+        concept: its index in `subcategory`; decides the number of shapes.
         quality: 0 (poor) to 1 (good).
     """
     aspect = ASPECTS[rng.choice(len(ASPECTS), p=ASPECT_SHARES)]
@@ -132,7 +132,7 @@ def draw(
 def _scene(
     category: Category, subcategory: Subcategory, concept: int, width: int, height: int, rng: np.random.Generator
 ) -> Image.Image:
-    """The image before anything went wrong with it."""
+    """The image without any fault."""
     longer = max(width, height)
     y, x = np.meshgrid(
         (np.arange(height, dtype=np.float32) * 2 - height) / longer,
@@ -172,7 +172,7 @@ def _scene(
 
 
 def _fault(quality: float, rng: np.random.Generator) -> float:
-    """How bad one aspect of an image is, 0 to 1: about 1 - quality."""
+    """Strength of one fault of an image, 0 to 1: about 1 - quality."""
     return float(np.clip(1 - quality + rng.normal(0, 0.1), 0, 1))
 
 

@@ -1,4 +1,4 @@
-"""Images of a data set: where each one lies, what its header says, and its decoded content."""
+"""Images of a data set: location, header and decoded content."""
 
 from popularity.images.indexing import IndexImagesParams, image_sizes, index_files, index_images
 from popularity.images.reading import ImageDecodeError, ImageReader, decode_image

@@ -1,4 +1,4 @@
-"""From a row of images.parquet to an RGB image: bytes out of a shard, decoded under a pixel limit."""
+"""Reads an image of images.parquet: bytes from a shard, decoded to RGB under a pixel limit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from PIL import Image, ImageOps
 
 from popularity.core.errors import DataError, PopularityError
 
-# What photo sites serve. Pillow knows more, some of which start other programs (EPS) or hide text (PDF).
+# Formats of photo sites. Pillow knows more, some of which start other programs (EPS) or hide text (PDF).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 _EXPECTED = "the file as it was when index_images read it"
 _FIX = "restore the file, or index the images again: dvc repro -f index_images"
 
-# What Pillow's decoders raise on hostile or broken content; its UnidentifiedImageError is an OSError.
+# Exceptions of Pillow's decoders on hostile or broken content; its UnidentifiedImageError is an OSError.
 _BROKEN_CONTENT = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
     *(MemoryError, AttributeError, RuntimeError, struct.error, zlib.error),
@@ -36,8 +36,8 @@ class ImageDecodeError(PopularityError):
 class ImageReader:
     """Reads images by (shard, offset, length) under the root of a data set.
 
-    Tar shards are opened on first use in each process and read by position, so that DataLoader workers and
-    threads can share a reader without moving each other's file position. An image file is closed at once.
+    Tar shards are opened on first use in each process and read by position: DataLoader workers and threads share a
+    reader without a shared file position. An image file is closed at once.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,7 +45,7 @@ class ImageReader:
         self._shards: dict[str, BinaryIO] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files stay behind when a worker receives the reader."""
+        """The reader as a worker receives it, without open files."""
         return {"root": self.root, "_shards": {}}
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
@@ -57,7 +57,7 @@ class ImageReader:
             length: bytes.
 
         Raises:
-            DataError: the shard is gone or shorter than it was when the images were indexed.
+            DataError: the shard is missing or shorter than when the images were indexed.
         """
         path = self.root / shard
         try:
@@ -75,7 +75,7 @@ class ImageReader:
         return content
 
     def close(self) -> None:
-        """Closes the shards; the next read opens its own again."""
+        """Closes the shards; the next read opens them again."""
         while self._shards:
             self._shards.popitem()[1].close()
 
@@ -108,7 +108,7 @@ def decode_image(content: bytes, max_pixels: int) -> Image.Image:
 
     Args:
         content: bytes of the file.
-        max_pixels: width times height, at most.
+        max_pixels: largest accepted width times height.
 
     Raises:
         ImageDecodeError: unknown format, damaged or truncated content, or more than `max_pixels` pixels.
@@ -129,12 +129,12 @@ def decode_image(content: bytes, max_pixels: int) -> Image.Image:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        # convert() would clip 16-bit values at 255: almost everything would turn white.
+        # convert() would clip 16-bit values at 255 and turn most pixels white.
         values = np.asarray(image, dtype=np.float64)
         scale = 257.0 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
         image = Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    # A copy where the mode is RGB already: the caller's image must not depend on the closed source.
+    # A copy if the mode is RGB already: the result must not depend on the closed source.
     return image.convert("RGB") if image.mode != "RGB" else image.copy()

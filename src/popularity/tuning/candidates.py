@@ -27,7 +27,7 @@ from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, FoldKey, read_t
 from popularity.core.errors import ConfigError
 from popularity.core.metrics import fold_rows, loss_of_scores, mean_absolute_error, selection_loss, spearman
 from popularity.core.parallel import ordered_map
-from popularity.evaluation.bootstrap import resample_cuts
+from popularity.evaluation.bootstrap import resample_folds
 from popularity.stack import Blocks, StackParams, catboost, read_blocks
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning.objective import StackInputs
@@ -235,8 +235,8 @@ def scores_of(predicted: CandidatePredictions) -> pl.DataFrame:
 def resampled_losses(predicted: CandidatePredictions, seed: int) -> Float64Array:
     """(N_RESAMPLES, candidates) losses on draws of users, the same for all candidates; NaN if a split has no post."""
     both = np.column_stack([predicted.predictions, predicted.baseline])
-    drawn = resample_cuts(
-        predicted.labels, both, predicted.users, resamples=N_RESAMPLES, seed=seed, cuts=predicted.fold_index
+    drawn = resample_folds(
+        predicted.labels, both, predicted.users, resamples=N_RESAMPLES, seed=seed, folds=predicted.fold_index
     )
     value = loss_of_scores(drawn["mae"][..., :-1], drawn["mae"][..., -1:], drawn["src"][..., :-1])
     return np.asarray(value.mean(axis=0))
