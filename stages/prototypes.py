@@ -1,4 +1,4 @@
-r"""Class prototypes: for every class at three levels, the mean image and text vector of its representatives.
+r"""Class prototypes: the mean image and text vector of the representatives of each class, on three taxonomy levels.
 
 Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
         data/embeddings/text; section `prototypes` and `train.transductive` of params.yaml.
