@@ -156,12 +156,12 @@ def test_the_value_is_error_over_that_of_the_constant_minus_rank_correlation_mea
     labels = rng.normal(6, 2, 60)
     predicted = predictions_by({"one": labels + rng.normal(0, 1, 60)}, labels, 20)
     scores = scores_of(predicted)
-    for cut, rows in enumerate((slice(30), slice(30, 60))):
+    for fold, rows in enumerate((slice(30), slice(30, 60))):
         own = labels[rows], predicted.predictions[rows, 0]
         src, mae = spearman(*own), mean_absolute_error(*own)
         constant = mean_absolute_error(labels[rows], predicted.baseline[rows])
         assert src is not None
-        assert scores.row(cut) == ("one", cut, 30, src, mae, constant, mae / constant - src)
+        assert scores.row(fold) == ("one", fold, 30, src, mae, constant, mae / constant - src)
     drawn = resample_folds(
         labels, predicted.predictions, predicted.users, resamples=50, seed=3, folds=predicted.fold_index
     )
@@ -345,7 +345,7 @@ def test_labels_that_no_split_may_see_change_nothing(inputs: Path, selected: Pat
         out = {
             "params": folder / "params.yaml",
             "out": folder / "features",
-            "report": folder / "target_statistics.json",
+            "summary": folder / "target_statistics.json",
         }
         featurize.main(flags({**given, **out, "resources": folder / "f.json"}))
         return run_select(folder, folder / "out", params_file(folder, folder / "out"))

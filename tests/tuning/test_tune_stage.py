@@ -314,7 +314,7 @@ def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) 
     write_table(posts.with_columns(label=turned), other / "posts.parquet", POSTS)
     given = {name: other / f"{name}.parquet" for name in ("posts", "splits", "images")}
     out = {"params": other / "params.yaml", "out": other / "features"}
-    out |= {"report": other / "target_statistics.json", "resources": other / "f.json"}
+    out |= {"summary": other / "target_statistics.json", "resources": other / "f.json"}
     featurize.main(flags({**given, **out}))
     before, after = run_tune(inputs, tmp_path / "before"), run_tune(other, tmp_path / "after")
     for name in ("trials.csv", "best_params.yaml", "study.json"):

@@ -165,7 +165,7 @@ class StackObjective:
     error.
 
     A trial differs from stage `stack`, so that it costs one fit for each fold. Encoders are fitted on all train rows,
-    even if the trial selects rows. No feature is left out for having few values (the bins serve every min_data_in_leaf).
+    even if the trial selects rows. No feature is left out for few values (the bins serve every min_data_in_leaf).
     Rounds and weights come from the valid rows, not from the inner CV. The other learners have the target transform and
     the sample weights of section `stack` and all train rows. The shift of the trend, which the stage learns from the
     inner CV, is replaced: the median error of a fold does not count.
