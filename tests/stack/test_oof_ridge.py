@@ -83,7 +83,7 @@ def test_the_label_of_a_user_changes_nothing_in_the_predictions_of_his_posts() -
         ridge, after = fit(vectors, changed, users, 10.0)
         np.testing.assert_allclose(after[mine], before[mine], atol=1e-5)
         assert (np.abs(after - before) > 0.01).mean() > 0.5  # the other folds have seen it
-        assert abs(ridge.predict(vectors[[row]])[0] - before[row]) > 0.1  # and so has the ridge for scored rows
+        assert abs(ridge.predict(vectors[[row]])[0] - before[row]) > 0.1  # and so has the ridge for valid rows
 
 
 def test_one_user_alone_has_nothing_to_learn_from() -> None:

@@ -94,7 +94,7 @@ def test_the_flag_for_all_schemes_fits_random_too(inputs: Path, tmp_path: Path) 
 
 
 def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every scored row is predicted, and without draws much as without workers; the stored model needs no Dask."""
+    """Every valid row is predicted, and without draws much as without workers; the stored model needs no Dask."""
     pytest.importorskip("distributed")
     trees = replace(STACK.lightgbm, objective="regression", bagging_fraction=1.0, feature_fraction=1.0)
     runs = []

@@ -129,7 +129,7 @@ def test_fewer_trials_by_the_flag_and_none_left_behind(project: Path, tmp_path: 
         (SPACE, {"valid_fraction": 0.0}, r"train\.valid_fraction is 0"),
     ],
 )
-def test_a_search_that_could_not_be_judged_is_refused(
+def test_a_search_that_could_not_be_scored_is_refused(
     project: Path, tmp_path: Path, space: dict[str, Any], train: dict[str, Any], message: str
 ) -> None:
     for name in ("data", "models", "bert"):

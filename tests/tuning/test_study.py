@@ -274,8 +274,8 @@ def test_a_default_that_another_worker_is_running_is_not_given_twice(tmp_path: P
     search = bowl_search(f"journal:{tmp_path / 'journal'}", 3)
     run_search(replace(search, budget=replace(search.budget, timeout_hours=1e-9)), BowlObjective, state=tmp_path)
     study = study_of(search, tmp_path)
-    asked = study.ask()  # the enqueued default
-    asked.suggest_float("x", -5.0, 5.0)
+    trial = study.ask()  # the enqueued default
+    trial.suggest_float("x", -5.0, 5.0)
     run_search(
         replace(search, budget=replace(search.budget, timeout_hours=1e-9)),
         BowlObjective,

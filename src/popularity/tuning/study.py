@@ -263,7 +263,7 @@ class _Run:
 
     def _value(self, trial: Trial) -> float:
         values, objective, value = self.search.space.suggest(trial), self.objective(), math.nan
-        for number, step in enumerate(objective(values)):
+        for index, step in enumerate(objective(values)):
             value = step.value
             if not math.isfinite(value):
                 raise DataError(
@@ -272,8 +272,8 @@ class _Run:
                     fix=f"remove these values from the space: {values}",
                 )
             trial.set_user_attr(METRICS, json.dumps(step.metrics))
-            trial.report(value, number)
-            may_end = number < objective.steps - 1 and REGISTERED not in trial.user_attrs
+            trial.report(value, index)
+            may_end = index < objective.steps - 1 and REGISTERED not in trial.user_attrs
             if may_end and trial.should_prune():
                 raise TrialPruned
         return value

@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = open_study(search.name, search.budget.storage, args.folder, create=False)
     deadline = time.time() + params.timeout_hours * 3600 if params.timeout_hours else float("inf")
     # The stage counts its workers from 0; a random number gives other draws.
-    number = int.from_bytes(os.urandom(4), "little")
-    work(study, search, objective, worker=number, deadline=deadline)
+    worker = int.from_bytes(os.urandom(4), "little")
+    work(study, search, objective, worker=worker, deadline=deadline)
 
 
 if __name__ == "__main__":
