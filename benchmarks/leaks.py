@@ -272,7 +272,7 @@ def encoders_on_scored_rows(case: Case) -> tuple[Fold, Fold]:
         given = case.params.columns
         head, _ = fit_oof_ridge(
             vectors, np.concatenate([fold.label, label]), users,
-            folds=given.oof_ridge_folds, penalties=given.oof_ridge_alphas, seed=case.params.seed,
+            folds=given.oof_ridge_folds, alphas=given.oof_ridge_alphas, seed=case.params.seed,
         )  # fmt: skip
         both = pl.concat([fold.fit.select("pid"), fold.score.select("pid")])
         values = pl.Series(head.predict(part_rows(case.blocks, "text", both["pid"].to_list()))).fill_nan(None)

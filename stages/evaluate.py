@@ -22,7 +22,7 @@ from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.core.stage import record_resources, run
 from popularity.evaluation.scores import EvaluateConfig
-from popularity.evaluation.tables import evaluate, read_importance, write_evaluation
+from popularity.evaluation.tables import EvaluationPaths, evaluate, read_importance, write_evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,13 +44,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         write_evaluation(
             evaluation,
-            metrics=args.metrics,
-            table=args.table,
-            scores=args.scores,
-            groups=args.groups,
-            calibration=args.calibration,
-            coverage=args.coverage,
-            plots=args.plots,
+            EvaluationPaths(
+                metrics=args.metrics,
+                table=args.table,
+                scores=args.scores,
+                groups=args.groups,
+                calibration=args.calibration,
+                coverage=args.coverage,
+                plots=args.plots,
+            ),
         )
     print(evaluation.table)
 

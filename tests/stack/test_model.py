@@ -33,7 +33,7 @@ KINDS = {
     "normal": replace(STACK, target_transform="rank_gauss"),
     "second": WITH_SECOND,
     "all parts": ALL_PARTS,
-    "no cuts": replace(WITH_SECOND, inner_cv=InnerCvParams(2, 0.9)),
+    "no splits": replace(WITH_SECOND, inner_cv=InnerCvParams(2, 0.9)),
 }
 
 
@@ -102,7 +102,8 @@ def test_contributions_add_up_to_the_prediction(made: Run) -> None:
     dates = dates_of(made, features)
     found = model.explain(features, made.blocks, dates, largest=10_000)
     sums = [
-        frame.group_by("pid").agg(pl.col("shap_value").sum()).sort("pid")["shap_value"].to_numpy() + found.expected_value
+        frame.group_by("pid").agg(pl.col("shap_value").sum()).sort("pid")["shap_value"].to_numpy()
+        + found.expected_value
         for frame in (found.blocks, found.features)
     ]
     np.testing.assert_allclose(sums[0], sums[1], atol=1e-9)

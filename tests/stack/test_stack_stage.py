@@ -79,7 +79,7 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     assert manifest["params"]["stack"]["lightgbm"]["num_leaves"] == STACK.lightgbm.num_leaves
     dense = StackModel.load(tmp_path / "models" / "stack").encoder.dense
     assert list(dense) == ["image", "text", "prototype"]
-    assert all(one.head is not None for one in dense.values())
+    assert all(one.ridge is not None for one in dense.values())
     assert json.loads((tmp_path / "resources.json").read_text(encoding="utf-8"))["stage"] == "stack"
     assert not list((tmp_path / "state").rglob("*.parquet"))  # resume state goes once all is written
     run_stack(inputs, tmp_path / "again")
@@ -87,14 +87,14 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
         assert tree_bytes(tmp_path / "again" / out) == tree_bytes(tmp_path / out)
 
 
-def test_random_is_fitted_when_asked_for(inputs: Path, tmp_path: Path) -> None:
+def test_the_flag_for_all_schemes_fits_random_too(inputs: Path, tmp_path: Path) -> None:
     run_stack(inputs, tmp_path, None, "--all-schemes")
     predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
-    assert sorted(predictions["scheme"].unique()) == ["refit", "forward", "random", "holdout", "group"]
+    assert sorted(predictions["scheme"].unique()) == ["forward", "group", "holdout", "random", "refit"]
 
 
 def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every scored row is predicted, and without draws much as without workers; the stored model needs no Dask."""
+    """Every valid row is predicted, and without draws much as without workers; the stored model needs no Dask."""
     pytest.importorskip("distributed")
     trees = replace(STACK.lightgbm, objective="regression", bagging_fraction=1.0, feature_fraction=1.0)
     runs = []
@@ -118,7 +118,7 @@ def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, tmp_path: Path) -> None:
-    """Label features of a fold of `group` that hold its rows twice: the schemes before it are finished when it stops."""
+    """A fold of `group` has its label features twice: the schemes before it are finished when the stage stops."""
     run_stack(inputs, tmp_path)
     before = {out: tree_bytes(tmp_path / out) for out in ("stack", "models")}
     torn = tmp_path / "torn"

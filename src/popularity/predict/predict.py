@@ -335,7 +335,7 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
     """For each post its intervals by coverage."""
     found: list[dict[str, Interval]] = [{} for _ in predicted.values]
     for coverage in calibration.quantiles:
-        half_width = calibration.reach(coverage, predicted.error_scale)
+        half_width = calibration.half_width(coverage, predicted.error_scale)
         for row, value in enumerate(predicted.values):
             bounds = (
                 (None, None) if half_width is None else (float(value - half_width[row]), float(value + half_width[row]))

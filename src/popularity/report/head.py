@@ -76,7 +76,7 @@ def _score_tiles(found: dict[str, Metrics]) -> list[Tile]:
 def _coverage_tiles(run: RunFolder) -> list[Tile]:
     if not run.has(paths.COVERAGE):
         return []
-    rows = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT, group="all", level=NOMINAL)
+    rows = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT, group="all", nominal=NOMINAL)
     cells = [(percent(row["coverage"]), number(row["width"], 2)) for row in rows.iter_rows(named=True)]
     name = f"Coverage of {percent(NOMINAL, 0)} intervals"
     return [Tile(name, coverage, f"mean width {width}") for coverage, width in cells]

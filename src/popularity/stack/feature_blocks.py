@@ -116,7 +116,7 @@ def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> Float32Array:
     """
     if name not in blocks.vectors:
         raise ConfigError(
-            f"stack.columns.prototype_parts: {name} is missing, because train.network.attention.prototypes leaves it out"
+            f"stack.columns.prototype_parts: {name} is missing: train.network.attention.prototypes leaves it out"
         )
     block = blocks.vectors[name]
     rows = block.rows(pids)
@@ -137,7 +137,7 @@ def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[Prototype
         names = tuple(column for column in blocks.scalars.columns if _prefix(column) == block)
         if not names:
             raise ConfigError(
-                "stack.columns.feature_groups: image needs data/embeddings/image/statistics.parquet, which is not there; "
+                "stack.columns.feature_groups: image needs data/embeddings/image/statistics.parquet, which is missing; "
                 "run `dvc repro embed_image`"
             )
         return names
