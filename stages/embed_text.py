@@ -7,7 +7,7 @@ Writes: data/embeddings/text/ with the blocks `title`, `tags` and `post` (pooled
     python -m popularity.launch stages.embed_text --posts data/interim/posts.parquet \
         --out data/embeddings/text --resources reports/resources/embed_text.json
 
-A killed run resumes at its last finished part. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
+A killed run resumes at its last finished shard. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
 POPULARITY_WORKERS sets the number of loader processes.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import embed_texts
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("embed_text", EmbedTextParams, args.params)
-    with measured("embed_text", args.resources):
+    with record_resources("embed_text", args.resources):
         embed_texts(args.posts, args.out, params)
 
 

@@ -1,4 +1,4 @@
-"""Chooses among the registered configurations of section `stack`, by inner pseudo-tests of this data set.
+"""Chooses one of the registered configurations of section `stack` by forward splits of this data set.
 
 Reads posts, splits, features and the blocks of both encoders and of the network; writes choice.yaml, which the next
 stage takes for its start, scores.csv and selection.json. With select.candidates [] nothing is chosen, and the stack
@@ -20,10 +20,10 @@ from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.stack import StackParams
-from popularity.stack.lightgbm_dask import connected
-from popularity.tuning.candidates import SelectParams, candidates_of, judge, write_selection
+from popularity.stack.lightgbm_dask import dask_client
+from popularity.tuning.candidates import SelectParams, candidates_of, predict_candidates, write_selection
 from popularity.tuning.objective import StackInputs
 
 
@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = candidates_of(params, stack)
     inputs = StackInputs(**{name: vars(args)[name] for name in names})
     with (
-        measured("select", args.resources),
-        # A finished fit is named by its own parameters: other candidates leave it of use.
+        record_resources("select", args.resources),
+        # The parameters of a finished fit are in its file name, so it serves other candidates too.
         resume_state("select", fingerprint(*vars(inputs).values()), args.state) as state,
-        connected(stack.cluster),
+        dask_client(stack.cluster),
         atomic_directory(args.out) as out,
     ):
-        judged = judge(candidates, inputs, state) if candidates else None
-        chosen = write_selection(candidates, judged, stack.seed, out)
+        predicted = predict_candidates(candidates, inputs, state) if candidates else None
+        chosen = write_selection(candidates, predicted, stack.seed, out)
         write_manifest(
             out,
             params={"select": asdict(params), "stack": asdict(stack)},

@@ -1,8 +1,8 @@
 r"""Writes the submission in both official forms, validates it and prints its path.
 
 Reads data/interim/posts.parquet, data/stack/predictions.parquet and reports/metrics.json; writes submissions/
-(submission.json and submission.csv, or NO_SUBMISSION.txt for a data set without a test part; manifest.json, which says
-what the model scored in `report`).
+(submission.json and submission.csv, or NO_SUBMISSION.txt for a data set without a test part; manifest.json, which holds
+the scores in `holdout`).
 
     python -m stages.submit --posts data/interim/posts.parquet --predictions data/stack/predictions.parquet \
         --metrics reports/metrics.json --out submissions --resources reports/resources/submit.json
@@ -11,16 +11,15 @@ what the model scored in `report`).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from popularity.core.atomic import atomic_directory
+from popularity.core.atomic import atomic_directory, read_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import POSTS, PREDICTIONS, read_table
 from popularity.core.manifest import write_manifest
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.submission.write import MODEL, SubmitConfig, submit
 
 
@@ -33,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     config = load_params("submit", SubmitConfig, args.params)
-    with measured("submit", args.resources), atomic_directory(args.out) as out:
+    with record_resources("submit", args.resources), atomic_directory(args.out) as out:
         files = submit(read_table(args.posts, POSTS), read_table(args.predictions, PREDICTIONS), config, out)
         write_manifest(
             out,
             params={"submit": asdict(config)},
             inputs={"posts": args.posts, "predictions": args.predictions},
-            metrics={"holdout": json.loads(args.metrics.read_text(encoding="utf-8"))["holdout"][MODEL]},
+            metrics={"holdout": read_json(args.metrics)["holdout"][MODEL]},
         )
     written = (f"valid submission: {args.out / file.name}" for file in files)
     print("\n".join(written) or f"no submission: see {args.out}/NO_SUBMISSION.txt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from popularity.core.atomic import fingerprint
+from popularity.core.atomic import fingerprint, read_json
 from popularity.core.errors import DataError
 from popularity.demo import DemoParams, generate
 from tests.conftest import Dataset
@@ -32,7 +31,7 @@ PROFILE = {"photo_firstdate", "photo_count", "ispro", "canbuypro", "timezone_off
 
 
 def read(root: Path, split: str, name: str) -> Any:
-    return json.loads((root / f"{split}_allmetadata_json" / f"{split}_{name}.json").read_text(encoding="utf-8"))
+    return read_json(root / f"{split}_allmetadata_json" / f"{split}_{name}.json")
 
 
 def lines(root: Path, split: str, name: str) -> list[str]:
@@ -141,15 +140,15 @@ def test_some_texts_are_empty_and_places_are_given_or_blank(tiny_dataset: Datase
     text = read(tiny_dataset.root, "train", "text")
     assert 0.02 < np.mean([row["Title"] == "" for row in text]) < 0.2
     assert 0.02 < np.mean([row["Alltags"] == "" for row in text]) < 0.4
-    places = read(tiny_dataset.root, "train", "temporalspatial_information")
-    blank = [row["Latitude"] == "" for row in places]
+    locations = read(tiny_dataset.root, "train", "temporalspatial_information")
+    blank = [row["Latitude"] == "" for row in locations]
     assert 0.3 < np.mean(blank) < 0.9
-    for row, empty in zip(places, blank, strict=True):
+    for row, empty in zip(locations, blank, strict=True):
         assert (row["Longitude"] == "", row["Geoaccuracy"] == "0") == (empty, empty)
         assert empty or (abs(float(row["Latitude"])) <= 90 and abs(float(row["Longitude"])) <= 180)
 
 
-def test_pictures_decode_at_their_size_and_differ_by_class_and_quality(tiny_dataset: Dataset) -> None:
+def test_images_decode_at_their_size_and_differ_by_class_and_quality(tiny_dataset: Dataset) -> None:
     quality = dict(pl.read_parquet(tiny_dataset.truth / "latents.parquet").select("pid", "quality").iter_rows())
     category = {row["Pid"]: row["Category"] for row in read(tiny_dataset.root, "train", "category")}
     colours: dict[str, list[Any]] = {}
@@ -159,11 +158,11 @@ def test_pictures_decode_at_their_size_and_differ_by_class_and_quality(tiny_data
             stream = tar.extractfile(member)
             assert stream is not None
             assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
-            with Image.open(io.BytesIO(stream.read())) as picture:
-                assert picture.format == "JPEG"
-                assert max(picture.size) == 32
-                shapes.add(picture.size)
-                pixels = np.asarray(picture.convert("RGB"), dtype=float)
+            with Image.open(io.BytesIO(stream.read())) as image:
+                assert image.format == "JPEG"
+                assert max(image.size) == 32
+                shapes.add(image.size)
+                pixels = np.asarray(image.convert("RGB"), dtype=float)
             pid = Path(member.name).stem
             contrast.append(np.ptp(np.percentile(pixels.mean(axis=2), (5, 95))))
             good.append(quality[pid])

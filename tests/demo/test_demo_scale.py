@@ -1,4 +1,4 @@
-"""The generator beyond the demo: more classes, pictures from a pool or none, users' entries on disk."""
+"""The generator beyond the demo: more classes, images from a pool or none, users' entries on disk."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def test_a_scaled_data_set_has_the_parts_of_smpd(tmp_path: Path) -> None:
 
 
 def test_further_classes_have_names_and_words_of_their_own() -> None:
-    places = choose_classes(77)
-    keys = {(place.category.name, place.subcategory.name) for place in places}
+    classes = choose_classes(77)
+    keys = {(used.category.name, used.subcategory.name) for used in classes}
     assert len(keys) == 77
-    assert sum(place.share for place in places) == pytest.approx(1)
-    for place in places:
-        assert place.subcategory in place.category.subcategories
-        others = [other for other in place.category.subcategories if other is not place.subcategory]
-        assert not any(set(place.subcategory.words) == set(other.words) for other in others)
+    assert sum(used.share for used in classes) == pytest.approx(1)
+    for used in classes:
+        assert used.subcategory in used.category.subcategories
+        others = [other for other in used.category.subcategories if other is not used.subcategory]
+        assert not any(set(used.subcategory.words) == set(other.words) for other in others)
     first = choose_classes(33)
-    assert [place.subcategory for place in places[:33]] == [place.subcategory for place in first]
+    assert [used.subcategory for used in classes[:33]] == [used.subcategory for used in first]
 
 
-def test_pictures_of_a_pool_are_used_in_turn(tiny_params: DemoParams, tmp_path: Path) -> None:
+def test_images_of_a_pool_are_used_in_turn(tiny_params: DemoParams, tmp_path: Path) -> None:
     params = replace(tiny_params, posts=60, users=15)
     generate(params, tmp_path / "own", tmp_path / "truth")
     generate(params, tmp_path / "pool", tmp_path / "pool_truth", drawn=4)

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, FoldKey, read_table, write_table
 from stages import featurize, ingest, split
 from tests.dataset.layout import build
@@ -35,13 +36,13 @@ def test_ingest(tmp_path: Path) -> None:
             row["Uid"] = HEAVY
     layout.train.image_paths = [f"train/{HEAVY}/{row['Pid']}.jpg" for row in layout.train.records["category"]]
     layout.write(tmp_path / "data")
-    ingest.main(stage_flags("ingest", tmp_path, root="data", posts="posts.parquet", report="report.json"))
+    ingest.main(stage_flags("ingest", tmp_path, root="data", posts="posts.parquet", summary="ingest.json"))
     posts = read_table(tmp_path / "posts.parquet", POSTS)
     assert posts.filter(uid=HEAVY).sort("source_index")["pid"].to_list() == [
         row["Pid"] for row in layout.train.records["category"]
     ]
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["parts"]["train"]["posts"], report["parts"]["train"]["users"]) == (POSTS_OF_ONE, 1)
+    summary = read_json(tmp_path / "ingest.json")
+    assert (summary["parts"]["train"]["posts"], summary["parts"]["train"]["users"]) == (POSTS_OF_ONE, 1)
 
 
 def work(folder: Path, train: int) -> Work:

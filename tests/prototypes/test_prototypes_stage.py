@@ -57,7 +57,7 @@ def blocks(posts: pl.DataFrame, without_picture: set[str] | None = None) -> tupl
     pids = posts["pid"].sort().to_list()
     whole = {modality: block(pids, width) for modality, width in WIDTHS.items()}
     kept = [row for row, pid in enumerate(pids) if pid not in (without_picture or set())]
-    visual = Block(whole["visual"].values[kept], [pids[row] for row in kept], whole["visual"].about)
+    visual = Block(whole["visual"].values[kept], [pids[row] for row in kept], whole["visual"].metadata)
     return visual, whole["text"]
 
 
@@ -92,14 +92,14 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
     write_block(image, tmp_path / "image", "pooled")
     write_block(text, tmp_path / "text", "post")
     names = {"params": "p", "posts": "posts.parquet", "image": "image", "text": "text", "out": "out"}
-    places = {**names, "report": "report.json", "resources": "resources.json"}
+    places = {**names, "summary": "report.json", "resources": "resources.json"}
     prototypes.main([part for name, path in places.items() for part in (f"--{name}", str(tmp_path / path))])
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "classes.parquet",
         "members.parquet",
         "prototypes.safetensors",
-        "about.json",
+        "metadata.json",
         "manifest.json",
     }
     manifest = json.loads((out / "manifest.json").read_text())
@@ -121,7 +121,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
             counted = members.filter(level=level, modality=modality).group_by("index").len().sort("index")["len"]
             assert tensors[f"{level}.{modality}_count"].tolist() == counted.to_list()
-    about = json.loads((out / "about.json").read_text())
+    about = json.loads((out / "metadata.json").read_text())
     assert (about["seed"], about["max_per_class"], about["transductive"], about["class_name_format"]) == (
         0,
         5,
@@ -172,7 +172,7 @@ def test_without_transductive_no_test_post_is_used(posts: pl.DataFrame, tmp_path
     odd = posts.with_columns(
         pl.when(split="test").then(pl.lit("x")).otherwise(name).alias(name) for name in ("title", "uid")
     ).with_columns(subcategory=pl.when(split="test").then(pl.lit("C0/Odd")).otherwise("subcategory"))
-    other = build_prototypes(odd, image, Block(noise, text.pids, text.about), params(), transductive=False)
+    other = build_prototypes(odd, image, Block(noise, text.pids, text.metadata), params(), transductive=False)
     assert other.classes.equals(built.classes)
     for name, tensor in built.tensors.items():
         np.testing.assert_array_equal(other.tensors[name], tensor)

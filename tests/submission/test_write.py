@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import POSTS, PREDICTIONS, write_table
 from popularity.core.errors import ConfigError, ContractError
 from stages import submit
@@ -67,7 +68,7 @@ def test_shuffled_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_was_submitted_and_what_the_model_scored(tmp_path: Path) -> None:
     submit.main(_write(tmp_path, *_small()))
-    manifest = json.loads((tmp_path / "submissions/manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(tmp_path / "submissions/manifest.json")
     assert manifest["metrics"] == {"holdout": HOLDOUT}
     assert manifest["params"]["submit"]["external_data"] == "ImageNet weights, naïvely"
     assert set(manifest["inputs"]) == {"posts", "predictions"}
@@ -78,7 +79,7 @@ def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureF
     submit.main(_write(tmp_path, *_small(test=0)))
     out = tmp_path / "submissions"
     assert sorted(file.name for file in out.iterdir()) == ["NO_SUBMISSION.txt", "manifest.json"]
-    assert "no test part" in (out / "NO_SUBMISSION.txt").read_text()
+    assert "no test split" in (out / "NO_SUBMISSION.txt").read_text()
     assert "no submission" in capsys.readouterr().out
 
 
@@ -95,7 +96,7 @@ def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureF
             lambda p, pid: pl.concat(
                 [p, p.filter((pl.col("scheme") == "refit") & (pl.col("pid") == pid)).with_columns(pid=pl.lit("x1"))]
             ),
-            "1 posts are predicted but not in the test part, for example x1",
+            "1 posts are predicted but not in the test split, for example x1",
         ),
     ],
 )

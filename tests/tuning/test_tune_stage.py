@@ -30,8 +30,8 @@ from popularity.stack.fit import fit_model
 from popularity.stack.lightgbm import lightgbm_params
 from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.row_selection import kept_rows
-from popularity.stack.sample import recency_weights
-from popularity.target.rank_gauss import Target
+from popularity.stack.sample import recency_sample_weight
+from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
 from popularity.tuning import objective as objectives
 from popularity.tuning.objective import StackInputs, StackObjective, best_rounds
@@ -72,13 +72,13 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     assert not list((tmp_path / "state" / "tune").iterdir())
     trials = pl.read_csv(out / "trials.csv")
-    folds = ["matched_0", "matched_1", "user_0", "user_1", "user_2"]
+    folds = ["forward_0", "forward_1", "group_0", "group_1", "group_2"]
     assert trials.columns == ["number", "state", "value", *sorted(SPACE), "rounds", "lightgbm", *folds]
     assert trials["number"].to_list() == list(range(12))
     assert (trials["state"] == "PRUNED").any()
     for row in trials.iter_rows(named=True):
         seen = [row[fold] for fold in folds if row[fold] is not None]
-        schemes = [seen[:2], *([seen[2:]] if seen[2:] else [])]  # two cuts, three folds by user
+        schemes = [seen[:2], *([seen[2:]] if seen[2:] else [])]  # two splits, three folds by user
         assert row["value"] == pytest.approx(np.mean([np.mean(own) for own in schemes]))
         assert (row["state"] == "COMPLETE") == (len(seen) == len(folds))
     study = json.loads((out / "study.json").read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     assert set(study["importance"]) == set(SPACE)
     assert sum(study["importance"].values()) == pytest.approx(1, abs=1e-4)
     tuned = read_yaml(out / "best_params.yaml")["stack"]
-    assert tuned["trees"]["num_leaves"] == study["best"]["params"]["lightgbm.num_leaves"]
+    assert tuned["lightgbm"]["num_leaves"] == study["best"]["params"]["lightgbm.num_leaves"]
     assert tree_bytes(run_tune(inputs, tmp_path / "again", params)) == tree_bytes(out)
 
 
@@ -142,7 +142,7 @@ def test_the_best_value_is_that_of_its_parameters_scored_again(inputs: Path, tmp
     assert best is not None
     assert best.number > 0
     *_, step = make_objective()(best.values)
-    assert step == Step(best.value, best.facts)
+    assert step == Step(best.value, best.metrics)
 
 
 def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path) -> None:
@@ -155,17 +155,17 @@ def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path)
 
 
 def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) -> tuple[int, float]:
-    """Rounds and value of a trial, from data sets made for it alone; the bins are those of all fit rows."""
+    """Rounds and value of a trial, from data sets made for it alone; the bins are those of all train rows."""
     posts, blocks = objective.posts, objective.blocks
     labels = dict(posts.select("pid", "label").iter_rows())
     fitted, curves = [], []
     for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward", "group"]):
         fold = load_fold(key, rows, posts, inputs / "features")
         level = Trend.fit(fold.posted_at, fold.label, params.detrend)
-        rest = level.remove(fold.label, fold.posted_at)
+        rest = level.detrend(fold.label, fold.posted_at)
         encoder, matrix = MatrixEncoder.fit(fold.fit, rest, blocks, params.columns)
         kept = kept_rows(list(matrix.pids), blocks.scalars, params.row_selection, params.seed)
-        target = Target.fit(rest[kept], params.target_transform)
+        target = RankGauss.fit(rest[kept], params.target_transform)
         how: dict[str, Any] = {
             "feature_name": list(matrix.names),
             "categorical_feature": list(matrix.categorical),
@@ -179,7 +179,7 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         data = lgb.Dataset(
             matrix.values[kept],
             target.apply(rest[kept]),
-            weight=recency_weights(fold.posted_at[kept], params.sample_weight_half_life_days),
+            weight=recency_sample_weight(fold.posted_at[kept], params.sample_weight_half_life_days),
             reference=None if kept.all() else lgb.Dataset(matrix.values, fold.label, **how),
             **how,
         )
@@ -187,16 +187,18 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         scored = encoder.apply(fold.score, blocks)
         truth = np.array([labels[pid] for pid in scored.pids])
         predictions = [
-            level.add(target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at)
+            level.retrend(
+                target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at
+            )
             for rounds in range(1, params.num_boost_round + 1)
         ]
         if level.shifts:  # the error is that after the best shift
             predictions = [predicted + np.median(truth - predicted) for predicted in predictions]
         curve = [mean_absolute_error(truth, predicted) for predicted in predictions]
         stopped = [
-            place
-            for place in range(len(curve))
-            if place - int(np.argmin(curve[: place + 1])) == params.early_stopping_rounds
+            index
+            for index in range(len(curve))
+            if index - int(np.argmin(curve[: index + 1])) == params.early_stopping_rounds
         ]
         curves.append(np.array(curve[: stopped[0] + 1] if stopped else curve))
         fitted.append((fold, predictions, truth))
@@ -218,19 +220,19 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
     default = objective.space.default
     found = []
     for change in (
-        {}, {"target": "normal"}, {"columns.feature_blocks": ["metadata", "image"]}, {"sample_weight_half_life_days": 60.0},
-        {"row_selection.fraction": 0.75},
+        {}, {"target_transform": "rank_gauss"}, {"columns.feature_blocks": ["metadata", "image"]},
+        {"sample_weight_half_life_days": 60.0}, {"row_selection.fraction": 0.75},
     ):  # fmt: skip
         *_, step = objective({**default, **change})
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
-        assert step.facts["rounds"] == rounds
+        assert step.metrics["rounds"] == rounds
         assert step.value == pytest.approx(value, abs=1e-9)
         found.append(step.value)
     assert min(abs(one - other) for one, other in combinations(found, 2)) > 0.001
     levelled = replace(SMALL, num_boost_round=8, detrend="linear")
     *_, step = small_objective(inputs, levelled)(default)
     rounds, value = separate_fits(objective, levelled, inputs)
-    assert step.facts["rounds"] == rounds
+    assert step.metrics["rounds"] == rounds
     assert step.value == pytest.approx(value, abs=1e-9)
     assert step.value not in found
 
@@ -243,31 +245,31 @@ def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least
     *_, plain = alone(values)
     params = objective.space.apply(values)
     pairs, constants = [], []
-    for place, fold in enumerate(objective.folds):
+    for index, fold in enumerate(objective.folds):
         ridge = fit_model(fold, objective.blocks, params.columns, replace(params, learners=("linear",)), "ridge")
         linear = ridge.predict(fold.score, objective.blocks, fold.scored_at).values
-        pairs.append((alone._fit(place, params).predict(int(plain.facts["rounds"]))[0], linear))
-        constants.append(np.abs(objective.labels[place] - np.median(fold.label)).mean())
+        pairs.append((alone._fit(index, params).predict(int(plain.metrics["rounds"]))[0], linear))
+        constants.append(np.abs(objective.labels[index] - np.median(fold.label)).mean())
 
     def mean(own: list[float]) -> float:
-        return float(np.mean([np.mean(own[:2]), np.mean(own[2:])]))  # two cuts, three folds by user
+        return float(np.mean([np.mean(own[:2]), np.mean(own[2:])]))  # two splits, three folds by user
 
-    def errors(share: float) -> list[float]:
-        blended = [share * trees + (1 - share) * linear for trees, linear in pairs]
-        return [mean_absolute_error(label, own) for label, own in zip(objective.labels, blended, strict=True)]
+    def errors(weight: float) -> list[float]:
+        averaged = [weight * trees + (1 - weight) * linear for trees, linear in pairs]
+        return [mean_absolute_error(label, own) for label, own in zip(objective.labels, averaged, strict=True)]
 
-    share = min(np.arange(20, -1, -1) / 20, key=lambda share: round(mean(errors(share)), 12))
-    assert 0 < share < 1
-    assert step.facts["lightgbm"] == share
-    assert step.facts["rounds"] == plain.facts["rounds"]
-    assert plain.facts["lightgbm"] == 1
+    weight = min(np.arange(20, -1, -1) / 20, key=lambda weight: round(mean(errors(weight)), 12))
+    assert 0 < weight < 1
+    assert step.metrics["lightgbm"] == weight
+    assert step.metrics["rounds"] == plain.metrics["rounds"]
+    assert plain.metrics["lightgbm"] == 1
     orders = [
-        spearman(label, share * trees + (1 - share) * linear)
+        spearman(label, weight * trees + (1 - weight) * linear)
         for label, (trees, linear) in zip(objective.labels, pairs, strict=True)
     ]
     worths = [
         error / constant - (order or 0.0)
-        for error, constant, order in zip(errors(share), constants, orders, strict=True)
+        for error, constant, order in zip(errors(weight), constants, orders, strict=True)
     ]
     assert step.value == pytest.approx(mean(worths), abs=1e-9)
 
@@ -312,7 +314,7 @@ def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) 
     write_table(posts.with_columns(label=turned), other / "posts.parquet", POSTS)
     given = {name: other / f"{name}.parquet" for name in ("posts", "splits", "images")}
     out = {"params": other / "params.yaml", "out": other / "features"}
-    out |= {"report": other / "target_statistics.json", "resources": other / "f.json"}
+    out |= {"summary": other / "target_statistics.json", "resources": other / "f.json"}
     featurize.main(flags({**given, **out}))
     before, after = run_tune(inputs, tmp_path / "before"), run_tune(other, tmp_path / "after")
     for name in ("trials.csv", "best_params.yaml", "study.json"):
@@ -342,7 +344,7 @@ def run_stack(inputs: Path, out: Path, *more: str) -> pl.DataFrame:
 
 def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "best_params.yaml"
-    tuned.write_text("stack: {trees: {num_leaves: 3}, columns: {blocks: [image]}}\n", encoding="utf-8")
+    tuned.write_text("stack: {lightgbm: {num_leaves: 3}, columns: {feature_blocks: [image]}}\n", encoding="utf-8")
     changed = run_stack(inputs, tmp_path / "tuned", "--tuned", str(tuned))
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
@@ -350,7 +352,7 @@ def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
         (by_hand / file.name).symlink_to(file)
     (by_hand / "params.yaml").unlink()
     content = json.loads((inputs / "params.yaml").read_text(encoding="utf-8"))
-    content["stack"]["trees"]["num_leaves"], content["stack"]["columns"]["blocks"] = 3, ["image"]
+    content["stack"]["lightgbm"]["num_leaves"], content["stack"]["columns"]["feature_blocks"] = 3, ["image"]
     (by_hand / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
     assert run_stack(by_hand, tmp_path / "as_params").equals(changed)
     empty = tmp_path / "empty.yaml"
@@ -362,7 +364,7 @@ def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
 
 def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "best_params.yaml"
-    tuned.write_text("stack: {trees: {num_leafs: 3}}\n", encoding="utf-8")
+    tuned.write_text("stack: {lightgbm: {num_leafs: 3}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"params\.yaml with .*best_params\.yaml: .*\n.*num_leafs: unknown key"):
         load_params("stack", StackParams, inputs / "params.yaml", tuned)
 
@@ -370,10 +372,13 @@ def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schemes": ["forward", "holdout"]}, r"tune\.schemes\.1: Input should be 'matched' or 'user', found 'report'"),
+        (
+            {"schemes": ["forward", "holdout"]},
+            r"tune\.schemes\.1: Input should be 'forward' or 'group', found 'holdout'",
+        ),
         ({"schemes": []}, r"tune\.schemes"),
-        ({"trials": -1}, r"tune\.n_trials"),
-        ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.trees\.leaves"),
+        ({"n_trials": -1}, r"tune\.n_trials"),
+        ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.lightgbm\.leaves"),
         ({"space": {}}, r"search space of section 'stack' is empty"),
     ],
 )
