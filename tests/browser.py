@@ -18,7 +18,7 @@ WIDTHS = (1280, 390)  # pixels: a laptop, a telephone
 COLLISIONS = """
 svg => {
   const boxes = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
-  return boxes.flatMap(([left, a], place) => boxes.slice(place + 1).filter(([, b]) =>
+  return boxes.flatMap(([left, a], index) => boxes.slice(index + 1).filter(([, b]) =>
     a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1
   ).map(([right]) => [left, right]));
 }

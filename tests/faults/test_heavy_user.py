@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, FoldKey, read_table, write_table
 from stages import featurize, ingest, split
 from tests.dataset.layout import build
@@ -40,7 +41,7 @@ def test_ingest(tmp_path: Path) -> None:
     assert posts.filter(uid=HEAVY).sort("source_index")["pid"].to_list() == [
         row["Pid"] for row in layout.train.records["category"]
     ]
-    report = json.loads((tmp_path / "ingest.json").read_text())
+    report = read_json(tmp_path / "ingest.json")
     assert (report["parts"]["train"]["posts"], report["parts"]["train"]["users"]) == (POSTS_OF_ONE, 1)
 
 

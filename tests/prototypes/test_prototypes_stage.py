@@ -99,7 +99,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
         "classes.parquet",
         "members.parquet",
         "prototypes.safetensors",
-        "about.json",
+        "metadata.json",
         "manifest.json",
     }
     manifest = json.loads((out / "manifest.json").read_text())
@@ -121,7 +121,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
             counted = members.filter(level=level, modality=modality).group_by("index").len().sort("index")["len"]
             assert tensors[f"{level}.{modality}_count"].tolist() == counted.to_list()
-    about = json.loads((out / "about.json").read_text())
+    about = json.loads((out / "metadata.json").read_text())
     assert (about["seed"], about["max_per_class"], about["transductive"], about["class_name_format"]) == (
         0,
         5,

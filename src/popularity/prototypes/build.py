@@ -144,7 +144,7 @@ def build_prototypes(
 
 
 def write_prototypes(built: Prototypes, out: Path) -> None:
-    """Writes classes.parquet, members.parquet, prototypes.safetensors and about.json into `out`.
+    """Writes classes.parquet, members.parquet, prototypes.safetensors and metadata.json into `out`.
 
     Args:
         built: of `build_prototypes`.
@@ -154,7 +154,7 @@ def write_prototypes(built: Prototypes, out: Path) -> None:
     write_table(built.members, out / "members.parquet", MEMBERS)
     with atomic_path(out / "prototypes.safetensors") as partial:
         partial.write_bytes(save(dict(built.tensors)))
-    write_json(out / "about.json", dict(built.about))
+    write_json(out / "metadata.json", dict(built.about))
 
 
 def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modality: str) -> Int64Array:
