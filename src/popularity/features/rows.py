@@ -98,18 +98,18 @@ def location_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def picture_features(images: pl.LazyFrame) -> pl.LazyFrame:
-    """Header of the picture: size in pixels and bytes, aspect, bytes a pixel, and whether it is usable."""
+def image_features(images: pl.LazyFrame) -> pl.LazyFrame:
+    """Returns the image header: size in pixels and bytes, aspect, bytes a pixel, and whether the image is usable."""
     area = pl.col("width").cast(pl.Float64) * pl.col("height")
     return images.select(
         "pid",
-        picture_ok=(pl.col("status") == "ok").cast(pl.Int32),
-        picture_width="width",
-        picture_height="height",
-        picture_aspect=pl.col("width") / pl.col("height"),
-        picture_bytes=pl.when(pl.col("bytes") > 0).then(pl.col("bytes")),
-        picture_bytes_per_pixel=pl.when(area > 0).then(pl.col("bytes") / area),
-        picture_grey=(pl.col("mode") == "L").cast(pl.Int32),
+        image_ok=(pl.col("status") == "ok").cast(pl.Int32),
+        image_width="width",
+        image_height="height",
+        image_aspect=pl.col("width") / pl.col("height"),
+        image_bytes=pl.when(pl.col("bytes") > 0).then(pl.col("bytes")),
+        image_bytes_per_pixel=pl.when(area > 0).then(pl.col("bytes") / area),
+        image_grey=(pl.col("mode") == "L").cast(pl.Int32),
     )
 
 
@@ -123,4 +123,4 @@ def row_features(posts: pl.LazyFrame, images: pl.LazyFrame) -> pl.LazyFrame:
     table = posts.select("pid", *CATEGORIES, pl.concat_str("title", "tags", separator=" ").alias(TEXT))
     for features in (time_features, account_features, text_features, location_features):
         table = table.join(features(posts), on="pid", how="left", validate="1:1")
-    return table.join(picture_features(images), on="pid", how="left", validate="1:1")
+    return table.join(image_features(images), on="pid", how="left", validate="1:1")
