@@ -181,7 +181,7 @@ def with_params(data: FoldData, params: StackParams) -> FoldData:
 
 def without_histories(data: FoldData) -> FoldData:
     """The fold without past labels of users and classes."""
-    named = [column for column in data.fold.fit.columns if "history" in column]
+    named = [column for column in data.fold.fit.columns if "_target" in column]
     return replace(data, fold=replace(data.fold, fit=data.fold.fit.drop(named), score=data.fold.score.drop(named)))
 
 

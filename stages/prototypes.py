@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             inputs={name: vars(args)[name] for name in ("posts", "image", "text")},
             metrics={
                 "representatives": {
-                    level: counts["representatives"] for level, counts in built.report["levels"].items()
+                    level: counts["representatives"] for level, counts in built.summary["levels"].items()
                 }
             },
         )
-        write_json(args.summary, dict(built.report))
+        write_json(args.summary, dict(built.summary))
 
 
 if __name__ == "__main__":

@@ -182,8 +182,8 @@ def test_a_fold_without_histories_keeps_all_else(project: Path) -> None:
     fold = rows.without_histories(data).fold
     gone = set(data.fold.fit.columns) - set(fold.fit.columns)
     assert gone
-    assert all("history" in column for column in gone)
-    assert not any("history" in column for column in fold.fit.columns)
+    assert all("_target" in column for column in gone)
+    assert not any("_target" in column for column in fold.fit.columns)
     assert fold.score.columns == fold.fit.columns
 
 
@@ -249,7 +249,7 @@ def test_choices_are_different_stacks_whatever_params_say() -> None:
 def test_rows_of_signals_name_their_groups() -> None:
     found = rows.signal_groups()
     assert found[rows.NO_SIGNALS] == ()
-    assert found["only history"] == ("history",)
+    assert found["only user_target"] == ("user_target",)
     assert set(found["all feature_groups"]) == set(rows.SIGNALS)
     assert set(found["all feature_groups but words"]) == set(rows.SIGNALS) - {"words"}
 

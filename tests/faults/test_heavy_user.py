@@ -81,5 +81,5 @@ def test_splits_and_features(tmp_path: Path) -> None:
     final = pl.read_parquet(label / FoldKey("refit", 0).file_name).join(
         read_table(folder / "posts.parquet", POSTS), on="pid"
     )
-    longest = final.filter(split="test", uid=HEAVY)["uid_history_posts"].to_list()
+    longest = final.filter(split="test", uid=HEAVY)["uid_target_posts"].to_list()
     assert set(longest) == {POSTS_OF_ONE * 19 // 20}
