@@ -64,7 +64,7 @@ def part_images(folder: Path, count: str) -> dict[str, Any]:
     params = load_params("embed_image", EmbedImageParams, PARAMS)
     with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
         root = Path(name)
-        pictures = make_images(root, int(count) + params.batch_size, SIDE)
+        pictures = make_pictures(root, int(count) + params.batch_size, SIDE)
         cost = beyond_one_batch(lambda part: embed(root, part, params), pictures, params.batch_size)
     return cost | {"note": f"{int(count) / cost['seconds']:,.1f} pictures/s, {loader_workers()} loader processes"}
 
@@ -74,7 +74,7 @@ def embed(root: Path, pictures: pl.DataFrame, params: EmbedImageParams) -> None:
     embed_images(root, root / "images.parquet", root / f"out{pictures.height}", params)
 
 
-def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
+def make_pictures(root: Path, count: int, side: int) -> pl.DataFrame:
     """A table of contract IMAGES for `count` JPEGs in one shard: coarse random colours, as smooth as photographs."""
     rng = np.random.default_rng(0)
     width, height = side, side * 3 // 4

@@ -34,7 +34,7 @@ from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
 from popularity.images.statistics import image_statistics
 from stages import embed_image, embed_text
-from tests.encoders.tiny_encoders import Images, make_images, text_params
+from tests.encoders.tiny_encoders import Pictures, make_pictures, text_params
 from tests.full_disk import full_disk
 from tests.small_tables import small_posts
 
@@ -49,8 +49,8 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Images:
-    return make_images(tmp_path)
+def pictures(tmp_path: Path) -> Pictures:
+    return make_pictures(tmp_path)
 
 
 def write_params(section: str, params: ColumnParams) -> str:
@@ -58,7 +58,7 @@ def write_params(section: str, params: ColumnParams) -> str:
     return "params.yaml"
 
 
-def image_arguments(pictures: Images, out: Path) -> list[str]:
+def image_arguments(pictures: Pictures, out: Path) -> list[str]:
     places = {"root": pictures.root, "images": pictures.table, "out": out, "resources": out.with_suffix(".json")}
     return ["--params", write_params("embed_image", pictures.params()), *arguments(places)]
 
@@ -71,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def direct(pictures: Images, pid: str) -> np.ndarray:
+def direct(pictures: Pictures, pid: str) -> np.ndarray:
     """The vector of one picture, without tables, shards or loaders."""
     encoder = load_image_encoder(pictures.params())
     image = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
@@ -80,7 +80,7 @@ def direct(pictures: Images, pid: str) -> np.ndarray:
     return vector
 
 
-def test_embed_image_stage(pictures: Images, caplog: pytest.LogCaptureFixture) -> None:
+def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     embed_image.main(image_arguments(pictures, Path("out")))
     block, table = read_block(Path("out"), "pooled"), read_table(pictures.table, IMAGES)
@@ -104,14 +104,14 @@ def test_embed_image_stage(pictures: Images, caplog: pytest.LogCaptureFixture) -
     assert not list(Path(".state/embed_image").iterdir())
 
 
-def test_same_bytes_again_and_with_loaders(pictures: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bytes_again_and_with_loaders(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, workers in enumerate(("0", "0", "2")):
         monkeypatch.setenv("POPULARITY_WORKERS", workers)
         embed_images(pictures.root, pictures.table, Path(f"out{number}"), pictures.params())
     assert contents(Path("out0")) == contents(Path("out1")) == contents(Path("out2"))
 
 
-def test_bf16_is_near_fp32(pictures: Images) -> None:
+def test_bf16_is_near_fp32(pictures: Pictures) -> None:
     embed_images(pictures.root, pictures.table, Path("fp32"), pictures.params())
     embed_images(pictures.root, pictures.table, Path("bf16"), pictures.params(precision="bf16"))
     full, half = (read_block(Path(name), "pooled") for name in ("fp32", "bf16"))
@@ -122,7 +122,7 @@ def test_bf16_is_near_fp32(pictures: Images) -> None:
     assert cosine.min() > 0.98
 
 
-def test_a_data_set_without_a_readable_picture(pictures: Images) -> None:
+def test_a_data_set_without_a_readable_picture(pictures: Pictures) -> None:
     table = read_table(pictures.table, IMAGES)
     for keep in (pl.col("pid") == pictures.broken, pl.col("pid") == pictures.missing):
         write_table(table.filter(keep), pictures.table, IMAGES)
@@ -134,7 +134,7 @@ def test_a_data_set_without_a_readable_picture(pictures: Images) -> None:
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_lost_shard_stops_the_run_and_keeps_the_old_output(
-    pictures: Images, workers: str, monkeypatch: pytest.MonkeyPatch
+    pictures: Pictures, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
     before = contents(Path("out"))
@@ -156,7 +156,7 @@ def start(module: str, given: Sequence[str], launcher: Sequence[str] = ()) -> su
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Images, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
     given = image_arguments(pictures, Path("out"))
     embed_image.main(image_arguments(pictures, Path("whole")))
     # A named pipe in place of the last shard: whoever reads it waits, so the kill comes at a known point.
@@ -194,7 +194,7 @@ def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Images, caplo
     assert not shards_of("embed_image")
 
 
-def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     embed_images(pictures.root, pictures.table, Path("whole"), pictures.params())
     lost, kept = pictures.root / "train_images_1.tar", pictures.root / "kept"
     lost.rename(kept)
@@ -210,7 +210,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Images, monkeypatch
     assert contents(Path("out")) == contents(Path("whole"))
 
 
-def test_two_processes_equal_one(pictures: Images, posts: Path) -> None:
+def test_two_processes_equal_one(pictures: Pictures, posts: Path) -> None:
     """`accelerate launch` with two CPU processes, through the stages' command lines."""
     topology = REPOSITORY / "configs" / "accelerate" / "two_cpu_processes.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology)]
@@ -283,7 +283,7 @@ def test_texts_give_the_same_bytes_again_and_after_an_interruption(
 
 
 def test_processes_that_do_not_know_of_each_other(
-    pictures: Images, posts: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Pictures, posts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="each of them runs alone"):

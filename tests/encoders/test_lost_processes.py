@@ -17,20 +17,20 @@ import torch
 from ruamel.yaml import YAML
 
 from popularity.encoders.image_blocks import embed_images
-from tests.encoders.tiny_encoders import Images, make_images
+from tests.encoders.tiny_encoders import Pictures, make_pictures
 from tests.processes import kill_everything, wait_for, workers_of
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Images]:
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictures]:
     """19 pictures, which are 4 shards; what one undisturbed process makes of them is in `whole`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the processes have: another count may sum in another order
-    made = make_images(tmp_path)
+    made = make_pictures(tmp_path)
     embed_images(made.root, made.table, Path("whole"), made.params())
     shutil.copytree(REPOSITORY / "configs" / "accelerate", "configs/accelerate")
     YAML().dump({"embed_image": asdict(made.params())}, Path("params.yaml"))
@@ -51,7 +51,7 @@ class Gate:
         self.path.write_bytes(self.content)
 
 
-def launch(pictures: Images, **environment: str) -> subprocess.Popen[str]:
+def launch(pictures: Pictures, **environment: str) -> subprocess.Popen[str]:
     given = {"root": pictures.root, "images": pictures.table, "out": "out", "resources": "out.json"}
     command = [sys.executable, "-m", "popularity.launch", "stages.embed_image"]
     command += [part for name, path in given.items() for part in (f"--{name}", str(path))]
@@ -68,7 +68,7 @@ def contents(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Images) -> None:
+def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Pictures) -> None:
     gate = Gate(pictures.root / "zoo/single.jpg")
     process = launch(pictures, POPULARITY_RESTARTS="1")
     wait_for(lambda: len(shards()) == 3, process)
@@ -90,7 +90,7 @@ def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Image
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_what_two_processes_left_is_finished_by_others(processes: int, pictures: Images) -> None:
+def test_what_two_processes_left_is_finished_by_others(processes: int, pictures: Pictures) -> None:
     gate = Gate(pictures.root / "zoo/single.jpg")
     process = launch(pictures)
     wait_for(lambda: len(shards()) == 3, process)

@@ -67,7 +67,7 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 @dataclass(frozen=True)
-class Images:
+class Pictures:
     """A data set's pictures: contents by pid, the table that points into the shards below root, and a tiny model."""
 
     root: Path
@@ -81,7 +81,7 @@ class Images:
         return image_params(**{"model": "test_efficientnet", "weights": f"path:{self.model}", **changes})
 
 
-def make_images(folder: Path) -> Images:
+def make_pictures(folder: Path) -> Pictures:
     """20 posts: 17 readable pictures over two tar shards and a file, two broken ones, one missing; pids are in no
     relation to the storage order."""
     root = folder / "data"
@@ -109,7 +109,7 @@ def make_images(folder: Path) -> Images:
     table = folder / "images.parquet"
     write_table(pl.DataFrame(rows, schema=schema, orient="row"), table, IMAGES)
     save_timm("test_efficientnet", folder / "model")
-    return Images(root, table, contents, broken, pids[19], folder / "model")
+    return Pictures(root, table, contents, broken, pids[19], folder / "model")
 
 
 def save_timm(name: str, folder: Path) -> torch.nn.Module:

@@ -18,7 +18,7 @@ from popularity.network.build import build_network, save_network, trained_params
 from popularity.network.inputs import EncoderPair, post_reader, training_rows
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import train_network
-from tests.encoders.tiny_encoders import image_params, make_images, save_clip, text_params
+from tests.encoders.tiny_encoders import image_params, make_pictures, save_clip, text_params
 from tests.inference.small_world import World, readable_posts, vectors
 from tests.training.small_training import train_params
 
@@ -27,14 +27,14 @@ TITLES = ("cat of the sea", "dog", "", "sunset sea", "the dog")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """20 posts with the pictures of `make_images`; every fifth is without text."""
+    """20 posts with the pictures of `make_pictures`; every fifth is without text."""
     folder = tmp_path_factory.mktemp("clip")
     place = f"path:{save_clip(folder / 'clip')}"
     towers = EncoderPair(
         image_params(library="transformers", model="tiny", weights=place),
         text_params(model="tiny", weights=place, max_tokens=10),
     )
-    pictures = make_images(folder)
+    pictures = make_pictures(folder)
     (folder / "data").rename(folder / "root")
     pictures.table.rename(folder / "all.parquet")
     images = read_table(folder / "all.parquet", IMAGES)

@@ -20,7 +20,7 @@ from popularity.network.heads import loss_terms
 from popularity.network.inputs import EncoderPair, NetworkData, post_reader, read_network_data
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
-from tests.encoders.tiny_encoders import Images, image_params, make_images, text_params
+from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
 from tests.network.small_inputs import make_prototypes, random_block, random_outputs
 from tests.network.small_network import INSTANCE, TOP_K, taken, total_loss
 from tests.random_posts import random_posts
@@ -121,11 +121,11 @@ def test_other_classes_and_other_encoders_are_refused(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    return make_images(tmp_path_factory.mktemp("pictures"))
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def test_unfrozen_towers_read_pictures_and_texts(pictures: Images, towers: EncoderPair, tmp_path: Path) -> None:
+def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: EncoderPair, tmp_path: Path) -> None:
     """20 posts: two broken pictures and a missing one; the state holds the towers."""
     images = read_table(pictures.table, IMAGES)
     pids = images["pid"].to_list()

@@ -30,7 +30,7 @@ from popularity.encoders.text_blocks import embed_texts
 from popularity.network.build import load_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_data
 from stages import prototypes, train
-from tests.encoders.tiny_encoders import image_params, make_images, save_bert, save_clip, text_params
+from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
 from tests.small_tables import small_posts
 from tests.training.small_training import TRAIN, train_params
@@ -105,7 +105,7 @@ def make_project(folder: Path, towers: EncoderPair) -> Project:
 @pytest.fixture(scope="module", params=["clip", "timm and bert"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
-    pictures = make_images(folder)
+    pictures = make_pictures(folder)
     if request.param == "clip":
         weights = f"path:{save_clip(folder / 'clip')}"
         image = image_params(loader="clip_image", model="clip", weights=weights)
