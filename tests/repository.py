@@ -55,9 +55,11 @@ def stage_flags(stage: str, folder: Path, **changed: str | Path | None) -> list[
         folder: stands for the repository's root.
         changed: by flag, paths (relative to `folder`, or absolute) instead of those in dvc.yaml; None leaves it out.
     """
-    values: dict[str, list[str | Path]] = {"params": ["params.yaml"]} if "params" in STAGES[stage] else {}
+    words = stage_command(stage)[1:]
+    reads_params = "params" in STAGES[stage] and "--folder" not in words  # a project folder holds its own params.yaml
+    values: dict[str, list[str | Path]] = {"params": ["params.yaml"]} if reads_params else {}
     flag = ""
-    for word in stage_command(stage)[1:]:
+    for word in words:
         if word.startswith("--"):
             flag = word[2:]
             values[flag] = []

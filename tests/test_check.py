@@ -53,5 +53,5 @@ def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
     params.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"tune\.space\.lightgbm\.num_leaves: .* is 640, outside 7 to 63"):
         main(["--params", str(params)])
-    params.write_text(text.replace("  trials: 15 ", "  trials: 0 "), encoding="utf-8")
+    params.write_text(text.replace("\n  n_trials: 15 ", "\n  n_trials: 0 "), encoding="utf-8")
     main(["--params", str(params)])

@@ -103,7 +103,7 @@ def test_nothing_of_the_truth_lies_in_the_data_set(tiny_dataset: Dataset) -> Non
 
 
 def test_truth_inside_the_data_set_is_refused(tiny_params: DemoParams, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="truth may not lie inside"):
+    with pytest.raises(DataError, match="truth must not lie inside"):
         generate(tiny_params, tmp_path, tmp_path / "truth")
 
 
