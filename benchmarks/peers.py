@@ -1,11 +1,11 @@
-"""What a competitor would run today, from the same files: the group of rows `peers` of benchmarks.cuts.
+"""What a competitor would run today, from the same files: the group of rows `peers` of benchmarks.compare.
 
 Each is a system of one fold (benchmarks.systems), fitted on its fit rows alone; labels of scored rows are not there to
 be read. The boosters' settings are the better of a few on cuts of `matched` of the memes data; those of text_model and
 autogluon were not searched.
 
-    python -m benchmarks.cuts --folder ../run --rows peers                # every installed peer on `matched`, with ours
-    python -m benchmarks.cuts --folder ../run --rows catboost_2020 text_model
+    python -m benchmarks.compare --folder ../run --rows peers                # every installed peer on `matched`, with ours
+    python -m benchmarks.compare --folder ../run --rows catboost_2020 text_model
 
     catboost_2020        the 2020 winner's recipe: ids and classes as native categories, counts, TF-IDF and SVD of title
                          and tags; five random folds, each stopped on the fifth left out, averaged

@@ -1,4 +1,4 @@
-"""The rows of benchmarks.cuts and benchmarks.schemes: systems by name, in groups.
+"""The rows of benchmarks.compare and benchmarks.schemes: systems by name, in groups.
 
     parts      ours without each of its parts
     baselines  metadata alone, the mean of the user, a constant
@@ -265,7 +265,7 @@ class Kept:
     def below(cls, folder: Path) -> Kept:
         """In .state/benchmarks of the project `folder`."""
         blocks = [folder / "data/embeddings" / name for name in ("image", "text", "prototype")]
-        return cls(folder / STATE_ROOT / "benchmarks/cuts", fingerprint(*blocks))
+        return cls(folder / STATE_ROOT / "benchmarks/compare", fingerprint(*blocks))
 
     def __call__(self, row: Row, data: FoldData) -> Array:
         path = self.folder / f"{fingerprint(row.inputs(data), self.vectors, *row.code)}.parquet"

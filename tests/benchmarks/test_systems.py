@@ -46,7 +46,7 @@ from popularity.core.errors import ContractError, DataError
 from popularity.evaluation.conformal import calibrate
 from tests.encoders.tiny_encoders import save_bert, text_params
 from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all
-from tests.test_cuts_benchmarks import write_project
+from tests.benchmarks.test_compare import write_project
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import cuts, rows, schemes
+from benchmarks import compare, rows, schemes
 from benchmarks.systems import MERGED, SHAPES, FoldData, Project, ours, reshaped
 from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
@@ -59,7 +59,7 @@ def relabelled(folder: Path, scheme: str, fold: int, other: Path) -> Path:
 
 def run_table(folder: Path, *flags: str) -> pl.DataFrame:
     out = folder / "table.csv"
-    cuts.main(["--folder", str(folder), "--resamples", "30", "--csv", str(out), *flags])
+    compare.main(["--folder", str(folder), "--resamples", "30", "--csv", str(out), *flags])
     return pl.read_csv(out, schema_overrides={"cut": pl.String})
 
 
@@ -115,7 +115,7 @@ def test_ours_and_what_lacks_a_part_are_merged_with_the_text_model(project: Path
             "the text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
         }
     )  # fmt: skip
-    found = cuts.with_text(made, [0.25])
+    found = compare.with_text(made, [0.25])
     assert found["ours"].to_list() == [2.25, 4.25, 5.5]
     assert found["- image"].to_list() == [0.0, 1.25, 4.0]
     assert found.drop("ours", "- image").equals(made.drop("ours", "- image"))
@@ -127,7 +127,7 @@ def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
     before = tree_bytes(folder / ".state")
     assert run_table(folder, *SOME).equals(table)
     assert tree_bytes(folder / ".state") == before
-    for file in (folder / ".state/benchmarks/cuts").iterdir():  # altered, so that it shows
+    for file in (folder / ".state/benchmarks/compare").iterdir():  # altered, so that it shows
         kept = pl.read_parquet(file)
         kept.with_columns(pl.lit(3.0).alias("prediction")).write_parquet(file)
     assert run_table(folder, *SOME).filter(metric="mae")["difference"].unique().to_list() == [0.0]
@@ -197,7 +197,7 @@ def test_the_last_cut_is_scored_for_a_commit_alone(
 ) -> None:
     """Nothing is scored while parameters or code differ from the commit; then the log tells it and the scores."""
     folder = write_project(tmp_path)
-    monkeypatch.setattr(cuts, "REPOSITORY", folder)
+    monkeypatch.setattr(compare, "REPOSITORY", folder)
     with pytest.raises(ConfigError, match="for a commit only"):
         run_table(folder, "--last")
     (folder / "src").mkdir()
@@ -280,10 +280,10 @@ def test_changed_parameters_are_rows(project: Path, tmp_path: Path) -> None:
 def test_the_same_network_twice_brings_nothing(project: Path, tmp_path: Path) -> None:
     again = write_project(tmp_path / "again")
     table = run_table(project, "--rows", "constant", "--runs", str(again)).filter(cut="mean")
-    alike = table.filter(pl.col("system").is_in([str(again), cuts.RUNS_MEAN, cuts.RUNS_WEIGHTED]))
+    alike = table.filter(pl.col("system").is_in([str(again), compare.RUNS_MEAN, compare.RUNS_WEIGHTED]))
     assert alike.height == 6
     assert alike["difference"].to_list() == pytest.approx([0] * 6, abs=1e-9)
-    assert any(table.filter(system=cuts.MORE)["difference"].to_list())
+    assert any(table.filter(system=compare.MORE)["difference"].to_list())
     path = again / "data/interim/posts.parquet"
     write_table(read_table(path, POSTS).head(-1), path, POSTS)
     with pytest.raises(DataError, match="other posts than those of the first run"):
@@ -296,11 +296,11 @@ def test_labels_of_a_cut_have_no_part_in_its_own_weights() -> None:
     networks = {"sharp": label + draw.normal(0, 0.5, 300), "noisy": label + draw.normal(0, 4, 300)}
     found = pl.DataFrame({"scheme": "forward", "cut": np.repeat([0, 1, 2], 100), "label": label, **networks})
     cut = found.filter(cut=1)
-    weights = cuts._weights(found, cut, list(networks))
+    weights = compare._weights(found, cut, list(networks))
     assert weights[0] > 0.9
     turned = found.with_columns(label=pl.when(pl.col("cut") == 1).then("noisy").otherwise("label"))
-    assert cuts._weights(turned, cut, list(networks)).tolist() == weights.tolist()
-    assert cuts._weights(turned, found.filter(cut=0), list(networks)).tolist() != weights.tolist()
+    assert compare._weights(turned, cut, list(networks)).tolist() == weights.tolist()
+    assert compare._weights(turned, found.filter(cut=0), list(networks)).tolist() != weights.tolist()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,12 +1,12 @@
 """The table of all cuts in time: SRC and MAE of ours and of named rows, with intervals of the difference to ours.
 
-    python -m benchmarks.cuts                                   # the cuts of `matched`, by which all is chosen
-    python -m benchmarks.cuts --folder ../run --rows "- image" metadata peers --csv cuts.csv
-    python -m benchmarks.cuts --rows choices --against plain --seeds 1
-    python -m benchmarks.cuts --rows feature_groups --against "no feature_groups" --shape "half the classes"
-    python -m benchmarks.cuts --patch words=words.yaml          # the stack with the keys of a file in their places
-    python -m benchmarks.cuts --rows constant --runs ../seed1 ../lite2    # further networks and what is merged of them
-    python -m benchmarks.cuts --last                            # the cut `report` too: once, after the last choice
+    python -m benchmarks.compare                                   # the cuts of `matched`, by which all is chosen
+    python -m benchmarks.compare --folder ../run --rows "- image" metadata peers --csv cuts.csv
+    python -m benchmarks.compare --rows choices --against plain --seeds 1
+    python -m benchmarks.compare --rows feature_groups --against "no feature_groups" --shape "half the classes"
+    python -m benchmarks.compare --patch words=words.yaml          # the stack with the keys of a file in their places
+    python -m benchmarks.compare --rows constant --runs ../seed1 ../lite2    # further networks and what is merged of them
+    python -m benchmarks.compare --last                            # the cut `report` too: once, after the last choice
 
 Rows and their groups: benchmarks.rows; by default parts, baselines and peers. Ours, and ours without a part, is the
 stack merged with the text model, as the graph does it; all other rows are the stack alone or no stack. A run of --runs
