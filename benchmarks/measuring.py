@@ -1,4 +1,4 @@
-"""Cost of a part of a benchmark that runs in a process of its own: seconds, CPU seconds, peak memory."""
+"""Seconds, CPU seconds and peak memory of a task that runs in its own process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Part = Callable[..., dict[str, Any] | None]
 
 
 class Clock:
-    """Seconds and CPU seconds, those of ended child processes included, since it was made."""
+    """Measures seconds and CPU seconds since its creation, ended child processes included."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.perf_counter(), _cpu()
@@ -32,9 +32,9 @@ def _cpu() -> float:
 
 
 def run_part(parts: Mapping[str, Part], arguments: list[str]) -> None:
-    """Runs the part that the first argument names, on a folder and words, and prints what it returns and costs as JSON.
+    """Runs the task named by the first argument, and prints its result and cost as JSON.
 
-    A part that has start-up to leave out returns `seconds` and `cpu` of its own.
+    The other arguments are a folder and words. A task that excludes its start-up returns its own `seconds` and `cpu`.
     """
     name, folder, *rest = arguments
     clock = Clock()
@@ -44,7 +44,7 @@ def run_part(parts: Mapping[str, Part], arguments: list[str]) -> None:
 
 
 def measure(module: str, part: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """What `run_part` prints in a process of its own."""
+    """The result and cost of a task of `benchmarks.<module>`, run in its own process."""
     command = [sys.executable, "-m", f"benchmarks.{module}", part, str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment())
     if done.returncode:
@@ -54,7 +54,7 @@ def measure(module: str, part: str, folder: Path, *arguments: str) -> dict[str, 
 
 
 def execute(folder: Path, *command: str) -> str:
-    """What a command printed, run in `folder` with its code.
+    """The output of a command, run in `folder` with the code there.
 
     Raises:
         RuntimeError: it failed.
@@ -66,6 +66,6 @@ def execute(folder: Path, *command: str) -> str:
 
 
 def environment(root: Path = REPOSITORY) -> dict[str, str]:
-    """This process's, with the code of `root` and without progress bars."""
+    """The environment of this process with the code of `root` and without progress bars."""
     paths = os.pathsep.join([str(root / "src"), str(root)])
     return {**os.environ, "PYTHONPATH": paths, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}

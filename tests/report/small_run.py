@@ -140,7 +140,7 @@ def _params(folder: Path) -> None:
     """Those of the repository, but for what is small here."""
     params = read_yaml(REPOSITORY / "params.yaml")
     params["dataset"]["root"] = str(folder / DATASET)
-    params["evaluate"]["bootstrap"] = 40
+    params["evaluate"]["n_resamples"] = 40
     params["report"] = SHOWN
     with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
         YAML(typ="safe", pure=True).dump(params, stream)
@@ -206,7 +206,11 @@ def _training(folder: Path) -> None:
 def _selection(folder: Path) -> None:
     """Three candidates on two cuts: the first far from the labels, the last a hair nearer than the second."""
     stack = load_params("stack", StackParams, folder / "params.yaml")
-    keys = {"plain": {"columns.feature_blocks": ["metadata"]}, "level": {"level": "residual"}, "user": {"seeds": 3}}
+    keys = {
+        "baseline": {"columns.feature_blocks": ["metadata"]},
+        "trend": {"detrend": "linear"},
+        "user": {"n_seeds": 3},
+    }
     candidates = candidates_of(SelectParams(tuple(keys), keys), stack)  # type: ignore[arg-type]
     rng = np.random.default_rng(8)
     labels, noise, own = rng.normal(6, 2, 60), rng.normal(0, 1, 60), rng.normal(0, 0.4, 60)

@@ -130,7 +130,7 @@ def test_scores_are_those_of_evaluate(small_run: SmallRun, page: str, card: str)
                 assert row, (scheme, model)
                 if values["src"] is not None:
                     assert f"{values['src']:.3f}".replace("-", "−") in row[0]
-    assert f"{metrics['report']['stack']['src']:.3f}" in words(page.split("<main>", maxsplit=1)[0])
+    assert f"{metrics['holdout']['stack']['src']:.3f}" in words(page.split("<main>", maxsplit=1)[0])
 
 
 def test_the_splits_are_drawn_and_say_what_they_are_used_for(small_run: SmallRun, page: str) -> None:
@@ -139,9 +139,9 @@ def test_the_splits_are_drawn_and_say_what_they_are_used_for(small_run: SmallRun
     for fold in folds:
         if fold["scheme"] == "holdout":
             counts = " ".join(f"{fold[role]:,}" for role in ("train", "valid", "excluded"))
-            assert f"report 1 {counts} " in text
-    assert re.search(r"report no The last posts in time.* quote this score\.", text)
-    assert re.search(r"matched yes Earlier splits", text)
+            assert f"holdout 1 {counts} " in text
+    assert re.search(r"holdout no The last posts in time.* quote this score\.", text)
+    assert re.search(r"forward yes Earlier splits", text)
     assert "random not scored" in text
     (drawn,) = re.findall(r"<svg.*?</svg>", section(page, "splits"), flags=re.DOTALL)
     assert all(
@@ -207,19 +207,19 @@ def test_importance_attention_tuning_and_cost(page: str) -> None:
 
 def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: str) -> None:
     found = small_run.json(paths.SELECTION_SUMMARY)
-    assert (found["chosen"], found["best"]) == ("level", "user")
+    assert (found["chosen"], found["best"]) == ("trend", "user")
     text = words(section(page, "tuning"))
-    assert "Chosen configuration: level." in text
+    assert "Chosen configuration: trend." in text
     assert "The best one is user." in text
     for one in found["configurations"]:
         figures = [f"{one[name]:.4f}".replace("-", "−") for name in ("src", "mae", "value", "standard_error")]
-        chosen = "(chosen) " if one["name"] == "level" else ""
+        chosen = "(chosen) " if one["name"] == "trend" else ""
         assert re.search(
             rf"{one['name']} {re.escape(chosen)}\S+: .*{' '.join(figures[:3])} \+[\d.]+ ± {figures[3]}", text
         )
     assert "Scores of each split, in order of time (posts: 30, 30)" in text
     assert (
-        "Chosen on matched: configuration level, which replaced these keys of section stack: `level` residual." in card
+        "Chosen on forward: configuration trend, which replaced these keys of section stack: `detrend` linear." in card
     )
 
 

@@ -1,4 +1,4 @@
-"""The files of a finished run as the report reads them, each one once."""
+"""The files of a finished run; the report reads each of them once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from popularity.report.thumbnails import Thumbnails
 
 @dataclass(frozen=True)
 class ReportParams(Section):
-    """Section `report` of params.yaml: how much is shown.
+    """Section `report` of params.yaml: the amount that is shown.
 
     Args:
         thumbnail: pixels of an image's longer side.
@@ -48,7 +48,7 @@ class ReportParams(Section):
 
 
 class RunFolder:
-    """What the stages left in a project folder. A context manager: it closes the data set's image shards.
+    """The outputs of the stages in a project folder. A context manager: it closes the data set's image shards.
 
     Every property reads the files of its name in `popularity.core.paths`, on first use.
 
@@ -78,7 +78,7 @@ class RunFolder:
 
     @property
     def dataset_name(self) -> str:
-        """The last part of the data set's path, which says nothing about the machine."""
+        """The last name of the data set's path; the report shows no path of the machine."""
         return PurePath(self.params["dataset"]["root"]).name
 
     def has(self, *names: str) -> bool:

@@ -1,4 +1,4 @@
-"""The prototype network: how it learned the classes, and the attention of images."""
+"""The prototype network: losses and class accuracy by epoch, and the attention of images."""
 
 from __future__ import annotations
 
