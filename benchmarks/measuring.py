@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
-Part = Callable[..., dict[str, Any] | None]
+Task = Callable[..., dict[str, Any] | None]
 
 
 class Clock:
@@ -31,24 +31,24 @@ def _cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def run_part(parts: Mapping[str, Part], arguments: list[str]) -> None:
+def run_task(tasks: Mapping[str, Task], arguments: list[str]) -> None:
     """Runs the task named by the first argument, and prints its result and cost as JSON.
 
     The other arguments are a folder and words. A task that excludes its start-up returns its own `seconds` and `cpu`.
     """
     name, folder, *rest = arguments
     clock = Clock()
-    found = parts[name](Path(folder), *rest) or {}
+    found = tasks[name](Path(folder), *rest) or {}
     peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(json.dumps(clock.read() | {"mib": max(peaks)} | found))
 
 
-def measure(module: str, part: str, folder: Path, *arguments: str) -> dict[str, Any]:
+def measure(module: str, task: str, folder: Path, *arguments: str) -> dict[str, Any]:
     """The result and cost of a task of `benchmarks.<module>`, run in its own process."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", part, str(folder), *arguments]
+    command = [sys.executable, "-m", f"benchmarks.{module}", task, str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment())
     if done.returncode:
-        raise RuntimeError(f"{module} {part}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{module} {task}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

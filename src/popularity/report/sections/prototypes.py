@@ -132,11 +132,11 @@ def _table(summary: Mapping[str, Any]) -> Table:
                 level,
                 f"{found['classes']:,}",
                 *(f"{found['representatives'][kind]:,}" for kind in MODALITIES),
-                *(f"{len(found[f'classes_without_{kind}']):,}" for kind in ("pictures", "texts")),
+                *(f"{len(found[name]):,}" for name in ("classes_without_pictures", "classes_without_texts")),
                 percent(found["test_share_unseen"]),
             ]
         )
     counts = ["classes", "images", "texts", "without image", "without text"]
     header = ["taxonomy level", *counts, "test posts of new classes"]
-    title = f"Representatives of the prototypes, at most {summary['limit']} a class"
+    title = f"Representatives of the prototypes, at most {summary['max_per_class']} a class"
     return Table(title, header, rows)
