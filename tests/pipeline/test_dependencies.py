@@ -136,7 +136,7 @@ def test_dvc_leaves_the_last_output_until_a_stage_replaces_it(stage: str) -> Non
 
 @pytest.mark.parametrize("stage", sorted({*STAGES} - {"report"}))
 def test_no_stage_depends_on_a_manifest(stage: str) -> None:
-    """A manifest changes with the code's revision, and later stages would run again for nothing; the report shows it."""
+    """A manifest changes with the revision, and later stages would run again for nothing; the report shows it."""
     outs = {out for other in STAGES for out in outs_of(other, "outs")}
     with_manifest = {out for out in outs if out.startswith("models/") or out == "submissions"}
     assert len(with_manifest) >= 4

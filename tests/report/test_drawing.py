@@ -8,7 +8,7 @@ import pytest
 from markupsafe import Markup
 
 from popularity.report import drawing
-from popularity.report.drawing import Interval, Line, MapPoint, SplitRow
+from popularity.report.drawing import Interval, Line, MapPoint, SplitRow, XAxis
 
 HOSTILE = '<b>&" $x$写 #0072b2'
 
@@ -26,7 +26,9 @@ def _intervals() -> Markup:
 
 def _lines() -> Markup:
     line = Line(HOSTILE, [0, 1, 2], [1.0, float("nan"), 2.0], [0.5, 1, 1], [1.5, 2, 3])
-    return drawing.lines([line, Line("point", [1], [2.0])], "level", HOSTILE, names=["2015-01", "2015-02", "2015-03"])
+    return drawing.lines(
+        [line, Line("point", [1], [2.0])], "label", HOSTILE, x=XAxis(names=["2015-01", "2015-02", "2015-03"])
+    )
 
 
 def _splits() -> Markup:

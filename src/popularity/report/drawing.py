@@ -199,13 +199,28 @@ def intervals(
     return canvas.svg
 
 
+@dataclass(frozen=True)
+class XAxis:
+    """The horizontal axis of curves.
+
+    Args:
+        title: of the axis.
+        names: of the positions 0, 1, ... (months); about five are written. Without names the axis has numbers.
+    """
+
+    title: str = ""
+    names: Sequence[str] = ()
+
+
+INTEGERS = XAxis()
+
+
 def lines(
     curves: Sequence[Line],
     title: str,
     description: str,
     *,
-    x: str = "",
-    names: Sequence[str] = (),
+    x: XAxis = INTEGERS,
     bottom: float | None = None,
     reference: float | None = None,
 ) -> Markup:
@@ -215,8 +230,7 @@ def lines(
         curves: at least one.
         title: of the vertical axis.
         description: for screen readers.
-        x: title of the horizontal axis.
-        names: of the positions 0, 1, ... of that axis (months); about five are written.
+        x: the horizontal axis.
         bottom: lowest value of the vertical axis.
         reference: height of a dashed line.
     """
@@ -232,12 +246,12 @@ def lines(
             axes.plot(curve.x, _floats(curve.y), color=curve.colour, linestyle=curve.style, marker=marker, label=name)
         if reference is not None:
             axes.axhline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        if names:
-            step = -(-len(names) // 5)
-            axes.set_xticks(range(0, len(names), step), names[::step])
+        if x.names:
+            step = -(-len(x.names) // 5)
+            axes.set_xticks(range(0, len(x.names), step), x.names[::step])
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel=x)
+        axes.set(xlabel=x.title)
         axes.set_title(title)
         if bottom is not None:
             axes.set_ylim(bottom=bottom)

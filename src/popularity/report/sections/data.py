@@ -14,7 +14,7 @@ from popularity.core.contracts import IMAGE_STATUSES, LEVELS, SPLITS
 from popularity.evaluation.scores import HOLDOUT
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Tables, Text
-from popularity.report.drawing import BLUE, ORANGE, Line
+from popularity.report.drawing import BLUE, ORANGE, Line, XAxis
 from popularity.report.months import all_months
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, number, percent
@@ -116,14 +116,18 @@ def _charts_by_month(run: RunFolder) -> list[Chart]:
     mean = "Mean label by month, and the mean prediction of test posts"
     share = "Share of each month's posts by users whose first post is of that month"
     return [
-        Chart(drawing.lines(means, "mean label", mean, names=months), mean, f"{mean}; the band is the middle half."),
+        Chart(
+            drawing.lines(means, "mean label", mean, x=XAxis(names=months)),
+            mean,
+            f"{mean}; the band is the middle half.",
+        ),
         _chart(numbers, "posts", "Posts by month", months),
         _chart(shares, "share of posts by new users", share, months),
     ]
 
 
 def _chart(curves: Sequence[Line], title: str, label: str, months: Sequence[str]) -> Chart:
-    return Chart(drawing.lines(curves, title, label, names=months, bottom=0), label, f"{label}.")
+    return Chart(drawing.lines(curves, title, label, x=XAxis(names=months), bottom=0), label, f"{label}.")
 
 
 def _with_quartiles(curve: _PostsOfCurve, months: Sequence[str]) -> Line:

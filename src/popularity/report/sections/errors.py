@@ -15,7 +15,7 @@ from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, EvaluateConfig, Scored
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Post, Posts, Section, Table, Text
-from popularity.report.drawing import Line
+from popularity.report.drawing import Line, XAxis
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import Metrics, by_metric, metric_cells
 from popularity.report.wording import MINUS, class_label, counted, number, shortened
@@ -103,7 +103,7 @@ def _residual_by_month(groups: Sequence[tuple[str, Metrics]]) -> Chart:
     line = Line("residual", list(range(len(groups))), [row["value"] for row in biases], low, high, marker="o")
     description = "Mean residual in each month, with intervals"
     title = f"residual (prediction {MINUS} label)"
-    drawn = drawing.lines([line], title, description, names=[month for month, _ in groups], reference=0)
+    drawn = drawing.lines([line], title, description, x=XAxis(names=[month for month, _ in groups]), reference=0)
     caption = "Residual by month. Above the dashed line the predictions are too high; the band is the interval."
     return Chart(drawn, description, caption)
 

@@ -11,7 +11,7 @@ import polars as pl
 from popularity.core import paths
 from popularity.report import drawing
 from popularity.report.document import Bar, Bars, Chart, Charts, Element, Section, Table, Text
-from popularity.report.drawing import BLUE, MUTED, ORANGE, Line
+from popularity.report.drawing import BLUE, MUTED, ORANGE, Line, XAxis
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, listed, number, percent
 
@@ -93,7 +93,7 @@ def _history(trials: pl.DataFrame) -> Chart:
     best = done["value"].cum_min().to_list()
     curves.append(Line("best so far", done["number"].to_list(), best, colour=ORANGE))
     label = "Loss of each trial and the best so far; lower is better"
-    drawn = drawing.lines(curves, "selection loss", label, x="trial")
+    drawn = drawing.lines(curves, "selection loss", label, x=XAxis("trial"))
     return Chart(drawn, label, f"{label}. A pruned trial was stopped before its last fold.")
 
 
