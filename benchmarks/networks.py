@@ -140,7 +140,7 @@ class Bench:
         return load_params("train", TrainParams, self.params)
 
     @property
-    def towers(self) -> EncoderPair:
+    def encoders(self) -> EncoderPair:
         return EncoderPair.load(self.params)
 
     @property
@@ -179,12 +179,12 @@ class Bench:
                 weights = replace(weights, global_prompt=0.0, local_prompt=0.0)
             trained = replace(params, network=replace(params.network, weights=weights))
             inputs = self.inputs(prototypes, params)
-            network = build_network(trained, inputs, self.towers)
+            network = build_network(trained, inputs, self.encoders)
             rows, held_out = training_rows(self.posts, inputs.vectors, params)
             accelerator = fresh_accelerator(params.precision)
-            key = fingerprint(asdict(trained), asdict(self.towers), prototypes, self._inputs)
+            key = fingerprint(asdict(trained), asdict(self.encoders), prototypes, self._inputs)
             with resume_state("benchmark_train", key, self.cache) as state:
-                reader = post_reader(network, inputs, self.posts, self.images, self.root, self.towers)
+                reader = post_reader(network, inputs, self.posts, self.images, self.root, self.encoders)
                 history = train_network(
                     network, TrainingPosts(reader, rows, held_out), trained, accelerator, state=state
                 )
@@ -204,7 +204,7 @@ class Bench:
             accelerator = fresh_accelerator(trained_params(network).precision)
             key = fingerprint(asdict(params), network, prototypes, self._inputs)
             with resume_state("benchmark_embed", key, self.cache) as state:
-                inputs = NetworkInputs(self.posts, self.images, folders, self.towers, params, accelerator)
+                inputs = NetworkInputs(self.posts, self.images, folders, self.encoders, params, accelerator)
                 embed_posts(inputs, state=state, out=out / "vectors", explain=out / "explain")
 
         folder = self._once("embed", make, asdict(params), network, prototypes, self._inputs)
@@ -214,15 +214,15 @@ class Bench:
         """The network in evaluation mode, and how it reads the posts."""
         params = trained_params(network)
         inputs = self.inputs(self.prototypes(params.transductive), params)
-        loaded, _ = load_network(network, inputs, self.towers)
-        return loaded, post_reader(loaded, inputs, self.posts, self.images, self.root, self.towers), inputs
+        loaded, _ = load_network(network, inputs, self.encoders)
+        return loaded, post_reader(loaded, inputs, self.posts, self.images, self.root, self.encoders), inputs
 
     @cached_property
     def _inputs(self) -> str:
         """The fingerprint of everything that the network reads, and of its code."""
         tables = [self.data / "interim" / name for name in ("posts.parquet", "images.parquet")]
         embeddings = [self.data / "embeddings" / name for name in ("image", "text")]
-        return fingerprint(asdict(self.towers), code_fingerprint(*CODE), *tables, *embeddings)
+        return fingerprint(asdict(self.encoders), code_fingerprint(*CODE), *tables, *embeddings)
 
     def _once(self, kind: str, make: Callable[[Path], None], *key: object) -> Path:
         folder = self.cache / kind / fingerprint(*key)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed features                     # at a tenth, three tenths and all of SMPD's 486,194 posts
     python -m benchmarks.speed stack --posts 48619 --csv stack.csv
-    python -m benchmarks.speed network --posts 305613 --tower clip --steps 200
+    python -m benchmarks.speed network --posts 305613 --encoder clip --steps 200
     python -m benchmarks.speed all                          # every section: `make bench`, up to 40 minutes
     python -m benchmarks.speed data --out smpd --posts 486194          # the data set itself
 
@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the network, which replace values of section train."""
-    parser.add_argument("--tower", choices=["clip", "minilm"], default="minilm", help="clip: of that size, random")
+    parser.add_argument(
+        "--encoder", choices=["clip", "minilm"], default="minilm", help="clip: the size of CLIP, random weights"
+    )
     parser.add_argument("--classes", type=int, default=77)
     parser.add_argument("--dim", type=int, help="of the attention; replaces that of params.yaml")
     parser.add_argument("--depth", type=int, help="of the attention; replaces that of params.yaml")
@@ -86,7 +88,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def network_flags(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("tower", "classes", "dim", "depth", "steps", "precision")}
+    return {name: getattr(args, name) for name in ("encoder", "classes", "dim", "depth", "steps", "precision")}
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

@@ -144,7 +144,7 @@ def posts_of(root: Path, count: int) -> pl.DataFrame:
 
 
 def task_stack_features(root: Path) -> None:
-    """The features of the refit on all labelled posts, and of the last forward split, which dates the target statistics."""
+    """The features of the refit and of the last forward split, which dates the target statistics."""
     posts, splits = read_table(root / "posts.parquet", POSTS), read_table(root / "splits.parquet", FOLDS)
     fixed = {"shard": "", "offset": 0, "bytes": 0, "width": None, "height": None, "mode": None, "status": "missing"}
     images = posts.select("pid", **{name: pl.lit(fixed[name], IMAGES.columns[name].dtype) for name in fixed})

@@ -55,14 +55,14 @@ def task_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
     Args:
         folder: for the random content.
         posts: number of them.
-        flags: JSON of tower, classes, dim, depth, steps and precision; by default those of section train.
+        flags: JSON of encoder, classes, dim, depth, steps and precision; by default those of section train.
     """
-    given = {"tower": "minilm", "classes": 77, "steps": 6, "precision": "bf16", **json.loads(flags)}
+    given = {"encoder": "minilm", "classes": 77, "steps": 6, "precision": "bf16", **json.loads(flags)}
     params = network_params(given)
-    steps, image_width = int(given["steps"]), IMAGE_WIDTHS[given["tower"]]
+    steps, image_width = int(given["steps"]), IMAGE_WIDTHS[given["encoder"]]
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
-        tower = load_prompt_tower(clip_sized(root / "clip") if given["tower"] == "clip" else minilm())
+        tower = load_prompt_tower(clip_sized(root / "clip") if given["encoder"] == "clip" else minilm())
         widths, folds = (image_width, tower.spec.width), params.network.prototypes.folds
         content = random_content(root, int(posts), given["classes"], widths, folds)
         train(content, tower, params, WARM_UP_STEPS, root)

@@ -281,9 +281,9 @@ def test_changed_parameters_are_rows(project: Path, tmp_path: Path) -> None:
 def test_the_same_network_twice_brings_nothing(project: Path, tmp_path: Path) -> None:
     again = write_project(tmp_path / "again")
     table = run_table(project, "--rows", "constant", "--runs", str(again)).filter(split="mean")
-    alike = table.filter(pl.col("system").is_in([str(again), compare.RUNS_MEAN, compare.RUNS_WEIGHTED]))
-    assert alike.height == 6
-    assert alike["difference"].to_list() == pytest.approx([0] * 6, abs=1e-9)
+    combined = table.filter(pl.col("system").is_in([str(again), compare.RUNS_MEAN, compare.RUNS_WEIGHTED]))
+    assert combined.height == 6
+    assert combined["difference"].to_list() == pytest.approx([0] * 6, abs=1e-9)
     assert any(table.filter(system=compare.MORE)["difference"].to_list())
     path = again / "data/interim/posts.parquet"
     write_table(read_table(path, POSTS).head(-1), path, POSTS)

@@ -262,7 +262,7 @@ def test_the_value_is_the_mean_over_splits() -> None:
 
 
 def test_draws_are_of_users_and_of_seeds() -> None:
-    """Every post five times over tells no more; seeds that disagree widen the interval."""
+    """Five copies of each post do not narrow the interval; seeds that disagree widen it."""
 
     def width(found: Estimate) -> float:
         assert found.low is not None

@@ -1,5 +1,7 @@
-"""A run's outs as the stage report reads them, of a small generated data set: real stages where they take no second,
-made-up vectors, explanations and trials where they would take more."""
+"""A run folder for stage report from a small generated data set.
+
+Fast stages run; vectors, explanations and trials are random.
+"""
 
 from __future__ import annotations
 
@@ -88,12 +90,12 @@ class SmallRun:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
 
-def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool = True) -> SmallRun:
-    """A run on a copy of `dataset`, without its test part or its images if so wished."""
+def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: bool = True) -> SmallRun:
+    """A run on a copy of `dataset`, without its test part or its images if the flags say so."""
     root = folder / DATASET
     shutil.copytree(dataset, root)
     for path in root.glob("*"):
-        if (not test and path.name.startswith("test")) or (not pictures and path.suffix == ".tar"):
+        if (not test and path.name.startswith("test")) or (not with_images and path.suffix == ".tar"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     ingested = ingest(root)
     write_json(folder / paths.INGEST_SUMMARY, ingested.report)
@@ -166,7 +168,7 @@ def _evaluation(folder: Path) -> None:
 
 
 def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> None:
-    """Prototypes of random vectors; to each post three random classes a head, and random shares of attention."""
+    """Prototypes of random vectors; to each post three random classes a head, and random attention."""
     with_picture = images.filter(status="ok")["pid"].to_list()
     blocks = random_block(with_picture, 12, 1), random_block(posts["pid"].to_list(), 9, 2)
     built = build_prototypes(
@@ -204,7 +206,7 @@ def _training(folder: Path) -> None:
 
 
 def _selection(folder: Path) -> None:
-    """Three candidates on two cuts: the first far from the labels, the last a hair nearer than the second."""
+    """Three candidates on two splits: the first far from the labels, the last a little nearer than the second."""
     stack = load_params("stack", StackParams, folder / "params.yaml")
     keys = {
         "baseline": {"columns.feature_blocks": ["metadata"]},

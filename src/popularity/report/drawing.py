@@ -1,6 +1,6 @@
-"""Charts as SVG that take their colours from the page: readable on light and on dark, the same bytes each time.
+"""Charts as SVG with the colours of the page, readable on light and dark, with the same bytes each time.
 
-Text stays text, 11 pixels or more at natural size. Colours are told apart by people who do not see red or green.
+Text stays text of at least 11 pixels. The colours differ for readers who do not see red or green too.
 """
 
 from __future__ import annotations

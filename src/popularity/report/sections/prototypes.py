@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from safetensors import safe_open
 
 from popularity.core import paths
-from popularity.core.arrays import Float64Array, normalize_rows
+from popularity.core.arrays import Float64Array, Int64Array, normalize_rows
 from popularity.core.contracts import LEVELS, MODALITIES, NEAREST
 from popularity.prototypes.classes import level_keys
 from popularity.report import drawing
@@ -117,7 +116,7 @@ def _mean_labels(run: RunFolder) -> Float64Array:
     return joined["label"].to_numpy()
 
 
-def _thirds(values: Float64Array) -> npt.NDArray[np.int64]:
+def _thirds(values: Float64Array) -> Int64Array:
     """(n,) 0, 1 or 2: the third of the sorted values in which each lies."""
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     return ranks * 3 // len(values)
