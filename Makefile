@@ -44,10 +44,10 @@ trials: ## compare experiments: scores that judge a trial, changed parameters
 		--drop '(holdout|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
 		--drop '\w+\.(metadata|user_mean|constant)\.' --drop '\w+\.stack\.(bias|mape)$$' --drop '.*/|submissions$$'
 
-leaks: env ## validation gain and test loss of seven leaks
+leaks: env ## what each of seven leaks seems to gain, and what it loses on later posts
 	@python -m benchmarks.leaks
 
-bench: env ## time and memory at three sizes, with the ratio to a baseline (up to 40 minutes)
+bench: env ## time and memory at three sizes, with the ratio to the plain way (up to 40 minutes)
 	@python -m benchmarks.speed all --csv reports/bench.csv
 
 dataset: env ## choose a data set in the official layout: make dataset ROOT=path
