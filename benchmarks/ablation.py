@@ -35,7 +35,7 @@ from popularity.core.atomic import atomic_path, fingerprint
 from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, read_table
 from popularity.core.metrics import score
-from popularity.core.parallel import in_order
+from popularity.core.parallel import ordered_map
 from popularity.core.resume import code_fingerprint
 from popularity.core.stage import run
 from popularity.core.vectors import Block
@@ -212,7 +212,7 @@ def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:
         return
     stack = waiting[0].stack
     tasks = [(fit, fold) for fit in waiting for fold in folds]
-    found = in_order(partial(_fit_one, bench.data), tasks, parallel=stack.parallel_fits, threads=stack.num_threads)
+    found = ordered_map(partial(_fit_one, bench.data), tasks, parallel=stack.parallel_fits, threads=stack.num_threads)
     parts: list[pl.DataFrame] = []
     for (fit, _), part in zip(tasks, tqdm(found, "fits", len(tasks), unit="fit"), strict=True):
         parts.append(part)
@@ -248,10 +248,10 @@ def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
         return blocks
     prefixes = tuple({"global": "p.", "local": "p_local.", "attention": "q."}[head] for head in heads)
     logits = blocks.vectors["logits"]
-    names = logits.about["columns"]
+    names = logits.metadata["columns"]
     kept = [index for index, name in enumerate(names) if not name.startswith(prefixes)]
-    about = {**logits.about, "columns": [names[index] for index in kept]}
-    vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, about)}
+    metadata = {**logits.metadata, "columns": [names[index] for index in kept]}
+    vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, metadata)}
     endings = tuple(f"{mark}{head}" for head in heads for mark in "._")
     dropped = [name for name in blocks.scalars.columns if name.endswith(endings)]
     return replace(blocks, vectors=vectors, scalars=blocks.scalars.drop(dropped))

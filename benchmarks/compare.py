@@ -54,8 +54,8 @@ from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.stage import run
 from popularity.encoders.text import EmbedTextParams
-from popularity.ensemble.members import CONSTANT, MODEL, fitted_shares, merged
-from popularity.ensemble.weights import candidates
+from popularity.ensemble.members import CONSTANT, MODEL, member_weights, weighted_mean
+from popularity.ensemble.weights import weight_grid
 from popularity.features import FeaturizeParams
 from popularity.stack import StackParams
 from popularity.text_model import TextModelParams
@@ -177,7 +177,7 @@ def _weights(rows: pl.DataFrame, part: pl.DataFrame, networks: Sequence[str]) ->
     if others.is_empty():
         return np.full(len(networks), 1 / len(networks))
     each, label = others.select(networks).to_numpy(), others["label"].to_numpy()
-    return min(candidates(len(networks)), key=lambda weights: round(float(np.abs(label - each @ weights).mean()), 12))
+    return min(weight_grid(len(networks)), key=lambda weights: round(float(np.abs(label - each @ weights).mean()), 12))
 
 
 def with_text(rows: pl.DataFrame, weights: Sequence[float]) -> pl.DataFrame:
@@ -196,10 +196,10 @@ def with_text(rows: pl.DataFrame, weights: Sequence[float]) -> pl.DataFrame:
         )
 
     labels = rows.select("pid", "label").unique()
-    chosen = fitted_shares(as_stack(**{MODEL: OURS, CONSTANT: CONSTANT}), text, labels, weights)
+    chosen = member_weights(as_stack(**{MODEL: OURS, CONSTANT: CONSTANT}), text, labels, weights)
     ours_less = [name for name in rows.columns if name == OURS or (name.startswith("- ") and name != WITHOUT_TEXT)]
     return rows.with_columns(
-        merged(as_stack(**{MODEL: name}), text, chosen)["prediction"].alias(name) for name in ours_less
+        weighted_mean(as_stack(**{MODEL: name}), text, chosen)["prediction"].alias(name) for name in ours_less
     )
 
 

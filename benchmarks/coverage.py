@@ -170,7 +170,7 @@ def measure(folder: Path) -> Measured:
     rows = (
         predictions.filter((pl.col("scheme") == UNLABELLED) & (pl.col("model") == MAIN_MODEL))
         .group_by("pid")
-        .agg(pl.mean("prediction").alias(f"prediction:{MAIN_MODEL}"), pl.first("scale"))
+        .agg(pl.mean("prediction").alias(f"prediction:{MAIN_MODEL}"), pl.first("error_scale"))
         .join(truth, on="pid", validate="1:1")
         .join(posts.select("pid", "uid"), on="pid", validate="1:1")
         .join(known, on="uid", how="left", validate="m:1")
@@ -188,7 +188,7 @@ def measure(folder: Path) -> Measured:
 def group_of(rows: pl.DataFrame) -> Group:
     """The posts of a table with columns label, prediction, error_scale and uid."""
     error = np.abs(rows["label"].to_numpy() - rows[f"prediction:{MAIN_MODEL}"].to_numpy())
-    return Group(error, rows["scale"].to_numpy(), rows["uid"].to_numpy().astype(np.str_))
+    return Group(error, rows["error_scale"].to_numpy(), rows["uid"].to_numpy().astype(np.str_))
 
 
 def coverage(name: str, by_seed: Mapping[str, Measured], confidence: float) -> Iterator[dict[str, Any]]:

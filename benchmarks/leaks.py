@@ -41,9 +41,9 @@ from popularity.core.stage import run
 from popularity.stack import lightgbm
 from popularity.stack.feature_blocks import Blocks, part_rows
 from popularity.stack.matrix import MatrixEncoder
-from popularity.stack.oof_ridge import fit_head
+from popularity.stack.oof_ridge import fit_oof_ridge
 from popularity.stack.params import StackParams
-from popularity.stack.sample import Sample, recency_weights
+from popularity.stack.sample import Sample, recency_sample_weight
 from popularity.validation.folds import Fold
 
 HONEST = "none: honest"
@@ -280,9 +280,9 @@ def encoders_on_valid_rows(case: Case) -> tuple[Fold, Fold]:
         vectors = part_rows(case.blocks, "text", pids)
         users = np.concatenate([fold.fit["uid"].to_numpy(), extra["uid"].to_numpy()])
         given = case.params.columns
-        head, _ = fit_head(
+        head, _ = fit_oof_ridge(
             vectors, np.concatenate([fold.label, label]), users,
-            folds=given.oof_ridge_folds, penalties=given.oof_ridge_alphas, seed=case.params.seed,
+            folds=given.oof_ridge_folds, alphas=given.oof_ridge_alphas, seed=case.params.seed,
         )  # fmt: skip
         both = pl.concat([fold.fit.select("pid"), fold.score.select("pid")])
         values = pl.Series(head.predict(part_rows(case.blocks, "text", both["pid"].to_list()))).fill_nan(None)
@@ -357,9 +357,9 @@ def chosen_on_valid_rows(case: Case) -> Outcome:
     def fitted(fold: Fold, seed: int, rounds: int) -> tuple[Any, Float32Array, Float64Array]:
         """A booster, the matrix of the valid rows, and the ridge regression's predictions for them."""
         encoder, matrix = MatrixEncoder.fit(fold.fit, fold.label, case.blocks, params.columns)
-        sample = Sample(matrix, fold.label, recency_weights(fold.posted_at, params.sample_weight_half_life_days))
+        sample = Sample(matrix, fold.label, recency_sample_weight(fold.posted_at, params.sample_weight_half_life_days))
         scored = encoder.apply(fold.score, case.blocks)
-        linear = scored.values[:, scored.names.index("text_head")].astype(np.float64)
+        linear = scored.values[:, scored.names.index("text_oof_ridge")].astype(np.float64)
         linear[np.isnan(linear)] = np.median(fold.label)
         return lightgbm.fit(sample, rounds, params, seed), scored.values, linear
 

@@ -209,7 +209,7 @@ def paired_interval(
     user = np.unique(posts.user, return_inverse=True)[1]
     if not user.any():
         return Estimate(difference, None, None)
-    drawn = resample(posts.label, predictions, user, resamples=resamples, seed=0, cuts=posts.split)[metric]
+    drawn = resample(posts.label, predictions, user, resamples=resamples, seed=0, folds=posts.split)[metric]
     picked = np.random.default_rng([0, seeds]).integers(seeds, size=(resamples, seeds))
     left, right = (
         np.take_along_axis(part, picked, axis=1).mean(axis=1) for part in (drawn[:, :seeds], drawn[:, seeds:])

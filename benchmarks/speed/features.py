@@ -51,8 +51,8 @@ def task_data(root: Path, posts: str, user_file: str, images: str, side: str) ->
 def task_ingest(root: Path) -> None:
     names = ("posts", "users", "quarantine")
     tables = [word for name in names for word in (f"--{name}", str(root / f"{name}.parquet"))]
-    reports = ["--report", str(root / "ingest.json"), "--resources", str(root / "resources.json")]
-    ingest.main(["--root", str(root / "data"), *tables, *reports])
+    summaries = ["--summary", str(root / "ingest.json"), "--resources", str(root / "resources.json")]
+    ingest.main(["--root", str(root / "data"), *tables, *summaries])
 
 
 def task_split(root: Path) -> None:

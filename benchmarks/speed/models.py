@@ -38,7 +38,7 @@ from popularity.stack import Blocks, StackParams
 from popularity.stack import lightgbm as learner
 from popularity.stack.fit import fit_model
 from popularity.stack.matrix import MatrixEncoder
-from popularity.stack.sample import Sample, recency_weights
+from popularity.stack.sample import Sample, recency_sample_weight
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
 from popularity.validation.inner_cv import inner_splits
@@ -180,7 +180,7 @@ def task_lightgbm(root: Path) -> dict[str, Any]:
     data, blocks, params = refit(root)
     encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, params.columns)
     scored = encoder.apply(data.score, blocks)
-    sample = Sample(matrix, data.label, recency_weights(data.posted_at, params.sample_weight_half_life_days))
+    sample = Sample(matrix, data.label, recency_sample_weight(data.posted_at, params.sample_weight_half_life_days))
     splits = inner_splits(data.posted_at, params.inner_cv)
     clock = Clock()
     options = learner.lightgbm_params(params, params.seed)

@@ -432,7 +432,7 @@ def test_rank_bias_and_regret_of_a_scheme() -> None:
     assert [src["good"][name] for name in names] == pytest.approx([1, 1, 1, 0.1, 0.1, 0])
     assert [src["bad"][name] for name in names] == pytest.approx([-1, -1, -1, 0, 0.8 / 3, 0.4])
     assert [mae[scheme]["regret"] for scheme in ("good", "bad")] == pytest.approx([0, 0.4])
-    assert "1.000 [1.00 1.00]  +0.1000  0.1000  0.0000" in schemes.printed([src["good"]])
+    assert "1.000 [1.00 1.00]  +0.1000         0.1000  0.0000" in schemes.printed([src["good"]])
 
 
 def test_the_loss_is_the_mae_over_that_of_the_constant_minus_the_rank_correlation() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from popularity.core.config import load_params
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, TEXT_PREDICTIONS, read_table
+from popularity.core.contracts import ENSEMBLE_WEIGHTS_FILE, FOLDS, POSTS, PREDICTIONS, TEXT_PREDICTIONS, read_table
 from popularity.encoders.text import EmbedTextParams
 from popularity.stack import StackModel, read_blocks
 from popularity.text_model import TextModel
@@ -159,11 +159,11 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
         load_params("embed_text", EmbedTextParams, pulled.root / "params.yaml"),
     )
     np.testing.assert_allclose(text_model.predict(features, fold.scored_at), texts, rtol=0, atol=1e-5)
-    part = json.loads((pulled.root / "models/stack" / TEXT_FILE).read_text(encoding="utf-8"))
+    part = json.loads((pulled.root / "models/stack" / ENSEMBLE_WEIGHTS_FILE).read_text(encoding="utf-8"))
     assert stored.height == posts.filter(split="test").height > 0
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):
         expected = stored.filter(seed=seed).join(features.select("pid"), on="pid", how="right", maintain_order="right")
-        ensemble = found + part["share"] * (texts - part["offset"] - found)
+        ensemble = found + part["weight"] * (texts - part["offset"] - found)
         np.testing.assert_allclose(ensemble, expected["prediction"].to_numpy(), rtol=0, atol=1e-12)
     print(f"{stored.height} stored predictions of the test part come back from the pulled models")
 

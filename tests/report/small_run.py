@@ -265,5 +265,5 @@ def _models(folder: Path) -> None:
     ):
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_manifest(folder / name, params={}, inputs={"posts": folder / paths.POSTS}, metrics={})
-    write_json(folder / paths.TEXT_MODEL_WEIGHT, {"share": 0.3, "offset": 0.1})
+    write_json(folder / paths.ENSEMBLE_WEIGHTS, {"weight": 0.3, "offset": 0.1})
     (folder / paths.SUBMISSIONS / "submission.csv").write_text("post_id,popularity_score\n")

@@ -335,8 +335,8 @@ def test_a_damaged_image_is_left_out(small_run: SmallRun, tmp_path: Path) -> Non
 def test_a_table_of_another_shape_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
     file = run.folder / paths.STACK_PREDICTIONS
-    run.table(paths.STACK_PREDICTIONS).drop("scale").write_parquet(file)
+    run.table(paths.STACK_PREDICTIONS).drop("error_scale").write_parquet(file)
     with pytest.raises(ContractError, match="predictions: expected columns"):
         run.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
-    assert PREDICTIONS.columns["scale"].nullable
+    assert PREDICTIONS.columns["error_scale"].nullable

@@ -18,7 +18,7 @@ READS = (
     paths.PROTOTYPE_CLASSES,
     paths.PROTOTYPE_FIELDS,
     paths.STACK_MANIFEST,
-    paths.TEXT_MODEL_WEIGHT,
+    paths.ENSEMBLE_WEIGHTS,
 )
 NO_SCORE = "This run has no score on posts that were kept out of every choice."
 NOMINAL = 0.8  # coverage of the interval in the tiles
@@ -76,7 +76,7 @@ def _score_tiles(found: dict[str, Metrics]) -> list[Tile]:
 def _coverage_tiles(run: RunFolder) -> list[Tile]:
     if not run.has(paths.COVERAGE):
         return []
-    rows = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT, group="all", level=NOMINAL)
+    rows = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT, group="all", nominal=NOMINAL)
     cells = [(percent(row["coverage"]), number(row["width"], 2)) for row in rows.iter_rows(named=True)]
     name = f"Coverage of {percent(NOMINAL, 0)} intervals"
     return [Tile(name, coverage, f"mean width {width}") for coverage, width in cells]
@@ -125,8 +125,8 @@ def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
 
 def _model_properties(run: RunFolder) -> list[tuple[str, str]]:
     rows = []
-    if run.has(paths.TEXT_MODEL_WEIGHT):
-        weight = run.json(paths.TEXT_MODEL_WEIGHT)["share"]
+    if run.has(paths.ENSEMBLE_WEIGHTS):
+        weight = run.json(paths.ENSEMBLE_WEIGHTS)["weight"]
         rows.append(("Text model", f"weight {percent(weight, 0)} in the predictions of the test part"))
     if run.has(paths.STACK_MANIFEST):
         code = run.json(paths.STACK_MANIFEST)["code"]

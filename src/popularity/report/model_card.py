@@ -117,7 +117,7 @@ def _coverage(run: RunFolder) -> list[tuple[str, ...]]:
     own = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT)
     return [
         (
-            percent(row["level"], 0),
+            percent(row["nominal"], 0),
             row["group"],
             *(percent(row[name]) for name in ("coverage", "low", "high")),
             number(row["width"], 2),

@@ -139,7 +139,7 @@ def _with_quartiles(curve: _PostsOfCurve, months: Sequence[str]) -> Line:
 def _mean_labels(run: RunFolder, training: float) -> Table:
     rows = [["training posts, label", number(training)]]
     if run.scored is not None:
-        rows.append([f"train rows of {HOLDOUT}, label", number(run.scored.fit_means[0])])
+        rows.append([f"train rows of {HOLDOUT}, label", number(run.scored.train_means[0])])
         validation = float(np.mean(run.scored.rows["label"].to_numpy()))
         rows.append([f"validation rows of {HOLDOUT}, label", number(validation)])
     if len(run.test_predictions):

@@ -39,7 +39,7 @@ def build(run: RunFolder) -> Section | None:
         _table("All scores", scores, ["scheme", "model"]),
     ]
     if len(single := single_splits(run.scores)):
-        elements.append(_table("Each split in time, from the first to the last", single, ["scheme", "cut", "model"]))
+        elements.append(_table("Each split in time, from the first to the last", single, ["scheme", "fold", "model"]))
     if len(compared := differences(run.scores).filter(scheme=HOLDOUT, model=MAIN_MODEL)):
         elements.append(_differences(compared))
     return Section("scores", "Scores", [*elements, Text(MODELS)])
@@ -63,7 +63,7 @@ def _table(title: str, scores: pl.DataFrame, names: list[str]) -> Table:
         [*map(str, key), f"{metrics['src']['posts']:,}", f"{metrics['src']['users']:,}", *metric_cells(metrics)]
         for key, metrics in by_metric(scores, names)
     ]
-    header = ["split" if name == "cut" else name for name in names]
+    header = ["split" if name == "fold" else name for name in names]
     return Table(title, [*header, *METRIC_HEADER], rows, names=len(names))
 
 
