@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import re
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from benchmarks.measuring import REPOSITORY, execute
+from popularity.core.atomic import read_json
 from popularity.core.stage import run
 
 NAMES = Path(__file__).with_name("renamed.yaml")
@@ -214,8 +214,7 @@ def compare_arrays(what: str, old: np.ndarray[Any, Any], new: np.ndarray[Any, An
 
 
 def _tree(file: Path) -> Any:
-    text = file.read_text(encoding="utf-8")
-    return json.loads(text) if file.suffix == ".json" else YAML(typ="safe").load(text)
+    return read_json(file) if file.suffix == ".json" else YAML(typ="safe").load(file.read_text(encoding="utf-8"))
 
 
 def _words(file: Path) -> pl.DataFrame:

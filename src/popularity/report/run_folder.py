@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -13,9 +12,9 @@ import polars as pl
 from pydantic import Field
 
 from popularity.core import paths
+from popularity.core.atomic import read_json
 from popularity.core.config import Section, load_params, read_yaml
 from popularity.core.contracts import CLASSES, FOLDS, IMAGES, POSTS, PREDICTIONS, Contract, read_table
-from popularity.core.errors import DataError
 from popularity.evaluation.scores import (
     GROUPS,
     HOLDOUT,
@@ -89,13 +88,9 @@ class RunFolder:
         """The content of a JSON file.
 
         Raises:
-            DataError: it is not JSON.
+            ContractError: the file holds no JSON.
         """
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"not valid JSON: {error}", file=path, fix="dvc repro --force") from error
+        return read_json(self.folder / name)
 
     def csv(self, name: str, schema: dict[str, Any] | None = None) -> pl.DataFrame:
         """A CSV table, its types as in `schema` or inferred from all rows."""

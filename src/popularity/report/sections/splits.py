@@ -19,7 +19,7 @@ from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE, percent
 
 READS = (paths.POSTS, paths.SPLITS, paths.SPLIT_SUMMARY, paths.SCORES)
-ROLES = ("train", "excluded", "valid")  # in the order of the columns
+ROLES = ("train", "valid", "excluded")
 SCHEME_SHOWS = {
     "holdout": (
         "The last posts in time, with the test part's share of posts by new users. No choice was made on it: quote "
