@@ -224,7 +224,7 @@ def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: 
 
 
 def test_coverage_is_that_of_evaluate(small_run: SmallRun, page: str, card: str) -> None:
-    row = pl.read_csv(small_run.folder / paths.COVERAGE).filter(scheme="holdout", group="unseen", level=0.9)
+    row = pl.read_csv(small_run.folder / paths.COVERAGE).filter(scheme="holdout", group="unseen", nominal=0.9)
     text = f"{100 * row['coverage'][0]:.1f} %"
     assert re.search(rf"90 % unseen users {row['posts'][0]} {text}", words(section(page, "intervals")))
     assert f"| 90 % | unseen | {text} |" in card
