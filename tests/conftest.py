@@ -114,7 +114,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     At the end one worker would run the last of the long files and the others none.
     """
     for item in items:
-        benchmark = _name(item).endswith(("_benchmark", "_benchmarks"))
+        benchmark = _name(item).startswith("benchmarks/")
         names = {_name(item), f"{_name(item)}::{getattr(item, 'originalname', None)}"}
         if benchmark or names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

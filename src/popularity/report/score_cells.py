@@ -1,4 +1,4 @@
-"""Rows of the score tables as the cells of a table on the page."""
+"""Rows of the score tables, and their cells on the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the interval around a single prediction holds the true label as often as it states."""
+"""Coverage of the prediction intervals against their nominal coverage."""
 
 from __future__ import annotations
 
