@@ -141,14 +141,6 @@ def test_renamed_keys_are_the_same_in_both_places() -> None:
     assert moved == changes
 
 
-def test_renamed_keys_lead_to_keys_that_are_there() -> None:
-    rows = next(rows for rows in tables(text_of(CHANGELOG)) if "old key" in rows[0])
-    old = [row["old key"].strip("`") for row in rows]
-    new = [row["new key"].strip("`").partition(":")[0] for row in rows if not row["new key"].startswith("gone")]
-    assert [name for name in new if name not in parameter_paths()] == []
-    assert [name for name in old if name in parameter_paths()] == []
-
-
 def test_every_output_is_among_the_artifacts() -> None:
     """Of each output of dvc.yaml the file, or some file in the folder, has a row in docs/data.md."""
     text = section_of(text_of(REPOSITORY / "docs" / "data.md"), "Artifacts")
