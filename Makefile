@@ -44,10 +44,10 @@ trials: ## compare experiments: scores on forward and group, changed parameters
 		--drop '(holdout|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
 		--drop '\w+\.(metadata|user_mean|constant)\.' --drop '\w+\.stack\.(bias|mape)$$' --drop '.*/|submissions$$'
 
-leaks: env ## print what seven leaks gain in validation and lose on later posts
+leaks: env ## validation gain and test loss of seven leaks
 	@python -m benchmarks.leaks
 
-bench: env ## measure time and memory at three data sizes (up to 40 minutes)
+bench: env ## time and memory at three sizes, with the ratio to a baseline (up to 40 minutes)
 	@python -m benchmarks.speed all --csv reports/bench.csv
 
 dataset: env ## check and use a data set in the official layout: make dataset ROOT=path
