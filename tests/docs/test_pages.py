@@ -26,7 +26,7 @@ FOLDER_PAGES = [REPOSITORY / folder / "README.md" for folder in ("data", "models
 CHANGELOG = REPOSITORY / "CHANGELOG.md"
 ALL_PAGES = [*PAGES, *FOLDER_PAGES, CHANGELOG]
 HISTORY = ("Renamed keys", "Tried and dropped")  # sections that name what is no longer there
-DIALECT = ("of which", "beside", "what it says of")
+DIALECT = ("of which", "beside", "what it says of", "told", "asked", "judged", "looks", "foretells", "of late")
 
 
 def by_name(page: Path) -> str:
