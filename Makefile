@@ -65,7 +65,7 @@ test-fast: env ## run the fast tests (90 seconds on two cores)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow"
 
 faults: env ## kill each stage 20 times, fill its disk, run the graph twice; prints counts
-	FAULT_KILLS=20 python -m pytest tests/faults tests/test_files.py tests/dataset/test_mutations.py
+	FAULT_KILLS=20 python -m pytest tests/faults tests/core/test_atomic.py tests/dataset/test_mutations.py
 
 lint: env ## run ruff and mypy
 	ruff check .

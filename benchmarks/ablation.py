@@ -1,17 +1,17 @@
-"""Which parts of the method pay: a table of the stack without each part, on the scheme `matched`, mean over its cuts.
+"""The gain of each part of the method: scores of the stack without it on scheme `forward`, mean over its splits.
 
-For each seed one network is trained whole. Rows that only leave out columns reuse it; rows that change the attention
-retrain the attention alone and keep its prompts (the parts share no loss); only instance prompts train all again.
-Every network, block and fit is cached below .state/benchmarks: a broken-off run goes on, a second one only prints. The
-networks themselves, without a stack, are scored by benchmarks.networks, which takes them from the same cache.
+For each seed one whole network is trained. Rows that only leave out columns reuse it; rows that change the attention
+train the attention alone and keep its prompts (the two share no loss); only the row of instance prompts trains all of
+it again. Networks, vectors and fits are cached in .state/benchmarks: an interrupted run resumes, and a finished one
+only prints. benchmarks.networks scores the same networks without a stack, from the same cache.
 
     python -m benchmarks.ablation                                # 3 seeds, as params.yaml trains
     python -m benchmarks.ablation --steps 150 --precision bf16   # shorter; bf16 on a CPU that knows it
-    python -m benchmarks.ablation --seeds 0 --steps 100          # a look
+    python -m benchmarks.ablation --seeds 0 --steps 100          # a quick check
     python -m benchmarks.ablation --folder ../other --only "raw embeddings only" "Eq 11 as printed" --csv ablation.csv
 
 Needs `dvc repro featurize embed_image embed_text`. A score is the mean over the seeds; an interval is over users and
-seeds, of the difference to the row REFERENCE, on the same draws.
+seeds, of the difference to row REFERENCE, on the same draws.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from popularity.core.atomic import atomic_path, fingerprint
 from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, read_table
 from popularity.core.metrics import score
-from popularity.core.parallel import in_order
+from popularity.core.parallel import ordered_map
 from popularity.core.resume import code_fingerprint
 from popularity.core.stage import run
 from popularity.core.vectors import Block
@@ -64,13 +64,13 @@ class System:
     """A row of the table.
 
     Args:
-        blocks: of the stack.
+        blocks: feature blocks of the stack.
         parts: of the block prototype.
-        without_heads: heads whose logits, losses and own values are left out.
-        network: what is different about the network.
-        whole: the network is trained from the start, prompts too.
-        keep: fit rows that the stack learns from.
-        classes: metadata says the class.
+        without_heads: heads whose logits, losses and other values are left out.
+        network: change of the network's parameters.
+        whole: the changed network trains its prompts too.
+        row_selection: train rows of the stack.
+        classes: whether metadata has the class.
     """
 
     blocks: tuple[str, ...] = ("metadata", "image", "text", "prototype")
@@ -78,13 +78,13 @@ class System:
     without_heads: tuple[Head, ...] = ()
     network: Change | None = None
     whole: bool = False
-    keep: RowSelectionParams = ALL_ROWS
+    row_selection: RowSelectionParams = ALL_ROWS
     classes: bool = True
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What the stack of a row of the table reads, and where its predictions are kept."""
+    """A fit of the stack for a row of the table, and the file of its predictions."""
 
     system: System
     stack: StackParams
@@ -96,15 +96,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="train so many steps instead of params.yaml's length")
-    parser.add_argument("--precision", choices=get_args(Precision), help="of the networks, instead of params.yaml's")
-    parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="rows; the reference is always there")
+    parser.add_argument("--steps", type=int, help="training steps; replaces train.epochs")
+    parser.add_argument("--precision", choices=get_args(Precision), help="of the networks; replaces train.precision")
+    parser.add_argument("--only", nargs="+", choices=list(SYSTEMS), help="rows; the reference is always included")
     parser.add_argument("--resamples", type=int, default=1000)
     add_csv_flag(parser)
     args = parser.parse_args(argv)
     bench = Bench.here(args.folder)
     names = [name for name in SYSTEMS if not args.only or name in args.only or name == REFERENCE]
-    folds = _matched(bench)
+    folds = _forward_folds(bench)
     predictions: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
     for seed in args.seeds:
         params = trained_as(replace(bench.train, seed=seed), args.steps, args.precision)
@@ -162,9 +162,9 @@ SYSTEMS: Mapping[str, System] = {
     "- text prototypes": System(parts=_minus("attended_text"), network=_with_attention(prototypes=("visual",))),
     "- attention (projections only)": System(network=_with_attention(depth=0)),
     "- all prototypes": System(parts=_minus(*ATTENDED), without_heads=("attention",)),
-    "keep 77 % of least loss": System(keep=RowSelectionParams(0.77, "low_loss")),
-    "keep 77 % at random": System(keep=RowSelectionParams(0.77, "random")),
-    "keep 77 % of most loss": System(keep=RowSelectionParams(0.77, "high_loss")),
+    "keep 77 % of least loss": System(row_selection=RowSelectionParams(0.77, "low_loss")),
+    "keep 77 % at random": System(row_selection=RowSelectionParams(0.77, "random")),
+    "keep 77 % of most loss": System(row_selection=RowSelectionParams(0.77, "high_loss")),
     "+ prototypes at three levels": System(network=_with_levels),
     "+ three levels, consistency": System(network=_with_consistency),
     "+ InfoNCE of image and text": System(network=partial(_with_weights, contrastive=1.0)),
@@ -173,13 +173,13 @@ SYSTEMS: Mapping[str, System] = {
 }
 
 
-def _matched(bench: Bench) -> list[Fold]:
+def _forward_folds(bench: Bench) -> list[Fold]:
     splits = read_table(bench.data / "interim/splits.parquet", FOLDS)
     return [load_fold(key, rows, bench.posts, bench.data / "features") for key, rows in rows_of(splits, ["forward"])]
 
 
 def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit:
-    """What is fitted for a row of the table; its network is trained and has spoken."""
+    """The fit for a row of the table; its network is trained and its vectors are computed here."""
     base = bench.network(params)
     network = base
     if system.network is not None:
@@ -193,7 +193,7 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
         prototype_parts=system.parts,
         oof_ridge=tuple(head for head in stack.columns.oof_ridge if _has_head(system.blocks, head)),
     )
-    stack = replace(stack, seed=seed, n_seeds=1, columns=columns, row_selection=system.keep)
+    stack = replace(stack, seed=seed, n_seeds=1, columns=columns, row_selection=system.row_selection)
     key = fingerprint(
         asdict(stack), code_fingerprint("stack"), system.classes, system.without_heads, vectors, bench.data / "features"
     )
@@ -201,18 +201,18 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
 
 
 def _has_head(blocks: Sequence[str], head: str) -> bool:
-    """Characters are no embedding: their head stands where metadata and texts do."""
+    """Whether oof_ridge feature `head` has its blocks; `characters` needs metadata and text."""
     return {"metadata", "text"} <= set(blocks) if head == "characters" else head in blocks
 
 
 def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:
-    """Writes (pid, prediction) of the scored rows of `matched` for every fit that is not there yet."""
+    """Writes (pid, prediction) of the valid rows of `forward` for every fit that is not cached."""
     waiting = list({fit.path: fit for fit in fits if not fit.path.exists()}.values())
     if not waiting:
         return
     stack = waiting[0].stack
     tasks = [(fit, fold) for fit in waiting for fold in folds]
-    found = in_order(partial(_fit_one, bench.data), tasks, parallel=stack.parallel_fits, threads=stack.num_threads)
+    found = ordered_map(partial(_fit_one, bench.data), tasks, parallel=stack.parallel_fits, threads=stack.num_threads)
     parts: list[pl.DataFrame] = []
     for (fit, _), part in zip(tasks, tqdm(found, "fits", len(tasks), unit="fit"), strict=True):
         parts.append(part)
@@ -233,7 +233,7 @@ def _fit_one(data: Path, task: tuple[Fit, Fold]) -> pl.DataFrame:
 def _classless(fold: Fold) -> Fold:
     """The fold without any feature of the class."""
     named = [name for name in fold.fit.columns if any(level in name for level in CLASS_FEATURES)]
-    kept = [level for level in CLASS_FEATURES if level in named]  # the stack encodes these three columns: made null
+    kept = [level for level in CLASS_FEATURES if level in named]  # the stack encodes these: they become null
     others = [name for name in named if name not in kept]
     fit, scored = (
         frame.drop(others).with_columns(pl.lit(None, pl.String).alias(level) for level in kept)
@@ -248,10 +248,10 @@ def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
         return blocks
     prefixes = tuple({"global": "p.", "local": "p_local.", "attention": "q."}[head] for head in heads)
     logits = blocks.vectors["logits"]
-    names = logits.about["columns"]
-    kept = [place for place, name in enumerate(names) if not name.startswith(prefixes)]
-    about = {**logits.about, "columns": [names[place] for place in kept]}
-    vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, about)}
+    names = logits.metadata["columns"]
+    kept = [index for index, name in enumerate(names) if not name.startswith(prefixes)]
+    metadata = {**logits.metadata, "columns": [names[index] for index in kept]}
+    vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, metadata)}
     endings = tuple(f"{mark}{head}" for head in heads for mark in "._")
     dropped = [name for name in blocks.scalars.columns if name.endswith(endings)]
     return replace(blocks, vectors=vectors, scalars=blocks.scalars.drop(dropped))
@@ -261,10 +261,12 @@ def _table(
     bench: Bench, predictions: Mapping[str, list[pl.DataFrame]], folds: list[Fold], resamples: int
 ) -> list[dict[str, Any]]:
     """A row a system: src, src_difference to REFERENCE, src_low, src_high; the same of mae."""
-    facts = predictions[REFERENCE][0].select("pid").join(bench.posts, on="pid", how="left", maintain_order="left")
-    scored = pl.concat(fold.score.select("pid", cut=pl.lit(fold.key.fold)) for fold in folds).sort("pid")
-    cuts = scored["cut"].to_numpy().astype(np.int64)
-    posts = Scored(facts["label"].to_numpy(), facts["uid"].to_numpy(), cuts)
+    scored_posts = (
+        predictions[REFERENCE][0].select("pid").join(bench.posts, on="pid", how="left", maintain_order="left")
+    )
+    scored = pl.concat(fold.score.select("pid", fold=pl.lit(fold.key.fold)) for fold in folds).sort("pid")
+    splits = scored["fold"].to_numpy().astype(np.int64)
+    posts = Scored(scored_posts["label"].to_numpy(), scored_posts["uid"].to_numpy(), splits)
     matrices = {
         name: np.stack([frame["prediction"].to_numpy() for frame in frames], axis=1)
         for name, frames in predictions.items()
@@ -273,7 +275,7 @@ def _table(
     for name, values in matrices.items():
         row: dict[str, Any] = {"system": name}
         for metric in METRICS:
-            each = [float(score(posts.label, column, cuts)[metric] or 0.0) for column in values.T]
+            each = [float(score(posts.label, column, splits)[metric] or 0.0) for column in values.T]
             found = paired_interval(posts, values, matrices[REFERENCE], metric, resamples=resamples)
             row |= {metric: float(np.mean(each)), f"{metric}_difference": found.value}
             row |= {f"{metric}_low": found.low, f"{metric}_high": found.high}

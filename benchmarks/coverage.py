@@ -1,13 +1,12 @@
-"""Do the intervals hold what they state? Their coverage of the demo's test labels, which only the generator knows.
+"""Coverage of the prediction intervals on the demo's test labels, which only the generator knows.
 
-For each seed two data sets are generated, alike but for the trend of the level: without it, posts to come are like
-those that calibrated, and stated coverage should be found; with it they are not, and the loss is what this prints. The
-stages of dvc.yaml run on both, with the parameters as they are (no search); stages that read no label run once.
+For each seed two data sets are generated, which differ in the trend of the label alone. Without a trend, later posts
+are like the calibration posts and coverage should be nominal; with a trend they are not, and coverage falls. The stages
+of dvc.yaml run on both, with the parameters of params.yaml and no search; stages that read no label run once.
 
-Coverage is measured on the test part with the quantiles of reports/calibration.json. Its interval is the binomial one
-(Clopper and Pearson) for as many independent posts as would be as uncertain as these, whose users post several (Korn
-and Graubard 1998): first by the chance of the test posts alone, then with that of the calibrating posts too, which a
-stated coverage is a mean over.
+Coverage is measured on the test part with the quantiles of reports/calibration.json. Its interval is that of Clopper
+and Pearson for the effective number of independent posts, as users have several posts (Korn and Graubard 1998): first
+with the variance of the test posts alone, then with that of the calibration posts too.
 
     python -m benchmarks.coverage
     python -m benchmarks.coverage --seeds 1 --posts 600 --work .state/coverage --csv coverage.csv
@@ -41,15 +40,15 @@ from benchmarks.demo_ladder import (
     stages_until,
 )
 from benchmarks.tables import add_csv_flag, text_table, write_csv
+from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
-from popularity.core.metrics import FloatArray
 from popularity.core.stage import run
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration
 from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, UNLABELLED, EvaluateConfig, collect
 
-# What a generator without the trend changes: labels. Pictures, texts, and the network of them stay.
+# Without the trend the generator changes labels alone: images, texts and their network stay.
 READ_LABELS = (
     "demo_data", "ingest", "split", "featurize", "select", "tune", "text_model", "stack", "evaluate",
 )  # fmt: skip
@@ -58,7 +57,7 @@ TABLE = {
     "data": pl.String,
     "seed": pl.String,
     "users are": pl.String,
-    "stated": pl.Float64,
+    "nominal": pl.Float64,
     "posts": pl.Int64,
     "users": pl.Int64,
     "width": pl.Float64,
@@ -74,20 +73,20 @@ TABLE = {
 
 @dataclass(frozen=True)
 class Group:
-    """Posts of one part of a data set: |label - prediction|, its scale, and whose post it is."""
+    """Posts: |label - prediction| (n,), error_scale (n,) and user (n,)."""
 
-    error: FloatArray
-    scale: FloatArray
+    error: Float64Array
+    scale: Float64Array
     user: npt.NDArray[np.str_]
 
-    def inside(self, quantile: float) -> FloatArray:
+    def inside(self, quantile: float) -> Float64Array:
         """(n,) 1 where the label is in the interval."""
         return (self.error <= quantile * self.scale).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One data set: its calibration, the posts that made it, and the test posts by kind of user."""
+    """One data set: its calibration, the calibration posts, and the test posts by kind of user."""
 
     calibration: Calibration
     calibrating: Group
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the generator")
     parser.add_argument("--posts", type=int, help="per data set, with users in proportion; default: demo.posts")
-    parser.add_argument("--work", type=Path, help="keeps each data set; finished stages are not run again")
+    parser.add_argument("--work", type=Path, help="folder of the data sets; finished stages do not run again")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
     confidence = load_params("evaluate", EvaluateConfig, args.params).confidence_level
@@ -120,9 +119,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         pooled = table.filter((pl.col("data") == name) & (pl.col("seed") == "all") & (pl.col("users are") == "any"))
         for column in ("verdict", "verdict, both"):
             missed = pooled.filter(pl.col(column) != INSIDE)
-            levels = ", ".join(f"{level:.0%} ({said})" for level, said in missed.select("stated", column).iter_rows())
-            by = "test posts" if column == "verdict" else "test and calibrating posts"
-            print(f"{name}, by chance of the {by}: stated coverage outside at {levels or 'no level'}")
+            levels = ", ".join(
+                f"{nominal:.0%} ({found})" for nominal, found in missed.select("nominal", column).iter_rows()
+            )
+            by = "test posts" if column == "verdict" else "test and calibration posts"
+            print(f"{name}, interval of the {by}: nominal coverage outside at {levels or 'no level'}")
 
 
 INSIDE, LESS, MORE, INFINITE = "inside", "OUTSIDE: covers less", "OUTSIDE: covers more", "infinite"
@@ -135,17 +136,17 @@ def run_both(seed: int, posts: int | None, file: Path, work: Path) -> Iterator[t
     params["stack"]["schemes"] = [HOLDOUT, CALIBRATED_ON]
     first = run_stages(stages, params, work)
     yield WITH, first
-    level: dict[str, Any] = copy.deepcopy(params)
-    level["demo"]["trend"] = 0.0
-    folder = stage_folder(stages, level, work)
+    params_without_trend: dict[str, Any] = copy.deepcopy(params)
+    params_without_trend["demo"]["trend"] = 0.0
+    folder = stage_folder(stages, params_without_trend, work)
     if not folder.exists():
         with atomic_directory(folder) as partial:
             copy_tree(first, partial)
-    yield WITHOUT, run_stages(stages, level, work)
+    yield WITHOUT, run_stages(stages, params_without_trend, work)
 
 
 def copy_tree(first: Path, folder: Path) -> None:
-    """Everything but the outs of stages that read labels, which are to run again."""
+    """Copies all outs but those of stages that read labels, which run again."""
     graph = read_yaml(Path("dvc.yaml"))["stages"]
     for name, stage in graph.items():
         if name in READ_LABELS:
@@ -160,16 +161,16 @@ def copy_tree(first: Path, folder: Path) -> None:
 
 
 def measure(folder: Path) -> Measured:
-    """What a data set says: errors and scales of the posts that calibrated and of the test part."""
+    """Errors and error scales of the calibration posts and of the test part of a data set."""
     posts, splits = read_table(folder / POSTS_FILE, POSTS), read_table(folder / SPLITS_FILE, FOLDS)
     predictions = read_table(folder / PREDICTIONS_FILE, PREDICTIONS)
-    (matched,) = (one.rows for one in collect(posts, splits, predictions) if one.scheme == CALIBRATED_ON)
+    (forward,) = (one.rows for one in collect(posts, splits, predictions) if one.scheme == CALIBRATED_ON)
     truth = pl.read_parquet(folder / TRUTH / "test_labels.parquet")
     known = posts.filter(pl.col("split") == "train").select("uid", seen=pl.lit(True)).unique()
     rows = (
         predictions.filter((pl.col("scheme") == UNLABELLED) & (pl.col("model") == MAIN_MODEL))
         .group_by("pid")
-        .agg(pl.mean("prediction").alias(f"prediction:{MAIN_MODEL}"), pl.first("scale"))
+        .agg(pl.mean("prediction").alias(f"prediction:{MAIN_MODEL}"), pl.first("error_scale"))
         .join(truth, on="pid", validate="1:1")
         .join(posts.select("pid", "uid"), on="pid", validate="1:1")
         .join(known, on="uid", how="left", validate="m:1")
@@ -181,12 +182,13 @@ def measure(folder: Path) -> Measured:
         "seen": group_of(rows.filter(pl.col("seen"))),
         "unseen": group_of(rows.filter(~pl.col("seen"))),
     }
-    return Measured(Calibration.read(folder / "reports/calibration.json"), group_of(matched), test)
+    return Measured(Calibration.read(folder / "reports/calibration.json"), group_of(forward), test)
 
 
 def group_of(rows: pl.DataFrame) -> Group:
+    """The posts of a table with columns label, prediction, error_scale and uid."""
     error = np.abs(rows["label"].to_numpy() - rows[f"prediction:{MAIN_MODEL}"].to_numpy())
-    return Group(error, rows["scale"].to_numpy(), rows["uid"].to_numpy().astype(np.str_))
+    return Group(error, rows["error_scale"].to_numpy(), rows["uid"].to_numpy().astype(np.str_))
 
 
 def coverage(name: str, by_seed: Mapping[str, Measured], confidence: float) -> Iterator[dict[str, Any]]:
@@ -194,27 +196,27 @@ def coverage(name: str, by_seed: Mapping[str, Measured], confidence: float) -> I
     chosen = [([seed], seed, "any") for seed in by_seed]
     chosen += [(list(by_seed), "all", kind) for kind in ("any", "seen", "unseen")]
     for seeds, called, kind in chosen:
-        for level in next(iter(by_seed.values())).calibration.quantiles:
-            yield {"data": name, "seed": called, "users are": kind, "stated": level} | coverage_at(
-                level, [by_seed[seed] for seed in seeds], kind, confidence
+        for nominal in next(iter(by_seed.values())).calibration.quantiles:
+            yield {"data": name, "seed": called, "users are": kind, "nominal": nominal} | coverage_at(
+                nominal, [by_seed[seed] for seed in seeds], kind, confidence
             )
 
 
-def coverage_at(level: float, parts: Sequence[Measured], kind: str, confidence: float) -> dict[str, Any]:
-    """Coverage of a level over several data sets, whose users are different people."""
+def coverage_at(nominal: float, parts: Sequence[Measured], kind: str, confidence: float) -> dict[str, Any]:
+    """Coverage at a nominal coverage over several data sets, whose users are different people."""
     groups = [part.test[kind] for part in parts]
     posts = sum(len(group.error) for group in groups)
     users = sum(len(np.unique(group.user)) for group in groups)
     result: dict[str, Any] = {"posts": posts, "users": users}
-    quantiles = [part.calibration.quantiles[level] for part in parts]
+    quantiles = [part.calibration.quantiles[nominal] for part in parts]
     if not posts or any(quantile is None for quantile in quantiles):
         return result | {"verdict": INFINITE, "verdict, both": INFINITE}
     known = [quantile for quantile in quantiles if quantile is not None]
     inside = [group.inside(quantile) for group, quantile in zip(groups, known, strict=True)]
     found = float(np.concatenate(inside).mean())
-    clusters = np.concatenate([np.char.add(f"{place} ", group.user) for place, group in enumerate(groups)])
+    clusters = np.concatenate([np.char.add(f"{index} ", group.user) for index, group in enumerate(groups)])
     test = clustered_variance(np.concatenate(inside), clusters)
-    # A quantile too low or too high by chance moves the coverage of all posts of its data set together.
+    # A quantile that is too low or high by chance changes the coverage of all posts of its data set together.
     calibrating = sum(
         (len(group.error) / posts) ** 2 * clustered_variance(part.calibrating.inside(quantile), part.calibrating.user)
         for group, part, quantile in zip(groups, parts, known, strict=True)
@@ -229,39 +231,39 @@ def coverage_at(level: float, parts: Sequence[Measured], kind: str, confidence: 
         "coverage": found,
         "low": low,
         "high": high,
-        "verdict": verdict(level, low, high),
+        "verdict": verdict(nominal, low, high),
         "low, both": wide_low,
         "high, both": wide_high,
-        "verdict, both": verdict(level, wide_low, wide_high),
+        "verdict, both": verdict(nominal, wide_low, wide_high),
     }
 
 
-def clustered_variance(inside: FloatArray, users: npt.NDArray[np.str_]) -> float:
-    """Of the mean of `inside` (n,), when users are drawn with all their posts; 0 for a single user."""
-    places = np.unique(users, return_inverse=True)[1]
-    sums = np.bincount(places, weights=inside - inside.mean())
+def clustered_variance(inside: Float64Array, users: npt.NDArray[np.str_]) -> float:
+    """Variance of the mean of `inside` (n,) over draws of users with all their posts; 0 for a single user."""
+    indices = np.unique(users, return_inverse=True)[1]
+    sums = np.bincount(indices, weights=inside - inside.mean())
     count = len(sums)
     return float(count / (count - 1) * (sums**2).sum() / len(inside) ** 2) if count > 1 else 0.0
 
 
-def binomial_interval(share: float, variance: float, posts: int, confidence: float) -> tuple[float, float]:
-    """Clopper and Pearson's for a share found with `variance`: of as many independent posts as would have it.
+def binomial_interval(fraction: float, variance: float, posts: int, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a fraction, for the number of independent posts that gives `variance`.
 
-    Where all posts are alike the variance says nothing, and each counts for itself. Korn and Graubard's correction for
-    few clusters is left out: there are hundreds.
+    Without variance every post counts as independent. Korn and Graubard's correction for few clusters is left out:
+    there are hundreds.
     """
-    count = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else float(posts)
-    hits, tail = share * count, (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, count - hits + 1)) if share > 0 else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if share < 1 else 1.0
+    count = fraction * (1 - fraction) / variance if variance > 0 and 0 < fraction < 1 else float(posts)
+    hits, tail = fraction * count, (1 - confidence) / 2
+    low = float(beta.ppf(tail, hits, count - hits + 1)) if fraction > 0 else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if fraction < 1 else 1.0
     return low, high
 
 
-def verdict(level: float, low: float, high: float) -> str:
-    """Whether the stated level lies in the interval of the found coverage."""
-    if low <= level <= high:
+def verdict(nominal: float, low: float, high: float) -> str:
+    """Whether the nominal coverage lies in the interval of the measured one."""
+    if low <= nominal <= high:
         return INSIDE
-    return LESS if high < level else MORE
+    return LESS if high < nominal else MORE
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Does every step pay? stack over metadata-only over user mean over constant, on several demo data sets.
+"""Scores of stack, metadata, user mean and constant, and of each step between them, on several demo data sets.
 
-For each seed the generator makes another data set and the stages of dvc.yaml run on it, in this process. Scored
-are the rows of `report`, and the test part, whose labels only the generator knows. A score is the mean over the
-seeds of each seed's score. Its interval comes from a bootstrap in which every seed draws its own users: it says
-how far the users scored could mislead about these models, not how models of other training data would differ.
+For each seed the generator makes another data set, and the stages of dvc.yaml run on it in this process. The scored
+posts are the valid rows of `holdout` and the test part, whose labels only the generator knows. A score is the mean of
+the seeds' scores. Its interval is from a bootstrap in which every seed draws its own users: it shows how the score of
+these models varies with the users, not with the training data.
 
     python -m benchmarks.demo_ladder
     python -m benchmarks.demo_ladder --seeds 1 2 --posts 900 --work .state/ladder --csv ladder.csv
@@ -35,7 +35,7 @@ from popularity.core.stage import run
 from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.scores import COMPARED, HOLDOUT, MODELS, UNLABELLED, EvaluateConfig, check_predictions
 
-LAST_STAGE = "stack"  # what follows scores or shows
+LAST_STAGE = "stack"  # later stages score and report
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
 TRUTH = Path("data/demo_truth")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the generator")
     parser.add_argument("--posts", type=int, help="per data set, with users in proportion; default: demo.posts")
-    parser.add_argument("--work", type=Path, help="keeps each seed's data; finished stages are not run again")
+    parser.add_argument("--work", type=Path, help="folder of the data sets; finished stages do not run again")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
     config = load_params("evaluate", EvaluateConfig, args.params)
@@ -77,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {sum(map(len, by_seed.values())):,} posts of {users:,} users")
     print(text_table(table.to_dicts()))
     write_csv(table.to_dicts(), args.csv)
-    open_steps = table.filter(pl.col("minus").is_not_null() & (pl.col("verdict") != BETTER))
-    named = [f"{row['rows']} {row['model']} - {row['minus']} ({row['metric']})" for row in open_steps.to_dicts()]
-    print(f"steps that do not hold: {', '.join(named)}" if named else "every step holds")
+    failed_steps = table.filter(pl.col("minus").is_not_null() & (pl.col("verdict") != BETTER))
+    named = [f"{row['rows']} {row['model']} - {row['minus']} ({row['metric']})" for row in failed_steps.to_dicts()]
+    print(f"steps that are not better: {', '.join(named)}" if named else "every step is better")
 
 
 def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
-    """The content of params.yaml for one data set of the ladder; the stack is taken as it stands there."""
+    """The content of params.yaml for one data set, without a search of the stack's parameters."""
     params: dict[str, Any] = read_yaml(file)
     demo = params["demo"]
     if posts is not None:
@@ -92,7 +92,7 @@ def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
     params["dataset"]["root"] = "data/demo"
     params["stack"]["schemes"] = [HOLDOUT]
     params["select"]["candidates"] = []
-    params["tune"]["trials"] = 0
+    params["tune"]["n_trials"] = 0
     return params
 
 
@@ -109,7 +109,7 @@ def commands_of(stages: Sequence[str], params: Mapping[str, Any]) -> dict[str, s
 
 
 def stage_folder(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> Path:
-    """The folder below `work` in which the stages run with `params`, named by what they depend on."""
+    """The folder below `work` in which the stages run with `params`; its name depends on parameters and code."""
     roots = (Path(popularity.__file__).parent, Path("stages"))
     code = [file for root in roots for file in sorted(root.rglob("*.py"))]
     return work / f"seed_{params['demo']['seed']}-{fingerprint(params, commands_of(stages, params), *code)}"
@@ -123,7 +123,7 @@ def run_stages(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> 
     with chdir(folder):  # the commands of dvc.yaml name paths relative to where they run
         for name in (progress := tqdm(stages, unit="stage")):
             progress.set_description(f"seed {seed} {name}")
-            if Path(f"reports/resources/{name}.json").exists():  # a stage's cost record is the last that it writes
+            if Path(f"reports/resources/{name}.json").exists():  # a stage writes its cost record last
                 continue
             words = shlex.split(commands[name])
             arguments = words[words.index(f"stages.{name}") + 1 :]
@@ -142,8 +142,8 @@ def scored_rows(folder: Path, scheme: str) -> pl.DataFrame:
     best = pl.read_parquet(folder / TRUTH / "effects.parquet").select("pid", pl.col("expected").alias(BEST))
     means = predictions.filter(pl.col("scheme") == scheme).group_by("pid", "model").agg(pl.col("prediction").mean())
     rows = means.pivot(on="model", index="pid", values="prediction").sort("pid")
-    for facts in (posts.select("pid", "uid"), labels, best):
-        rows = rows.join(facts, on="pid", how="left", validate="1:1", maintain_order="left")
+    for columns in (posts.select("pid", "uid"), labels, best):
+        rows = rows.join(columns, on="pid", how="left", validate="1:1", maintain_order="left")
     return rows.select("pid", "uid", "label", *MODELS, BEST)
 
 
@@ -158,14 +158,14 @@ def ladder(name: str, by_seed: Mapping[int, pl.DataFrame], config: EvaluateConfi
     models = [*MODELS, BEST]
     values = {metric: np.empty((len(by_seed), len(models))) for metric in COMPARED}
     draws = {metric: np.zeros((config.n_resamples, len(models))) for metric in COMPARED}
-    for place, (seed, rows) in enumerate(by_seed.items()):
+    for index, (seed, rows) in enumerate(by_seed.items()):
         labels, predictions = rows["label"].to_numpy(), rows.select(models).to_numpy()
         users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
-        # Another seed for each data set: equal ones would draw the same places in every list of users.
+        # Another seed for each data set: equal seeds would draw the same positions in every list of users.
         drawn = resample(labels, predictions, users, resamples=config.n_resamples, seed=config.seed + seed)
         scores = [score(labels, column) for column in predictions.T]
         for metric in COMPARED:
-            values[metric][place] = [np.nan if one[metric] is None else one[metric] for one in scores]
+            values[metric][index] = [np.nan if one[metric] is None else one[metric] for one in scores]
             draws[metric] += drawn[metric] / len(by_seed)
     # A constant ranks nothing: its SRC is undefined, and a step from it is measured from 0.
     constant = MODELS.index("constant")

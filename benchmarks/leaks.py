@@ -1,21 +1,21 @@
-"""What each of seven leaks seems to gain in validation, and what it then loses on posts that come later.
+"""Seven leaks: the gain that validation shows for each, and the loss on later posts.
 
     python -m benchmarks.leaks                        # `make leaks`: the run in this folder
     python -m benchmarks.leaks --folder ../run --csv leaks.csv
 
-Two neighbouring cuts of the scheme `matched` make a case: the earlier one validates, the later one is the pseudo-test.
-An honest practice scores each of CANDIDATES on the earlier cut, takes the one with the least MAE, fits it on the fit
-rows of the later cut and predicts its scored rows. A leaky practice does the same with one thing wrong; on the
-pseudo-test nothing can leak, as on a real test part. A line of the table is a metric of a practice, mean over cases:
+Two neighbouring splits of scheme `forward` make a case: the earlier split validates, the later one is the pseudo-test.
+The honest practice scores each of CANDIDATES on the earlier split, takes the one of least MAE, fits it on the train
+rows of the later split and predicts its valid rows. A leaky practice does the same with one mistake; on the pseudo-test
+nothing can leak, as on a real test part. A line of the table is a metric of a practice, mean over cases:
 
-    claimed        what its validation says
-    seems to gain  against the honest validation; above 0 looks better, for both metrics
-    pseudo-test    what it gets there
-    loses          against the honest practice on the same posts, with an interval over users; above 0 is worse
-    overpromises   claimed against pseudo-test; above 0: the claim was too good
+    validation       its validation score
+    validation gain  over the validation score of the honest practice; above 0 is better, for both metrics
+    pseudo-test      its score there
+    test loss        against the honest practice on the same posts, with an interval over users; above 0 is worse
+    optimism         validation against pseudo-test; above 0: the validation score was too good
 
-The learner is ours, with one seed, short training, and the columns of metadata and text. `report` is not read. Needs
-`dvc repro embed_posts`.
+The learner is ours, with one seed, short training, and the columns of metadata and text. Scheme `holdout` is not read.
+Needs `dvc repro embed_posts`.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from sklearn.model_selection import KFold
 from tqdm import tqdm
 
-from benchmarks.systems import METRICS, Array, FoldData, Project, Scored, ours, paired_interval
+from benchmarks.systems import METRICS, FoldData, Project, Scored, ours, paired_interval
 from benchmarks.tables import add_csv_flag, text_table, write_csv
+from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.errors import DataError
 from popularity.core.metrics import mean_absolute_error, score
 from popularity.core.stage import run
 from popularity.stack import lightgbm
 from popularity.stack.feature_blocks import Blocks, part_rows
 from popularity.stack.matrix import MatrixEncoder
-from popularity.stack.oof_ridge import fit_head
+from popularity.stack.oof_ridge import fit_oof_ridge
 from popularity.stack.params import StackParams
-from popularity.stack.sample import Sample, recency_weights
+from popularity.stack.sample import Sample, recency_sample_weight
 from popularity.validation.folds import Fold
 
 HONEST = "none: honest"
-FOLDS = 3  # of random folds
-SEEDS = 5  # from which leak 6 takes the best
-SHARES = np.linspace(0, 1, 11)  # of the trees in its blend
+N_FOLDS = 3  # of leak 3
+N_SEEDS = 5  # among which leak 6 takes the best
+WEIGHTS = np.linspace(0, 1, 11)  # of LightGBM in the ensemble of leak 6
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,45 +71,55 @@ def shortened(params: StackParams) -> StackParams:
     columns = replace(
         params.columns, feature_blocks=("metadata", "text"), feature_groups=(), n_components=8, oof_ridge=("text",)
     )
-    trees = replace(params.lightgbm, learning_rate=0.1)
+    lightgbm_params = replace(params.lightgbm, learning_rate=0.1)
     return replace(
-        params, n_seeds=1, num_boost_round=min(500, params.num_boost_round), early_stopping_rounds=30, target_transform="none", detrend="none",
-        learners=("lightgbm",), columns=columns, lightgbm=trees,
-    )  # fmt: skip
+        params,
+        n_seeds=1,
+        num_boost_round=min(500, params.num_boost_round),
+        early_stopping_rounds=30,
+        target_transform="none",
+        detrend="none",
+        learners=("lightgbm",),
+        columns=columns,
+        lightgbm=lightgbm_params,
+    )
 
 
-def plain(params: StackParams) -> StackParams:
+def baseline(params: StackParams) -> StackParams:
+    """The parameters unchanged."""
     return params
 
 
-def named_users(params: StackParams) -> StackParams:
-    """The user as a category: it knows those it has seen."""
+def user_category(params: StackParams) -> StackParams:
+    """The user id is a category, so the model learns the users of the train rows."""
     return replace(params, columns=replace(params.columns, uid_category=True))
 
 
 def large_trees(params: StackParams) -> StackParams:
+    """Trees of more and smaller leaves."""
     return replace(params, lightgbm=replace(params.lightgbm, num_leaves=63, min_data_in_leaf=5))
 
 
-CANDIDATES: tuple[Callable[[StackParams], StackParams], ...] = (plain, named_users, large_trees)
+CANDIDATES: tuple[Callable[[StackParams], StackParams], ...] = (baseline, user_category, large_trees)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Two neighbouring cuts, the posts of the earlier one all labelled.
+    """Two neighbouring splits; all posts of the earlier one have labels.
 
     Args:
-        earlier: its scored rows validate.
-        later: its scored rows are the pseudo-test.
-        truth: (scored rows of the earlier cut,) their labels.
-        test: (pid, uid, label) of the later cut's scored rows.
+        earlier: its valid rows validate.
+        later: its valid rows are the pseudo-test.
+        truth: (m,) labels of the earlier split's valid rows.
+        test: (pid, uid, label) of the later split's valid rows.
+        honest_predictions: (n,) predictions of honest fits for the later split's valid rows, by name of the candidate.
     """
 
     earlier: FoldData
     later: FoldData
-    truth: Array
+    truth: Float64Array
     test: pl.DataFrame
-    found: dict[str, Array] = field(default_factory=dict)  # predictions of the honest fits of the later cut
+    honest_predictions: dict[str, Float64Array] = field(default_factory=dict)
 
     @property
     def params(self) -> StackParams:
@@ -121,35 +131,35 @@ class Case:
 
     @property
     def labelled_earlier(self) -> pl.DataFrame:
-        """The posts of the earlier cut, its scored rows with their labels."""
+        """The posts of the earlier split, its valid rows with their labels."""
         truth = pl.DataFrame({"pid": self.earlier.fold.score["pid"], "truth": self.truth})
         posts = self.earlier.posts.join(truth, on="pid", how="left", validate="1:1", maintain_order="left")
         return posts.with_columns(label=pl.coalesce("label", "truth")).drop("truth")
 
     @property
     def labelled_later(self) -> pl.DataFrame:
-        """The fit posts of the later cut: all labels that there are when it begins."""
+        """The train posts of the later split: all labels that exist when it begins."""
         return self.later.posts.filter(pl.col("label").is_not_null())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a practice says of itself, and what it predicts for the later cut's scored rows (m,)."""
+    """A practice's validation score by metric, and its predictions (m,) for the later split's valid rows."""
 
-    claimed: dict[str, float | None]
-    predictions: Array
+    validation: dict[str, float | None]
+    predictions: Float64Array
 
 
 def cases(project: Project) -> Iterator[Case]:
-    """The neighbouring cuts of `matched` in order of time.
+    """The neighbouring splits of `forward` in order of time.
 
     Raises:
-        DataError: there is a single cut.
+        DataError: the scheme has a single split.
     """
     folds = list(project.folds(["forward"]))
     if len(folds) < 2:
         raise DataError(
-            "the scheme matched has a single cut",
+            "scheme forward has a single split",
             expected="at least two",
             fix="set split.n_origins: 3 and run dvc repro",
         )
@@ -164,38 +174,38 @@ def measure(given: Sequence[Case], resamples: int) -> pl.DataFrame:
         for name, practice in tqdm(PRACTICES.items(), unit="practice"):
             outcomes[name].append(practice(case))
     labels, users = (np.concatenate([case.test[name].to_numpy() for case in given]) for name in ("label", "uid"))
-    cuts = np.repeat(np.arange(len(given)), [len(case.test) for case in given])
+    splits = np.repeat(np.arange(len(given)), [len(case.test) for case in given])
     honest = np.concatenate([one.predictions for one in outcomes[HONEST]])
     rows: list[dict[str, Any]] = []
     for metric in METRICS:
         better = 1.0 if metric == "src" else -1.0
-        claims = {name: _mean(metric, own) for name, own in outcomes.items()}
+        validation = {name: _mean(metric, own) for name, own in outcomes.items()}
         for name, own in outcomes.items():
             mine = np.concatenate([one.predictions for one in own])
             loss = paired_interval(
-                Scored(labels, users, cuts), mine[:, None], honest[:, None], metric, resamples=resamples
+                Scored(labels, users, splits), mine[:, None], honest[:, None], metric, resamples=resamples
             )
             bounds = [None if bound is None else -better * bound + 0.0 for bound in (loss.value, loss.low, loss.high)]
-            reached = score(labels, mine, cuts)[metric]
-            gain, missed = (_minus(claims[name], other) for other in (claims[HONEST], reached))
+            reached = score(labels, mine, splits)[metric]
+            gain, missed = (_minus(validation[name], other) for other in (validation[HONEST], reached))
             rows.append(
                 {
                     "metric": metric,
                     "leak": name,
-                    "claimed": claims[name],
-                    "seems to gain": None if gain is None else better * gain + 0.0,
+                    "validation": validation[name],
+                    "validation gain": None if gain is None else better * gain + 0.0,
                     "pseudo-test": reached,
-                    "loses": bounds[0],
+                    "test loss": bounds[0],
                     "low": bounds[1] if better < 0 else bounds[2],
                     "high": bounds[2] if better < 0 else bounds[1],
-                    "overpromises": None if missed is None else better * missed,
+                    "optimism": None if missed is None else better * missed,
                 }
             )
-    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("low", "high", "loses", "claimed"), pl.Float64))
+    return pl.DataFrame(rows, schema_overrides=dict.fromkeys(("low", "high", "test loss", "validation"), pl.Float64))
 
 
 def _mean(metric: str, outcomes: Sequence[Outcome]) -> float | None:
-    values = [value for one in outcomes if (value := one.claimed[metric]) is not None]
+    values = [value for one in outcomes if (value := one.validation[metric]) is not None]
     return float(np.mean(values)) if len(values) == len(outcomes) else None
 
 
@@ -210,8 +220,8 @@ def unchanged(case: Case) -> tuple[Fold, Fold]:
     return case.earlier.fold, case.later.fold
 
 
-def by_the_earlier_cut(change: Change) -> Callable[[Case], Outcome]:
-    """The practice that validates on the earlier cut, its columns changed."""
+def validated_on_the_earlier_split(change: Change) -> Callable[[Case], Outcome]:
+    """The practice that validates on the earlier split, with changed columns."""
 
     def practice(case: Case) -> Outcome:
         earlier, later = change(case)
@@ -223,22 +233,22 @@ def by_the_earlier_cut(change: Change) -> Callable[[Case], Outcome]:
     return practice
 
 
-def _predict(fold: Fold, case: Case, candidate: Callable[[StackParams], StackParams]) -> Array:
-    """(m,) of the fold's scored rows."""
+def _predict(fold: Fold, case: Case, candidate: Callable[[StackParams], StackParams]) -> Float64Array:
+    """(m,) predictions for the fold's valid rows."""
     return ours(replace(case.later, fold=fold, params=candidate(case.params)))
 
 
-def _test(fold: Fold, case: Case, candidate: Callable[[StackParams], StackParams], *, kept: bool) -> Array:
-    """(m,) of the pseudo-test; honest fits serve several practices."""
+def _test(fold: Fold, case: Case, candidate: Callable[[StackParams], StackParams], *, kept: bool) -> Float64Array:
+    """(m,) predictions for the pseudo-test; several practices share the honest ones."""
     if not kept:
         return _predict(fold, case, candidate)
-    if candidate.__name__ not in case.found:
-        case.found[candidate.__name__] = _predict(fold, case, candidate)
-    return case.found[candidate.__name__]
+    if candidate.__name__ not in case.honest_predictions:
+        case.honest_predictions[candidate.__name__] = _predict(fold, case, candidate)
+    return case.honest_predictions[candidate.__name__]
 
 
 def target_statistics(case: Case) -> tuple[Fold, Fold]:
-    """Mean labels of user, class and concept that include the row's own label and those of the scored rows."""
+    """Mean labels of user, class and concept that include the row's own label and the labels of valid rows."""
 
     def means(fold: Fold, labelled: pl.DataFrame) -> Fold:
         for key in ("uid", "subcategory", "concept"):
@@ -250,7 +260,7 @@ def target_statistics(case: Case) -> tuple[Fold, Fold]:
 
 
 def totals_after_the_posts(case: Case) -> tuple[Fold, Fold]:
-    """Posts and views of each user in all, crawled when the later cut begins: after the posts they describe."""
+    """Total posts and views of each user, crawled when the later split begins: after the posts that they describe."""
 
     def totals(labelled: pl.DataFrame) -> pl.DataFrame:
         views = (pl.lit(2.0) ** pl.col("label") - 1).sum()
@@ -262,17 +272,17 @@ def totals_after_the_posts(case: Case) -> tuple[Fold, Fold]:
     )
 
 
-def encoders_on_scored_rows(case: Case) -> tuple[Fold, Fold]:
-    """A head on the text vectors that was fitted once on all labelled rows, before there were folds."""
+def encoders_on_valid_rows(case: Case) -> tuple[Fold, Fold]:
+    """A ridge regression on the text vectors, fitted once on all labelled rows, before the folds were made."""
 
-    def headed(fold: Fold, extra: pl.DataFrame, label: Array) -> Fold:
+    def headed(fold: Fold, extra: pl.DataFrame, label: Float64Array) -> Fold:
         pids = [*fold.fit["pid"], *extra["pid"]]
         vectors = part_rows(case.blocks, "text", pids)
         users = np.concatenate([fold.fit["uid"].to_numpy(), extra["uid"].to_numpy()])
         given = case.params.columns
-        head, _ = fit_head(
+        head, _ = fit_oof_ridge(
             vectors, np.concatenate([fold.label, label]), users,
-            folds=given.oof_ridge_folds, penalties=given.oof_ridge_alphas, seed=case.params.seed,
+            folds=given.oof_ridge_folds, alphas=given.oof_ridge_alphas, seed=case.params.seed,
         )  # fmt: skip
         both = pl.concat([fold.fit.select("pid"), fold.score.select("pid")])
         values = pl.Series(head.predict(part_rows(case.blocks, "text", both["pid"].to_list()))).fill_nan(None)
@@ -283,9 +293,9 @@ def encoders_on_scored_rows(case: Case) -> tuple[Fold, Fold]:
 
 
 def shifted_join(case: Case) -> tuple[Fold, Fold]:
-    """Each post's previous label of its user, sorted and shifted, is joined by position to a table one row short.
+    """The previous label of the post's user, joined by position to a table that lacks its first row.
 
-    So a post gets its own label, unless it is its user's last; one without a label gets none.
+    So a post gets its own label, unless it is its user's last; a post without a label gets none.
     """
 
     def previous(fold: Fold, posts: pl.DataFrame) -> Fold:
@@ -297,7 +307,7 @@ def shifted_join(case: Case) -> tuple[Fold, Fold]:
 
 
 def _joined(fold: Fold, table: pl.DataFrame, key: str) -> Fold:
-    """The fold with the columns of `table`, null where it has no such key."""
+    """The fold with the columns of `table`, null where the table lacks the key."""
     fit, scored = (
         rows.join(table, on=key, how="left", validate="m:1", maintain_order="left") for rows in (fold.fit, fold.score)
     )
@@ -305,9 +315,9 @@ def _joined(fold: Fold, table: pl.DataFrame, key: str) -> Fold:
 
 
 def random_folds(case: Case) -> Outcome:
-    """Validates on random folds of the later cut's fit rows."""
+    """Validates on random folds of the later split's train rows."""
     fold = case.later.fold
-    parts = list(KFold(FOLDS, shuffle=True, random_state=case.params.seed).split(fold.label))
+    parts = list(KFold(N_FOLDS, shuffle=True, random_state=case.params.seed).split(fold.label))
     each = []
     for candidate in CANDIDATES:
         predictions = np.empty(len(fold.label))
@@ -319,20 +329,20 @@ def random_folds(case: Case) -> Outcome:
 
 
 def known_users(case: Case) -> Outcome:
-    """Validates on the last fit rows of the later cut, of users that are on both sides; most of the test's are new."""
+    """Validates on the last train rows of the later split, by users with earlier posts; most test users are new."""
     fold = case.later.fold
-    cut = np.quantile(fold.posted_at, 1 - case.params.inner_cv.valid_fraction)
-    before = np.flatnonzero(fold.posted_at < cut)
+    start = np.quantile(fold.posted_at, 1 - case.params.inner_cv.valid_fraction)
+    before = np.flatnonzero(fold.posted_at < start)
     users = fold.fit["uid"]
     known = users.is_in(users.gather(before).unique().to_list()).to_numpy()
-    scored = np.flatnonzero((fold.posted_at >= cut) & known)
+    scored = np.flatnonzero((fold.posted_at >= start) & known)
     each = [_predict(_part(fold, before, scored), case, candidate) for candidate in CANDIDATES]
     best = int(np.argmin([mean_absolute_error(fold.label[scored], one) for one in each]))
     return Outcome(score(fold.label[scored], each[best]), _test(fold, case, CANDIDATES[best], kept=True))
 
 
-def _part(fold: Fold, rows: npt.NDArray[np.int64], scored: npt.NDArray[np.int64]) -> Fold:
-    """A fold within the fit rows of another."""
+def _part(fold: Fold, rows: Int64Array, scored: Int64Array) -> Fold:
+    """A fold inside the train rows of another."""
     times = fold.posted_at
     return replace(
         fold, fit=fold.fit[rows], score=fold.fit[scored],
@@ -340,44 +350,44 @@ def _part(fold: Fold, rows: npt.NDArray[np.int64], scored: npt.NDArray[np.int64]
     )  # fmt: skip
 
 
-def chosen_on_reported_rows(case: Case) -> Outcome:
-    """Rounds, seed and the share of a linear head in a blend: the best on the very rows that are reported."""
+def chosen_on_valid_rows(case: Case) -> Outcome:
+    """Rounds, seed and weight of an ensemble of LightGBM and ridge: the best on the reported rows themselves."""
     params = case.params
 
-    def fitted(fold: Fold, seed: int, rounds: int) -> tuple[Any, npt.NDArray[np.float32], Array]:
-        """A booster, the matrix of the scored rows, and the linear head's predictions of these."""
+    def fitted(fold: Fold, seed: int, rounds: int) -> tuple[Any, Float32Array, Float64Array]:
+        """A booster, the matrix of the valid rows, and the ridge regression's predictions for them."""
         encoder, matrix = MatrixEncoder.fit(fold.fit, fold.label, case.blocks, params.columns)
-        sample = Sample(matrix, fold.label, recency_weights(fold.posted_at, params.sample_weight_half_life_days))
+        sample = Sample(matrix, fold.label, recency_sample_weight(fold.posted_at, params.sample_weight_half_life_days))
         scored = encoder.apply(fold.score, case.blocks)
-        linear = scored.values[:, scored.names.index("text_head")].astype(np.float64)
+        linear = scored.values[:, scored.names.index("text_oof_ridge")].astype(np.float64)
         linear[np.isnan(linear)] = np.median(fold.label)
         return lightgbm.fit(sample, rounds, params, seed), scored.values, linear
 
-    best: tuple[float, int, int, float, Array] | None = None
-    for seed in range(params.seed, params.seed + SEEDS):
+    best: tuple[float, int, int, float, Float64Array] | None = None
+    for seed in range(params.seed, params.seed + N_SEEDS):
         booster, values, linear = fitted(case.earlier.fold, seed, params.num_boost_round)
         for rounds in range(10, params.num_boost_round + 1, 10):
-            trees = np.asarray(booster.predict(values, num_iteration=rounds))
-            for share in SHARES:
-                mixed = share * trees + (1 - share) * linear
+            boosted = np.asarray(booster.predict(values, num_iteration=rounds))
+            for weight in WEIGHTS:
+                mixed = weight * boosted + (1 - weight) * linear
                 error = mean_absolute_error(case.truth, mixed)
                 if best is None or error < best[0]:
-                    best = error, seed, rounds, float(share), mixed
+                    best = error, seed, rounds, float(weight), mixed
     assert best is not None
-    _, seed, rounds, share, mixed = best
+    _, seed, rounds, weight, mixed = best
     booster, values, linear = fitted(case.later.fold, seed, rounds)
-    return Outcome(score(case.truth, mixed), share * np.asarray(booster.predict(values)) + (1 - share) * linear)
+    return Outcome(score(case.truth, mixed), weight * np.asarray(booster.predict(values)) + (1 - weight) * linear)
 
 
 PRACTICES: dict[str, Callable[[Case], Outcome]] = {
-    HONEST: by_the_earlier_cut(unchanged),
-    "1 target statistics with the row and the scored rows": by_the_earlier_cut(target_statistics),
-    "2 encoders fitted on scored rows": by_the_earlier_cut(encoders_on_scored_rows),
-    "3 random folds for a task cut in time": random_folds,
+    HONEST: validated_on_the_earlier_split(unchanged),
+    "1 target statistics with the row and the valid rows": validated_on_the_earlier_split(target_statistics),
+    "2 encoders fitted on valid rows": validated_on_the_earlier_split(encoders_on_valid_rows),
+    "3 random folds for a task split in time": random_folds,
     "4 known users on both sides": known_users,
-    "5 user totals dated after the posts": by_the_earlier_cut(totals_after_the_posts),
-    "6 stopping, seed and blend chosen on the reported rows": chosen_on_reported_rows,
-    "7 a join by position that shifts": by_the_earlier_cut(shifted_join),
+    "5 user totals dated after the posts": validated_on_the_earlier_split(totals_after_the_posts),
+    "6 stopping, seed and weight chosen on the reported rows": chosen_on_valid_rows,
+    "7 a join by position that shifts": validated_on_the_earlier_split(shifted_join),
 }
 
 

@@ -1,4 +1,4 @@
-"""Cost of a part of a benchmark that runs in a process of its own: seconds, CPU seconds, peak memory."""
+"""Seconds, CPU seconds and peak memory of a task that runs in its own process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
-Part = Callable[..., dict[str, Any] | None]
+Task = Callable[..., dict[str, Any] | None]
 
 
 class Clock:
-    """Seconds and CPU seconds, those of ended child processes included, since it was made."""
+    """Measures seconds and CPU seconds since its creation, ended child processes included."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.perf_counter(), _cpu()
@@ -31,30 +31,30 @@ def _cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def run_part(parts: Mapping[str, Part], arguments: list[str]) -> None:
-    """Runs the part that the first argument names, on a folder and words, and prints what it returns and costs as JSON.
+def run_task(tasks: Mapping[str, Task], arguments: list[str]) -> None:
+    """Runs the task named by the first argument, and prints its result and cost as JSON.
 
-    A part that has start-up to leave out returns `seconds` and `cpu` of its own.
+    The other arguments are a folder and words. A task that excludes its start-up returns its own `seconds` and `cpu`.
     """
     name, folder, *rest = arguments
     clock = Clock()
-    found = parts[name](Path(folder), *rest) or {}
+    found = tasks[name](Path(folder), *rest) or {}
     peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(json.dumps(clock.read() | {"mib": max(peaks)} | found))
 
 
-def measure(module: str, part: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """What `run_part` prints in a process of its own."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", part, str(folder), *arguments]
+def measure(module: str, task: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """The result and cost of a task of `benchmarks.<module>`, run in its own process."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", task, str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment())
     if done.returncode:
-        raise RuntimeError(f"{module} {part}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{module} {task}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def execute(folder: Path, *command: str) -> str:
-    """What a command printed, run in `folder` with its code.
+    """The output of a command, run in `folder` with the code there.
 
     Raises:
         RuntimeError: it failed.
@@ -66,6 +66,6 @@ def execute(folder: Path, *command: str) -> str:
 
 
 def environment(root: Path = REPOSITORY) -> dict[str, str]:
-    """This process's, with the code of `root` and without progress bars."""
+    """The environment of this process with the code of `root` and without progress bars."""
     paths = os.pathsep.join([str(root / "src"), str(root)])
     return {**os.environ, "PYTHONPATH": paths, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}

@@ -1,10 +1,10 @@
-"""How well does the network tell the classes? Before and after each of its parts, on posts it was not trained on.
+"""Class accuracy and retrieval of the network, before and after each of its parts, on held-out posts.
 
-Of each part: recall of a post's own text by its picture, class accuracy (first, first five, mean over classes),
-silhouette of the classes. Frozen towers of different models share no space: there, picture and text meet in the space
-of the classes, as the K cosines to their prototypes (before), p (prompts) and q (attention). Then the accuracy of bare
-class names (the same text tower without context vectors) and of logistic regressions on the same frozen vectors, whose
-penalty is chosen on folds by user inside the training rows. A number is the mean over the seeds.
+For each part: recall of a post's own text by its image, class accuracy (top-1, top-5, mean over classes), silhouette of
+the classes. Frozen encoders of different models share no space, so image and text are compared in the space of the
+classes: as the K cosines to the prototypes (before), p (prompts) and q (attention). Then the accuracy of class names
+alone (the same text encoder without context vectors) and of logistic regressions on the same frozen vectors, with a
+penalty chosen on folds by user inside the train rows. A number is the mean over the seeds.
 
     python -m benchmarks.networks                                # 3 seeds, as params.yaml trains
     python -m benchmarks.networks --seeds 0 --steps 100 --csv networks.csv
@@ -40,7 +40,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tables import add_csv_flag, text_table, write_csv
-from popularity.core.arrays import normalize_rows
+from popularity.core.arrays import BoolArray, Float64Array, Int64Array, normalize_rows
 from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import IMAGES, POSTS, read_table
@@ -72,12 +72,11 @@ logger = logging.getLogger(__name__)
 CODE = ("encoders", "network", "inference", "prototypes", "training")  # subpackages that make a network
 Precision = Literal["fp32", "bf16", "fp16"]
 Vectors = npt.NDArray[np.floating[Any]]
-Classes = npt.NDArray[np.int64]
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regressions
 PROBE_FOLDS = 3
 TIE = 1e-6  # similarities closer than this are equal: equal vectors may differ by that much after a matrix product
-CHUNK = 2048  # rows of a similarity matrix that are in memory at once
+CHUNK_ROWS = 2048  # of a similarity matrix in memory
 MAX_SILHOUETTE_POSTS = 2000
 
 
@@ -85,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="train so many steps instead of params.yaml's length")
-    parser.add_argument("--precision", choices=get_args(Precision), help="of the networks, instead of params.yaml's")
+    parser.add_argument("--steps", type=int, help="training steps; replaces train.epochs")
+    parser.add_argument("--precision", choices=get_args(Precision), help="of the networks; replaces train.precision")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
     bench = Bench.here(args.folder)
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def trained_as(params: TrainParams, steps: int | None, precision: Precision | None) -> TrainParams:
-    """Section train with another number of steps and another precision, where these are given."""
+    """Section train with the number of steps and the precision, if they are not None."""
     params = params if steps is None else replace(params, epochs=1, min_steps=steps)
     return params if precision is None else replace(params, precision=precision)
 
@@ -113,7 +112,7 @@ class Bench:
         root: of the data set.
         data: the folder data.
         params: file of parameters.
-        cache: finished parts, by what they depend on.
+        cache: folder of finished parts, each named by a fingerprint of everything it depends on.
     """
 
     root: Path
@@ -141,7 +140,7 @@ class Bench:
         return load_params("train", TrainParams, self.params)
 
     @property
-    def towers(self) -> EncoderPair:
+    def encoders(self) -> EncoderPair:
         return EncoderPair.load(self.params)
 
     @property
@@ -169,8 +168,8 @@ class Bench:
 
         Args:
             params: section train.
-            prompts: folder of a network whose prompts are taken over; only the attention is then trained. The parts
-                share no loss, so the result is that of training all.
+            prompts: folder of a network whose prompts are copied; then only the attention is trained. The two share no
+                loss, so the result is the same as of training both.
         """
         prototypes = self.prototypes(params.transductive)
 
@@ -180,12 +179,12 @@ class Bench:
                 weights = replace(weights, global_prompt=0.0, local_prompt=0.0)
             trained = replace(params, network=replace(params.network, weights=weights))
             inputs = self.inputs(prototypes, params)
-            network = build_network(trained, inputs, self.towers)
+            network = build_network(trained, inputs, self.encoders)
             rows, held_out = training_rows(self.posts, inputs.vectors, params)
             accelerator = fresh_accelerator(params.precision)
-            key = fingerprint(asdict(trained), asdict(self.towers), prototypes, self._inputs)
+            key = fingerprint(asdict(trained), asdict(self.encoders), prototypes, self._inputs)
             with resume_state("benchmark_train", key, self.cache) as state:
-                reader = post_reader(network, inputs, self.posts, self.images, self.root, self.towers)
+                reader = post_reader(network, inputs, self.posts, self.images, self.root, self.encoders)
                 history = train_network(
                     network, TrainingPosts(reader, rows, held_out), trained, accelerator, state=state
                 )
@@ -205,7 +204,7 @@ class Bench:
             accelerator = fresh_accelerator(trained_params(network).precision)
             key = fingerprint(asdict(params), network, prototypes, self._inputs)
             with resume_state("benchmark_embed", key, self.cache) as state:
-                inputs = NetworkInputs(self.posts, self.images, folders, self.towers, params, accelerator)
+                inputs = NetworkInputs(self.posts, self.images, folders, self.encoders, params, accelerator)
                 embed_posts(inputs, state=state, out=out / "vectors", explain=out / "explain")
 
         folder = self._once("embed", make, asdict(params), network, prototypes, self._inputs)
@@ -215,15 +214,15 @@ class Bench:
         """The network in evaluation mode, and how it reads the posts."""
         params = trained_params(network)
         inputs = self.inputs(self.prototypes(params.transductive), params)
-        loaded, _ = load_network(network, inputs, self.towers)
-        return loaded, post_reader(loaded, inputs, self.posts, self.images, self.root, self.towers), inputs
+        loaded, _ = load_network(network, inputs, self.encoders)
+        return loaded, post_reader(loaded, inputs, self.posts, self.images, self.root, self.encoders), inputs
 
     @cached_property
     def _inputs(self) -> str:
-        """Of everything that stands before the network."""
+        """The fingerprint of everything that the network reads, and of its code."""
         tables = [self.data / "interim" / name for name in ("posts.parquet", "images.parquet")]
         embeddings = [self.data / "embeddings" / name for name in ("image", "text")]
-        return fingerprint(asdict(self.towers), code_fingerprint(*CODE), *tables, *embeddings)
+        return fingerprint(asdict(self.encoders), code_fingerprint(*CODE), *tables, *embeddings)
 
     def _once(self, kind: str, make: Callable[[Path], None], *key: object) -> Path:
         folder = self.cache / kind / fingerprint(*key)
@@ -235,14 +234,14 @@ class Bench:
 
 
 def fresh_accelerator(precision: str) -> Accelerator:
-    """Of a process that has had others, possibly of another precision."""
+    """A new accelerator in a process that had others, possibly of another precision."""
     AcceleratorState._reset_state()
     PartialState._reset_state()
     return make_accelerator(precision)
 
 
 def take_prompts(network: PrototypeNetwork, folder: Path) -> None:
-    """Puts the prompts of a trained network in the place of the network's own."""
+    """Replaces the network's prompts by those of a trained network."""
     tensors = load_file(folder / "network.safetensors")
     own = {name: values for name, values in tensors.items() if name.split(".")[0] in ("global_prompt", "local_prompt")}
     network.load_state_dict(own, strict=False)
@@ -258,7 +257,7 @@ def class_table(bench: Bench, network_folder: Path, seed: int) -> list[dict[str,
     y = arrays.pop("y").astype(np.int64)
     table: list[dict[str, Any]] = []
     for part, image, text, logits, vectors in (
-        ("before: pictures and V", "near V", "near T", "near V", "image"),
+        ("before: images and V", "near V", "near T", "near V", "image"),
         ("before: texts and T", "near V", "near T", "near T", "text"),
         ("after global prompts", "attention", "global_prompt", "global_prompt", "global_prompt"),
         ("after local prompts", "attention", "local_prompt", "local_prompt", "local_prompt"),
@@ -284,15 +283,15 @@ def class_table(bench: Bench, network_folder: Path, seed: int) -> list[dict[str,
     return table
 
 
-def with_both(posts: PostReader, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The rows of posts that have a picture and a text."""
+def with_both(posts: PostReader, rows: Int64Array) -> Int64Array:
+    """The rows of posts that have an image and a text."""
     metadata = posts.metadata(rows)
-    both: npt.NDArray[np.bool_] = (metadata.has_image & metadata.has_token).numpy()
+    both: BoolArray = (metadata.has_image & metadata.has_token).numpy()
     return rows[both]
 
 
-def outputs_of(network: PrototypeNetwork, posts: PostReader, rows: npt.NDArray[np.int64]) -> dict[str, Vectors]:
-    """What the network makes of the rows, by name, (n, width) each, and their class `y` (n,)."""
+def outputs_of(network: PrototypeNetwork, posts: PostReader, rows: Int64Array) -> dict[str, Vectors]:
+    """Outputs of the network for the rows by name, each (n, width), and their class `y` (n,)."""
     parts: dict[str, list[torch.Tensor]] = {}
     prompts = network.class_prompts()
     passes = [rows[start : start + 256] for start in range(0, len(rows), 256)]
@@ -319,12 +318,12 @@ def _centred(values: Vectors) -> Vectors:
     return centred
 
 
-def linear_probe(features: Vectors, y: Classes, new: Vectors, users: npt.NDArray[Any], classes: int) -> Vectors:
+def linear_probe(features: Vectors, y: Int64Array, new: Vectors, users: npt.NDArray[Any], classes: int) -> Vectors:
     """(m, classes) log-probabilities of `new` (m, d) by a logistic regression on `features` (n, d), standardised.
 
     Args:
-        features: of the fit rows.
-        y: (n,) their classes; one that does not occur gets the least probability there is.
+        features: of the train rows.
+        y: (n,) their classes; a class that does not occur gets the smallest positive probability.
         new: of other rows.
         users: (n,) no user is on both sides of a fold on which the penalty is chosen.
         classes: width of the result.
@@ -342,13 +341,13 @@ def linear_probe(features: Vectors, y: Classes, new: Vectors, users: npt.NDArray
 def retrieval(image: Vectors, text: Vectors) -> dict[str, float]:
     """`recall_1`, `recall_10` and `median_rank` of a post's own text among all texts, by cosine to its image.
 
-    Of equal similarities the order is a matter of chance: a recall is its mean over the orders, a rank the mean rank.
-    Chance is k / n and (n + 1) / 2.
+    Equal similarities have a random order: a recall is its mean over the orders, a rank the mean rank. Chance is k / n
+    and (n + 1) / 2.
     """
     queries, answers = normalize_rows(image, dtype=np.float32), normalize_rows(text, dtype=np.float32)
     above, tied = np.empty(len(queries)), np.empty(len(queries))
-    for start in range(0, len(queries), CHUNK):
-        rows = slice(start, start + CHUNK)
+    for start in range(0, len(queries), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
         similarity = queries[rows] @ answers.T
         own = similarity[np.arange(len(similarity)), np.arange(start, start + len(similarity))]
         above[rows], tied[rows] = _above_and_tied(similarity, own)
@@ -356,34 +355,34 @@ def retrieval(image: Vectors, text: Vectors) -> dict[str, float]:
     return recalls | {"median_rank": float(np.median(above + (tied + 1) / 2))}
 
 
-def class_scores(logits: Vectors, y: Classes) -> dict[str, float]:
+def class_scores(logits: Vectors, y: Int64Array) -> dict[str, float]:
     """`top_1`, `top_5` and `macro` (top-1 averaged over the classes that occur) of logits (n, classes) for y (n,).
 
-    Equal logits count as the mean over their orders: constant logits score chance.
+    Equal logits have a random order: constant logits score chance.
     """
     above, tied = _above_and_tied(logits, logits[np.arange(len(y)), y])
     first = _hits(above, tied, 1)
-    _, place, posts = np.unique(y, return_inverse=True, return_counts=True)
+    _, index, posts = np.unique(y, return_inverse=True, return_counts=True)
     return {
         "top_1": float(first.mean()),
         "top_5": float(_hits(above, tied, 5).mean()),
-        "macro": float((np.bincount(place, weights=first) / posts).mean()),
+        "macro": float((np.bincount(index, weights=first) / posts).mean()),
     }
 
 
-def _above_and_tied(values: Vectors, own: Vectors) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _above_and_tied(values: Vectors, own: Vectors) -> tuple[Float64Array, Float64Array]:
     """For each row of (n, m) values: how many exceed its `own` (n,), and how many equal it (its own too)."""
     above = values > own[:, None] + TIE
     tied = np.abs(values - own[:, None]) <= TIE
     return above.sum(axis=1).astype(np.float64), tied.sum(axis=1).astype(np.float64)
 
 
-def _hits(above: npt.NDArray[np.float64], tied: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.float64]:
+def _hits(above: Float64Array, tied: Float64Array, k: int) -> Float64Array:
     """(n,) chance of being among the first k when equals are ordered at random."""
     return np.clip((k - above) / tied, 0, 1)
 
 
-def silhouette(features: Vectors, y: Classes, *, seed: int) -> float | None:
+def silhouette(features: Vectors, y: Int64Array, *, seed: int) -> float | None:
     """Mean silhouette of the classes by cosine distance, -1 to 1, on at most MAX_SILHOUETTE_POSTS seeded rows.
 
     None when those rows are all of one class or all of different ones.

@@ -1,16 +1,16 @@
-"""What a competitor would run today, from the same files: the group of rows `peers` of benchmarks.cuts.
+"""What a competitor would run today, from the same files: the group of rows `peers` of benchmarks.compare.
 
-Each is a system of one fold (benchmarks.systems), fitted on its fit rows alone; labels of scored rows are not there to
-be read. The boosters' settings are the better of a few on cuts of `matched` of the memes data; those of text_model and
+Each is a system of one fold (benchmarks.systems), fitted on the train rows alone; it never receives labels of valid
+rows. The boosters' settings are the best of a few on the forward splits of the memes data; those of text_model and
 autogluon were not searched.
 
-    python -m benchmarks.cuts --folder ../run --rows peers                # every installed peer on `matched`, with ours
-    python -m benchmarks.cuts --folder ../run --rows catboost_2020 text_model
+    python -m benchmarks.compare --folder ../run --rows peers                # every installed peer, with ours
+    python -m benchmarks.compare --folder ../run --rows catboost_2020 text_model
 
     catboost_2020        the 2020 winner's recipe: ids and classes as native categories, counts, TF-IDF and SVD of title
-                         and tags; five random folds, each stopped on the fifth left out, averaged
+                         and tags; five random folds, each stopped on its valid fifth, averaged
     lightgbm_2020        the same in LightGBM
-    catboost_embeddings  the metadata of that recipe with the raw vectors of picture, title and tags
+    catboost_embeddings  the metadata of that recipe with the raw vectors of image, title and tags
     lightgbm_embeddings  the same in LightGBM
     text_model           MiniLM, fine-tuned whole, with a linear head on its pooled vector and the standardised numbers
     autogluon            AutoGluon's boosters, forests and stacking on the table of catboost_2020
@@ -38,22 +38,20 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.systems import Array, FoldData, System
+from benchmarks.systems import FoldData, System
+from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.stack import catboost
 from popularity.stack.feature_blocks import dense_rows
 
-FloatArray = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-
-FOLDS = 5
+N_FOLDS = 5
 TEXT_COMPONENTS = 20  # of title and of tags
 MISSING = "none"
 OPTIONAL = {"catboost_2020": "catboost", "catboost_embeddings": "catboost", "autogluon": "autogluon.tabular"}
 
 
 def installed(name: str) -> bool:
-    """Whether the library of the peer `name` is there."""
+    """Whether the library of the peer `name` is installed."""
     library = OPTIONAL.get(name, "")
     return all(find_spec(part) is not None for part in ([library.partition(".")[0]] if library else []))
 
@@ -65,22 +63,22 @@ class Columns:
     Args:
         numbers: (n, k).
         categories: (n, c) text.
-        is_fit: (n,).
-        label: (fit rows,).
+        is_fit: (n,) whether the row is a train row.
+        label: (train rows,).
     """
 
-    numbers: FloatArray
+    numbers: Float32Array
     categories: npt.NDArray[np.str_]
-    is_fit: npt.NDArray[np.bool_]
-    label: Array
+    is_fit: BoolArray
+    label: Float64Array
 
 
 def columns_of(data: FoldData, *, text: bool, embeddings: bool) -> Columns:
-    """Metadata and counts; `text` adds components of the texts, `embeddings` the raw vectors."""
+    """The table of metadata and counts; `text` adds components of the texts, `embeddings` the raw vectors."""
     posts = data.posts
     parts = [metadata_numbers(posts)]
     if text:
-        parts += [n_text_components(posts[name].to_list(), data.params.seed) for name in ("title", "tags")]
+        parts += [text_components(posts[name].to_list(), data.params.seed) for name in ("title", "tags")]
     if embeddings:
         parts += [dense_rows(data.blocks, name, posts["pid"].to_list()) for name in ("image", "title", "tags")]
     is_fit = posts["label"].is_not_null()
@@ -99,8 +97,8 @@ def metadata_categories(posts: pl.DataFrame) -> npt.NDArray[np.str_]:
     return frame.select(pl.all().cast(pl.String).fill_null(MISSING)).to_numpy().astype(np.str_)
 
 
-def metadata_numbers(posts: pl.DataFrame) -> FloatArray:
-    """(n, k) of account, place, time, lengths, and counts over the rows of the fold, which read no label."""
+def metadata_numbers(posts: pl.DataFrame) -> Float32Array:
+    """(n, k) of account, place, time, lengths, and counts over the rows of the fold; no label is read."""
     title, tags = pl.col("title"), pl.col("tags")
     words = tags.str.count_matches(r"\S+")
     flags = [pl.col(name).cast(pl.Float64) for name in ("is_pro", "can_buy_pro", "is_public", "has_path_alias")]
@@ -122,7 +120,7 @@ def metadata_numbers(posts: pl.DataFrame) -> FloatArray:
     return frame.select(pl.all().cast(pl.Float32)).fill_null(float("nan")).to_numpy()
 
 
-def n_text_components(texts: Sequence[str], seed: int) -> FloatArray:
+def text_components(texts: Sequence[str], seed: int) -> Float32Array:
     """(n, up to TEXT_COMPONENTS) of TF-IDF; no column where no word occurs twice."""
     try:
         weights = TfidfVectorizer(min_df=2, sublinear_tf=True, dtype=np.float32).fit_transform(texts)
@@ -131,23 +129,23 @@ def n_text_components(texts: Sequence[str], seed: int) -> FloatArray:
     count = min(TEXT_COMPONENTS, min(weights.shape) - 1)
     if count < 1:
         return np.empty((len(texts), 0), dtype=np.float32)
-    reduced: FloatArray = TruncatedSVD(count, random_state=seed).fit_transform(weights).astype(np.float32)
+    reduced: Float32Array = TruncatedSVD(count, random_state=seed).fit_transform(weights).astype(np.float32)
     return reduced
 
 
-Learner = Callable[[Columns, Rows, Rows, Mapping[str, Any], FoldData], Array]
+Learner = Callable[[Columns, Int64Array, Int64Array, Mapping[str, Any], FoldData], Float64Array]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A booster in each of five random folds of the fit rows, stopped on the part left out; their mean.
+    """The mean of five boosters, one a random fold of the train rows, each stopped early on its valid rows.
 
     Args:
-        learner: fits on rows, stops on others, and predicts the scored rows.
+        learner: fits on some train rows, stops on the others, and predicts the valid rows.
         text: TF-IDF components of title and tags are columns.
-        embeddings: raw vectors of picture, title and tags are columns.
-        settings: of the learner, in the library's names.
-        rounds: at most; early stopping ends sooner.
+        embeddings: raw vectors of image, title and tags are columns.
+        settings: of the library.
+        rounds: at most.
     """
 
     learner: Learner
@@ -156,23 +154,25 @@ class Recipe:
     settings: Mapping[str, Any]
     rounds: int = 5000
 
-    def __call__(self, data: FoldData) -> Array:
+    def __call__(self, data: FoldData) -> Float64Array:
         columns = columns_of(data, text=self.text, embeddings=self.embeddings)
-        folds = KFold(FOLDS, shuffle=True, random_state=data.params.seed).split(columns.label)
+        folds = KFold(N_FOLDS, shuffle=True, random_state=data.params.seed).split(columns.label)
         settings = {**self.settings, "iterations": self.rounds}
         each = [self.learner(columns, rows, left_out, settings, data) for rows, left_out in folds]
-        mean: Array = np.mean(each, axis=0)
+        mean: Float64Array = np.mean(each, axis=0)
         return mean
 
 
-PATIENCE = 100
+EARLY_STOPPING_ROUNDS = 100
 
 
-def fit_catboost(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping[str, Any], data: FoldData) -> Array:
-    """CatBoost with ordered target statistics of its own for the categories."""
+def fit_catboost(
+    columns: Columns, rows: Int64Array, left_out: Int64Array, settings: Mapping[str, Any], data: FoldData
+) -> Float64Array:
+    """CatBoost with its own ordered target statistics of the categories."""
     library = catboost.library()
 
-    def pool(chosen: Any, label: Array | None) -> Any:
+    def pool(chosen: Any, label: Float64Array | None) -> Any:
         features = library.FeaturesData(
             num_feature_data=np.ascontiguousarray(columns.numbers[chosen]),
             cat_feature_data=np.char.encode(columns.categories[chosen], "utf-8").astype(object),
@@ -182,7 +182,7 @@ def fit_catboost(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping
     fit = np.flatnonzero(columns.is_fit)
     model = library.CatBoost(
         {
-            "od_type": "Iter", "od_wait": PATIENCE, "bootstrap_type": "Bernoulli",
+            "od_type": "Iter", "od_wait": EARLY_STOPPING_ROUNDS, "bootstrap_type": "Bernoulli",
             "random_seed": data.params.seed, "thread_count": data.params.num_threads, "allow_writing_files": False,
             "logging_level": "Silent", **settings,
         }
@@ -191,15 +191,17 @@ def fit_catboost(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping
     return np.asarray(model.predict(pool(~columns.is_fit, None)))
 
 
-def fit_lightgbm(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping[str, Any], data: FoldData) -> Array:
-    """LightGBM with native categories; a category that the rows do not have is missing."""
+def fit_lightgbm(
+    columns: Columns, rows: Int64Array, left_out: Int64Array, settings: Mapping[str, Any], data: FoldData
+) -> Float64Array:
+    """LightGBM with native categories; a category without a train row is missing."""
     fit = np.flatnonzero(columns.is_fit)
     codes = np.full(columns.categories.shape, np.nan, dtype=np.float32)
-    for place in range(columns.categories.shape[1]):
-        own = columns.categories[:, place]
+    for index in range(columns.categories.shape[1]):
+        own = columns.categories[:, index]
         values = np.unique(own[fit[rows]])
         code = np.searchsorted(values, own).clip(max=len(values) - 1)
-        codes[:, place] = np.where(values[code] == own, code, np.nan)
+        codes[:, index] = np.where(values[code] == own, code, np.nan)
     matrix = np.hstack([codes, columns.numbers])
     settings = dict(settings)
     rounds = settings.pop("iterations")
@@ -211,21 +213,21 @@ def fit_lightgbm(columns: Columns, rows: Rows, left_out: Rows, settings: Mapping
         matrix[fit[rows]], columns.label[rows], categorical_feature=list(range(columns.categories.shape[1]))
     )
     unseen = lgb.Dataset(matrix[fit[left_out]], columns.label[left_out], reference=seen)
-    stop = lgb.early_stopping(PATIENCE, verbose=False)
+    stop = lgb.early_stopping(EARLY_STOPPING_ROUNDS, verbose=False)
     booster = lgb.train(params, seen, rounds, valid_sets=[unseen], callbacks=[stop])
     return np.asarray(booster.predict(matrix[~columns.is_fit]))
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """MiniLM trained on the label with everything else: a linear head on [pooled vector, standardised numbers].
+    """MiniLM fine-tuned on the label, with a linear head on [pooled vector, standardised numbers].
 
     Args:
-        epochs: over the fit rows.
+        epochs: over the train rows.
         batch: posts of a step.
-        lr: of the tower at its height (linear warm-up over a tenth of the steps, then down to 0).
-        lr_head: of the head.
-        encoder: that is trained.
+        lr: largest learning rate of the encoder (linear warm-up over a tenth of the steps, then linear decay to 0).
+        lr_head: largest learning rate of the head.
+        encoder: the encoder that is fine-tuned.
     """
 
     epochs: int
@@ -234,29 +236,29 @@ class TextModel:
     lr_head: float
     encoder: EmbedTextParams
 
-    def __call__(self, data: FoldData) -> Array:
+    def __call__(self, data: FoldData) -> Float64Array:
         torch.manual_seed(data.params.seed)
-        tower = load_text_encoder(self.encoder).requires_grad_(True)
+        encoder = load_text_encoder(self.encoder).requires_grad_(True)
         coded = load_tokenizer(self.encoder)([_sentence(*texts) for texts in data.posts.select(*SENTENCE).iter_rows()])
         columns = columns_of(data, text=False, embeddings=False)
         fit, scored = np.flatnonzero(columns.is_fit), np.flatnonzero(~columns.is_fit)
         numbers = torch.from_numpy(standardised(columns.numbers, fit))
         centre, spread = float(columns.label.mean()), float(columns.label.std()) or 1.0
         label = torch.from_numpy((columns.label - centre) / spread).float()
-        head = nn.Linear(tower.out_features + numbers.shape[1], 1)
+        head = nn.Linear(encoder.out_features + numbers.shape[1], 1)
 
-        def predict(rows: Rows) -> Tensor:
+        def predict(rows: Int64Array) -> Tensor:
             length = int(coded.attention_mask[rows].sum(dim=1).max())
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                pooled, _ = tower(coded.input_ids[rows, :length], coded.attention_mask[rows, :length])
-            joined = torch.cat([pooled.float() * tower.out_features**0.5, numbers[rows]], dim=1)
+                pooled, _ = encoder(coded.input_ids[rows, :length], coded.attention_mask[rows, :length])
+            joined = torch.cat([pooled.float() * encoder.out_features**0.5, numbers[rows]], dim=1)
             predicted: Tensor = head(joined)[:, 0]
             return predicted
 
         steps = self.epochs * -(-len(fit) // self.batch)
-        groups = [{"params": tower.parameters(), "lr": self.lr}, {"params": head.parameters(), "lr": self.lr_head}]
+        groups = [{"params": encoder.parameters(), "lr": self.lr}, {"params": head.parameters(), "lr": self.lr_head}]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: _height(at, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, steps))
         rng = np.random.default_rng(data.params.seed)
         progress = tqdm(total=steps, desc="fine-tuning", unit="step")
         for _ in range(self.epochs):
@@ -266,7 +268,7 @@ class TextModel:
                 loss = nn.functional.smooth_l1_loss(predict(fit[chosen]), label[chosen])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_([*tower.parameters(), *head.parameters()], 1.0)
+                nn.utils.clip_grad_norm_([*encoder.parameters(), *head.parameters()], 1.0)
                 optimizer.step()
                 schedule.step()
                 progress.update()
@@ -282,23 +284,23 @@ def _sentence(subcategory: str, concept: str, title: str, tags: str) -> str:
     return f"{subcategory.replace('/', ', ')}. {concept.rpartition('/')[2]}. {title}. {tags}"
 
 
-def _height(step: int, steps: int) -> float:
-    """Of the learning rate, 0 to 1."""
+def _rate_factor(step: int, steps: int) -> float:
+    """The learning rate over its largest value, 0 to 1."""
     warm_up = max(1, steps // 10)
     return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
 
 
-def standardised(numbers: FloatArray, fit: Rows) -> FloatArray:
-    """(n, k) by mean and deviation of the rows `fit`, within 5 of them; what is missing is 0.
+def standardised(numbers: Float32Array, fit: Int64Array) -> Float32Array:
+    """(n, k) by mean and standard deviation of the rows `fit`, clipped to -5 and 5; missing numbers become 0.
 
-    Counts and lengths have long tails: the size is taken as a logarithm first.
+    Counts and lengths have long tails, so the logarithm of the absolute value is taken first.
     """
     logs = np.sign(numbers) * np.log1p(np.abs(numbers))
     known = np.isfinite(logs[fit])
     count = np.maximum(known.sum(axis=0), 1)
     mean = np.where(known, logs[fit], 0).sum(axis=0) / count
     spread = np.sqrt(np.where(known, (logs[fit] - mean) ** 2, 0).sum(axis=0) / count)
-    scaled: FloatArray = np.clip((logs - mean) / np.where(spread > 0, spread, 1), -5, 5).astype(np.float32)
+    scaled: Float32Array = np.clip((logs - mean) / np.where(spread > 0, spread, 1), -5, 5).astype(np.float32)
     return np.nan_to_num(scaled, nan=0.0)
 
 
@@ -307,21 +309,21 @@ class AutoGluon:
     """AutoGluon's own choice, bagging and stacking included, on the table of the 2020 recipe.
 
     Args:
-        presets: AutoGluon's name for how much it does.
-        seconds: it may take. The result depends on the machine: what is finished by then is blended.
+        presets: AutoGluon's name of its effort.
+        seconds: time limit. The result depends on the machine: the ensemble holds the models that are finished by then.
     """
 
     presets: str
     seconds: int
 
-    def __call__(self, data: FoldData) -> Array:
+    def __call__(self, data: FoldData) -> Float64Array:
         import pandas as pd  # noqa: PLC0415
         from autogluon.tabular import TabularPredictor  # noqa: PLC0415
 
         columns = columns_of(data, text=True, embeddings=False)
         table = pd.DataFrame(columns.numbers).add_prefix("number_")
-        for place in range(columns.categories.shape[1]):
-            table[f"category_{place}"] = pd.Categorical(columns.categories[:, place])
+        for index in range(columns.categories.shape[1]):
+            table[f"category_{index}"] = pd.Categorical(columns.categories[:, index])
         fit = table[columns.is_fit].assign(label=columns.label)
         with tempfile.TemporaryDirectory() as folder:
             predictor = TabularPredictor("label", "regression", "mean_absolute_error", path=folder, verbosity=0)
@@ -336,7 +338,7 @@ LIGHTGBM = {
     "objective": "regression_l1", "learning_rate": 0.03, "num_leaves": 15, "min_data_in_leaf": 50,
     "feature_fraction": 0.2, "bagging_fraction": 0.8, "lambda_l2": 1.0,
 }  # fmt: skip
-# 2,000 columns more: fewer of them a split, coarser bins and longer steps, or a fit takes minutes.
+# With 2,000 more columns: fewer of them a split, coarser bins and a higher rate, or a fit takes minutes.
 CATBOOST_WIDE = {**CATBOOST, "learning_rate": 0.1, "rsm": 0.05, "border_count": 32, "od_wait": 50}
 LIGHTGBM_WIDE = {**LIGHTGBM, "learning_rate": 0.05, "feature_fraction": 0.05}
 MINILM = EmbedTextParams(

@@ -1,13 +1,13 @@
-"""The rows of benchmarks.cuts and benchmarks.schemes: systems by name, in groups.
+"""The rows of benchmarks.compare and benchmarks.schemes: systems by name, in groups.
 
-    parts      ours without each of its parts
-    baselines  metadata alone, the mean of the user, a constant
-    peers      see benchmarks.peers; those that are installed
-    choices    the plain stack (no trend, weights that halve in a year, LightGBM alone) and one change to it each
-    feature_groups    the stack with no, one, all and all but one of the groups of `stack.columns.feature_groups`
-    tuned      the stack with the parameters that stage tune found
+    parts           ours without each of its parts
+    baselines       metadata alone, the user's mean label, a constant
+    peers           the installed systems of benchmarks.peers
+    choices         the baseline stack (raw label, sample weights that halve in a year, LightGBM alone) and variants
+    feature_groups  the stack with no, one, all, and all but one of the groups of `stack.columns.feature_groups`
+    tuned           the stack with the parameters that stage tune found
 
-A row is a change of the fold or of section stack, or a system of its own. To add one, add a name to its group.
+A row is a change of the fold or of section stack, or a system of its own. To add a row, add a name to its group.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import numpy as np
 import polars as pl
 
 from benchmarks import peers, systems
-from benchmarks.systems import Array, FoldData, Project, System, ours
+from benchmarks.systems import FoldData, Project, System, ours
 from popularity import features, stack, text_model
+from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, USERS, read_table
@@ -35,14 +36,16 @@ from popularity.core.parallel import torch_threads
 from popularity.core.resume import STATE_ROOT
 from popularity.encoders.text import EmbedTextParams
 from popularity.features import FeaturizeParams, featurize
+from popularity.features.columns import FeatureColumn
 from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
 from popularity.stack.matrix import FeatureGroup
 from popularity.text_model import TextModelParams
 from popularity.text_model.model import fit
 
-OURS, PLAIN, NO_SIGNALS = "ours", "plain", "no feature_groups"
-SIGNALS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
+OURS, BASELINE, NO_FEATURE_GROUPS = "ours", "baseline", "no feature groups"
+FEATURE_GROUPS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
+HISTORY: FeatureGroup = "history"
 TUNED_PARAMS = Path("models/tuning/best_params.yaml")  # in a project folder
 Change = Callable[[FoldData], FoldData]
 
@@ -52,9 +55,9 @@ class Row:
     """A system of the table.
 
     Args:
-        system: what it predicts for the scored rows of a fold.
-        inputs: the part of the fold on which that depends.
-        code: files on which it depends too.
+        system: predicts the valid rows of a fold.
+        inputs: everything in the fold that changes the predictions.
+        code: files whose changes change the predictions.
     """
 
     system: System
@@ -66,19 +69,19 @@ Rows = dict[str, Row]
 
 
 def groups_of_rows(params: StackParams, folder: Path = Path()) -> dict[str, Rows]:
-    """All rows that this machine can fit, by group and name.
+    """All rows whose libraries are installed, by group and name.
 
     Args:
         params: section stack of ours.
-        folder: project folder, in which the tuned parameters may be.
+        folder: project folder; group `tuned` exists if stage tune has run there.
     """
     groups = {
         "parts": {name: params_row(changed) for name, changed in without_parts(params).items()}
-        | {"- histories": stack_row(without_histories)},
+        | {"- target statistics": stack_row(without_target_statistics)},
         "baselines": {"metadata": stack_row(metadata_alone)} | {name: simple_row(name) for name in SIMPLE},
         "peers": {name: peer_row(name, system) for name, system in peers.PEERS.items() if peers.installed(name)},
         "choices": {name: params_row(changed) for name, changed in choices(params).items()},
-        "feature_groups": {name: signals_row(groups) for name, groups in signal_groups().items()},
+        "feature_groups": {name: feature_groups_row(groups) for name, groups in feature_group_rows().items()},
     }
     if (folder / TUNED_PARAMS).is_file():
         groups["tuned"] = {"tuned": patched_row(folder / PARAMS_FILE, folder / TUNED_PARAMS)}
@@ -89,22 +92,22 @@ SIMPLE = ("user_mean", "constant")
 
 
 def without_parts(params: StackParams) -> dict[str, StackParams]:
-    """Ours without each of its parts, as far as it has them."""
+    """Section stack of ours without each of the parts that it has."""
     columns = params.columns
     changed = {
         f"- {block}": replace(params, columns=_without_block(columns, block)) for block in columns.feature_blocks[1:]
     }
     changed |= {
-        f"- feature_groups: {group}": replace(
+        f"- feature group: {group}": replace(
             params, columns=replace(columns, feature_groups=_other(columns.feature_groups, group))
         )
         for group in columns.feature_groups
     }
     changed |= {
-        "- heads": replace(params, columns=replace(columns, oof_ridge=())),
+        "- oof_ridge": replace(params, columns=replace(columns, oof_ridge=())),
         "- characters": replace(params, columns=replace(columns, oof_ridge=_other(columns.oof_ridge, "characters"))),
         "- recency": replace(params, sample_weight_half_life_days=0.0),
-        "- level": replace(params, detrend="none"),
+        "- detrend": replace(params, detrend="none"),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
         "- further seeds": replace(params, n_seeds=1),
     }
@@ -122,42 +125,42 @@ def _other(names: Sequence[str], name: str) -> Any:
 
 
 def choices(params: StackParams) -> Mapping[str, StackParams]:
-    """The plain stack, and the stack with each choice of trend, target, weights and learners by itself."""
-    plain = replace(
+    """The baseline stack, and stacks that differ from it in trend, target, sample weights or learners."""
+    baseline = replace(
         params, detrend="none", sample_weight_half_life_days=365.0, learners=("lightgbm",), target_transform="none"
     )
-    trend = replace(plain, detrend="linear")
+    detrended = replace(baseline, detrend="linear")
     found = {
-        PLAIN: plain,
-        "normal scores": replace(plain, target_transform="rank_gauss"),
-        "linear": trend,
-        "residual, normal scores": replace(trend, target_transform="rank_gauss"),
-        "residual, no recency": replace(trend, sample_weight_half_life_days=0.0),
-        "ridge alone": replace(trend, learners=("linear",)),
-        "lightgbm + linear": replace(trend, learners=("lightgbm", "linear")),
+        BASELINE: baseline,
+        "rank_gauss": replace(baseline, target_transform="rank_gauss"),
+        "detrend": detrended,
+        "detrend, rank_gauss": replace(detrended, target_transform="rank_gauss"),
+        "detrend, no recency": replace(detrended, sample_weight_half_life_days=0.0),
+        "linear alone": replace(detrended, learners=("linear",)),
+        "lightgbm + linear": replace(detrended, learners=("lightgbm", "linear")),
     }
     if find_spec("catboost") is not None:
         found |= {
-            "catboost": replace(trend, learners=("catboost",)),
-            "lightgbm + catboost": replace(trend, learners=("lightgbm", "catboost")),
-            "catboost + linear": replace(trend, learners=("catboost", "linear")),
-            "all three": replace(trend, learners=("lightgbm", "catboost", "linear")),
+            "catboost": replace(detrended, learners=("catboost",)),
+            "lightgbm + catboost": replace(detrended, learners=("lightgbm", "catboost")),
+            "catboost + linear": replace(detrended, learners=("catboost", "linear")),
+            "all three": replace(detrended, learners=("lightgbm", "catboost", "linear")),
         }
     return found
 
 
-def signal_groups() -> dict[str, tuple[FeatureGroup, ...]]:
-    """The groups of `stack.columns.feature_groups` by the name of the row."""
+def feature_group_rows() -> dict[str, tuple[FeatureGroup, ...]]:
+    """Values of `stack.columns.feature_groups` by the name of the row."""
     return {
-        NO_SIGNALS: (),
-        **{f"only {group}": (group,) for group in SIGNALS},
-        "all feature_groups": SIGNALS,
-        **{f"all feature_groups but {group}": tuple(other for other in SIGNALS if other != group) for group in SIGNALS},
+        NO_FEATURE_GROUPS: (),
+        **{f"only {group}": (group,) for group in FEATURE_GROUPS},
+        "all feature groups": FEATURE_GROUPS,
+        **{f"all but {group}": tuple(other for other in FEATURE_GROUPS if other != group) for group in FEATURE_GROUPS},
     }
 
 
-def signals_row(groups: tuple[FeatureGroup, ...]) -> Row:
-    """The stack with those groups of feature_groups and no other."""
+def feature_groups_row(groups: tuple[FeatureGroup, ...]) -> Row:
+    """The stack with these feature groups and no other."""
 
     def change(data: FoldData) -> FoldData:
         return with_params(data, replace(data.params, columns=replace(data.params.columns, feature_groups=groups)))
@@ -171,22 +174,24 @@ def params_row(params: StackParams) -> Row:
 
 
 def patched_row(params: Path, patch: Path) -> Row:
-    """The stack with the keys of section stack in the file `patch`, nested as in params.yaml, in their places."""
+    """The stack with the parameters of file `params`, some replaced by those of file `patch`."""
     return params_row(load_params("stack", StackParams, params, patch))
 
 
 def with_params(data: FoldData, params: StackParams) -> FoldData:
+    """The fold with another section stack."""
     return replace(data, params=params)
 
 
-def without_histories(data: FoldData) -> FoldData:
-    """The fold without past labels of users and classes."""
-    named = [column for column in data.fold.fit.columns if "history" in column]
+def without_target_statistics(data: FoldData) -> FoldData:
+    """The fold without columns of past labels of users and classes; feature group HISTORY leaves too."""
+    columns = map(FeatureColumn.named, data.fold.fit.columns)
+    named = [column.name for column in columns if column.fitted_on_labels and column.group in (None, HISTORY)]
     return replace(data, fold=replace(data.fold, fit=data.fold.fit.drop(named), score=data.fold.score.drop(named)))
 
 
 def metadata_alone(data: FoldData) -> FoldData:
-    """The fold as the stage's baseline `metadata` sees it."""
+    """The fold of the stage's baseline `metadata`."""
     columns = replace(data.params.columns, feature_blocks=("metadata",), oof_ridge=(), feature_groups=())
     return with_params(
         data, replace(data.params, columns=columns, row_selection=replace(data.params.row_selection, fraction=1.0))
@@ -194,7 +199,7 @@ def metadata_alone(data: FoldData) -> FoldData:
 
 
 def stack_row(change: Change, system: System = ours, name: str = OURS) -> Row:
-    """The stack, or another system of that name and of the fold's features, on a changed fold."""
+    """The stack on a changed fold, or another `system` that reads the fold's features alone, called `name`."""
 
     def inputs(data: FoldData) -> tuple[object, ...]:
         changed = change(data)
@@ -211,16 +216,16 @@ def simple_row(name: str) -> Row:
 
 
 def peer_row(name: str, system: System) -> Row:
-    """A peer reads the posts and the blocks, and of the parameters seed and threads."""
+    """A peer; it reads the posts, the blocks, and the keys seed and num_threads of section stack."""
     return Row(
         system, lambda data: (name, digest(data.posts), data.params.seed, data.params.num_threads), code_of(peers)
     )
 
 
 def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
-    """The fine-tuned text model of stage text_model by itself, which sees the fold's features and labels."""
+    """The fine-tuned text model of stage text_model alone; it reads the fold's features and labels."""
 
-    def system(data: FoldData) -> Array:
+    def system(data: FoldData) -> Float64Array:
         with torch_threads(params.num_threads):
             fitted = fit(data.fold.fit, data.fold.label, data.fold.posted_at, encoder, params)
             return fitted.predict(data.fold.score, data.fold.scored_at)
@@ -232,26 +237,27 @@ def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
 
 
 def fold_digests(data: FoldData) -> list[str]:
-    """Of the fold's tables and arrays."""
+    """A digest of each table and array of the fold."""
     parts = [part for part in vars(data.fold).values() if isinstance(part, pl.DataFrame | np.ndarray)]
     return [digest(pl.DataFrame(part)) for part in parts]
 
 
 def digest(table: pl.DataFrame) -> str:
+    """SHA-256 of the table's values, names and types."""
     stream = io.BytesIO()
     table.write_parquet(stream, compression="uncompressed", statistics=False)
     return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def code_of(module: ModuleType) -> tuple[Path, ...]:
-    """The files of a package, or the file of a module."""
+    """The files of a package without its subpackages, or the file of a module."""
     file = Path(str(module.__file__))
     return tuple(sorted(file.parent.glob("*.py"))) if file.name == "__init__.py" else (file,)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The predictions of a row, kept in a file by all that they depend on and computed once.
+class PredictionCache:
+    """Predictions of a row, computed once and stored in a file that is named by everything they depend on.
 
     Args:
         folder: of the files.
@@ -262,12 +268,12 @@ class Kept:
     vectors: str
 
     @classmethod
-    def below(cls, folder: Path) -> Kept:
-        """In .state/benchmarks of the project `folder`."""
+    def below(cls, folder: Path) -> PredictionCache:
+        """The cache in .state/benchmarks of the project `folder`."""
         blocks = [folder / "data/embeddings" / name for name in ("image", "text", "prototype")]
-        return cls(folder / STATE_ROOT / "benchmarks/cuts", fingerprint(*blocks))
+        return cls(folder / STATE_ROOT / "benchmarks/compare", fingerprint(*blocks))
 
-    def __call__(self, row: Row, data: FoldData) -> Array:
+    def __call__(self, row: Row, data: FoldData) -> Float64Array:
         path = self.folder / f"{fingerprint(row.inputs(data), self.vectors, *row.code)}.parquet"
         if not path.exists():
             with atomic_path(path) as partial_path:
@@ -276,20 +282,20 @@ class Kept:
 
 
 def predicted(project: Project, rows: Mapping[str, Row], scheme: str, folder: Path | None = None) -> pl.DataFrame:
-    """(FACTS, a column a row) of the scored posts of a scheme; predictions are kept in the project's folder.
+    """(POST_COLUMNS, a column a row) of the valid posts of a scheme; predictions are cached in the project's folder.
 
     Args:
-        project: whose folds are scored.
+        project: the posts, splits, features and vectors.
         rows: by the name of their column.
-        scheme: one of the splits.
-        folder: whose vectors the project has, if they are not those of its own folder.
+        scheme: of the splits.
+        folder: the project folder that made the vectors, if not the project's own.
     """
-    kept = Kept.below(project.folder if folder is None else folder)
-    return project.run({name: partial(kept, row) for name, row in rows.items()}, scheme)
+    cache = PredictionCache.below(project.folder if folder is None else folder)
+    return project.run({name: partial(cache, row) for name, row in rows.items()}, scheme)
 
 
 def with_splits(project: Project, splits: pl.DataFrame, params: FeaturizeParams) -> Project:
-    """The project with other `splits` of its posts and the features of their rows, which are made once."""
+    """The project with other `splits` of its posts, and the features for them, which are computed once and cached."""
     images = read_table(project.folder / "data/interim/images.parquet", IMAGES)
     images = images.join(project.posts.select("pid"), on="pid", how="semi", maintain_order="left")
     users = read_table(project.folder / "data/interim/users.parquet", USERS)

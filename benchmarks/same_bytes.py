@@ -1,23 +1,22 @@
-"""Prints whether the code at hand writes the same outputs as another commit: the whole graph of both, file by file.
+"""Compares the outputs of the whole graph at two commits, file by file.
 
-Both commits are cloned (uncommitted changes are not compared) and `dvc repro` runs in each, on the demo data of a
-profile. A table of names (benchmarks/renamed.yaml) says which files, columns, keys and values have another name since.
-A line for everything that differs: for a table, how many values of each column do, and by how much at most. The exit
-status is 1 if there is any. The code's revision, parameters, measured costs and pages for people are not compared.
+Both commits are cloned (without uncommitted changes) and `dvc repro` runs in each, on the demo data of a profile. The
+file benchmarks/renamed.yaml lists files, columns, keys and values that have a new name. Every difference is a line: for
+a table, the number of values that differ in each column and the largest difference. The exit status is 1 if outputs
+differ. The code's revision, parameters, measured costs and pages for people are not compared.
 
     python -m benchmarks.same_bytes --before HEAD~3 --profile tiny
     python -m benchmarks.same_bytes --before 4ce4abb --profile demo --keep /tmp/runs
     python -m benchmarks.same_bytes --before 4ce4abb --stages ingest split featurize
     python -m benchmarks.same_bytes --before HEAD --environment ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell
 
-The last one says how far two CPUs agree: the second run is told to use the instructions of an older one.
+The last command compares two CPUs: the second run uses the instructions of an older CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import re
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from benchmarks.measuring import REPOSITORY, execute
+from popularity.core.atomic import read_json
 from popularity.core.stage import run
 
 NAMES = Path(__file__).with_name("renamed.yaml")
@@ -41,11 +41,11 @@ PAGES = {".html", ".md", ".txt", ".png"}  # for people; their numbers stand in t
 
 @dataclass(frozen=True)
 class Renamed:
-    """What has another name since, and what is not compared.
+    """Names that changed, and outputs that are not compared.
 
     Args:
         files: pairs (regular expression of an old path, replacement).
-        names: new name by old one: of columns, keys and text values, as a whole or as a part between . / and space.
+        names: new name by old name of columns, keys and text values, whole or between dots, slashes and spaces.
         left_out_files: patterns of paths, under their new names, that are not compared.
         left_out_names: new names of columns and keys that are not compared.
     """
@@ -67,7 +67,7 @@ class Renamed:
         return path
 
     def name(self, text: str) -> str:
-        """The text with its whole, or each of its parts, under the new name."""
+        """The new name of the whole text, or the text with the new name of each part."""
         if text in self.names:
             return self.names[text]
         return "".join(self.names.get(part, part) for part in re.split(r"([./ ])", text))
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", default="tiny", help="of configs/profiles, for both")
     parser.add_argument("--stages", nargs="*", default=[], help="of dvc.yaml; none: all")
     parser.add_argument("--environment", nargs="*", default=[], help="variables of the second run, NAME=VALUE")
-    parser.add_argument("--keep", type=Path, help="folder for the finished runs, which another call uses again")
+    parser.add_argument("--keep", type=Path, help="folder of the finished runs, which later calls reuse")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         runs = args.keep or Path(name)
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def graph_run(folder: Path, commit: str, profile: str, stages: Sequence[str], environment: Sequence[str] = ()) -> Path:
-    """A clone below `folder` at `commit` in which the stages have run; one that is there and complete stays."""
+    """A clone below `folder` at `commit` in which the stages have run; a finished clone is reused."""
     revision = execute(REPOSITORY, "git", "rev-parse", commit).strip()
     clone = folder.resolve() / "-".join([revision[:12], profile, *environment])
     if not clone.exists():
@@ -138,7 +138,7 @@ def outputs(clone: Path) -> list[str]:
 
 
 def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
-    """What differs between two files of other bytes, once the old one's names are the new ones."""
+    """The differences of two files, after names in the old one are replaced by new names."""
     if new.suffix == ".parquet":
         yield from compare_tables(pl.read_parquet(old), pl.read_parquet(new), renamed)
     elif new.suffix in (".csv", ".tsv"):
@@ -162,7 +162,7 @@ def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
 
 
 def compare_tables(old: pl.DataFrame, new: pl.DataFrame, renamed: Renamed) -> Iterator[str]:
-    """Rows in the order of all columns that are no fractions: a renamed value sorts elsewhere."""
+    """The differences of two tables, both sorted by all columns that are not fractional."""
     old = old.rename({name: renamed.name(name) for name in old.columns})
     old, new = (table.drop([name for name in table.columns if renamed.leaves_out(name)]) for table in (old, new))
     text = [name for name in old.columns if old[name].dtype == pl.String]
@@ -214,8 +214,7 @@ def compare_arrays(what: str, old: np.ndarray[Any, Any], new: np.ndarray[Any, An
 
 
 def _tree(file: Path) -> Any:
-    text = file.read_text(encoding="utf-8")
-    return json.loads(text) if file.suffix == ".json" else YAML(typ="safe").load(text)
+    return read_json(file) if file.suffix == ".json" else YAML(typ="safe").load(file.read_text(encoding="utf-8"))
 
 
 def _words(file: Path) -> pl.DataFrame:
@@ -224,7 +223,7 @@ def _words(file: Path) -> pl.DataFrame:
 
 
 def _values(column: pl.Series, renamed: Renamed) -> dict[str, str]:
-    """New values by old ones, for those that have another name; free text has so many values that none is one."""
+    """New value by old value where they differ; columns of free text, with many values, have none."""
     values = column.unique().drop_nulls()
     named = {value: renamed.name(value) for value in values if len(value) < 80} if len(values) < 5000 else {}
     return {old: new for old, new in named.items() if old != new}

@@ -2,10 +2,10 @@
 
     project = Project.read(Path("../run"))
     for data in project.folds(["forward"]):
-        predictions = system(data)                       # (m,), of data.fold.score in its row order
-        labels = project.labels(data)                    # (m,), which no system is given
+        predictions = system(data)                       # (m,) for the rows of data.fold.score
+        labels = project.labels(data)                    # (m,) true labels, which no system receives
 
-A folder is a project in which the graph ran up to the embed stages.
+The folder is a project in which `dvc repro embed_posts` has run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 from tqdm import tqdm
 
+from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, POSTS, TIME_SCHEMES, read_table
 from popularity.core.errors import ContractError
@@ -31,20 +32,19 @@ from popularity.stack.fit import fit_and_predict
 from popularity.validation import SplitParams, make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 
-Array = npt.NDArray[np.float64]
 Metric = Literal["src", "mae"]
 METRICS: tuple[Metric, ...] = ("src", "mae")
-FACTS = ("scheme", "cut", "pid", "uid", "label")
+POST_COLUMNS = ("scheme", "fold", "pid", "uid", "label")
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """All that a system may know of one fold.
+    """Everything that a system may read of one fold.
 
     Args:
-        fold: features of its fit and score rows (each sorted by pid), labels of its fit rows.
-        posts: contract POSTS, sorted by pid: the fit and score rows alone, the labels of the score rows null.
-        blocks: vectors and scalars of all posts, made without labels.
+        fold: features of the train and valid rows (each sorted by pid), labels of the train rows.
+        posts: contract POSTS, sorted by pid: the train and valid rows alone, the labels of the valid rows null.
+        blocks: vectors and scalars of all posts, computed without labels.
         params: section stack.
     """
 
@@ -54,20 +54,20 @@ class FoldData:
     params: StackParams
 
 
-System = Callable[[FoldData], Array]
+System = Callable[[FoldData], Float64Array]
 
 
 @dataclass(frozen=True)
 class Project:
-    """What the folds of a run are made of.
+    """A run up to the embed stages: posts, splits, features, vectors and the parameters of the stack.
 
     Args:
         posts: contract POSTS.
         splits: contract FOLDS.
         features: folder that featurize wrote.
-        blocks: of the embed stages.
+        blocks: vectors and scalars of the embed stages.
         params: section stack.
-        folder: of the run.
+        folder: the project folder of the run.
     """
 
     posts: pl.DataFrame
@@ -79,7 +79,7 @@ class Project:
 
     @classmethod
     def read(cls, folder: Path, params: Path | None = None) -> Project:
-        """The run in `folder`; `params` names another file of parameters than the run's own."""
+        """The run in `folder`, with section stack of the file `params`, by default the folder's params.yaml."""
         data = folder / "data"
         return cls(
             read_table(data / "interim/posts.parquet", POSTS),
@@ -91,72 +91,76 @@ class Project:
         )
 
     def folds(self, schemes: Sequence[str]) -> Iterator[FoldData]:
-        """The folds of the schemes, in the order of the stage `stack`, which is that of time for `matched`."""
-        for key, rows in rows_of(self.splits, list(schemes)):  # rows: pid, role (fit or score)
+        """The folds of the schemes in the order of stage `stack`; those of `forward` are in order of time."""
+        for key, rows in rows_of(self.splits, list(schemes)):  # rows: pid, role (train or valid)
             shown = rows.join(self.posts, on="pid", how="left", validate="1:1").sort("pid")
             hidden = shown.with_columns(label=pl.when(pl.col("role") == "train").then(pl.col("label")))
             fold = load_fold(key, rows, self.posts, self.features)
             yield FoldData(fold, hidden.select(self.posts.columns), self.blocks, self.params)
 
     def scored(self, data: FoldData) -> pl.DataFrame:
-        """(pid, uid, label) of the fold's scored rows, in its row order."""
-        facts = self.posts.select("pid", "uid", "label")
-        return data.fold.score.select("pid").join(facts, on="pid", how="left", validate="1:1", maintain_order="left")
+        """(pid, uid, label) of the fold's valid rows, in its row order."""
+        labels = self.posts.select("pid", "uid", "label")
+        return data.fold.score.select("pid").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
 
-    def labels(self, data: FoldData) -> Array:
-        """(m,) of the fold's scored rows, in its row order."""
+    def labels(self, data: FoldData) -> Float64Array:
+        """(m,) true labels of the fold's valid rows, in its row order."""
         return self.scored(data)["label"].to_numpy()
 
     def run(self, systems: Mapping[str, System], scheme: str) -> pl.DataFrame:
-        """(FACTS, a column a system) of all scored rows of a scheme.
+        """(POST_COLUMNS, a column a system) of all valid rows of a scheme.
 
-        `cut` numbers the cuts, which are scored each by itself, and is 0 throughout where folds are parts of one score.
+        `fold` is the split of a scheme in time, where every split has its own score; in other schemes, where all folds
+        make one score, it is 0.
         """
         parts = []
         for data in tqdm(list(self.folds([scheme])), desc=scheme, unit="fold"):
-            facts = self.scored(data).with_columns(
-                scheme=pl.lit(scheme), cut=pl.lit(data.fold.key.fold if scheme in TIME_SCHEMES else 0, pl.Int64)
+            posts = self.scored(data).with_columns(
+                scheme=pl.lit(scheme), fold=pl.lit(data.fold.key.fold if scheme in TIME_SCHEMES else 0, pl.Int64)
             )
-            parts.append(facts.select(FACTS).with_columns(pl.Series(name, one(data)) for name, one in systems.items()))
+            parts.append(
+                posts.select(POST_COLUMNS).with_columns(pl.Series(name, one(data)) for name, one in systems.items())
+            )
         return pl.concat(parts)
 
 
-def ours(data: FoldData) -> Array:
-    """(m,) what the stage `stack` predicts for the scored rows: the mean over its seeds."""
+def ours(data: FoldData) -> Float64Array:
+    """(m,) the predictions of stage `stack` for the valid rows: the mean over its seeds."""
     each = fit_and_predict(data.fold, data.blocks, data.params)
     means = each.sort("seed").group_by("pid", maintain_order=True).agg(pl.col("prediction").mean())
     return means.sort("pid")["prediction"].to_numpy()
 
 
 def compare(rows: pl.DataFrame, against: str, *, resamples: int) -> pl.DataFrame:
-    """(metric, system, score, difference, low, high, cuts, posts, users): a row a metric and system.
+    """(metric, system, score, difference, low, high, splits, posts, users): a row a metric and system.
 
     Args:
         rows: of `Project.run`.
         against: the system whose score is subtracted.
-        resamples: draws of users behind the 95 % interval of a difference; both sides are scored on the same ones.
+        resamples: number of bootstrap draws of users for the 95 % interval of a difference; both systems are scored on
+            the same draws.
     """
-    labels, users, cuts = (rows[name].to_numpy() for name in ("label", "uid", "cut"))
-    sizes = {"cuts": len(np.unique(cuts)), "posts": len(rows), "users": len(np.unique(users))}
+    labels, users, splits = (rows[name].to_numpy() for name in ("label", "uid", "fold"))
+    sizes = {"splits": len(np.unique(splits)), "posts": len(rows), "users": len(np.unique(users))}
     table = []
     for metric in METRICS:
-        for name in (column for column in rows.columns if column not in FACTS):
+        for name in (column for column in rows.columns if column not in POST_COLUMNS):
             mine, other = (rows[column].to_numpy() for column in (name, against))
             found = paired_interval(
-                Scored(labels, users, cuts), mine[:, None], other[:, None], metric, resamples=resamples
+                Scored(labels, users, splits), mine[:, None], other[:, None], metric, resamples=resamples
             )
-            named = {"metric": metric, "system": name, "score": score(labels, mine, cuts)[metric]}
+            named = {"metric": metric, "system": name, "score": score(labels, mine, splits)[metric]}
             table.append(named | {"difference": found.value, "low": found.low, "high": found.high} | sizes)
     return pl.DataFrame(table, schema_overrides=dict.fromkeys(("score", "difference", "low", "high"), pl.Float64))
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scored posts: labels (n,), users (n,), and the cut that scores each post (n,); without cuts all are one."""
+    """Valid posts: labels (n,), users (n,), and the split of each post (n,); None: all posts make one score."""
 
-    label: Array
+    label: Float64Array
     user: npt.NDArray[Any]
-    cut: npt.NDArray[np.int64] | None = None
+    split: Int64Array | None = None
 
 
 @dataclass(frozen=True)
@@ -169,29 +173,35 @@ class Estimate:
 
 
 def paired_interval(
-    posts: Scored, first: Array, second: Array, metric: Metric, *, resamples: int, confidence: float = 0.95
+    posts: Scored,
+    first: Float64Array,
+    second: Float64Array,
+    metric: Metric,
+    *,
+    resamples: int,
+    confidence: float = 0.95,
 ) -> Estimate:
     """The metric of `first` minus that of `second`, mean over seeds, with an interval over users and seeds.
 
-    A draw takes users with replacement, each with all posts, and seeds with replacement; both sides are scored on the
-    same draw. None where a metric is undefined; no interval for one user.
+    A draw takes users with replacement, each with all posts, and seeds with replacement; both are scored on the same
+    draw. The value is None where a metric is undefined; one user alone has no interval.
 
     Args:
-        posts: n posts; a score is the mean over their cuts.
+        posts: n posts; a score is the mean over their splits.
         first: (n, seeds) predictions.
-        second: as first, column by column of the same seeds; either may have one column that stands for all.
+        second: (n, seeds) predictions by the same seeds; one column stands for all seeds, in `first` too.
         metric: src or mae.
         resamples: number of draws.
-        confidence: share of the draws inside the interval.
+        confidence: fraction of the draws inside the interval.
 
     Raises:
-        ContractError: the sides have different numbers of seeds.
+        ContractError: `first` and `second` have different numbers of seeds.
     """
     seeds = max(first.shape[1], second.shape[1])
     if {first.shape[1], second.shape[1]} - {1, seeds}:
         raise ContractError(f"paired interval: {first.shape[1]} seeds against {second.shape[1]}")
     predictions = np.hstack([np.broadcast_to(side, (len(posts.label), seeds)) for side in (first, second)])
-    values = [score(posts.label, column, posts.cut)[metric] for column in predictions.T]
+    values = [score(posts.label, column, posts.split)[metric] for column in predictions.T]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return Estimate(None, None, None)
@@ -199,7 +209,7 @@ def paired_interval(
     user = np.unique(posts.user, return_inverse=True)[1]
     if not user.any():
         return Estimate(difference, None, None)
-    drawn = resample(posts.label, predictions, user, resamples=resamples, seed=0, cuts=posts.cut)[metric]
+    drawn = resample(posts.label, predictions, user, resamples=resamples, seed=0, folds=posts.split)[metric]
     picked = np.random.default_rng([0, seeds]).integers(seeds, size=(resamples, seeds))
     left, right = (
         np.take_along_axis(part, picked, axis=1).mean(axis=1) for part in (drawn[:, :seeds], drawn[:, seeds:])
@@ -207,14 +217,14 @@ def paired_interval(
     return Estimate(difference, *interval(left - right, confidence))
 
 
-MERGED = 10  # users in one
+USERS_PER_NAME = 10  # of shape "coarse users"
 
 
 def coarse_users(posts: pl.DataFrame) -> pl.DataFrame:
-    """The posts with MERGED users, drawn at random, under one name."""
+    """The posts with USERS_PER_NAME users, drawn at random, under each name."""
     users = posts["uid"].unique().sort()
-    group = np.random.default_rng(0).permutation(len(users)) // MERGED
-    names = dict(zip(users.to_list(), (f"{number}@N00" for number in group), strict=True))
+    group = np.random.default_rng(0).permutation(len(users)) // USERS_PER_NAME
+    names = dict(zip(users.to_list(), (f"{index}@N00" for index in group), strict=True))
     return posts.with_columns(uid=pl.col("uid").replace_strict(names))
 
 
@@ -228,12 +238,12 @@ def third_of_users(posts: pl.DataFrame) -> pl.DataFrame:
     return _of_some(posts, "uid", 1 / 3)
 
 
-def _of_some(posts: pl.DataFrame, column: str, share: float) -> pl.DataFrame:
-    kept = posts[column].unique().sort().sample(fraction=share, shuffle=True, seed=0)
+def _of_some(posts: pl.DataFrame, column: str, fraction: float) -> pl.DataFrame:
+    kept = posts[column].unique().sort().sample(fraction=fraction, shuffle=True, seed=0)
     return posts.filter(pl.col(column).is_in(kept.implode()))
 
 
-# Other data sets, made from the posts of one: what pays on one alone may be luck.
+# Other data sets made from the posts of one: a gain on a single data set may be chance.
 SHAPES: Mapping[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
     "whole": lambda posts: posts,
     "coarse users": coarse_users,
@@ -243,13 +253,13 @@ SHAPES: Mapping[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
 
 
 def reshaped(project: Project, shape: str, split: SplitParams) -> Project:
-    """The project with the posts of a shape, and splits of these whose `report` begins where it did.
+    """The project with the posts of a shape, and splits whose `holdout` begins at the same time as before.
 
-    Its features are still those of the run: benchmarks.rows.with_splits makes them anew.
+    Its features are still those of the run; benchmarks.rows.with_splits computes the new ones.
     """
     posts = SHAPES[shape](project.posts)
-    reported = project.splits.filter(scheme="holdout", role="valid").select("pid")
-    start = reported.join(project.posts, on="pid", how="left", validate="1:1")["posted_at"].min()
+    holdout = project.splits.filter(scheme="holdout", role="valid").select("pid")
+    start = holdout.join(project.posts, on="pid", how="left", validate="1:1")["posted_at"].min()
     train = posts.filter(split="train")
     later = train.filter(pl.col("posted_at") >= start).height
     wanted = replace(split, holdout_fraction=later / train.height)

@@ -1,10 +1,10 @@
-"""How every benchmark shows its numbers: a text table on the screen, the same numbers as CSV in a file.
+"""The output of every benchmark: a text table on the screen, and the same numbers in a CSV file.
 
     rows = [{"system": "ours", "mae": 1.19}, {"system": "constant", "mae": 1.40}]
     print(text_table(rows))
-    write_csv(rows, args.csv)                  # of the flag that add_csv_flag adds; without the flag: no file
+    write_csv(rows, args.csv)                  # the flag of add_csv_flag; without it no file is written
 
-No library but the standard one: `benchmarks.speed network` runs where only torch is installed.
+Standard library alone: `benchmarks.speed network` runs where only torch is installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def add_csv_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def write_csv(rows: Sequence[Row], file: Path | None) -> None:
-    """Writes the rows in full precision; a key that a row lacks is an empty cell. Without a file nothing happens."""
+    """Writes the rows in full precision; a key that a row lacks is an empty cell. Without a file nothing is written."""
     if file is None:
         return
     with atomic_path(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
@@ -63,12 +63,12 @@ def signed_interval(value: float | None, low: float | None, high: float | None, 
     >>> signed_interval(0.004, -0.001, 0.009, digits=3)
     '+0.004 [-0.001, +0.009]'
     """
-    shown = ["-" if number is None else f"{number:+.{digits}f}" for number in (value, low, high)]
+    shown = ["-" if one is None else f"{one:+.{digits}f}" for one in (value, low, high)]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def verdict(metric: str, low: float | None, high: float | None) -> str:
-    """`better` or `worse` where the interval of a difference leaves out 0; more `src` is better, less of all else."""
+    """`better` or `worse` if the interval of a difference excludes 0; higher is better for `src` alone."""
     if low is None or high is None or low <= 0 <= high:
         return ""
     return "better" if (low > 0) == (metric == "src") else "worse"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.demo import DemoParams, generate
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = load_params("demo", DemoParams, args.params)
     with (
-        measured("demo_data", args.resources),
+        record_resources("demo_data", args.resources),
         atomic_directory(args.root) as root,
         atomic_directory(args.truth) as truth,
     ):

@@ -1,8 +1,8 @@
-"""Pictures to vectors: the frozen image encoder of params.yaml over every readable picture.
+"""Images to vectors: the frozen image encoder of params.yaml over every readable image.
 
-Reads: the data set's picture shards, data/interim/images.parquet.
+Reads: the data set's image shards, data/interim/images.parquet.
 Writes: data/embeddings/image/ with the block `pooled`, statistics.parquet (quality and layout) and status.parquet
-(contract IMAGE_STATUS, in which a picture that cannot be decoded in full is unreadable; posts without a picture have no
+(contract IMAGE_STATUS, in which an image that cannot be decoded in full is unreadable; posts without an image have no
 row in the other two).
 
     python -m popularity.launch stages.embed_image --root data/demo --images data/interim/images.parquet \
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.image_blocks import embed_images
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("embed_image", EmbedImageParams, args.params)
-    with measured("embed_image", args.resources):
+    with record_resources("embed_image", args.resources):
         embed_images(args.root, args.images, args.out, params)
 
 

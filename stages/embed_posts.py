@@ -24,7 +24,7 @@ from popularity.core.atomic import fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, POSTS, read_table
 from popularity.core.resume import STATE_ROOT, resume_state
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import trained_params
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(trained_params(args.network).precision)
     inputs_read = (args.posts, args.images, args.image, args.text, args.prototypes, args.network)
     key = fingerprint(asdict(params), asdict(encoders), accelerator.mixed_precision, *inputs_read)
-    with measured("embed_posts", args.resources), resume_state("embed_posts", key, args.state) as state:
+    with record_resources("embed_posts", args.resources), resume_state("embed_posts", key, args.state) as state:
         posts, images = read_table(args.posts, POSTS), read_table(args.images, IMAGES)
         network_inputs = NetworkInputs(posts, images, folders, encoders, params, accelerator)
         embed_posts(network_inputs, state=state, out=args.out, explain=args.explain)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import embed_texts
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("embed_text", EmbedTextParams, args.params)
-    with measured("embed_text", args.resources):
+    with record_resources("embed_text", args.resources):
         embed_texts(args.posts, args.out, params)
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.evaluation.scores import EvaluateConfig
-from popularity.evaluation.tables import evaluate, read_importance, write_evaluation
+from popularity.evaluation.tables import EvaluationPaths, evaluate, read_importance, write_evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     config = load_params("evaluate", EvaluateConfig, args.params)
-    with measured("evaluate", args.resources):
+    with record_resources("evaluate", args.resources):
         evaluation = evaluate(
             read_table(args.posts, POSTS),
             read_table(args.splits, FOLDS),
@@ -44,13 +44,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         write_evaluation(
             evaluation,
-            metrics=args.metrics,
-            table=args.table,
-            scores=args.scores,
-            groups=args.groups,
-            calibration=args.calibration,
-            coverage=args.coverage,
-            plots=args.plots,
+            EvaluationPaths(
+                metrics=args.metrics,
+                table=args.table,
+                scores=args.scores,
+                groups=args.groups,
+                calibration=args.calibration,
+                coverage=args.coverage,
+                plots=args.plots,
+            ),
         )
     print(evaluation.table)
 

@@ -1,12 +1,12 @@
 """Computes the metadata and user-behaviour features of every scheme.
 
-Reads posts.parquet, images.parquet (picture headers), splits.parquet and users.parquet (vectors of form A); writes a
+Reads posts.parquet, images.parquet (image headers), splits.parquet and users.parquet (vectors of form A); writes a
 folder with row.parquet and the tables of every fold below context and label, and how the target statistics of fit
 and scored rows compare.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
         --splits data/interim/splits.parquet --users data/interim/users.parquet --out data/features \
-        --report reports/target_statistics.json
+        --summary reports/target_statistics.json
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from popularity.core.atomic import atomic_directory, write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, USERS, read_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.features import FeaturizeParams, compare_target_statistics, featurize
 
 
@@ -28,15 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", type=Path, required=True)
     parser.add_argument("--users", type=Path, help="without: the group user_text is made of the posts' texts")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
     params = load_params("featurize", FeaturizeParams, args.params)
-    with measured("featurize", args.resources), atomic_directory(args.out) as out:
+    with record_resources("featurize", args.resources), atomic_directory(args.out) as out:
         splits = read_table(args.splits, FOLDS)
         users = read_table(args.users, USERS) if args.users else None
         featurize(read_table(args.posts, POSTS), read_table(args.images, IMAGES), splits, params, out, users)
-        write_json(args.report, compare_target_statistics(splits, out, params.target_statistics))
+        write_json(args.summary, compare_target_statistics(splits, out, params.target_statistics))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-r"""Finds every post's picture and reads its header; no pixel is decoded.
+r"""Finds every post's image and reads its header; no pixel is decoded.
 
-Reads posts.parquet and the tar shards (or the picture folder) under --root.
-Writes images.parquet (shard, offset, bytes, width, height, mode, status) and the report images.json.
+Reads posts.parquet and the tar shards (or the image folder) under --root.
+Writes images.parquet (shard, offset, bytes, width, height, mode, status) and the summary images.json.
 
     python -m stages.index_images --root data/demo --posts data/interim/posts.parquet \
-        --images data/interim/images.parquet --report reports/images.json \
+        --images data/interim/images.parquet --summary reports/images.json \
         --resources reports/resources/index_images.json
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from popularity.core.atomic import write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, POSTS, read_table, write_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.images import IndexImagesParams, index_images
 
 
@@ -26,15 +26,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, required=True, help="data set in the official layout")
     parser.add_argument("--posts", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     params = load_params("index_images", IndexImagesParams, args.params)
-    with measured("index_images", args.resources):
-        images, report = index_images(read_table(args.posts, POSTS), args.root, params)
+    with record_resources("index_images", args.resources):
+        images, summary = index_images(read_table(args.posts, POSTS), args.root, params)
         write_table(images, args.images, IMAGES)
-        write_json(args.report, report)
+        write_json(args.summary, summary)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 r"""Checks a data set in the official layout and writes it as tables keyed by post.
 
-Reads the metadata folders under --root (the pictures are left to index_images).
-Writes posts.parquet, users.parquet, quarantine.parquet and the report ingest.json.
+Reads the metadata folders under --root (the images are left to index_images).
+Writes posts.parquet, users.parquet, quarantine.parquet and the summary ingest.json.
 
     python -m stages.ingest --root data/demo --posts data/interim/posts.parquet \
         --users data/interim/users.parquet --quarantine data/interim/quarantine.parquet \
-        --report reports/ingest.json --resources reports/resources/ingest.json
+        --summary reports/ingest.json --resources reports/resources/ingest.json
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from popularity.core.atomic import write_json
 from popularity.core.contracts import POSTS, QUARANTINE, USERS, write_table
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.dataset import ingest
 
 
@@ -26,15 +26,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--posts", type=Path, required=True)
     parser.add_argument("--users", type=Path, required=True)
     parser.add_argument("--quarantine", type=Path, required=True)
-    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
     args = parser.parse_args(argv)
-    with measured("ingest", args.resources):
+    with record_resources("ingest", args.resources):
         ingested = ingest(args.root)
         write_table(ingested.posts, args.posts, POSTS)
         write_table(ingested.users, args.users, USERS)
         write_table(ingested.quarantine, args.quarantine, QUARANTINE)
-        write_json(args.report, ingested.report)
+        write_json(args.summary, ingested.summary)
 
 
 if __name__ == "__main__":

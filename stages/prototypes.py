@@ -1,12 +1,12 @@
-r"""Class prototypes: for every class at three levels, the mean picture and text vector of its representatives.
+r"""Class prototypes: for every class at three levels, the mean image and text vector of its representatives.
 
 Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
         data/embeddings/text; section `prototypes` and `train.transductive` of params.yaml.
 Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, about.json and manifest.json;
-        a report.
+        a summary.
 
     python -m stages.prototypes --posts data/interim/posts.parquet --image data/embeddings/image \
-        --text data/embeddings/text --out models/prototypes --report reports/prototypes.json \
+        --text data/embeddings/text --out models/prototypes --summary reports/prototypes.json \
         --resources reports/resources/prototypes.json
 """
 
@@ -23,7 +23,7 @@ from popularity.core.atomic import atomic_directory, write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import POSTS, read_table
 from popularity.core.manifest import write_manifest
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.core.vectors import read_block
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 
@@ -33,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     for name in ("posts", "image", "text"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="input")
-    for name in ("out", "report", "resources"):
+    for name in ("out", "summary", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="output")
     args = parser.parse_args(argv)
     params = load_params("prototypes", PrototypesParams, args.params)
     transductive = load_params("train.transductive", StrictBool, args.params)
-    with measured("prototypes", args.resources), atomic_directory(args.out) as out:
+    with record_resources("prototypes", args.resources), atomic_directory(args.out) as out:
         blocks = (read_block(args.image, "pooled"), read_block(args.text, "post"))
         built = build_prototypes(read_table(args.posts, POSTS), *blocks, params, transductive=transductive)
         write_prototypes(built, out)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 }
             },
         )
-        write_json(args.report, dict(built.report))
+        write_json(args.summary, dict(built.report))
 
 
 if __name__ == "__main__":

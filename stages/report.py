@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.core.atomic import write_text
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.report.document import render
 from popularity.report.model_card import model_card
 from popularity.report.page import build_page
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("html", "card", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="output")
     args = parser.parse_args(argv)
-    with measured("report", args.resources), RunFolder(args.folder, args.root) as folder:
+    with record_resources("report", args.resources), RunFolder(args.folder, args.root) as folder:
         write_text(args.html, render(build_page(folder)))
         size = args.html.stat().st_size
         if size > LARGE:

@@ -20,9 +20,9 @@ from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.stack import StackParams
-from popularity.stack.lightgbm_dask import connected
+from popularity.stack.lightgbm_dask import dask_client
 from popularity.tuning.candidates import SelectParams, candidates_of, judge, write_selection
 from popularity.tuning.objective import StackInputs
 
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = candidates_of(params, stack)
     inputs = StackInputs(**{name: vars(args)[name] for name in names})
     with (
-        measured("select", args.resources),
+        record_resources("select", args.resources),
         # A finished fit is named by its own parameters: other candidates leave it of use.
         resume_state("select", fingerprint(*vars(inputs).values()), args.state) as state,
-        connected(stack.cluster),
+        dask_client(stack.cluster),
         atomic_directory(args.out) as out,
     ):
         judged = judge(candidates, inputs, state) if candidates else None

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint, write_json
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, read_table, write_table
+from popularity.core.contracts import ENSEMBLE_WEIGHTS_FILE, FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
-from popularity.core.stage import measured, run
-from popularity.ensemble.members import merge, read_told
+from popularity.core.stage import record_resources, run
+from popularity.ensemble.members import add_member, read_member
 from popularity.evaluation.scheme_scores import scheme_scores
-from popularity.stack import StackParams, fit_schemes, read_blocks
-from popularity.stack.lightgbm_dask import connected
+from popularity.stack import StackData, StackParams, fit_schemes, read_blocks
+from popularity.stack.lightgbm_dask import dask_client
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,23 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     posts = read_table(args.posts, POSTS)
     blocks = read_blocks(args.image, args.text, args.prototype)
     with (
-        measured("stack", args.resources),
+        record_resources("stack", args.resources),
         resume_state("stack", key, args.state) as state,
-        connected(params.cluster),
+        dask_client(params.cluster),
         atomic_directory(args.models) as models,
         atomic_directory(args.predictions) as out,
     ):
-        predictions, importance = fit_schemes(
-            posts,
-            read_table(args.splits, FOLDS),
-            args.features,
-            blocks,
-            params,
-            state=state,
-            model_folder=models,
-        )
-        predictions, part = merge(predictions, read_told(args.told), posts, params.text_model_weights)
-        write_json(models / TEXT_FILE, part)
+        data = StackData(posts, read_table(args.splits, FOLDS), args.features, blocks)
+        predictions, importance = fit_schemes(data, params, state=state, model_folder=models)
+        predictions, part = add_member(predictions, read_member(args.told), posts, params.text_model_weights)
+        write_json(models / ENSEMBLE_WEIGHTS_FILE, part)
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)
         with atomic_path(out / "importance.csv") as partial:
             importance.write_csv(partial)

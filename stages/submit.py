@@ -20,7 +20,7 @@ from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import POSTS, PREDICTIONS, read_table
 from popularity.core.manifest import write_manifest
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.submission.write import MODEL, SubmitConfig, submit
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     config = load_params("submit", SubmitConfig, args.params)
-    with measured("submit", args.resources), atomic_directory(args.out) as out:
+    with record_resources("submit", args.resources), atomic_directory(args.out) as out:
         files = submit(read_table(args.posts, POSTS), read_table(args.predictions, PREDICTIONS), config, out)
         write_manifest(
             out,

@@ -25,7 +25,7 @@ from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, POSTS, read_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import build_network, save_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data, training_rows
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs = EncoderOutputs.read(args.image, args.text)
     key = fingerprint(asdict(params), asdict(encoders), args.posts, args.image, args.text, args.prototypes)
     accelerator = make_accelerator(params.precision)
-    with measured("train", args.resources), resume_state("train", key, args.state) as state:
+    with record_resources("train", args.resources), resume_state("train", key, args.state) as state:
         data = read_network_data(posts, outputs, args.prototypes, params)
         network = build_network(params, data, encoders)
         reader = post_reader(network, data, posts, images, args.root, encoders)

@@ -24,7 +24,7 @@ from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
-from popularity.core.stage import measured, run
+from popularity.core.stage import record_resources, run
 from popularity.stack import StackParams
 from popularity.tuning.objective import StackInputs, TuneParams, stack_search
 from popularity.tuning.results import best_of, write_results
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = StackInputs(**{name: vars(args)[name] for name in names})
     search, objective = stack_search(params, stack, inputs)
     with (
-        measured("tune", args.resources),
+        record_resources("tune", args.resources),
         resume_state("tune", search.name, args.state) as state,
         atomic_directory(args.out) as out,
     ):

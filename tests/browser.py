@@ -18,7 +18,7 @@ WIDTHS = (1280, 390)  # pixels: a laptop, a telephone
 COLLISIONS = """
 svg => {
   const boxes = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
-  return boxes.flatMap(([left, a], place) => boxes.slice(place + 1).filter(([, b]) =>
+  return boxes.flatMap(([left, a], index) => boxes.slice(index + 1).filter(([, b]) =>
     a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1
   ).map(([right]) => [left, right]));
 }
@@ -47,11 +47,11 @@ class Shown:
     page: Any
     troubles: list[str]
 
-    def check(self, pictures: int = 0) -> None:
-        """No trouble, every picture there, at least `pictures` of them, nothing wider than the window, no tiny text."""
+    def check(self, images: int = 0) -> None:
+        """No trouble, every image there, at least `images` of them, nothing wider than the window, no tiny text."""
         assert self.troubles == []
         widths = self.page.evaluate("[...document.images].map(image => image.naturalWidth)")
-        assert len(widths) >= pictures
+        assert len(widths) >= images
         assert all(widths)
         assert self.page.evaluate("document.images.length === [...document.images].filter(i => i.alt).length")
         root = "document.documentElement"

@@ -73,25 +73,24 @@ SLOW = {
     "encoders/test_lost_processes",
     "encoders/test_prompting::test_runs_without_the_libraries_of_the_tables",
     "encoders/test_weights::test_fetch_then_run_offline",
-    "features/test_signals::test_the_number_of_threads_changes_no_bit",
+    "features/test_groups::test_the_number_of_threads_changes_no_bit",
     "leakage/test_labels",
     "leakage/test_rows",
     "network/test_losses::test_two_processes_see_each_others_posts",
     "network/test_model::test_training_needs_neither_tables_nor_trees_nor_dvc",
-    "post_features/test_embed_posts_stage",
+    "inference/test_embed_posts_stage",
     "report/test_report_stage",
-    "stack/test_cluster",
+    "stack/test_lightgbm_dask",
     "stack/test_fit",
-    "stack/test_network_head",
-    "stack/test_parallel",
+    "core/test_parallel",
     "stack/test_stack_stage",
     "test_launch",
     "text_model/test_text_model",
     "training/test_loop",
     "training/test_processes",
     "training/test_train_stage",
-    "tuning/test_network_search",
-    "tuning/test_selection",
+    "tuning/test_network",
+    "tuning/test_candidates",
     "tuning/test_study",
     "tuning/test_tune_stage",
 }
@@ -115,14 +114,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     At the end one worker would run the last of the long files and the others none.
     """
     for item in items:
-        benchmark = _name(item).endswith(("_benchmark", "_benchmarks"))
+        benchmark = _name(item).startswith("benchmarks/")
         names = {_name(item), f"{_name(item)}::{getattr(item, 'originalname', None)}"}
         if benchmark or names & SLOW or SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-    places = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: places.get(_name(item), len(places)))
+    order = {name: index for index, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(_name(item), len(order)))
 
 
 def _name(item: pytest.Item) -> str:

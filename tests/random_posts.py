@@ -13,7 +13,7 @@ WORDS = ("cat", "dog", "Sea", "sun2", "sky!", "ÄRGER", "why?", "2016", "red", "
 
 
 def random_posts(seed: int, train: int = 90, test: int = 40, users: int = 18) -> pl.DataFrame:
-    """Posts in time order, the test part after the training part and partly by users of its own."""
+    """Posts in time order, the test split after the training split and partly by users of its own."""
     rng = np.random.default_rng(seed)
     n = train + test
     hours = np.sort(rng.integers(0, 400, n)) * 6  # many ties
@@ -70,7 +70,7 @@ def random_posts(seed: int, train: int = 90, test: int = 40, users: int = 18) ->
 
 
 def random_images(posts: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """A header for most posts; some pictures are missing."""
+    """A header for most posts; some images are missing."""
     rng = np.random.default_rng(seed)
     rows = []
     for pid in posts["pid"]:

@@ -75,7 +75,7 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
                     seed=pl.lit(seed, dtype=pl.Int64),
                     model=pl.lit(model),
                     prediction=pl.Series(values),
-                    scale=pl.lit(MODEL_NOISE["stack"] if model == "stack" else None, pl.Float64),
+                    error_scale=pl.lit(MODEL_NOISE["stack"] if model == "stack" else None, pl.Float64),
                 )
             )
     predictions = pl.concat(frames).sort(PREDICTIONS.key)

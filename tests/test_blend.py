@@ -53,7 +53,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             seed=pl.lit(seed, pl.Int64),
             model=pl.lit("stack"),
             prediction=pl.col("label") + pl.Series(rng.normal(0, 2, len(scored))),
-            scale=pl.lit(1.0),
+            error_scale=pl.lit(1.0),
         )
         for seed in (1, 2)
     )

@@ -42,10 +42,10 @@ def test_a_stage_takes_the_flags_of_its_command(stage: str, tmp_path: Path, caps
 
 
 def test_paths_are_placed_below_the_folder_and_can_be_changed(tmp_path: Path) -> None:
-    flags = stage_flags("split", tmp_path, posts="mine.parquet", report=Path("/elsewhere/split.json"), resources=None)
+    flags = stage_flags("split", tmp_path, posts="mine.parquet", summary=Path("/elsewhere/split.json"), resources=None)
     assert flags == [
         "--params", f"{tmp_path}/params.yaml", "--posts", f"{tmp_path}/mine.parquet",
-        "--splits", f"{tmp_path}/data/interim/splits.parquet", "--report", "/elsewhere/split.json",
+        "--splits", f"{tmp_path}/data/interim/splits.parquet", "--summary", "/elsewhere/split.json",
     ]  # fmt: skip
 
 

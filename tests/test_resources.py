@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from popularity.core.errors import DataError
-from popularity.core.stage import measured
+from popularity.core.stage import record_resources
 from popularity.resources import main
 
 
@@ -34,7 +34,7 @@ def test_rows_in_graph_order_with_a_total(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_reads_what_stages_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with measured("ingest", tmp_path / "resources" / "ingest.json"):
+    with record_resources("ingest", tmp_path / "resources" / "ingest.json"):
         pass
     main([str(tmp_path / "resources"), "--graph", str(_graph(tmp_path))])
     stage, seconds, peak, _ = capsys.readouterr().out.splitlines()[1].split()

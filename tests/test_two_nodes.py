@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.measuring import environment
 from popularity.encoders.image_blocks import embed_images
-from tests.encoders.tiny_encoders import make_pictures
+from tests.encoders.tiny_encoders import make_images
 from tests.processes import wait_for
 
 REPOSITORY = Path(__file__).parents[1]
@@ -141,11 +141,11 @@ def test_a_stage_on_two_nodes_survives_a_lost_worker(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
-    pictures = make_pictures(tmp_path)
-    params = pictures.params(shard_rows=2, batch_size=2)
+    images = make_images(tmp_path)
+    params = images.params(shard_rows=2, batch_size=2)
     YAML().dump({"embed_image": asdict(params)}, Path("params.yaml"))
     shutil.copytree(REPOSITORY / "configs", "configs")
-    given = {"root": pictures.root, "images": pictures.table, "resources": "out.json"}
+    given = {"root": images.root, "images": images.table, "resources": "out.json"}
     command = ["stages.embed_image", *(part for name, path in given.items() for part in (f"--{name}", str(path)))]
     one, two = (Path(name, "data/embeddings/image") for name in ("one", "two"))
     with started(nodes, [*command, "--out", str(two)], tmp_path, restarts=1) as launchers:
@@ -156,7 +156,7 @@ def test_a_stage_on_two_nodes_survives_a_lost_worker(
     assert "parts are there from an earlier run" in Path("node0.log").read_text()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    embed_images(pictures.root, pictures.table, one, params)
+    embed_images(images.root, images.table, one, params)
     torch.set_num_threads(threads)
     alone, together = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in (one, two))
     assert alone

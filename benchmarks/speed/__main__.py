@@ -1,24 +1,24 @@
-"""Time and memory of ours and of the plain way, and the ratio of the two, by subcommand.
+"""Time and memory of ours and of a baseline, and the ratio of the two, by subcommand.
 
     python -m benchmarks.speed features                     # at a tenth, three tenths and all of SMPD's 486,194 posts
     python -m benchmarks.speed stack --posts 48619 --csv stack.csv
-    python -m benchmarks.speed network --posts 305613 --tower clip --steps 200
+    python -m benchmarks.speed network --posts 305613 --encoder clip --steps 200
     python -m benchmarks.speed all                          # every section: `make bench`, up to 40 minutes
     python -m benchmarks.speed data --out smpd --posts 486194          # the data set itself
 
-| subcommand | ours | the plain way |
+| subcommand | ours | baseline |
 |---|---|---|
 | features | ingest; split; counts and target statistics of the refit | pandas, the same values |
 | images, text | the embed stage, reading and decoding included | the encoder alone over batches in memory |
 | network | a training step | its matrix products alone |
-| stack | encoders, rounds, boosters, scale of the error; predictions | LightGBM's cv, train and predict on the matrix |
+| stack | encoders, rounds, boosters, error scale; predictions | LightGBM's cv, train and predict on the matrix |
 | dvc | `dvc repro` with nothing to do | |
 | change | `dvc repro` after a changed parameter of the stack (profile tiny) | the whole run |
 
-Each number is of a process of its own; ours and the plain way take turns. Seconds are of the clock, CPU of all threads:
-on a machine that does other work believe the second and the ratio, which is CPU of the plain way by CPU of ours. Growth
-is the exponent of the CPU time in the posts. `network` needs torch, transformers and accelerate alone, and takes the
-accelerator where there is one: there the ratio is of seconds.
+Each number is of its own process; ours and the baseline alternate. Seconds are wall-clock time, CPU is of all threads:
+on a busy machine CPU and the ratio are reliable. The ratio is CPU of the baseline over CPU of ours. Growth is the
+exponent of the CPU time in the number of posts. `network` needs torch, transformers and accelerate alone, and runs on
+the accelerator if there is one: then the ratio is of seconds.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core.stage import run
 
 SMPD_POSTS = 486_194
-SHARES = (0.1, 0.3, 1.0)
-# Posts (pictures, texts) of the largest data set of each section.
+FRACTIONS = (0.1, 0.3, 1.0)
+# Posts (images, texts) of the largest data set of each section.
 LARGEST = {
     "features": SMPD_POSTS, "images": 2560, "text": 10_000, "network": 30_000, "stack": SMPD_POSTS, "dvc": SMPD_POSTS,
     "change": 2000,
 }  # fmt: skip
-LEAST = 300
+MIN_POSTS = 300
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,49 +76,51 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the network that differ from section train."""
-    parser.add_argument("--tower", choices=["clip", "minilm"], default="minilm", help="clip: of that size, random")
+    """Adds the flags of the network, which replace values of section train."""
+    parser.add_argument(
+        "--encoder", choices=["clip", "minilm"], default="minilm", help="clip: the size of CLIP, random weights"
+    )
     parser.add_argument("--classes", type=int, default=77)
-    parser.add_argument("--dim", type=int, help="of the attention, instead of params.yaml's")
-    parser.add_argument("--depth", type=int, help="of the attention, instead of params.yaml's")
+    parser.add_argument("--dim", type=int, help="of the attention; replaces that of params.yaml")
+    parser.add_argument("--depth", type=int, help="of the attention; replaces that of params.yaml")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
 
 
 def network_flags(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("tower", "classes", "dim", "depth", "steps", "precision")}
+    return {name: getattr(args, name) for name in ("encoder", "classes", "dim", "depth", "steps", "precision")}
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a data set in SMPD's proportions."""
+    """Adds the flags of a data set in SMPD's proportions."""
     parser.add_argument("--out", type=Path, required=True, help="replaced; gets data/ and, for checks, truth/")
     parser.add_argument("--posts", type=int, default=SMPD_POSTS, help="in both parts together")
     parser.add_argument("--user-file", choices=["A", "B"], default="A")
-    parser.add_argument("--pictures", type=int, default=0, help="different ones in each part; 0: no shards")
-    parser.add_argument("--side", type=int, default=96, help="pixels of the longer side of a picture")
+    parser.add_argument("--images", type=int, default=0, help="different images in each part; 0: no shards")
+    parser.add_argument("--side", type=int, default=96, help="pixels of the longer side of an image")
 
 
 def data_words(args: argparse.Namespace) -> list[str]:
-    return [str(value) for value in (args.posts, args.user_file, args.pictures, args.side)]
+    return [str(value) for value in (args.posts, args.user_file, args.images, args.side)]
 
 
 def sizes(largest: int) -> list[int]:
-    """Numbers of posts in SHARES of the largest."""
-    return [max(round(largest * share), LEAST) for share in SHARES]
+    """Numbers of posts: FRACTIONS of the largest, at least MIN_POSTS."""
+    return [max(round(largest * fraction), MIN_POSTS) for fraction in FRACTIONS]
 
 
-def row_of(what: str, posts: int, ours: dict[str, Any], plain: str = "", other: dict[str, Any] | None = None) -> Any:
-    """A row of the table: seconds, CPU seconds and peak memory (MiB) of ours, the plain way's, and their ratio."""
+def row_of(what: str, posts: int, ours: dict[str, Any], baseline: str = "", other: dict[str, Any] | None = None) -> Any:
+    """A row of the table: seconds, CPU seconds and peak memory (MiB) of ours and of the baseline, and their ratio."""
     row = {"what": what, "posts": posts} | {name: ours[name] for name in ("seconds", "cpu", "mib")}
-    row["plain way"] = plain
-    row |= {f"plain {name}": None if other is None else other[name] for name in ("seconds", "cpu", "mib")}
+    row["baseline"] = baseline
+    row |= {f"baseline {name}": None if other is None else other[name] for name in ("seconds", "cpu", "mib")}
     by = ours.get("ratio_by", "cpu")
     row["ratio"] = None if other is None or not ours[by] else other[by] / ours[by]
     return row | {"note": ours.get("note", "")}
 
 
 def data_set(folder: Path, posts: int) -> Path:
-    """The data set of that size, made once."""
+    """The data set of that size, generated once."""
     root = folder / f"{posts}"
     if not root.exists():
         measure("speed.features", "data", root, str(posts), "B", "16", "32")
@@ -127,21 +129,21 @@ def data_set(folder: Path, posts: int) -> Path:
 
 def features(folder: Path, posts: int) -> Iterator[Any]:
     root = data_set(folder, posts)
-    for part in ("ingest", "split"):
-        yield row_of(part, posts, measure("speed.features", part, root))
-    ours, plain = measure("speed.features", "features", root), measure("speed.features", "pandas", root)
+    for task in ("ingest", "split"):
+        yield row_of(task, posts, measure("speed.features", task, root))
+    ours, baseline = measure("speed.features", "features", root), measure("speed.features", "pandas", root)
     ours["note"] = f"values within {measure('speed.features', 'difference', root)['worst']:.0e}"
-    yield row_of("counts and target statistics", posts, ours, "pandas", plain)
+    yield row_of("counts and target statistics", posts, ours, "pandas", baseline)
 
 
 def images(folder: Path, posts: int) -> Iterator[Any]:
-    ours, plain = (measure("speed.models", part, folder, str(posts)) for part in ("images", "bare_images"))
-    yield row_of("decode and encode pictures", posts, ours, "encoder alone", plain)
+    ours, baseline = (measure("speed.models", task, folder, str(posts)) for task in ("images", "bare_images"))
+    yield row_of("decode and encode images", posts, ours, "encoder alone", baseline)
 
 
 def text(folder: Path, posts: int) -> Iterator[Any]:
-    ours, plain = (measure("speed.models", part, folder, str(posts)) for part in ("text", "bare_text"))
-    yield row_of("tokenise and encode texts", posts, ours, "encoder alone", plain)
+    ours, baseline = (measure("speed.models", task, folder, str(posts)) for task in ("text", "bare_text"))
+    yield row_of("tokenise and encode texts", posts, ours, "encoder alone", baseline)
 
 
 def network(folder: Path, posts: int, **flags: Any) -> Iterator[Any]:
@@ -152,12 +154,12 @@ def network(folder: Path, posts: int, **flags: Any) -> Iterator[Any]:
 def stack(folder: Path, posts: int) -> Iterator[Any]:
     root = data_set(folder, posts)
     if not (root / "features").exists():
-        for part in ("ingest", "split"):
-            measure("speed.features", part, root)
+        for task in ("ingest", "split"):
+            measure("speed.features", task, root)
         measure("speed.models", "stack_features", root)
-    ours, plain = (measure("speed.models", part, root) for part in ("stack", "lightgbm"))
+    ours, baseline = (measure("speed.models", task, root) for task in ("stack", "lightgbm"))
     for name in ("fit", "predict"):
-        yield row_of(f"stack, {name}", posts, ours | ours[name], "LightGBM", plain | plain[name])
+        yield row_of(f"stack, {name}", posts, ours | ours[name], "LightGBM", baseline | baseline[name])
 
 
 def dvc(folder: Path, posts: int) -> Iterator[Any]:
@@ -177,7 +179,7 @@ SECTIONS: dict[str, Callable[..., Iterator[Any]]] = {
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> str:
-    """The exponent of CPU time in posts, by least squares on logarithms, of each kind of row that has two sizes."""
+    """The exponent of the CPU time in posts, by least squares on logarithms, of each kind of row with two sizes."""
     lines = []
     for what in dict.fromkeys(row["what"] for row in rows):
         points = [(math.log(row["posts"]), math.log(max(row["cpu"], 1e-3))) for row in rows if row["what"] == what]
@@ -187,7 +189,7 @@ def growth(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line through the points with the least squared errors."""
+    """The slope of the least-squares line through the points."""
     mean_x, mean_y = (sum(each) / len(points) for each in zip(*points, strict=True))
     return float(sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points))
 

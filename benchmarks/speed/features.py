@@ -1,4 +1,4 @@
-"""From published files to features: the parts of `python -m benchmarks.speed features`. No torch: memory counts."""
+"""From published files to features: the tasks of `python -m benchmarks.speed features`, without torch in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.measuring import REPOSITORY, Part, run_part
+from benchmarks.measuring import REPOSITORY, Task, run_task
 from benchmarks.speed import pandas_features
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params, parse_section
@@ -28,7 +28,7 @@ OURS, OTHER = "ours.parquet", "pandas.parquet"
 
 
 def scaled(posts: int, user_file: str, side: int = 96) -> DemoParams:
-    """SMPD's proportions at another number of posts; `side`: pixels of the longer side of a picture."""
+    """SMPD's proportions at another number of posts; `side`: pixels of the longer side of an image."""
     values = {
         "seed": 20,
         "posts": posts,
@@ -42,26 +42,26 @@ def scaled(posts: int, user_file: str, side: int = 96) -> DemoParams:
     return parse_section("demo", values, DemoParams, "the flags")
 
 
-def part_data(root: Path, posts: str, user_file: str, pictures: str, side: str) -> None:
+def task_data(root: Path, posts: str, user_file: str, images: str, side: str) -> None:
     """Writes a data set in the official layout below `root`: data/ and truth/."""
     with atomic_directory(root) as out:
-        generate(scaled(int(posts), user_file, int(side)), out / "data", out / "truth", int(pictures))
+        generate(scaled(int(posts), user_file, int(side)), out / "data", out / "truth", int(images))
 
 
-def part_ingest(root: Path) -> None:
+def task_ingest(root: Path) -> None:
     names = ("posts", "users", "quarantine")
     tables = [word for name in names for word in (f"--{name}", str(root / f"{name}.parquet"))]
-    reports = ["--report", str(root / "ingest.json"), "--resources", str(root / "resources.json")]
-    ingest.main(["--root", str(root / "data"), *tables, *reports])
+    summaries = ["--summary", str(root / "ingest.json"), "--resources", str(root / "resources.json")]
+    ingest.main(["--root", str(root / "data"), *tables, *summaries])
 
 
-def part_split(root: Path) -> None:
+def task_split(root: Path) -> None:
     posts = read_table(root / "posts.parquet", POSTS)
     splits, _ = make_splits(posts, load_params("split", SplitParams, REPOSITORY / PARAMS_FILE))
     write_table(splits, root / "splits.parquet", FOLDS)
 
 
-def part_features(root: Path) -> None:
+def task_features(root: Path) -> None:
     """Counts and target statistics of the refit on all labelled posts, as stage featurize computes them."""
     posts = pl.read_parquet(root / "posts.parquet")
     table = posts.lazy().select("pid")
@@ -73,13 +73,13 @@ def part_features(root: Path) -> None:
     table.collect().join(statistics, on="pid", how="left", validate="1:1").sort("pid").write_parquet(root / OURS)
 
 
-def part_pandas(root: Path) -> None:
+def task_pandas(root: Path) -> None:
     """The same columns in pandas."""
     pandas_features.write(root / "posts.parquet", root / OTHER, PRIOR)
 
 
-def part_difference(root: Path) -> dict[str, float]:
-    """In a process of its own: the next ones would inherit its peak of memory."""
+def task_difference(root: Path) -> dict[str, float]:
+    """The largest difference, in its own process, as later tasks would inherit its peak of memory."""
     return {"worst": difference(pl.read_parquet(root / OURS), pl.read_parquet(root / OTHER))}
 
 
@@ -87,7 +87,7 @@ def difference(ours: pl.DataFrame, other: pl.DataFrame) -> float:
     """The largest difference between two tables sorted by pid, over 1 or the value where that is larger.
 
     Raises:
-        RuntimeError: a table has other posts or columns, or a value is missing in one of both only.
+        RuntimeError: a table has other posts or columns, or a value is missing in one of the two.
     """
     if not ours["pid"].equals(other["pid"]) or set(ours.columns) != set(other.columns):
         raise RuntimeError(f"other posts or columns than with pandas: {set(ours.columns) ^ set(other.columns)}")
@@ -100,14 +100,14 @@ def difference(ours: pl.DataFrame, other: pl.DataFrame) -> float:
     return worst
 
 
-PARTS: dict[str, Part] = {
-    "data": part_data,
-    "ingest": part_ingest,
-    "split": part_split,
-    "features": part_features,
-    "pandas": part_pandas,
-    "difference": part_difference,
+TASKS: dict[str, Task] = {
+    "data": task_data,
+    "ingest": task_ingest,
+    "split": task_split,
+    "features": task_features,
+    "pandas": task_pandas,
+    "difference": task_difference,
 }
 
 if __name__ == "__main__":
-    run_part(PARTS, sys.argv[1:])
+    run_task(TASKS, sys.argv[1:])

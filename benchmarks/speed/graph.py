@@ -1,4 +1,4 @@
-"""What DVC costs: the parts of `python -m benchmarks.speed dvc` and `change`, each in a clone of the repository."""
+"""The cost of DVC: the tasks of `python -m benchmarks.speed dvc` and `change`, each in a clone of the repository."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.measuring import REPOSITORY, Part, execute, measure, run_part
+from benchmarks.measuring import REPOSITORY, Task, execute, measure, run_task
 from popularity.dataset.preparation import set_root
 
 
-def part_nothing_to_do(folder: Path, root: str) -> dict[str, Any]:
-    """`dvc repro` in a clone whose outputs are stand-ins that are committed as they are.
+def task_nothing_to_do(folder: Path, root: str) -> dict[str, Any]:
+    """`dvc repro` in a clone whose outputs are placeholders, committed with `dvc commit`.
 
     Raises:
         RuntimeError: a stage ran.
@@ -30,7 +30,7 @@ def part_nothing_to_do(folder: Path, root: str) -> dict[str, Any]:
     return cost
 
 
-def part_change(folder: Path, posts: str) -> dict[str, Any]:
+def task_change(folder: Path, posts: str) -> dict[str, Any]:
     """The whole graph on a demo of the profile tiny, then once more after a change of the stack's parameters."""
     clone = folder / f"run-{posts}"
     make_clone(clone)
@@ -41,7 +41,7 @@ def part_change(folder: Path, posts: str) -> dict[str, Any]:
     return {"whole": whole, "changed": measure("speed.graph", "repro", clone)}
 
 
-def part_repro(clone: Path) -> dict[str, int]:
+def task_repro(clone: Path) -> dict[str, int]:
     """`dvc repro` in a clone of the repository: how many stages it ran."""
     return {"ran": execute(clone, "dvc", "repro").count("Running stage")}
 
@@ -61,7 +61,7 @@ def edit(file: Path, section: str, **values: Any) -> None:
 
 
 def stand_in(clone: Path, root: Path) -> None:
-    """Puts a small file wherever the graph of `clone` has an output, and `root` in as its data set."""
+    """Writes a small file for every output of the graph of `clone`, and sets `root` as its data set."""
     set_root(clone / "params.yaml", root)
     stages = YAML(typ="safe").load((clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     outs: set[str] = set()
@@ -80,7 +80,7 @@ def stand_in(clone: Path, root: Path) -> None:
             inner.write_text("{}\n", encoding="utf-8")
 
 
-PARTS: dict[str, Part] = {"nothing_to_do": part_nothing_to_do, "change": part_change, "repro": part_repro}
+TASKS: dict[str, Task] = {"nothing_to_do": task_nothing_to_do, "change": task_change, "repro": task_repro}
 
 if __name__ == "__main__":
-    run_part(PARTS, sys.argv[1:])
+    run_task(TASKS, sys.argv[1:])

@@ -1,7 +1,6 @@
-"""Encoders and the stack: the parts of `python -m benchmarks.speed images`, `text` and `stack`.
+"""Encoders and the stack: the tasks of `python -m benchmarks.speed images`, `text` and `stack`.
 
-Each part of ours has one of what it cannot be faster than. Start-up is left out: the second cost of one batch is
-taken off.
+Each task has another that is its lower bound. Start-up is excluded: the cost of one batch is subtracted.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import polars as pl
 import torch
 from PIL import Image
 
-from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
+from benchmarks.measuring import REPOSITORY, Clock, Task, run_task
 from benchmarks.speed.features import scaled
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, read_table, write_table
@@ -39,7 +38,7 @@ from popularity.stack import Blocks, StackParams
 from popularity.stack import lightgbm as learner
 from popularity.stack.fit import fit_model
 from popularity.stack.matrix import MatrixEncoder
-from popularity.stack.sample import Sample, recency_weights
+from popularity.stack.sample import Sample, recency_sample_weight
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
 from popularity.validation.inner_cv import inner_splits
@@ -59,31 +58,31 @@ def beyond_one_batch(embed: Callable[[pl.DataFrame], object], rows: pl.DataFrame
     return {name: costs[2][name] - costs[1][name] for name in costs[0]}
 
 
-def part_images(folder: Path, count: str) -> dict[str, Any]:
-    """The stage's function over `count` pictures of the data sets' size, in a tar shard."""
+def task_images(folder: Path, count: str) -> dict[str, Any]:
+    """The stage's function over `count` images of the data sets' size, in a tar shard."""
     params = load_params("embed_image", EmbedImageParams, PARAMS)
     with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
         root = Path(name)
-        pictures = make_pictures(root, int(count) + params.batch_size, SIDE)
-        cost = beyond_one_batch(lambda part: embed(root, part, params), pictures, params.batch_size)
-    return cost | {"note": f"{int(count) / cost['seconds']:,.1f} pictures/s, {loader_workers()} loader processes"}
+        images = make_images(root, int(count) + params.batch_size, SIDE)
+        cost = beyond_one_batch(lambda part: embed(root, part, params), images, params.batch_size)
+    return cost | {"note": f"{int(count) / cost['seconds']:,.1f} images/s, {loader_workers()} loader processes"}
 
 
-def embed(root: Path, pictures: pl.DataFrame, params: EmbedImageParams) -> None:
-    write_table(pictures, root / "images.parquet", IMAGES)
-    embed_images(root, root / "images.parquet", root / f"out{pictures.height}", params)
+def embed(root: Path, images: pl.DataFrame, params: EmbedImageParams) -> None:
+    write_table(images, root / "images.parquet", IMAGES)
+    embed_images(root, root / "images.parquet", root / f"out{images.height}", params)
 
 
-def make_pictures(root: Path, count: int, side: int) -> pl.DataFrame:
+def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
     """A table of contract IMAGES for `count` JPEGs in one shard: coarse random colours, as smooth as photographs."""
     rng = np.random.default_rng(0)
     width, height = side, side * 3 // 4
     with tarfile.open(root / SHARD, "w") as tar:
-        for number in range(count):
+        for index in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
             stream = io.BytesIO()
             coarse.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
-            member = tarfile.TarInfo(f"train/{number:07d}.jpg")
+            member = tarfile.TarInfo(f"train/{index:07d}.jpg")
             member.size = stream.tell()
             stream.seek(0)
             tar.addfile(member, stream)
@@ -92,8 +91,8 @@ def make_pictures(root: Path, count: int, side: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={name: column.dtype for name, column in IMAGES.columns.items()}, orient="row")
 
 
-def part_bare_images(folder: Path, count: str) -> dict[str, float]:
-    """The encoder over batches in memory, each brought to the device and its vectors back."""
+def task_bare_images(folder: Path, count: str) -> dict[str, float]:
+    """The encoder over batches in memory, each copied to the device, its vectors copied back."""
     del folder
     params = load_params("embed_image", EmbedImageParams, PARAMS)
     device = start_processes().device
@@ -109,7 +108,7 @@ def part_bare_images(folder: Path, count: str) -> dict[str, float]:
     return clock.read()
 
 
-def part_text(folder: Path, count: str) -> dict[str, Any]:
+def task_text(folder: Path, count: str) -> dict[str, Any]:
     """The stage's function over the texts of `count` posts."""
     params = load_params("embed_text", EmbedTextParams, PARAMS)
 
@@ -121,8 +120,8 @@ def part_text(folder: Path, count: str) -> dict[str, Any]:
         return beyond_one_batch(embed_posts, posts_of(Path(name), int(count)), params.batch_size)
 
 
-def part_bare_text(folder: Path, count: str) -> dict[str, float]:
-    """The encoder over the batches that the stage makes, tokenised before the clock runs."""
+def task_bare_text(folder: Path, count: str) -> dict[str, float]:
+    """The encoder over the batches of the stage, tokenised before the clock starts."""
     params = load_params("embed_text", EmbedTextParams, PARAMS)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         posts = posts_of(Path(name), int(count))
@@ -139,13 +138,13 @@ def part_bare_text(folder: Path, count: str) -> dict[str, float]:
 
 
 def posts_of(root: Path, count: int) -> pl.DataFrame:
-    """Contract POSTS of `count` posts of a data set made for this."""
+    """Contract POSTS of `count` posts of a new data set."""
     generate(scaled(count, "B"), root / "data", root / "truth", 0)
     return ingest(root / "data").posts
 
 
-def part_stack_features(root: Path) -> None:
-    """The features of the refit on all labelled posts, and of the last cut, by which histories are dated."""
+def task_stack_features(root: Path) -> None:
+    """The features of the refit and of the last forward split, which dates the target statistics."""
     posts, splits = read_table(root / "posts.parquet", POSTS), read_table(root / "splits.parquet", FOLDS)
     fixed = {"shard": "", "offset": 0, "bytes": 0, "width": None, "height": None, "mode": None, "status": "missing"}
     images = posts.select("pid", **{name: pl.lit(fixed[name], IMAGES.columns[name].dtype) for name in fixed})
@@ -156,7 +155,7 @@ def part_stack_features(root: Path) -> None:
 
 
 def refit(root: Path) -> tuple[Fold, Blocks, StackParams]:
-    """The fold of the refit, no vectors, and the section stack without all that reads vectors."""
+    """The fold of the refit, no vectors, and section stack without the parts that read vectors."""
     params = load_params("stack", StackParams, PARAMS)
     columns = replace(params.columns, feature_blocks=("metadata",), oof_ridge=(), feature_groups=())
     threads = os.cpu_count() or 1
@@ -166,7 +165,7 @@ def refit(root: Path) -> tuple[Fold, Blocks, StackParams]:
     return load_fold(key, rows, posts, root / "features"), Blocks({}, pl.DataFrame(schema={"pid": pl.String})), params
 
 
-def part_stack(root: Path) -> dict[str, Any]:
+def task_stack(root: Path) -> dict[str, Any]:
     """Fit and prediction of the metadata stack on the refit."""
     data, blocks, params = refit(root)
     clock = Clock()
@@ -176,16 +175,16 @@ def part_stack(root: Path) -> dict[str, Any]:
     return {"fit": fit, "predict": clock.read()}
 
 
-def part_lightgbm(root: Path) -> dict[str, Any]:
-    """LightGBM's cv, train and predict on the same matrix, which is made before the clock runs."""
+def task_lightgbm(root: Path) -> dict[str, Any]:
+    """LightGBM's cv, train and predict on the same matrix, which is built before the clock starts."""
     data, blocks, params = refit(root)
     encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, params.columns)
     scored = encoder.apply(data.score, blocks)
-    sample = Sample(matrix, data.label, recency_weights(data.posted_at, params.sample_weight_half_life_days))
-    cuts = inner_splits(data.posted_at, params.inner_cv)
+    sample = Sample(matrix, data.label, recency_sample_weight(data.posted_at, params.sample_weight_half_life_days))
+    splits = inner_splits(data.posted_at, params.inner_cv)
     clock = Clock()
     options = learner.lightgbm_params(params, params.seed)
-    lgb.cv(options, learner.dataset(sample, options), num_boost_round=ROUNDS, folds=cuts)
+    lgb.cv(options, learner.dataset(sample, options), num_boost_round=ROUNDS, folds=splits)
     boosters = [
         lgb.train(own, learner.dataset(sample, own), num_boost_round=ROUNDS)
         for own in (learner.lightgbm_params(params, seed) for seed in params.each_seed)
@@ -196,15 +195,15 @@ def part_lightgbm(root: Path) -> dict[str, Any]:
     return {"fit": fit, "predict": clock.read()}
 
 
-PARTS: dict[str, Part] = {
-    "images": part_images,
-    "bare_images": part_bare_images,
-    "text": part_text,
-    "bare_text": part_bare_text,
-    "stack_features": part_stack_features,
-    "stack": part_stack,
-    "lightgbm": part_lightgbm,
+TASKS: dict[str, Task] = {
+    "images": task_images,
+    "bare_images": task_bare_images,
+    "text": task_text,
+    "bare_text": task_bare_text,
+    "stack_features": task_stack_features,
+    "stack": task_stack,
+    "lightgbm": task_lightgbm,
 }
 
 if __name__ == "__main__":
-    run_part(PARTS, sys.argv[1:])
+    run_task(TASKS, sys.argv[1:])

@@ -1,11 +1,11 @@
-"""A training step and its matrix products: the part of `python -m benchmarks.speed network`, on random content.
+"""A training step and its matrix products: the task of `python -m benchmarks.speed network`, on random content.
 
 A network of the given size is trained on random cached vectors, through the same loop as the stage `train`, after a
 few steps to warm up. Then the matrix products of one step alone, in the same precision: their shapes are recorded while
 the step runs, forward and backward, and products of these shapes are timed without anything between them.
 
-The towers are of the size of CLIP ViT-B/32 with random weights, or the MiniLM of the default parameters. No polars,
-no LightGBM, no DVC: the machine needs torch, transformers and accelerate.
+The encoders have the size of CLIP ViT-B/32 with random weights, or are the MiniLM of the default parameters. The
+machine needs torch, transformers and accelerate alone, without polars, LightGBM and DVC.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 from accelerate import Accelerator
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.measuring import REPOSITORY, Clock, Part, run_part
-from popularity.core.arrays import normalize_rows
+from benchmarks.measuring import REPOSITORY, Clock, Task, run_task
+from popularity.core.arrays import Float16Array, normalize_rows
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.encoders.text import EmbedTextParams
@@ -46,27 +45,27 @@ OFFICIAL_POSTS = 305_613  # training posts of SMPD
 MEAN_TOKENS = 8  # of a title
 REPRESENTATIVES = 256
 IMAGE_WIDTHS = {"clip": 512, "minilm": 1280}
-CHUNK = 65_536
-WARM_UP = 2  # steps
+CHUNK_ROWS = 65_536
+WARM_UP_STEPS = 2
 
 
-def part_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
+def task_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
     """The costs `step` of a training step and `products` of its matrix products alone.
 
     Args:
         folder: for the random content.
         posts: number of them.
-        flags: JSON of tower, classes, dim, depth, steps and precision; by default those of section train.
+        flags: JSON of encoder, classes, dim, depth, steps and precision; by default those of section train.
     """
-    given = {"tower": "minilm", "classes": 77, "steps": 6, "precision": "bf16", **json.loads(flags)}
+    given = {"encoder": "minilm", "classes": 77, "steps": 6, "precision": "bf16", **json.loads(flags)}
     params = network_params(given)
-    steps, image_width = int(given["steps"]), IMAGE_WIDTHS[given["tower"]]
+    steps, image_width = int(given["steps"]), IMAGE_WIDTHS[given["encoder"]]
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root = Path(name)
-        tower = load_prompt_tower(clip_sized(root / "clip") if given["tower"] == "clip" else minilm())
+        tower = load_prompt_tower(clip_sized(root / "clip") if given["encoder"] == "clip" else minilm())
         widths, folds = (image_width, tower.spec.width), params.network.prototypes.folds
         content = random_content(root, int(posts), given["classes"], widths, folds)
-        train(content, tower, params, WARM_UP, root)
+        train(content, tower, params, WARM_UP_STEPS, root)
         accelerator = make_accelerator(params.precision)
         on_gpu = accelerator.device.type == "cuda"
         if on_gpu:
@@ -89,7 +88,7 @@ def part_network(folder: Path, posts: str, flags: str = "{}") -> dict[str, Any]:
 
 
 def network_params(given: dict[str, Any]) -> TrainParams:
-    """Section train with the size and precision that are given, the towers frozen, on the level of the method."""
+    """Section train with the given size and precision, frozen encoders, and the taxonomy level of the method."""
     params = load_params("train", TrainParams, REPOSITORY / PARAMS_FILE)
     network, level = params.network, cast(LevelName, CLASS_LEVEL)
     size: dict[str, Any] = {name: int(given[name]) for name in ("dim", "depth") if given.get(name) is not None}
@@ -119,13 +118,13 @@ class Content:
             for kind, read in (("visual", self.vectors.images), ("text", self.vectors.texts))
         )
         level = TaxonomyLevel(visual, text, torch.full((len(visual),), -1), *map(torch.from_numpy, of_folds))
-        names = tower.tokenize([f"class {WORDS[number]}" for number in range(len(visual))], max_tokens=16)
+        names = tower.tokenize([f"class {WORDS[index]}" for index in range(len(visual))], max_tokens=16)
         torch.manual_seed(0)
         return PrototypeNetwork(params.network, {CLASS_LEVEL: level}, tower, names)
 
 
 def random_content(folder: Path, posts: int, classes: int, widths: tuple[int, int], folds: int) -> Content:
-    """`posts` with a picture, a text and a class each; vectors of the two `widths` are memory maps in `folder`."""
+    """`posts` with an image, a text and a class each; vectors of the two `widths` are memory maps in `folder`."""
     image_width, text_width = widths
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 2 * MEAN_TOKENS, posts)
@@ -150,7 +149,7 @@ def random_content(folder: Path, posts: int, classes: int, widths: tuple[int, in
 
     members = dict.fromkeys(sums, member)
     vectors = PostVectors(
-        pids=[str(number) for number in range(posts)],
+        pids=[str(index) for index in range(posts)],
         image=image,
         image_row=np.arange(posts),
         pooled=pooled,
@@ -166,22 +165,22 @@ def random_content(folder: Path, posts: int, classes: int, widths: tuple[int, in
     return Content(vectors, sums)
 
 
-def random_map(file: Path, rows: int, width: int) -> npt.NDArray[np.float16]:
+def random_map(file: Path, rows: int, width: int) -> Float16Array:
     rng = np.random.default_rng(width)
     values = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(rows, width))
-    for start in range(0, rows, CHUNK):
-        part = values[start : start + CHUNK]
-        part[:] = rng.standard_normal(part.shape, dtype=np.float32)
+    for start in range(0, rows, CHUNK_ROWS):
+        chunk = values[start : start + CHUNK_ROWS]
+        chunk[:] = rng.standard_normal(chunk.shape, dtype=np.float32)
     values.flush()
     return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
 
 
-WORDS = [f"word{number}" for number in range(1000)]
+WORDS = [f"word{index}" for index in range(1000)]
 
 
 def clip_sized(folder: Path) -> EmbedTextParams:
-    """A text tower of the size of CLIP ViT-B/32's with random weights, in `folder`; its image tower is a stub."""
-    vocabulary = {word: number for number, word in enumerate(["<end>", "<start>", "<unk>", "class", *WORDS])}
+    """A text encoder of the size of CLIP ViT-B/32's with random weights, in `folder`; the image encoder is a stub."""
+    vocabulary = {word: index for index, word in enumerate(["<end>", "<start>", "<unk>", "class", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -215,7 +214,9 @@ def minilm() -> EmbedTextParams:
 
 def train(content: Content, tower: PromptTower, params: TrainParams, steps: int, folder: Path) -> dict[str, float]:
     """The cost of `steps` steps over posts drawn from all of them, with the checkpoint at their end."""
-    accelerator = make_accelerator(params.precision)  # of its own: a checkpoint holds all that one has prepared
+    accelerator = make_accelerator(
+        params.precision
+    )  # a new one: a checkpoint holds everything that its accelerator has prepared
     draws = np.random.default_rng(steps).integers(len(content.vectors.pids), size=steps * params.batch_size)
     network = content.network(tower, params).to(accelerator.device)
     with tempfile.TemporaryDirectory(dir=folder) as state:
@@ -231,7 +232,7 @@ Shape = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # of the left fact
 
 
 class ProductRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the factors of every matrix product that runs inside, those of gradients too."""
+    """Records the factors of every matrix product inside the context, those of gradients too."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -276,7 +277,7 @@ def products_of_a_step(
 
 
 def time_products(shapes: Sequence[Shape], accelerator: Accelerator, repeats: int) -> dict[str, float]:
-    """The cost of the products, once each; equal shapes share their factors."""
+    """The cost of running each product once; equal shapes share their factors."""
     factors = {
         shape: tuple(torch.randn(size, device=accelerator.device, dtype=shape[2]) for size in shape[:2])
         for shape in dict.fromkeys(shapes)
@@ -300,13 +301,13 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Of the device, or of this process on a CPU."""
+    """Peak memory of the device, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-PARTS: dict[str, Part] = {"network": part_network}
+TASKS: dict[str, Task] = {"network": task_network}
 
 if __name__ == "__main__":
-    run_part(PARTS, sys.argv[1:])
+    run_task(TASKS, sys.argv[1:])

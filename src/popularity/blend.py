@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import POSTS, PREDICTIONS, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import score
 from popularity.core.stage import run
-from popularity.ensemble.weights import Blend
+from popularity.ensemble.weights import EnsembleWeights, fit_weights
 from popularity.submission.validate import ID_PREFIX, expected_ids, read_scores
 from popularity.submission.write import SubmitConfig, write_files
-from popularity.target.rank_gauss import Target
-from popularity.validation.inner_cv import Array
+from popularity.target.rank_gauss import RankGauss
 
 MODEL, SCHEME = "stack", "forward"
 OURS, THEIRS = "ours", "theirs"
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = {name: folder / SUBMISSION for name, folder in folders.items()} | ({THEIRS: args.add} if args.add else {})
     each = np.array([list(read_scores(file, ids, in_order=True).values()) for file in files.values()])
     if args.weight is not None:
-        blend = Blend(np.array([1 - args.weight, args.weight]))
+        blend = EnsembleWeights(np.array([1 - args.weight, args.weight]))
     else:
         posts = read_table(args.posts, POSTS)
         rows = matched_rows({name: folder / PREDICTED for name, folder in folders.items()}, posts)
@@ -131,15 +131,15 @@ def with_theirs(rows: pl.DataFrame, file: Path) -> pl.DataFrame:
     return rows.with_columns(pl.Series(THEIRS, [found[post] for post in ids], dtype=pl.Float64))
 
 
-def fitted(rows: pl.DataFrame) -> Blend:
+def fitted(rows: pl.DataFrame) -> EnsembleWeights:
     """The blend of all columns of `rows` with the least mean absolute error."""
     each = rows.drop(FACTS).to_numpy().T
-    return Blend.fit(each, rows["label"].to_numpy(), Target("none", None), centred=False)
+    return fit_weights(each, rows["label"].to_numpy(), RankGauss("none", None), centred=False)
 
 
-def told(rows: pl.DataFrame, blend: Blend) -> str:
+def told(rows: pl.DataFrame, blend: EnsembleWeights) -> str:
     """Scores of each and of the blend on the rows that its weights were fitted on: the blend's are flattered."""
-    each: Array = rows.drop(FACTS).to_numpy().T
+    each: Float64Array = rows.drop(FACTS).to_numpy().T
     cuts = rows["fold"].to_numpy().astype(np.int64)
     lines = []
     for name, values in [*zip(rows.drop(FACTS).columns, each, strict=True), ("blend", blend.apply(each))]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tests.small_pictures import picture, write_tar
+from tests.small_images import image_bytes, write_tar
 
 Row = dict[str, Any]
 NEW_NAMES = {
@@ -93,7 +93,7 @@ class Layout:
 
 
 def build(form: Literal["A", "B"] = "B", train: int = 12, test: int = 6, **options: Any) -> Layout:
-    """A valid data set of `train` + `test` posts by five users, two of whom only the test part has."""
+    """A valid data set of `train` + `test` posts by five users, two of them in the test split alone."""
     return Layout(_part("train", 0, train, form), _part("test", train, test, form) if test else None, form, **options)
 
 
@@ -152,14 +152,14 @@ def _part(split: str, start: int, count: int, form: str) -> Part:
 
 
 def write_folder(layout: Layout, root: Path) -> None:
-    """Every picture of the data set as a file."""
+    """Every image of the data set as a file."""
     for number, path in enumerate(path for part in layout.parts for path in part.image_paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(picture(number))
+        (root / path).write_bytes(image_bytes(number))
 
 
 def write_tars(layout: Layout, root: Path) -> None:
-    """Every picture of the data set, one tar per part."""
+    """Every image of the data set, one tar per part."""
     for part in layout.parts:
-        members = [(path, picture(number)) for number, path in enumerate(part.image_paths)]
+        members = [(path, image_bytes(number)) for number, path in enumerate(part.image_paths)]
         write_tar(root / f"{part.split}_images.tar", members)

@@ -88,8 +88,8 @@ def test_form_a_becomes_posts_and_one_pair_of_vectors_a_user(tmp_path: Path) -> 
     assert len(users["71@N01"]["location_vector"]) == 400
     assert users["70@N00"]["location_vector"] is None
     assert users["70@N00"]["description_vector"][0] == pytest.approx(float(vector(0, 399).split(",")[0]), abs=1e-6)
-    assert ingested.report["users_with_differing_vectors"] == 1
-    assert "form A" in ingested.report["files"]["train_allmetadata_json/train_user_data.json"]["layout"]
+    assert ingested.summary["users_with_differing_vectors"] == 1
+    assert "form A" in ingested.summary["files"]["train_allmetadata_json/train_user_data.json"]["layout"]
     assert ingested.quarantine.is_empty()
 
 
@@ -108,7 +108,7 @@ def test_old_names_byte_order_marks_and_crlf(tmp_path: Path, form: Literal["A", 
     ingested = ingest(old)
     assert ingested.posts.equals(plain.posts)
     assert ingested.users.equals(plain.users)
-    assert "train_allmetadata_json/train_userdata.json" in ingested.report["files"]
+    assert "train_allmetadata_json/train_userdata.json" in ingested.summary["files"]
 
 
 def test_numbers_and_strings_are_the_same(tmp_path: Path) -> None:
@@ -169,16 +169,16 @@ def test_reading_in_chunks_changes_nothing(
         assert chunked.posts.equals(whole.posts)
         assert chunked.users.equals(whole.users)
         assert chunked.quarantine.equals(whole.quarantine)
-        assert chunked.report == whole.report
+        assert chunked.summary == whole.summary
 
 
 def test_without_a_test_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         ingested = read(build("B", test=0), tmp_path)
     assert set(ingested.posts["split"]) == {"train"}
-    assert ingested.report["test_part"] == "absent: no submission can be made"
-    assert "unseen_in_training" not in ingested.report
-    assert "has no test part" in caplog.text
+    assert ingested.summary["test_part"] == "absent: no submission can be made"
+    assert "unseen_in_training" not in ingested.summary
+    assert "has no test split" in caplog.text
 
 
 def test_test_labels_are_never_opened(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_test_labels_are_never_opened(tmp_path: Path) -> None:
     label.symlink_to(tmp_path / "nowhere")  # opening it would fail
     ingested = ingest(root)
     assert ingested.posts.filter(split="test")["label"].null_count() == 6
-    assert ingested.report["files_not_read"]["test_allmetadata_json"] == ["test_label.txt"]
+    assert ingested.summary["files_not_read"]["test_allmetadata_json"] == ["test_label.txt"]
 
 
 def test_unknown_fields_are_reported_and_absent_user_columns_are_null(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_unknown_fields_are_reported_and_absent_user_columns_are_null(tmp_path: 
         for record in part.records["user"]:
             del record["timezone_timezone_id"], record["canbuypro"]
     ingested = read(layout, tmp_path)
-    files = ingested.report["files"]
+    files = ingested.summary["files"]
     assert files["train_allmetadata_json/train_text.json"]["ignored_fields"] == ["Views"]
     assert files["train_allmetadata_json/train_user_data.json"]["absent_fields"] == ["canbuypro", "timezone_id"]
     assert ingested.posts["timezone_id"].null_count() == ingested.posts["can_buy_pro"].null_count() == 18
@@ -240,10 +240,9 @@ IMPLAUSIBLE: list[tuple[str, str, Any, str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("role", "name", "value", "column", "then", "action"), IMPLAUSIBLE)
-def test_implausible_values_are_set_aside(
-    tmp_path: Path, role: str, name: str, value: Any, column: str, then: Any, action: str
-) -> None:
+@pytest.mark.parametrize("case", IMPLAUSIBLE, ids=lambda case: f"{case[1]}-{case[2]}")
+def test_implausible_values_are_set_aside(tmp_path: Path, case: tuple[str, str, Any, str, Any, str]) -> None:
+    role, name, value, column, then, action = case
     layout = build("B")
     before = read(layout, tmp_path / "before")
     layout.train.records[role][5][name] = value
@@ -254,17 +253,17 @@ def test_implausible_values_are_set_aside(
     assert post(ingested, 5) == {**post(before, 5), column: then}
     rest = pl.col("pid") != "5035"
     assert ingested.posts.filter(rest).equals(before.posts.filter(rest))
-    assert ingested.report["quarantine"]["values"] == 1
+    assert ingested.summary["quarantine"]["values"] == 1
 
 
 @pytest.mark.parametrize("value", ["-86400", "4102444801", 10**15])
-def test_an_implausible_date_becomes_the_median_of_its_part(tmp_path: Path, value: Any) -> None:
+def test_an_implausible_date_becomes_the_median_of_its_split(tmp_path: Path, value: Any) -> None:
     layout = build("B", train=12)
     layout.train.records["temporalspatial"][0]["Postdate"] = value
     ingested = read(layout, tmp_path)
     assert post(ingested, 0)["posted_at"] == datetime.fromtimestamp(1_430_000_000 + 6 * 86_400, UTC)
     assert quarantined(ingested) == {
-        ("train_temporalspatial_information.json", 0, "Postdate", "set to the median date of the train part")
+        ("train_temporalspatial_information.json", 0, "Postdate", "set to the median date of the train split")
     }
 
 
@@ -287,7 +286,7 @@ def test_one_odd_description_does_not_change_the_form(tmp_path: Path) -> None:
         layout = build("A" if form == "A" else "B")
         layout.train.records["user"][0]["user_description"] = text
         ingested = read(layout, tmp_path / form)
-        assert f"form {form}" in ingested.report["files"]["train_allmetadata_json/train_user_data.json"]["layout"]
+        assert f"form {form}" in ingested.summary["files"]["train_allmetadata_json/train_user_data.json"]["layout"]
         assert post(ingested, 0)["user_description"] == (None if form == "A" else text)
         assert len(ingested.quarantine) == (1 if form == "A" else 0)
 
@@ -321,8 +320,8 @@ def test_missing_values_are_null_or_empty_and_not_quarantined(tmp_path: Path) ->
     assert [row[name] for name in ("title", "tags", "has_path_alias", "is_public")] == ["", "", True, None]
     assert [row[name] for name in ("photo_count", "is_pro", "first_photo_at", "first_taken_at")] == [None] * 4
     assert [row[name] for name in ("category", "subcategory", "concept")] == ["", "/", "//thing 0"]
-    assert ingested.report["empty_class_names"] == {"category": 1, "subcategory": 1, "concept": 0}
-    assert ingested.report["parts"]["train"]["missing_share"]["title"] == pytest.approx(1 / 12, abs=1e-6)
+    assert ingested.summary["empty_class_names"] == {"category": 1, "subcategory": 1, "concept": 0}
+    assert ingested.summary["parts"]["train"]["missing_share"]["title"] == pytest.approx(1 / 12, abs=1e-6)
     assert ingested.quarantine.is_empty()
 
 
@@ -352,18 +351,18 @@ def test_html_becomes_text(published: str, text: str | None) -> None:
     assert strip_html(pl.Series([published, None], dtype=pl.String)).to_list() == [text, None]
 
 
-def test_report_counts(tmp_path: Path) -> None:
+def test_summary_counts(tmp_path: Path) -> None:
     layout = build("B", train=12, test=6)
     layout.test.records["category"][0]["Concept"] = "new"  # type: ignore[union-attr]
-    report = read(layout, tmp_path).report
-    assert report["parts"]["train"]["posts"] == 12
-    assert report["parts"]["test"]["users"] == 3
-    assert report["parts"]["train"]["classes"]["category"] == 2
-    assert report["unseen_in_training"]["share_of_test_posts_by_unseen_users"] == pytest.approx(4 / 6, abs=1e-6)
-    assert report["unseen_in_training"]["classes"] == {"category": 0, "subcategory": 0, "concept": 1}
-    assert (report["label"]["min"], report["label"]["max"]) == (1.25, 6.75)
-    assert report["label"]["mean"] == pytest.approx(4.0)
-    assert report["parts"]["train"]["from"] == "2015-04-25T22:13:20+00:00"
+    summary = read(layout, tmp_path).summary
+    assert summary["parts"]["train"]["posts"] == 12
+    assert summary["parts"]["test"]["users"] == 3
+    assert summary["parts"]["train"]["classes"]["category"] == 2
+    assert summary["unseen_in_training"]["share_of_test_posts_by_unseen_users"] == pytest.approx(4 / 6, abs=1e-6)
+    assert summary["unseen_in_training"]["classes"] == {"category": 0, "subcategory": 0, "concept": 1}
+    assert (summary["label"]["min"], summary["label"]["max"]) == (1.25, 6.75)
+    assert summary["label"]["mean"] == pytest.approx(4.0)
+    assert summary["parts"]["train"]["from"] == "2015-04-25T22:13:20+00:00"
 
 
 def test_tiny_demo(tiny_dataset: Any) -> None:
@@ -371,7 +370,7 @@ def test_tiny_demo(tiny_dataset: Any) -> None:
     assert len(ingested.posts) == 300
     assert ingested.quarantine.is_empty()
     assert ingested.posts.filter(split="train")["label"].null_count() == 0
-    assert ingested.posts.filter(split="test")["label"].null_count() == ingested.report["parts"]["test"]["posts"]
+    assert ingested.posts.filter(split="test")["label"].null_count() == ingested.summary["parts"]["test"]["posts"]
 
 
 def test_stage_writes_equal_bytes_twice(tmp_path: Path) -> None:
@@ -382,7 +381,15 @@ def test_stage_writes_equal_bytes_twice(tmp_path: Path) -> None:
         names = {name: folder / f"{name}.parquet" for name in ("posts", "users", "quarantine")}
         arguments = [text for name, path in names.items() for text in (f"--{name}", str(path))]
         stage.main(
-            ["--root", str(root), *arguments, "--report", str(folder / "r.json"), "--resources", str(folder / "c.json")]
+            [
+                "--root",
+                str(root),
+                *arguments,
+                "--summary",
+                str(folder / "r.json"),
+                "--resources",
+                str(folder / "c.json"),
+            ]
         )
         contents.append([path.read_bytes() for path in (*names.values(), folder / "r.json")])
         assert orjson.loads((folder / "c.json").read_bytes())["stage"] == "ingest"

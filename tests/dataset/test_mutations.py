@@ -116,7 +116,7 @@ def class_name_format(*names: str) -> str:
 
 
 def expected(files: Files, split: str) -> list[dict[str, Any]]:
-    """The posts of a part by the columns that are compared."""
+    """The posts of a split by the columns that are compared."""
     records = {role: rows_of(files[name_of(split, role)]) for role in ROLES}
     labels = files[name_of(split, "label")].decode("utf-8-sig").split("\n") if split == "train" else []
     found = []
@@ -169,7 +169,7 @@ def check(files: Files, *, may_refuse: bool) -> None:
             return
     for table, contract in ((found.posts, POSTS), (found.users, USERS), (found.quarantine, QUARANTINE)):
         check_table(table, contract)
-    json.dumps(found.report, allow_nan=False).encode("utf-8")
+    json.dumps(found.summary, allow_nan=False).encode("utf-8")
     noted = set(found.quarantine.select("file", "row", "field").iter_rows())
     for split in ("train", "test"):
         rows = found.posts.filter(split=split).sort("source_index").to_dicts()

@@ -1,4 +1,4 @@
-"""`make dataset`: a data set is checked, its pictures are packed once, and params.yaml points at the result."""
+"""`make dataset`: a data set is checked, its images are packed once, and params.yaml points at the result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import __main__ as command
 from popularity.dataset import ingest, packing
-from popularity.dataset.preparation import prepare, summary
-from popularity.images import IndexImagesParams, PictureReader, index_images
+from popularity.dataset.preparation import prepare, summary_text
+from popularity.images import ImageReader, IndexImagesParams, index_images
 from tests.dataset.layout import Layout, build, write_folder, write_tars
 from tests.repository import profile_text, write_profile
 
@@ -38,7 +38,7 @@ SHARD_BYTES = 30_000
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data set whose pictures lie in a folder."""
+    """A data set whose images lie in a folder."""
     layout = build("B", train=40, test=20)
     root = layout.write(tmp_path / "source" / "flickr")
     write_folder(layout, root)
@@ -61,9 +61,9 @@ def rewritten_shards(before: dict[str, tuple[bytes, int]], after: dict[str, tupl
 def test_a_folder_is_packed(tmp_path: Path, folder: Path) -> None:
     before = snapshot(folder)
     (folder / "test_allmetadata_json" / "test_label.txt").write_text("1\n")
-    root, report = prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    root, summary = prepare(folder, tmp_path / "raw", SHARD_BYTES)
     assert root == tmp_path / "raw" / "flickr"
-    assert report["posts"] == 60
+    assert summary["posts"] == 60
     (folder / "test_allmetadata_json" / "test_label.txt").unlink()
     assert snapshot(folder) == before
     assert not list(root.rglob("test_label.txt"))
@@ -82,7 +82,7 @@ def test_a_folder_is_packed(tmp_path: Path, folder: Path) -> None:
     posts = ingest(root).posts
     assert posts.equals(ingest(folder).posts)
     images, _ = index_images(posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
-    reader = PictureReader(root)
+    reader = ImageReader(root)
     for row in images.join(posts, on="pid").iter_rows(named=True):
         assert reader.read(row["shard"], row["offset"], row["bytes"]) == (folder / row["image_path"]).read_bytes()
 
@@ -117,8 +117,8 @@ def test_shards_of_an_earlier_state_go(tmp_path: Path, folder: Path) -> None:
     prepare(folder, tmp_path / "raw", 10 * SHARD_BYTES)
     assert len(list(root.glob("*.tar"))) == 2 < many
     assert len(json.loads((root / "manifest.json").read_text())["shards"]) == 2
-    _, report = index_images(ingest(root).posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
-    assert report["ignored_members"]["duplicate"]["count"] == 0
+    _, summary = index_images(ingest(root).posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
+    assert summary["ignored_members"]["duplicate"]["count"] == 0
 
 
 def test_an_error_leaves_finished_shards_and_no_broken_one(
@@ -187,13 +187,13 @@ def test_shards_are_used_where_they_are(tmp_path: Path, capsys: pytest.CaptureFi
     assert params.read_text() == PARAMS.replace("data/demo", str(root))
     printed = capsys.readouterr().out
     assert "train: 12 posts of 3 users" in printed
-    assert "pictures: 18 of 18 are there\nvalues" in printed
+    assert "images: 18 of 18 are there\nvalues" in printed
     assert f"dataset.root: data/demo -> {root}" in printed
     assert "dvc repro" in printed
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_missing_and_empty_pictures_are_counted(
+def test_missing_and_empty_images_are_counted(
     tmp_path: Path, folder: Path, packed: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = tmp_path / "params.yaml"
@@ -206,7 +206,7 @@ def test_missing_and_empty_pictures_are_counted(
     capsys.readouterr()
     command.main([str(root), "--params", str(params), "--packed", str(tmp_path / "raw")])
     printed = capsys.readouterr().out
-    assert "pictures: 54 of 60 are there\n" in printed
+    assert "images: 54 of 60 are there\n" in printed
     assert f"  5 missing: {paths[0]}, {paths[1]}, {paths[-3]}, ...\n" in printed
     assert f"  1 empty: {paths[2]}\n" in printed
     assert "index_images.max_bad_fraction" in printed
@@ -218,9 +218,9 @@ def test_a_shard_that_was_cut_off_is_named(tmp_path: Path) -> None:
     write_tars(layout, root)
     shard = root / "test_images.tar"
     os.truncate(shard, 1000)
-    _, report = prepare(root, tmp_path / "raw", SHARD_BYTES)
-    assert report["pictures"]["missing"] == sorted(path for part in layout.parts[1:] for path in part.image_paths)
-    assert f"  {shard.name} is cut off within" in summary(report)
+    _, summary = prepare(root, tmp_path / "raw", SHARD_BYTES)
+    assert summary["images"]["missing"] == sorted(path for part in layout.parts[1:] for path in part.image_paths)
+    assert f"  {shard.name} is cut off within" in summary_text(summary)
 
 
 def test_params_keep_every_other_byte(tmp_path: Path, folder: Path) -> None:
@@ -241,11 +241,11 @@ def test_params_without_the_key(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tests", [0, 6])
-def test_without_pictures(tmp_path: Path, tests: int) -> None:
+def test_without_images(tmp_path: Path, tests: int) -> None:
     root = build("B", test=tests).write(tmp_path / "bare")
     with pytest.raises(DataError) as caught:
         prepare(root, tmp_path / "raw", SHARD_BYTES)
-    assert "the train part has no pictures" in str(caught.value)
+    assert "the train split has no images" in str(caught.value)
     assert f"{root}/train_images*.tar, or a folder {root}/train/<Uid>/<Pid>.jpg" in str(caught.value)
 
 
@@ -254,7 +254,7 @@ def test_half_packed(tmp_path: Path) -> None:
     root = layout.write(tmp_path / "half")
     write_folder(layout, root)
     write_tars(Layout(layout.train, None), root)
-    with pytest.raises(DataError, match="shards for the part train only"):
+    with pytest.raises(DataError, match="shards for the split train only"):
         prepare(root, tmp_path / "raw", SHARD_BYTES)
 
 

@@ -33,7 +33,7 @@ def duplicate_pid(layout: Layout) -> None:
         rows[7]["Pid"] = rows[2]["Pid"]
 
 
-def pid_in_both_parts(layout: Layout) -> None:
+def pid_in_both_splits(layout: Layout) -> None:
     for rows, train_rows in zip(part_with_tests(layout).records.values(), layout.train.records.values(), strict=True):
         rows[3]["Pid"] = train_rows[2]["Pid"]
     part_with_tests(layout).image_paths[3] = "test/72@N02/5014.jpg"
@@ -106,7 +106,7 @@ REFUSED: list[tuple[str, Change, str, int | None, str]] = [
     ("label lost", drop_label, "train_label.txt", 11, "expected: 12 rows"),
     ("path added", add_path, "train_img_filepath.txt", 12, "13 rows, but train_category.json has 12"),
     ("pid twice", duplicate_pid, "train_category.json", 7, "Pid 5014 occurs again; its first row is 2"),
-    ("pid in both parts", pid_in_both_parts, "test_category.json", 3, "Pid 5014 is also row 2 of the training part"),
+    ("pid in both splits", pid_in_both_splits, "test_category.json", 3, "Pid 5014 is also row 2 of the training split"),
     ("rows swapped", swap("additional"), "train_additional_information.json", 4, "expected: '71@N01'"),
     ("user rows swapped", swap("user"), "train_user_data.json", 4, "as in the same row of train_category.json"),
     ("other uid", put("text", 9, "Uid", "1@N1"), "train_text.json", 9, "Uid is '1@N1'"),
@@ -140,19 +140,12 @@ REFUSED: list[tuple[str, Change, str, int | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "file", "row", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
-)
+@pytest.mark.parametrize("case", [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 @pytest.mark.parametrize("chunk", [64, 1 << 25])
 def test_one_error_names_file_row_and_expectation(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Change,
-    file: str,
-    row: int | None,
-    message: str,
-    chunk: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[Change, str, int | None, str], chunk: int
 ) -> None:
+    change, file, row, message = case
     monkeypatch.setattr(reading_module, "CHUNK_BYTES", chunk)
     monkeypatch.setattr(reading_module, "FRAME_ROWS", 1 if chunk == 64 else 8192)
     layout = build("B")

@@ -149,7 +149,7 @@ def test_some_texts_are_empty_and_places_are_given_or_blank(tiny_dataset: Datase
         assert empty or (abs(float(row["Latitude"])) <= 90 and abs(float(row["Longitude"])) <= 180)
 
 
-def test_pictures_decode_at_their_size_and_differ_by_class_and_quality(tiny_dataset: Dataset) -> None:
+def test_images_decode_at_their_size_and_differ_by_class_and_quality(tiny_dataset: Dataset) -> None:
     quality = dict(pl.read_parquet(tiny_dataset.truth / "latents.parquet").select("pid", "quality").iter_rows())
     category = {row["Pid"]: row["Category"] for row in read(tiny_dataset.root, "train", "category")}
     colours: dict[str, list[Any]] = {}
@@ -159,11 +159,11 @@ def test_pictures_decode_at_their_size_and_differ_by_class_and_quality(tiny_data
             stream = tar.extractfile(member)
             assert stream is not None
             assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
-            with Image.open(io.BytesIO(stream.read())) as picture:
-                assert picture.format == "JPEG"
-                assert max(picture.size) == 32
-                shapes.add(picture.size)
-                pixels = np.asarray(picture.convert("RGB"), dtype=float)
+            with Image.open(io.BytesIO(stream.read())) as image:
+                assert image.format == "JPEG"
+                assert max(image.size) == 32
+                shapes.add(image.size)
+                pixels = np.asarray(image.convert("RGB"), dtype=float)
             pid = Path(member.name).stem
             contrast.append(np.ptp(np.percentile(pixels.mean(axis=2), (5, 95))))
             good.append(quality[pid])

@@ -1,4 +1,4 @@
-"""The generator beyond the demo: more classes, pictures from a pool or none, users' entries on disk."""
+"""The generator beyond the demo: more classes, images from a pool or none, users' entries on disk."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_further_classes_have_names_and_words_of_their_own() -> None:
     assert [place.subcategory for place in places[:33]] == [place.subcategory for place in first]
 
 
-def test_pictures_of_a_pool_are_used_in_turn(tiny_params: DemoParams, tmp_path: Path) -> None:
+def test_images_of_a_pool_are_used_in_turn(tiny_params: DemoParams, tmp_path: Path) -> None:
     params = replace(tiny_params, posts=60, users=15)
     generate(params, tmp_path / "own", tmp_path / "truth")
     generate(params, tmp_path / "pool", tmp_path / "pool_truth", drawn=4)

@@ -107,7 +107,7 @@ def test_effects_follow_what_can_be_seen(effects: pl.DataFrame, tiny_dataset: Da
         assert mood == pytest.approx(sum(weight for word, weight in MOODS.items() if word in texts[pid]))
 
 
-def test_some_texts_contradict_the_picture(tiny_dataset: Dataset) -> None:
+def test_some_texts_contradict_the_image(tiny_dataset: Dataset) -> None:
     agreement = pl.read_parquet(tiny_dataset.truth / "latents.parquet")["agreement"].drop_nulls()
     assert 0.08 < np.mean(agreement.to_numpy() < 0.2) < 0.35
     assert 0.4 < np.mean(agreement.to_numpy() > 0.7) < 0.85

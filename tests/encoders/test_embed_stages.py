@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders.image import load_image_encoder, picture_transform
@@ -32,7 +32,7 @@ from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_w
 from popularity.encoders.sources import ColumnParams
 from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
-from popularity.images.statistics import picture_statistics
+from popularity.images.statistics import image_statistics
 from stages import embed_image, embed_text
 from tests.encoders.tiny_encoders import Pictures, make_pictures, text_params
 from tests.full_disk import full_disk
@@ -88,18 +88,18 @@ def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture)
     assert list(block.pids) == [pid for pid in table["pid"] if pid not in without]
     for pid in (block.pids[0], block.pids[7], block.pids[-1]):
         np.testing.assert_allclose(block.values[block.rows([pid])[0]], direct(pictures, pid), rtol=2e-3, atol=2e-3)
-    statistics = read_table(Path("out/statistics.parquet"), PICTURE_STATISTICS)
+    statistics = read_table(Path("out/statistics.parquet"), IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
     for pid in (block.pids[0], block.pids[7], block.pids[-1]):
         picture = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
-        np.testing.assert_array_equal(statistics.filter(pid=pid).drop("pid").row(0), picture_statistics(picture))
+        np.testing.assert_array_equal(statistics.filter(pid=pid).drop("pid").row(0), image_statistics(picture))
     status = dict(read_table(Path("out/status.parquet"), IMAGE_STATUS).iter_rows())
     assert set(status) == set(table["pid"])
     assert {pid for pid in status if status[pid] != "ok"} == without
     assert (status[pictures.broken], status[pictures.missing]) == ("unreadable", "missing")
     assert f"1 pictures have a good header but cannot be decoded, now unreadable: {pictures.broken}" in caplog.text
-    assert block.about["encoder"] == "test_efficientnet"
-    assert block.about["weights"].startswith("sha256:")
+    assert block.metadata["encoder"] == "test_efficientnet"
+    assert block.metadata["weights"].startswith("sha256:")
     assert json.loads(Path("out.json").read_text())["stage"] == "embed_image"
     assert not list(Path(".state/embed_image").iterdir())
 

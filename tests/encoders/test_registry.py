@@ -79,7 +79,7 @@ def test_two_images_through_an_encoder_of_our_own(tmp_path: Path) -> None:
     embed_images(tmp_path, tmp_path / "images.parquet", tmp_path / "out", params)
     block = read_block(tmp_path / "out", "pooled")
     np.testing.assert_allclose(block.values, 2 * np.array(list(COLOURS.values())) / 255, atol=1e-3)
-    assert block.about["pooling"] == "mean colour"
+    assert block.metadata["pooling"] == "mean colour"
 
 
 def test_two_texts_through_an_encoder_of_our_own(tmp_path: Path) -> None:

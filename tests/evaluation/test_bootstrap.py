@@ -5,7 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from popularity.core.metrics import FloatArray, score
+from popularity.core.arrays import Float64Array
+from popularity.core.metrics import score
 from popularity.evaluation import bootstrap
 from popularity.evaluation.bootstrap import interval, resample, resample_means
 from tests.work import work_of
@@ -13,7 +14,7 @@ from tests.work import work_of
 
 def _data(
     n: int, users: int, seed: int = 0
-) -> tuple[FloatArray, FloatArray, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+) -> tuple[Float64Array, Float64Array, np.ndarray[tuple[int], np.dtype[np.int64]]]:
     """Labels with ties, two models with ties, users of unequal size."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(1, 12, n).astype(float)
@@ -33,28 +34,28 @@ def test_each_draw_is_scored_as_if_its_rows_were_written_out() -> None:
                 assert draws[metric][draw, model] == pytest.approx(value, abs=1e-12), metric
 
 
-def test_a_draw_of_users_is_scored_in_every_cut_and_the_scores_are_averaged() -> None:
-    """Users of several cuts are drawn for all of them at once; a cut without a drawn post leaves no score."""
+def test_a_draw_of_users_is_scored_in_every_fold_and_the_scores_are_averaged() -> None:
+    """The same users are drawn for all folds; a fold without a drawn post leaves no score."""
     labels, predictions, users = _data(60, 12)
-    cuts = np.sort(np.random.default_rng(0).integers(3, size=60))
-    draws = resample(labels, predictions, users, resamples=20, seed=3, cuts=cuts)
+    folds = np.sort(np.random.default_rng(0).integers(3, size=60))
+    draws = resample(labels, predictions, users, resamples=20, seed=3, folds=folds)
     chosen = np.random.default_rng(3).integers(12, size=(20, 12))
     for draw in range(20):
         rows = np.concatenate([np.flatnonzero(users == user) for user in chosen[draw]])
-        each = [score(labels[own], predictions[own, 1]) for cut in range(3) for own in [rows[cuts[rows] == cut]]]
+        each = [score(labels[own], predictions[own, 1]) for fold in range(3) for own in [rows[folds[rows] == fold]]]
         for metric in each[0]:
             expected = np.mean([found[metric] for found in each])
             assert draws[metric][draw, 1] == pytest.approx(expected, abs=1e-12), metric
     single = np.array([*np.zeros(59), 1], dtype=np.int64)
-    undefined = np.isnan(resample(labels, predictions, users, resamples=20, seed=3, cuts=single)["mae"][:, 0])
+    undefined = np.isnan(resample(labels, predictions, users, resamples=20, seed=3, folds=single)["mae"][:, 0])
     assert undefined.tolist() == [users[-1] not in chosen[draw] for draw in range(20)]
     assert 0 < undefined.sum() < 20
 
 
-def test_one_cut_is_none() -> None:
+def test_one_fold_is_none() -> None:
     labels, predictions, users = _data(60, 12)
     once = resample(labels, predictions, users, resamples=20, seed=3)
-    same = resample(labels, predictions, users, resamples=20, seed=3, cuts=np.full(60, 2))
+    same = resample(labels, predictions, users, resamples=20, seed=3, folds=np.full(60, 2))
     assert all(np.array_equal(once[metric], same[metric]) for metric in once)
 
 
@@ -63,7 +64,7 @@ def test_means_are_drawn_as_scores_are(monkeypatch: pytest.MonkeyPatch) -> None:
     bias = resample(labels, predictions, users, resamples=20, seed=3)["bias"][:, 0]
     errors = predictions[:, 0] - labels
     np.testing.assert_allclose(resample_means(errors, users, resamples=20, seed=3), bias, atol=1e-12)
-    monkeypatch.setattr(bootstrap, "CELLS", 60 * 7)
+    monkeypatch.setattr(bootstrap, "MAX_CELLS", 60 * 7)
     np.testing.assert_allclose(resample_means(errors, users, resamples=20, seed=3), bias, atol=1e-12)
 
 
@@ -74,7 +75,7 @@ def test_seeded_and_independent_of_the_block_size(monkeypatch: pytest.MonkeyPatc
     other = resample(labels, predictions, users, resamples=50, seed=2)
     assert all(np.array_equal(once[metric], again[metric]) for metric in once)
     assert not np.array_equal(once["src"], other["src"])
-    monkeypatch.setattr(bootstrap, "CELLS", 80 * 7)
+    monkeypatch.setattr(bootstrap, "MAX_CELLS", 80 * 7)
     blocks = resample(labels, predictions, users, resamples=50, seed=1)
     assert all(np.allclose(once[metric], blocks[metric], atol=1e-12, rtol=0) for metric in once)
 

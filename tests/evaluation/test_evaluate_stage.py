@@ -35,7 +35,7 @@ def _arguments(folder: Path) -> list[str]:
     write_table(splits, folder / "data/interim/splits.parquet", FOLDS)
     write_table(small_predictions(posts, splits), folder / PREDICTED, PREDICTIONS)
     (folder / IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6\nimage,pc_0,1\nimage,pc_1,1\n")
-    (folder / "params.yaml").write_text("evaluate:\n  seed: 0\n  bootstrap: 40\n  confidence: 0.95\n")
+    (folder / "params.yaml").write_text("evaluate:\n  seed: 0\n  n_resamples: 40\n  confidence_level: 0.95\n")
     return stage_flags("evaluate", folder)
 
 
@@ -47,7 +47,7 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     evaluate.main(_arguments(tmp_path))
     reports = tmp_path / "reports"
     metrics = json.loads((reports / "metrics.json").read_text())
-    assert list(metrics) == ["holdout", "group"]
+    assert list(metrics) == ["group", "holdout"]  # keys are sorted
     assert set(metrics["holdout"]) == {"stack", "metadata", "user_mean", "constant"}
     assert set(metrics["holdout"]["stack"]) == {"src", "mae", "mape", "bias"}
     assert metrics["holdout"]["constant"]["src"] is None
@@ -67,25 +67,25 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     assert lines[3].split()[:5] == ["holdout", "no", "stack", "30", str(scores["users"][0])]
     assert any(line.startswith("stack - metadata") for line in lines)
     assert any("shift" in line for line in lines)
-    assert any(line.startswith("No intervals: 'matched' is not among stack.schemes") for line in lines)
+    assert any(line.startswith("No intervals: they need predictions of 'forward'") for line in lines)
     assert not any("nan" in line.lower() for line in lines)
 
 
-def test_each_cut_of_matched_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = _arguments(tmp_path)
     for name, contract in (("splits", FOLDS), ("predictions", PREDICTIONS)):
         path = Path(arguments[arguments.index(f"--{name}") + 1])
         write_table(with_matched(read_table(path, contract)), path, contract)
     evaluate.main(arguments)
     scores = pl.read_csv(tmp_path / "reports/scores.csv", schema_overrides=SCORES)
-    by_cut = scores.filter(scheme="forward", model="stack", metric="mae").filter(pl.col("minus").is_null())
-    assert by_cut["cut"].to_list() == [None, 0, 1]
+    by_fold = scores.filter(scheme="forward", model="stack", metric="mae").filter(pl.col("minus").is_null())
+    assert by_fold["fold"].to_list() == [None, 0, 1]
     metrics = json.loads((tmp_path / "reports/metrics.json").read_text())
-    assert metrics["forward"]["stack"]["mae"] == by_cut["value"][0]
+    assert metrics["forward"]["stack"]["mae"] == by_fold["value"][0]
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.split()[:2] == ["forward", "yes"] for line in lines) == 4  # one a model: the means
-    assert sum(line.split()[:3] == ["forward", cut, "stack"] for line in lines for cut in "01") == 2
-    assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 5  # four models, and the level
+    assert sum(line.split()[:3] == ["forward", fold, "stack"] for line in lines for fold in "01") == 2
+    assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 5  # four models, and the mean label
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_scatter_is_a_seeded_sample(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "reports" / "plots" / "predicted_true.csv"
     everything = set(pl.read_csv(file).rows())
     assert len(everything) == 30
-    monkeypatch.setattr("popularity.evaluation.tables.SCATTER_ROWS", 10)
+    monkeypatch.setattr("popularity.evaluation.tables.MAX_SCATTER_ROWS", 10)
     evaluate.main(arguments)
     sample = pl.read_csv(file).rows()
     assert len(sample) == 10

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from popularity.core.errors import ContractError
-from popularity.evaluation.conformal import COVERAGE, LEVELS, Calibration, calibrate, calibrate_on, coverage_table
+from popularity.evaluation.conformal import COVERAGE, COVERAGES, Calibration, calibrate, calibrate_on, coverage_table
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect
 from popularity.evaluation.tables import evaluate
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
@@ -21,85 +21,87 @@ CONFIG = EvaluateConfig(seed=0, n_resamples=60, confidence_level=0.9)
 POSTS = small_posts()
 
 
-def with_scale() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Splits and predictions with `matched`, two cuts of it; a scale by post."""
+def with_error_scale() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Splits and predictions with two splits of `forward`; an error_scale by post."""
     splits = small_splits(POSTS)
     predictions = small_predictions(POSTS, splits)
     scale = 0.3 + pl.col("pid").cast(pl.Int64) % 5 / 5
     scaled = pl.when(pl.col("model") == "stack").then(scale)
-    return with_matched(splits), with_matched(predictions).with_columns(scale=scaled)
+    return with_matched(splits), with_matched(predictions).with_columns(error_scale=scaled)
 
 
 def scored() -> list[Scored]:
-    return collect(POSTS, *with_scale())
+    return collect(POSTS, *with_error_scale())
 
 
 def test_quantiles_are_the_kth_of_the_normalised_errors() -> None:
     rng = np.random.default_rng(0)
     labels, predictions, scale = rng.normal(size=57), rng.normal(size=57), rng.uniform(0.5, 2, 57)
-    calibration = calibrate(labels, predictions, scale, LEVELS)
+    calibration = calibrate(labels, predictions, scale, COVERAGES)
     ordered = sorted(abs(labels[i] - predictions[i]) / scale[i] for i in range(57))
     assert (calibration.scheme, calibration.posts) == ("forward", 57)
-    assert calibration.quantiles == {level: ordered[math.ceil(58 * level) - 1] for level in (0.5, 0.8, 0.9)}
+    assert calibration.quantiles == {nominal: ordered[math.ceil(58 * nominal) - 1] for nominal in (0.5, 0.8, 0.9)}
 
 
 @pytest.mark.parametrize(("posts", "known"), [(0, 0), (1, 1), (3, 1), (4, 2), (8, 2), (9, 3)])
-def test_too_few_posts_for_a_level_make_its_interval_infinite(posts: int, known: int) -> None:
-    """k = ceil((n + 1) level) posts are needed: 1 of 1, 4 of 4, 9 of 9. Among 10 * 0.9, exactly 9."""
+def test_too_few_posts_make_an_interval_infinite(posts: int, known: int) -> None:
+    """k = ceil((n + 1) nominal) posts are needed: 1 of 1, 4 of 4, 9 of 9. 10 * 0.9 is exactly 9."""
     errors = np.arange(posts, dtype=np.float64)
-    calibration = calibrate(errors, np.zeros(posts), np.ones(posts), LEVELS)
-    assert [level for level, quantile in calibration.quantiles.items() if quantile is not None] == [*LEVELS[:known]]
-    reach = calibration.reach(0.9, np.ones(2))
-    assert (reach is None) == (known < 3)
+    calibration = calibrate(errors, np.zeros(posts), np.ones(posts), COVERAGES)
+    assert [nominal for nominal, quantile in calibration.quantiles.items() if quantile is not None] == [
+        *COVERAGES[:known]
+    ]
+    half_width = calibration.half_width(0.9, np.ones(2))
+    assert (half_width is None) == (known < 3)
 
 
-def test_coverage_is_what_is_stated_for_posts_from_the_same_source() -> None:
-    """Over many draws of 30 calibrating posts, a new post is inside as often as k / 31; scales are in any relation."""
+def test_coverage_is_nominal_for_posts_from_the_same_distribution() -> None:
+    """Over many draws of 30 calibrating posts, a new post is inside as often as k / 31, whatever the error scales."""
     rng = np.random.default_rng(0)
-    inside = dict.fromkeys(LEVELS, 0.0)
+    inside = dict.fromkeys(COVERAGES, 0.0)
     draws = 2000
     for _ in range(draws):
         scale = rng.uniform(0.2, 3, 31)
         labels = rng.standard_t(3, 31) * scale**2
         calibration = calibrate(labels[:30], np.zeros(30), scale[:30])
-        for level in LEVELS:
-            reach = calibration.reach(level, scale[30:])
-            assert reach is not None
-            inside[level] += float(abs(labels[30]) <= reach[0]) / draws
-    for level in LEVELS:
-        expected = math.ceil(31 * level) / 31
-        assert inside[level] == pytest.approx(expected, abs=3 * (expected * (1 - expected) / draws) ** 0.5)
+        for nominal in COVERAGES:
+            half_width = calibration.half_width(nominal, scale[30:])
+            assert half_width is not None
+            inside[nominal] += float(abs(labels[30]) <= half_width[0]) / draws
+    for nominal in COVERAGES:
+        expected = math.ceil(31 * nominal) / 31
+        assert inside[nominal] == pytest.approx(expected, abs=3 * (expected * (1 - expected) / draws) ** 0.5)
 
 
-def test_matched_calibrates_with_the_mean_over_seeds() -> None:
-    splits, predictions = with_scale()
+def test_forward_calibrates_with_the_mean_over_seeds() -> None:
+    splits, predictions = with_error_scale()
     rows = (
         predictions.filter(scheme="forward", model="stack")
         .group_by("pid")
-        .agg(pl.mean("prediction"), pl.first("scale"))
+        .agg(pl.mean("prediction"), pl.first("error_scale"))
     )
     truth = rows.join(POSTS, on="pid")
-    expected = calibrate(truth["label"].to_numpy(), truth["prediction"].to_numpy(), truth["scale"].to_numpy())
+    expected = calibrate(truth["label"].to_numpy(), truth["prediction"].to_numpy(), truth["error_scale"].to_numpy())
     found = calibrate_on(collect(POSTS, splits, predictions))
     assert found.posts == expected.posts == splits.filter(scheme="forward", role="valid").height
     assert found.quantiles == pytest.approx(expected.quantiles)
 
 
 def test_coverage_against_a_slow_reference() -> None:
-    (report, *_), calibration = scored(), calibrate_on(scored())
-    table = coverage_table(report, calibration, CONFIG)
+    (holdout, *_), calibration = scored(), calibrate_on(scored())
+    table = coverage_table(holdout, calibration, CONFIG)
     assert dict(table.schema) == COVERAGE
     for group, wanted in (("all", (True, False)), ("seen", (True,)), ("unseen", (False,))):
-        rows = [row for row in report.rows.iter_rows(named=True) if row["seen"] in wanted]
-        for level, quantile in calibration.quantiles.items():
+        rows = [row for row in holdout.rows.iter_rows(named=True) if row["seen"] in wanted]
+        for nominal, quantile in calibration.quantiles.items():
             assert quantile is not None
-            found = table.filter(group=group, level=level).row(0, named=True)
-            inside = [abs(row["label"] - row["prediction:stack"]) <= quantile * row["scale"] for row in rows]
+            found = table.filter(group=group, nominal=nominal).row(0, named=True)
+            inside = [abs(row["label"] - row["prediction:stack"]) <= quantile * row["error_scale"] for row in rows]
             assert found["scheme"] == "holdout"
             assert (found["posts"], found["users"]) == (len(rows), len({row["uid"] for row in rows}))
             assert found["coverage"] == pytest.approx(sum(inside) / len(inside), abs=1e-6)
             assert found["width"] == pytest.approx(
-                sum(2 * quantile * row["scale"] for row in rows) / len(rows), abs=1e-6
+                sum(2 * quantile * row["error_scale"] for row in rows) / len(rows), abs=1e-6
             )
             assert found["low"] <= found["coverage"] <= found["high"]
     widths = table.filter(group="all")["width"]
@@ -107,8 +109,8 @@ def test_coverage_against_a_slow_reference() -> None:
     assert widths.is_unique().all()
 
 
-def test_infinite_intervals_are_null_and_said_to_be_infinite() -> None:
-    splits, predictions = with_scale()
+def test_infinite_intervals_are_null_and_named_infinite() -> None:
+    splits, predictions = with_error_scale()
     kept = splits.filter(scheme="forward", role="valid")["pid"].sort().head(5)
     gone = (pl.col("scheme") == "forward") & ~pl.col("pid").is_in(kept.to_list())
     few = splits.with_columns(role=pl.when(gone & (pl.col("role") == "valid")).then(pl.lit("train")).otherwise("role"))
@@ -117,7 +119,7 @@ def test_infinite_intervals_are_null_and_said_to_be_infinite() -> None:
     assert result.calibration.posts == 5
     assert result.calibration.quantiles[0.8] is not None
     assert result.calibration.quantiles[0.9] is None
-    infinite = result.coverage.filter(level=0.9)
+    infinite = result.coverage.filter(nominal=0.9)
     assert infinite.select("coverage", "low", "high", "width").null_count().row(0) == (3, 3, 3, 3)
     lines = [line for line in result.table.splitlines() if line.startswith("90%")]
     assert len(lines) == 3
@@ -126,19 +128,19 @@ def test_infinite_intervals_are_null_and_said_to_be_infinite() -> None:
 
 
 def test_one_user_has_a_coverage_without_bounds() -> None:
-    report = scored()[0]
-    alone = replace(report, rows=report.rows.filter(pl.col("uid") == report.rows["uid"][0]))
+    holdout = scored()[0]
+    alone = replace(holdout, rows=holdout.rows.filter(pl.col("uid") == holdout.rows["uid"][0]))
     table = coverage_table(alone, calibrate_on(scored()), CONFIG)
     assert table["coverage"].null_count() == 0
-    assert table["low"].null_count() == len(table) == len(LEVELS) * 2
+    assert table["low"].null_count() == len(table) == len(COVERAGES) * 2
 
 
-def test_a_prediction_without_a_scale_is_an_error() -> None:
-    splits, predictions = with_scale()
+def test_a_prediction_without_an_error_scale_is_an_error() -> None:
+    splits, predictions = with_error_scale()
     for bad in (None, 0.0):
         hit = (pl.col("scheme") == "forward") & (pl.col("pid") == predictions.filter(scheme="forward")["pid"][0])
-        holed = predictions.with_columns(scale=pl.when(hit).then(pl.lit(bad)).otherwise("scale"))
-        with pytest.raises(ContractError, match=r"scale above 0 .* 1 have none, .* `dvc repro stack`"):
+        holed = predictions.with_columns(error_scale=pl.when(hit).then(pl.lit(bad)).otherwise("error_scale"))
+        with pytest.raises(ContractError, match=r"1 of 'stack' have no error_scale above 0, .*\n?.*`dvc repro stack`"):
             calibrate_on(collect(POSTS, splits, holed))
 
 

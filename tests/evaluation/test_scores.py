@@ -22,7 +22,7 @@ def _value(table: pl.DataFrame, **wanted: str | None) -> float:
     return float(rows["value"][0])
 
 
-def test_report_is_first_and_final_is_not_scored() -> None:
+def test_holdout_is_first_and_refit_is_not_scored() -> None:
     assert [one.scheme for one in collect(POSTS, SPLITS, PREDICTIONS)] == ["holdout", "group"]
 
 
@@ -41,30 +41,30 @@ def test_seeds_are_averaged_before_scoring() -> None:
     assert _value(scores, scheme="holdout", model="stack", minus=None, metric="mae") == pytest.approx(mae, abs=1e-6)
 
 
-def test_scores_of_matched_are_means_over_its_cuts() -> None:
-    """Each cut is told too, as if it were a scheme of its own; folds of `user` are parts of one score."""
+def test_scores_of_forward_are_means_over_its_splits() -> None:
+    """Each split has scores of its own; the folds of `group` are scored together."""
     scored = collect(POSTS, with_matched(SPLITS), with_matched(PREDICTIONS))
     scores = score_overall(scored, CONFIG).filter(pl.col("minus").is_null())
-    assert set(scores.filter(pl.col("cut").is_not_null())["scheme"]) == {"forward"}
-    (matched,) = (one.rows for one in scored if one.scheme == "forward")
+    assert set(scores.filter(pl.col("fold").is_not_null())["scheme"]) == {"forward"}
+    (forward,) = (one.rows for one in scored if one.scheme == "forward")
     for metric in ("src", "mae"):
         each = []
-        for cut in (0, 1):
-            rows = matched.filter(cut=cut)
+        for fold in (0, 1):
+            rows = forward.filter(fold=fold)
             labels, predictions = rows["label"], rows["prediction:stack"]
             expected = {"mae": (predictions - labels).abs().mean(), "src": spearmanr(labels, predictions).statistic}
-            row = scores.filter(scheme="forward", cut=cut, model="stack", metric=metric)
+            row = scores.filter(scheme="forward", fold=fold, model="stack", metric=metric)
             assert row["value"].item() == pytest.approx(expected[metric], abs=1e-6)
             assert row["posts"].item() == len(rows)
             assert row["users"].item() == rows["uid"].n_unique()
             each.append(row["value"].item())
-        whole = scores.filter(scheme="forward", model="stack", metric=metric).filter(pl.col("cut").is_null())
+        whole = scores.filter(scheme="forward", model="stack", metric=metric).filter(pl.col("fold").is_null())
         assert whole["value"].item() == pytest.approx(sum(each) / 2, abs=1e-6)
-        assert whole["posts"].item() == len(matched)
+        assert whole["posts"].item() == len(forward)
         assert whole["low"].item() < whole["value"].item() < whole["high"].item()
     fitted = with_matched(SPLITS).filter(scheme="forward", role="train").join(POSTS, on="pid")
-    (found,) = (one.fit_means for one in scored if one.scheme == "forward")
-    assert found == {cut: pytest.approx(fitted.filter(fold=cut)["label"].mean()) for cut in (0, 1)}
+    (found,) = (one.train_means for one in scored if one.scheme == "forward")
+    assert found == {fold: pytest.approx(fitted.filter(fold=fold)["label"].mean()) for fold in (0, 1)}
 
 
 def test_intervals_hold_the_value_and_pairs_are_differences() -> None:
@@ -86,8 +86,8 @@ def test_the_constant_has_no_rank_score_and_no_nan_is_written() -> None:
     assert scores.select(pl.col(pl.Float64).is_nan().any()).row(0) == (False, False, False)
 
 
-def test_seen_means_a_fit_post_in_the_same_fold() -> None:
-    """Slow reference: look each scored user up among the fit rows of its scheme and fold."""
+def test_seen_means_a_train_row_in_the_same_fold() -> None:
+    """Slow reference: find each valid user among the train rows of its scheme and fold."""
     uid = dict(POSTS.select("pid", "uid").iter_rows())
     for one in collect(POSTS, SPLITS, PREDICTIONS):
         roles = SPLITS.filter(pl.col("scheme") == one.scheme)
@@ -96,8 +96,8 @@ def test_seen_means_a_fit_post_in_the_same_fold() -> None:
             fit = roles.filter((pl.col("fold") == fold) & (pl.col("role") == "train"))
             assert seen[pid] == (uid[pid] in {uid[other] for other in fit["pid"]})
         assert len(seen) == len(one.rows)
-    report = collect(POSTS, SPLITS, PREDICTIONS)[0].rows
-    assert set(report["seen"]) == {True, False}  # dropped users count as unseen
+    holdout = collect(POSTS, SPLITS, PREDICTIONS)[0].rows
+    assert set(holdout["seen"]) == {True, False}  # excluded users count as unseen
 
 
 def test_groups_partition_the_posts() -> None:
@@ -131,8 +131,8 @@ def test_a_double_prediction_is_an_error() -> None:
         collect(POSTS, SPLITS, pl.concat([PREDICTIONS, PREDICTIONS.head(1)]))
 
 
-def test_a_scheme_without_stack_or_report_is_an_error() -> None:
-    with pytest.raises(ContractError, match="none for scheme 'report'"):
+def test_a_scheme_without_stack_and_no_holdout_are_errors() -> None:
+    with pytest.raises(ContractError, match="none for scheme 'holdout'"):
         collect(POSTS, SPLITS, PREDICTIONS.filter(pl.col("scheme") != "holdout"))
     with pytest.raises(ContractError, match="has no model 'stack'"):
         collect(POSTS, SPLITS, PREDICTIONS.filter(pl.col("model") != "stack"))

@@ -35,12 +35,12 @@ def test_ingest(tmp_path: Path) -> None:
             row["Uid"] = HEAVY
     layout.train.image_paths = [f"train/{HEAVY}/{row['Pid']}.jpg" for row in layout.train.records["category"]]
     layout.write(tmp_path / "data")
-    ingest.main(stage_flags("ingest", tmp_path, root="data", posts="posts.parquet", report="report.json"))
+    ingest.main(stage_flags("ingest", tmp_path, root="data", posts="posts.parquet", summary="ingest.json"))
     posts = read_table(tmp_path / "posts.parquet", POSTS)
     assert posts.filter(uid=HEAVY).sort("source_index")["pid"].to_list() == [
         row["Pid"] for row in layout.train.records["category"]
     ]
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "ingest.json").read_text())
     assert (report["parts"]["train"]["posts"], report["parts"]["train"]["users"]) == (POSTS_OF_ONE, 1)
 
 

@@ -13,15 +13,15 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import embed_image
-from tests.encoders.tiny_encoders import Pictures, make_pictures
+from tests.encoders.tiny_encoders import Images, make_images
 from tests.repository import REPOSITORY, stage_flags
 
 pytestmark = pytest.mark.slow
 
 
-def arguments(pictures: Pictures, out: str) -> list[str]:
-    YAML().dump({"embed_image": asdict(pictures.params())}, Path("params.yaml"))
-    return stage_flags("embed_image", Path(), root=pictures.root, images=pictures.table, out=out)
+def arguments(images: Images, out: str) -> list[str]:
+    YAML().dump({"embed_image": asdict(images.params())}, Path("params.yaml"))
+    return stage_flags("embed_image", Path(), root=images.root, images=images.table, out=out)
 
 
 def start(given: list[str]) -> subprocess.Popen[str]:
@@ -39,29 +39,29 @@ def test_the_second_run_of_a_stage_that_can_be_resumed_ends_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
-    pictures = make_pictures(tmp_path)
-    embed_image.main(arguments(pictures, "whole"))
-    # A named pipe in place of a picture holds the first run up.
-    last = pictures.root / "zoo/single.jpg"
+    images = make_images(tmp_path)
+    embed_image.main(arguments(images, "whole"))
+    # A named pipe in place of an image holds the first run up.
+    last = images.root / "zoo/single.jpg"
     content = last.read_bytes()
     last.unlink()
     os.mkfifo(last)
-    first = start(arguments(pictures, "out"))
+    first = start(arguments(images, "out"))
     deadline = time.monotonic() + 300
     while not list(Path(".state/embed_image").glob("*/shard-*.npz")) and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.02)
-    second = start(arguments(pictures, "out"))
+    second = start(arguments(images, "out"))
     _, said = second.communicate(timeout=300)
     assert second.returncode == 1
-    assert "another run of this stage is at work on the same inputs" in said
+    assert "another run of this stage works on the same inputs" in said
     assert "Traceback" not in said
     assert first.poll() is None
     first.kill()
     first.communicate()
     last.unlink()
     last.write_bytes(content)
-    third = start(arguments(pictures, "out"))
+    third = start(arguments(images, "out"))
     assert third.wait(timeout=300) == 0, third.communicate()[1]
     third.communicate()
     assert contents(Path("out")) == contents(Path("whole"))

@@ -1,4 +1,4 @@
-"""Every expected picture is found or counted, and nothing else in a shard is believed."""
+"""Every expected image is found or counted, and nothing else in a shard is believed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from popularity.core.config import load_params
 from popularity.core.contracts import IMAGES, POSTS, check_table, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import ingest
-from popularity.images import IndexImagesParams, PictureReader, index_files, index_images
+from popularity.images import ImageReader, IndexImagesParams, index_files, index_images
 from stages import index_images as stage
-from tests.small_pictures import picture, write_tar
+from tests.small_images import image_bytes, write_tar
 
 LENIENT = IndexImagesParams(max_bad_fraction=1.0, max_pixels=10_000)
 STRICT = IndexImagesParams(max_bad_fraction=0.0, max_pixels=10_000)
@@ -37,7 +37,7 @@ def posts(train: int = 4, test: int = 2) -> pl.DataFrame:
 
 
 def members(split: str) -> list[tuple[str, bytes]]:
-    return [(path, picture(seed)) for seed, path in enumerate(posts().filter(split=split)["image_path"])]
+    return [(path, image_bytes(seed)) for seed, path in enumerate(posts().filter(split=split)["image_path"])]
 
 
 def link(name: str, kind: bytes, target: str = "train/7@N/1.jpg") -> tarfile.TarInfo:
@@ -50,7 +50,7 @@ def statuses(images: pl.DataFrame) -> dict[str, str]:
     return dict(images.select("pid", "status").iter_rows())
 
 
-def test_pictures_in_tars(tmp_path: Path) -> None:
+def test_images_in_tars(tmp_path: Path) -> None:
     write_tar(tmp_path / "train_images_0.tar", members("train")[:2])
     write_tar(tmp_path / "train_images_1.tar", members("train")[2:])
     write_tar(tmp_path / "test_images.tar", members("test"))
@@ -59,12 +59,12 @@ def test_pictures_in_tars(tmp_path: Path) -> None:
     assert set(images["status"]) == {"ok"}
     assert set(images.select("width", "height", "mode").iter_rows()) == {(24, 16, "RGB")}
     assert report["shards"] == {"train_images_0.tar": 2, "train_images_1.tar": 2, "test_images.tar": 2}
-    reader, contents = PictureReader(tmp_path), {**dict(members("train")), **dict(members("test"))}
+    reader, contents = ImageReader(tmp_path), {**dict(members("train")), **dict(members("test"))}
     for row in images.join(posts(), on="pid").iter_rows(named=True):
         assert reader.read(row["shard"], row["offset"], row["bytes"]) == contents[row["image_path"]]
 
 
-def test_pictures_in_a_folder(tmp_path: Path) -> None:
+def test_images_in_a_folder(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for path, content in members(split):
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -74,20 +74,20 @@ def test_pictures_in_a_folder(tmp_path: Path) -> None:
     assert statuses(images) == {"0": "ok", "1": "ok", "2": "missing", "3": "ok", "90": "ok", "91": "ok"}
     row = images.row(by_predicate=pl.col("pid") == "3", named=True)
     assert (row["shard"], row["offset"]) == ("train/7@N/3.jpg", 0)
-    assert PictureReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture(3)
+    assert ImageReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == image_bytes(3)
     assert report["examples"]["missing"] == ["train/7@N/2.jpg"]
 
 
 def test_names_are_normalised_and_long_names_read(tmp_path: Path) -> None:
     long = "train/" + "u" * 200 + "/5.jpg"
     table = posts(train=2, test=0).with_columns(image_path=pl.Series(["train/7@N/0.jpg", long]))
-    write_tar(tmp_path / "train_images.tar", [("./train//7@N/./0.jpg", picture(0)), (long, picture(1))])
+    write_tar(tmp_path / "train_images.tar", [("./train//7@N/./0.jpg", image_bytes(0)), (long, image_bytes(1))])
     images, _ = index_images(table, tmp_path, STRICT)
     assert set(images["status"]) == {"ok"}
 
 
 def test_only_regular_expected_members_count(tmp_path: Path) -> None:
-    content = picture(50)
+    content = image_bytes(50)
     write_tar(
         tmp_path / "train_images.tar",
         [
@@ -111,13 +111,13 @@ def test_only_regular_expected_members_count(tmp_path: Path) -> None:
     counts = {kind: found["count"] for kind, found in report["ignored_members"].items()}
     assert counts == {"duplicate": 1, "not_a_file": 4, "unsafe_name": 3, "unexpected": 3}
     first = images.row(by_predicate=pl.col("pid") == "1", named=True)
-    assert PictureReader(tmp_path).read(first["shard"], first["offset"], first["bytes"]) == picture(1)
+    assert ImageReader(tmp_path).read(first["shard"], first["offset"], first["bytes"]) == image_bytes(1)
     orjson.dumps(report)  # names that are no text do not break the report
 
 
 def test_a_duplicate_in_a_later_shard_is_ignored(tmp_path: Path) -> None:
     write_tar(tmp_path / "train_images_0.tar", members("train"))
-    write_tar(tmp_path / "train_images_1.tar", [("train/7@N/2.jpg", picture(50))])
+    write_tar(tmp_path / "train_images_1.tar", [("train/7@N/2.jpg", image_bytes(50))])
     images, report = index_images(posts(test=0), tmp_path, STRICT)
     assert set(images["shard"]) == {"train_images_0.tar"}
     assert report["ignored_members"]["duplicate"] == {"count": 1, "examples": ["train/7@N/2.jpg"]}
@@ -128,9 +128,9 @@ def test_a_duplicate_in_a_later_shard_is_ignored(tmp_path: Path) -> None:
     [
         (b"", "unreadable"),
         (b"<html>not found</html>", "unreadable"),
-        (picture()[:20], "unreadable"),
-        (picture(size=(100, 100)), "ok"),
-        (picture(size=(100, 101)), "too_large"),
+        (image_bytes()[:20], "unreadable"),
+        (image_bytes(size=(100, 100)), "ok"),
+        (image_bytes(size=(100, 101)), "too_large"),
     ],
 )
 def test_headers(tmp_path: Path, content: bytes, status: str) -> None:
@@ -150,7 +150,7 @@ def test_a_bomb_is_too_large(tmp_path: Path) -> None:
 
 
 def test_only_headers_are_read(tmp_path: Path) -> None:
-    content = picture(3, size=(90, 90))
+    content = image_bytes(3, size=(90, 90))
     damaged = content[:700] + bytes(len(content) - 700)  # the header whole, the pixels gone
     write_tar(tmp_path / "train_images.tar", [("train/7@N/0.jpg", damaged)])
     images, _ = index_images(posts(1, 0), tmp_path, STRICT)
@@ -199,8 +199,8 @@ def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
     assert "damaged" in report["damaged_shards"]["train_images.tar"]
 
 
-def test_too_many_bad_pictures_stop_the_run(tmp_path: Path) -> None:
-    write_tar(tmp_path / "train_images.tar", [*members("train")[1:], ("elsewhere/0.jpg", picture())])
+def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train_images.tar", [*members("train")[1:], ("elsewhere/0.jpg", image_bytes())])
     write_tar(tmp_path / "test_images.tar", [members("test")[0], ("test/7@N/91.jpg", b"broken")])
     index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=2 / 6, max_pixels=10_000))
     with pytest.raises(DataError) as caught:
@@ -212,8 +212,8 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path: Path) -> None:
     assert "params.yaml" in str(caught.value.fix)
 
 
-def test_no_pictures_at_all(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="6 of 6 pictures cannot be used"):
+def test_no_images_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="6 of 6 images cannot be used"):
         index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=0.99, max_pixels=10_000))
 
 
@@ -234,7 +234,7 @@ def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
     params = write_params(tmp_path / "params.yaml")
     contents = []
     for attempt in ("first", "second"):
-        paths = {name: tmp_path / attempt / name for name in ("images", "report", "resources")}
+        paths = {name: tmp_path / attempt / name for name in ("images", "summary", "resources")}
         arguments = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
         stage.main(
             [
@@ -252,12 +252,12 @@ def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
 def test_files_of_any_name_and_place(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     for name in ("a.jpg", "below/b.png"):
-        (tmp_path / name).write_bytes(picture())
-    (tmp_path / "c.jpg").write_bytes(b"no picture")
+        (tmp_path / name).write_bytes(image_bytes())
+    (tmp_path / "c.jpg").write_bytes(b"no image")
     paths = ["a.jpg", str(tmp_path / "below/b.png"), "c.jpg", "", "a.jpg", "gone.jpg"]
     table = pl.DataFrame({"pid": [str(number) for number in range(6)], "image_path": paths})
     images = index_files(table, tmp_path, STRICT)
     check_table(images, IMAGES)
     assert list(statuses(images).values()) == ["ok", "ok", "unreadable", "missing", "ok", "missing"]
     row = images.row(1, named=True)
-    assert PictureReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == picture()
+    assert ImageReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == image_bytes()

@@ -1,4 +1,4 @@
-"""Bytes out of shards, and every kind of picture as upright RGB."""
+"""Bytes out of shards, and every kind of image as upright RGB."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from popularity.core.errors import DataError
-from popularity.images import ImageDecodeError, PictureReader, decode_picture
-from tests.small_pictures import picture, write_tar
+from popularity.images import ImageDecodeError, ImageReader, decode_image
+from tests.small_images import image_bytes, write_tar
 
 LIMIT = 10_000
 
@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], tuple[int, int, int]]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_becomes_rgb(kind: str) -> None:
     make, expected = KINDS[kind]
-    image = decode_picture(make(), LIMIT)
+    image = decode_image(make(), LIMIT)
     assert (image.mode, image.size) == ("RGB", (30, 20))
     assert image.getpixel((4, 10)) == pytest.approx(expected, abs=6)
 
@@ -78,7 +78,7 @@ def test_every_kind_becomes_rgb(kind: str) -> None:
 def test_exif_orientation(orientation: int, left: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = decode_picture(encoded(colour(), "JPEG", exif=exif, quality=95), LIMIT)
+    image = decode_image(encoded(colour(), "JPEG", exif=exif, quality=95), LIMIT)
     pixel = image.getpixel((4, 10))
     assert isinstance(pixel, tuple)
     assert pixel[0] == pytest.approx(left, abs=6)
@@ -87,26 +87,26 @@ def test_exif_orientation(orientation: int, left: int) -> None:
 def test_exif_rotation_swaps_the_sides() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decode_picture(encoded(colour(), "JPEG", exif=exif), LIMIT).size == (20, 30)
+    assert decode_image(encoded(colour(), "JPEG", exif=exif), LIMIT).size == (20, 30)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_costs_only_the_rotation() -> None:
     exif = b"Exif\x00\x00II*\x00\xff\xff\xff\x7f" + b"\xff" * 40
-    assert decode_picture(encoded(colour(), "JPEG", exif=exif), LIMIT).size == (30, 20)
+    assert decode_image(encoded(colour(), "JPEG", exif=exif), LIMIT).size == (30, 20)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "animated"])
 def test_truncated_content(kind: str) -> None:
     content = KINDS[kind][0]()
     with pytest.raises(ImageDecodeError, match="cannot be decoded"):
-        decode_picture(content[: int(len(content) * 0.6)], LIMIT)
+        decode_image(content[: int(len(content) * 0.6)], LIMIT)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_no_picture(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_no_image(content: bytes) -> None:
     with pytest.raises(ImageDecodeError):
-        decode_picture(content, LIMIT)
+        decode_image(content, LIMIT)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -119,7 +119,7 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
             damaged = content.copy()
             damaged[generator.integers(0, len(damaged), 8)] = generator.integers(0, 256, 8)
             try:
-                decode_picture(damaged.tobytes(), LIMIT)
+                decode_image(damaged.tobytes(), LIMIT)
                 decoded += 1
             except ImageDecodeError:
                 pass
@@ -127,69 +127,69 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
 
 
 def test_pixel_limit() -> None:
-    assert decode_picture(picture(size=(100, 100)), 10_000).size == (100, 100)
+    assert decode_image(image_bytes(size=(100, 100)), 10_000).size == (100, 100)
     with pytest.raises(ImageDecodeError, match="100 x 101 pixels, more than the 10000 allowed"):
-        decode_picture(picture(size=(100, 101)), 10_000)
+        decode_image(image_bytes(size=(100, 101)), 10_000)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     with pytest.raises(ImageDecodeError):
-        decode_picture(bomb, LIMIT)
+        decode_image(bomb, LIMIT)
 
 
 @pytest.fixture
 def shard(tmp_path: Path) -> list[tuple[int, int]]:
-    """Offsets and lengths of the pictures 0, 1, ... in pictures.tar."""
-    contents = [picture(number) for number in range(12)]
-    write_tar(tmp_path / "pictures.tar", [(f"{number}.jpg", content) for number, content in enumerate(contents)])
-    whole = (tmp_path / "pictures.tar").read_bytes()
+    """Offsets and lengths of the images 0, 1, ... in images.tar."""
+    contents = [image_bytes(number) for number in range(12)]
+    write_tar(tmp_path / "images.tar", [(f"{number}.jpg", content) for number, content in enumerate(contents)])
+    whole = (tmp_path / "images.tar").read_bytes()
     return [(whole.index(content), len(content)) for content in contents]
 
 
 def test_reads_by_position(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "single.jpg").write_bytes(picture(99))
-    reader = PictureReader(tmp_path)
+    (tmp_path / "folder" / "single.jpg").write_bytes(image_bytes(99))
+    reader = ImageReader(tmp_path)
     for number, (offset, length) in reversed(list(enumerate(shard))):
-        assert reader.read("pictures.tar", offset, length) == picture(number)
-    assert reader.read("folder/single.jpg", 0, len(picture(99))) == picture(99)
+        assert reader.read("images.tar", offset, length) == image_bytes(number)
+    assert reader.read("folder/single.jpg", 0, len(image_bytes(99))) == image_bytes(99)
     reader.close()
-    assert reader.read("pictures.tar", *shard[0]) == picture(0)
+    assert reader.read("images.tar", *shard[0]) == image_bytes(0)
 
 
 def test_threads_share_a_reader(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
-    reader = PictureReader(tmp_path)
+    reader = ImageReader(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        contents = list(pool.map(lambda place: reader.read("pictures.tar", *place), shard * 50))
-    assert contents == [picture(number) for number in range(12)] * 50
+        contents = list(pool.map(lambda place: reader.read("images.tar", *place), shard * 50))
+    assert contents == [image_bytes(number) for number in range(12)] * 50
 
 
-class Pictures(Dataset[bytes]):
-    def __init__(self, reader: PictureReader, places: list[tuple[int, int]]) -> None:
+class Images(Dataset[bytes]):
+    def __init__(self, reader: ImageReader, places: list[tuple[int, int]]) -> None:
         self.reader, self.places = reader, places
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int) -> bytes:
-        return self.reader.read("pictures.tar", *self.places[index])
+        return self.reader.read("images.tar", *self.places[index])
 
 
 def test_loader_workers_share_a_reader(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
-    reader = PictureReader(tmp_path)
-    reader.read("pictures.tar", *shard[0])  # opened before the workers start
+    reader = ImageReader(tmp_path)
+    reader.read("images.tar", *shard[0])  # opened before the workers start
     copied = pickle.loads(pickle.dumps(reader))
-    assert copied.read("pictures.tar", *shard[3]) == picture(3)
-    loader = DataLoader(Pictures(reader, shard), batch_size=None, num_workers=2)
-    assert list(loader) == [picture(number) for number in range(12)]
+    assert copied.read("images.tar", *shard[3]) == image_bytes(3)
+    loader = DataLoader(Images(reader, shard), batch_size=None, num_workers=2)
+    assert list(loader) == [image_bytes(number) for number in range(12)]
 
 
 def test_a_shard_that_changed(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
-    reader = PictureReader(tmp_path)
+    reader = ImageReader(tmp_path)
     with pytest.raises(DataError, match=r"gone\.tar: cannot be read"):
         reader.read("gone.tar", 0, 10)
-    path = tmp_path / "pictures.tar"
+    path = tmp_path / "images.tar"
     path.write_bytes(path.read_bytes()[: shard[5][0] + 10])
-    with pytest.raises(DataError, match="before the end of the picture"):
-        reader.read("pictures.tar", *shard[5])
+    with pytest.raises(DataError, match="before the end of the image"):
+        reader.read("images.tar", *shard[5])

@@ -1,4 +1,4 @@
-"""Statistics of pictures whose answers are known."""
+"""Statistics of images whose answers are known."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from popularity.images.statistics import NAMES, SIDE, picture_statistics, thumbnail_size
+from popularity.images.statistics import NAMES, SIDE, image_statistics, thumbnail_size
 
 
-def described(picture: Image.Image) -> dict[str, float]:
-    return dict(zip(NAMES, picture_statistics(picture).tolist(), strict=True))
+def described(image: Image.Image) -> dict[str, float]:
+    return dict(zip(NAMES, image_statistics(image).tolist(), strict=True))
 
 
 def lettered() -> Image.Image:
-    """A grey picture with a white line of text, outlined in black, at the top."""
-    picture = Image.new("RGB", (128, 128), (128, 128, 128))
-    draw = ImageDraw.Draw(picture)
+    """A grey image with a white line of text, outlined in black, at the top."""
+    image = Image.new("RGB", (128, 128), (128, 128, 128))
+    draw = ImageDraw.Draw(image)
     for place in range(0, 128, 6):
         draw.rectangle((place, 6, place + 3, 26), fill="white", outline="black")
-    return picture
+    return image
 
 
 def test_one_colour() -> None:
@@ -55,22 +55,22 @@ def test_blur_takes_sharpness_away() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (3, 2), (2000, 1500)])
 def test_any_size_is_finite(size: tuple[int, int]) -> None:
-    values = picture_statistics(Image.effect_noise(size, 60).convert("RGB"))
+    values = image_statistics(Image.effect_noise(size, 60).convert("RGB"))
     assert values.shape == (len(NAMES),)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
 
 
-def test_the_picture_stays_as_it_is() -> None:
-    picture = Image.effect_noise((300, 200), 60).convert("RGB")
-    before = picture.tobytes()
-    picture_statistics(picture)
-    assert picture.tobytes() == before
+def test_the_image_stays_as_it_is() -> None:
+    image = Image.effect_noise((300, 200), 60).convert("RGB")
+    before = image.tobytes()
+    image_statistics(image)
+    assert image.tobytes() == before
 
 
 def test_the_small_copy_is_pillows_thumbnail() -> None:
     rng = np.random.default_rng(0)
     for width, height in [*rng.integers(1, 900, (200, 2)).tolist(), (1, 5000), (5000, 1), (SIDE, SIDE), (SIDE + 1, 1)]:
-        picture = Image.new("L", (width, height))
-        picture.thumbnail((SIDE, SIDE))
-        assert thumbnail_size(width, height) == picture.size
+        image = Image.new("L", (width, height))
+        image.thumbnail((SIDE, SIDE))
+        assert thumbnail_size(width, height) == image.size

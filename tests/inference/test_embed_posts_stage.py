@@ -102,7 +102,7 @@ def test_columns_are_named_by_head_and_class(world: World) -> None:
     world.make_network()
     block = vectors(world.embed())["logits"]
     keys = read_table(world.folder / "prototypes" / "classes.parquet", CLASSES).filter(level="subcategory")["key"]
-    assert block.about["columns"] == [f"{head}.{key}" for head in ("p", "p_local", "q") for key in keys]
+    assert block.metadata["columns"] == [f"{head}.{key}" for head in ("p", "p_local", "q") for key in keys]
 
 
 def close(left: Path, right: Path, without: Sequence[str] = ()) -> None:

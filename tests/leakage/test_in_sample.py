@@ -55,7 +55,7 @@ def correlation(left: npt.NDArray[np.floating[Any]], right: Floats) -> float:
 def test_the_head_column_of_fit_rows_is_out_of_fold(posts: tuple[pl.DataFrame, Floats, Blocks]) -> None:
     label = posts[1]
     out_of_fold, in_sample, new = matrices(posts)
-    column = out_of_fold.names.index("image_head")
+    column = out_of_fold.names.index("image_oof_ridge")
     chance = 3 / USERS**0.5
     assert abs(correlation(out_of_fold.values[:, column], label[:FIT])) < chance
     assert abs(correlation(new.values[:, column], label[FIT:])) < chance

@@ -128,7 +128,7 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
         return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
 
     before = matrix_of(made.posts, tmp_path / "before")
-    heads = [before.names.index(f"{block}_head") for block in columns.oof_ridge]
+    heads = [before.names.index(f"{block}_oof_ridge") for block in columns.oof_ridge]
     for pid in (mine[0], mine[-1]):
         after = matrix_of(with_other_labels(made.posts, [pid]), tmp_path / pid)
         own, user = before.pids.index(pid), [before.pids.index(other) for other in mine]
@@ -194,14 +194,14 @@ def test_labels_of_scored_rows_change_nothing_in_the_model(
 
     before = saved(made.posts, "before")
     facts = json.loads(before["model.json"])
-    assert all(0 < weight < 1 for weight in facts["blend"]["weights"])
-    assert (facts["level"]["line"]["slope"] != 0) == (params.detrend != "none")
+    assert all(0 < weight < 1 for weight in facts["weights"]["weights"])
+    assert (facts["trend"]["line"]["slope"] != 0) == (params.detrend != "none")
     assert saved(with_other_labels(made.posts, scored(made, scheme)), "scored") == before
     fitted = rows.filter(pl.col("role") == "train")["pid"].to_list()
     after = saved(with_other_labels(made.posts, fitted[::5]), "fitted")
     models = [name for name in before if name.partition("_")[0] in params.learners]
     assert len(models) == 2
-    assert all(after[name] != before[name] for name in (*models, "model.json", "scale.txt"))
+    assert all(after[name] != before[name] for name in (*models, "model.json", "error_scale.txt"))
 
 
 def scores(run: Run) -> dict[tuple[str, str], tuple[float, float]]:

@@ -33,7 +33,7 @@ def without(blocks: Blocks, pids: set[str]) -> Blocks:
 
     def rest(_: str, block: Block) -> Block:
         kept = [row for row, pid in enumerate(block.pids) if pid not in pids]
-        return Block(block.values[kept], [block.pids[row] for row in kept], block.about)
+        return Block(block.values[kept], [block.pids[row] for row in kept], block.metadata)
 
     return Blocks(with_vectors(blocks, rest).vectors, blocks.scalars.filter(~pl.col("pid").is_in(pids)))
 

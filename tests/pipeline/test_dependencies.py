@@ -1,4 +1,4 @@
-"""What dvc.yaml says of the stages against what their code does: no stage reads or imports what it does not declare."""
+"""The deps and outs of dvc.yaml against the code: a stage declares everything that it reads or imports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def closure(file: Path) -> set[Path]:
 
 
 def code_of(stage: str) -> set[Path]:
-    """The files of the package that the command of `stage` runs, whichever encoders params.yaml names."""
+    """The files of the package that the command of `stage` runs, with every encoder that params.yaml may name."""
     launched = STAGES[stage]["cmd"].startswith(LAUNCHED)
     files = [REPOSITORY / "stages" / f"{stage}.py", *([SOURCES / "popularity" / "launch.py"] if launched else [])]
     files += encoders_of(stage)
@@ -90,7 +90,7 @@ def test_no_dep_on_code_that_is_not_imported(stage: str) -> None:
 @pytest.mark.parametrize("name", ["new_image.py", "new_text.py", "helper.py"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_new_encoder_leaves_every_stage_up_to_date(stage: str, name: str) -> None:
-    """No dep is a folder in which a new file would lie; of the loaders a stage depends on the one it uses."""
+    """No dep is a folder that would hold the new file; a stage depends on the loader that it uses alone."""
     params = read_yaml(REPOSITORY / "params.yaml")
     for path in map(str, STAGES[stage]["deps"]):
         for section in LOADERS:
@@ -113,8 +113,7 @@ def test_stage_shape(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_path_on_the_command_line_is_a_dep_or_an_out(stage: str) -> None:
-    """A flag that is no dep must lie in an out, and the other way round for data deps; of a folder with a manifest the
-    deps are its other files."""
+    """A path is a dep, an out, or a file in one of them; of a folder with a manifest the deps are its other files."""
     words = STAGES[stage]["cmd"].split()
     paths = [word for word in words if "/" in word or word == "submissions" or word.startswith("${")]
     outs = outs_of(stage)
@@ -137,7 +136,7 @@ def test_dvc_leaves_the_last_output_until_a_stage_replaces_it(stage: str) -> Non
 
 @pytest.mark.parametrize("stage", sorted({*STAGES} - {"report"}))
 def test_no_stage_depends_on_a_manifest(stage: str) -> None:
-    """Its bytes change with the code's revision, and would run again for nothing what follows; the report shows it."""
+    """A manifest changes with the revision, and later stages would run again for nothing; the report shows it."""
     outs = {out for other in STAGES for out in outs_of(other, "outs")}
     with_manifest = {out for out in outs if out.startswith("models/") or out == "submissions"}
     assert len(with_manifest) >= 4

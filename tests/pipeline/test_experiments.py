@@ -19,7 +19,7 @@ RATE = "stack.lightgbm.learning_rate"
 def searched(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clone, dict[str, str]]]:
     """A copy of the finished run after a grid of two trials by queue; name of the trial by its learning rate."""
     copy = copy_of(clone, tmp_path_factory.mktemp("trials") / "clone")
-    # Without choice and search any value is fitted as given: these blocks are none of the choices of tune.space.
+    # Without selection and search the values are used as given: these blocks are no choice of tune.space.
     fixed = (
         "-S",
         "select.candidates=[]",
@@ -70,8 +70,8 @@ def test_the_table_has_scores_and_changed_parameters_and_nothing_else(searched: 
     for rate, name in trials.items():
         (row,) = [row for row in table if name in row[0]]
         assert rate in row
-    judged = [float(row[columns.index("matched.stack.mae")]) for row in table[2:]]  # after workspace and baseline
-    assert judged == sorted(judged)
+    errors = [float(row[columns.index("forward.stack.mae")]) for row in table[2:]]  # after workspace and baseline
+    assert errors == sorted(errors)
 
 
 def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -> None:
@@ -83,7 +83,7 @@ def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -
     assert before["code"]["revision"]
     copy.run("dvc", "exp", "apply", other)
     assert copy.stages_run(copy.run("dvc", "repro").stdout) == []
-    assert manifest(copy)["params"]["stack"]["trees"]["learning_rate"] == 0.3
+    assert manifest(copy)["params"]["stack"]["lightgbm"]["learning_rate"] == 0.3
     assert manifest(copy)["code"] == before["code"]  # the copy in which a trial runs has the history as well
     copy.run("git", "restore", "params.yaml", "dvc.lock", "reports")
     copy.run("dvc", "checkout")
@@ -96,12 +96,12 @@ def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -
     )
     copy.run("git", "checkout", "-q", "better")
     copy.run("dvc", "checkout")
-    assert manifest(copy)["params"]["stack"]["trees"]["learning_rate"] == 0.3
+    assert manifest(copy)["params"]["stack"]["lightgbm"]["learning_rate"] == 0.3
     assert "up to date" in copy.run("dvc", "status").stdout
 
 
 def manifest(clone: Clone) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Of models/stack."""
+    """The manifest of models/stack."""
     path = clone.root / Path("models/stack/manifest.json")
     content: dict[str, dict[str, dict[str, dict[str, float]]]] = json.loads(path.read_text(encoding="utf-8"))
     return content

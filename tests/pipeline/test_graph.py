@@ -60,10 +60,10 @@ def test_a_failed_stage_leaves_the_last_output(clone: Clone, tmp_path: Path) -> 
     params = copy.root / "params.yaml"
     text = params.read_text(encoding="utf-8")
     before = {path: (copy.root / path).read_bytes() for path in files_below(copy.root, ["reports", "submissions"])}
-    params.write_text(text.replace("confidence: 0.95", "confidence: 95"), encoding="utf-8")
+    params.write_text(text.replace("confidence_level: 0.95", "confidence_level: 95"), encoding="utf-8")
     failed = copy.run("dvc", "repro", check=False)
     assert failed.returncode
-    assert "evaluate.confidence" in failed.stderr
+    assert "evaluate.confidence_level" in failed.stderr
     assert {
         path: (copy.root / path).read_bytes() for path in files_below(copy.root, ["reports", "submissions"])
     } == before
@@ -123,7 +123,7 @@ def append(clone: Clone, name: str, text: str) -> None:
 
 
 def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, tmp_path: Path) -> None:
-    """`--temp -S dataset.root=...` on a folder of pictures and user file form B; the workspace stays as it is."""
+    """`--temp -S dataset.root=...` on a folder of images and user file form B; the workspace stays as it is."""
     root = tmp_path / "other"
     generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B", 2.3), root, tmp_path / "truth")
     for shard in root.glob("*_images*.tar"):
@@ -140,7 +140,7 @@ def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, t
 
 
 def test_a_user_error_is_one_message_without_a_traceback(clone: Clone) -> None:
-    flags = [f"--{name}=x" for name in ("root", "posts", "users", "quarantine", "report", "resources")]
+    flags = [f"--{name}=x" for name in ("root", "posts", "users", "quarantine", "summary", "resources")]
     done = clone.run("python", "-m", "stages.ingest", *flags, check=False)
     assert done.returncode == 1
     assert "error: " in done.stderr

@@ -1,7 +1,7 @@
-"""The layers of src/popularity: a package imports packages of lower layers, and no file imports itself on a detour.
+"""The layers of src/popularity: a package imports packages of lower layers alone, and no imports form a cycle.
 
-This is where the layers are written down. A new package needs a place in `LAYERS`; an import that runs back up, or over
-to a neighbour, needs another place for what it imports, not an entry here.
+The layers are defined here alone. A new package needs an entry in `LAYERS`; for an import of a higher layer, or of
+another package in the same layer, move the imported code instead.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pytest
 
 from tests.repository import REPOSITORY
 
-# From the lowest up. Packages of one layer do not know one another.
+# The lowest first. Packages of one layer do not import one another.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("core",),  # what every package may use
+    ("core",),  # every package may use it
     ("demo", "evaluation", "features", "images", "prototypes", "submission"),
     ("dataset", "encoders", "validation"),
     ("network", "target"),
@@ -66,7 +66,7 @@ def _file_of(module: str, sources: Path) -> str | None:
 
 
 def against_the_layers(graph: Mapping[str, set[str]]) -> list[str]:
-    """The imports that lead to another package of the same layer or of a higher one."""
+    """The imports of another package in the same layer or in a higher one."""
     wrong = []
     for file, imported in graph.items():
         for other in sorted(imported):
@@ -77,7 +77,7 @@ def against_the_layers(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """Files that import one another in a circle, each circle once."""
+    """Cycles of files that import one another, each cycle once."""
     found: list[list[str]] = []
     done: set[str] = set()
 
@@ -99,16 +99,16 @@ def test_every_package_has_a_layer() -> None:
     assert packages <= HEIGHT.keys()
 
 
-def test_no_import_runs_back_up() -> None:
+def test_no_import_of_a_higher_layer() -> None:
     assert against_the_layers(imports(SOURCES)) == []
 
 
-def test_no_import_comes_back_to_where_it_began() -> None:
+def test_no_cycle_of_imports() -> None:
     assert cycles(imports(SOURCES)) == []
 
 
 @pytest.mark.parametrize(
-    ("files", "wrong", "circles"),
+    ("files", "wrong", "n_cycles"),
     [
         ({"stack/a.py": "from popularity.network import b", "network/b.py": "import popularity.core.c"}, 0, 0),
         ({"network/a.py": "from popularity.stack.b import c", "stack/b.py": ""}, 1, 0),
@@ -121,11 +121,11 @@ def test_no_import_comes_back_to_where_it_began() -> None:
         ),
     ],
 )
-def test_it_can_fail(tmp_path: Path, files: dict[str, str], wrong: int, circles: int) -> None:
+def test_it_can_fail(tmp_path: Path, files: dict[str, str], wrong: int, n_cycles: int) -> None:
     sources = tmp_path / "popularity"
     for name, text in {"__init__.py": "", "core/c.py": "", **files}.items():
         (sources / name).parent.mkdir(parents=True, exist_ok=True)
         (sources / name).write_text(text, encoding="utf-8")
     graph = imports(sources)
     assert len(against_the_layers(graph)) == wrong
-    assert len(cycles(graph)) == circles
+    assert len(cycles(graph)) == n_cycles

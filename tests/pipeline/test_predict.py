@@ -26,11 +26,11 @@ from popularity.core.contracts import (
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
-from popularity.images import PictureReader
+from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
 from tests.clones import Clone, files_below
-from tests.small_pictures import picture
+from tests.small_images import image_bytes
 
 DATE = "2016-05-01T12:00"
 
@@ -53,7 +53,7 @@ def write_picture(clone: Clone, pid: str, file: Path) -> None:
     """A picture of the data set as a file of its own."""
     place = read_table(clone.root / "data/interim/images.parquet", IMAGES).filter(pid=pid).row(0, named=True)
     file.parent.mkdir(exist_ok=True)
-    reader = PictureReader(clone.root / "data/demo")
+    reader = ImageReader(clone.root / "data/demo")
     file.write_bytes(reader.read(place["shard"], place["offset"], place["bytes"]))
 
 
@@ -113,7 +113,7 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
-    expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("scale").first())
+    expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("error_scale").first())
     values = {pid: (prediction, scale) for pid, prediction, scale in expected.iter_rows()}
     for one in found:
         assert one["notes"] == []
@@ -132,10 +132,10 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
         scheme="refit"
     )
-    text_json = project / "models/stack/text.json"
+    text_json = project / "models/stack/ensemble_weights.json"
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
     text_json.unlink()  # which may be a link to DVC's cache
-    text_json.write_text(json.dumps({"share": 0.4, "offset": 0.5}), encoding="utf-8")
+    text_json.write_text(json.dumps({"weight": 0.4, "offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
     write_picture(clone, pid, project / "photo.jpg")
@@ -147,7 +147,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [request])))
     theirs = text_predictions.filter(pid=pid)["prediction"].item()
     merged = stored.filter(pid=pid)["prediction"].mean()
-    own = (merged - chosen["share"] * (theirs - chosen["offset"])) / (1 - chosen["share"])
+    own = (merged - chosen["weight"] * (theirs - chosen["offset"])) / (1 - chosen["weight"])
     assert found["popularity"] == pytest.approx(0.6 * own + 0.4 * (theirs - 0.5), abs=1e-3)
     assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
     assert found["expected_value"] + sum(found["shap_by_block"].values()) == pytest.approx(
@@ -181,9 +181,9 @@ def test_files_of_posts_with_every_fault(clone: Clone, project: Path, capsys: py
     category, subcategory = class_names(known["subcategory"])
     given = {"date": DATE, "title": "a cat", "category": category, "subcategory": subcategory, "user": known["uid"]}
     (project / "in").mkdir()
-    (project / "in/good.jpg").write_bytes(picture(size=(40, 30)))
+    (project / "in/good.jpg").write_bytes(image_bytes(size=(40, 30)))
     (project / "in/text.jpg").write_bytes(b"no picture")
-    (project / "in/cut.jpg").write_bytes(picture(size=(300, 300))[:6000])
+    (project / "in/cut.jpg").write_bytes(image_bytes(size=(300, 300))[:6000])
     rows: list[tuple[dict[str, Any], str]] = [
         ({**given, "image": "good.jpg"}, ""),
         ({**given, "date": "someday"}, "problem: date 'someday' is no date"),

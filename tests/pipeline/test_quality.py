@@ -1,6 +1,6 @@
-"""The scores of the demo in reports/metrics.json lie where those of this model lay: a floor and a ceiling.
+"""The scores of the demo in reports/metrics.json lie between a floor and a ceiling.
 
-A score above the ceiling is as suspicious as one below the floor: that is how a leak looks.
+A score above the ceiling is as suspicious as one below the floor: it may be a leak.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from popularity.profile import read_profiles
 from tests.repository import GENERATED, PROFILES, REPOSITORY
 
 # Not a spread over seeds: 95 % intervals of one run of profile demo (1,000 resamples of its users) as it was committed
-# on 2026-11-24, report: 315 posts of 104 users, matched: 689 posts of 210 users. (scheme, metric) -> low, high.
+# on 2026-11-24, holdout: 315 posts of 104 users, forward: 689 posts of 210 users. (scheme, metric) -> low, high.
 INTERVALS = {
     ("holdout", "src"): (0.627, 0.741),
     ("holdout", "mae"): (1.277, 1.621),
@@ -49,7 +49,7 @@ def test_the_demos_score_lies_in_its_interval(scheme: str, metric: str) -> None:
 
 
 def test_the_intervals_exclude_models_that_learn_less() -> None:
-    """Of the committed run: on `report` and `matched` the constant and the user's mean lie outside."""
+    """On `holdout` and `forward` the scores of constant and user_mean lie outside."""
     if other := other_than_demo():
         pytest.skip(other)
     metrics = json.loads((REPOSITORY / "reports/metrics.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from popularity.core.config import load_params
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TEXT_FILE, TEXT_PREDICTIONS, read_table
+from popularity.core.contracts import ENSEMBLE_WEIGHTS_FILE, FOLDS, POSTS, PREDICTIONS, TEXT_PREDICTIONS, read_table
 from popularity.encoders.text import EmbedTextParams
 from popularity.stack import StackModel, read_blocks
 from popularity.text_model import TextModel
@@ -26,7 +26,7 @@ from popularity.validation.folds import load_fold
 from tests.clones import Clone, copy_of
 
 BUCKET = "popularity"
-# What setting up takes: one action each for a user, its rights, its key and the bucket. Then every request is checked.
+# Of the set-up: one for a user, its rights, its key and the bucket. The server checks every later request.
 UNCHECKED_ACTIONS = 4
 
 
@@ -37,7 +37,7 @@ class Server:
     Args:
         url: on loopback.
         credentials: the user's, as AWS_* variables.
-        settings: of every client: none of the person's own, no proxy, no look-up of a cloud's metadata service.
+        settings: of every client: no settings of the user, no proxy, no metadata service of a cloud.
     """
 
     url: str
@@ -85,7 +85,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def set_up(url: str) -> dict[str, str]:
-    """Makes the user and the bucket; the user's credentials."""
+    """Creates the user and the bucket, and returns the user's credentials."""
     first = {"endpoint_url": url, "region_name": "us-east-1", "aws_access_key_id": "a", "aws_secret_access_key": "a"}
     iam, name = boto3.client("iam", **first), "person"
     iam.create_user(UserName=name)
@@ -98,7 +98,7 @@ def set_up(url: str) -> dict[str, str]:
 
 
 def configure(clone: Clone, server: Server, bucket: str = BUCKET) -> None:
-    """README's recipe; credentials are no part of it."""
+    """The recipe of the docs, without credentials."""
     clone.run("dvc", "remote", "add", "-d", "-f", "store", f"s3://{bucket}/cache")
     clone.run("dvc", "remote", "modify", "store", "endpointurl", server.url)
 
@@ -151,20 +151,20 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     model = StackModel.load(pulled.root / "models/stack/stack")
     values = model.predict_each(model.encoder.apply(features, blocks), fold.scored_at)
     stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
-    told = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
-    told = told.join(features.select("pid"), on="pid", how="right", maintain_order="right")
-    texts = told["prediction"].to_numpy()
+    stored_texts = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
+    stored_texts = stored_texts.join(features.select("pid"), on="pid", how="right", maintain_order="right")
+    texts = stored_texts["prediction"].to_numpy()
     text_model = TextModel.load(
         pulled.root / "models/text_model/model.safetensors",
         load_params("embed_text", EmbedTextParams, pulled.root / "params.yaml"),
     )
     np.testing.assert_allclose(text_model.predict(features, fold.scored_at), texts, rtol=0, atol=1e-5)
-    part = json.loads((pulled.root / "models/stack" / TEXT_FILE).read_text(encoding="utf-8"))
+    part = json.loads((pulled.root / "models/stack" / ENSEMBLE_WEIGHTS_FILE).read_text(encoding="utf-8"))
     assert stored.height == posts.filter(split="test").height > 0
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):
         expected = stored.filter(seed=seed).join(features.select("pid"), on="pid", how="right", maintain_order="right")
-        merged = found + part["share"] * (texts - part["offset"] - found)
-        np.testing.assert_allclose(merged, expected["prediction"].to_numpy(), rtol=0, atol=1e-12)
+        ensemble = found + part["weight"] * (texts - part["offset"] - found)
+        np.testing.assert_allclose(ensemble, expected["prediction"].to_numpy(), rtol=0, atol=1e-12)
     print(f"{stored.height} stored predictions of the test part come back from the pulled models")
 
 
@@ -204,7 +204,7 @@ def test_an_artifact_by_name_and_version(pushed: Clone, tmp_path: Path) -> None:
 def test_what_a_refused_push_says(
     pushed: Clone, server: Server, bucket: str, credentials: dict[str, str] | None, message: str
 ) -> None:
-    """As README's table has it; with an id, the secret alone is wrong; None: the right credentials."""
+    """Credentials without an id have the right id and a wrong secret; None: the right credentials."""
     if credentials is None:
         credentials = dict(server.credentials)
     elif len(credentials) == 1:

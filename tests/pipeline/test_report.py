@@ -13,7 +13,7 @@ def test_the_report_of_the_graph_shows_everything(clone: Clone, width: int) -> N
     file = clone.root / "reports/report.html"
     assert file.stat().st_size < 10 * 2**20
     with shown(file, width) as browser:
-        browser.check(pictures=20)
+        browser.check(images=20)
         assert browser.page.locator("#prototypes svg").evaluate(COLLISIONS) == []
         for anchor in ("splits", "intervals", "tuning", "network", "run"):
             assert browser.page.locator(f"#{anchor} table, #{anchor} svg").count() > 0

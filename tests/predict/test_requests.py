@@ -14,7 +14,7 @@ from popularity.core.errors import DataError
 from popularity.predict import NewPosts, Request, make_posts, read_requests
 from popularity.predict.requests import FIELDS, USER_FIELDS
 from tests.random_posts import random_posts
-from tests.small_pictures import picture
+from tests.small_images import image_bytes
 
 KNOWN = random_posts(0)
 DATE = "2016-05-01T12:00"
@@ -38,7 +38,7 @@ def problem(**fields: str) -> str:
 
 
 def test_every_field(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(picture())
+    (tmp_path / "a.jpg").write_bytes(image_bytes())
     fields = {"pid": "x", "image": "a.jpg", "title": "sea", "tags": "a b", "category": "C0", "subcategory": "S/0"}
     new = made({**fields, "concept": "k", "latitude": "-1.5", "longitude": "170"}, root=tmp_path)
     post = new.table.row(0, named=True)

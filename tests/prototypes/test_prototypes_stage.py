@@ -57,7 +57,7 @@ def blocks(posts: pl.DataFrame, without_picture: set[str] | None = None) -> tupl
     pids = posts["pid"].sort().to_list()
     whole = {modality: block(pids, width) for modality, width in WIDTHS.items()}
     kept = [row for row, pid in enumerate(pids) if pid not in (without_picture or set())]
-    visual = Block(whole["visual"].values[kept], [pids[row] for row in kept], whole["visual"].about)
+    visual = Block(whole["visual"].values[kept], [pids[row] for row in kept], whole["visual"].metadata)
     return visual, whole["text"]
 
 
@@ -92,7 +92,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
     write_block(image, tmp_path / "image", "pooled")
     write_block(text, tmp_path / "text", "post")
     names = {"params": "p", "posts": "posts.parquet", "image": "image", "text": "text", "out": "out"}
-    places = {**names, "report": "report.json", "resources": "resources.json"}
+    places = {**names, "summary": "report.json", "resources": "resources.json"}
     prototypes.main([part for name, path in places.items() for part in (f"--{name}", str(tmp_path / path))])
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -172,7 +172,7 @@ def test_without_transductive_no_test_post_is_used(posts: pl.DataFrame, tmp_path
     odd = posts.with_columns(
         pl.when(split="test").then(pl.lit("x")).otherwise(name).alias(name) for name in ("title", "uid")
     ).with_columns(subcategory=pl.when(split="test").then(pl.lit("C0/Odd")).otherwise("subcategory"))
-    other = build_prototypes(odd, image, Block(noise, text.pids, text.about), params(), transductive=False)
+    other = build_prototypes(odd, image, Block(noise, text.pids, text.metadata), params(), transductive=False)
     assert other.classes.equals(built.classes)
     for name, tensor in built.tensors.items():
         np.testing.assert_array_equal(other.tensors[name], tensor)

@@ -1,5 +1,7 @@
-"""A run's outs as the stage report reads them, of a small generated data set: real stages where they take no second,
-made-up vectors, explanations and trials where they would take more."""
+"""A run folder for stage report from a small generated data set.
+
+Fast stages run; vectors, explanations and trials are random.
+"""
 
 from __future__ import annotations
 
@@ -88,15 +90,15 @@ class SmallRun:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
 
-def make_run(dataset: Path, folder: Path, *, test: bool = True, pictures: bool = True) -> SmallRun:
-    """A run on a copy of `dataset`, without its test part or its images if so wished."""
+def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: bool = True) -> SmallRun:
+    """A run on a copy of `dataset`, without its test part or its images if the flags say so."""
     root = folder / DATASET
     shutil.copytree(dataset, root)
     for path in root.glob("*"):
-        if (not test and path.name.startswith("test")) or (not pictures and path.suffix == ".tar"):
+        if (not test and path.name.startswith("test")) or (not with_images and path.suffix == ".tar"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     ingested = ingest(root)
-    write_json(folder / paths.INGEST_SUMMARY, ingested.report)
+    write_json(folder / paths.INGEST_SUMMARY, ingested.summary)
     images, found = index_images(ingested.posts, root, IndexImagesParams(max_bad_fraction=1.0, max_pixels=10**6))
     write_json(folder / paths.IMAGE_SUMMARY, found)
     posts = _with_hostile_words(ingested.posts)
@@ -140,7 +142,7 @@ def _params(folder: Path) -> None:
     """Those of the repository, but for what is small here."""
     params = read_yaml(REPOSITORY / "params.yaml")
     params["dataset"]["root"] = str(folder / DATASET)
-    params["evaluate"]["bootstrap"] = 40
+    params["evaluate"]["n_resamples"] = 40
     params["report"] = SHOWN
     with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
         YAML(typ="safe", pure=True).dump(params, stream)
@@ -166,7 +168,7 @@ def _evaluation(folder: Path) -> None:
 
 
 def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> None:
-    """Prototypes of random vectors; to each post three random classes a head, and random shares of attention."""
+    """Prototypes of random vectors; to each post three random classes a head, and random attention."""
     with_picture = images.filter(status="ok")["pid"].to_list()
     blocks = random_block(with_picture, 12, 1), random_block(posts["pid"].to_list(), 9, 2)
     built = build_prototypes(
@@ -204,9 +206,13 @@ def _training(folder: Path) -> None:
 
 
 def _selection(folder: Path) -> None:
-    """Three candidates on two cuts: the first far from the labels, the last a hair nearer than the second."""
+    """Three candidates on two splits: the first far from the labels, the last a little nearer than the second."""
     stack = load_params("stack", StackParams, folder / "params.yaml")
-    keys = {"plain": {"columns.feature_blocks": ["metadata"]}, "level": {"level": "residual"}, "user": {"seeds": 3}}
+    keys = {
+        "baseline": {"columns.feature_blocks": ["metadata"]},
+        "trend": {"detrend": "linear"},
+        "user": {"n_seeds": 3},
+    }
     candidates = candidates_of(SelectParams(tuple(keys), keys), stack)  # type: ignore[arg-type]
     rng = np.random.default_rng(8)
     labels, noise, own = rng.normal(6, 2, 60), rng.normal(0, 1, 60), rng.normal(0, 0.4, 60)
@@ -259,5 +265,5 @@ def _models(folder: Path) -> None:
     ):
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_manifest(folder / name, params={}, inputs={"posts": folder / paths.POSTS}, metrics={})
-    write_json(folder / paths.TEXT_MODEL_WEIGHT, {"share": 0.3, "offset": 0.1})
+    write_json(folder / paths.ENSEMBLE_WEIGHTS, {"weight": 0.3, "offset": 0.1})
     (folder / paths.SUBMISSIONS / "submission.csv").write_text("post_id,popularity_score\n")

@@ -12,13 +12,13 @@ from PIL import Image
 from tests.browser import COLLISIONS, WIDTHS, shown
 from tests.report.small_run import SHOWN
 
-PICTURES = 2 * SHOWN["worst_posts"] + 2 * SHOWN["gallery_classes"] * SHOWN["gallery_posts"]
+IMAGES = 2 * SHOWN["worst_posts"] + 2 * SHOWN["gallery_classes"] * SHOWN["gallery_posts"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_everything_is_there_and_nothing_overflows(written: Path, width: int) -> None:
     with shown(written / "report.html", width) as browser:
-        browser.check(pictures=PICTURES)
+        browser.check(images=IMAGES)
         # wide tables and drawings move inside their own box
         wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth)"
         assert browser.page.evaluate(f"{wide}.every(box => getComputedStyle(box).overflowX === 'auto')")

@@ -8,7 +8,7 @@ import pytest
 from markupsafe import Markup
 
 from popularity.report import drawing
-from popularity.report.drawing import Interval, Line, Place, SplitRow
+from popularity.report.drawing import Interval, Line, MapPoint, SplitRow, XAxis
 
 HOSTILE = '<b>&" $x$写 #0072b2'
 
@@ -26,7 +26,9 @@ def _intervals() -> Markup:
 
 def _lines() -> Markup:
     line = Line(HOSTILE, [0, 1, 2], [1.0, float("nan"), 2.0], [0.5, 1, 1], [1.5, 2, 3])
-    return drawing.lines([line, Line("point", [1], [2.0])], "level", HOSTILE, names=["2015-01", "2015-02", "2015-03"])
+    return drawing.lines(
+        [line, Line("point", [1], [2.0])], "label", HOSTILE, x=XAxis(names=["2015-01", "2015-02", "2015-03"])
+    )
 
 
 def _splits() -> Markup:
@@ -36,10 +38,11 @@ def _splits() -> Markup:
 
 def _map() -> Markup:
     rng = np.random.default_rng(1)
-    places = [
-        Place(f"{HOSTILE} {n}", float(x), float(y), 100 - n, n % 3) for n, (x, y) in enumerate(rng.normal(size=(30, 2)))
+    points = [
+        MapPoint(f"{HOSTILE} {n}", float(x), float(y), 100 - n, n % 3)
+        for n, (x, y) in enumerate(rng.normal(size=(30, 2)))
     ]
-    return drawing.class_map(places, 20, HOSTILE)
+    return drawing.class_map(points, 20, HOSTILE)
 
 
 @pytest.mark.parametrize("draw", [_scatter, _intervals, _lines, _splits, _map])
@@ -80,6 +83,6 @@ def test_hexagons_stand_where_posts_are_and_the_fullest_is_opaque() -> None:
 
 
 def test_a_class_map_of_alike_classes_does_not_fail() -> None:
-    svg = drawing.class_map([Place("a", 0, 0, 1, 0), Place("b", 0, 0, 1, 1)], 80, "two")
+    svg = drawing.class_map([MapPoint("a", 0, 0, 1, 0), MapPoint("b", 0, 0, 1, 1)], 80, "two")
     assert ">a</text>" in svg
     assert ">b</text>" in svg

@@ -95,7 +95,7 @@ def test_the_page_loads_nothing_and_nests(page: str) -> None:
     assert len(re.findall(r"<nav.*?</nav>", page, flags=re.DOTALL)[0].split("<li>")) - 1 == elements.found["section"]
 
 
-def test_hostile_words_are_shown_as_words(page: str, card: str) -> None:
+def test_hostile_text_is_escaped(page: str, card: str) -> None:
     assert "<script" not in page
     assert html.escape(HOSTILE[:60]).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
     assert HOSTILE_CLASS in words(section(page, "prototypes"))
@@ -130,18 +130,18 @@ def test_scores_are_those_of_evaluate(small_run: SmallRun, page: str, card: str)
                 assert row, (scheme, model)
                 if values["src"] is not None:
                     assert f"{values['src']:.3f}".replace("-", "−") in row[0]
-    assert f"{metrics['report']['stack']['src']:.3f}" in words(page.split("<main>", maxsplit=1)[0])
+    assert f"{metrics['holdout']['stack']['src']:.3f}" in words(page.split("<main>", maxsplit=1)[0])
 
 
-def test_the_splits_are_drawn_and_say_what_they_are_used_for(small_run: SmallRun, page: str) -> None:
+def test_the_splits_are_drawn_and_explained(small_run: SmallRun, page: str) -> None:
     text = words(section(page, "splits"))
     folds = small_run.json(paths.SPLIT_SUMMARY)["schemes"]
     for fold in folds:
         if fold["scheme"] == "holdout":
             counts = " ".join(f"{fold[role]:,}" for role in ("train", "valid", "excluded"))
-            assert f"report 1 {counts} " in text
-    assert re.search(r"report no The last posts in time.* quote this score\.", text)
-    assert re.search(r"matched yes Earlier splits", text)
+            assert f"holdout 1 {counts} " in text
+    assert re.search(r"holdout no The last posts in time.* quote this score\.", text)
+    assert re.search(r"forward yes Earlier splits", text)
     assert "random not scored" in text
     (drawn,) = re.findall(r"<svg.*?</svg>", section(page, "splits"), flags=re.DOTALL)
     assert all(
@@ -207,19 +207,19 @@ def test_importance_attention_tuning_and_cost(page: str) -> None:
 
 def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: str) -> None:
     found = small_run.json(paths.SELECTION_SUMMARY)
-    assert (found["chosen"], found["best"]) == ("level", "user")
+    assert (found["chosen"], found["best"]) == ("trend", "user")
     text = words(section(page, "tuning"))
-    assert "Chosen configuration: level." in text
+    assert "Chosen configuration: trend." in text
     assert "The best one is user." in text
     for one in found["configurations"]:
         figures = [f"{one[name]:.4f}".replace("-", "−") for name in ("src", "mae", "value", "standard_error")]
-        chosen = "(chosen) " if one["name"] == "level" else ""
+        chosen = "(chosen) " if one["name"] == "trend" else ""
         assert re.search(
             rf"{one['name']} {re.escape(chosen)}\S+: .*{' '.join(figures[:3])} \+[\d.]+ ± {figures[3]}", text
         )
     assert "Scores of each split, in order of time (posts: 30, 30)" in text
     assert (
-        "Chosen on matched: configuration level, which replaced these keys of section stack: `level` residual." in card
+        "Chosen on forward: configuration trend, which replaced these keys of section stack: `detrend` linear." in card
     )
 
 
@@ -251,8 +251,8 @@ def test_a_section_reads_no_more_than_it_names(small_run: SmallRun, page: str, t
 
 
 def test_a_missing_file_takes_away_the_sections_that_read_it(small_run: SmallRun, tmp_path: Path) -> None:
-    for place, name in enumerate((paths.SCORES, paths.IMAGES, paths.TRAINING_PLOTS, paths.RESOURCES["train"])):
-        run = small_run.copy(tmp_path / f"run{place}")
+    for index, name in enumerate((paths.SCORES, paths.IMAGES, paths.TRAINING_PLOTS, paths.RESOURCES["train"])):
+        run = small_run.copy(tmp_path / f"run{index}")
         file = run.folder / name
         shutil.rmtree(file) if file.is_dir() else file.unlink()
         page, _ = run.write(tmp_path)
@@ -300,8 +300,8 @@ def test_a_data_set_without_test_part(tiny_dataset: Dataset, tmp_path: Path) -> 
     assert "no test part" in card
 
 
-def test_a_data_set_without_pictures(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    run = make_run(tiny_dataset.root, tmp_path / "run", pictures=False)
+def test_a_data_set_without_images(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    run = make_run(tiny_dataset.root, tmp_path / "run", with_images=False)
     page, _ = run.write(tmp_path)
     assert "<img" not in page
     assert "no image" in section(page, "errors")
@@ -309,7 +309,7 @@ def test_a_data_set_without_pictures(tiny_dataset: Dataset, tmp_path: Path) -> N
     assert re.search(r"neither \d+ ", words(section(page, "errors")))
 
 
-def test_without_scored_posts_of_report_there_is_no_section_of_errors(small_run: SmallRun, tmp_path: Path) -> None:
+def test_without_scored_posts_of_the_holdout_there_is_no_section_of_errors(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
     run.table(paths.STACK_PREDICTIONS).filter(pl.col("scheme") != "holdout").write_parquet(
         run.folder / paths.STACK_PREDICTIONS
@@ -322,7 +322,7 @@ def test_without_scored_posts_of_report_there_is_no_section_of_errors(small_run:
     assert "no score on posts that were kept out of every choice" in card
 
 
-def test_an_image_that_is_damaged_since_is_left_out(small_run: SmallRun, tmp_path: Path) -> None:
+def test_a_damaged_image_is_left_out(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
     shard = run.folder / DATASET / "train_images.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
@@ -335,8 +335,8 @@ def test_an_image_that_is_damaged_since_is_left_out(small_run: SmallRun, tmp_pat
 def test_a_table_of_another_shape_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
     file = run.folder / paths.STACK_PREDICTIONS
-    run.table(paths.STACK_PREDICTIONS).drop("scale").write_parquet(file)
+    run.table(paths.STACK_PREDICTIONS).drop("error_scale").write_parquet(file)
     with pytest.raises(ContractError, match="predictions: expected columns"):
         run.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
-    assert PREDICTIONS.columns["scale"].nullable
+    assert PREDICTIONS.columns["error_scale"].nullable

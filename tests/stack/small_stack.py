@@ -20,6 +20,7 @@ from popularity.stack import (
     LightGBMParams,
     LinearParams,
     RowSelectionParams,
+    StackData,
     StackParams,
     fit_schemes,
 )
@@ -232,10 +233,7 @@ def run_all(
     featurize(posts, images, splits, FEATURIZE, folder / "features")
     (folder / "state").mkdir(exist_ok=True)
     predictions, importance = fit_schemes(
-        posts,
-        splits,
-        folder / "features",
-        blocks,
+        StackData(posts, splits, folder / "features", blocks),
         replace(params, schemes=fitted),  # type: ignore[arg-type]
         state=folder / "state",
         model_folder=folder / "models",

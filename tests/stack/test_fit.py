@@ -47,13 +47,13 @@ def test_every_scored_row_is_predicted_once_by_every_model_and_seed(made: Run) -
 
 def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
     """One a post: that of the mean over the seeds."""
-    assert made.predictions.filter(pl.col("model") != "stack")["scale"].null_count() > 0
-    assert made.predictions.filter(pl.col("scale").is_not_null())["model"].unique().to_list() == ["stack"]
+    assert made.predictions.filter(pl.col("model") != "stack")["error_scale"].null_count() > 0
+    assert made.predictions.filter(pl.col("error_scale").is_not_null())["model"].unique().to_list() == ["stack"]
     rows = made.predictions.filter(pl.col("model") == "stack")
-    assert (rows["scale"] > 0).all()
-    each = rows.group_by("scheme", "pid").agg(pl.col("scale").n_unique())
-    assert each["scale"].unique().to_list() == [1]
-    assert rows["scale"].n_unique() > 20
+    assert (rows["error_scale"] > 0).all()
+    each = rows.group_by("scheme", "pid").agg(pl.col("error_scale").n_unique())
+    assert each["error_scale"].unique().to_list() == [1]
+    assert rows["error_scale"].n_unique() > 20
 
 
 @needs_catboost
@@ -69,7 +69,7 @@ def test_a_second_learner_leaves_the_first_as_it_is(made: Run, tmp_path: Path) -
         assert [one.model_to_string() for one in first] == [one.model_to_string() for one in second]
         assert {learner: len(models) for learner, models in alone.models.items()} == {"lightgbm": 2}
         assert {learner: len(models) for learner, models in both.models.items()} == {"lightgbm": 2, "catboost": 2}
-        assert both.blend.weights.sum() == pytest.approx(1.0)
+        assert both.weights.weights.sum() == pytest.approx(1.0)
         assert not list((made.models / name).glob("catboost*"))
     blended, plain = (one.filter(scheme="refit", model="stack") for one in (run.predictions, rows))
     assert not blended["prediction"].equals(plain["prediction"])
@@ -133,10 +133,12 @@ def test_importance(made: Run) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"].is_sorted(descending=True)
     assert importance["feature"].is_unique().all()
-    assert {"image_head", "text_head", "image_norm", "category", "uid_history_level"} <= set(importance["feature"])
-    assert {"prototype_head", "logits_component_000", "losses.global"} <= set(importance["feature"])
+    assert {"image_oof_ridge", "text_oof_ridge", "image_norm", "category", "uid_history_level"} <= set(
+        importance["feature"]
+    )
+    assert {"prototype_oof_ridge", "logits_component_000", "losses.global"} <= set(importance["feature"])
     assert set(importance["block"]) == {"metadata", "image", "text", "prototype"}
-    assert importance.filter(pl.col("feature") == "image_head")["block"].item() == "image"
+    assert importance.filter(pl.col("feature") == "image_oof_ridge")["block"].item() == "image"
     boosters = StackModel.load(made.models / "stack").models["lightgbm"]
     total = sum(booster.feature_importance("gain").sum() for booster in boosters)
     assert importance["gain"].sum() == pytest.approx(total)
@@ -163,9 +165,9 @@ def test_finished_folds_are_not_fitted_again(made: Run, tmp_path: Path) -> None:
     state.mkdir()
     for name, content in made.finished("holdout", "forward", "group").items():
         (state / name).write_bytes(content)
-    for cut in ("matched-0.parquet", "matched-1.parquet"):
+    for cut in ("forward-0.parquet", "forward-1.parquet"):
         write_table(pl.read_parquet(state / cut).with_columns(prediction=pl.lit(-7.0)), state / cut, PREDICTIONS)
-    (state / "user-1.parquet").unlink()
+    (state / "group-1.parquet").unlink()
     resumed = repeat(made, tmp_path)
     assert resumed.predictions.filter(pl.col("scheme") == "forward")["prediction"].unique().to_list() == [-7.0]
     others = pl.col("scheme") != "forward"
@@ -198,7 +200,7 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     params = replace(STACK, n_seeds=2, row_selection=RowSelectionParams(fraction=0.6, order=by))
     run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("group",))
     rows = made.predictions.filter(pl.col("scheme").is_in(["group", "refit"]))
-    assert run.predictions.drop("prediction", "scale").equals(rows.drop("prediction", "scale"))
+    assert run.predictions.drop("prediction", "error_scale").equals(rows.drop("prediction", "error_scale"))
     baselines = pl.col("model") != "stack"
     assert run.predictions.filter(baselines).equals(rows.filter(baselines))
     assert not run.predictions.filter(~baselines).equals(rows.filter(~baselines))
@@ -265,7 +267,7 @@ def test_a_level_that_falls_is_forecast(trending: Run, tmp_path: Path) -> None:
     assert np.abs(right).mean() < np.abs(high).mean() - 0.1
     # Where there is nothing to forecast, the level does no harm.
     assert np.abs(errors(run, "group")).mean() < np.abs(errors(trending, "group")).mean() + 0.05
-    found = StackModel.load(run.models / "stack").level
+    found = StackModel.load(run.models / "stack").trend
     assert found.kind == "linear"
     assert found.line.slope < 0
     assert found.shift.spread is not None

@@ -18,7 +18,7 @@ from popularity.stack import LinearParams, StackParams, catboost, lightgbm, line
 from popularity.stack.columns import metadata_columns
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Cut, InnerCvParams, inner_splits, scored_rows
+from popularity.validation.inner_cv import InnerCvParams, InnerSplit, inner_splits, valid_rows
 from tests.stack.small_stack import STACK, needs_catboost
 
 TREES = [lightgbm, pytest.param(catboost, marks=needs_catboost)]
@@ -39,7 +39,7 @@ def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
     return Sample(matrix, target, rng.uniform(0.5, 1.5, n)), posted_at
 
 
-def cuts_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[Cut]:
+def cuts_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[InnerSplit]:
     return inner_splits(posted_at, params.inner_cv)
 
 
@@ -50,7 +50,7 @@ def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
     return Sample(matrix, sample.target[rows], sample.weight[rows])
 
 
-def slow_learned(learner: ModuleType, sample: Sample, cuts: list[Cut], params: StackParams) -> Learned:
+def slow_learned(learner: ModuleType, sample: Sample, cuts: list[InnerSplit], params: StackParams) -> Learned:
     """All rounds on the rows before each slice, one round at a time; the round with the least mean error."""
     options = lightgbm.lightgbm_params(params, params.seed)
     whole = lightgbm.dataset(sample, options)
@@ -84,7 +84,7 @@ def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, 
     assert learned.chosen == slow.chosen
     assert 1 < learned.chosen < params.num_boost_round
     np.testing.assert_allclose(learned.out_of_fold, slow.out_of_fold, rtol=1e-6, atol=1e-6)
-    assert len(learned.out_of_fold) == len(scored_rows(inner)) == 30 * cuts
+    assert len(learned.out_of_fold) == len(valid_rows(inner)) == 30 * cuts
     again = learner.learn(sample, inner, params)
     assert again.chosen == learned.chosen
     np.testing.assert_array_equal(again.out_of_fold, learned.out_of_fold)
@@ -97,7 +97,7 @@ def test_the_target_of_a_slice_does_not_reach_its_own_predictions(learner: Modul
     sample, posted_at = problem(200)
     inner = cuts_of(posted_at, params)
     target = sample.target.copy()
-    target[scored_rows(inner)] += 40
+    target[valid_rows(inner)] += 40
     before, after = (learner.learn(one, inner, params) for one in (sample, replace(sample, target=target)))
     np.testing.assert_array_equal(before.out_of_fold, after.out_of_fold)
     other = sample.target.copy()
@@ -148,7 +148,7 @@ def test_seeds_contributions_and_files(learner: ModuleType, tmp_path: Path) -> N
         learner.save(model, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     np.testing.assert_array_equal(learner.predict(learner.load(tmp_path / "a"), sample.matrix), first)
-    added = learner.contributions(models[0], sample.matrix)
+    added = learner.shap_values(models[0], sample.matrix)
     assert added.shape == (200, 6)
     np.testing.assert_allclose(added.sum(axis=1), first, atol=1e-9)
     sizes = np.abs(added[:, :-1]).mean(axis=0)
@@ -217,7 +217,7 @@ def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
 def test_the_linear_learner_reads_its_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, _ = problem(150)
     whole = linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix)
-    monkeypatch.setattr(linear, "CHUNK", 7)
+    monkeypatch.setattr(linear, "CHUNK_ROWS", 7)
     np.testing.assert_allclose(linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix), whole)
 
 
@@ -228,7 +228,7 @@ def test_columns_without_a_value_or_a_difference_are_no_obstacle() -> None:
     plain = linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix)
     model = linear.fit(replace(sample, matrix=more), 0, STACK, 0)
     np.testing.assert_allclose(linear.predict(model, more), plain)
-    assert not linear.contributions(model, more)[:, 5:7].any()
+    assert not linear.shap_values(model, more)[:, 5:7].any()
 
 
 def test_the_linear_learner_has_indicators_of_the_largest_categories_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_the_linear_learner_has_indicators_of_the_largest_categories_alone(monke
     values = sample.matrix.values.copy()
     values[:, 0] = np.repeat([7, 3, 9, 1], [150, 20, 100, 30])
     sample = replace(sample, matrix=replace(sample.matrix, values=values))
-    monkeypatch.setattr(linear, "INDICATORS", 2)
+    monkeypatch.setattr(linear, "MAX_INDICATORS", 2)
     model = linear.fit(sample, 0, STACK, 0)
     assert model.codes.tolist() == [7, 9]
     values[:, 1:] = 0

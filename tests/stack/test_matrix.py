@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 from sklearn.decomposition import PCA
 
+from popularity.core.arrays import Float32Array
 from popularity.core.errors import ContractError
 from popularity.core.vectors import Block
 from popularity.features import CATEGORIES, TEXT
 from popularity.stack import Blocks
 from popularity.stack.feature_blocks import PROTOTYPE_VECTORS
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, Matrix, MatrixEncoder
-from popularity.stack.oof_ridge import FloatArray
 from tests.stack.small_stack import SCALARS, STACK, posts_with_signal, with_vectors
 
 
@@ -86,7 +86,7 @@ def test_no_more_components_than_the_rows_span_or_columns(rows: int, components:
 @pytest.mark.parametrize("components", [0, 3])
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_block_with_hardly_a_vector_among_the_fit_rows_is_a_named_error(rows: int, components: int) -> None:
-    with pytest.raises(ContractError, match=r"stack\.columns\.blocks"):
+    with pytest.raises(ContractError, match=r"stack\.columns\.feature_blocks"):
         BlockReducer.fit(np.ones((rows, 6), dtype=np.float32), components)
 
 
@@ -121,14 +121,14 @@ def fold() -> Fold:
 PROTOTYPE = tuple(f"{part}_component_{index:03d}" for part in PROTOTYPE_VECTORS for index in range(3))
 NAMES = (
     "category", "subcategory", "concept", "media_type", "timezone_id", "photo_count", "latitude",
-    "image_component_000", "image_component_001", "image_component_002", "image_norm", "image_head",
-    "text_component_000", "text_component_001", "text_component_002", "title_tags_cosine", "text_head",
-    "characters_head",
-    *PROTOTYPE, *SCALARS, "prototype_head",
+    "image_component_000", "image_component_001", "image_component_002", "image_norm", "image_oof_ridge",
+    "text_component_000", "text_component_001", "text_component_002", "title_tags_cosine", "text_oof_ridge",
+    "characters_oof_ridge",
+    *PROTOTYPE, *SCALARS, "prototype_oof_ridge",
 )  # fmt: skip
 
 
-def columns_of(matrix: Matrix, names: Sequence[str]) -> FloatArray:
+def columns_of(matrix: Matrix, names: Sequence[str]) -> Float32Array:
     return matrix.values[:, [matrix.names.index(name) for name in names]]
 
 
@@ -176,8 +176,8 @@ def test_each_part_of_the_prototype_block_is_reduced_and_missing_on_its_own(fold
     # The head reads all parts together: it has nothing to say of a post that lacks one of them.
     any_gone = np.logical_or.reduce(list(gone.values()))
     assert 0 < any_gone.sum() < len(any_gone)
-    np.testing.assert_array_equal(np.isnan(columns_of(applied, ["prototype_head"])[:, 0]), any_gone)
-    assert not np.isnan(columns_of(matrix, ["prototype_head"])).all()
+    np.testing.assert_array_equal(np.isnan(columns_of(applied, ["prototype_oof_ridge"])[:, 0]), any_gone)
+    assert not np.isnan(columns_of(matrix, ["prototype_oof_ridge"])).all()
 
 
 def test_scalars_are_columns_as_they_are(fold: Fold) -> None:
@@ -198,7 +198,7 @@ def test_switches_of_the_matrix(fold: Fold) -> None:
 
     everything = names()
     assert set(names(uid_category=True)) - set(everything) == {"uid"}
-    assert set(everything) - set(names(oof_ridge=("text", "prototype"))) == {"image_head", "characters_head"}
+    assert set(everything) - set(names(oof_ridge=("text", "prototype"))) == {"image_oof_ridge", "characters_oof_ridge"}
     assert names(feature_blocks=("image",), oof_ridge=())[-1] == "image_norm"
     assert names(feature_blocks=("metadata",)) == everything[:7]
     assert sum(name.startswith("text_component") for name in names(n_components=0)) == 10
@@ -222,9 +222,9 @@ def test_a_part_of_the_prototype_block_is_left_out_by_choice_of_columns(fold: Fo
     rest = tuple(name for name in STACK.columns.prototype_parts if name != part)
     without = MatrixEncoder.fit(fit, label, blocks, replace(STACK.columns, prototype_parts=rest))[1]
     assert set(whole.names) - set(without.names) == PARTS_GONE[part]
-    kept = [name for name in without.names if name != "prototype_head"]
+    kept = [name for name in without.names if name != "prototype_oof_ridge"]
     np.testing.assert_array_equal(columns_of(whole, kept), columns_of(without, kept))
-    head = (columns_of(whole, ["prototype_head"]), columns_of(without, ["prototype_head"]))
+    head = (columns_of(whole, ["prototype_oof_ridge"]), columns_of(without, ["prototype_oof_ridge"]))
     assert np.array_equal(*head, equal_nan=True) == (part not in PROTOTYPE_VECTORS)
     turned = replace(STACK.columns, prototype_parts=STACK.columns.prototype_parts[::-1])
     assert MatrixEncoder.fit(fit, label, blocks, turned)[1].names == whole.names  # the order is fixed
@@ -260,7 +260,7 @@ def test_encoders_are_fitted_on_fit_rows_alone(fold: Fold) -> None:
         for part, reducer in dense.reducers.items():
             np.testing.assert_array_equal(reducer.mean, after.dense[name].reducers[part].mean)
             np.testing.assert_array_equal(reducer.components, after.dense[name].reducers[part].components)
-        head, same = dense.head, after.dense[name].head
+        head, same = dense.ridge, after.dense[name].ridge
         assert head is not None
         assert same is not None
         np.testing.assert_array_equal(head.weights, same.weights)

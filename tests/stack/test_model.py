@@ -74,15 +74,15 @@ def test_loaded_model_predicts_the_same_bits(made: Run, name: str, tmp_path: Pat
         assert expected["pid"].to_list() == features["pid"].to_list()
         np.testing.assert_array_equal(each[position], expected["prediction"].to_numpy())
         if name == "stack":
-            np.testing.assert_array_equal(predicted.scale, expected["scale"].to_numpy())
+            np.testing.assert_array_equal(predicted.error_scale, expected["error_scale"].to_numpy())
         else:
-            assert expected["scale"].null_count() == len(expected)
+            assert expected["error_scale"].null_count() == len(expected)
     np.testing.assert_array_equal(predicted.values, each.mean(axis=0))
-    assert (predicted.scale > 0).all()
+    assert (predicted.error_scale > 0).all()
     model.save(tmp_path)
     again = StackModel.load(tmp_path).predict(features, made.blocks, dates)
     np.testing.assert_array_equal(again.values, predicted.values)
-    np.testing.assert_array_equal(again.scale, predicted.scale)
+    np.testing.assert_array_equal(again.error_scale, predicted.error_scale)
 
 
 def test_rows_are_predicted_one_by_one_as_together(made: Run) -> None:
@@ -92,7 +92,7 @@ def test_rows_are_predicted_one_by_one_as_together(made: Run) -> None:
     together = model.predict(features, made.blocks, dates)
     alone = [model.predict(features[row], made.blocks, dates[[row]]) for row in range(5)]
     np.testing.assert_allclose([one.values[0] for one in alone], together.values[:5], rtol=1e-6)
-    np.testing.assert_allclose([one.scale[0] for one in alone], together.scale[:5], rtol=1e-6)
+    np.testing.assert_allclose([one.error_scale[0] for one in alone], together.error_scale[:5], rtol=1e-6)
 
 
 def test_contributions_add_up_to_the_prediction(made: Run) -> None:
@@ -100,33 +100,34 @@ def test_contributions_add_up_to_the_prediction(made: Run) -> None:
     features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
     dates = dates_of(made, features)
-    found = model.contributions(features, made.blocks, dates, largest=10_000)
+    found = model.explain(features, made.blocks, dates, largest=10_000)
     sums = [
-        frame.group_by("pid").agg(pl.col("contribution").sum()).sort("pid")["contribution"].to_numpy() + found.base
+        frame.group_by("pid").agg(pl.col("shap_value").sum()).sort("pid")["shap_value"].to_numpy()
+        + found.expected_value
         for frame in (found.blocks, found.features)
     ]
     np.testing.assert_allclose(sums[0], sums[1], atol=1e-9)
-    if model.target.kind == "none":
+    if model.target_transform.kind == "none":
         np.testing.assert_allclose(sums[0], model.predict(features, made.blocks, dates).values, atol=1e-6)
     else:
         one = replace(model, models={learner: models[:1] for learner, models in model.models.items()})
-        found = one.contributions(features, made.blocks, dates, largest=1)
-        total = found.blocks.group_by("pid").agg(pl.col("contribution").sum()).sort("pid")["contribution"].to_numpy()
+        found = one.explain(features, made.blocks, dates, largest=1)
+        total = found.blocks.group_by("pid").agg(pl.col("shap_value").sum()).sort("pid")["shap_value"].to_numpy()
         predicted = one.predict(features, made.blocks, dates).values
-        np.testing.assert_allclose(model.target.invert(total + found.base), predicted, atol=1e-6)
+        np.testing.assert_allclose(model.target_transform.invert(total + found.expected_value), predicted, atol=1e-6)
 
 
 def test_the_largest_features_of_each_post(made: Run) -> None:
     features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
     dates = dates_of(made, features)
-    few, every = (model.contributions(features, made.blocks, dates, largest).features for largest in (3, 10_000))
+    few, every = (model.explain(features, made.blocks, dates, largest).features for largest in (3, 10_000))
     assert few.equals(every.filter(pl.col("rank") < 3))
     assert few["pid"].to_list() == [pid for pid in features["pid"] for _ in range(3)]
     matrix = model.encoder.apply(features, made.blocks)
     assert every.height == matrix.values.size
     for _, part in every.group_by("pid"):
-        assert part["contribution"].abs().is_sorted(descending=True)
+        assert part["shap_value"].abs().is_sorted(descending=True)
     pid, _, block, feature, value, _ = every.filter(pl.col("value").is_not_null()).row(0)
     column = matrix.names.index(feature)
     assert matrix.blocks[column] == block

@@ -9,15 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.arrays import Int64Array
+from popularity.core.arrays import Float32Array, Int64Array
 from popularity.core.contracts import FoldKey
 from popularity.core.errors import ConfigError
 from popularity.stack import StackModel
 from popularity.stack.feature_blocks import read_blocks
 from popularity.stack.fit import fit_model
 from popularity.stack.matrix import FeatureGroup, MatrixEncoder
-from popularity.stack.neighbours import COLUMNS, NEAREST, SHARPNESS, Neighbours
-from popularity.stack.oof_ridge import FloatArray
+from popularity.stack.neighbours import COLUMNS, N_NEAREST, TEMPERATURE, Neighbours
 from popularity.validation.folds import Fold
 from tests.stack.small_stack import STACK, random_blocks, write_blocks
 
@@ -25,7 +24,7 @@ FIT, NEW = 90, 30
 DAY = 86_400_000_000  # microseconds
 
 
-def spread(rows: int, seed: int) -> FloatArray:
+def spread(rows: int, seed: int) -> Float32Array:
     return np.random.default_rng(seed).normal(size=(rows, 5)).astype(np.float32)
 
 
@@ -63,8 +62,8 @@ def test_equal_to_a_slow_reference() -> None:
         if not cosines:
             assert np.isnan(found[row]).all()
             continue
-        near = sorted(cosines, key=lambda other: -cosines[other])[:NEAREST]
-        weights = [np.exp(cosines[other] / SHARPNESS) for other in near]
+        near = sorted(cosines, key=lambda other: -cosines[other])[:N_NEAREST]
+        weights = [np.exp(cosines[other] / TEMPERATURE) for other in near]
         expected = [
             label[near].mean(),
             np.average(label[near], weights=weights),
@@ -99,7 +98,7 @@ def test_the_labels_of_later_posts_change_nothing() -> None:
     assert np.isnan(before[np.argmin(times)]).all()
 
 
-@pytest.mark.parametrize("others", [0, 1, NEAREST - 1])
+@pytest.mark.parametrize("others", [0, 1, N_NEAREST - 1])
 def test_few_posts_of_others(others: int) -> None:
     users = np.array(["me"] * 30 + ["you"] * others, dtype=object)
     label = np.append(np.full(30, 50.0), np.full(others, 2.0))
@@ -155,21 +154,21 @@ def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
 
 
 def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -> None:
-    """Neighbours and statistics of pictures are columns of the fitted and of the loaded model."""
+    """Neighbours and statistics of images are columns of the fitted and of the loaded model."""
     posts = pl.concat([fold.fit, fold.score]).select("pid")
     image, text, prototype = write_blocks(random_blocks(posts), tmp_path)
     statistics = posts.with_columns(
-        pl.Series("picture.text", np.random.default_rng(5).random(posts.height), pl.Float32)
+        pl.Series("image_statistics.text", np.random.default_rng(5).random(posts.height), pl.Float32)
     )
     statistics.filter(pl.col("pid") != "0003").write_parquet(image / "statistics.parquet")
     blocks = read_blocks(image, text, prototype)
     columns = replace(STACK.columns, feature_groups=("neighbours", "image", "rhythm"))
     model = fit_model(fold, blocks, columns, replace(STACK, columns=columns), "stack")
     matrix = model.encoder.apply(fold.score, blocks)
-    assert {"picture.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)
-    assert matrix.blocks[matrix.names.index("picture.text")] == "picture"
+    assert {"image_statistics.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)
+    assert matrix.blocks[matrix.names.index("image_statistics.text")] == "image_statistics"
     column = MatrixEncoder.fit(fold.fit, fold.label, blocks, columns)[1]
-    assert np.isnan(column.values[3, column.names.index("picture.text")])
+    assert np.isnan(column.values[3, column.names.index("image_statistics.text")])
     model.save(tmp_path / "model")
     loaded = StackModel.load(tmp_path / "model")
     np.testing.assert_array_equal(

@@ -36,13 +36,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
     write_blocks(blocks, root)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
-    split.main(flags(**given, report=root / "split.json", resources=root / "resources" / "split.json"))
+    split.main(flags(**given, summary=root / "split.json", resources=root / "resources" / "split.json"))
     featurize.main(
         flags(
             **given,
             images=root / "images.parquet",
             out=root / "features",
-            report=root / "target_statistics.json",
+            summary=root / "target_statistics.json",
             resources=root / "resources" / "featurize.json",
         )
     )
@@ -72,14 +72,14 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"][0] > 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
-        "manifest.json", "metadata", "stack", "text.json",
+        "ensemble_weights.json", "manifest.json", "metadata", "stack",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
     assert set(manifest["metrics"]) == {"forward", "holdout", "group"}
-    assert manifest["params"]["stack"]["trees"]["num_leaves"] == STACK.lightgbm.num_leaves
+    assert manifest["params"]["stack"]["lightgbm"]["num_leaves"] == STACK.lightgbm.num_leaves
     dense = StackModel.load(tmp_path / "models" / "stack").encoder.dense
     assert list(dense) == ["image", "text", "prototype"]
-    assert all(one.head is not None for one in dense.values())
+    assert all(one.ridge is not None for one in dense.values())
     assert json.loads((tmp_path / "resources.json").read_text(encoding="utf-8"))["stage"] == "stack"
     assert not list((tmp_path / "state").rglob("*.parquet"))  # resume state goes once all is written
     run_stack(inputs, tmp_path / "again")
@@ -87,7 +87,7 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
         assert tree_bytes(tmp_path / "again" / out) == tree_bytes(tmp_path / out)
 
 
-def test_random_is_fitted_when_asked_for(inputs: Path, tmp_path: Path) -> None:
+def test_the_flag_for_all_schemes_fits_random_too(inputs: Path, tmp_path: Path) -> None:
     run_stack(inputs, tmp_path, None, "--all-schemes")
     predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
     assert sorted(predictions["scheme"].unique()) == ["refit", "forward", "random", "holdout", "group"]
@@ -118,7 +118,7 @@ def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, tmp_path: Path) -> None:
-    """Label features of a fold of `user` that hold its rows twice: the schemes before it are finished when it stops."""
+    """A fold of `group` has its label features twice: the schemes before it are finished when the stage stops."""
     run_stack(inputs, tmp_path)
     before = {out: tree_bytes(tmp_path / out) for out in ("stack", "models")}
     torn = tmp_path / "torn"
@@ -126,12 +126,12 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
     path = torn / "features" / "label" / FoldKey("group", 0).file_name
     label = pl.read_parquet(path)
     pl.concat([label, label]).write_parquet(path)
-    with pytest.raises(ContractError, match=r"user-0\.parquet: features: .* must be unique"):
+    with pytest.raises(ContractError, match=r"group-0\.parquet: features: .* must be unique"):
         run_stack(torn, tmp_path)
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "resources.json", "stack", "state", "torn"]
     finished = [path.name for path in (tmp_path / "state").rglob("*.parquet")]
-    assert sorted(finished) == ["matched-0.parquet", "matched-1.parquet", "report-0.parquet"]
+    assert sorted(finished) == ["forward-0.parquet", "forward-1.parquet", "holdout-0.parquet"]
     run_stack(inputs, tmp_path)  # sound inputs have another fingerprint: nothing of the torn run is picked up
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
 
@@ -143,8 +143,8 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
         ({"columns": asdict(replace(STACK.columns, feature_blocks=()))}, "stack.columns.feature_blocks"),
         ({"columns": asdict(replace(STACK.columns, oof_ridge_alphas=()))}, "stack.columns.oof_ridge_alphas"),
         ({"columns": asdict(replace(STACK.columns, prototype_parts=("logit",)))}, "stack.columns.prototype_parts.0"),  # type: ignore[arg-type]
-        ({"keep": {"share": 0.0, "by": "random"}}, "stack.row_selection.fraction"),
-        ({"keep": {"share": 0.77, "by": "loss"}}, "stack.row_selection.order"),
+        ({"row_selection": {"fraction": 0.0, "order": "random"}}, "stack.row_selection.fraction"),
+        ({"row_selection": {"fraction": 0.77, "order": "loss"}}, "stack.row_selection.order"),
         ({"schemes": ["holdout", "reprot"]}, "stack.schemes.1"),
     ],
 )

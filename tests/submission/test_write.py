@@ -78,7 +78,7 @@ def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureF
     submit.main(_write(tmp_path, *_small(test=0)))
     out = tmp_path / "submissions"
     assert sorted(file.name for file in out.iterdir()) == ["NO_SUBMISSION.txt", "manifest.json"]
-    assert "no test part" in (out / "NO_SUBMISSION.txt").read_text()
+    assert "no test split" in (out / "NO_SUBMISSION.txt").read_text()
     assert "no submission" in capsys.readouterr().out
 
 
@@ -95,7 +95,7 @@ def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureF
             lambda p, pid: pl.concat(
                 [p, p.filter((pl.col("scheme") == "refit") & (pl.col("pid") == pid)).with_columns(pid=pl.lit("x1"))]
             ),
-            "1 posts are predicted but not in the test part, for example x1",
+            "1 posts are predicted but not in the test split, for example x1",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.features import featurize
-from popularity.text_model.model import Numbers, TextModel, TextModelParams, batches, fit, sentences
+from popularity.text_model.model import NumericFeatures, TextModel, TextModelParams, batches, fit, sentences
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 from stages import text_model
@@ -24,8 +24,8 @@ from tests.random_posts import random_images, random_posts
 from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
-    seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01, warmup_fraction=0.1,
-    num_threads=1, parallel_folds=1,
+    seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01,
+    warmup_fraction=0.1, num_threads=1, parallel_folds=1,
 )  # fmt: skip
 ENCODER = text_params()
 SCHEMES = ["holdout", "forward"]
@@ -175,13 +175,13 @@ def test_of_many_posts_it_sees_the_latest(folder: Path) -> None:
 
 
 def test_a_rate_that_diverges_is_an_error(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"loss is no finite number[\s\S]*text_model\.lr"):
+    with pytest.raises(DataError, match=r"loss of the text model is not finite[\s\S]*text_model\.lr"):
         fit(*_given(folder), ENCODER, replace(PARAMS, lr=1e30))
 
 
 def test_numbers_are_standardised_by_fit_rows_alone(folder: Path) -> None:
     fold = fold_of(folder, "forward")
-    numbers = Numbers.fit(fold.fit)
+    numbers = NumericFeatures.fit(fold.fit)
     values = numbers.apply(fold.fit)
     known = fold.fit.select(numbers.names).cast(pl.Float64).to_numpy()
     column = numbers.names.index("title_length")

@@ -97,7 +97,7 @@ def make_project(folder: Path, towers: EncoderPair) -> Project:
     embed_images(folder / "data", folder / "images.parquet", folder / "image", towers.image)
     embed_texts(folder / "posts.parquet", folder / "text", towers.text)
     places = {"params": "params.yaml", "posts": "posts.parquet", "out": "prototypes"}
-    places |= {name: name for name in ("image", "text", "report", "resources")}
+    places |= {name: name for name in ("image", "text", "summary", "resources")}
     prototypes.main([f"--{flag}={folder / path}" for flag, path in places.items()])
     return project
 

@@ -19,7 +19,7 @@ from tests.stack.small_stack import FEATURIZE, SPLIT, STACK
 
 SMALL = replace(STACK, num_boost_round=25)
 SPACE: dict[str, Any] = {
-    "target": {"choices": ["none", "rank_gauss"]},
+    "target_transform": {"choices": ["none", "rank_gauss"]},
     "columns.feature_blocks": {
         "choices": [["metadata", "image", "text", "prototype"], ["metadata", "image"], ["image"]]
     },
@@ -34,7 +34,8 @@ SPACE: dict[str, Any] = {
 def write_params(file: Path, **changes: Any) -> None:
     """Sections split, featurize, stack and tune, the last with `changes`."""
     tune_section = {
-        "seed": 1, "trials": 6, "hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"], "space": SPACE,
+        "seed": 1, "n_trials": 6, "timeout_hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"],
+        "space": SPACE,
     }  # fmt: skip
     sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)}
     file.write_text(json.dumps({**sections, "tune": {**tune_section, **changes}}), encoding="utf-8")

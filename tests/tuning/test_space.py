@@ -27,8 +27,8 @@ def span(low: float, high: float, *, log: bool = False, integer: bool = False) -
 def test_a_space_knows_its_defaults_and_makes_sections() -> None:
     blocks = ["metadata", "image", "text", "prototype"]
     space = parse(
-        trees__num_leaves=span(4, 31, log=True, integer=True),
-        columns__blocks={"choices": [blocks, ["metadata"]]},
+        lightgbm__num_leaves=span(4, 31, log=True, integer=True),
+        columns__feature_blocks={"choices": [blocks, ["metadata"]]},
         sample_weight_half_life_days=span(100.0, 400.0),
     )
     assert space.default == {
@@ -48,7 +48,7 @@ def test_a_space_knows_its_defaults_and_makes_sections() -> None:
         "lightgbm.num_leaves": IntDistribution(4, 31, log=True),
     }
     assert space.decode(space.encode(space.default)) == space.default
-    assert nested(space.default)["trees"] == {"num_leaves": 6}
+    assert nested(space.default)["lightgbm"] == {"num_leaves": 6}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_spaces_in_params_yaml_hold_the_values_of_every_profile(name: str) -
     content = patched(read_yaml(Path("params.yaml")), read_yaml(Path("configs/profiles") / f"{name}.yaml"))
     tune = parse_section("tune", content["tune"], TuneParams)
     stack = parse_section("stack", content["stack"], StackParams)
-    assert {"target", "columns.feature_blocks", "row_selection.fraction"} <= set(
+    assert {"target_transform", "columns.feature_blocks", "row_selection.fraction"} <= set(
         Space.parse("", tune.space, "stack", stack).axes
     )
     if name != "tiny":

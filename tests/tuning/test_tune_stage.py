@@ -30,8 +30,8 @@ from popularity.stack.fit import fit_model
 from popularity.stack.lightgbm import lightgbm_params
 from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.row_selection import kept_rows
-from popularity.stack.sample import recency_weights
-from popularity.target.rank_gauss import Target
+from popularity.stack.sample import recency_sample_weight
+from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
 from popularity.tuning import objective as objectives
 from popularity.tuning.objective import StackInputs, StackObjective, best_rounds
@@ -72,7 +72,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     assert not list((tmp_path / "state" / "tune").iterdir())
     trials = pl.read_csv(out / "trials.csv")
-    folds = ["matched_0", "matched_1", "user_0", "user_1", "user_2"]
+    folds = ["forward_0", "forward_1", "group_0", "group_1", "group_2"]
     assert trials.columns == ["number", "state", "value", *sorted(SPACE), "rounds", "lightgbm", *folds]
     assert trials["number"].to_list() == list(range(12))
     assert (trials["state"] == "PRUNED").any()
@@ -88,7 +88,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     assert set(study["importance"]) == set(SPACE)
     assert sum(study["importance"].values()) == pytest.approx(1, abs=1e-4)
     tuned = read_yaml(out / "best_params.yaml")["stack"]
-    assert tuned["trees"]["num_leaves"] == study["best"]["params"]["lightgbm.num_leaves"]
+    assert tuned["lightgbm"]["num_leaves"] == study["best"]["params"]["lightgbm.num_leaves"]
     assert tree_bytes(run_tune(inputs, tmp_path / "again", params)) == tree_bytes(out)
 
 
@@ -162,10 +162,10 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
     for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward", "group"]):
         fold = load_fold(key, rows, posts, inputs / "features")
         level = Trend.fit(fold.posted_at, fold.label, params.detrend)
-        rest = level.remove(fold.label, fold.posted_at)
+        rest = level.detrend(fold.label, fold.posted_at)
         encoder, matrix = MatrixEncoder.fit(fold.fit, rest, blocks, params.columns)
         kept = kept_rows(list(matrix.pids), blocks.scalars, params.row_selection, params.seed)
-        target = Target.fit(rest[kept], params.target_transform)
+        target = RankGauss.fit(rest[kept], params.target_transform)
         how: dict[str, Any] = {
             "feature_name": list(matrix.names),
             "categorical_feature": list(matrix.categorical),
@@ -179,7 +179,7 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         data = lgb.Dataset(
             matrix.values[kept],
             target.apply(rest[kept]),
-            weight=recency_weights(fold.posted_at[kept], params.sample_weight_half_life_days),
+            weight=recency_sample_weight(fold.posted_at[kept], params.sample_weight_half_life_days),
             reference=None if kept.all() else lgb.Dataset(matrix.values, fold.label, **how),
             **how,
         )
@@ -187,7 +187,9 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
         scored = encoder.apply(fold.score, blocks)
         truth = np.array([labels[pid] for pid in scored.pids])
         predictions = [
-            level.add(target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at)
+            level.retrend(
+                target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at
+            )
             for rounds in range(1, params.num_boost_round + 1)
         ]
         if level.shifts:  # the error is that after the best shift
@@ -218,8 +220,8 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
     default = objective.space.default
     found = []
     for change in (
-        {}, {"target": "normal"}, {"columns.feature_blocks": ["metadata", "image"]}, {"sample_weight_half_life_days": 60.0},
-        {"row_selection.fraction": 0.75},
+        {}, {"target_transform": "rank_gauss"}, {"columns.feature_blocks": ["metadata", "image"]},
+        {"sample_weight_half_life_days": 60.0}, {"row_selection.fraction": 0.75},
     ):  # fmt: skip
         *_, step = objective({**default, **change})
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
@@ -342,7 +344,7 @@ def run_stack(inputs: Path, out: Path, *more: str) -> pl.DataFrame:
 
 def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "best_params.yaml"
-    tuned.write_text("stack: {trees: {num_leaves: 3}, columns: {blocks: [image]}}\n", encoding="utf-8")
+    tuned.write_text("stack: {lightgbm: {num_leaves: 3}, columns: {feature_blocks: [image]}}\n", encoding="utf-8")
     changed = run_stack(inputs, tmp_path / "tuned", "--tuned", str(tuned))
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()
@@ -350,7 +352,7 @@ def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
         (by_hand / file.name).symlink_to(file)
     (by_hand / "params.yaml").unlink()
     content = json.loads((inputs / "params.yaml").read_text(encoding="utf-8"))
-    content["stack"]["trees"]["num_leaves"], content["stack"]["columns"]["blocks"] = 3, ["image"]
+    content["stack"]["lightgbm"]["num_leaves"], content["stack"]["columns"]["feature_blocks"] = 3, ["image"]
     (by_hand / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
     assert run_stack(by_hand, tmp_path / "as_params").equals(changed)
     empty = tmp_path / "empty.yaml"
@@ -362,7 +364,7 @@ def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
 
 def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "best_params.yaml"
-    tuned.write_text("stack: {trees: {num_leafs: 3}}\n", encoding="utf-8")
+    tuned.write_text("stack: {lightgbm: {num_leafs: 3}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"params\.yaml with .*best_params\.yaml: .*\n.*num_leafs: unknown key"):
         load_params("stack", StackParams, inputs / "params.yaml", tuned)
 
@@ -370,10 +372,13 @@ def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schemes": ["forward", "holdout"]}, r"tune\.schemes\.1: Input should be 'matched' or 'user', found 'report'"),
+        (
+            {"schemes": ["forward", "holdout"]},
+            r"tune\.schemes\.1: Input should be 'forward' or 'group', found 'holdout'",
+        ),
         ({"schemes": []}, r"tune\.schemes"),
-        ({"trials": -1}, r"tune\.n_trials"),
-        ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.trees\.leaves"),
+        ({"n_trials": -1}, r"tune\.n_trials"),
+        ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.lightgbm\.leaves"),
         ({"space": {}}, r"search space of section 'stack' is empty"),
     ],
 )

@@ -20,15 +20,15 @@ from safetensors import SafetensorError
 from popularity.core.errors import ContractError
 
 _DAMAGED: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError)
-_NO_SPACE = 1 << 16  # bytes free on a disk that cannot take another block of output
+MIN_FREE = 1 << 16  # bytes; a disk with less is full
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that replaces it when the block ends without an error.
+    """Yields a temporary path in the folder of `path` that replaces `path` when the block ends without an error.
 
-    A failure inside the block removes the temporary file and leaves the old `path` as it was. What a killed process
-    left behind goes when another writes the same `path`.
+    An error inside the block removes the temporary file and leaves the old `path` as it was. What a killed process
+    left behind is removed when another process writes the same `path`.
     """
     with _partial(path, _make_file) as partial:
         yield partial
@@ -51,12 +51,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
-    """A new temporary file or directory beside `path`, locked while it is written and gone afterwards.
+    """Yields a new temporary file or directory in the folder of `path`, locked while it is written, removed afterwards.
 
-    Those that no living process holds are removed: a kill leaves one behind, and they would fill the disk.
+    Older ones that no living process holds are removed: a kill leaves one behind, and they would fill the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Whoever makes one shares the folder's lock until his own is on it, and whoever removes some has it alone.
+    # A process holds the folder's lock with others while it makes a file, and alone while it removes some.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -70,7 +70,7 @@ def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
     finally:
         os.close(folder)
     try:
-        with telling_full(path):
+        with reporting_full_disk(path):
             yield partial
     finally:
         os.close(handle)
@@ -78,17 +78,17 @@ def _partial(path: Path, make: Callable[..., str]) -> Iterator[Path]:
 
 
 @contextmanager
-def telling_full(path: Path) -> Iterator[None]:
-    """Has a full disk told as such: NumPy says how much it could not write, SQLite and others have errors of their own.
+def reporting_full_disk(path: Path) -> Iterator[None]:
+    """Turns the error of a full disk into ENOSPC: NumPy, SQLite and others raise errors of their own.
 
     Raises:
-        OSError: ENOSPC for `path`, in place of any error that names no file, if no space is left there.
+        OSError: ENOSPC for `path`, in place of an error that names no file, if no space is left there.
     """
     try:
         yield
     except Exception as error:
         status = os.statvfs(path.parent)
-        full = status.f_bavail * status.f_frsize < _NO_SPACE or "No space left" in str(error)
+        full = status.f_bavail * status.f_frsize < MIN_FREE or "No space left" in str(error)
         if full and getattr(error, "filename", None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
@@ -103,7 +103,7 @@ def _make_file(**where: Any) -> str:
 def _lock(handle: int, kind: int) -> bool:
     try:
         fcntl.flock(handle, kind)
-    except OSError:  # others have it, or the disk has no locks
+    except OSError:  # another process holds it, or the disk has no locks
         return False
     return True
 
@@ -129,8 +129,8 @@ def _remove(path: Path) -> None:
 def _put_in_place(directory: Path, path: Path) -> None:
     """Makes `directory` the new `path` and removes an older one.
 
-    An older folder is moved aside first: a process killed in between leaves no `path`, and its stage runs again. If the
-    new one cannot be moved, the older one comes back.
+    An older folder is moved away first: a process killed in between leaves no `path`, and its stage runs again. If the
+    new folder cannot be moved, the older one is moved back.
     """
     aside = directory.with_suffix(".old.partial")
     while True:
@@ -142,7 +142,7 @@ def _put_in_place(directory: Path, path: Path) -> None:
                     aside.rename(path)
                 raise
             shutil.rmtree(aside, ignore_errors=True)
-            with suppress(FileNotFoundError):  # another writer has moved it in this moment
+            with suppress(FileNotFoundError):  # another process has just moved it
                 path.rename(aside)
         else:
             shutil.rmtree(aside, ignore_errors=True)
@@ -150,6 +150,7 @@ def _put_in_place(directory: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -161,14 +162,14 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """For the lines that read an artifact: tells which file is damaged, or no such file at all but a pickle, say.
+    """Names the damaged file if the lines in the block cannot read it: truncated, of another format, a pickle.
 
     Args:
-        path: of the file.
-        errors: of the library that reads it, where they are not of the common ones.
+        path: of the file that the block reads.
+        errors: further exceptions of the library that reads it.
 
     Raises:
-        ContractError: in place of what the libraries raise.
+        ContractError: in place of the library's exception.
     """
     try:
         yield
@@ -180,23 +181,37 @@ def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+        path: of a UTF-8 file that holds one JSON document.
+
+    Raises:
+        ContractError: the file holds no JSON.
+        FileNotFoundError: there is no such file.
+    """
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's content, read in chunks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def fingerprint(*parts: Any) -> str:
-    """16 hex digits of whatever a result depends on.
+def fingerprint(*values: Any) -> str:
+    """16 hex digits of everything that a result depends on.
 
-    Paths count by content, everything else by its JSON form. Directories are walked in name order.
+    A path counts by its content (a directory by its files in name order), any other value by its JSON form.
     """
     digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            for file in sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]:
+    for value in values:
+        if isinstance(value, Path):
+            for file in sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]:
                 digest.update(sha256_of(file).encode())
         else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+            digest.update(json.dumps(value, sort_keys=True, default=str).encode())
         digest.update(b"\x00")
     return digest.hexdigest()[:16]

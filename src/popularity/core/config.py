@@ -1,7 +1,7 @@
-"""params.yaml -> frozen dataclasses: strict, complete, and explained when it fails.
+"""params.yaml to frozen dataclasses, strictly; an error lists every key that is wrong.
 
-Sections are plain standard-library dataclasses that live beside the code they steer; this module
-only checks values against them (pydantic) and words the errors.
+A section is a dataclass of the standard library next to the code that uses it. This module checks values against them
+with pydantic and writes the error messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from popularity.core.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
-Key = tuple[str, ...]  # from the top of a file of parameters down
+Key = tuple[str, ...]  # path of keys from the top of a parameter file
 
 
 class Section:
@@ -31,7 +31,11 @@ class Section:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML 1.2 mapping (so 1e-4 is a number), or ConfigError."""
+    """The content of a YAML 1.2 file (in which 1e-4 is a number).
+
+    Raises:
+        ConfigError: no such file, no YAML, or no mapping.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; run the command from the repository's root")
     try:
@@ -44,10 +48,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_section(name: str, values: Any, section: type[T], source: str = "params.yaml") -> T:
-    """Builds `section` from a mapping.
+    """An instance of `section` from a mapping.
 
     Raises:
-        ConfigError: lists every unknown, missing or ill-typed key with what is allowed there.
+        ConfigError: lists every unknown, missing or ill-typed key and what is allowed there.
     """
     try:
         # As JSON: strict mode then takes mappings for dataclasses and lists for tuples, and nothing else.
@@ -55,7 +59,7 @@ def parse_section(name: str, values: Any, section: type[T], source: str = "param
     except ValidationError as error:
         lines = [f"{source}: section '{name}' is not valid"]
         for problem in error.errors(include_url=False):
-            where = ".".join([name, *(str(part) for part in problem["loc"])])
+            where = ".".join([name, *map(str, problem["loc"])])
             if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 parent = _schema_at(section, problem["loc"][:-1])
                 allowed = ", ".join(field.name for field in dataclasses.fields(parent))
@@ -74,8 +78,8 @@ def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path |
 def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path | None = None) -> Any:
     """The section `name` of params.yaml as an instance of `section`.
 
-    A dotted name (`train.transductive`) is one value of another stage's section, `section` its type, StrictBool say.
-    The keys of the file `tuned`, nested as in params.yaml, replace those there.
+    A dotted name (`train.transductive`) is one value of another section, and `section` is its type (StrictBool).
+    The keys of the file `tuned`, nested as in params.yaml, replace the values of params.yaml.
 
     Raises:
         ConfigError: the file, the section or one of its keys is missing, unknown or ill-typed.
@@ -83,16 +87,16 @@ def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path |
     content: Any = read_yaml(path)
     if tuned is not None:
         content = patched(content, read_yaml(tuned))
-    for part in name.split("."):
-        if not isinstance(content, dict) or part not in content:
+    for key in name.split("."):
+        if not isinstance(content, dict) or key not in content:
             found = ", ".join(content) if isinstance(content, dict) else repr(content)
             raise ConfigError(f"{path}: section '{name}' is missing; found: {found}")
-        content = content[part]
+        content = content[key]
     return parse_section(name, content, section, str(path) if tuned is None else f"{path} with {tuned}")
 
 
 def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `patch` in their places, mapping by mapping.
+    """`values` with the entries of `patch` in place of its own, mapping by mapping.
 
     >>> patched({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
@@ -105,7 +109,7 @@ def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, An
 
 
 def leaves(mapping: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
-    """Key path -> value of everything in nested mappings that is no mapping itself."""
+    """Key path -> value of each entry of nested mappings that is no mapping itself."""
     result: dict[Key, Any] = {}
     for name, value in mapping.items():
         result.update(leaves(value, (*above, name)) if isinstance(value, dict) else {(*above, name): value})
@@ -115,9 +119,9 @@ def leaves(mapping: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
 def _schema_at(section: type, location: tuple[Any, ...]) -> type:
     """The dataclass that holds the key at `location`, walking nested sections."""
     current = section
-    for part in location:
+    for key in location:
         hints = typing.get_type_hints(current)
-        current = hints.get(str(part), current)
+        current = hints.get(str(key), current)
         if not dataclasses.is_dataclass(current):
             return section
     return current

@@ -1,9 +1,9 @@
-"""The contract of every table and array that passes between stages, checked on each write.
+"""The contract of every table that passes between stages, checked on each write.
 
 - pid is text exactly as published; canonical order is pid as text, ascending.
 - `source_index` keeps the row order of the published files, which is the submission's order. It
-  follows the collection order and is never a feature.
-- A class level is keyed by its whole path (`class_key`), because names repeat between parents.
+  follows the order of collection and is never a feature.
+- The key of a class is its whole path (`class_key`), because names repeat between parents.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Contract:
-    """A table: its columns in order and the columns whose values together occur once.
+    """A table: its columns in order and the columns that form its unique key.
 
     `extra` allows further columns after the listed ones (feature tables).
     """
@@ -53,8 +53,8 @@ POSTS = Contract(
         "split": Column(pl.String, values=SPLITS),
         "source_index": Column(pl.Int64),  # row in the published files of its split
         "uid": Column(pl.String),
-        "label": Column(pl.Float64, nullable=True),  # log2(views + 1); null exactly in the test part
-        "category": Column(pl.String),  # class keys of the three levels: see class_key
+        "label": Column(pl.Float64, nullable=True),  # log2(views + 1); null in the test split and there alone
+        "category": Column(pl.String),  # class keys of the three taxonomy levels: see class_key
         "subcategory": Column(pl.String),
         "concept": Column(pl.String),
         "title": Column(pl.String),
@@ -81,7 +81,7 @@ POSTS = Contract(
     key=("pid",),
 )
 
-# Form A of the user file describes each user by two published vectors; stored once a user.
+# Form A of the user file describes each user by two published vectors, which are stored once a user.
 USERS = Contract(
     "users",
     {
@@ -98,8 +98,8 @@ IMAGES = Contract(
     "images",
     {
         "pid": Column(pl.String),
-        "shard": Column(pl.String),  # tar file or picture file, relative to the data set's root; "" if missing
-        "offset": Column(pl.Int64),  # of the picture's first byte in the shard
+        "shard": Column(pl.String),  # tar file or image file, relative to the data set's root; "" if missing
+        "offset": Column(pl.Int64),  # of the image's first byte in the shard
         "bytes": Column(pl.Int64),
         "width": Column(pl.Int32, nullable=True),  # pixels
         "height": Column(pl.Int32, nullable=True),
@@ -115,15 +115,13 @@ IMAGE_STATUS = Contract(
     key=("pid",),
 )
 
-# Quality and layout of decoded pictures: Float32 columns named picture.<what>; posts without a picture are absent.
-PICTURE_STATISTICS = Contract("picture statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+# Quality and layout of decoded images: Float32 columns named picture.<what>; posts without an image are absent.
+IMAGE_STATISTICS = Contract("image statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
 SCHEMES = ("holdout", "forward", "group", "random", "refit")
 
-TIME_SCHEMES = (
-    "holdout",
-    "forward",
-)  # folds are cuts in time, whose scores are averaged; of others, parts of one score
+# The folds of these are splits in time, whose scores are averaged; the folds of others make one score together.
+TIME_SCHEMES = ("holdout", "forward")
 
 ROLES = ("train", "valid", "excluded")
 
@@ -141,7 +139,7 @@ FOLDS = Contract(
 
 @dataclass(frozen=True, order=True)
 class FoldKey:
-    """Which fold of FOLDS: its scheme and its number in the scheme, from 0."""
+    """Names a fold of FOLDS: its scheme and its index in the scheme, from 0."""
 
     scheme: str
     fold: int
@@ -151,13 +149,13 @@ class FoldKey:
 
     @property
     def file_name(self) -> str:
-        """Of a table that belongs to the fold."""
+        """Name of a table that belongs to the fold."""
         return f"{self.scheme}-{self.fold}.parquet"
 
 
 FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
-# What the network says of a post in single numbers: nullable Float32 columns named <part>.<what> (losses.global,
+# Scalars of the network for each post: nullable Float32 columns named <group>.<name> (losses.global,
 # logits.own_global, distance.visual_own) and class_unseen.
 PROTOTYPE_SCALARS = Contract("prototype scalars", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
@@ -170,7 +168,7 @@ PREDICTIONS = Contract(
         "seed": Column(pl.Int64),
         "model": Column(pl.String),
         "prediction": Column(pl.Float64),
-        "scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
+        "error_scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
     },
     key=("scheme", "model", "seed", "pid"),
 )
@@ -186,18 +184,19 @@ TEXT_PREDICTIONS = Contract(
     key=("scheme", "fold", "pid"),
 )
 
-TEXT_FILE = "text.json"  # beside the stack's models of `final`: what share the text model has in its predictions
+# In the folder of the stack's models of `refit`: the weight of the text model in its predictions.
+ENSEMBLE_WEIGHTS_FILE = "ensemble_weights.json"
 
-LEVELS = ("category", "subcategory", "concept")  # of classes, from the top down; columns of POSTS
+LEVELS = ("category", "subcategory", "concept")  # taxonomy levels of classes, from the top down; columns of POSTS
 
-# Classes of the training posts. Rows of a level, by index, are those of its arrays.
+# Classes of the training posts. The index of a class is its row in the arrays of its level.
 CLASSES = Contract(
     "classes",
     {
         "level": Column(pl.String, values=LEVELS),
         "index": Column(pl.Int32),  # 0 ... k - 1 in key order
         "key": Column(pl.String),
-        "name": Column(pl.String),  # readable: what a prompt says
+        "name": Column(pl.String),  # readable, as in a prompt
         "parent": Column(pl.Int32, nullable=True),  # index in the level above
         "posts": Column(pl.Int64),  # training posts
     },
@@ -217,7 +216,7 @@ MEMBERS = Contract(
     key=("level", "index", "modality", "pid"),
 )
 
-# What explains the network's view of a post. Classes are those of the second level.
+# Explains the network's outputs for a post. Classes are those of the second level.
 NEAREST = Contract(
     "nearest",
     {
@@ -226,7 +225,7 @@ NEAREST = Contract(
         "rank": Column(pl.Int32),  # 0 is the nearest
         "index": Column(pl.Int32),  # of the class
         "key": Column(pl.String),
-        # cosine of picture or text to the class's prototype (the own one without the post), or q of Eq 7
+        # cosine of image or text to the class's prototype (its own class's without the post), or q of Eq 7
         "value": Column(pl.Float32),
     },
     key=("pid", "head", "rank"),
@@ -240,17 +239,17 @@ ATTENTION = Contract(
         "rank": Column(pl.Int32),
         "index": Column(pl.Int32),
         "key": Column(pl.String),
-        "weight": Column(pl.Float32),  # attention of the picture's token, mean over heads and layers
+        "weight": Column(pl.Float32),  # attention of the image's token, mean over heads and layers
     },
     key=("pid", "modality", "rank"),
 )
 
-# How that attention is shared out; the columns add up to 1.
+# Sums of that attention; the columns add up to 1.
 ATTENTION_MASS = Contract(
     "attention mass",
     {
         "pid": Column(pl.String),
-        "image": Column(pl.Float32),  # on the picture itself
+        "image": Column(pl.Float32),  # on the image itself
         "visual": Column(pl.Float32),  # on the prototypes of the second level
         "text": Column(pl.Float32),
         "other_levels": Column(pl.Float32),
@@ -265,9 +264,9 @@ QUARANTINE = Contract(
         "row": Column(pl.Int64),
         "pid": Column(pl.String),
         "field": Column(pl.String),
-        "value": Column(pl.String, nullable=True),  # cut to 80 characters
+        "value": Column(pl.String, nullable=True),  # its first 80 characters
         "reason": Column(pl.String),
-        "action": Column(pl.String),  # what became of it: "row dropped", "set to null", ...
+        "action": Column(pl.String),  # "row dropped", "set to null", ...
     },
     key=("file", "row", "field"),
 )
@@ -292,14 +291,17 @@ def class_names(key: str) -> tuple[str, ...]:
     return tuple(re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in parts)
 
 
-def nothing(contract: Contract) -> pl.DataFrame:
-    """A table of the contract without a row."""
+def empty_table(contract: Contract) -> pl.DataFrame:
+    """A table of the contract with no rows."""
     return pl.DataFrame(schema={name: column.dtype for name, column in contract.columns.items()})
 
 
 def check_table(frame: pl.DataFrame, contract: Contract) -> None:
-    """Raises ContractError unless `frame` keeps `contract`: columns, types, nulls, values, unique key,
-    finite numbers, and rows sorted by the key."""
+    """Checks columns, types, nulls, values, unique key, finite numbers, and that the rows are sorted by the key.
+
+    Raises:
+        ContractError: `frame` breaks `contract`.
+    """
     name, columns = contract.name, list(contract.columns)
     listed = frame.columns[: len(columns)] if contract.extra else frame.columns
     if listed != columns:
@@ -316,7 +318,7 @@ def check_table(frame: pl.DataFrame, contract: Contract) -> None:
         if series.dtype.is_float() and not series.drop_nulls().is_finite().all():
             raise ContractError(f"{name}.{series.name}: NaN or infinity; a missing value is null")
     key = frame.select(contract.key)
-    if _rises(key):
+    if _is_sorted_and_unique(key):
         return
     if key.is_duplicated().any():
         twice = key.filter(key.is_duplicated()).row(0)
@@ -325,24 +327,24 @@ def check_table(frame: pl.DataFrame, contract: Contract) -> None:
         raise ContractError(f"{name}: rows must be sorted by {contract.key}")
 
 
-def _rises(key: pl.DataFrame) -> bool:
-    """Whether each row of `key` comes after the one before it, nulls first: sorted, and none twice."""
+def _is_sorted_and_unique(key: pl.DataFrame) -> bool:
+    """True if each row of `key` is greater than the row before, nulls first."""
     later: pl.Expr = pl.lit(False)
     for name in reversed(key.columns):
         before, here = pl.col(name).shift(1), pl.col(name)
-        # Null where exactly one of both is: a null before a value is less.
+        # Null where exactly one of the two is null: a null is less than a value.
         less = (before < here).fill_null(before.is_null() & here.is_not_null())
         later = less | (before.eq_missing(here) & later)
     return key.height < 2 or bool(key.select(later.slice(1).all()).item())
 
 
 def write_table(frame: pl.DataFrame, path: Path, contract: Contract) -> None:
-    """Sorts by the contract's key, checks, and writes parquet atomically: equal tables, equal bytes.
+    """Sorts by the contract's key, checks, and writes parquet atomically; equal tables give equal bytes.
 
-    A table that is sorted and in one piece is not copied.
+    A table that is already sorted and in one piece is not copied.
     """
     missing = [name for name in contract.key if name not in frame.columns]
-    sorted_already = not missing and _rises(frame.select(contract.key))
+    sorted_already = not missing and _is_sorted_and_unique(frame.select(contract.key))
     frame = frame.rechunk() if sorted_already else frame.sort(contract.key)
     check_table(frame, contract)
     with atomic_path(path) as partial:
@@ -350,7 +352,11 @@ def write_table(frame: pl.DataFrame, path: Path, contract: Contract) -> None:
 
 
 def read_table(path: Path, contract: Contract) -> pl.DataFrame:
-    """A table that a stage wrote; ContractError when the file is of another shape."""
+    """A table that a stage wrote.
+
+    Raises:
+        ContractError: the file is damaged or breaks the contract.
+    """
     with reading(path, pl.exceptions.PolarsError):
         frame = pl.read_parquet(path)
     try:

@@ -1,4 +1,4 @@
-"""Errors meant for people: what is wrong, where, what was expected, what to do next."""
+"""Errors for people: what is wrong, where, what was expected, what to do next."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class MissingWeightsError(PopularityError):
 
 
 class ClusterError(PopularityError):
-    """Workers of a cluster are missing, or have failed again and again."""
+    """Workers of a cluster are missing or keep failing."""
 
 
 class BusyError(PopularityError):
-    """Another run is at work in the same folder."""
+    """Another run works in the same folder."""
 
 
 class DataError(PopularityError):
-    """Input data that cannot be used, with the place where it was found.
+    """Input data that cannot be used, with file and row.
 
     Args:
         problem: what was found, in one clause.
@@ -50,15 +50,8 @@ class DataError(PopularityError):
         fix: str | None = None,
     ) -> None:
         self.problem, self.file, self.row, self.expected, self.fix = problem, file, row, expected, fix
-        place = ", ".join(
-            part
-            for part in (
-                str(file) if file is not None else "",
-                f"row {row}" if row is not None else "",
-            )
-            if part
-        )
-        lines = [f"{place}: {problem}" if place else problem]
+        where = ", ".join([*([str(file)] if file is not None else []), *([f"row {row}"] if row is not None else [])])
+        lines = [f"{where}: {problem}" if where else problem]
         if expected:
             lines.append(f"  expected: {expected}")
         if fix:

@@ -1,10 +1,10 @@
-"""What an artifact was made from: manifest.json in its folder, written before the folder takes its place.
+"""manifest.json: the inputs of an artifact, written into its folder before the folder gets its name.
 
     {"code": {"revision": "0f3c...", "modified": false}, "inputs": {"posts": "6f1d..."},
      "libraries": {"numpy": "2.4.6", ...}, "metrics": {...}, "params": {"stack": {...}}}
 
-No time, no place and nothing of the machine: the same code, parameters, inputs and libraries give the same bytes. A
-manifest is an input of stage `report` alone: in dvc.yaml others that read such a folder depend on its other files.
+It holds no time, path or other trace of the machine: the same code, parameters, inputs and libraries give the same
+bytes. Only stage `report` reads manifests: in dvc.yaml other readers of such a folder depend on its other files.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def write_manifest(
     """Writes manifest.json into `folder`.
 
     Args:
-        folder: of the artifact, still the temporary one of `files.atomic_directory`.
-        params: the values that the stage ran with, by section.
-        inputs: file or folder by name; each counts by its content, a folder without its own manifest.
-        metrics: of the artifact, for people; {} for none.
-        repository: whose revision is told: that of this code.
+        folder: of the artifact, still the temporary one of `atomic_directory`.
+        params: the values of the run, by section.
+        inputs: file or folder by name; each counts by its content, a folder without its manifest.
+        metrics: of the artifact, for people; may be empty.
+        repository: whose revision is written; by default that of this code.
     """
     write_json(
         folder / MANIFEST,
@@ -56,10 +56,10 @@ def write_manifest(
 
 
 def code_state(repository: Path) -> dict[str, str | bool | None]:
-    """`revision`, the last commit that touched CODE, and `modified`, whether they hold more than was committed.
+    """`revision`: the last commit that touched CODE. `modified`: True if CODE differs from what was committed.
 
-    Both are None without git. The revision is None without a commit as well, and in a shallow clone that does not reach
-    back to it: the oldest commit of such a clone looks as if it had brought every file.
+    Both are None without git. The revision is also None without a commit, and in a shallow clone that does not reach
+    back to it: the oldest commit of such a clone seems to have added every file.
     """
     found = _git(repository, "log", "-1", "--format=%H %P", "--", *CODE) or ""
     revision, _, parents = found.partition(" ")
@@ -72,9 +72,9 @@ def code_state(repository: Path) -> dict[str, str | bool | None]:
 
 
 def library_versions() -> dict[str, str | None]:
-    """Installed version of each dependency that pyproject.toml names, extras left out; None of one that is missing.
+    """Installed version of each dependency in pyproject.toml without extras; None for a missing one.
 
-    Empty where the package was not installed: nothing then says what it needs.
+    Empty if this package is not installed, because its dependencies are then unknown.
     """
     try:
         required = metadata.requires("popularity") or []
@@ -92,12 +92,12 @@ def _version(name: str) -> str | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself; of a folder every file in name order, but no manifest."""
+    """The file itself; of a folder every file but the manifest, in name order."""
     return sorted(file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST) or [path]
 
 
 def _git(repository: Path, *command: str) -> str | None:
-    """What git prints, None if there is no git or it fails."""
+    """The output of git; None if git is missing or fails."""
     try:
         done = subprocess.run(["git", "-C", repository, *command], capture_output=True, text=True, check=False)
     except FileNotFoundError:

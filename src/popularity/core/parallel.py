@@ -1,4 +1,4 @@
-"""Fits that run beside each other: one by itself keeps few cores busy."""
+"""Runs several fits at a time: a single one keeps few cores busy."""
 
 from __future__ import annotations
 
@@ -23,23 +23,29 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, parallel: int, threads: int) -> Iterator[Result]:
-    """What `work` returns, in the order of `tasks`, of which `parallel` run at a time, each in a process of its own.
+def ordered_map(
+    work: Callable[[Task], Result], tasks: Iterable[Task], *, parallel: int, threads: int
+) -> Iterator[Result]:
+    """The results of `work` in the order of `tasks`.
 
-    Processes, because LightGBM crashes where threads make their data sets at the same time. One at a time runs in this
-    process. Linear algebra takes at most `threads` threads, as the trees do: more would sum in another order, and the
-    number of cores would be a part of the result.
+    Args:
+        work: function of one task.
+        tasks: arguments of `work`, one a call.
+        parallel: tasks at a time, each in a process of its own: LightGBM crashes where threads make data sets at the
+            same time. With 1 they run in this process.
+        threads: of linear algebra, at most, as of LightGBM: more would sum in another order, and the result would
+            depend on the number of cores.
 
     Raises:
-        Exception: that of a task; no further one is begun.
-        ClusterError: a process is gone.
+        Exception: of a task; no further task starts.
+        ClusterError: a process was killed.
     """
     if parallel == 1:
         with threadpool_limits(threads, user_api="blas"):
             yield from map(work, tasks)
         return
     with parallel_config("loky", inner_max_num_threads=threads):
-        # no batches: they would begin where fits that are there took no time; what is mapped from disk stays so
+        # Without batches, which begin when finished fits took no time; memory maps stay memory maps.
         run = Parallel(parallel, batch_size=1, return_as="generator", max_nbytes=None)
         try:
             yield from run(delayed(_in_worker)(work, task, os.getpid()) for task in tasks)
@@ -47,15 +53,15 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], *, parallel:
             raise ClusterError(
                 "the process of a fit was killed, as a rule because memory ran out\n"
                 f"  expected: memory for {parallel} fits at a time\n"
-                "  next: lower parallel_folds in params.yaml and run the command again: it goes on from what is finished"
+                "  next: lower parallel_folds in params.yaml and run the command again: finished fits are kept"
             ) from error
         finally:
-            get_reusable_executor().shutdown()  # so that their memory is counted
+            get_reusable_executor().shutdown()  # so that their memory is in this process's resource record
 
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Torch computes on so many threads: more would sum in another order."""
+    """Limits torch to `threads` threads in the block: more would sum in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,4 +1,4 @@
-"""Where a run keeps its files: every file and folder that a stage of dvc.yaml writes, relative to the project folder.
+"""The files and folders that the stages of dvc.yaml write, relative to the project folder.
 
 A test compares these names with dvc.yaml.
 """
@@ -54,7 +54,7 @@ STACK_MANIFEST = "models/stack/manifest.json"
 STACK_OUTPUTS = "data/stack"
 STACK_IMPORTANCE = "data/stack/importance.csv"
 STACK_PREDICTIONS = "data/stack/predictions.parquet"
-TEXT_MODEL_WEIGHT = "models/stack/text.json"  # the text model's weight in the stack's predictions
+ENSEMBLE_WEIGHTS = "models/stack/ensemble_weights.json"  # the text model's weight in the stack's predictions
 
 SUBMISSIONS = "submissions"
 SUBMISSION_MANIFEST = "submissions/manifest.json"
@@ -76,7 +76,7 @@ CALIBRATION = "reports/calibration.json"
 COVERAGE = "reports/coverage.csv"
 PLOTS = "reports/plots"
 
-HOLDOUT = "reports/report.html"
+REPORT = "reports/report.html"
 MODEL_CARD = "reports/model_card.md"
 
 STAGES = (

@@ -1,4 +1,4 @@
-"""The state folders that let a killed run resume."""
+"""State folders, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from popularity.core.atomic import fingerprint, telling_full
+from popularity.core.atomic import fingerprint, reporting_full_disk
 from popularity.core.errors import BusyError
 
 STATE_ROOT = Path(".state")
@@ -25,13 +25,13 @@ def code_fingerprint(*packages: str) -> str:
 
 @contextmanager
 def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path]:
-    """The directory `.state/<stage>/<key>-<code>/` in which a stage keeps finished parts.
+    """Yields the directory `.state/<stage>/<key>-<code>/`, in which a stage keeps finished work.
 
-    It outlives a kill or an error and is removed on success; `key` is a `fingerprint` of the stage's
-    parameters and inputs, so parts made from others, or by other code, are never picked up.
+    It survives a kill or an error and is removed on success. `key` is a `fingerprint` of the stage's parameters and
+    inputs: work from other inputs or other code is never reused.
 
     Raises:
-        BusyError: another run has it. The processes of one launch share it.
+        BusyError: another run holds it. The processes of one launch share it.
     """
     directory = root / stage / f"{key}-{code_fingerprint()}"
     lock = None
@@ -39,7 +39,7 @@ def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path
         if int(os.environ.get("RANK", "0")) == 0:
             lock = _own(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        with telling_full(directory):
+        with reporting_full_disk(directory):
             yield directory
         shutil.rmtree(directory, ignore_errors=True)
     finally:
@@ -48,23 +48,23 @@ def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path
 
 
 def _own(directory: Path) -> int:
-    """A handle that holds the directory's lock until it is closed or the process ends.
+    """Returns a handle that holds the directory's lock until it is closed or the process ends.
 
-    The lock is the process's: loader processes that outlive a kill for a moment do not have it.
+    The lock belongs to the process: loader processes that survive a kill for a moment do not hold it.
     """
     path = directory / "lock"
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the other run has ended in this moment
+        except FileNotFoundError:  # the other run has just ended
             continue
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             os.close(handle)
             raise BusyError(
-                f"{directory}: another run of this stage is at work on the same inputs\n"
+                f"{directory}: another run of this stage works on the same inputs\n"
                 "  expected: one run at a time in one folder\n"
                 "  next: wait until it has ended, or stop it"
             ) from error
@@ -73,4 +73,4 @@ def _own(directory: Path) -> int:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
-        os.close(handle)  # of a folder that has gone in the meantime
+        os.close(handle)  # of a folder that was removed meanwhile

@@ -1,4 +1,4 @@
-"""What every stage shares: logging, a cost record, and errors shown as one message."""
+"""Shared by all stages: logging, a record of time and memory, and errors shown as one message."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import NoReturn
 from popularity.core.atomic import write_json
 from popularity.core.errors import PopularityError
 
-# What `popularity.launch` tells the processes that it started: its pid, and how many it asked for.
+# Set by `popularity.launch` for the processes that it starts: its pid, and their number.
 LAUNCHER_VARIABLE = "POPULARITY_LAUNCHER"
 PROCESSES_VARIABLE = "POPULARITY_PROCESSES"
-REFUSED = signal.SIGUSR1  # tells it that an error for people has been shown
+REFUSED = signal.SIGUSR1  # to the launcher: an error for people has been shown
 _UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
@@ -28,7 +28,7 @@ _UNWRITABLE = {
 
 
 @contextmanager
-def measured(name: str, record: Path) -> Iterator[None]:
+def record_resources(name: str, record: Path) -> Iterator[None]:
     """Runs a stage's work and writes its wall time (s) and peak memory (MiB) to `record` on success.
 
     Peak memory is the largest resident set of this process and of its largest child.
@@ -46,15 +46,15 @@ def measured(name: str, record: Path) -> Iterator[None]:
 
 
 def set_up_logging() -> None:
-    """To stderr, in this process."""
+    """Sends log lines of this process to stderr."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it tells of every file of a checkpoint
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it logs every file of a checkpoint
 
 
 def run(main: Callable[[], None]) -> None:
-    """Entry point of a stage or command: logs to stderr; an error for people exits 1 with its message.
+    """Runs the `main` of a stage or command, logs to stderr, and exits 1 with one message on an error for people.
 
-    That is a PopularityError, or what the system says of a full disk and of a folder that cannot be written.
+    Such an error is a PopularityError, or the system's error for a full disk or a folder that cannot be written.
     """
     set_up_logging()
     try:
@@ -67,14 +67,14 @@ def run(main: Callable[[], None]) -> None:
         _refuse(
             f"error: {error.filename or 'a file'}: {error.strerror}\n"
             "  expected: folders that can be written, on a disk with space left\n"
-            "  next: make room, or see to the folder, and run the command again: it goes on from what is finished"
+            "  next: make room, or mend the folder, and run the command again: finished work is kept"
         )
 
 
 def _refuse(message: str) -> NoReturn:
-    """Ends the process with 1; a launcher above it ends the other processes, and starts none of them again."""
+    """Exits with 1. A launcher that started this process ends the others and restarts none."""
     if os.environ.get(LAUNCHER_VARIABLE) == str(os.getppid()):
-        print(message, file=sys.stderr, flush=True)  # now: the launcher may end this process before it exits
+        print(message, file=sys.stderr, flush=True)  # flushed: the launcher may end this process before it exits
         os.kill(os.getppid(), REFUSED)
         sys.exit(1)
     sys.exit(message)

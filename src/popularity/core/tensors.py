@@ -1,4 +1,4 @@
-"""Tensors and the facts about them in one safetensors file: the same content gives the same bytes."""
+"""Tensors and their metadata in one safetensors file; the same content gives the same bytes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 from popularity.core.atomic import atomic_path
 
 
-def write_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
-    """Writes tensors by name and `about`, which must be JSON, into the file `path`."""
+def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:
+    """Writes tensors by name, and `metadata` (values for JSON), into the file `path`."""
     own = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     with atomic_path(path) as partial:
-        # One entry of metadata: several have no order.
-        save_file(own, partial, metadata={"about": json.dumps(about, sort_keys=True)})
+        # One entry alone: safetensors writes several in no fixed order.
+        save_file(own, partial, metadata={"about": json.dumps(metadata, sort_keys=True)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors by name, and `about`, that `write_tensors` wrote."""
+    """The tensors by name, and the metadata, that `write_tensors` wrote."""
     with safe_open(path, "pt") as stored:
         names = list(stored.keys())
-        # Copies, which lie where torch puts tensors: the last bits of a product depend on that.
+        # Copies, aligned as torch aligns tensors: the last bits of a product depend on it.
         return {name: stored.get_tensor(name).clone() for name in names}, json.loads(stored.metadata()["about"])

@@ -1,8 +1,7 @@
-"""Dense vectors of posts on disk: one a post (Block), or one a token (Tokens)."""
+"""Dense vectors on disk: one a post (Block), or one a token (Tokens)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.core.arrays import Float16Array
-from popularity.core.atomic import atomic_path, reading, write_json
+from popularity.core.arrays import Float16Array, Int64Array
+from popularity.core.atomic import atomic_path, read_json, reading, write_json
 from popularity.core.errors import ContractError
 
 
@@ -24,33 +23,37 @@ class Block:
     Args:
         values: (n, d) float16, possibly a memory map.
         pids: n pids in canonical order.
-        about: encoder, sha256 or revision, preprocessing, pooling, columns (d names).
+        metadata: encoder, sha256 or revision, preprocessing, pooling, columns (d names).
     """
 
     values: Float16Array
     pids: Sequence[str]
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
-    def rows(self, pids: Sequence[str]) -> npt.NDArray[np.int64]:
+    def rows(self, pids: Sequence[str]) -> Int64Array:
         """For each pid its row in `values`, or -1."""
         order = {pid: row for row, pid in enumerate(self.pids)}
         return np.fromiter((order.get(pid, -1) for pid in pids), dtype=np.int64, count=len(pids))
 
 
-BLOCK_FACTS = ("encoder", "weights", "preprocessing", "pooling", "columns")
+BLOCK_FIELDS = ("encoder", "weights", "preprocessing", "pooling", "columns")
 
 
 def check_block(block: Block) -> None:
-    """Raises ContractError unless shape, type, order, finiteness and description agree."""
-    values, name = block.values, block.about.get("encoder", "block")
-    missing = [fact for fact in BLOCK_FACTS if fact not in block.about]
+    """Checks shape, type, order, finiteness and metadata.
+
+    Raises:
+        ContractError: one of them is wrong.
+    """
+    values, name = block.values, block.metadata.get("encoder", "block")
+    missing = [field for field in BLOCK_FIELDS if field not in block.metadata]
     if missing:
-        raise ContractError(f"{name}: the description lacks {missing}")
+        raise ContractError(f"{name}: the metadata lacks {missing}")
     if values.ndim != 2 or values.dtype != np.float16:
         raise ContractError(f"{name}: expected (n, d) float16, found {values.shape} {values.dtype}")
-    if values.shape != (len(block.pids), len(block.about["columns"])):
+    if values.shape != (len(block.pids), len(block.metadata["columns"])):
         raise ContractError(
-            f"{name}: {len(block.pids)} pids and {len(block.about['columns'])} column names for {values.shape}"
+            f"{name}: {len(block.pids)} pids and {len(block.metadata['columns'])} column names for {values.shape}"
         )
     if any(left >= right for left, right in zip(block.pids, block.pids[1:], strict=False)):
         raise ContractError(f"{name}: pids must be unique and in canonical order")
@@ -69,7 +72,7 @@ def write_block(block: Block, directory: Path, name: str) -> None:
         pids.with_row_index("row").select("pid", pl.col("row").cast(pl.Int64)).write_parquet(
             partial, compression="zstd", statistics=False
         )
-    write_json(directory / f"{name}.json", dict(block.about))
+    write_json(directory / f"{name}.json", dict(block.metadata))
 
 
 def _read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> npt.NDArray[Any]:
@@ -83,8 +86,8 @@ def _read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> npt.NDArra
 def read_block(directory: Path, name: str) -> Block:
     """A block that `write_block` wrote; the values stay on disk (memory map)."""
     pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
-    about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
-    block = Block(_read_array(directory / f"{name}.npy", mmap_mode="r"), pids, about)
+    metadata = read_json(directory / f"{name}.json")
+    block = Block(_read_array(directory / f"{name}.npy", mmap_mode="r"), pids, metadata)
     check_block(block)
     return block
 
@@ -95,18 +98,23 @@ class Tokens:
 
     Args:
         values: (total, d) float16, possibly a memory map.
-        offsets: (n + 1,) int64, ascending from 0 to total; equal neighbours mean no token.
+        offsets: (n + 1,) int64, ascending from 0 to total; two equal offsets mean no token.
         pids: n pids in canonical order.
-        about: as in Block.
+        metadata: as of Block.
     """
 
     values: Float16Array
-    offsets: npt.NDArray[np.int64]
+    offsets: Int64Array
     pids: Sequence[str]
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 def check_tokens(tokens: Tokens) -> None:
+    """Checks shapes, types and offsets.
+
+    Raises:
+        ContractError: one of them is wrong.
+    """
     offsets = tokens.offsets
     if offsets.dtype != np.int64 or offsets.shape != (len(tokens.pids) + 1,):
         raise ContractError(f"tokens: expected {len(tokens.pids) + 1} int64 offsets, found {offsets.shape}")
@@ -126,14 +134,14 @@ def write_tokens(tokens: Tokens, directory: Path, name: str) -> None:
         pl.DataFrame({"pid": list(tokens.pids), "row": range(len(tokens.pids))}).write_parquet(
             partial, compression="zstd", statistics=False
         )
-    write_json(directory / f"{name}.json", dict(tokens.about))
+    write_json(directory / f"{name}.json", dict(tokens.metadata))
 
 
 def read_tokens(directory: Path, name: str) -> Tokens:
     """Tokens that `write_tokens` wrote; the vectors stay on disk (memory map)."""
     pids = pl.read_parquet(directory / f"{name}.pids.parquet").sort("row")["pid"].to_list()
-    about = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    metadata = read_json(directory / f"{name}.json")
     values = _read_array(directory / f"{name}.npy", mmap_mode="r")
-    tokens = Tokens(values, _read_array(directory / f"{name}.offsets.npy"), pids, about)
+    tokens = Tokens(values, _read_array(directory / f"{name}.offsets.npy"), pids, metadata)
     check_tokens(tokens)
     return tokens

@@ -1,8 +1,8 @@
-"""Checks a data set and makes it the one that `dvc repro` works on; `make dataset ROOT=<folder>` calls it.
+"""Checks a data set and points the graph at it; `make dataset ROOT=<folder>` calls this command.
 
     python -m popularity.dataset ROOT [--params params.yaml] [--packed data/raw] [--shard-mb 1000]
 
-ROOT is in the official layout and is never written to. A folder of pictures is packed into tar shards below
+ROOT is in the official layout and is never written to. A folder of images is packed into tar shards below
 --packed, once; then the absolute path of the prepared data set goes into params.yaml as dataset.root.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from popularity.core.config import PARAMS_FILE
 from popularity.core.stage import run
-from popularity.dataset.preparation import prepare, set_root, summary
+from popularity.dataset.preparation import prepare, set_root, summary_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--packed", type=Path, default=Path("data/raw"), help="folder for packed copies")
     parser.add_argument("--shard-mb", type=int, default=1000, help="largest size of a tar shard, in 10^6 bytes")
     args = parser.parse_args(argv)
-    root, report = prepare(args.root, args.packed, args.shard_mb * 1_000_000)
+    root, summary = prepare(args.root, args.packed, args.shard_mb * 1_000_000)
     before = set_root(args.params, root)
-    print(summary(report))
+    print(summary_text(summary))
     print(f"{args.params}: dataset.root: {before} -> {root}")
     print("next: dvc repro")
 

@@ -1,4 +1,4 @@
-"""Raw files in the official layout to the tables posts, users and quarantine, with a report."""
+"""Raw files in the official layout to the tables posts, users and quarantine, and a summary of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from popularity.core.contracts import LEVELS, POSTS, QUARANTINE, USERS, check_table, class_key
 from popularity.core.errors import DataError
-from popularity.dataset.layout import PartFiles, find_parts
+from popularity.dataset.layout import SplitFiles, find_splits
 from popularity.dataset.parsing import EARLIEST, LATEST, MISSING, Parser, Quarantine, Rows, from_seconds, integers
 from popularity.dataset.reading import JsonTable, read_lines
 from popularity.dataset.summary import Notes, summarise
@@ -34,51 +34,50 @@ _FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Ingested:
-    """A data set as tables that keep the contracts POSTS, USERS and QUARANTINE, and what was found on the way."""
+    """A data set as tables that keep the contracts POSTS, USERS and QUARANTINE, and a summary of what was found."""
 
     posts: pl.DataFrame
     users: pl.DataFrame
     quarantine: pl.DataFrame
-    report: dict[str, Any]
+    summary: dict[str, Any]
 
 
 def ingest(root: Path) -> Ingested:
     """The data set under `root`, checked.
 
-    Values that are merely implausible become null (a date: the median of its part) and an entry of
-    `quarantine`; no post is lost. The test labels are never looked for.
+    A value that is only implausible becomes null (a date becomes the median of its split) and gets a row in
+    `quarantine`; no post is lost. The test labels are never opened.
 
     Raises:
-        DataError: unknown layout, a missing file, broken JSON, files that do not belong together row by row,
+        DataError: unknown layout, a missing file, broken JSON, files whose rows are not of the same posts,
             a duplicate pid, a label that is no finite number, or a Postdate that is no integer.
     """
-    parts = find_parts(root)
+    splits = find_splits(root)
     quarantine, notes, users = Quarantine(), Notes(), UserVectors()
     posts = []
-    files = sum(len(part.files) for part in parts)
+    files = sum(len(source.files) for source in splits)
     with tqdm(total=files, desc="ingest", unit="file") as progress:
-        for part in parts:
-            posts.append(_read_part(part, quarantine, notes, users, progress))
+        for source in splits:
+            posts.append(_read_split(source, quarantine, notes, users, progress))
     table = pl.concat(posts).sort(POSTS.key)
-    _refuse_shared_pids(table, parts)
+    _refuse_shared_pids(table, splits)
     user_table, differing = users.table()
     entries = quarantine.table()
     for frame, contract in ((table, POSTS), (user_table, USERS), (entries, QUARANTINE)):
         check_table(frame, contract)
-    if len(parts) == 1:
-        log.info("%s has no test part: posts hold the training part only, and no submission can be made", root)
+    if len(splits) == 1:
+        log.info("%s has no test split: posts hold the training split alone, and no submission can be made", root)
     if len(entries):
-        log.info("%d values could not be used as published; see the report and the quarantine table", len(entries))
+        log.info("%d values could not be used as published; see the summary and the quarantine table", len(entries))
     notes.users_with_differing_vectors = differing
-    report = summarise(root, parts, table, entries, notes)
-    return Ingested(table, user_table, entries, report)
+    return Ingested(table, user_table, entries, summarise(root, splits, table, entries, notes))
 
 
-def _read_part(
-    part: PartFiles, quarantine: Quarantine, notes: Notes, users: UserVectors, progress: tqdm[Any]
+def _read_split(
+    source: SplitFiles, quarantine: Quarantine, notes: Notes, users: UserVectors, progress: tqdm[Any]
 ) -> pl.DataFrame:
-    """The posts of one part in file order. Each file is parsed to typed columns before the next is opened."""
-    reader = _PartReader(part, quarantine, notes)
+    """The posts of one split in file order. Each file is parsed to typed columns before the next is opened."""
+    reader = _SplitReader(source, quarantine, notes)
     columns: dict[str, pl.Series] = {}
     for role, read in (
         ("category", reader.categories),
@@ -89,25 +88,25 @@ def _read_part(
         ("label", reader.labels),
         ("user", lambda: reader.user_columns(users)),
     ):
-        progress.set_postfix_str(part.files[role].name if role in part.files else "")
+        progress.set_postfix_str(source.files[role].name if role in source.files else "")
         columns |= read()
-        progress.update(role in part.files)
+        progress.update(role in source.files)
     frame = pl.DataFrame(columns).with_columns(
-        pl.lit(part.split).alias("split"), pl.int_range(pl.len(), dtype=pl.Int64).alias("source_index")
+        pl.lit(source.split).alias("split"), pl.int_range(pl.len(), dtype=pl.Int64).alias("source_index")
     )
     return frame.select(list(POSTS.columns))
 
 
-class _PartReader:
-    """Reads the files of one part; the category file comes first, and all others must follow its rows."""
+class _SplitReader:
+    """Reads the files of one split; the category file comes first, and all others must follow its rows."""
 
-    def __init__(self, part: PartFiles, quarantine: Quarantine, notes: Notes) -> None:
-        self.part, self.quarantine, self.notes = part, quarantine, notes
+    def __init__(self, source: SplitFiles, quarantine: Quarantine, notes: Notes) -> None:
+        self.source, self.quarantine, self.notes = source, quarantine, notes
         self.uids = self.pids = pl.Series(dtype=pl.String)
 
     def categories(self) -> dict[str, pl.Series]:
         frame = self._table("category")
-        path = self.part.files["category"]
+        path = self.source.files["category"]
         for name in _IDS:
             _refuse_unusable_ids(frame[name], _IDS[name][0], path)
         self.uids, self.pids = frame["uid"], frame["pid"]
@@ -150,7 +149,7 @@ class _PartReader:
         }
 
     def _post_dates(self, texts: pl.Series, parser: Parser) -> pl.Series:
-        path = self.part.files["temporalspatial"]
+        path = self.source.files["temporalspatial"]
         seconds = integers(texts)
         if seconds.null_count():
             row = int(seconds.is_null().arg_true()[0])
@@ -168,7 +167,7 @@ class _PartReader:
             )
         valid = seconds.filter(plausible).sort()
         median = int(valid[len(valid) // 2])
-        action = f"set to the median date of the {self.part.split} part"
+        action = f"set to the median date of the {self.source.split} split"
         parser.quarantine.add(parser.rows, "Postdate", texts, ~plausible, "outside 1970 to 2100", action)
         return from_seconds(seconds.set(~plausible, median))
 
@@ -184,12 +183,12 @@ class _PartReader:
     def image_paths(self) -> dict[str, pl.Series]:
         paths = self._lines("images")
         frame = pl.DataFrame({"uid": self.uids, "pid": self.pids})
-        expected = frame.select(pl.format(f"{self.part.split}/{{}}/{{}}.jpg", "uid", "pid")).to_series()
-        _refuse_difference(paths, expected, "picture path", self.part.files["images"], self.part.files["category"])
+        expected = frame.select(pl.format(f"{self.source.split}/{{}}/{{}}.jpg", "uid", "pid")).to_series()
+        _refuse_difference(paths, expected, "image path", self.source.files["images"], self.source.files["category"])
         return {"image_path": expected}
 
     def labels(self) -> dict[str, pl.Series]:
-        if "label" not in self.part.files:
+        if "label" not in self.source.files:
             return {"label": pl.repeat(None, len(self.pids), dtype=pl.Float64, eager=True)}
         texts = self._lines("label")
         labels = texts.cast(pl.Float64, strict=False)
@@ -198,14 +197,14 @@ class _PartReader:
             row = int(unusable.arg_true()[0])
             raise DataError(
                 f"label {texts[row]!r} is no finite number",
-                file=self.part.files["label"],
+                file=self.source.files["label"],
                 row=row,
                 expected="one number a line: log2(views + 1)",
             )
         return {"label": labels}
 
     def user_columns(self, users: UserVectors) -> dict[str, pl.Series]:
-        path = self.part.files["user"]
+        path = self.source.files["user"]
         table = JsonTable(path, {**_IDS, **USER_FIELDS}, required=())
         ids = pl.DataFrame({"uid": self.uids, "pid": self.pids})
         frames, start, vectors = [], 0, False
@@ -213,7 +212,7 @@ class _PartReader:
             if table.rows > len(ids):
                 continue  # counted to the end for the message
             owners = ids[start : table.rows]
-            _refuse_other_ids(chunk, owners, path, self.part.files["category"], start)
+            _refuse_other_ids(chunk, owners, path, self.source.files["category"], start)
             vectors = vectors or holds_vectors(chunk)
             parser = Parser(Rows(path.name, start, owners["pid"]), self.quarantine)
             frames.append(user_columns(chunk, parser, vectors))
@@ -230,27 +229,27 @@ class _PartReader:
         return {column.name: column for column in pl.concat(frames)}
 
     def _table(self, role: str) -> pl.DataFrame:
-        table = JsonTable(self.part.files[role], {**_IDS, **_FIELDS[role]}, required=[*_IDS, *_FIELDS[role]])
+        table = JsonTable(self.source.files[role], {**_IDS, **_FIELDS[role]}, required=[*_IDS, *_FIELDS[role]])
         frame = table.read()
         self._note(role, table, table.layout)
         return frame
 
     def _aligned_table(self, role: str) -> pl.DataFrame:
-        frame, path = self._table(role), self.part.files[role]
+        frame, path = self._table(role), self.source.files[role]
         self._refuse_row_count(len(frame), path, frame["pid"])
         ids = pl.DataFrame({"uid": self.uids, "pid": self.pids})
-        _refuse_other_ids(frame, ids, path, self.part.files["category"], 0)
+        _refuse_other_ids(frame, ids, path, self.source.files["category"], 0)
         return frame
 
     def _lines(self, role: str) -> pl.Series:
-        path = self.part.files[role]
+        path = self.source.files[role]
         lines = read_lines(path)
         self.notes.files[str(path)] = {"role": role, "layout": "lines", "rows": len(lines)}
         self._refuse_row_count(len(lines), path)
         return lines
 
     def _parser(self, role: str) -> Parser:
-        return Parser(Rows(self.part.files[role].name, 0, self.pids), self.quarantine)
+        return Parser(Rows(self.source.files[role].name, 0, self.pids), self.quarantine)
 
     def _note(self, role: str, table: JsonTable, layout: str) -> None:
         self.notes.files[str(table.path)] = {
@@ -264,7 +263,7 @@ class _PartReader:
             log.info("%s: ignored the unknown fields %s", table.path, ", ".join(table.unknown))
 
     def _refuse_row_count(self, rows: int, path: Path, pids: pl.Series | None = None) -> None:
-        """`pids`: those of the file, where it has them; they tell which row was lost or added."""
+        """`pids`: those of the file, if it has any; they show which row was lost or added."""
         if rows == len(self.pids):
             return
         row = shared = min(rows, len(self.pids))
@@ -272,7 +271,7 @@ class _PartReader:
             differing = pids[:shared].ne_missing(self.pids[:shared]).arg_true()
             row = int(differing[0]) if len(differing) else shared
         raise DataError(
-            f"{rows} rows, but {self.part.files['category'].name} has {len(self.pids)}; this row differs first",
+            f"{rows} rows, but {self.source.files['category'].name} has {len(self.pids)}; this row differs first",
             file=path,
             row=row,
             expected=f"{len(self.pids)} rows, in the same order",
@@ -307,17 +306,17 @@ def _refuse_difference(
             file=path,
             row=start + row,
             expected=f"{expected[row]!r}, as in the same row of {reference.name}",
-            fix="all files of a part list the same posts in the same order: find the row that was added, lost or moved",
+            fix="the files of a split list the same posts in one order: find the row that was added, lost or moved",
         )
 
 
-def _refuse_shared_pids(posts: pl.DataFrame, parts: Sequence[PartFiles]) -> None:
+def _refuse_shared_pids(posts: pl.DataFrame, splits: Sequence[SplitFiles]) -> None:
     shared = posts.filter(posts["pid"].is_duplicated())
     if len(shared):
         test, train = (shared.filter(split=split).row(0, named=True) for split in ("test", "train"))
         raise DataError(
-            f"Pid {test['pid']} is also row {train['source_index']} of the training part",
-            file=parts[-1].files["category"],
+            f"Pid {test['pid']} is also row {train['source_index']} of the training split",
+            file=splits[-1].files["category"],
             row=test["source_index"],
-            expected="no post in both parts",
+            expected="no post in both splits",
         )

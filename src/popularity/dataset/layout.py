@@ -1,4 +1,4 @@
-"""The official layout of the data set: which files it has, and the names they go by."""
+"""The official layout of a data set: its files and their names."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ FILE_NAMES: Mapping[str, tuple[str, ...]] = {
     "user": ("{split}_user_data.json", "{split}_userdata.json"),
     "images": ("{split}_img_filepath.txt", "{split}_img.txt"),
 }
-LABEL_NAME = "train_label.txt"  # labels of the test part have no name here: they are never opened
+LABEL_NAME = "train_label.txt"  # the test labels have no name here: they are never opened
 
-_SHOWN = 20
+MAX_NAMES = 20
 
 
 @dataclass(frozen=True)
-class PartFiles:
-    """The files of one part of the data set.
+class SplitFiles:
+    """The files of one split (train or test) of the data set.
 
     Args:
         split: train or test.
-        folder: the part's metadata folder.
-        files: role (keys of FILE_NAMES, and `label` in the training part) to path.
-        unread: names of what else lies in the folder.
+        folder: the split's metadata folder.
+        files: role (keys of FILE_NAMES, and `label` in the training split) to path.
+        unread: names of the other entries of the folder.
     """
 
     split: str
@@ -44,11 +44,11 @@ def metadata_folder(root: Path, split: str) -> Path:
     return root / f"{split}_allmetadata_json"
 
 
-def find_parts(root: Path) -> list[PartFiles]:
-    """The training part and, where its folder exists, the test part.
+def find_splits(root: Path) -> list[SplitFiles]:
+    """The training split, and the test split if its folder exists.
 
     Raises:
-        DataError: no such folder, no training part, or a part lacks one of its files.
+        DataError: no such folder, no training split, or a split lacks one of its files.
     """
     if not metadata_folder(root, "train").is_dir():
         raise DataError(
@@ -57,10 +57,10 @@ def find_parts(root: Path) -> list[PartFiles]:
             expected="a folder train_allmetadata_json with the training metadata (and test_allmetadata_json, if any)",
             fix="choose the folder that holds train_allmetadata_json: make dataset ROOT=<folder>",
         )
-    return [_find_part(root, split) for split in SPLITS if metadata_folder(root, split).is_dir()]
+    return [_find_split(root, split) for split in SPLITS if metadata_folder(root, split).is_dir()]
 
 
-def _find_part(root: Path, split: str) -> PartFiles:
+def _find_split(root: Path, split: str) -> SplitFiles:
     folder = metadata_folder(root, split)
     accepted = {role: tuple(name.format(split=split) for name in names) for role, names in FILE_NAMES.items()}
     if split == "train":
@@ -69,7 +69,7 @@ def _find_part(root: Path, split: str) -> PartFiles:
     for role, names in accepted.items():
         found = next((folder / name for name in names if (folder / name).is_file()), None)
         if found is None:
-            hint = "" if split == "train" else f"; a data set without a test part has no folder {folder.name}"
+            hint = "" if split == "train" else f"; a data set without a test split has no folder {folder.name}"
             raise DataError(
                 f"the file {' or '.join(names)} is missing: found {_listing(folder)}",
                 file=folder,
@@ -79,12 +79,12 @@ def _find_part(root: Path, split: str) -> PartFiles:
         files[role] = found
     read = {path.name for path in files.values()}
     unread = tuple(sorted(entry.name for entry in folder.iterdir() if entry.name not in read))
-    return PartFiles(split, folder, files, unread)
+    return SplitFiles(split, folder, files, unread)
 
 
 def _listing(folder: Path) -> str:
     if not folder.is_dir():
         return "no such folder"
     names = sorted(entry.name for entry in folder.iterdir())
-    shown = ", ".join(names[:_SHOWN]) or "an empty folder"
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    shown = ", ".join(names[:MAX_NAMES]) or "an empty folder"
+    return shown + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

@@ -1,9 +1,8 @@
-"""A folder of pictures to tar shards beside copies of the metadata: tens of thousands of files slow DVC down."""
+"""Packs a folder of images into tar shards and copies the metadata: tens of thousands of files slow DVC down."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 import tarfile
@@ -14,26 +13,26 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from popularity.core.atomic import atomic_directory, atomic_path, fingerprint, write_json
+from popularity.core.atomic import atomic_directory, atomic_path, fingerprint, read_json, write_json
 from popularity.core.errors import DataError
-from popularity.dataset.layout import PartFiles
+from popularity.dataset.layout import SplitFiles
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE  # what closes an archive, at most
+_END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE  # the largest end of an archive
 
 
 def has_shards(root: Path, split: str) -> bool:
     return any(root.glob(f"{split}_images*.tar"))
 
 
-def pack(root: Path, parts: Sequence[PartFiles], posts: pl.DataFrame, target: Path, shard_bytes: int) -> None:
-    """Writes `target`: the metadata that is read, tar shards of the pictures in file order, and manifest.json.
+def pack(root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, target: Path, shard_bytes: int) -> None:
+    """Writes the metadata files that are read, tar shards of the images in file order, and manifest.json into `target`.
 
-    A shard holds at most `shard_bytes` unless one picture alone is larger. The same folder gives the same
-    bytes. Shards that the manifest lists, made from the same pictures and intact, are kept: a killed run goes
-    on where it stopped. `root` is only read.
+    A shard holds at most `shard_bytes`, unless a single image is larger. The same folder gives the same bytes. A shard
+    that the manifest lists is kept if it is intact and was made from the same images, so a killed run goes on where it
+    stopped. Nothing is written into `root`.
 
     Raises:
         DataError: `target` holds another data set or lies inside `root`.
@@ -46,17 +45,17 @@ def pack(root: Path, parts: Sequence[PartFiles], posts: pl.DataFrame, target: Pa
     target.mkdir(parents=True, exist_ok=True)
     for stale in target.glob(".*.partial"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    for part in parts:
-        with atomic_directory(target / part.folder.name) as folder:
-            for file in part.files.values():
+    for source in splits:
+        with atomic_directory(target / source.folder.name) as folder:
+            for file in source.files.values():
                 shutil.copyfile(file, folder / file.name)
     plans = {
-        f"{part.split}_images_{number:04d}.tar": members
-        for part in parts
-        for number, members in enumerate(_plan(root, posts.filter(split=part.split), shard_bytes))
+        f"{source.split}_images_{number:04d}.tar": members
+        for source in splits
+        for number, members in enumerate(_plan(root, posts.filter(split=source.split), shard_bytes))
     }
     finished = {entry["shard"]: entry for entry in manifest["shards"] if entry["shard"] in plans}
-    with tqdm(total=sum(map(len, plans.values())), desc="pack", unit="picture") as progress:
+    with tqdm(total=sum(map(len, plans.values())), desc="pack", unit="image") as progress:
         for name, members in plans.items():
             made_from = fingerprint(members)
             if name in finished and finished[name]["made_from"] == made_from and _is_intact(target, finished[name]):
@@ -75,7 +74,7 @@ def pack(root: Path, parts: Sequence[PartFiles], posts: pl.DataFrame, target: Pa
     for shard in target.glob("*_images*.tar"):
         if shard.name not in plans:
             shard.unlink()  # of an earlier state of the folder
-    log.info("%s: %d pictures in %d shards", target, sum(map(len, plans.values())), len(plans))
+    log.info("%s: %d images in %d shards", target, sum(map(len, plans.values())), len(plans))
 
 
 def _manifest_of(target: Path, root: Path) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def _manifest_of(target: Path, root: Path) -> dict[str, Any]:
     path = target / MANIFEST
     if not path.is_file():
         return {"source": str(root), "shards": []}
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = read_json(path)
     if manifest["source"] != str(root):
         raise DataError(
             f"holds the data set packed from {manifest['source']}",
@@ -98,14 +97,14 @@ Member = tuple[str, int, int]  # path below the root, bytes, time of last change
 
 
 def _plan(root: Path, posts: pl.DataFrame, shard_bytes: int) -> Iterator[list[Member]]:
-    """The pictures that exist, in file order, cut into shards of at most `shard_bytes`."""
+    """The images that exist, in file order, divided into shards of at most `shard_bytes`."""
     members: list[Member] = []
     size = _END
     for path in posts.sort("source_index")["image_path"]:
         try:
             status = (root / path).stat()
         except OSError:
-            continue  # index_images counts the missing pictures
+            continue  # index_images counts the missing images
         blocks = -(-status.st_size // tarfile.BLOCKSIZE)
         cost = len(_member(path, status.st_size).tobuf(tarfile.GNU_FORMAT)) + blocks * tarfile.BLOCKSIZE
         if members and size + cost > shard_bytes:
@@ -126,7 +125,7 @@ def _write_shard(root: Path, shard: Path, members: list[Member], progress: tqdm[
 
 
 def _member(path: str, size: int) -> tarfile.TarInfo:
-    """A member with no owner and no time, so that the same pictures give the same shard."""
+    """A member with no owner and no time, so that the same images give the same shard."""
     member = tarfile.TarInfo(path)
     member.size = size
     return member

@@ -1,4 +1,4 @@
-"""Columns of text to columns of their declared type; what cannot be used is set aside, counted and named."""
+"""Turns columns of text into columns of their declared type; unusable values are kept apart, counted and named."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import polars as pl
 
 from popularity.core.contracts import QUARANTINE
 
-MISSING = ("", "None")  # beside null; the second is what the publishers' tools write
+MISSING = ("", "None")  # and null; the publishers' tools write the second
 SET_TO_NULL = "set to null"
-VALUE_SHOWN = 80  # characters of a bad value kept for the report
+VALUE_SHOWN = 80  # characters of a bad value kept for the summary
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 _INLINE_TAGS = "a|abbr|b|big|code|em|font|i|q|s|small|span|strike|strong|sub|sup|tt|u"
-_LONGEST_OFFSET = 14 * 60  # minutes: UTC+14 is the farthest zone
+MAX_OFFSET = 14 * 60  # minutes: no time zone is farther than UTC+14
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Quarantine:
     frames: list[pl.DataFrame] = field(default_factory=list)
 
     def add(self, rows: Rows, name: str, texts: pl.Series, bad: pl.Series, reason: str, action: str) -> None:
-        """Notes the values of `texts` where `bad` is true."""
+        """Adds a row for each value of `texts` where `bad` is true."""
         if not bad.any():
             return
         listed = pl.DataFrame({"row": rows.start + bad.arg_true().cast(pl.Int64)}).with_columns(
@@ -49,7 +49,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a run of values comes from: file name, row of the first, and the post of each."""
+    """Source of a slice of values: file name, row of the first value, and the pid of each."""
 
     file: str
     start: int
@@ -57,8 +57,29 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class _Bounds:
+    """The values that are accepted, both ends included.
+
+    Args:
+        kind: of the value, for messages: "a number".
+        low: least accepted value.
+        high: greatest accepted value.
+        shown: both ends for messages, if they are to read otherwise.
+    """
+
+    kind: str
+    low: float
+    high: float
+    shown: tuple[Any, Any] | None = None
+
+    def __str__(self) -> str:
+        low, high = self.shown or (self.low, self.high)
+        return f"{low} to {high}"
+
+
+@dataclass(frozen=True)
 class Parser:
-    """Turns columns of text from one run of rows into typed columns, noting what it cannot use."""
+    """Turns columns of text from one slice of rows into typed columns; unusable values go to `quarantine`."""
 
     rows: Rows
     quarantine: Quarantine
@@ -79,13 +100,11 @@ class Parser:
 
     def number(self, name: str, texts: pl.Series, low: float, high: float) -> pl.Series:
         """Float64 within [low, high], else null."""
-        values = _numbers(texts)
-        return self._limited(name, texts, values, values.is_between(low, high), "a number", (low, high))
+        return self._limited(name, texts, _numbers(texts), _Bounds("a number", low, high))
 
     def integer(self, name: str, texts: pl.Series, low: int, high: int, action: str = SET_TO_NULL) -> pl.Series:
-        """Int64 within [low, high], else null; `action` says what the caller makes of the null."""
-        values = integers(texts)
-        return self._limited(name, texts, values, values.is_between(low, high), "an integer", (low, high), action)
+        """Int64 within [low, high], else null; `action` says what the caller puts in place of the null."""
+        return self._limited(name, texts, integers(texts), _Bounds("an integer", low, high), action)
 
     def flag(self, name: str, texts: pl.Series) -> pl.Series:
         """Boolean from 0, 1, true or false, else null."""
@@ -98,11 +117,9 @@ class Parser:
         seconds = integers(texts)
         written = _present(texts).str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False).dt.epoch("s")
         seconds = seconds.fill_null(written) if seconds.null_count() else seconds
-        low, high = int(earliest.timestamp()), int(latest.timestamp())
-        kept = self._limited(
-            name, texts, seconds, seconds.is_between(low, high), "a time", (earliest.year, latest.year)
-        )
-        return from_seconds(kept)
+        years = (earliest.year, latest.year)
+        bounds = _Bounds("a time", int(earliest.timestamp()), int(latest.timestamp()), years)
+        return from_seconds(self._limited(name, texts, seconds, bounds))
 
     def offset(self, name: str, texts: pl.Series) -> pl.Series:
         """Int32 minutes east of UTC from "-08:00", minutes or (where too large for these) seconds, else null."""
@@ -113,14 +130,13 @@ class Parser:
         values = pl.select(
             pl.when(clock.is_not_null())
             .then(clock)
-            .when(counted.abs() <= _LONGEST_OFFSET)
+            .when(counted.abs() <= MAX_OFFSET)
             .then(counted)
             .when(counted % 60 == 0)
             .then(counted // 60)
         ).to_series()
-        usable = values.abs() <= _LONGEST_OFFSET
-        limits = (-_LONGEST_OFFSET, _LONGEST_OFFSET)
-        return self._limited(name, texts, values, usable, "an offset in minutes", limits).cast(pl.Int32)
+        bounds = _Bounds("an offset in minutes", -MAX_OFFSET, MAX_OFFSET)
+        return self._limited(name, texts, values, bounds).cast(pl.Int32)
 
     def vector(self, name: str, texts: pl.Series, length: int) -> pl.Series:
         """List(Float32) of `length` finite numbers separated by commas, else null."""
@@ -131,19 +147,12 @@ class Parser:
         return self._known(name, texts, values, f"not {length} finite numbers separated by commas")
 
     def _limited(
-        self,
-        name: str,
-        texts: pl.Series,
-        values: pl.Series,
-        usable: pl.Series,
-        kind: str,
-        limits: tuple[Any, Any],
-        action: str = SET_TO_NULL,
+        self, name: str, texts: pl.Series, values: pl.Series, bounds: _Bounds, action: str = SET_TO_NULL
     ) -> pl.Series:
-        """`values` where `usable`; a value that is no `kind` and one beyond `limits` are noted as such."""
-        self._known(name, texts, values, f"not {kind}", action)
-        beyond = values.is_not_null() & ~usable.fill_null(False)
-        self.quarantine.add(self.rows, name, texts, beyond, f"outside {limits[0]} to {limits[1]}", action)
+        """`values` within `bounds`, else null; values of another kind and values outside go to `quarantine`."""
+        self._known(name, texts, values, f"not {bounds.kind}", action)
+        beyond = values.is_not_null() & ~values.is_between(bounds.low, bounds.high).fill_null(False)
+        self.quarantine.add(self.rows, name, texts, beyond, f"outside {bounds}", action)
         return values.set(beyond, None)
 
     def _known(
@@ -155,7 +164,7 @@ class Parser:
 
 
 def integers(texts: pl.Series) -> pl.Series:
-    """Int64 where the text is an integer ("2.0" is one, as numbers in a column with gaps are written), else null."""
+    """Int64 where the text is an integer, else null; "2.0" is one: numbers in a column with gaps are written so."""
     present = _present(texts)
     values = present.cast(pl.Int64, strict=False)
     if values.null_count() == present.null_count():
@@ -179,7 +188,7 @@ def strip_html(texts: pl.Series) -> pl.Series:
     )
     coded = plain.str.contains("&", literal=True).fill_null(False)
     if coded.any():
-        # Users repeat in the table, and so do their descriptions: each is decoded once.
+        # A user's description is in each of his rows: it is decoded once.
         decoded = {text: html.unescape(text) for text in plain.filter(coded).unique()}
         plain = plain.replace(list(decoded), list(decoded.values()))
     return _blank_to_null(plain.str.replace_all(r"\s+", " ").str.strip_chars())

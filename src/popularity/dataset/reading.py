@@ -17,8 +17,8 @@ import polars as pl
 
 from popularity.core.errors import DataError
 
-CHUNK_BYTES = 1 << 20  # read at a time; larger blocks of memory are slower to come by than to fill
-FRAME_ROWS = 8192  # turned into columns at a time
+CHUNK_BYTES = 1 << 20  # read at a time; larger blocks of memory take longer to allocate than to fill
+FRAME_ROWS = 8192  # rows that become columns at a time
 BOM = b"\xef\xbb\xbf"
 
 # Escapes of a JSON string from left to right; group 1 is a surrogate without its partner.
@@ -27,7 +27,7 @@ _ESCAPES = re.compile(
 )
 _COMMA = re.compile(rb"\s*,")
 _NOT_A_NUMBER = re.compile(r"-?(NaN|Infinity)")
-_CUTS_TRIED = 8
+MAX_ENDS_TRIED = 8
 
 
 class JsonTable:
@@ -38,7 +38,7 @@ class JsonTable:
         fields: field to the names it may have in the file.
         required: fields that the file must have.
 
-    After `frames` has been read to its end: `layout`, `rows`, `absent` (fields that no row has) and
+    Read `frames` to its end first; then these are set: `layout`, `rows`, `absent` (fields that no row has) and
     `unknown` (names in the file that are no field).
     """
 
@@ -114,7 +114,7 @@ class JsonTable:
         content = _decode(self.path.read_bytes().removeprefix(BOM), self.path)
         self._names = set(content)
         expected = 'columns {"0": value, "1": value, ...} with the same row numbers in each'
-        numbers: list[str] | None = None
+        row_keys: list[str] | None = None
         columns: dict[str, pl.Series] = {}
         wanted = {name: field for field, accepted in self.fields.items() for name in reversed(accepted)}
         for name in list(content):
@@ -122,18 +122,18 @@ class JsonTable:
             if not isinstance(values, dict):
                 raise DataError(f"column {name!r} is {_shortened(values)}", file=self.path, expected=expected)
             keys = list(values)
-            if numbers is None:
-                self.rows, numbers = len(keys), [str(row) for row in range(len(keys))]
-            if keys != numbers:
-                if len(keys) != len(numbers) or set(keys) != set(numbers):
-                    odd = next(iter(sorted(set(keys) ^ set(numbers), key=lambda key: (len(key), key))))
+            if row_keys is None:
+                self.rows, row_keys = len(keys), [str(row) for row in range(len(keys))]
+            if keys != row_keys:
+                if len(keys) != len(row_keys) or set(keys) != set(row_keys):
+                    odd = next(iter(sorted(set(keys) ^ set(row_keys), key=lambda key: (len(key), key))))
                     raise DataError(
                         f"column {name!r} has {len(keys)} rows, and row {odd!r} is not in all columns",
                         file=self.path,
                         row=odd,
                         expected=expected,
                     )
-                values = {key: values[key] for key in numbers}
+                values = {key: values[key] for key in row_keys}
             if name in wanted and wanted[name] not in columns:
                 columns[wanted[name]] = _texts(wanted[name], list(values.values()))
         empty = pl.Series([None] * self.rows, dtype=pl.String)
@@ -158,8 +158,8 @@ def read_lines(path: Path) -> pl.Series:
 def _iterate_records(path: Path, chunk_bytes: int) -> Iterator[list[Any]]:
     """The records of a JSON list, a chunk of the file at a time.
 
-    A cut between two records is only taken when all before it is valid JSON; a cut inside a string or a nested
-    value never is, so that every file gives what parsing it as a whole would give.
+    The content is divided between two records only where all before is valid JSON. That is never so inside a string or
+    a nested value: every file gives the records that parsing it as a whole would give.
     """
     opening, pending, done = b"", b"", 0
     with path.open("rb") as stream:
@@ -167,7 +167,7 @@ def _iterate_records(path: Path, chunk_bytes: int) -> Iterator[list[Any]]:
             stream.seek(0)
         while len(chunk := stream.read(chunk_bytes)) == chunk_bytes:
             pending += chunk
-            for end, following in itertools.islice(_record_ends(pending), _CUTS_TRIED):
+            for end, following in itertools.islice(_record_ends(pending), MAX_ENDS_TRIED):
                 try:
                     records = _loads(opening + pending[:end] + b"]")
                 except orjson.JSONDecodeError:
@@ -181,7 +181,7 @@ def _iterate_records(path: Path, chunk_bytes: int) -> Iterator[list[Any]]:
     except orjson.JSONDecodeError:
         records = None
     if records is None or (done and not records):  # the latter: a comma before the closing bracket
-        # Only the whole file tells line and column.
+        # Line and column are known only in the whole file.
         records = _decode(path.read_bytes().removeprefix(BOM), path)[done:]
     if not isinstance(records, list):
         expected = "a list of records, or columns {column: {row: value}}"
@@ -237,10 +237,10 @@ def _decode(content: bytes, path: Path) -> Any:
 
 
 def _record_at(before: bytes) -> int | None:
-    """The index of the list record that starts or continues at the end of `before`, if that can be told."""
+    """The index of the list record that starts or continues at the end of `before`; None if the file is no list."""
     if not before.lstrip().startswith(b"["):
         return None
-    for end, _ in itertools.islice(_record_ends(before), _CUTS_TRIED):
+    for end, _ in itertools.islice(_record_ends(before), MAX_ENDS_TRIED):
         try:
             return len(_loads(before[:end] + b"]"))
         except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""The report of an ingested data set: what was read, how much, and what could not be used."""
+"""The summary of a data set: the files that were read, counts, and the values that could not be used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import polars as pl
 
 from popularity.core.arrays import rounded
 from popularity.core.contracts import LEVELS, POSTS
-from popularity.dataset.layout import PartFiles
+from popularity.dataset.layout import SplitFiles
 
 DIGITS = 6
 
 
 @dataclass
 class Notes:
-    """What the report says beside the tables; filled while the files are read."""
+    """Entries of the summary that the tables do not hold; filled while the files are read."""
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     empty_class_names: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LEVELS, 0))
@@ -26,18 +26,19 @@ class Notes:
 
 
 def summarise(
-    root: Path, parts: Sequence[PartFiles], posts: pl.DataFrame, quarantine: pl.DataFrame, notes: Notes
+    root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, quarantine: pl.DataFrame, notes: Notes
 ) -> dict[str, Any]:
-    """Counts, spans and shares of a data set, as JSON-ready values.
+    """Counts, time spans and shares of a data set, as values for JSON.
 
-    Per part: posts, users, classes per level, time span, share of missing values (null or empty) per column;
-    label statistics of the training part; what of the test part is unseen in training; quarantine by reason.
+    For each split: posts, users, classes per level, time span, share of missing values (null or empty) per column;
+    label statistics of the training split; users and classes of the test split that training lacks; quarantined values
+    by reason.
     """
-    frames = {part.split: posts.filter(split=part.split) for part in parts}
+    frames = {source.split: posts.filter(split=source.split) for source in splits}
     labels = frames["train"]["label"]
-    report: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "root": str(root),
-        "parts": {split: _part(frame) for split, frame in frames.items()},
+        "parts": {split: _counts_of(frame) for split, frame in frames.items()},
         "posts": len(posts),
         "users": posts["uid"].n_unique(),
         "users_with_differing_vectors": notes.users_with_differing_vectors,
@@ -52,18 +53,18 @@ def summarise(
             "values": len(quarantine),
             "by_reason": _counts(quarantine, "field", "reason", "action"),
         },
-        "files": {str(Path(name).relative_to(root)): about for name, about in notes.files.items()},
-        "files_not_read": {part.folder.name: list(part.unread) for part in parts},
+        "files": {str(Path(name).relative_to(root)): entry for name, entry in notes.files.items()},
+        "files_not_read": {source.folder.name: list(source.unread) for source in splits},
     }
     if "test" in frames:
-        report["test_part"] = "present"
-        report["unseen_in_training"] = _unseen(frames["train"], frames["test"])
+        summary["test_part"] = "present"
+        summary["unseen_in_training"] = _unseen(frames["train"], frames["test"])
     else:
-        report["test_part"] = "absent: no submission can be made"
-    return report
+        summary["test_part"] = "absent: no submission can be made"
+    return summary
 
 
-def _part(frame: pl.DataFrame) -> dict[str, Any]:
+def _counts_of(frame: pl.DataFrame) -> dict[str, Any]:
     texts = [name for name, column in POSTS.columns.items() if column.dtype == pl.String]
     shares = frame.select(
         (pl.col(name).is_null() | (pl.col(name) == "") if name in texts else pl.col(name).is_null()).mean()
@@ -80,7 +81,7 @@ def _part(frame: pl.DataFrame) -> dict[str, Any]:
 
 
 def _unseen(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:
-    """Users and classes of the test part that training does not have, as shares of posts and as counts."""
+    """Users and classes of the test split that training lacks: their share of posts and their numbers."""
     known = test["uid"].is_in(train["uid"].unique().implode())
     return {
         "share_of_test_posts_by_unseen_users": rounded((~known).mean(), DIGITS),

@@ -1,4 +1,4 @@
-"""The user file: columns that describe the author at each post, and the published vectors once a user."""
+"""The user file: columns that describe the author of each post, and the published vectors of each user."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ USER_FIELDS: Mapping[str, tuple[str, ...]] = {
     "location_description": ("location_description",),
 }
 
-EARLIEST_SCENE = datetime(1800, 1, 1, tzinfo=UTC)  # the camera clock of a scan may say when the scene was taken
-MOST_PHOTOS = 10**9
+EARLIEST_SCENE = datetime(1800, 1, 1, tzinfo=UTC)  # the camera's date of a scan may be that of the scene
+MAX_PHOTOS = 10**9
 
-# Column of USERS: field of the user file, numbers in the vector.
+# Column of USERS -> field of the user file, length of the vector.
 _VECTORS = {"description_vector": ("user_description", 399), "location_vector": ("location_description", 400)}
-_FEWEST_NUMBERS = 100  # a text with as many commas between numbers is a vector
-_ROWS_JUDGED = 1000
+MIN_COMMAS = 100  # after numbers; a text with as many is a vector
+MAX_ROWS = 1000
 
 
 def holds_vectors(rows: pl.DataFrame) -> bool:
-    """Whether these rows of a user file are of form A: most descriptions are long lists of numbers."""
+    """True if these rows of a user file are of form A: most descriptions are long lists of numbers."""
     for source, _ in _VECTORS.values():
-        written = rows[source].filter((rows[source].str.len_bytes() > 0).fill_null(False)).head(_ROWS_JUDGED)
-        if len(written) and (written.str.count_matches(r"[0-9]\s*,") >= _FEWEST_NUMBERS).sum() * 2 > len(written):
+        written = rows[source].filter((rows[source].str.len_bytes() > 0).fill_null(False)).head(MAX_ROWS)
+        if len(written) and (written.str.count_matches(r"[0-9]\s*,") >= MIN_COMMAS).sum() * 2 > len(written):
             return True
     return False
 
@@ -41,7 +41,7 @@ def user_columns(rows: pl.DataFrame, parser: Parser, vectors: bool) -> pl.DataFr
     nothing = pl.Series([None] * len(rows), dtype=pl.String)
     return pl.DataFrame(
         {
-            "photo_count": parser.integer("photo_count", rows["photo_count"], 0, MOST_PHOTOS),
+            "photo_count": parser.integer("photo_count", rows["photo_count"], 0, MAX_PHOTOS),
             "is_pro": parser.flag("ispro", rows["ispro"]),
             "can_buy_pro": parser.flag("canbuypro", rows["canbuypro"]),
             "first_photo_at": parser.moment("photo_firstdate", rows["photo_firstdate"], EARLIEST, LATEST),
@@ -67,7 +67,7 @@ class UserVectors:
         self._seen = pl.Series(dtype=pl.String)
 
     def add(self, uids: pl.Series, rows: pl.DataFrame, parser: Parser, vectors: bool) -> None:
-        """Takes up the users of some rows of a user file."""
+        """Adds the users of some rows of a user file."""
         first = uids.is_first_distinct() & ~uids.is_in(self._seen.implode())
         columns = {"uid": uids.filter(first)}
         for name, (source, length) in _VECTORS.items():
@@ -82,7 +82,7 @@ class UserVectors:
         self._seen = pl.concat([self._seen, columns["uid"]])
 
     def table(self) -> tuple[pl.DataFrame, int]:
-        """The users in the form of the contract USERS, and how many had other vectors in a later row."""
+        """The users in the form of the contract USERS, and the number of users with other vectors in a later row."""
         users = pl.concat(self._users).sort(USERS.key)
         if not self._prints:
             return users, 0

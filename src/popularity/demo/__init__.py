@@ -1,4 +1,4 @@
-"""A generator of small data sets in the official layout whose truth is known."""
+"""Generates small data sets in the official layout, with known truth."""
 
 from popularity.demo.generator import generate
 from popularity.demo.params import DemoParams

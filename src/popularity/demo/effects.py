@@ -1,53 +1,53 @@
-"""Labels from a known sum of effects."""
+"""Labels as a known sum of effects."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from popularity.demo.posts import SubcategoryPlace
-from popularity.demo.users import DAY, SPAN, START, Floats, Users
+from popularity.core.arrays import Float64Array, Int64Array
+from popularity.demo.posts import DemoClass
+from popularity.demo.users import DAY, SPAN, START, Users
 
 BASE = 6.4  # mean label of the training part, as in SMPD
 NOISE = 1.25  # standard deviation
 # Standard deviation of each effect over the posts, in units of the label (doublings of views).
 SPREADS = {
-    "user_profile": 0.8,  # told by photo count, pro status and age of the account
-    "user_own": 1.15,  # told by the user's other posts only
+    "user_profile": 0.8,  # follows from photo count, pro status and age of the account
+    "user_own": 1.15,  # visible in the user's other posts alone
     "category": 0.5,
     "subcategory": 0.4,
     "concept": 0.25,
     "image_quality": 1.05,
     "words": 0.8,
     "tag_count": 0.4,
-    "agreement": 0.55,  # of text and picture
+    "agreement": 0.55,  # of text and image
     "hour": 0.3,
 }
 EFFECTS = ("base", *SPREADS, "trend")
 
 
 def add_up(
-    posts: pl.DataFrame, users: Users, classes: list[SubcategoryPlace], trend: float, rng: np.random.Generator
+    posts: pl.DataFrame, users: Users, classes: list[DemoClass], trend: float, rng: np.random.Generator
 ) -> pl.DataFrame:
-    """pid, split, the effects, noise, expected (their sum without the noise), views and label; rows as in `posts`.
+    """Columns pid, split, the effects, noise, expected (the sum of the effects), views and label; rows as in `posts`.
 
     views = 2 ** (expected + noise) - 1, rounded, at least 1; label = log2(views + 1), to 2 decimals.
     """
     user = posts["user"].to_numpy()
     age = (START - users.first_photo_at) / (365 * DAY)  # years
     profile = 0.5 * np.log(users.photo_count) + 0.8 * users.is_pro + 0.1 * age
-    place, concept = posts["place"].to_numpy(), posts["concept"].to_numpy()
-    names = [place.category.name for place in classes]
-    category = np.array([names.index(name) for name in names])[place]
+    class_index, concept = posts["class_index"].to_numpy(), posts["concept"].to_numpy()
+    names = [used.category.name for used in classes]
+    category = np.array([names.index(name) for name in names])[class_index]
     agreement = posts["agreement"].to_numpy()
     hour = posts["local_hour"].to_numpy()
-    raw: dict[str, Floats] = {
+    raw: dict[str, Float64Array] = {
         "user_profile": profile[user],
         "user_own": users.renown[user],
         "category": rng.standard_normal(len(classes))[category],
-        "subcategory": rng.standard_normal(len(classes))[place],
-        "concept": rng.standard_normal((len(classes), 8))[place, concept],
+        "subcategory": rng.standard_normal(len(classes))[class_index],
+        "concept": rng.standard_normal((len(classes), 8))[class_index, concept],
         "image_quality": posts["quality"].to_numpy(),
         "words": posts["mood"].to_numpy(),
         "tag_count": np.log2(1.0 + posts["tag_count"].to_numpy()),
@@ -70,12 +70,12 @@ def add_up(
     )
 
 
-def views_of(level: Floats) -> npt.NDArray[np.int64]:
-    """The whole number of views, at least 1, whose label is nearest to `level`."""
-    return np.maximum(np.round(np.exp2(level) - 1.0), 1.0).astype(np.int64)
+def views_of(expected_label: Float64Array) -> Int64Array:
+    """The whole number of views, at least 1, whose label is nearest to `expected_label`."""
+    return np.maximum(np.round(np.exp2(expected_label) - 1.0), 1.0).astype(np.int64)
 
 
-def label_of(views: npt.NDArray[np.int64]) -> Floats:
+def label_of(views: Int64Array) -> Float64Array:
     """log2(views + 1), rounded to 2 decimals as published."""
-    labels: Floats = np.round(np.log2(views + 1.0), 2)
+    labels: Float64Array = np.round(np.log2(views + 1.0), 2)
     return labels

@@ -20,38 +20,38 @@ from popularity.core.contracts import SPLITS
 from popularity.core.errors import DataError
 from popularity.demo.effects import EFFECTS, add_up
 from popularity.demo.images import draw
-from popularity.demo.layout import picture_names, profiles_of, write_labels, write_metadata, write_pictures
+from popularity.demo.layout import image_names, profiles_of, write_images, write_labels, write_metadata
 from popularity.demo.params import DemoParams
-from popularity.demo.posts import SubcategoryPlace, choose_classes, draw_posts
+from popularity.demo.posts import DemoClass, choose_classes, draw_posts
 from popularity.demo.users import draw_users
 
 logger = logging.getLogger(__name__)
 
 
 def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = None) -> None:
-    """Writes an SMPD look-alike in the official layout into `root`, and what is true about it into `truth`.
+    """Writes a data set like SMPD in the official layout into `root`, and its truth into `truth`.
 
     `truth` gets effects.parquet (pid, split, every effect, noise, expected, label), latents.parquet (pid, quality,
-    agreement, mood, views), test_labels.parquet (pid, label) and truth.json (best reachable SRC and MAE). They are for
-    tests and benchmarks alone. The same parameters give the same bytes.
+    agreement, mood, views), test_labels.parquet (pid, label) and truth.json (best reachable SRC and MAE). Only
+    tests and benchmarks read them. The same parameters give the same bytes.
 
-    Memory: some 2 KB a post, and nothing a picture.
+    Memory: about 2 KB a post; images are written one by one.
 
     Args:
         params: section demo.
         root: of the data set.
         truth: a folder outside of it.
-        drawn: pictures drawn for each part, used in turn; None: each post has its own; 0: there are no shards.
+        drawn: number of images for each split, repeated in turn; None: one for each post; 0: no shards.
 
     Raises:
         DataError: `truth` lies inside `root`, where a reader of the data set could find it.
     """
     if truth.resolve().is_relative_to(root.resolve()):
-        raise DataError("the truth may not lie inside the data set", file=truth, expected=f"a folder outside {root}")
+        raise DataError("the truth must not lie inside the data set", file=truth, expected=f"a folder outside {root}")
     streams = [np.random.default_rng(stream) for stream in np.random.SeedSequence(params.seed).spawn(5)]
-    user_rng, post_rng, effect_rng, profile_rng, picture_rng = streams
+    user_rng, post_rng, effect_rng, profile_rng, image_rng = streams
     classes = choose_classes(params.subcategories)
-    users = draw_users(params, np.array([place.share for place in classes]), user_rng)
+    users = draw_users(params, np.array([used.share for used in classes]), user_rng)
     posts = draw_posts(params, users, classes, post_rng)
     effects = add_up(posts, users, classes, params.trend, effect_rng)
     with tempfile.TemporaryFile() as stream:
@@ -59,27 +59,25 @@ def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = No
         for split in SPLITS:
             folder = root / f"{split}_allmetadata_json"
             folder.mkdir(parents=True, exist_ok=True)
-            part = posts.filter(pl.col("split") == split)
-            write_metadata(folder, split, part, users, classes, profiles)
+            rows = posts.filter(pl.col("split") == split)
+            write_metadata(folder, split, rows, users, classes, profiles)
             if split == "train":
                 write_labels(folder, split, effects.filter(pl.col("split") == split)["label"])
             if drawn == 0:
                 continue
-            names = picture_names(split, part, users)
-            pictures = _pictures(part.head(drawn or len(part)), classes, params.image_size, picture_rng)
+            names = image_names(split, rows, users)
+            images = _images(rows.head(drawn or len(rows)), classes, params.image_size, image_rng)
             if drawn:
-                pictures = itertools.islice(itertools.cycle(pictures), len(part))
-            progress = tqdm(zip(names, pictures, strict=True), total=len(names), desc=f"{split} pictures", unit="post")
-            write_pictures(root / f"{split}_images.tar", progress)
+                images = itertools.islice(itertools.cycle(images), len(rows))
+            progress = tqdm(zip(names, images, strict=True), total=len(names), desc=f"{split} images", unit="post")
+            write_images(root / f"{split}_images.tar", progress)
     _write_truth(truth, params, posts, effects)
 
 
-def _pictures(
-    posts: pl.DataFrame, classes: list[SubcategoryPlace], size: int, rng: np.random.Generator
-) -> Iterator[bytes]:
-    for place, concept, quality in posts.select("place", "concept", "quality").iter_rows():
-        here = classes[place]
-        yield draw(here.category, here.subcategory, concept, quality, size, rng)
+def _images(posts: pl.DataFrame, classes: list[DemoClass], size: int, rng: np.random.Generator) -> Iterator[bytes]:
+    for class_index, concept, quality in posts.select("class_index", "concept", "quality").iter_rows():
+        used = classes[class_index]
+        yield draw(used.category, used.subcategory, concept, quality, size, rng)
 
 
 def _write_truth(truth: Path, params: DemoParams, posts: pl.DataFrame, effects: pl.DataFrame) -> None:
@@ -97,7 +95,7 @@ def _write_truth(truth: Path, params: DemoParams, posts: pl.DataFrame, effects: 
 
 
 def _best(effects: pl.DataFrame) -> dict[str, Any]:
-    """Scores of the noise-free expectation against the label: what no model can beat but by luck."""
+    """Scores of the label without noise against the label: no model can beat them but by luck."""
     expected, label = effects["expected"].to_numpy(), effects["label"].to_numpy()
     return {
         "posts": len(effects),

@@ -1,6 +1,6 @@
-"""Small pictures: hue and texture by category, shape by subcategory, arrangement by concept, and quality.
+"""Small images: hue and texture by category, shape by subcategory, arrangement by concept, and quality.
 
-Quality is plain to see: a poor picture is blurred, badly exposed, flat, pale and noisy.
+Quality is visible: a poor image is blurred, badly exposed, flat, pale and noisy.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from popularity.core.arrays import Float32Array
 from popularity.demo.vocabulary import Category, Subcategory
 
-Plane = npt.NDArray[np.float32]  # (height, width)
-Pixels = npt.NDArray[np.float32]  # (height, width, 3), 0 to 1
+Plane = Float32Array  # (height, width)
+Pixels = Float32Array  # (height, width, 3), 0 to 1
 Point = tuple[float, float]
 
 ASPECTS = (3 / 2, 4 / 3, 1.0, 3 / 4, 2 / 3, 16 / 9)  # width by height
@@ -111,16 +111,16 @@ TEXTURES: Mapping[str, Callable[[Plane, Plane, np.random.Generator], Plane]] = {
 def draw(
     category: Category, subcategory: Subcategory, concept: int, quality: float, size: int, rng: np.random.Generator
 ) -> bytes:
-    """A JPEG picture of a class; its longer side has `size` pixels.
+    """A JPEG image of a class; its longer side has `size` pixels.
 
     Args:
-        concept: its number below `subcategory`; decides how many shapes there are.
+        concept: its index in `subcategory`; decides the number of shapes.
         quality: 0 (poor) to 1 (good).
     """
     aspect = ASPECTS[rng.choice(len(ASPECTS), p=ASPECT_SHARES)]
     width, height = (size, round(size / aspect)) if aspect >= 1 else (round(size * aspect), size)
-    picture = _blur(_scene(category, subcategory, concept, width, height, rng), quality, size, rng)
-    pixels = _expose(np.asarray(picture, dtype=np.float32) / np.float32(255), quality, rng)
+    image = _blur(_scene(category, subcategory, concept, width, height, rng), quality, size, rng)
+    pixels = _expose(np.asarray(image, dtype=np.float32) / np.float32(255), quality, rng)
     result = Image.fromarray((pixels * 255).astype(np.uint8))
     if rng.random() < 0.03:  # some people like black and white
         result = result.convert("L")
@@ -132,7 +132,7 @@ def draw(
 def _scene(
     category: Category, subcategory: Subcategory, concept: int, width: int, height: int, rng: np.random.Generator
 ) -> Image.Image:
-    """The picture before anything went wrong with it."""
+    """The image without any fault."""
     longer = max(width, height)
     y, x = np.meshgrid(
         (np.arange(height, dtype=np.float32) * 2 - height) / longer,
@@ -146,11 +146,11 @@ def _scene(
         np.array(colorsys.hsv_to_rgb(hue % 1, *rest), dtype=np.float32) for rest in ((0.75, 0.3), (0.5, 0.75))
     )
     ground = dark + (light - dark) * texture[..., None]  # (height, width, 3)
-    picture = Image.fromarray((ground * 255).astype(np.uint8))
+    image = Image.fromarray((ground * 255).astype(np.uint8))
     order = category.subcategories.index(subcategory)
     colour = colorsys.hsv_to_rgb((hue + 0.35 + 0.15 * order) % 1, 0.85, 1.0)
     fill = tuple(round(255 * value) for value in colour)
-    pencil = ImageDraw.Draw(picture)
+    pencil = ImageDraw.Draw(image)
     shapes = 1 + 2 * concept
     radius = min(width, height) * (0.36, 0.21, 0.16)[min(concept, 2)] * rng.uniform(0.85, 1.15)
     turn = rng.normal(0, 0.15)
@@ -168,16 +168,16 @@ def _scene(
                 for px, py in polygon
             ]
             pencil.polygon(corners, fill=fill)
-    return picture
+    return image
 
 
 def _fault(quality: float, rng: np.random.Generator) -> float:
-    """How bad one aspect of a picture is, 0 to 1: about 1 - quality."""
+    """Strength of one fault of an image, 0 to 1: about 1 - quality."""
     return float(np.clip(1 - quality + rng.normal(0, 0.1), 0, 1))
 
 
-def _blur(picture: Image.Image, quality: float, size: int, rng: np.random.Generator) -> Image.Image:
-    return picture.filter(ImageFilter.GaussianBlur(0.03 * size * _fault(quality, rng) ** 1.5))
+def _blur(image: Image.Image, quality: float, size: int, rng: np.random.Generator) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(0.03 * size * _fault(quality, rng) ** 1.5))
 
 
 def _expose(pixels: Pixels, quality: float, rng: np.random.Generator) -> Pixels:

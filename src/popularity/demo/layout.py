@@ -1,4 +1,4 @@
-"""Writes users and posts as the files of the official layout."""
+"""Writes users and posts in the files of the official layout."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from popularity.demo.posts import SubcategoryPlace
+from popularity.core.arrays import Float64Array
+from popularity.demo.posts import DemoClass
 from popularity.demo.users import TIMEZONES, Users
 from popularity.demo.vocabulary import CATEGORIES
 
@@ -23,9 +23,9 @@ DESCRIPTION_SIZE, LOCATION_SIZE = 399, 400  # floats, form A of the user file
 
 
 def write_metadata(
-    folder: Path, split: str, posts: pl.DataFrame, users: Users, classes: list[SubcategoryPlace], profiles: Profiles
+    folder: Path, split: str, posts: pl.DataFrame, users: Users, classes: list[DemoClass], profiles: Profiles
 ) -> None:
-    """The row-aligned files of one part, without labels.
+    """Writes the row-aligned files of one split, without labels.
 
     Args:
         profiles: of every user, from `profiles_of`.
@@ -39,11 +39,11 @@ def write_metadata(
         _write_list(folder / f"{split}_{name}.json", (_coded(record) for record in records))
 
     def classes_of(row: dict[str, Any]) -> dict[str, str]:
-        place = classes[row["place"]]
+        used = classes[row["class_index"]]
         return {
-            "Category": place.category.name,
-            "Subcategory": place.subcategory.name,
-            "Concept": place.subcategory.concepts[row["concept"]],
+            "Category": used.category.name,
+            "Subcategory": used.subcategory.name,
+            "Concept": used.subcategory.concepts[row["concept"]],
         }
 
     aligned("category", classes_of)
@@ -69,35 +69,35 @@ def write_metadata(
     if profiles.form == "A":
         _write_list(path, map(profiles.record, posts["user"]))
     else:
-        # Uids and pids of the rows, then the fields of their users: a column after the other.
+        # Uids and pids of the rows, then the fields of their users: column by column.
         columns = {"Uid": ([_coded(uid) for uid in users.uid], posts["user"]), "Pid": (None, posts["pid"])}
         columns |= {name: (values, posts["user"]) for name, values in profiles.columns().items()}
         _write_columns(path, columns)
-    _write_lines(folder / f"{split}_img_filepath.txt", picture_names(split, posts, users))
+    _write_lines(folder / f"{split}_img_filepath.txt", image_names(split, posts, users))
 
 
 def write_labels(folder: Path, split: str, labels: Iterable[float]) -> None:
     _write_lines(folder / f"{split}_label.txt", [f"{label:.2f}" for label in labels])
 
 
-def picture_names(split: str, posts: pl.DataFrame, users: Users) -> list[str]:
+def image_names(split: str, posts: pl.DataFrame, users: Users) -> list[str]:
     """split/Uid/Pid.jpg of every post."""
     return [f"{split}/{users.uid[user]}/{pid}.jpg" for user, pid in posts.select("user", "pid").iter_rows()]
 
 
-def write_pictures(shard: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
-    """A tar file of (member name, content) with headers that depend on nothing else."""
+def write_images(shard: Path, images: Iterable[tuple[str, bytes]]) -> None:
+    """Writes a tar file of (member name, content); its headers depend on nothing else."""
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in pictures:
+        for name, content in images:
             member = tarfile.TarInfo(name)  # time, owner and group are 0
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
 
 
 class Profiles:
-    """What the user file tells about each user, in form A or B; coded as JSON, on disk.
+    """The entries of the user file, in form A or B, as JSON on disk.
 
-    A user's entry is in each of his rows, and form A has 5 KB of it: memory holds where each lies.
+    A user's entry is in each of his rows, and has 5 KB in form A: memory holds its offset alone.
     """
 
     def __init__(self, form: str, stream: BinaryIO) -> None:
@@ -112,15 +112,15 @@ class Profiles:
         return os.pread(self.stream.fileno(), end - start, start).decode()
 
     def columns(self) -> dict[str, list[str]]:
-        """Every field of all users, coded."""
+        """Every field of all users as JSON."""
         records = [json.loads(self.record(user)) for user in range(len(self.ends) - 1)]
         return {name: [_coded(record[name]) for record in records] for name in records[0]}
 
 
 def profiles_of(
-    users: Users, form: str, classes: list[SubcategoryPlace], rng: np.random.Generator, stream: BinaryIO
+    users: Users, form: str, classes: list[DemoClass], rng: np.random.Generator, stream: BinaryIO
 ) -> Profiles:
-    """What the user file tells about each user, in form A or B; `stream`, an open file, holds it."""
+    """The entry of each user in the user file, in form A or B; `stream`, an open file, holds them."""
     categories = [category.name for category in CATEGORIES]
     interests = rng.normal(0, 0.1, (len(categories), DESCRIPTION_SIZE))
     homes = rng.normal(0, 0.1, (len(TIMEZONES), LOCATION_SIZE))
@@ -128,13 +128,13 @@ def profiles_of(
     for user in range(len(users.uid)):
         minutes, zone = TIMEZONES[users.zone[user]][:2]
         offset = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
-        place = classes[users.favourites[user, 0]]
+        used = classes[users.favourites[user, 0]]
         taken = datetime.fromtimestamp(int(users.first_taken_at[user]), UTC).strftime("%Y-%m-%d %H:%M:%S")
         numbers = (users.photo_count[user], users.is_pro[user], users.can_buy_pro[user], users.first_photo_at[user])
         photo_count, is_pro, can_buy_pro, first_photo_at = (int(number) for number in numbers)
         public, described = bool(users.zone_public[user]), bool(users.described[user])
         if form == "A":
-            interest = interests[categories.index(place.category.name)] + rng.normal(0, 0.03, DESCRIPTION_SIZE)
+            interest = interests[categories.index(used.category.name)] + rng.normal(0, 0.03, DESCRIPTION_SIZE)
             home = homes[users.zone[user]] + rng.normal(0, 0.03, LOCATION_SIZE)
             profiles.append(
                 {
@@ -150,8 +150,8 @@ def profiles_of(
                 }
             )
         else:
-            topic = place.subcategory.name.lower()
-            words = ", ".join(place.subcategory.words[:3])
+            topic = used.subcategory.name.lower()
+            words = ", ".join(used.subcategory.words[:3])
             profiles.append(
                 {
                     "photo_count": photo_count,
@@ -168,7 +168,7 @@ def profiles_of(
     return profiles
 
 
-def _floats(values: npt.NDArray[np.float64]) -> str:
+def _floats(values: Float64Array) -> str:
     if values.any():
         return ",".join(["%.3f"] * len(values)) % tuple(values.tolist())
     return ",".join(["0"] * len(values))
@@ -179,7 +179,7 @@ def _coded(value: Any) -> str:
 
 
 def _write_list(path: Path, records: Iterable[str]) -> None:
-    """A JSON list of coded records, as `json.dumps` spaces it."""
+    """Writes a JSON list of records that are JSON already, with the spaces of `json.dumps`."""
     with path.open("w", encoding="utf-8") as stream:
         for row, record in enumerate(records):
             stream.write(f"{', ' if row else '['}{record}")
@@ -187,10 +187,10 @@ def _write_list(path: Path, records: Iterable[str]) -> None:
 
 
 def _write_columns(path: Path, columns: Mapping[str, tuple[list[str] | None, pl.Series]]) -> None:
-    """{column: {"0": value, ...}}. A column is (coded values, which of them each row has) or (None, texts)."""
+    """{column: {"0": value, ...}}. A column is (values as JSON, index of each row's value) or (None, texts)."""
     with path.open("w", encoding="utf-8") as stream:
-        for place, (name, (values, rows)) in enumerate(columns.items()):
-            stream.write(f"{', ' if place else '{'}{_coded(name)}: {{")
+        for index, (name, (values, rows)) in enumerate(columns.items()):
+            stream.write(f"{', ' if index else '{'}{_coded(name)}: {{")
             for row, value in enumerate(rows):
                 coded = _coded(value) if values is None else values[value]
                 stream.write(f'{", " if row else ""}"{row}": {coded}')

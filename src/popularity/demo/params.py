@@ -16,14 +16,14 @@ class DemoParams(Section):
 
     Args:
         seed: of every draw.
-        posts: in both parts together.
+        posts: in both splits together.
         users: at most; at least 3 posts each on average.
-        subcategories: second-level classes, spread over the first-level ones; beyond 33, numbered further ones.
+        subcategories: second-level classes, spread over the first-level ones; more than 33 get numbered names.
         image_size: pixels, longer side.
         test_fraction: the last part of the posts in time.
-        user_file: A = row-aligned list with vectors, B = columns with ids and texts.
-        trend: fall of the label's level over the whole time span; at 2.3 the test part's mean lies about 1 lower, as
-            in SMPD, and at 0 the parts are alike.
+        user_file: A: row-aligned list with vectors; B: columns with ids and texts.
+        trend: fall of the mean label over the whole time span; 2.3 lowers the mean of the test split by about 1, as in
+            SMPD; with 0 the splits are alike.
     """
 
     seed: Annotated[int, Field(ge=0)]

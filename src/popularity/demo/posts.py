@@ -1,4 +1,4 @@
-"""The demo's posts: who, when, what class, how good a picture, which text, where."""
+"""The demo's posts: user, time, class, image quality, text, location."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from popularity.core.arrays import Float64Array
 from popularity.demo.params import DemoParams
 from popularity.demo.texts import compose
-from popularity.demo.users import DAY, SPAN, START, TIMEZONES, Floats, Users
+from popularity.demo.users import DAY, SPAN, START, TIMEZONES, Users
 from popularity.demo.vocabulary import CATEGORIES, Category, Subcategory, widened
 
 BURST_GAP = (40, 600)  # s between the posts of one upload session
@@ -27,7 +28,7 @@ HOUR_RATES = 1.2 + 0.8 * np.cos((HOURS - 20) * np.pi / 12) + 0.3 * np.cos((HOURS
 COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "split": pl.String,
     "user": pl.Int64,
-    "place": pl.Int64,
+    "class_index": pl.Int64,
     "posted_at": pl.Int64,
     "local_hour": pl.Float64,
     "collected_at": pl.Float64,
@@ -48,43 +49,41 @@ Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class SubcategoryPlace:
-    """A subcategory in use, below its category."""
+class DemoClass:
+    """A subcategory that the demo uses, with its category."""
 
     category: Category
     subcategory: Subcategory
     share: float  # of all posts
 
 
-def choose_classes(count: int) -> list[SubcategoryPlace]:
+def choose_classes(count: int) -> list[DemoClass]:
     """`count` subcategories, spread over the categories in turn; shares follow those of SMPD's categories."""
     each = -(-count // len(CATEGORIES))
     rounds = max(each, *(len(category.subcategories) for category in CATEGORIES))
     categories = [widened(category, max(each, len(category.subcategories))) for category in CATEGORIES]
-    places = [
+    pairs = [
         (category, category.subcategories[turn])
         for turn in range(rounds)
         for category in categories
         if turn < len(category.subcategories)
     ][:count]
-    siblings = [sum(category is other for other, _ in places) for category, _ in places]
-    shares = np.array([category.share / n for (category, _), n in zip(places, siblings, strict=True)])
+    siblings = [sum(category is other for other, _ in pairs) for category, _ in pairs]
+    shares = np.array([category.share / n for (category, _), n in zip(pairs, siblings, strict=True)])
     shares /= shares.sum()
-    return [SubcategoryPlace(*place, share) for place, share in zip(places, shares.tolist(), strict=True)]
+    return [DemoClass(*pair, share) for pair, share in zip(pairs, shares.tolist(), strict=True)]
 
 
-def draw_posts(
-    params: DemoParams, users: Users, classes: list[SubcategoryPlace], rng: np.random.Generator
-) -> pl.DataFrame:
-    """All posts in the order of collection, which is nearly that of time.
+def draw_posts(params: DemoParams, users: Users, classes: list[DemoClass], rng: np.random.Generator) -> pl.DataFrame:
+    """All posts in the order of collection, which is nearly the order of time.
 
-    Columns: pid; split; user, place, concept (rows of `users`, `classes`, concepts of the place); posted_at (unix s);
-    local_hour; quality (0-1); title; tags; tag_count; agreement (null without content words); mood; media_type;
-    latitude, longitude (null without a place); geo_accuracy.
+    Columns: pid; split; user, class_index, concept (rows of `users`, `classes`, concepts of the class); posted_at
+    (unix s); local_hour; quality (0-1); title; tags; tag_count; agreement (null without content words); mood;
+    media_type; latitude, longitude (null without a location); geo_accuracy.
     """
     rows = _rows(params, users, classes, rng)
     frames = [pl.DataFrame(chunk, schema=COLUMNS, orient="row") for chunk in _chunks(rows, ROWS)]
-    # The parts were collected one after the other; the pid counts what was collected, with gaps.
+    # The splits were collected one after the other; pids count the collected posts, with gaps.
     posts = pl.concat(frames).sort(pl.col("split") == "test", "collected_at", "posted_at", maintain_order=True)
     numbers = 1000 + np.cumsum(rng.integers(1, 9, len(posts)))
     return posts.drop("collected_at").with_columns(pl.Series("pid", [str(number) for number in numbers]))
@@ -95,16 +94,16 @@ def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _rows(params: DemoParams, users: Users, classes: list[SubcategoryPlace], rng: np.random.Generator) -> Iterator[Row]:
-    """The posts of each user after the other's, in the order of COLUMNS."""
-    cut = START + round(SPAN * (1 - params.test_fraction))
-    shares = _cumulated([place.share for place in classes])
+def _rows(params: DemoParams, users: Users, classes: list[DemoClass], rng: np.random.Generator) -> Iterator[Row]:
+    """The posts, user by user, in the order of COLUMNS."""
+    split_time = START + round(SPAN * (1 - params.test_fraction))
+    shares = _cumulated([used.share for used in classes])
     hours = _cumulated(HOUR_RATES / HOUR_RATES.sum())
     vocabularies = _vocabularies(classes)
     for user in range(len(users.uid)):
         for split, count, phase in (
-            ("train", users.train_posts[user], (START, cut)),
-            ("test", users.test_posts[user], (cut, START + SPAN)),
+            ("train", users.train_posts[user], (START, split_time)),
+            ("test", users.test_posts[user], (split_time, START + SPAN)),
         ):
             stays = split == "train" and users.test_posts[user] > 0
             returns = split == "test" and users.train_posts[user] > 0
@@ -115,18 +114,18 @@ def _rows(params: DemoParams, users: Users, classes: list[SubcategoryPlace], rng
                 burst = min(int(rng.geometric(0.55)), BURST_SIZE, left)
                 left -= burst
                 favourite = rng.random() < 0.7
-                place = int(users.favourites[user, rng.integers(3)]) if favourite else _choice(shares, rng)
+                class_index = int(users.favourites[user, rng.integers(3)]) if favourite else _choice(shares, rng)
                 moment = _moment(window, phase, offset, hours, rng)
                 lag = rng.exponential(5 * DAY)  # between a session and its collection
                 for _ in range(burst):
                     local_hour = (moment + offset) % DAY / 3600
-                    content = _content(users, user, vocabularies[place], rng)
-                    yield split, user, place, moment, local_hour, moment + lag, *content
+                    content = _content(users, user, vocabularies[class_index], rng)
+                    yield split, user, class_index, moment, local_hour, moment + lag, *content
                     moment += int(rng.integers(*BURST_GAP))
 
 
-def _cumulated(shares: Sequence[float] | Floats) -> list[float]:
-    """What `_choice` takes, as numpy's `choice` computes it."""
+def _cumulated(shares: Sequence[float] | Float64Array) -> list[float]:
+    """Cumulated shares for `_choice`, computed as numpy's `choice` does."""
     total = np.asarray(shares, dtype=np.float64).cumsum()
     return (total / total[-1]).tolist()  # type: ignore[no-any-return]
 
@@ -148,7 +147,7 @@ def _window(
 def _moment(
     window: tuple[float, float], phase: tuple[int, int], offset: int, hours: list[float], rng: np.random.Generator
 ) -> int:
-    """The start of a session, unix s: a day of the window, at an hour that people like in local time."""
+    """The start of a session, unix s: a day of the window, at an hour drawn from HOUR_RATES in local time."""
     hour = _choice(hours, rng)
     day = int(rng.uniform(*window)) // DAY * DAY
     moment = day + hour * 3600 + int(rng.integers(3600)) - offset
@@ -170,16 +169,16 @@ class Vocabulary:
     foreign: list[list[str]]
 
 
-def _vocabularies(classes: list[SubcategoryPlace]) -> list[Vocabulary]:
-    words = [[_words(place, concept) for concept in range(len(place.subcategory.concepts))] for place in classes]
+def _vocabularies(classes: list[DemoClass]) -> list[Vocabulary]:
+    words = [[_words(used, concept) for concept in range(len(used.subcategory.concepts))] for used in classes]
     return [
-        Vocabulary(own, [words[at][0] for at, other in enumerate(classes) if other.category is not place.category])
-        for own, place in zip(words, classes, strict=True)
+        Vocabulary(own, [words[index][0] for index, other in enumerate(classes) if other.category is not used.category])
+        for own, used in zip(words, classes, strict=True)
     ]
 
 
 def _content(users: Users, user: int, vocabulary: Vocabulary, rng: np.random.Generator) -> Row:
-    """What its user and its class decide of a post: the columns from `concept` on."""
+    """The columns from `concept` on: they follow from the user and the class of a post."""
     concept = min(int(rng.geometric(0.5)), len(vocabulary.own)) - 1
     other = vocabulary.foreign[rng.integers(len(vocabulary.foreign))]
     text = compose(vocabulary.own[concept], other, _agreement(rng), float(users.tagging[user]), rng)
@@ -197,14 +196,14 @@ def _content(users: Users, user: int, vocabulary: Vocabulary, rng: np.random.Gen
     )
 
 
-def _words(place: SubcategoryPlace, concept: int) -> list[str]:
-    """The words of a class, each as often as it is to be used."""
-    own = place.subcategory
-    return [*place.category.words, *2 * own.words, *4 * (own.name.lower(), own.concepts[concept])]
+def _words(used: DemoClass, concept: int) -> list[str]:
+    """The words of a class, each repeated by its frequency."""
+    own = used.subcategory
+    return [*used.category.words, *2 * own.words, *4 * (own.name.lower(), own.concepts[concept])]
 
 
 def _agreement(rng: np.random.Generator) -> float:
-    """Chance that a word is about the picture: mostly high, sometimes middling, sometimes about nil."""
+    """Probability that a word is about the image: mostly high, sometimes medium, sometimes near 0."""
     kind = rng.random()
     return float(rng.beta(9, 1) if kind < 0.6 else rng.beta(4, 4) if kind < 0.8 else rng.beta(1, 12))
 

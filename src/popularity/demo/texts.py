@@ -1,4 +1,4 @@
-"""Titles and tags: words of the picture's class or of another one, words of mood, words that say nothing."""
+"""Titles and tags: words of the image's class or of another one, words of mood, neutral words."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from popularity.demo.vocabulary import CAMERA_TITLES, MOODS, NEUTRAL_TAGS
 
 TITLE_FORMS = ("{}", "{} {}", "the {} and the {}", "{} at the {}", "{} {} with {}", "my {} {} in {}")
 GOOD_WORDS, BAD_WORDS = ([word for word, weight in MOODS.items() if (weight > 0) == good] for good in (True, False))
-MOOD_COUNTS = (0.35, 0.35 + 0.25, 0.35 + 0.25 + 0.25)  # below which of them a draw gives 0, 1, 2 mood words
+MOOD_COUNTS = (0.35, 0.35 + 0.25, 0.35 + 0.25 + 0.25)  # thresholds: a draw below them gives 0, 1, 2 mood words
 
 
 @dataclass(frozen=True)
 class PostText:
-    """A post's title and tags, and what is true about them.
+    """A post's title and tags, and their truth.
 
     Args:
-        agreement: share of the content words that were taken from the picture's class; None without any.
+        agreement: share of the content words that were taken from the image's class; None without any.
         mood: sum of the weights of the different mood words.
     """
 
@@ -37,9 +37,9 @@ def compose(
     """One post's text.
 
     Args:
-        own: words of the picture's class, the frequent ones repeated.
-        other: words of the class that the rest of the text is about.
-        agreement: chance that a content word is one of `own`.
+        own: words of the image's class, the frequent ones repeated.
+        other: words of another class, for the rest of the text.
+        agreement: probability that a content word is one of `own`.
         tagging: mean number of tags.
     """
     taken: list[bool] = []

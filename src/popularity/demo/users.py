@@ -1,22 +1,19 @@
-"""The demo's users: how active, when, with what profile, and what they like to post."""
+"""The demo's users: activity, profile, and favourite classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from popularity.core.arrays import BoolArray, Float64Array, Int64Array
 from popularity.demo.params import DemoParams
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 START = 1_420_070_400  # 2015-01-01 UTC, unix seconds
 DAY = 86_400
 SPAN = 540 * DAY  # about 18 months, as in SMPD
 FIRST_UPLOAD = 1_076_371_200  # 2004-02-10: no account is older than the site
-UNSEEN_SHARE = 0.64  # of the test posts, by users without a training post; measured in SMPD
+UNSEEN_SHARE = 0.64  # of the test posts, by users without a training post, as in SMPD
 
 # (minutes east of UTC, name, share of users, latitude, longitude of a home in it)
 TIMEZONES = (
@@ -34,39 +31,39 @@ class Users:
 
     Args:
         uid: as published, "70478@N10".
-        train_posts, test_posts: posts in each part.
+        train_posts, test_posts: posts in each split.
         photo_count: photos of the whole account, more than the posts here.
         first_photo_at: unix s of the first upload, before any post here.
         first_taken_at: unix s by the camera's clock; 0 where the camera had none.
         zone: row in TIMEZONES.
-        zone_public, described: whether the profile tells the zone, and has a description.
-        skill: standard normal; raises the quality of the user's pictures.
-        renown: standard normal; what no profile field tells.
+        zone_public, described: True if the profile shows the zone, and has a description.
+        skill: standard normal; raises the quality of the user's images.
+        renown: standard normal; no profile field shows it.
         tagging: mean number of tags; 0 = never tags.
-        geotagging: share of posts with a place.
+        geotagging: share of posts with a location.
         favourites: (n, 3) rows of subcategories.
     """
 
     uid: list[str]
-    train_posts: Integers
-    test_posts: Integers
-    photo_count: Integers
-    first_photo_at: Integers
-    first_taken_at: Integers
-    is_pro: npt.NDArray[np.bool_]
-    can_buy_pro: npt.NDArray[np.bool_]
-    zone: Integers
-    zone_public: npt.NDArray[np.bool_]
-    described: npt.NDArray[np.bool_]
-    skill: Floats
-    renown: Floats
-    tagging: Floats
-    geotagging: Floats
-    favourites: Integers
+    train_posts: Int64Array
+    test_posts: Int64Array
+    photo_count: Int64Array
+    first_photo_at: Int64Array
+    first_taken_at: Int64Array
+    is_pro: BoolArray
+    can_buy_pro: BoolArray
+    zone: Int64Array
+    zone_public: BoolArray
+    described: BoolArray
+    skill: Float64Array
+    renown: Float64Array
+    tagging: Float64Array
+    geotagging: Float64Array
+    favourites: Int64Array
 
 
-def draw_users(params: DemoParams, class_shares: Floats, rng: np.random.Generator) -> Users:
-    """Users whose activity is skewed, and of whom many turn up in the test part only.
+def draw_users(params: DemoParams, class_shares: Float64Array, rng: np.random.Generator) -> Users:
+    """Users with skewed activity, many of them with posts in the test split alone.
 
     Args:
         class_shares: share of each subcategory in all posts; sums to 1.
@@ -100,17 +97,17 @@ def draw_users(params: DemoParams, class_shares: Floats, rng: np.random.Generato
     )
 
 
-def _test_posts(posts: Integers, wanted: int, rng: np.random.Generator) -> Integers:
-    """Posts of each user in the test part: `wanted` in all, UNSEEN_SHARE of them by users with none before."""
+def _test_posts(posts: Int64Array, wanted: int, rng: np.random.Generator) -> Int64Array:
+    """Posts of each user in the test split: `wanted` in all, UNSEEN_SHARE of them by users without training posts."""
     in_test = np.zeros_like(posts)
     order = rng.permutation(len(posts))
     room = round(UNSEEN_SHARE * wanted)
-    for user in order:  # users who join late: everything they post is in the test part
+    for user in order:  # users who join late: all their posts are in the test split
         if posts[user] <= room:
             in_test[user] = posts[user]
             room -= posts[user]
     room = wanted - in_test.sum()
-    for user in order:  # users who stay: a part of what they post
+    for user in order:  # users who stay: some of their posts
         if in_test[user] == 0 and posts[user] > 1:
             in_test[user] = min(max(1, int(posts[user] * rng.uniform(0.15, 0.6))), room)
             room -= in_test[user]

@@ -1,6 +1,6 @@
-"""What the demo's posts are about: classes of three levels with their words, and words of mood.
+"""The subjects of the demo's posts: classes of three taxonomy levels with their words, and words of mood.
 
-The first-level names are the public ones of SMPD. Some names occur under several parents, as there.
+The first-level names are the public ones of SMPD. Some names occur under several parents, as in SMPD.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Subcategory:
-    """A second-level class: its name, the shape its pictures show, its third-level names and its words."""
+    """A second-level class: its name, the shape its images show, its third-level names and its words."""
 
     name: str
     shape: str  # in popularity.demo.images.SHAPES
@@ -21,7 +21,7 @@ class Subcategory:
 
 @dataclass(frozen=True)
 class Category:
-    """A first-level class: its share of posts (percent), pictures' hue (0-1) and texture, words, and subcategories."""
+    """A first-level class: its share of posts (percent), images' hue (0-1) and texture, words, and subcategories."""
 
     name: str
     share: float
@@ -135,9 +135,9 @@ CATEGORIES: tuple[Category, ...] = (
 
 
 def widened(category: Category, count: int) -> Category:
-    """`category` with `count` subcategories: further ones are its own, numbered, with words of their own."""
+    """`category` with `count` subcategories: further ones repeat its own with numbered names and words."""
     own = category.subcategories
-    further = (_numbered(own[place % len(own)], 1 + place // len(own)) for place in range(len(own), count))
+    further = (_numbered(own[index % len(own)], 1 + index // len(own)) for index in range(len(own), count))
     return replace(category, subcategories=(*own, *further))
 
 
@@ -146,7 +146,7 @@ def _numbered(subcategory: Subcategory, number: int) -> Subcategory:
     return Subcategory(f"{subcategory.name}{number}", subcategory.shape, tuple(concepts), tuple(words))
 
 
-# Words that say how much a title or a tag appeals, whatever the class; their weights add up.
+# Words that raise or lower the appeal of a title or a tag in any class; their weights add up.
 MOODS: Mapping[str, float] = {
     "stunning": 1.0, "masterpiece": 1.0, "breathtaking": 1.0, "award-winning": 1.0, "gorgeous": 0.8,
     "beautiful": 0.7, "amazing": 0.7, "magical": 0.6, "perfect": 0.5, "lovely": 0.5,
@@ -154,6 +154,6 @@ MOODS: Mapping[str, float] = {
     "test": -0.9, "untitled": -0.9, "receipt": -1.0, "scan": -0.8, "garbage": -1.0,
 }  # fmt: skip
 
-# Tags and titles that say nothing about the picture.
+# Tags and titles without relation to the image.
 NEUTRAL_TAGS = ("canon", "nikon", "iphone", "flickr", "photo", "2015", "2016", "raw", "50mm", "square")
 CAMERA_TITLES = ("IMG", "DSC", "P", "DSCN")

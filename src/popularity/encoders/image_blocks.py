@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from popularity.core.atomic import atomic_directory, fingerprint
-from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, read_table, write_table
+from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, read_table, write_table
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, write_block
 from popularity.encoders.image import EmbedImageParams, load_image_encoder, picture_transform
@@ -31,8 +31,8 @@ from popularity.encoders.sharding import (
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
-from popularity.images import ImageDecodeError, PictureReader, decode_picture
-from popularity.images.statistics import NAMES, picture_statistics
+from popularity.images import ImageDecodeError, ImageReader, decode_image
+from popularity.images.statistics import NAMES, image_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,13 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
             with atomic_directory(out) as partial:
                 write_block(Block(vectors, encoded["pid"].to_list(), metadata), partial, "pooled")
                 statistics = _statistics(stored.filter("decoded"), read_shards(directory, plan, "statistics"))
-                write_table(statistics, partial / "statistics.parquet", PICTURE_STATISTICS)
+                write_table(statistics, partial / "statistics.parquet", IMAGE_STATISTICS)
                 write_table(_status(table, stored.filter(~pl.col("decoded"))), partial / "status.parquet", IMAGE_STATUS)
         state.wait_for_everyone()
 
 
 def _statistics(decoded: pl.DataFrame, shards: Iterable[npt.NDArray[np.float32]]) -> pl.DataFrame:
-    """Contract PICTURE_STATISTICS of the `decoded` pictures, in the order of the shards."""
+    """Contract IMAGE_STATISTICS of the `decoded` pictures, in the order of the shards."""
     values = np.concatenate([np.zeros((0, len(NAMES)), np.float32), *shards])
     return decoded.select("pid").hstack(pl.DataFrame(values, schema=[f"picture.{name}" for name in NAMES]))
 
@@ -125,7 +125,7 @@ class PictureBatches:
     """Rows of the stored pictures -> PictureBatch; each loader process opens its own files."""
 
     def __init__(self, root: Path, stored: pl.DataFrame, size: int, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.reader, self.transform, self.size = PictureReader(root), transform, size
+        self.reader, self.transform, self.size = ImageReader(root), transform, size
         self.shards = stored["shard"].to_list()
         self.places = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 
@@ -136,9 +136,9 @@ class PictureBatches:
             content = self.reader.read(self.shards[row], offset, length)
             try:
                 # The header that was accepted announced this many pixels: the content may not have more.
-                picture = decode_picture(content, announced)
+                picture = decode_image(content, announced)
                 pixels.append(self.transform(picture))
-                statistics.append(picture_statistics(picture))
+                statistics.append(image_statistics(picture))
                 decoded.append(True)
             except ImageDecodeError as error:
                 logger.debug("%s at %d: %s", self.shards[row], offset, error)

@@ -1,6 +1,6 @@
-"""Paired bootstrap over users: posts of one user are alike, so users are drawn, not posts.
+"""Paired bootstrap over users: posts of one user resemble one another, so users are drawn, not posts.
 
-Every model is scored on the same draws, so the difference of two models is taken draw by draw.
+All models are scored on the same draws, so that the difference of two models is taken draw by draw.
 """
 
 from __future__ import annotations
@@ -8,35 +8,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-from popularity.core.metrics import FloatArray, cut_rows
+from popularity.core.arrays import Float64Array, Int64Array
+from popularity.core.metrics import fold_rows
 
-# Cells of the (posts, draws) weight matrix that are in memory at once: 32 MiB of float64.
-CELLS = 4_194_304
+MAX_CELLS = 4_194_304  # of the (posts, draws) weights in memory at once: 32 MiB of float64
 
 
 class _Ranks:
-    """Average ranks of fixed values when each row occurs w times: one sort serves every draw."""
+    """Average ranks of fixed values whose rows occur several times; sorted once for all draws."""
 
-    def __init__(self, values: FloatArray) -> None:
-        unique, self._place = np.unique(values, return_inverse=True)
-        self._order = np.argsort(self._place, kind="stable")
-        self._starts = np.searchsorted(self._place[self._order], np.arange(len(unique)))
+    def __init__(self, values: Float64Array) -> None:
+        unique, self._rank = np.unique(values, return_inverse=True)
+        self._order = np.argsort(self._rank, kind="stable")
+        self._starts = np.searchsorted(self._rank[self._order], np.arange(len(unique)))
 
-    def centred(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def centred(self, weights: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Ranks minus their mean (n, draws), and their sum of squares (draws,), for weights (n, draws)."""
         tied = np.add.reduceat(weights[self._order], self._starts, axis=0)
         ranks = np.cumsum(tied, axis=0)
         total = ranks[-1].copy()
         ranks -= (tied + total) / 2
-        return ranks[self._place], np.einsum("gd,gd,gd->d", tied, ranks, ranks)
+        return ranks[self._rank], np.einsum("gd,gd,gd->d", tied, ranks, ranks)
 
 
-class _Cut:
-    """The posts of one cut, scored on draws of users."""
+class _Fold:
+    """The posts of one fold, scored on draws of users."""
 
-    def __init__(self, labels: FloatArray, predictions: FloatArray, users: npt.NDArray[np.int64], n_users: int) -> None:
+    def __init__(self, labels: Float64Array, predictions: Float64Array, users: Int64Array, n_users: int) -> None:
         errors = predictions - labels[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = np.where(labels[:, None] == 0, np.nan, np.abs(errors) / np.abs(labels[:, None]))
@@ -46,8 +45,8 @@ class _Cut:
         self._posts = np.bincount(users, minlength=n_users).astype(np.float64)
         self._label_ranks, self._model_ranks = _Ranks(labels), [_Ranks(column) for column in predictions.T]
 
-    def score(self, counts: FloatArray) -> dict[str, FloatArray]:
-        """Metric -> (draws, models), for counts (draws, n_users); NaN for a draw without a post of the cut."""
+    def score(self, counts: Float64Array) -> dict[str, Float64Array]:
+        """Metric -> (draws, models), for counts (draws, n_users); NaN for a draw without a post of the fold."""
         with np.errstate(divide="ignore", invalid="ignore"):
             posts = counts @ self._posts
             scores = {metric: (counts @ sums) / posts[:, None] for metric, sums in self._sums.items()}
@@ -63,15 +62,15 @@ class _Cut:
 
 
 def resample(
-    labels: FloatArray,
-    predictions: FloatArray,
-    users: npt.NDArray[np.int64],
+    labels: Float64Array,
+    predictions: Float64Array,
+    users: Int64Array,
     *,
     resamples: int,
     seed: int,
-    cuts: npt.NDArray[np.int64] | None = None,
-) -> dict[str, FloatArray]:
-    """Scores of every model on every draw: metric -> (resamples, models), NaN where undefined.
+    folds: Int64Array | None = None,
+) -> dict[str, Float64Array]:
+    """Returns the scores of every model on every bootstrap draw: metric -> (resamples, models), NaN where undefined.
 
     A draw takes as many users as there are, with replacement, each with all posts.
 
@@ -81,45 +80,45 @@ def resample(
         users: (n,) index of each post's user, 0 to users - 1, all occurring.
         resamples: number of draws.
         seed: the same seed and number of users give the same draws.
-        cuts: (n,) the cut that scores each post, None for one. Each is scored by itself, on the users that were drawn
-            for all of them; a score is the mean over the cuts.
+        folds: (n,) the fold of each post; None: one fold. Each fold is scored alone, all on the same drawn users; a
+            score is the mean over the folds.
     """
-    found = resample_cuts(labels, predictions, users, resamples=resamples, seed=seed, cuts=cuts)
+    found = resample_folds(labels, predictions, users, resamples=resamples, seed=seed, folds=folds)
     return {metric: np.mean(values, axis=0) for metric, values in found.items()}
 
 
-def resample_cuts(
-    labels: FloatArray,
-    predictions: FloatArray,
-    users: npt.NDArray[np.int64],
+def resample_folds(
+    labels: Float64Array,
+    predictions: Float64Array,
+    users: Int64Array,
     *,
     resamples: int,
     seed: int,
-    cuts: npt.NDArray[np.int64] | None = None,
-) -> dict[str, FloatArray]:
-    """What `resample` means over: metric -> (cuts, resamples, models)."""
+    folds: Int64Array | None = None,
+) -> dict[str, Float64Array]:
+    """Returns the scores that `resample` averages: metric -> (folds, resamples, models)."""
     n_users = int(users.max()) + 1
-    each = [_Cut(labels[rows], predictions[rows], users[rows], n_users) for rows in cut_rows(len(labels), cuts)]
-    parts: list[dict[str, FloatArray]] = []
+    scored = [_Fold(labels[rows], predictions[rows], users[rows], n_users) for rows in fold_rows(len(labels), folds)]
+    batches: list[dict[str, Float64Array]] = []
     for counts in _draws(users, resamples, seed):
-        found = [cut.score(counts) for cut in each]
-        parts.append({metric: np.stack([one[metric] for one in found]) for metric in found[0]})
-    return {metric: np.concatenate([part[metric] for part in parts], axis=1) for metric in parts[0]}
+        scores = [fold.score(counts) for fold in scored]
+        batches.append({metric: np.stack([one[metric] for one in scores]) for metric in scores[0]})
+    return {metric: np.concatenate([batch[metric] for batch in batches], axis=1) for metric in batches[0]}
 
 
-def resample_means(values: FloatArray, users: npt.NDArray[np.int64], *, resamples: int, seed: int) -> FloatArray:
-    """(resamples,) means of `values` (n,); draws as in `resample`."""
+def resample_means(values: Float64Array, users: Int64Array, *, resamples: int, seed: int) -> Float64Array:
+    """Returns (resamples,) means of `values` (n,); the draws are those of `resample`."""
     n_users = int(users.max()) + 1
     sums = np.bincount(users, weights=values, minlength=n_users)
     posts = np.bincount(users, minlength=n_users)
     return np.concatenate([(counts @ sums) / (counts @ posts) for counts in _draws(users, resamples, seed)])
 
 
-def _draws(users: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[FloatArray]:
-    """Draws of users, some at a time: how often each user is in them (draws, n_users)."""
+def _draws(users: Int64Array, resamples: int, seed: int) -> Iterator[Float64Array]:
+    """Yields draws of users in batches: how often each user is in each draw (draws, n_users)."""
     rng = np.random.default_rng(seed)
     n_users = int(users.max()) + 1
-    step = max(1, CELLS // len(users))
+    step = max(1, MAX_CELLS // len(users))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = rng.integers(n_users, size=(size, n_users)) + np.arange(size)[:, None] * n_users
@@ -127,8 +126,8 @@ def _draws(users: npt.NDArray[np.int64], resamples: int, seed: int) -> Iterator[
         yield counts.astype(np.float64)
 
 
-def interval(draws: FloatArray, confidence: float) -> tuple[float | None, float | None]:
-    """The percentile interval of (resamples,) scores; (None, None) when no draw has a score."""
+def interval(draws: Float64Array, confidence: float) -> tuple[float | None, float | None]:
+    """Returns the percentile interval of (resamples,) scores; (None, None) when no draw has a score."""
     defined = draws[np.isfinite(draws)]
     if not len(defined):
         return None, None
@@ -136,6 +135,6 @@ def interval(draws: FloatArray, confidence: float) -> tuple[float | None, float 
     return float(low), float(high)
 
 
-def _sum_by_user(values: FloatArray, users: npt.NDArray[np.int64], n_users: int) -> FloatArray:
+def _sum_by_user(values: Float64Array, users: Int64Array, n_users: int) -> Float64Array:
     """(n, models) -> (n_users, models)."""
     return np.stack([np.bincount(users, weights=column, minlength=n_users) for column in values.T], axis=1)

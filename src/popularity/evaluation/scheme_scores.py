@@ -1,25 +1,23 @@
-"""The stack's scores in every labelled scheme: what its manifest says of it."""
+"""The stack's scores in every labelled scheme, as its manifest holds them."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from popularity.core.arrays import rounded
+from popularity.core.arrays import Int64Array, rounded
 from popularity.core.contracts import PREDICTIONS, TIME_SCHEMES
 from popularity.core.metrics import score
 
-TOLD = ("mae", "src")
+MANIFEST_METRICS = ("mae", "src")
 DIGITS = 6
 
 
 def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, dict[str, float | None]]:
-    """MAE and SRC of the model `stack` by scheme, as `evaluate` has them: mean over seeds and cuts.
+    """Returns MAE and SRC of the model `stack` by scheme, as `evaluate` computes them: means over seeds and folds.
 
     Args:
         posts: contract POSTS.
-        predictions: contract PREDICTIONS; `final`, whose posts have no label, is left out.
+        predictions: contract PREDICTIONS; `refit`, whose posts have no label, is left out.
     """
     means = (
         predictions.filter((pl.col("model") == "stack") & (pl.col("scheme") != "refit"))
@@ -30,12 +28,12 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
     )
     scores: dict[str, dict[str, float | None]] = {}
     for (scheme,), rows in means.group_by("scheme", maintain_order=True):
-        cuts = cuts_of(str(scheme), rows["fold"])
-        found = score(rows["label"].to_numpy(), rows["prediction"].to_numpy(), cuts)
-        scores[str(scheme)] = {name: rounded(found[name], DIGITS) for name in TOLD}
+        folds = scored_folds(str(scheme), rows["fold"])
+        values = score(rows["label"].to_numpy(), rows["prediction"].to_numpy(), folds)
+        scores[str(scheme)] = {name: rounded(values[name], DIGITS) for name in MANIFEST_METRICS}
     return scores
 
 
-def cuts_of(scheme: str, folds: pl.Series) -> npt.NDArray[np.int64] | None:
-    """(n,) the cut of each row by its fold, for `score`; None for a scheme whose folds are parts of one score."""
-    return folds.to_numpy().astype(np.int64) if scheme in TIME_SCHEMES else None
+def scored_folds(scheme: str, folds: pl.Series) -> Int64Array | None:
+    """Returns the fold (n,) of each row, for `score`; None for a scheme whose folds are scored together."""
+    return folds.to_numpy().astype("int64") if scheme in TIME_SCHEMES else None

@@ -1,4 +1,4 @@
-"""Joins predictions to labels and scores them: per scheme, overall and by group, with intervals."""
+"""Scores of every model in every scheme, overall and by group, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import combinations
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 from tqdm import tqdm
 
+from popularity.core.arrays import Float64Array, Int64Array, rounded
 from popularity.core.config import Section
 from popularity.core.contracts import SCHEMES, TIME_SCHEMES
 from popularity.core.errors import ContractError
-from popularity.core.metrics import METRICS, FloatArray, score
+from popularity.core.metrics import METRICS, score
 from popularity.evaluation.bootstrap import interval, resample
 
 MAIN_MODEL = "stack"
@@ -24,11 +24,12 @@ MODELS = (MAIN_MODEL, "metadata", "user_mean", "constant")
 HOLDOUT = "holdout"  # the one scheme that nothing was selected on
 UNLABELLED = "refit"
 COMPARED = ("src", "mae")  # the metrics that rank a team
-TOP_CLASSES = 10  # of each level, by number of scored posts: more would be intervals of nothing
+MAX_CLASSES = 10  # scored of each level, those of most valid posts: intervals of small classes say nothing
+DIGITS = 6  # of a score: the last bits depend on the machine
 
 SCORES = {
     "scheme": pl.String,
-    "cut": pl.Int32,  # null: the mean over the scheme's cuts, or its only score
+    "fold": pl.Int32,  # null: the mean over the folds of a scheme in time, or the only score
     "used_in_selection": pl.String,
     "model": pl.String,
     "minus": pl.String,  # null: the score of `model`; else the difference `model` - `minus`
@@ -39,7 +40,7 @@ SCORES = {
     "posts": pl.Int64,
     "users": pl.Int64,
 }
-GROUPS = {name: kind for name, kind in SCORES.items() if name != "cut"} | {"grouping": pl.String, "group": pl.String}
+GROUPS = {name: kind for name, kind in SCORES.items() if name != "fold"} | {"grouping": pl.String, "group": pl.String}
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,30 @@ class EvaluateConfig(Section):
 
 @dataclass(frozen=True)
 class Scored:
-    """The scored posts of one scheme.
+    """The valid posts of one scheme, with their predictions.
 
     Args:
         scheme: its name.
         models: the main model first.
-        rows: one a post, sorted by pid: pid, cut, uid, label, seen, category, subcategory, month,
-            `prediction:<model>`, the mean over seeds, for each model, and `scale`, the main model's.
-        fit_means: mean label of the fit rows of each cut.
+        rows: one a post, sorted by pid: pid, fold (0 in a scheme whose folds are scored together), uid, label, seen,
+            category, subcategory, month, `prediction:<model>` (mean over the seeds) for each model, and `error_scale`,
+            the main model's.
+        train_means: mean label of the train rows of each fold.
     """
 
     scheme: str
     models: tuple[str, ...]
     rows: pl.DataFrame
-    fit_means: Mapping[int, float]
+    train_means: Mapping[int, float]
 
     @property
-    def cuts(self) -> list[int]:
-        """In order of time; [0] of a scheme that has no cuts in time."""
-        return self.rows["cut"].unique().sort().to_list()
+    def folds(self) -> list[int]:
+        """The folds in order of time; [0] of a scheme whose folds are scored together."""
+        return self.rows["fold"].unique().sort().to_list()
 
 
 def check_predictions(splits: pl.DataFrame, predictions: pl.DataFrame) -> None:
-    """Raises ContractError unless, in every scheme that has predictions, every (model, seed) predicts each
-    scored (fold, pid) exactly once and nothing else."""
+    """Raises ContractError unless every (model, seed) of a scheme predicts each valid (fold, pid) exactly once."""
     key = ["scheme", "fold", "pid"]
     runs = predictions.select("scheme", "model", "seed").unique()
     wanted = splits.filter(pl.col("role") == "valid").select(key).join(runs, on="scheme")
@@ -99,17 +100,17 @@ def check_predictions(splits: pl.DataFrame, predictions: pl.DataFrame) -> None:
             if len(rows)
         ]
         raise ContractError(
-            f"predictions: expected one for each scored row, model and seed ({len(wanted)} in all); "
+            f"predictions: expected one for each valid row, model and seed ({len(wanted)} in all); "
             + "; ".join(examples)
         )
 
 
 def collect(posts: pl.DataFrame, splits: pl.DataFrame, predictions: pl.DataFrame) -> list[Scored]:
-    """The scored posts of every labelled scheme that has predictions, `report` first.
+    """Returns the valid posts of every labelled scheme that has predictions, `holdout` first.
 
     Raises:
-        ContractError: predictions are missing or surplus, `report` or the main model is absent, or a
-            scored post has no label.
+        ContractError: predictions are missing or surplus, `holdout` or the main model is absent, or a
+            valid post has no label.
     """
     check_predictions(splits, predictions)
     present = set(predictions["scheme"]) - {UNLABELLED}
@@ -129,19 +130,19 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
     if MAIN_MODEL not in found:
         raise ContractError(f"predictions: scheme '{scheme}' has no model '{MAIN_MODEL}', found {sorted(found)}")
     models = (*(model for model in MODELS if model in found), *sorted(found - set(MODELS)))
-    facts = posts.select(
+    columns = posts.select(
         "pid", "uid", "label", "category", "subcategory", pl.col("posted_at").dt.strftime("%Y-%m").alias("month")
     )
-    cut = pl.col("fold") if scheme in TIME_SCHEMES else pl.lit(0, pl.Int32)
-    roles = splits.join(facts, on="pid", how="left", validate="m:1").with_columns(cut=cut)
-    fitted = roles.filter(pl.col("role") == "train")
-    scored = roles.filter(pl.col("role") == "valid").join(
-        fitted.select("fold", "uid", seen=pl.lit(True)).unique(), on=["fold", "uid"], how="left", validate="m:1"
+    scored_fold = pl.col("fold") if scheme in TIME_SCHEMES else pl.lit(0, pl.Int32)
+    roles = splits.join(columns, on="pid", how="left", validate="m:1").with_columns(scored_fold=scored_fold)
+    train = roles.filter(pl.col("role") == "train")
+    valid = roles.filter(pl.col("role") == "valid").join(
+        train.select("fold", "uid", seen=pl.lit(True)).unique(), on=["fold", "uid"], how="left", validate="m:1"
     )
-    unlabelled = scored.filter(pl.col("label").is_null())
+    unlabelled = valid.filter(pl.col("label").is_null())
     if len(unlabelled):
         raise ContractError(
-            f"splits: {len(unlabelled)} scored posts of '{scheme}' have no label, for example {unlabelled['pid'][0]}"
+            f"splits: {len(unlabelled)} valid posts of '{scheme}' have no label, for example {unlabelled['pid'][0]}"
         )
     means = (
         predictions.with_columns(model=pl.format("prediction:{}", "model"))
@@ -150,37 +151,39 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
         .agg(pl.col("prediction").mean())
         .pivot(on="model", index="pid", values="prediction")
     )
-    # The scale belongs to the mean over the seeds and stands beside each of them.
-    scales = predictions.filter(pl.col("model") == MAIN_MODEL).sort("seed").group_by("pid").agg(pl.first("scale"))
+    # The error_scale is that of the mean over the seeds; each seed's row repeats it.
+    of_main = predictions.filter(pl.col("model") == MAIN_MODEL)
+    error_scales = of_main.sort("seed").group_by("pid").agg(pl.first("error_scale"))
     rows = (
-        scored.with_columns(pl.col("seen").fill_null(value=False))
+        valid.with_columns(pl.col("seen").fill_null(value=False))
         .join(means, on="pid", how="left", validate="1:1")
-        .join(scales, on="pid", how="left", validate="1:1")
+        .join(error_scales, on="pid", how="left", validate="1:1")
         .drop("scheme", "role", "fold")
+        .rename({"scored_fold": "fold"})
         .sort("pid")
     )
-    fit_means = fitted.group_by("cut").agg(pl.col("label").mean()).sort("cut")
-    return Scored(scheme, models, rows, dict(fit_means.iter_rows()))
+    train_means = train.group_by("scored_fold").agg(pl.col("label").mean()).sort("scored_fold")
+    return Scored(scheme, models, rows, dict(train_means.iter_rows()))
 
 
 def score_overall(scored: list[Scored], config: EvaluateConfig) -> pl.DataFrame:
-    """Every model's scores and every pair's differences, per scheme, then in each of its cuts: columns SCORES."""
+    """Returns scores of models and differences of pairs, by scheme and in each of its folds: columns SCORES."""
     rows: list[dict[str, Any]] = []
     for one in scored:
-        rows += _score_rows(one, one.rows, config, one.rows["cut"].to_numpy().astype(np.int64))
-        if len(one.cuts) > 1:
-            for cut in one.cuts:
-                rows += [{**row, "cut": cut} for row in _score_rows(one, one.rows.filter(cut=cut), config)]
+        rows += _score_rows(one, one.rows, config, one.rows["fold"].to_numpy().astype(np.int64))
+        if len(one.folds) > 1:
+            for fold in one.folds:
+                rows += [{**row, "fold": fold} for row in _score_rows(one, one.rows.filter(fold=fold), config)]
     return pl.DataFrame(rows, schema=SCORES, orient="row")
 
 
 def score_groups(scored: list[Scored], config: EvaluateConfig) -> pl.DataFrame:
-    """The same within groups of posts: columns GROUPS. Cuts are pooled: a group may have few posts in one of them."""
-    parts = [(one, *part) for one in scored for part in _groups(one.rows)]
+    """Returns the same within groups of posts: columns GROUPS. Folds are pooled, because a group may be small."""
+    groups = [(one, *group) for one in scored for group in _groups(one.rows)]
     rows = [
         {**row, "grouping": grouping, "group": group}
-        for one, grouping, group, part in tqdm(parts, desc="scores by group", unit="group")
-        for row in _score_rows(one, part, config)
+        for one, grouping, group, posts in tqdm(groups, desc="scores by group", unit="group")
+        for row in _score_rows(one, posts, config)
     ]
     return pl.DataFrame(rows, schema=GROUPS).select(
         "scheme", "grouping", "group", pl.exclude("scheme", "grouping", "group")
@@ -189,41 +192,41 @@ def score_groups(scored: list[Scored], config: EvaluateConfig) -> pl.DataFrame:
 
 def _groups(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
     for seen, group in ((True, "seen"), (False, "unseen")):
-        if len(part := rows.filter(pl.col("seen") == seen)):
-            yield "user", group, part
+        if len(posts := rows.filter(pl.col("seen") == seen)):
+            yield "user", group, posts
     for level in ("category", "subcategory"):
         counts = rows.group_by(level).len().sort(["len", level], descending=[True, False])
-        for group in counts[level].head(TOP_CLASSES):
+        for group in counts[level].head(MAX_CLASSES):
             yield level, group, rows.filter(pl.col(level) == group)
     for month in rows["month"].unique().sort():
         yield "month", month, rows.filter(pl.col("month") == month)
 
 
 def _score_rows(
-    one: Scored, rows: pl.DataFrame, config: EvaluateConfig, cuts: npt.NDArray[np.int64] | None = None
+    one: Scored, rows: pl.DataFrame, config: EvaluateConfig, folds: Int64Array | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the score table for some of a scheme's posts; means over their `cuts` (n,), if there are any."""
+    """Yields rows of the score table for some of a scheme's posts; means over their `folds` (n,), if given."""
     labels = rows["label"].to_numpy()
     predictions = rows.select(f"prediction:{model}" for model in one.models).to_numpy()
     users = rows["uid"].rank("dense").to_numpy().astype(np.int64) - 1
     n_users = int(users.max()) + 1
-    draws = resample(labels, predictions, users, resamples=config.n_resamples, seed=config.seed, cuts=cuts)
-    values = [score(labels, predictions[:, column], cuts) for column in range(len(one.models))]
+    draws = resample(labels, predictions, users, resamples=config.n_resamples, seed=config.seed, folds=folds)
+    values = [score(labels, predictions[:, column], folds) for column in range(len(one.models))]
 
-    def row(model: str, minus: str | None, metric: str, value: float | None, column: FloatArray) -> dict[str, Any]:
-        # One user cannot be drawn differently: no interval, rather than one of width 0.
+    def row(model: str, minus: str | None, metric: str, value: float | None, column: Float64Array) -> dict[str, Any]:
+        # All draws of one user are equal: no interval, rather than one of width 0.
         known = value is not None and n_users > 1
         low, high = interval(column, config.confidence_level) if known else (None, None)
         return {
             "scheme": one.scheme,
-            "cut": None,
+            "fold": None,
             "used_in_selection": "no" if one.scheme == HOLDOUT else "yes",
             "model": model,
             "minus": minus,
             "metric": metric,
-            "value": rounded(value),
-            "low": rounded(low),
-            "high": rounded(high),
+            "value": rounded(value, DIGITS),
+            "low": rounded(low, DIGITS),
+            "high": rounded(high, DIGITS),
             "posts": rows["pid"].n_unique(),
             "users": n_users,
         }
@@ -242,8 +245,3 @@ def _score_rows(
                 difference,
                 draws[metric][:, left] - draws[metric][:, right],
             )
-
-
-def rounded(value: float | None) -> float | None:
-    """Six decimals, so that the last bits of another machine's arithmetic do not show; no negative zero."""
-    return None if value is None else round(value, 6) + 0.0

@@ -1,4 +1,4 @@
-"""What evaluate hands on: the metrics file, the plots' data and the table that a person reads."""
+"""The files that evaluate writes: metrics, score tables, data of the plots, and a table for people."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from popularity.evaluation.scores import (
     score_overall,
 )
 
-SCATTER_ROWS = 2_000  # a sample that a browser still draws at once
-CUTS = "Each cut in time, from the first to the last; above stands their mean"
+MAX_SCATTER_ROWS = 2_000  # a sample that a browser draws quickly
+EACH_FOLD = "Each split of 'forward', from the first to the last; the scores above are their means"
 IMPORTANCE = {"block": pl.String, "feature": pl.String, "gain": pl.Float64}
 
 Metrics = dict[str, dict[str, dict[str, float | None]]]
@@ -32,14 +32,14 @@ Metrics = dict[str, dict[str, dict[str, float | None]]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that evaluate finds.
+    """The results of evaluate.
 
     Args:
         metrics: scheme -> model -> metric -> value or None.
         scores: long table, columns SCORES.
         groups: long table, columns GROUPS.
         calibration: of the intervals.
-        coverage: of the intervals in `report`, columns COVERAGE.
+        coverage: of the intervals in `holdout`, columns COVERAGE.
         plots: file stem -> data of one plot.
         table: fixed-width text for people.
     """
@@ -60,16 +60,16 @@ def evaluate(
     importance: pl.DataFrame,
     config: EvaluateConfig,
 ) -> Evaluation:
-    """Scores of every model in every labelled scheme and coverage of the intervals, with tables and plot data.
+    """Returns scores of every model in every labelled scheme and coverage of the intervals, with tables and plot data.
 
     Raises:
-        ContractError: predictions do not match the scored rows one to one, see `collect`, or lack a scale.
+        ContractError: predictions do not match the valid rows one to one, see `collect`, or lack an error_scale.
     """
     scored = collect(posts, splits, predictions)
     calibration = calibrate_on(scored)
     coverage = coverage_table(scored[0], calibration, config)
     scores, groups = score_overall(scored, config), score_groups(scored, config)
-    overall = scores.filter(pl.col("cut").is_null())
+    overall = scores.filter(pl.col("fold").is_null())
     plots = {
         "predicted_true": _predicted_true(scored[0], config.seed),
         "residual_by_month": _residual_by_month(groups),
@@ -83,33 +83,35 @@ def evaluate(
 
 
 def read_importance(path: Path) -> pl.DataFrame:
-    """The gain of each feature of the stack: columns block, feature, gain."""
+    """Returns the gain of each feature of the stack: columns block, feature, gain."""
     frame = pl.read_csv(path, schema_overrides=IMPORTANCE)
     if frame.columns != list(IMPORTANCE):
         raise ContractError(f"{path}: expected columns {list(IMPORTANCE)}, found {frame.columns}")
     return frame
 
 
-def write_evaluation(
-    evaluation: Evaluation,
-    *,
-    metrics: Path,
-    table: Path,
-    scores: Path,
-    groups: Path,
-    calibration: Path,
-    coverage: Path,
-    plots: Path,
-) -> None:
-    """Writes metrics.json, the table for people, the score tables, calibration.json, coverage and one CSV per plot."""
-    write_json(metrics, evaluation.metrics)
-    write_text(table, evaluation.table + "\n")
-    evaluation.calibration.write(calibration)
-    tables = ((evaluation.scores, scores), (evaluation.groups, groups), (evaluation.coverage, coverage))
-    for frame, path in tables:
-        with atomic_path(path) as partial:
-            frame.write_csv(partial)
-    with atomic_directory(plots) as partial:
+@dataclass(frozen=True)
+class EvaluationPaths:
+    """Where the results of evaluate are written: a folder `plots`, and one file each."""
+
+    metrics: Path
+    table: Path
+    scores: Path
+    groups: Path
+    calibration: Path
+    coverage: Path
+    plots: Path
+
+
+def write_evaluation(evaluation: Evaluation, paths: EvaluationPaths) -> None:
+    """Writes metrics and calibration (JSON), the table for people, three tables and the data of each plot (CSV)."""
+    write_json(paths.metrics, evaluation.metrics)
+    write_text(paths.table, evaluation.table + "\n")
+    evaluation.calibration.write(paths.calibration)
+    for name in ("scores", "groups", "coverage"):
+        with atomic_path(getattr(paths, name)) as partial:
+            getattr(evaluation, name).write_csv(partial)
+    with atomic_directory(paths.plots) as partial:
         for name, frame in evaluation.plots.items():
             frame.write_csv(partial / f"{name}.csv")
 
@@ -121,13 +123,13 @@ def _metrics(scores: pl.DataFrame) -> Metrics:
     return result
 
 
-def _predicted_true(report: Scored, seed: int) -> pl.DataFrame:
-    rows = report.rows.select(
+def _predicted_true(holdout: Scored, seed: int) -> pl.DataFrame:
+    rows = holdout.rows.select(
         pl.col(f"prediction:{MAIN_MODEL}").round(6).alias("prediction"),
         "label",
         pl.when("seen").then(pl.lit("seen user")).otherwise(pl.lit("unseen user")).alias("seen"),
     )
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:SCATTER_ROWS]
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:MAX_SCATTER_ROWS]
     return rows[np.sort(chosen)]
 
 
@@ -149,7 +151,7 @@ def _residual_by_month(groups: pl.DataFrame) -> pl.DataFrame:
 def _importance_by_block(importance: pl.DataFrame) -> pl.DataFrame:
     blocks = importance.group_by("block").agg(pl.col("gain").sum()).sort(["gain", "block"], descending=[True, False])
     total = blocks["gain"].sum()
-    share = pl.col("gain") / total if total else pl.lit(0.0)  # a stack of trees without a split has no gain
+    share = pl.col("gain") / total if total else pl.lit(0.0)  # trees without a split have no gain
     return blocks.select("block", share=share.round(6))
 
 
@@ -163,49 +165,49 @@ def _score_by_scheme(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def _table(scored: list[Scored], scores: pl.DataFrame, groups: pl.DataFrame, confidence: float) -> str:
-    """Scores, those of each cut, seen against unseen users, differences and label levels; `report` first in each."""
+    """Scores, those of each fold, seen against unseen users, differences and mean labels; `holdout` first in each."""
     metrics = ["SRC", "MAE", "MAPE", "bias"]
-    overall, by_cut = scores.filter(pl.col("cut").is_null()), scores.filter(pl.col("cut").is_not_null())
+    overall, by_fold = scores.filter(pl.col("fold").is_null()), scores.filter(pl.col("fold").is_not_null())
     by_user = groups.filter((pl.col("scheme") == HOLDOUT) & (pl.col("grouping") == "user"))
     differences = [
         [f"{row['model']} - {row['minus']}", row["metric"].upper(), _with_interval(row, sign="+")]
         for row in overall.filter((pl.col("scheme") == HOLDOUT) & pl.col("minus").is_not_null()).iter_rows(named=True)
     ]
-    levels = []
+    mean_labels = []
     for one in scored:
-        for cut in one.cuts:
-            scored_mean, fit_mean = one.rows.filter(cut=cut).select(pl.col("label").mean()).item(), one.fit_means[cut]
-            means = (f"{fit_mean:.3f}", f"{scored_mean:.3f}", f"{scored_mean - fit_mean:+.3f}")
-            levels.append([one.scheme, f"{cut}" if len(one.cuts) > 1 else "-", *means])
-    parts = {
+        for fold in one.folds:
+            valid, train = one.rows.filter(fold=fold).select(pl.col("label").mean()).item(), one.train_means[fold]
+            means = (f"{train:.3f}", f"{valid:.3f}", f"{valid - train:+.3f}")
+            mean_labels.append([one.scheme, f"{fold}" if len(one.folds) > 1 else "-", *means])
+    sections = {
         f"Scores with {confidence:.0%} intervals (bootstrap over users)": _fixed_width(
             ["scheme", "used in selection", "model", "posts", "users", *metrics],
             _score_lines(overall, ["scheme", "used_in_selection", "model"]),
         ),
-        CUTS: _fixed_width(
-            ["scheme", "cut", "model", "posts", "users", *metrics], _score_lines(by_cut, ["scheme", "cut", "model"])
+        EACH_FOLD: _fixed_width(
+            ["scheme", "fold", "model", "posts", "users", *metrics], _score_lines(by_fold, ["scheme", "fold", "model"])
         ),
-        f"'{HOLDOUT}' by whether the user has a post in the fit rows": _fixed_width(
+        f"'{HOLDOUT}' by whether the user has a train row": _fixed_width(
             ["user", "model", "posts", "users", *metrics], _score_lines(by_user, ["group", "model"])
         ),
         f"Differences in '{HOLDOUT}', draw by draw": _fixed_width(["models", "metric", "difference"], differences),
-        "Mean label: a model that knows only the fit rows misses the level by the shift": _fixed_width(
-            ["scheme", "cut", "fit rows", "scored rows", "shift"], levels
+        "Mean label: a model that knows the train rows alone misses the mean by the shift": _fixed_width(
+            ["scheme", "fold", "train rows", "valid rows", "shift"], mean_labels
         ),
     }
-    if by_cut.is_empty():
-        del parts[CUTS]
-    return "\n\n".join(f"{title}\n{part}" for title, part in parts.items())
+    if by_fold.is_empty():
+        del sections[EACH_FOLD]
+    return "\n\n".join(f"{title}\n{text}" for title, text in sections.items())
 
 
 def _coverage_table(calibration: Calibration, coverage: pl.DataFrame) -> str:
-    """Stated against found coverage; says so where a level could not be stated."""
+    """Nominal coverage and coverage in `holdout`; an infinite interval is named."""
     title = f"Intervals in '{HOLDOUT}', calibrated on {calibration.posts:,} posts of '{calibration.scheme}'"
     if not calibration.posts:
-        return f"No intervals: '{CALIBRATED_ON}' is not among stack.schemes, and nothing else calibrates them"
+        return f"No intervals: they need predictions of '{CALIBRATED_ON}', which is not among stack.schemes"
     lines = [
         [
-            f"{row['level']:.0%}",
+            f"{row['nominal']:.0%}",
             row["group"],
             *(f"{row[count]:,}" for count in ("posts", "users")),
             "infinite: too few posts to calibrate" if row["coverage"] is None else _with_interval(row, of="coverage"),
@@ -213,15 +215,15 @@ def _coverage_table(calibration: Calibration, coverage: pl.DataFrame) -> str:
         ]
         for row in coverage.iter_rows(named=True)
     ]
-    header = ["stated", "users are", "posts", "users", "coverage", "mean width"]
+    header = ["nominal", "users are", "posts", "users", "coverage", "mean width"]
     return f"{title}\n{_fixed_width(header, lines)}"
 
 
 def _score_lines(scores: pl.DataFrame, names: list[str]) -> list[list[str]]:
     """One line per combination of `names`, in the order of the table."""
     lines = []
-    for part in scores.filter(pl.col("minus").is_null()).partition_by(names, maintain_order=True):
-        rows = {row["metric"]: row for row in part.iter_rows(named=True)}
+    for group in scores.filter(pl.col("minus").is_null()).partition_by(names, maintain_order=True):
+        rows = {row["metric"]: row for row in group.iter_rows(named=True)}
         first = rows[METRICS[0]]
         lines.append(
             [

@@ -14,7 +14,7 @@ from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
 from popularity.core.arrays import Float32Array
-from popularity.core.contracts import POSTS, USERS, nothing
+from popularity.core.contracts import POSTS, USERS, empty_table
 from popularity.features.text_components import text_vectorizer
 
 TEXTS = ("user_description", "location_description")
@@ -66,7 +66,7 @@ def known_user_text(posts: pl.DataFrame, known: pl.DataFrame, context: pl.DataFr
 
 def no_users() -> pl.DataFrame:
     """The table of a data set whose user file holds no vectors."""
-    return nothing(USERS)
+    return empty_table(USERS)
 
 
 def _stacked(vectors: pl.Series) -> Float32Array:

@@ -1,14 +1,14 @@
-"""Pictures of a data set: where each one lies, what its header says, and its decoded content."""
+"""Images of a data set: location, header and decoded content."""
 
-from popularity.images.indexing import IndexImagesParams, index_files, index_images, picture_sizes
-from popularity.images.reading import ImageDecodeError, PictureReader, decode_picture
+from popularity.images.indexing import IndexImagesParams, image_sizes, index_files, index_images
+from popularity.images.reading import ImageDecodeError, ImageReader, decode_image
 
 __all__ = [
     "ImageDecodeError",
+    "ImageReader",
     "IndexImagesParams",
-    "PictureReader",
-    "decode_picture",
+    "decode_image",
+    "image_sizes",
     "index_files",
     "index_images",
-    "picture_sizes",
 ]

@@ -1,4 +1,4 @@
-"""Where each post's picture lies, and what its header says, without decoding any pixel."""
+"""Finds each post's image and reads its header without decoding a pixel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from popularity.images.reading import ImageDecodeError, read_header
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 10  # names listed per kind of trouble
+EXAMPLES = 10  # names shown for each kind of fault
 _BLOCK = 512  # bytes of a tar header
 
 
@@ -30,8 +30,8 @@ class IndexImagesParams(Section):
     """Section `index_images` of params.yaml.
 
     Args:
-        max_bad_fraction: share of missing, unreadable or too large pictures above which the run stops.
-        max_pixels: a picture whose header announces more is never decoded; Pillow itself opens no more than the limit.
+        max_bad_fraction: largest accepted fraction of missing, unreadable or too large images.
+        max_pixels: an image whose header announces more is never decoded; Pillow itself opens no more than the limit.
     """
 
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
@@ -40,7 +40,7 @@ class IndexImagesParams(Section):
 
 @dataclass
 class _Tally:
-    """How often something happened, with the first few names."""
+    """A count, with the names of the first few cases."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -53,17 +53,17 @@ class _Tally:
 
 @dataclass
 class _Findings:
-    """What lies in the shards beside the pictures looked for."""
+    """Members of the shards that are none of the expected images, and damaged shards."""
 
     duplicate: _Tally = field(default_factory=_Tally)
     not_a_file: _Tally = field(default_factory=_Tally)  # links, devices, pipes, sparse files
     unsafe_name: _Tally = field(default_factory=_Tally)  # absolute, or with '..'
     unexpected: _Tally = field(default_factory=_Tally)
-    damaged_shards: dict[str, str] = field(default_factory=dict)  # shard: what is wrong
-    shards: dict[str, int] = field(default_factory=dict)  # shard: pictures used from it
+    damaged_shards: dict[str, str] = field(default_factory=dict)  # shard -> fault
+    shards: dict[str, int] = field(default_factory=dict)  # shard -> number of images used
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     """The columns of IMAGES after pid."""
 
     shard: str
@@ -75,13 +75,13 @@ class _Picture(NamedTuple):
     status: str
 
 
-_MISSING = _Picture("", 0, 0, None, None, None, "missing")
+_MISSING = _Image("", 0, 0, None, None, None, "missing")
 
 
 def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """One row per post in the form of the contract IMAGES, and a report.
+    """The images of all posts, one row a post in the form of the contract IMAGES, and a summary.
 
-    A part's pictures come from its tar shards `<root>/{split}_images*.tar` or, where there are none, from the
+    The images of a split come from its tar shards `<root>/{split}_images*.tar` or, where there are none, from the
     folder `<root>/{split}/<Uid>/<Pid>.jpg`.
 
     Args:
@@ -90,28 +90,28 @@ def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> 
         params: section index_images.
 
     Raises:
-        DataError: the share of pictures that cannot be used is above `params.max_bad_fraction`.
+        DataError: the fraction of images that cannot be used is above `params.max_bad_fraction`.
     """
-    found: dict[str, _Picture] = {}
+    found: dict[str, _Image] = {}
     findings = _Findings()
-    with tqdm(total=len(posts), desc="index_images", unit="picture") as progress:
+    with tqdm(total=len(posts), desc="index_images", unit="image") as progress:
         for split in sorted(set(posts["split"])):
             expected = set(posts.filter(split=split)["image_path"])
             shards = _shards(root, split)
-            pictures = (
+            found_here = (
                 _from_tars(shards, expected, findings, params) if shards else _from_folder(root, expected, params)
             )
-            for path, picture in pictures:
-                found[path] = picture
+            for path, image in found_here:
+                found[path] = image
                 progress.update()
     images = _table(posts, found)
-    report = _report(images, posts, findings)
-    _refuse_too_many_bad(report, root, params)
-    return images, report
+    summary = _summary_of(images, posts, findings)
+    _refuse_too_many_bad(summary, root, params)
+    return images, summary
 
 
 def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> pl.DataFrame:
-    """Contract IMAGES of posts whose `image_path` is a file below `root` (or absolute), whatever its name.
+    """The images (contract IMAGES) of posts whose `image_path` is any file below `root`, or an absolute path.
 
     Args:
         posts: contract POSTS.
@@ -121,10 +121,10 @@ def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> p
     return _table(posts, dict(_from_folder(root, set(posts["image_path"]), params)))
 
 
-def picture_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Bytes of each post's picture in the tar shards, by image_path, and what is wrong with damaged shards.
+def image_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Bytes of each post's image in the tar shards, by image_path, and the faults of damaged shards.
 
-    Only the headers of the members are read, so that a picture in this list may still be none.
+    Only the headers of the tar members are read: a file in this list may still be no image.
 
     Args:
         posts: contract POSTS.
@@ -132,7 +132,7 @@ def picture_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict
     """
     sizes: dict[str, int] = {}
     findings = _Findings()
-    with tqdm(total=len(posts), desc="find pictures", unit="picture") as progress:
+    with tqdm(total=len(posts), desc="find images", unit="image") as progress:
         for split in sorted(set(posts["split"])):
             expected = set(posts.filter(split=split)["image_path"])
             for path, _, _, member in _expected_members(_shards(root, split), expected, findings):
@@ -145,7 +145,7 @@ def _shards(root: Path, split: str) -> list[Path]:
     return sorted(root.glob(f"{split}_images*.tar"))
 
 
-def _table(posts: pl.DataFrame, found: Mapping[str, _Picture]) -> pl.DataFrame:
+def _table(posts: pl.DataFrame, found: Mapping[str, _Image]) -> pl.DataFrame:
     rows = [(pid, *found.get(path, _MISSING)) for pid, path in posts.select("pid", "image_path").iter_rows()]
     schema: dict[str, Any] = {name: column.dtype for name, column in IMAGES.columns.items()}
     return pl.DataFrame(rows, schema=schema, orient="row").sort(IMAGES.key)
@@ -153,17 +153,17 @@ def _table(posts: pl.DataFrame, found: Mapping[str, _Picture]) -> pl.DataFrame:
 
 def _from_tars(
     shards: list[Path], expected: set[str], findings: _Findings, params: IndexImagesParams
-) -> Iterator[tuple[str, _Picture]]:
+) -> Iterator[tuple[str, _Image]]:
     for path, shard, archive, member in _expected_members(shards, expected, findings):
         content = archive.extractfile(member)
         assert content is not None  # a regular file has content
-        yield path, _picture(content, shard, member.offset_data, member.size, params)
+        yield path, _image(content, shard, member.offset_data, member.size, params)
 
 
 def _expected_members(
     shards: list[Path], expected: set[str], findings: _Findings
 ) -> Iterator[tuple[str, str, tarfile.TarFile, tarfile.TarInfo]]:
-    """Path, shard and member of the expected pictures; of several with the same name the first counts."""
+    """Path, shard and member of the expected images; the first of several with one name counts."""
     seen: set[str] = set()
     for shard in shards:
         findings.shards[shard.name] = 0
@@ -184,9 +184,9 @@ def _expected_members(
 
 
 def _members(shard: Path, findings: _Findings) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members, but for folders, that lie wholly in the shard; one that ends early is noted as damaged.
+    """The members, without folders, that lie wholly in the shard; a shard that ends early is noted as damaged.
 
-    tarfile takes a damaged header in the middle for the end of the archive, hence the look at what follows.
+    tarfile takes a damaged header in the middle for the end of the archive: the bytes after it are checked.
     """
     size = shard.stat().st_size
     with shard.open("rb") as stream:
@@ -208,48 +208,48 @@ def _members(shard: Path, findings: _Findings) -> Iterator[tuple[tarfile.TarFile
             findings.damaged_shards[shard.name] = f"cut off or damaged at byte {end} of {size}: no end mark"
 
 
-def _from_folder(root: Path, expected: set[str], params: IndexImagesParams) -> Iterator[tuple[str, _Picture]]:
-    """The expected pictures that lie as files under the root; each is its own shard."""
+def _from_folder(root: Path, expected: set[str], params: IndexImagesParams) -> Iterator[tuple[str, _Image]]:
+    """The expected images that are files below the root; each is its own shard."""
     for path in sorted(expected):
         file = root / path
         if file.is_file():
             with file.open("rb") as stream:
-                yield path, _picture(stream, path, 0, file.stat().st_size, params)
+                yield path, _image(stream, path, 0, file.stat().st_size, params)
 
 
-def _picture(stream: IO[bytes], shard: str, offset: int, length: int, params: IndexImagesParams) -> _Picture:
+def _image(stream: IO[bytes], shard: str, offset: int, length: int, params: IndexImagesParams) -> _Image:
     try:
         header = read_header(stream)
     except ImageDecodeError:
-        return _Picture(shard, offset, length, None, None, None, "unreadable")
+        return _Image(shard, offset, length, None, None, None, "unreadable")
     except Image.DecompressionBombError:
-        return _Picture(shard, offset, length, None, None, None, "too_large")
+        return _Image(shard, offset, length, None, None, None, "too_large")
     status = "ok" if header.width * header.height <= params.max_pixels else "too_large"
-    return _Picture(shard, offset, length, header.width, header.height, header.mode, status)
+    return _Image(shard, offset, length, header.width, header.height, header.mode, status)
 
 
 def _normalised(name: str) -> str | None:
     """A member's name without './' and double '/'; None when it is absolute or climbs with '..'."""
-    parts = name.split("/")
-    return None if name.startswith("/") or ".." in parts else "/".join(part for part in parts if part not in ("", "."))
+    names = name.split("/")
+    return None if name.startswith("/") or ".." in names else "/".join(each for each in names if each not in ("", "."))
 
 
 def _printable(name: str) -> str:
-    """Names that are not UTF-8 arrive with lone surrogates, which no report can hold."""
+    """The name without lone surrogates, which stand for bytes that are no UTF-8 and cannot be written as JSON."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _report(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) -> dict[str, Any]:
+def _summary_of(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) -> dict[str, Any]:
     joined = images.join(posts.select("pid", "split", "image_path"), on="pid", validate="1:1")
     statuses = {
-        split: {status: len(part.filter(status=status)) for status in IMAGE_STATUSES}
+        split: {status: len(rows.filter(status=status)) for status in IMAGE_STATUSES}
         for split in sorted(set(joined["split"]))
-        for part in [joined.filter(split=split)]
+        for rows in [joined.filter(split=split)]
     }
     bad = joined.filter(pl.col("status") != "ok").sort("image_path")
     usable = joined.filter(status="ok")
     return {
-        "pictures": len(images),
+        "images": len(images),
         "statuses": statuses,
         "bad_share": len(bad) / len(images),
         "examples": {
@@ -271,28 +271,29 @@ def _report(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) -> d
     }
 
 
-def _refuse_too_many_bad(report: Mapping[str, Any], root: Path, params: IndexImagesParams) -> None:
-    counts = {status: sum(part[status] for part in report["statuses"].values()) for status in IMAGE_STATUSES}
-    bad = report["pictures"] - counts["ok"]
+def _refuse_too_many_bad(summary: Mapping[str, Any], root: Path, params: IndexImagesParams) -> None:
+    counts = {status: sum(by_status[status] for by_status in summary["statuses"].values()) for status in IMAGE_STATUSES}
+    bad = summary["images"] - counts["ok"]
     if bad:
-        log.info("%d of %d pictures cannot be used: %s", bad, report["pictures"], counts)
-    for shard, trouble in report["damaged_shards"].items():
-        log.info("%s: %s", root / shard, trouble)
-    if report["bad_share"] <= params.max_bad_fraction:
+        log.info("%d of %d images cannot be used: %s", bad, summary["images"], counts)
+    for shard, fault in summary["damaged_shards"].items():
+        log.info("%s: %s", root / shard, fault)
+    if summary["bad_share"] <= params.max_bad_fraction:
         return
     found = [f"{count} {status}" for status, count in counts.items() if status != "ok" and count]
-    examples = [path for paths in report["examples"].values() for path in paths[:3]]
-    damaged = [f"{shard} is {trouble}" for shard, trouble in report["damaged_shards"].items()]
-    stray = report["ignored_members"]["unexpected"]["examples"][:3]
+    examples = [path for paths in summary["examples"].values() for path in paths[:3]]
+    damaged = [f"{shard} is {fault}" for shard, fault in summary["damaged_shards"].items()]
+    stray = summary["ignored_members"]["unexpected"]["examples"][:3]
     hints = [f"such as {', '.join(examples)}", *damaged]
     if stray:
         hints.append(f"the shards hold members with other names, such as {', '.join(stray)}")
     raise DataError(
-        f"{bad} of {report['pictures']} pictures cannot be used ({', '.join(found)}): {'; '.join(hints)}",
+        f"{bad} of {summary['images']} images cannot be used ({', '.join(found)}): {'; '.join(hints)}",
         file=root,
         expected=(
-            f"a share of at most index_images.max_bad_fraction = {params.max_bad_fraction}, found {report['bad_share']:.4f}; "
-            "pictures are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
+            f"a fraction of at most index_images.max_bad_fraction = {params.max_bad_fraction}, found "
+            f"{summary['bad_share']:.4f}; "
+            "images are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
         ),
-        fix="complete the pictures, or raise index_images.max_bad_fraction in params.yaml to go on without them",
+        fix="complete the images, or raise index_images.max_bad_fraction in params.yaml to continue without them",
     )

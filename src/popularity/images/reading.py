@@ -1,4 +1,4 @@
-"""From a row of images.parquet to an RGB picture: bytes out of a shard, decoded under a pixel limit."""
+"""Reads an image of images.parquet: bytes from a shard, decoded to RGB under a pixel limit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from PIL import Image, ImageOps
 
 from popularity.core.errors import DataError, PopularityError
 
-# What photo sites serve. Pillow knows more, some of which start other programs (EPS) or hide text (PDF).
+# Formats of photo sites. Pillow knows more, some of which start other programs (EPS) or hide text (PDF).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 
 _EXPECTED = "the file as it was when index_images read it"
-_FIX = "restore the file, or index the pictures again: dvc repro -f index_images"
+_FIX = "restore the file, or index the images again: dvc repro -f index_images"
 
-# What Pillow's decoders raise on hostile or broken content; its UnidentifiedImageError is an OSError.
+# Exceptions of Pillow's decoders on hostile or broken content; its UnidentifiedImageError is an OSError.
 _BROKEN_CONTENT = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
     *(MemoryError, AttributeError, RuntimeError, struct.error, zlib.error),
@@ -30,14 +30,14 @@ _BROKEN_CONTENT = (
 
 
 class ImageDecodeError(PopularityError):
-    """A picture whose content cannot be turned into pixels, or that has more of them than allowed."""
+    """An image whose content cannot be turned into pixels, or that has more of them than allowed."""
 
 
-class PictureReader:
-    """Reads pictures by (shard, offset, length) under the root of a data set.
+class ImageReader:
+    """Reads images by (shard, offset, length) under the root of a data set.
 
-    Tar shards are opened on first use in each process and read by position, so that DataLoader workers and
-    threads can share a reader without moving each other's file position. A picture file is closed at once.
+    Tar shards are opened on first use in each process and read by position: DataLoader workers and threads share a
+    reader without a shared file position. An image file is closed at once.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,7 +45,7 @@ class PictureReader:
         self._shards: dict[str, BinaryIO] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files stay behind when a worker receives the reader."""
+        """The reader as a worker receives it, without open files."""
         return {"root": self.root, "_shards": {}}
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
@@ -57,7 +57,7 @@ class PictureReader:
             length: bytes.
 
         Raises:
-            DataError: the shard is gone or shorter than it was when the pictures were indexed.
+            DataError: the shard is missing or shorter than when the images were indexed.
         """
         path = self.root / shard
         try:
@@ -70,18 +70,18 @@ class PictureReader:
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", file=path, expected=_EXPECTED, fix=_FIX) from error
         if len(content) != length:
-            problem = f"ends {length - len(content)} bytes before the end of the picture at byte {offset}"
+            problem = f"ends {length - len(content)} bytes before the end of the image at byte {offset}"
             raise DataError(problem, file=path, expected=_EXPECTED, fix=_FIX)
         return content
 
     def close(self) -> None:
-        """Closes the shards; the next read opens its own again."""
+        """Closes the shards; the next read opens them again."""
         while self._shards:
             self._shards.popitem()[1].close()
 
 
 @dataclass(frozen=True)
-class PictureHeader:
+class ImageHeader:
     """Size in pixels and Pillow's mode, as the header states them (before any EXIF rotation)."""
 
     width: int
@@ -89,52 +89,52 @@ class PictureHeader:
     mode: str
 
 
-def read_header(stream: IO[bytes]) -> PictureHeader:
-    """Size and mode of the picture that starts at the stream's position 0; no pixel is decoded.
+def read_header(stream: IO[bytes]) -> ImageHeader:
+    """Size and mode of the image that starts at the stream's position 0; no pixel is decoded.
 
     Raises:
         ImageDecodeError: no header of a known format.
         Image.DecompressionBombError: so many pixels that Pillow refuses to open it.
     """
     try:
-        with Image.open(stream, formats=FORMATS) as picture:
-            return PictureHeader(*picture.size, picture.mode)
+        with Image.open(stream, formats=FORMATS) as image:
+            return ImageHeader(*image.size, image.mode)
     except _BROKEN_CONTENT as error:
-        raise ImageDecodeError(f"no readable picture header: {error}") from error
+        raise ImageDecodeError(f"no readable image header: {error}") from error
 
 
-def decode_picture(content: bytes, max_pixels: int) -> Image.Image:
-    """The picture as upright RGB (first frame, EXIF orientation applied, transparency on white).
+def decode_image(content: bytes, max_pixels: int) -> Image.Image:
+    """The image as upright RGB (first frame, EXIF orientation applied, transparency on white).
 
     Args:
         content: bytes of the file.
-        max_pixels: width times height, at most.
+        max_pixels: largest accepted width times height.
 
     Raises:
         ImageDecodeError: unknown format, damaged or truncated content, or more than `max_pixels` pixels.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
             if width * height > max_pixels:
                 raise ImageDecodeError(f"{width} x {height} pixels, more than the {max_pixels} allowed")
-            picture.load()
-            upright: Image.Image = picture
-            with suppress(*_BROKEN_CONTENT):  # a damaged EXIF block costs the rotation, not the picture
-                upright = ImageOps.exif_transpose(picture)
+            image.load()
+            upright: Image.Image = image
+            with suppress(*_BROKEN_CONTENT):  # a damaged EXIF block costs the rotation, not the image
+                upright = ImageOps.exif_transpose(image)
             return _as_rgb(upright)
     except (*_BROKEN_CONTENT, Image.DecompressionBombError) as error:
         raise ImageDecodeError(f"cannot be decoded: {error}") from error
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        # convert() would clip 16-bit values at 255: almost everything would turn white.
-        values = np.asarray(picture, dtype=np.float64)
-        scale = 257.0 if picture.mode.startswith("I;16") or values.max() > 255 else 1.0
-        picture = Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    # A copy where the mode is RGB already: the caller's picture must not depend on the closed source.
-    return picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        # convert() would clip 16-bit values at 255 and turn most pixels white.
+        values = np.asarray(image, dtype=np.float64)
+        scale = 257.0 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
+        image = Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    # A copy if the mode is RGB already: the result must not depend on the closed source.
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()

@@ -1,7 +1,7 @@
-"""Quality and layout of a picture in a few numbers, from pixels that are decoded anyway.
+"""Quality and layout of an image in a few numbers, from pixels that are decoded for the encoder anyway.
 
-All but `sharpness` are shares or levels in [0, 1]; they are taken from a copy whose longer side is SIDE, so that they
-do not follow the resolution (the header's size and aspect are features of their own).
+All but `sharpness` are fractions or grey values in [0, 1]. They are computed on a copy whose longer side is SIDE, so
+they do not depend on the resolution (size and aspect of the header are features of their own).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from PIL import Image
 
 from popularity.core.arrays import BoolArray, Float32Array
 
-SIDE = 128  # pixels: 3 ms a picture
-CELL = 8  # pixels, side of the cells that are text or not
-EDGE = 0.2  # step of brightness from pixel to pixel that is an edge
-WRITTEN = 0.2  # share of edges in a cell of text
-CLIPPED = 0.02  # of black or white
+SIDE = 128  # pixels: 3 ms an image
+CELL = 8  # pixels, side of the cells that are classed as text or not
+EDGE = 0.2  # least step of brightness between pixels at an edge
+TEXT_EDGES = 0.2  # least fraction of edge pixels in a cell of text
+CLIPPED = 0.02  # distance from black or white
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey: ITU-R BT.601
 NAMES = (
     "sharpness", "brightness", "contrast", "dark", "bright", "saturation", "colourfulness", "entropy", "edges",
@@ -27,15 +27,15 @@ NAMES = (
 )  # fmt: skip
 
 
-def picture_statistics(picture: Image.Image) -> Float32Array:
-    """(13,) in the order of NAMES of an RGB picture.
+def image_statistics(image: Image.Image) -> Float32Array:
+    """Statistics (13,) of an RGB image, in the order of NAMES.
 
-    sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey levels.
-    dark, bright: share of clipped pixels. saturation: mean of (max - min) / max. colourfulness: Hasler and Suesstrunk
-    2003, eq. 3. entropy: of the grey levels, over 8 bits. edges: share of pixels. text: share of cells that are dense
-    in edges with light and dark side by side, as lettering is, in all and in each third from the top.
+    sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey values.
+    dark, bright: fraction of clipped pixels. saturation: mean of (max - min) / max. colourfulness: Hasler and
+    Suesstrunk 2003, eq. 3. entropy: of the grey values, over 8 bits. edges: fraction of pixels. text: fraction of cells that hold
+    many edges, and light and dark pixels, as lettering does: of all cells, and of each third from the top.
     """
-    small = picture.resize(thumbnail_size(*picture.size), Image.Resampling.BOX, reducing_gap=2.0)
+    small = image.resize(thumbnail_size(*image.size), Image.Resampling.BOX, reducing_gap=2.0)
     colour = np.asarray(small, dtype=np.float32) / np.float32(255)
     red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
     grey: Float32Array = (colour @ LUMA).astype(np.float32)
@@ -48,7 +48,7 @@ def picture_statistics(picture: Image.Image) -> Float32Array:
     spread, centre = (np.hypot(fold(opponent[0]), fold(opponent[1])) for fold in (np.std, np.mean))
     levels = np.bincount((grey * 255).round().astype(np.int64).ravel(), minlength=256) / grey.size
     text = _text_cells(grey, edges)
-    thirds = [part.mean() if part.size else 0.0 for part in np.array_split(text, 3)]
+    thirds = [rows.mean() if rows.size else 0.0 for rows in np.array_split(text, 3)]
     values = (
         np.log(laplacian.var() + 1e-6),
         grey.mean(),
@@ -66,7 +66,7 @@ def picture_statistics(picture: Image.Image) -> Float32Array:
 
 
 def thumbnail_size(width: int, height: int) -> tuple[int, int]:
-    """The size that `Image.thumbnail` gives: at most SIDE, of the two roundings that which keeps the aspect better.
+    """The size that `Image.thumbnail` gives: at most SIDE, with the rounding that keeps the aspect better.
 
     Args:
         width: pixels.
@@ -85,14 +85,14 @@ def thumbnail_size(width: int, height: int) -> tuple[int, int]:
 
 
 def _text_cells(grey: Float32Array, edges: BoolArray) -> Float32Array:
-    """(rows, columns) 1 where a cell looks like lettering; the picture's last pixels fill no cell of their own."""
+    """(rows, columns) 1 where a cell resembles lettering; pixels beyond the last whole cell are left out."""
     height, width = (max(1, side // CELL) for side in grey.shape)
     tall, wide = (side // cells for side, cells in zip(grey.shape, (height, width), strict=True))
 
     def cells(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return values[: height * tall, : width * wide].reshape(height, tall, width, wide)
 
-    dense = cells(edges).mean(axis=(1, 3)) > WRITTEN
+    dense = cells(edges).mean(axis=(1, 3)) > TEXT_EDGES
     shades = cells(grey)
     both = (shades.max(axis=(1, 3)) > 0.75) & (shades.min(axis=(1, 3)) < 0.25)
     return np.asarray(dense & both, dtype=np.float32)

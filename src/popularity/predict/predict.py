@@ -17,13 +17,13 @@ from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
+    ENSEMBLE_WEIGHTS_FILE,
     FOLDS,
     IMAGE_STATUS,
     IMAGES,
     LEVELS,
     NEAREST,
     POSTS,
-    TEXT_FILE,
     read_table,
     write_table,
 )
@@ -43,7 +43,7 @@ from popularity.predict.output import Interval, Prediction, views
 from popularity.predict.requests import NewPosts
 from popularity.stack import StackModel, read_blocks
 from popularity.stack.feature_blocks import Blocks
-from popularity.stack.model import Contributions, Predicted
+from popularity.stack.model import Predicted, ShapValues
 from popularity.text_model import TextModel
 
 Float64Array = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ class Project:
             network=root / "models/network",
             stack=root / "models/stack/stack",
             text_model=root / "models/text_model/model.safetensors",
-            text_share=root / "models/stack" / TEXT_FILE,
+            text_share=root / "models/stack" / ENSEMBLE_WEIGHTS_FILE,
             calibration=root / "reports/calibration.json",
         )
 
@@ -104,7 +104,7 @@ class Project:
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
             self.text_share,
         ]
-        if self.text_share.is_file() and _text_share(self)["share"]:
+        if self.text_share.is_file() and _text_share(self)["weight"]:
             needed.append(self.text_model)
         missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
         if missing:
@@ -231,7 +231,7 @@ class _Fitted:
     """
 
     predicted: Predicted
-    contributions: Contributions
+    contributions: ShapValues
     unit: str
 
 
@@ -242,13 +242,13 @@ def _predict_stack(
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()
     predicted = model.predict(features, blocks, posted_at)
-    contributions = model.contributions(features, blocks, posted_at, largest)
-    raw, text = model.target.kind == "none", _text_share(project)
-    if text["share"]:
+    contributions = model.explain(features, blocks, posted_at, largest)
+    raw, text = model.target_transform.kind == "none", _text_share(project)
+    if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
-        predicted, contributions = with_text(predicted, contributions, predictions, text["share"], add_block=raw)
-    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target.kind} score of popularity")
+        predicted, contributions = with_text(predicted, contributions, predictions, text["weight"], add_block=raw)
+    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target_transform.kind} score of popularity")
 
 
 def _assemble(
@@ -258,9 +258,9 @@ def _assemble(
     rows = zip(
         features["pid"],
         predicted.values,
-        predicted.scale,
+        predicted.error_scale,
         _intervals(calibration, predicted),
-        fitted.contributions.base,
+        fitted.contributions.expected_value,
         strict=True,
     )
     return [
@@ -285,8 +285,8 @@ def _assemble(
 
 
 def with_text(
-    predicted: Predicted, contributions: Contributions, text: Float64Array, share: float, *, add_block: bool
-) -> tuple[Predicted, Contributions]:
+    predicted: Predicted, contributions: ShapValues, text: Float64Array, share: float, *, add_block: bool
+) -> tuple[Predicted, ShapValues]:
     """The stack's predictions and SHAP values, merged with the predictions of the text model.
 
     The text model's SHAP value is its share of how far it differs from the stack: with this block, expected value and
@@ -304,7 +304,7 @@ def with_text(
     if not add_block:
         return merged, contributions
     pids = contributions.blocks["pid"].unique(maintain_order=True)
-    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "contribution": added})
+    own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "shap_value": added})
     blocks = pl.concat([contributions.blocks, own.cast(dict(contributions.blocks.schema))])  # type: ignore[arg-type]
     return merged, replace(contributions, blocks=blocks)
 
@@ -321,7 +321,7 @@ def _views(popularity: float | None) -> float | None:
 
 def _refuse_other_encoders(new: EncoderOutputs, stored: EncoderOutputs) -> None:
     for name in ("image", "text"):
-        own, other = (getattr(outputs, name).about for outputs in (new, stored))
+        own, other = (getattr(outputs, name).metadata for outputs in (new, stored))
         fields = [field for field in other if own.get(field) != other[field]]
         if fields:
             raise ContractError(
@@ -335,7 +335,7 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
     """For each post its intervals by coverage."""
     found: list[dict[str, Interval]] = [{} for _ in predicted.values]
     for coverage in calibration.quantiles:
-        half_width = calibration.reach(coverage, predicted.scale)
+        half_width = calibration.half_width(coverage, predicted.error_scale)
         for row, value in enumerate(predicted.values):
             bounds = (
                 (None, None) if half_width is None else (float(value - half_width[row]), float(value + half_width[row]))
@@ -345,14 +345,14 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
 
 
 def _shap_values(
-    contributions: Contributions, features: pl.DataFrame
+    contributions: ShapValues, features: pl.DataFrame
 ) -> dict[str, tuple[dict[str, float], list[dict[str, Any]]]]:
     """By pid the SHAP values of blocks and of the largest features; categories by name, not by code."""
     found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]] = {pid: ({}, []) for pid in features["pid"]}
     for pid, block, value in contributions.blocks.iter_rows():
         found[pid][0][block] = value
     categories = {row["pid"]: row for row in features.select("pid", *CATEGORIES).iter_rows(named=True)}
-    for row in contributions.features.drop("rank").rename({"contribution": "shap_value"}).iter_rows(named=True):
+    for row in contributions.features.drop("rank").iter_rows(named=True):
         pid = row.pop("pid")
         if row["block"] == "metadata" and row["feature"] in CATEGORIES:
             row["value"] = categories[pid][row["feature"]]

@@ -129,8 +129,8 @@ def build_prototypes(
         "class_name_format": class_name_format,
         "encoders": {
             modality: {
-                "encoder": block.about["encoder"],
-                "weights": block.about["weights"],
+                "encoder": block.metadata["encoder"],
+                "weights": block.metadata["weights"],
                 "width": block.values.shape[1],
             }
             for modality, block in blocks.items()

@@ -1,4 +1,4 @@
-"""What a page is made of, and its HTML. Every text is escaped; only charts drawn here enter as markup."""
+"""The elements of a page, and its HTML. Every text is escaped; only the drawings of charts are markup."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing, a description for those who do not see it, and a caption; a wide one has a row to itself."""
+    """A drawing, its description for screen readers, and a caption; a wide chart has its own row."""
 
     svg: Markup
     label: str
@@ -75,18 +75,18 @@ class Bars:
 
     @property
     def digits(self) -> int:
-        """Letters of the longest value: all bars leave it the same room, or their lengths could not be compared."""
+        """Letters of the longest value, for which all bars leave the same room, so that their lengths compare."""
         return max((len(bar.value) for bar in self.rows), default=0)
 
 
 @dataclass(frozen=True)
 class Post:
-    """A post: its image as a data URI (None: it has none), its texts, and facts below them."""
+    """A post: its image as a data URI (None: it has none), its texts, and lines below them."""
 
     image: str | None
     title: str
     tags: str
-    facts: Sequence[str]
+    lines: Sequence[str]
 
     @property
     def alternative(self) -> str:
@@ -118,7 +118,7 @@ Element = Text | Table | Tables | Charts | Bars | Posts | Pair
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with an entry in the table of contents."""
+    """A section of the page with an entry in the table of contents."""
 
     anchor: str
     title: str
@@ -141,12 +141,12 @@ class Page:
     title: str
     summary: str
     tiles: Sequence[Tile]
-    facts: Sequence[tuple[str, str]]
+    properties: Sequence[tuple[str, str]]
     sections: Sequence[Section]
 
 
 def render(page: Page) -> str:
-    """The page as HTML that loads nothing: styles, drawings and images are inside."""
+    """The page as HTML that loads no other file: styles, drawings and images are inside."""
     environment = Environment(
         loader=PackageLoader("popularity.report"),
         autoescape=True,

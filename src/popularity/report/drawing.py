@@ -1,6 +1,6 @@
-"""Charts as SVG that take their colours from the page: readable on light and on dark, the same bytes each time.
+"""Charts as SVG with the colours of the page, readable on light and dark, with the same bytes each time.
 
-Text stays text, 11 pixels or more at natural size. Colours are told apart by people who do not see red or green.
+Text stays text of at least 11 pixels. The colours differ for readers who do not see red or green too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import rankdata
 
-from popularity.core.metrics import FloatArray
+from popularity.core.arrays import Float64Array
 from popularity.report.placement import place_labels, text_width
 
 INK, MUTED, GRID, SURFACE = "#1f2328", "#59636e", "#d8dee4", "#fefefe"
@@ -98,7 +98,7 @@ class Interval:
 
 
 class _Canvas:
-    """One axes of a given size in pixels, and the SVG that came of it."""
+    """One axes of a given size in pixels, and its SVG once it is drawn."""
 
     def __init__(self, size: tuple[float, float], label: str) -> None:
         self.label = label
@@ -120,7 +120,7 @@ def _canvas(size: tuple[float, float], label: str) -> Iterator[_Canvas]:
 
 
 def _for_page(svg: str, size: tuple[float, float], label: str) -> Markup:
-    """The drawing alone, without what would reach beyond it: ids that two drawings share, a style for all elements."""
+    """The drawing without what changes the rest of the page: ids that two drawings share, styles of all elements."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     for colour, name in _VARIABLES.items():
@@ -135,9 +135,9 @@ def _for_page(svg: str, size: tuple[float, float], label: str) -> Markup:
 
 
 def predicted_against_true(
-    label: FloatArray, prediction: FloatArray, limits: tuple[float, float], title: str, description: str
+    label: Float64Array, prediction: Float64Array, limits: tuple[float, float], title: str, description: str
 ) -> Markup:
-    """Posts in hexagons, the more the darker; the diagonal; the mean label of each tenth of the predictions."""
+    """Density of the posts in hexagons, the diagonal, and the mean label of each tenth of the predictions."""
     with _canvas(SMALL, description) as canvas:
         axes = canvas.axes
         low, high = limits
@@ -148,10 +148,10 @@ def predicted_against_true(
         cells.set_facecolor([mpl.colors.to_rgba(BLUE, alpha) for alpha in shade])
         axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="equal")
         order = np.argsort(prediction, kind="stable")
-        tenths = [part for part in np.array_split(order, 10) if len(part)]
+        tenths = [rows for rows in np.array_split(order, 10) if len(rows)]
         axes.plot(
-            [prediction[part].mean() for part in tenths],
-            [label[part].mean() for part in tenths],
+            [prediction[rows].mean() for rows in tenths],
+            [label[rows].mean() for rows in tenths],
             color=ORANGE, marker="o", label="mean of each tenth",
         )  # fmt: skip
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="predicted", ylabel="true", title=title)
@@ -166,8 +166,8 @@ def intervals(
 
     Args:
         rows: at least one.
-        title: what is on the axis.
-        description: for those who do not see the drawing.
+        title: of the axis.
+        description: for screen readers.
         strong: the only group in colour; None: all are.
         zero: marked by a line.
     """
@@ -199,26 +199,40 @@ def intervals(
     return canvas.svg
 
 
+@dataclass(frozen=True)
+class XAxis:
+    """The horizontal axis of curves.
+
+    Args:
+        title: of the axis.
+        names: of the positions 0, 1, ... (months); about five are written. Without names the axis has numbers.
+    """
+
+    title: str = ""
+    names: Sequence[str] = ()
+
+
+INTEGERS = XAxis()
+
+
 def lines(
     curves: Sequence[Line],
     title: str,
     description: str,
     *,
-    x: str = "",
-    names: Sequence[str] = (),
+    x: XAxis = INTEGERS,
     bottom: float | None = None,
-    level: float | None = None,
+    reference: float | None = None,
 ) -> Markup:
     """Curves over a common axis.
 
     Args:
         curves: at least one.
-        title: what is on the vertical axis.
-        description: for those who do not see the drawing.
-        x: what is on the horizontal axis.
-        names: of the positions 0, 1, ... of that axis (months); as many are written as there is room for.
+        title: of the vertical axis.
+        description: for screen readers.
+        x: the horizontal axis.
         bottom: lowest value of the vertical axis.
-        level: height of a line for comparison.
+        reference: height of a dashed line.
     """
     with _canvas(SMALL, description) as canvas:
         axes = canvas.axes
@@ -230,14 +244,14 @@ def lines(
             marker = curve.marker or ("o" if len(curve.x) == 1 else "")
             name = curve.name or "_nolegend_"
             axes.plot(curve.x, _floats(curve.y), color=curve.colour, linestyle=curve.style, marker=marker, label=name)
-        if level is not None:
-            axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        if names:
-            step = -(-len(names) // 5)
-            axes.set_xticks(range(0, len(names), step), names[::step])
+        if reference is not None:
+            axes.axhline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        if x.names:
+            step = -(-len(x.names) // 5)
+            axes.set_xticks(range(0, len(x.names), step), x.names[::step])
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel=x)
+        axes.set(xlabel=x.title)
         axes.set_title(title)
         if bottom is not None:
             axes.set_ylim(bottom=bottom)
@@ -246,7 +260,7 @@ def lines(
     return canvas.svg
 
 
-def _floats(values: Sequence[float]) -> FloatArray:
+def _floats(values: Sequence[float]) -> Float64Array:
     return np.asarray(values, dtype=np.float64)
 
 
@@ -268,21 +282,21 @@ def split_timeline(rows: Sequence[SplitRow], months: Sequence[str], description:
     Args:
         rows: at least one; roles are those of ROLE_COLOURS.
         months: names of the positions on the time axis.
-        description: for those who do not see the drawing.
+        description: for screen readers.
     """
     height = 70 + len(rows) * (BAND * len(ROLE_COLOURS) + 8)
     step = 1 + 8 / (BAND * len(ROLE_COLOURS))  # of a row, in heights of its bands
     with _canvas((SMALL[0], height), description) as canvas:
         axes = canvas.axes
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             for lane, (role, colour) in enumerate(ROLE_COLOURS.items()):
                 counts = np.asarray(row.posts[role], dtype=np.float64)
                 for month in np.flatnonzero(counts):
                     alpha = round(0.3 + 0.7 * float(counts[month] / counts.max()) ** 0.5, 2)
-                    top = number * step + lane / len(ROLE_COLOURS)
+                    top = index * step + lane / len(ROLE_COLOURS)
                     box = (month - 0.5, top), 1, 1 / len(ROLE_COLOURS)
                     axes.add_patch(Rectangle(*box, facecolor=colour, alpha=alpha, linewidth=0))
-        axes.set_yticks([number * step + 0.5 for number in range(len(rows))], [row.name for row in rows])
+        axes.set_yticks([index * step + 0.5 for index in range(len(rows))], [row.name for row in rows])
         axes.tick_params(axis="y", length=0)
         every = -(-len(months) // 4)
         axes.set_xticks(range(0, len(months), every), months[::every])
@@ -294,7 +308,7 @@ def split_timeline(rows: Sequence[SplitRow], months: Sequence[str], description:
 
 
 @dataclass(frozen=True)
-class Place:
+class MapPoint:
     """A class on the map: position, number of posts, which third of the mean labels (0 low to 2 high)."""
 
     name: str
@@ -307,40 +321,40 @@ class Place:
 THIRDS = (("lower third of mean popularity", BLUE), ("middle", MUTED), ("upper third", ORANGE))
 
 
-def class_map(places: Sequence[Place], labelled: int, description: str) -> Markup:
-    """Classes by position, area by posts; the `labelled` largest, which come first, carry their names.
+def class_map(classes: Sequence[MapPoint], labelled: int, description: str) -> Markup:
+    """Classes by position, area by posts; the first `labelled` classes, the largest, have a label.
 
-    A place is halfway between where the class lies and its rank there, or a lone class far out would squeeze the rest.
+    A point is halfway between the coordinates of the class and their ranks, so that an outlier leaves room for others.
     """
     width, height = MAP
-    at = np.array([[place.x, place.y] for place in places])
+    at = np.array([[one.x, one.y] for one in classes])
     span = np.ptp(at, axis=0)
     ranks = rankdata(at, axis=0) - 1
-    share = (at - at.min(axis=0)) / np.where(span > 0, span, 1) / 2 + ranks / max(len(places) - 1, 1) / 2
-    points = np.round([70, 24] + share * [width - 140, height - 78], 1)
-    most = max(place.posts for place in places)
-    radii = np.array([3 + 7 * (place.posts / most) ** 0.5 for place in places])
-    names = [place.name if len(place.name) <= 26 else place.name[:25] + "…" for place in places[:labelled]]
+    relative = (at - at.min(axis=0)) / np.where(span > 0, span, 1) / 2 + ranks / max(len(classes) - 1, 1) / 2
+    points = np.round([70, 24] + relative * [width - 140, height - 78], 1)
+    largest = max(one.posts for one in classes)
+    radii = np.array([3 + 7 * (one.posts / largest) ** 0.5 for one in classes])
+    names = [one.name if len(one.name) <= 26 else one.name[:25] + "…" for one in classes[:labelled]]
     widths = np.array([text_width(name, FONT) for name in names])
-    spots = place_labels(points, radii, widths, FONT + 4, (width, height - 30))
+    centres = place_labels(points, radii, widths, FONT + 4, (width, height - 30))
     with _canvas(MAP, description) as canvas:
         canvas.figure.set_layout_engine("none")
         axes = canvas.axes
         axes.set_position((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
-        for point, spot, name, wide in zip(points, spots, names, widths, strict=False):
-            if spot is not None:
+        for point, centre, name, wide in zip(points, centres, names, widths, strict=False):
+            if centre is not None:
                 half = np.array([wide, FONT]) / 2
-                edge = np.clip(point, np.array(spot) - half, np.array(spot) + half)
+                edge = np.clip(point, np.array(centre) - half, np.array(centre) + half)
                 if np.hypot(*(edge - point)) > LEADER:
                     axes.plot([point[0], edge[0]], [point[1], edge[1]], color=MUTED, linewidth=0.6, zorder=1)
-                axes.text(*spot, name, ha="center", va="center_baseline", zorder=4)
-        for point, radius, place in zip(points, radii, places, strict=True):
-            colour = THIRDS[place.third][1]
+                axes.text(*centre, name, ha="center", va="center_baseline", zorder=4)
+        for point, radius, one in zip(points, radii, classes, strict=True):
+            colour = THIRDS[one.third][1]
             axes.plot(*point, "o", markersize=2 * radius, color=colour, markeredgecolor=SURFACE, zorder=3)
-        for number, (name, colour) in enumerate(THIRDS):
-            left = 12 + (0, 235, 320)[number]
+        for index, (name, colour) in enumerate(THIRDS):
+            left = 12 + (0, 235, 320)[index]
             axes.plot(left, height - 14, "o", markersize=9, color=colour, markeredgecolor=SURFACE)
             axes.text(left + 11, height - 14, name, va="center_baseline")
     return canvas.svg

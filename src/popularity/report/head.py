@@ -1,4 +1,4 @@
-"""The head of the page and of the model card: what the run scored and what one must know of it."""
+"""The head of the page and of the model card: scores and properties of the run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ READS = (
     paths.PROTOTYPE_CLASSES,
     paths.PROTOTYPE_FIELDS,
     paths.STACK_MANIFEST,
-    paths.TEXT_MODEL_WEIGHT,
+    paths.ENSEMBLE_WEIGHTS,
 )
 NO_SCORE = "This run has no score on posts that were kept out of every choice."
 NOMINAL = 0.8  # coverage of the interval in the tiles
 
 
 def summary(run: RunFolder) -> str:
-    """What the scores of scheme HOLDOUT say, in two sentences."""
+    """The scores of scheme HOLDOUT and the comparison with the baselines, in two sentences."""
     found = _metrics(run)
     if MAIN_MODEL not in found:
         return NO_SCORE
@@ -54,7 +54,7 @@ def _metrics(run: RunFolder) -> dict[str, Metrics]:
 
 
 def tiles(run: RunFolder) -> list[Tile]:
-    """The numbers that are worth seeing first."""
+    """The numbers at the head of the page."""
     return [*_score_tiles(_metrics(run)), *_coverage_tiles(run), *_test_tiles(run)]
 
 
@@ -76,7 +76,7 @@ def _score_tiles(found: dict[str, Metrics]) -> list[Tile]:
 def _coverage_tiles(run: RunFolder) -> list[Tile]:
     if not run.has(paths.COVERAGE):
         return []
-    rows = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT, group="all", level=NOMINAL)
+    rows = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT, group="all", nominal=NOMINAL)
     cells = [(percent(row["coverage"]), number(row["width"], 2)) for row in rows.iter_rows(named=True)]
     name = f"Coverage of {percent(NOMINAL, 0)} intervals"
     return [Tile(name, coverage, f"mean width {width}") for coverage, width in cells]
@@ -90,30 +90,30 @@ def _test_tiles(run: RunFolder) -> list[Tile]:
     return [Tile("Test posts predicted", f"{len(run.test_predictions):,}", note)]
 
 
-def facts(run: RunFolder) -> list[tuple[str, str]]:
-    """Name and value of what one must know of the run."""
+def properties(run: RunFolder) -> list[tuple[str, str]]:
+    """Name and value of each property of the run: data set, classes, profile, models, code."""
     return [
         ("Data set", run.dataset_name),
-        *(_data_facts(run) if run.has(paths.INGEST_SUMMARY) else []),
-        *_class_facts(run),
+        *(_data_properties(run) if run.has(paths.INGEST_SUMMARY) else []),
+        *_class_properties(run),
         ("Profile", str(run.params["profile"])),
-        *_model_facts(run),
+        *_model_properties(run),
     ]
 
 
-def _data_facts(run: RunFolder) -> list[tuple[str, str]]:
+def _data_properties(run: RunFolder) -> list[tuple[str, str]]:
     found = run.json(paths.INGEST_SUMMARY)
-    parts, label = found["parts"], found["label"]
-    first, last = min(part["from"] for part in parts.values()), max(part["to"] for part in parts.values())
+    splits, label = found["parts"], found["label"]
+    first, last = min(split["from"] for split in splits.values()), max(split["to"] for split in splits.values())
     return [
-        ("Posts", ", ".join(f"{part['posts']:,} {name}" for name, part in sorted(parts.items(), reverse=True))),
+        ("Posts", ", ".join(f"{split['posts']:,} {name}" for name, split in sorted(splits.items(), reverse=True))),
         ("Users", f"{found['users']:,}"),
         ("Time", f"{first[:10]} to {last[:10]}"),
         ("Label", f"log2(views + 1), mean {number(label['mean'], 2)}, sd {number(label['sd'], 2)}"),
     ]
 
 
-def _class_facts(run: RunFolder) -> list[tuple[str, str]]:
+def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
     rows = []
     if run.has(paths.PROTOTYPE_CLASSES):
         rows.append(("Classes", f"{len(run.classes):,} of the second taxonomy level"))
@@ -123,10 +123,10 @@ def _class_facts(run: RunFolder) -> list[tuple[str, str]]:
     return rows
 
 
-def _model_facts(run: RunFolder) -> list[tuple[str, str]]:
+def _model_properties(run: RunFolder) -> list[tuple[str, str]]:
     rows = []
-    if run.has(paths.TEXT_MODEL_WEIGHT):
-        weight = run.json(paths.TEXT_MODEL_WEIGHT)["share"]
+    if run.has(paths.ENSEMBLE_WEIGHTS):
+        weight = run.json(paths.ENSEMBLE_WEIGHTS)["weight"]
         rows.append(("Text model", f"weight {percent(weight, 0)} in the predictions of the test part"))
     if run.has(paths.STACK_MANIFEST):
         code = run.json(paths.STACK_MANIFEST)["code"]

@@ -30,7 +30,7 @@ GROUPINGS = {"user": "user", "category": "first-level class", "month": "month"}
 
 
 def model_card(run: RunFolder) -> str:
-    """The card; a part whose files are missing is left out or says so."""
+    """The card; a section whose files are missing is left out or says so."""
     environment = Environment(
         loader=PackageLoader("popularity.report"),
         autoescape=False,  # Markdown, not HTML: every value of the data passes the filter `plain`
@@ -42,7 +42,7 @@ def model_card(run: RunFolder) -> str:
     return environment.get_template("model_card.md").render(
         name=run.dataset_name,
         summary=head.summary(run),
-        facts=head.facts(run),
+        properties=head.properties(run),
         confidence=percent(run.evaluation.confidence_level, 0),
         n_resamples=run.evaluation.n_resamples,
         params=_yaml(_without_machine(run)),
@@ -117,7 +117,7 @@ def _coverage(run: RunFolder) -> list[tuple[str, ...]]:
     own = run.csv(paths.COVERAGE).filter(scheme=HOLDOUT)
     return [
         (
-            percent(row["level"], 0),
+            percent(row["nominal"], 0),
             row["group"],
             *(percent(row[name]) for name in ("coverage", "low", "high")),
             number(row["width"], 2),

@@ -59,6 +59,6 @@ def build_page(run: RunFolder) -> Page:
         title=f"Popularity of posts: {run.dataset_name}",
         summary=head.summary(run),
         tiles=head.tiles(run),
-        facts=head.facts(run),
+        properties=head.properties(run),
         sections=[section for section in built if section is not None],
     )

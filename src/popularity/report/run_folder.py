@@ -1,8 +1,7 @@
-"""The files of a finished run as the report reads them, each one once."""
+"""The files of a finished run; the report reads each of them once."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -13,9 +12,9 @@ import polars as pl
 from pydantic import Field
 
 from popularity.core import paths
+from popularity.core.atomic import read_json
 from popularity.core.config import Section, load_params, read_yaml
 from popularity.core.contracts import CLASSES, FOLDS, IMAGES, POSTS, PREDICTIONS, Contract, read_table
-from popularity.core.errors import DataError
 from popularity.evaluation.scores import (
     GROUPS,
     HOLDOUT,
@@ -32,7 +31,7 @@ from popularity.report.thumbnails import Thumbnails
 
 @dataclass(frozen=True)
 class ReportParams(Section):
-    """Section `report` of params.yaml: how much is shown.
+    """Section `report` of params.yaml: the amount that is shown.
 
     Args:
         thumbnail: pixels of an image's longer side.
@@ -48,7 +47,7 @@ class ReportParams(Section):
 
 
 class RunFolder:
-    """What the stages left in a project folder. A context manager: it closes the data set's image shards.
+    """The outputs of the stages in a project folder. A context manager: it closes the data set's image shards.
 
     Every property reads the files of its name in `popularity.core.paths`, on first use.
 
@@ -78,7 +77,7 @@ class RunFolder:
 
     @property
     def dataset_name(self) -> str:
-        """The last part of the data set's path, which says nothing about the machine."""
+        """The last name of the data set's path; the report shows no path of the machine."""
         return PurePath(self.params["dataset"]["root"]).name
 
     def has(self, *names: str) -> bool:
@@ -89,13 +88,9 @@ class RunFolder:
         """The content of a JSON file.
 
         Raises:
-            DataError: it is not JSON.
+            ContractError: the file holds no JSON.
         """
-        path = self.folder / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"not valid JSON: {error}", file=path, fix="dvc repro --force") from error
+        return read_json(self.folder / name)
 
     def csv(self, name: str, schema: dict[str, Any] | None = None) -> pl.DataFrame:
         """A CSV table, its types as in `schema` or inferred from all rows."""

@@ -1,4 +1,4 @@
-"""Rows of the score tables as the cells of a table on the page."""
+"""Rows of the score tables, and their cells on the page."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Metrics = Mapping[str, Mapping[str, Any]]  # metric -> row of the score table
 
 def overall(scores: pl.DataFrame) -> pl.DataFrame:
     """The scores themselves, without differences and without single splits."""
-    return scores.filter(pl.col("minus").is_null() & pl.col("cut").is_null())
+    return scores.filter(pl.col("minus").is_null() & pl.col("fold").is_null())
 
 
 def single_splits(scores: pl.DataFrame) -> pl.DataFrame:
     """The scores of each split of a scheme that has several; no differences."""
-    return scores.filter(pl.col("minus").is_null() & pl.col("cut").is_not_null())
+    return scores.filter(pl.col("minus").is_null() & pl.col("fold").is_not_null())
 
 
 def differences(scores: pl.DataFrame) -> pl.DataFrame:
     """The differences between two models, without single splits."""
-    return scores.filter(pl.col("minus").is_not_null() & pl.col("cut").is_null())
+    return scores.filter(pl.col("minus").is_not_null() & pl.col("fold").is_null())
 
 
 def by_metric(scores: pl.DataFrame, names: Sequence[str]) -> list[tuple[tuple[Any, ...], Metrics]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from PIL import Image
 
-from popularity.images.reading import ImageDecodeError, PictureReader, decode_picture
+from popularity.images.reading import ImageDecodeError, ImageReader, decode_image
 
 QUALITY = 78  # of the JPEG: artifacts do not show at this size
 
@@ -25,7 +25,7 @@ class Thumbnails:
     """
 
     def __init__(self, dataset: Path, images: pl.DataFrame, size: int, max_pixels: int) -> None:
-        self._reader = PictureReader(dataset)
+        self._reader = ImageReader(dataset)
         self._locations = images.filter(status="ok").select("pid", "shard", "offset", "bytes")
         self._size, self._max_pixels = size, max_pixels
 
@@ -41,7 +41,7 @@ class Thumbnails:
         """
         for _, shard, offset, length in self._locations.filter(pid=pid).iter_rows():
             try:
-                image = decode_picture(self._reader.read(shard, offset, length), self._max_pixels)
+                image = decode_image(self._reader.read(shard, offset, length), self._max_pixels)
             except ImageDecodeError:
                 return None
             image.thumbnail((self._size, self._size), Image.Resampling.LANCZOS)

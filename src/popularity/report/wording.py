@@ -1,4 +1,4 @@
-"""Numbers and names as a reader wants them."""
+"""Numbers and names as text for readers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def estimate(value: float | None, low: float | None, high: float | None, digits:
     return f"{number(value, digits, sign)} [{number(low, digits, sign)}, {number(high, digits, sign)}]"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    return NONE if share is None else f"{number(100 * share, digits)} %"
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction as a percentage: 0.953 is 95.3 %."""
+    return NONE if fraction is None else f"{number(100 * fraction, digits)} %"
 
 
 def class_label(key: str) -> str:
@@ -34,6 +35,7 @@ def class_label(key: str) -> str:
 
 
 def shortened(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis, in at most `length` letters."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 

@@ -1,4 +1,4 @@
-"""CatBoost, an optional learner: the same matrix and weights, categories as such.
+"""CatBoost, an optional learner: the same matrix and sample weights, with categories as categories.
 
 CatBoost is imported where it is used: the package works without it.
 """
@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_path
 from popularity.core.errors import ConfigError
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Array, Cut
+from popularity.validation.inner_cv import InnerSplit
 
 SUFFIX = "cbm"
-MOMENTARY = ("train_finish_time", "model_guid")  # what CatBoost writes into a model that no parameter decides
+VOLATILE_METADATA = ("train_finish_time", "model_guid")  # differ between two equal fits
 
 
 def library() -> Any:
-    """The library.
+    """The module `catboost`.
 
     Raises:
         ConfigError: it is not installed.
@@ -38,67 +39,71 @@ def library() -> Any:
     return installed
 
 
-def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
-    """Rounds and out-of-fold predictions from the inner cuts; all `num_boost_round` where there is none.
+def learn(sample: Sample, splits: Sequence[InnerSplit], params: StackParams) -> Learned:
+    """Early stopping on the inner CV: the number of rounds, and out-of-fold predictions.
 
-    Each cut runs until its own error has not fallen for `early_stopping_rounds` rounds, then all run as long as the longest: the
-    mean over the cuts needs curves of one length.
+    Every split runs until its own error has not fallen for `early_stopping_rounds` rounds. Then all run as long as the
+    longest, because the mean over the splits needs curves of one length. Without a split: `num_boost_round`.
     """
-    if not cuts:
+    if not splits:
         return Learned(params.num_boost_round, np.empty(0))
     whole = _pool(sample.matrix, sample)
-    pools = [(whole.slice(rows), whole.slice(scored)) for rows, scored in cuts]
+    pools = [(whole.slice(train), whole.slice(valid)) for train, valid in splits]
     stop = {"od_type": "Iter", "od_wait": params.early_stopping_rounds}
-    models = [_train(rows, params.num_boost_round, params, params.seed, scored, **stop) for rows, scored in pools]
+    models = [_train(train, params.num_boost_round, params, params.seed, valid, **stop) for train, valid in pools]
     longest = max(len(_errors(model)) for model in models)
     models = [
-        model if len(_errors(model)) == longest else _train(rows, longest, params, params.seed, scored)
-        for model, (rows, scored) in zip(models, pools, strict=True)
+        model if len(_errors(model)) == longest else _train(train, longest, params, params.seed, valid)
+        for model, (train, valid) in zip(models, pools, strict=True)
     ]
     rounds = int(np.argmin(np.mean([_errors(model) for model in models], axis=0))) + 1
-    parts = [model.predict(scored, ntree_end=rounds) for model, (_, scored) in zip(models, pools, strict=True)]
-    return Learned(rounds, np.concatenate(parts))
+    predictions = [model.predict(valid, ntree_end=rounds) for model, (_, valid) in zip(models, pools, strict=True)]
+    return Learned(rounds, np.concatenate(predictions))
 
 
 def fit(sample: Sample, chosen: int, params: StackParams, seed: int) -> Any:
-    """A model of all rows, of `chosen` rounds."""
+    """A model of `chosen` rounds, fitted on all rows."""
     return _train(_pool(sample.matrix, sample), chosen, params, seed)
 
 
-def predict(model: Any, matrix: Matrix) -> Array:
-    """(n,) in the scale that was fitted."""
+def predict(model: Any, matrix: Matrix) -> Float64Array:
+    """(n,) predictions in the unit of the fitted target."""
     return np.asarray(model.predict(_pool(matrix)))
 
 
-def contributions(model: Any, matrix: Matrix) -> Array:
-    """(n, columns + 1) what each column adds to a prediction, and last what all posts share (TreeSHAP)."""
+def shap_values(model: Any, matrix: Matrix) -> Float64Array:
+    """(n, columns + 1) SHAP values of the columns (TreeSHAP), and the expected value last."""
     values = model.get_feature_importance(_pool(matrix), type="ShapValues")
-    result: Array = np.empty(values.shape)
+    result: Float64Array = np.empty(values.shape)
     result[:, [*_numeric(matrix), *matrix.categorical, len(matrix.names)]] = values
     return result
 
 
 def save(model: Any, path: Path) -> None:
-    """Writes CatBoost's own binary form: the same fit, the same bytes."""
-    facts = model.get_metadata()
-    for name in set(MOMENTARY) & {name for name, _ in facts.items()}:
-        del facts[name]
+    """Writes CatBoost's own binary form: the same fit gives the same bytes."""
+    metadata = model.get_metadata()
+    for name in set(VOLATILE_METADATA) & {name for name, _ in metadata.items()}:
+        del metadata[name]
     with atomic_path(path) as partial:
         model.save_model(str(partial), format="cbm")
 
 
 def load(path: Path) -> Any:
-    """The model that `save` wrote; ConfigError when CatBoost is not installed."""
+    """The model that `save` wrote.
+
+    Raises:
+        ConfigError: CatBoost is not installed.
+    """
     return library().CatBoost().load_model(str(path), format="cbm")
 
 
-def _train(rows: Any, rounds: int, params: StackParams, seed: int, scored: Any = None, **stop: Any) -> Any:
+def _train(train: Any, rounds: int, params: StackParams, seed: int, valid: Any = None, **stop: Any) -> Any:
     model = library().CatBoost(
         {
             **asdict(params.catboost),
             **stop,
             "iterations": rounds,
-            "bootstrap_type": "Bernoulli",  # the kind that takes `subsample` with either loss
+            "bootstrap_type": "Bernoulli",  # takes `subsample` with either loss
             "use_best_model": False,
             "random_seed": seed,
             "thread_count": params.num_threads,
@@ -106,18 +111,18 @@ def _train(rows: Any, rounds: int, params: StackParams, seed: int, scored: Any =
             "logging_level": "Silent",
         }
     )
-    return model.fit(rows, eval_set=scored)
+    return model.fit(train, eval_set=valid)
 
 
 def _errors(model: Any) -> list[float]:
-    """The error on the scored rows after each round."""
+    """The error on the valid rows after each round."""
     (errors,) = model.get_evals_result()["validation"].values()
     return list(errors)
 
 
 def _numeric(matrix: Matrix) -> list[int]:
     categorical = set(matrix.categorical)
-    return [place for place in range(len(matrix.names)) if place not in categorical]
+    return [index for index in range(len(matrix.names)) if index not in categorical]
 
 
 def _pool(matrix: Matrix, sample: Sample | None = None) -> Any:
@@ -128,8 +133,8 @@ def _pool(matrix: Matrix, sample: Sample | None = None) -> Any:
     features = module.FeaturesData(
         num_feature_data=np.ascontiguousarray(matrix.values[:, numeric]) if numeric else None,
         cat_feature_data=codes.astype("S").astype(object) if categorical else None,
-        num_feature_names=[matrix.names[place] for place in numeric] if numeric else None,
-        cat_feature_names=[matrix.names[place] for place in categorical] if categorical else None,
+        num_feature_names=[matrix.names[index] for index in numeric] if numeric else None,
+        cat_feature_names=[matrix.names[index] for index in categorical] if categorical else None,
     )
     if sample is None:
         return module.Pool(features)

@@ -12,9 +12,9 @@ Kind = Literal[
     "category",  # codes of a feature's values
     "number",  # a feature
     "component",  # a principal component of vectors, or a raw dimension of them
-    "scalar",  # a single number beside the vectors
-    "head",  # predictions of a ridge, out of fold on fit rows
-    "neighbours",  # labels of and distances to the nearest fit posts
+    "scalar",  # a single number of a block, next to its vectors
+    "oof_ridge",  # predictions of a ridge, out of fold on train rows
+    "neighbours",  # labels of the nearest train posts and distances to them
 ]
 
 
@@ -24,10 +24,10 @@ class MatrixColumn:
 
     Args:
         name: unique in the matrix.
-        block: metadata, image, text, prototype or picture.
+        block: metadata, image, text, prototype or image_statistics.
         kind: what its values are.
-        group: of `stack.columns.feature_groups`, which switches it on; None: no group does.
-        fitted_on_labels: whether labels of fit rows went into its values.
+        group: the group of `stack.columns.feature_groups` that switches it on; None: it is always there.
+        fitted_on_labels: whether labels of train rows went into its values.
     """
 
     name: str
@@ -38,6 +38,6 @@ class MatrixColumn:
 
 
 def metadata_columns(names: Iterable[str], kind: Literal["category", "number"]) -> tuple[MatrixColumn, ...]:
-    """Columns of the block `metadata` from features."""
+    """Columns of the block `metadata`, made from features."""
     found = map(FeatureColumn.named, names)
     return tuple(MatrixColumn(one.name, "metadata", kind, one.group, one.fitted_on_labels) for one in found)

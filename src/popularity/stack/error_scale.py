@@ -1,22 +1,21 @@
-"""How large an error to expect of a prediction: what makes an interval wide for one post and narrow for another."""
+"""The error scale: the expected absolute error of a post's prediction, which sets the width of its interval."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightgbm as lgb
 import numpy as np
 
-from popularity.core.atomic import reading, write_json, write_text
+from popularity.core.arrays import Float64Array, Int64Array
+from popularity.core.atomic import read_json, reading, write_json, write_text
 from popularity.stack.matrix import Matrix
-from popularity.validation.inner_cv import Array, Rows
 
-# Few and shallow trees: absolute errors are mostly noise, and conformal intervals need no more than an order of posts
-# from sure to unsure. The wide leaves and the small step keep one odd error from making a region.
-TREES = 100
-SETTINGS = {
+# Few and shallow trees: absolute errors are mostly noise, and conformal intervals need only the order of posts from
+# small to large errors. The large leaves and the low rate keep one odd error from making a region.
+N_TREES = 100
+LIGHTGBM_PARAMS = {
     "objective": "regression",  # the mean of |error|, which is the expected size
     "learning_rate": 0.05,
     "num_leaves": 7,
@@ -24,13 +23,13 @@ SETTINGS = {
     "feature_fraction": 0.5,
     "lambda_l2": 10.0,
 }
-FLOOR = 0.25  # share of the mean error below which no scale falls: a post believed certain would have no width
-LEAST = 0.01  # label units: the two decimals of a published label
+MIN_RELATIVE_SCALE = 0.25  # of the mean error: otherwise an interval could have no width
+MIN_SCALE = 0.01  # label units: published labels have two decimals
 
 
 @dataclass(frozen=True)
-class ScaleModel:
-    """Expected |label - prediction| of a post, from its metadata columns and its prediction.
+class ErrorScale:
+    """The expected |label - prediction| of a post, from its metadata columns and its prediction.
 
     Args:
         booster: None: every post has the scale `mean`.
@@ -41,17 +40,26 @@ class ScaleModel:
     mean: float
 
     @classmethod
-    def fit(cls, matrix: Matrix, rows: Rows, prediction: Array, label: Array, *, seed: int, threads: int) -> ScaleModel:
-        """From out-of-fold predictions (m,) of some fit rows.
+    def fit(
+        cls,
+        matrix: Matrix,
+        rows: Int64Array,
+        prediction: Float64Array,
+        label: Float64Array,
+        *,
+        seed: int,
+        num_threads: int,
+    ) -> ErrorScale:
+        """The error scale fitted on out-of-fold predictions of some train rows.
 
         Args:
-            matrix: of all fit rows (n, columns).
-            rows: (m,) positions of the predicted ones; without one the scale is the same for all, the mean distance
-                of the labels to their median.
+            matrix: (n, columns) of all train rows.
+            rows: (m,) positions of the predicted rows; if there are none, all posts have the same scale, the mean
+                distance of the labels to their median.
             prediction: (m,) in label units.
-            label: (n,) of all fit rows.
+            label: (n,) of all train rows.
             seed: of the columns drawn for a tree.
-            threads: part of the result, as in the learners.
+            num_threads: part of the result, as in the learners.
         """
         if not len(rows):
             return cls(None, float(np.abs(label - np.median(label)).mean()))
@@ -59,45 +67,55 @@ class ScaleModel:
         design, categorical = _design(matrix, prediction, rows)
         booster = lgb.train(
             {
-                **SETTINGS,
+                **LIGHTGBM_PARAMS,
                 "seed": seed,
-                "num_threads": threads,
+                "num_threads": num_threads,
                 "deterministic": True,
                 "force_row_wise": True,
                 "verbosity": -1,
             },
             lgb.Dataset(design, errors, categorical_feature=categorical, params={"verbosity": -1}),
-            num_boost_round=TREES,
+            num_boost_round=N_TREES,
         )
         return cls(booster, float(errors.mean()))
 
-    def predict(self, matrix: Matrix, prediction: Array) -> Array:
+    def predict(self, matrix: Matrix, prediction: Float64Array) -> Float64Array:
         """(n,) scales in label units, above 0, of posts with predictions (n,) in label units."""
         if self.booster is None:
             expected = np.full(len(prediction), self.mean)
         else:
             expected = np.asarray(self.booster.predict(_design(matrix, prediction)[0]))
-        above: Array = np.maximum(expected, max(FLOOR * self.mean, LEAST))
-        return above
+        bounded: Float64Array = np.maximum(expected, max(MIN_RELATIVE_SCALE * self.mean, MIN_SCALE))
+        return bounded
 
     def save(self, folder: Path) -> None:
-        """Writes scale.json and, where there are trees, scale.txt into `folder`."""
-        write_json(folder / "scale.json", {"mean": self.mean})
+        """Writes error_scale.json and, if there are trees, error_scale.txt into `folder`."""
+        write_json(folder / "error_scale.json", {"mean": self.mean})
         if self.booster is not None:
-            write_text(folder / "scale.txt", self.booster.model_to_string())
+            write_text(folder / "error_scale.txt", self.booster.model_to_string())
 
     @classmethod
-    def load(cls, folder: Path) -> ScaleModel:
-        """The model that `save` wrote."""
-        trees = folder / "scale.txt"
+    def load(cls, folder: Path) -> ErrorScale:
+        """The model that `save` wrote.
+
+        Raises:
+            ContractError: a file is damaged.
+        """
+        trees = folder / "error_scale.txt"
         with reading(trees, lgb.basic.LightGBMError):
             booster = lgb.Booster(model_str=trees.read_text(encoding="utf-8")) if trees.exists() else None
-        return cls(booster, json.loads((folder / "scale.json").read_text(encoding="utf-8"))["mean"])
+        return cls(booster, read_json(folder / "error_scale.json")["mean"])
 
 
-def _design(matrix: Matrix, prediction: Array, rows: Rows | None = None) -> tuple[Array, list[int]]:
-    """(n, metadata columns + 1) with the prediction last, and the positions of categories; `rows`: only those."""
-    metadata = [place for place, block in enumerate(matrix.blocks) if block == "metadata"]
+def _design(matrix: Matrix, prediction: Float64Array, rows: Int64Array | None = None) -> tuple[Float64Array, list[int]]:
+    """(n, metadata columns + 1) with the prediction last, and the positions of categories.
+
+    Args:
+        matrix: of the posts.
+        prediction: (n,) in label units.
+        rows: (n,) rows of the matrix that are used; None: all.
+    """
+    metadata = [index for index, block in enumerate(matrix.blocks) if block == "metadata"]
     values = matrix.values[:, metadata]
-    categorical = [metadata.index(place) for place in matrix.categorical]
+    categorical = [metadata.index(index) for index in matrix.categorical]
     return np.column_stack([values if rows is None else values[rows], prediction]), categorical

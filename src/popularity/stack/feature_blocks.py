@@ -1,4 +1,4 @@
-"""What the stack reads beside the features: stored vectors and named scalars of posts, keyed by pid."""
+"""The dense blocks that the stack reads: stored vectors and named scalars of posts, by pid."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from popularity.core.contracts import PICTURE_STATISTICS, PROTOTYPE_SCALARS, read_table
+from popularity.core.arrays import Float32Array
+from popularity.core.contracts import IMAGE_STATISTICS, PROTOTYPE_SCALARS, read_table
 from popularity.core.errors import ConfigError, ContractError
 from popularity.core.vectors import Block, read_block
-from popularity.stack.oof_ridge import FloatArray
 
 PrototypePart = Literal[
     "global_prompt",  # G_y
@@ -27,7 +27,7 @@ PrototypePart = Literal[
     "unseen",
 ]
 
-# Stored vectors of the block `prototype`, one a part (Eq 11 and the logits).
+# Stored vectors of the block `prototype`, one for each part (Eq 11 and the logits).
 PROTOTYPE_VECTORS: tuple[PrototypePart, ...] = (
     "global_prompt",
     "local_prompt",
@@ -36,13 +36,13 @@ PROTOTYPE_VECTORS: tuple[PrototypePart, ...] = (
     "attended_text",
     "logits",
 )
-# The stored vectors that side by side make up a part.
+# The stored vectors that are joined to a part.
 PART_VECTORS: Mapping[str, tuple[str, ...]] = {
     "image": ("image",),
     "text": ("title", "tags"),
     **{part: (part,) for part in PROTOTYPE_VECTORS},
 }
-# Part of the block `prototype` by what its scalar columns are called before the first dot.
+# Part of the block `prototype`, by the prefix of its scalar columns (before the first dot).
 PROTOTYPE_SCALAR_PARTS: Mapping[str, PrototypePart] = {
     "logits": "logits",
     "losses": "losses",
@@ -53,11 +53,11 @@ PROTOTYPE_SCALAR_PARTS: Mapping[str, PrototypePart] = {
 
 @dataclass(frozen=True)
 class Blocks:
-    """Everything dense that a fit may read.
+    """The dense blocks of all posts.
 
     Args:
-        vectors: `image`, `title`, `tags` and those of PROTOTYPE_VECTORS that are there.
-        scalars: columns of PROTOTYPE_SCALARS and, named picture.<what>, of PICTURE_STATISTICS.
+        vectors: `image`, `title`, `tags` and those of PROTOTYPE_VECTORS that the network has.
+        scalars: columns of PROTOTYPE_SCALARS and, named image_statistics.<name>, of IMAGE_STATISTICS.
     """
 
     vectors: Mapping[str, Block]
@@ -65,10 +65,15 @@ class Blocks:
 
 
 def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
-    """The blocks in the folders of the three embed stages; vectors stay on disk (memory maps).
+    """The blocks that the three embed stages wrote; vectors stay on disk (memory maps).
+
+    Args:
+        image: folder of stage embed_image.
+        text: folder of stage embed_text.
+        prototype: folder of stage embed_posts.
 
     Raises:
-        ContractError: a scalar column is no Float32 or belongs to no part of the block.
+        ContractError: a scalar column is not Float32 or belongs to no part of the block.
     """
     scalars = read_table(prototype / "scalars.parquet", PROTOTYPE_SCALARS)
     for column, dtype in list(scalars.schema.items())[1:]:
@@ -83,24 +88,27 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     vectors |= {
         name: read_block(prototype, name) for name in PROTOTYPE_VECTORS if (prototype / f"{name}.npy").is_file()
     }
-    if (image / "statistics.parquet").is_file():  # a folder of before there were any does without
-        statistics = read_table(image / "statistics.parquet", PICTURE_STATISTICS)
+    if (image / "statistics.parquet").is_file():  # folders of older versions have none
+        statistics = read_table(image / "statistics.parquet", IMAGE_STATISTICS)
         scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
     return Blocks(vectors, scalars)
 
 
 def dense_parts(block: str, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
-    """The parts of a block that are vectors, in order; each is reduced on its own.
+    """The parts of a block that are vectors, in order; each gets components of its own.
 
-    Parts of `prototype` differ in width and in kind (some are constant within a class), so each gets
-    components of its own. `metadata` has none.
+    Parts of `prototype` differ in width and in kind: some are constant within a class. `metadata` has no vectors.
+
+    Args:
+        block: one of `stack.columns.feature_blocks`.
+        prototype_parts: of the block `prototype`.
     """
     if block == "prototype":
         return tuple(part for part in PROTOTYPE_VECTORS if part in prototype_parts)
     return (block,) if block in PART_VECTORS else ()
 
 
-def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> FloatArray:
+def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> Float32Array:
     """(n, d) float32 vectors of `pids`; a post without a vector is a row of NaN.
 
     Raises:
@@ -108,7 +116,7 @@ def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> FloatArray:
     """
     if name not in blocks.vectors:
         raise ConfigError(
-            f"stack.columns.prototype_parts: {name} is not there: train.network.attention.prototypes leaves it out"
+            f"stack.columns.prototype_parts: {name} is missing, because train.network.attention.prototypes leaves it out"
         )
     block = blocks.vectors[name]
     rows = block.rows(pids)
@@ -118,18 +126,18 @@ def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> FloatArray:
     return result
 
 
-def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> FloatArray:
-    """(n, sum of d) vectors of a part: its stored vectors side by side."""
+def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> Float32Array:
+    """(n, sum of d) vectors of a part: its stored vectors joined."""
     return np.hstack([dense_rows(blocks, name, pids) for name in PART_VECTORS[part]])
 
 
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
-    """The columns that `scalar_columns` can give of a block, or of the feature_groups `picture`, in order."""
-    if block == "picture":
+    """The columns that `scalar_columns` can give of a block, or of `image_statistics`, in order."""
+    if block == "image_statistics":
         names = tuple(column for column in blocks.scalars.columns if _prefix(column) == block)
         if not names:
             raise ConfigError(
-                "stack.columns.feature_groups: picture needs data/embeddings/image/statistics.parquet, which is not there; "
+                "stack.columns.feature_groups: image needs data/embeddings/image/statistics.parquet, which is missing; "
                 "run `dvc repro embed_image`"
             )
         return names
@@ -139,11 +147,17 @@ def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[Prototype
     return {"image": ("image_norm",), "text": ("title_tags_cosine",)}.get(block, ())
 
 
-def scalar_columns(block: str, names: Sequence[str], blocks: Blocks, pids: Sequence[str]) -> dict[str, FloatArray]:
-    """Named scalars (n,) of a block, kept beside its components; NaN where a post has none.
+def scalar_columns(block: str, names: Sequence[str], blocks: Blocks, pids: Sequence[str]) -> dict[str, Float32Array]:
+    """Scalars (n,) of a block, by name; NaN where a post has none.
 
-    image: the vector's norm (how much the encoder responds). text: cosine of title and tags. prototype: those
-    of its table that are in `names`.
+    image: the vector's norm (how much the encoder responds). text: cosine of title and tags. Other blocks: the columns
+    `names` of the stored scalars.
+
+    Args:
+        block: name of the block.
+        names: from `scalar_names`.
+        blocks: of all posts.
+        pids: of n posts.
     """
     if block == "image":
         vectors = dense_rows(blocks, "image", pids)
@@ -157,7 +171,7 @@ def scalar_columns(block: str, names: Sequence[str], blocks: Blocks, pids: Seque
 
 
 def prototype_scalars(scalars: pl.DataFrame, pids: Sequence[str]) -> pl.DataFrame:
-    """The rows of `scalars` in the order of `pids`; null for posts that are not in it."""
+    """The rows of `scalars` in the order of `pids`; null for posts that it lacks."""
     wanted = pl.DataFrame({"pid": list(pids)}, schema={"pid": pl.String})
     return wanted.join(scalars, on="pid", how="left", validate="1:1", maintain_order="left").drop("pid")
 

@@ -1,4 +1,4 @@
-"""The learners by name: each is a module with the same functions."""
+"""The learners, by name: each is a module with the same functions."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from popularity.core.arrays import Float64Array
 from popularity.stack import catboost, lightgbm, linear
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Array, Cut
+from popularity.validation.inner_cv import InnerSplit
 
 
 class Learner(Protocol):
-    """What a learner is to the stack."""
+    """The functions that the stack calls."""
 
     SUFFIX: str  # of the file of a saved model
 
-    def learn(self, sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
-        """What the inner cuts say of it."""
+    def learn(self, sample: Sample, splits: Sequence[InnerSplit], params: StackParams) -> Learned:
+        """The setting that the inner CV chooses, and out-of-fold predictions."""
 
     def fit(self, sample: Sample, chosen: int, params: StackParams, seed: int) -> Any:
-        """A model of all rows, at what the inner cuts chose."""
+        """A model with the chosen setting, fitted on all rows."""
 
-    def predict(self, model: Any, matrix: Matrix) -> Array:
-        """(n,) in the scale that was fitted."""
+    def predict(self, model: Any, matrix: Matrix) -> Float64Array:
+        """(n,) predictions in the unit of the fitted target."""
 
-    def contributions(self, model: Any, matrix: Matrix) -> Array:
-        """(n, columns + 1) what each column adds to a prediction, and last what all posts share."""
+    def shap_values(self, model: Any, matrix: Matrix) -> Float64Array:
+        """(n, columns + 1) SHAP values of the columns, and the expected value last."""
 
     def save(self, model: Any, path: Path) -> None:
-        """Writes one file, without pickle: the same fit, the same bytes."""
+        """Writes one file, without pickle: the same fit gives the same bytes."""
 
     def load(self, path: Path) -> Any:
         """The model that `save` wrote."""

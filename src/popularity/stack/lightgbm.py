@@ -1,4 +1,4 @@
-"""LightGBM: rounds from the inner cuts, boosters, contributions."""
+"""LightGBM: early stopping on the inner CV, boosters, SHAP values."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 
+from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.atomic import reading, write_text
-from popularity.stack.lightgbm_dask import Options, on_workers, shares
+from popularity.stack.lightgbm_dask import Options, on_workers, rows_of_workers
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
 from popularity.stack.sample import Learned, Sample
-from popularity.validation.inner_cv import Array, Cut, Rows, scored_rows
+from popularity.validation.inner_cv import InnerSplit, valid_rows
 
 SUFFIX = "txt"
-LEAST_SHARE = 20  # rows of a worker: of none, or in an empty bag, LightGBM makes an error
+MIN_WORKER_ROWS = 20  # with no row, or none in its bag, LightGBM fails
 
 
-def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
-    """Rounds and out-of-fold predictions from the inner cuts; all `num_boost_round` where there is none."""
-    if not cuts:
+def learn(sample: Sample, splits: Sequence[InnerSplit], params: StackParams) -> Learned:
+    """Early stopping on the inner CV: the number of rounds, and out-of-fold predictions.
+
+    Without a split: `num_boost_round`, and no prediction.
+    """
+    if not splits:
         return Learned(params.num_boost_round, np.empty(0))
     options = lightgbm_params(params, params.seed)
     task = partial(
@@ -35,25 +39,26 @@ def learn(sample: Sample, cuts: Sequence[Cut], params: StackParams) -> Learned:
     )
     whole = dataset(sample, options)
     if params.cluster.workers:
-        rows, folds = _shares_of_cuts(len(sample.target), cuts, params.cluster.workers)
-        rounds, boosters = on_workers(params.cluster, whole, rows, [partial(task, folds=own) for own in folds])
+        rows, worker_splits = _splits_of_workers(len(sample.target), splits, params.cluster.workers)
+        tasks = [partial(task, splits=own) for own in worker_splits]
+        rounds, boosters = on_workers(params.cluster, whole, rows, tasks)
     else:
-        rounds, boosters = task(whole, {}, folds=cuts)
-    parts = [
-        booster.predict(sample.matrix.values[scored], num_iteration=rounds)
-        for booster, (_, scored) in zip(boosters, cuts, strict=True)
+        rounds, boosters = task(whole, {}, splits=splits)
+    predictions = [
+        booster.predict(sample.matrix.values[valid], num_iteration=rounds)
+        for booster, (_, valid) in zip(boosters, splits, strict=True)
     ]
-    return Learned(rounds, np.concatenate(parts))
+    return Learned(rounds, np.concatenate(predictions))
 
 
 def fit(sample: Sample, chosen: int, params: StackParams, seed: int) -> lgb.Booster:
-    """A booster of all rows, of `chosen` rounds."""
+    """A booster of `chosen` rounds, fitted on all rows."""
     options = lightgbm_params(params, seed)
     task = partial(_train, options=options, rounds=chosen)
     whole = dataset(sample, options)
     if params.cluster.workers:
-        workers = min(params.cluster.workers, len(sample.target) // LEAST_SHARE)
-        rows = shares(len(sample.target), max(1, workers))
+        workers = min(params.cluster.workers, len(sample.target) // MIN_WORKER_ROWS)
+        rows = rows_of_workers(len(sample.target), max(1, workers))
         return on_workers(params.cluster, whole, rows, [task] * len(rows))
     return task(whole, {})
 
@@ -63,14 +68,19 @@ def _train(data: lgb.Dataset, network: Options, options: Options, rounds: int) -
 
 
 def _cross_validate(
-    data: lgb.Dataset, network: Options, options: Options, rounds: int, early_stopping_rounds: int, folds: Sequence[Cut]
+    data: lgb.Dataset,
+    network: Options,
+    options: Options,
+    rounds: int,
+    early_stopping_rounds: int,
+    splits: Sequence[InnerSplit],
 ) -> tuple[int, list[lgb.Booster]]:
-    """The number of rounds with the least mean error, and a booster a fold that has them."""
+    """The number of rounds of least mean error, and a booster of so many rounds for each split."""
     history: dict[str, Any] = lgb.cv(
         {**options, **network},
         data,
         num_boost_round=rounds,
-        folds=folds,
+        folds=splits,
         callbacks=[lgb.early_stopping(early_stopping_rounds, verbose=False)],
         return_cvbooster=True,
     )
@@ -79,33 +89,37 @@ def _cross_validate(
     return len(errors), boosters
 
 
-def _shares_of_cuts(rows: int, cuts: Sequence[Cut], workers: int) -> tuple[list[Rows], list[list[Cut]]]:
-    """The rows that each worker holds, and the cuts by their positions among them.
+def _splits_of_workers(
+    n_rows: int, splits: Sequence[InnerSplit], workers: int
+) -> tuple[list[Int64Array], list[list[InnerSplit]]]:
+    """The rows of each worker, and the splits as positions among these rows.
 
-    A worker fits on its share of a cut's fit rows and scores all of the cut's scored rows: so all find the same error,
-    and stop at the same round. Where one would have fewer than `LEAST_SHARE` rows to fit on, fewer workers have
-    them.
+    A worker trains on its own part of the train rows and scores all valid rows. So all workers find the same error and
+    stop at the same round. If a worker would have fewer than `MIN_WORKER_ROWS` train rows, fewer workers are used.
     """
-    everywhere = scored_rows(cuts)
-    held, folds = [], []
-    for own in shares(rows, workers):
-        mine = np.union1d(own, everywhere)
-        held.append(mine)
-        folds.append(
-            [(np.searchsorted(mine, np.intersect1d(own, fit)), np.searchsorted(mine, out)) for fit, out in cuts]
+    scored = valid_rows(splits)
+    rows, worker_splits = [], []
+    for own in rows_of_workers(n_rows, workers):
+        held = np.union1d(own, scored)
+        rows.append(held)
+        worker_splits.append(
+            [
+                (np.searchsorted(held, np.intersect1d(own, train)), np.searchsorted(held, valid))
+                for train, valid in splits
+            ]
         )
-    if workers == 1 or min(len(fit) for own in folds for fit, _ in own) >= LEAST_SHARE:
-        return held, folds
-    return _shares_of_cuts(rows, cuts, workers - 1)
+    if workers == 1 or min(len(train) for own in worker_splits for train, _ in own) >= MIN_WORKER_ROWS:
+        return rows, worker_splits
+    return _splits_of_workers(n_rows, splits, workers - 1)
 
 
-def predict(booster: lgb.Booster, matrix: Matrix) -> Array:
-    """(n,) in the scale that was fitted."""
+def predict(booster: lgb.Booster, matrix: Matrix) -> Float64Array:
+    """(n,) predictions in the unit of the fitted target."""
     return np.asarray(booster.predict(matrix.values))
 
 
-def contributions(booster: lgb.Booster, matrix: Matrix) -> Array:
-    """(n, columns + 1) what each column adds to a prediction, and last what all posts share (TreeSHAP)."""
+def shap_values(booster: lgb.Booster, matrix: Matrix) -> Float64Array:
+    """(n, columns + 1) SHAP values of the columns (TreeSHAP), and the expected value last."""
     return np.asarray(booster.predict(matrix.values, pred_contrib=True))
 
 
@@ -115,13 +129,17 @@ def save(booster: lgb.Booster, path: Path) -> None:
 
 
 def load(path: Path) -> lgb.Booster:
-    """The booster that `save` wrote."""
+    """The booster that `save` wrote.
+
+    Raises:
+        ContractError: the file is damaged.
+    """
     with reading(path, lgb.basic.LightGBMError):
         return lgb.Booster(model_str=path.read_text(encoding="utf-8"))
 
 
 def dataset(sample: Sample, options: Options) -> lgb.Dataset:
-    """The sample as LightGBM bins it under its parameters."""
+    """The sample as a data set, which LightGBM bins by its parameters `options`."""
     return lgb.Dataset(
         sample.matrix.values,
         sample.target,
@@ -133,7 +151,7 @@ def dataset(sample: Sample, options: Options) -> lgb.Dataset:
 
 
 def lightgbm_params(params: StackParams, seed: int) -> Options:
-    """LightGBM's parameters: the tunable ones and those that make the bytes repeatable."""
+    """LightGBM's parameters: those of section stack.lightgbm and those that make the bytes repeatable."""
     return {
         **asdict(params.lightgbm),
         "bagging_freq": 1,

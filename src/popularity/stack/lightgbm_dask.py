@@ -1,16 +1,16 @@
 """LightGBM on several machines: its own distributed mode, started on the workers of a Dask cluster.
 
-Dask finds the workers, carries to each its share of the rows and starts there one rank; the ranks then talk to each
-other over LightGBM's own sockets. `lightgbm.dask` is not used: it deals the rows out anew in every fit, and with them
-the model changes. Here a rank has the rows that their order gives it, whatever the address of its worker, so the same
-number of workers gives the same bytes.
+Dask finds the workers, sends each its part of the rows and starts one rank on each; the ranks then communicate over
+LightGBM's own sockets. `lightgbm.dask` is not used: it distributes the rows anew in every fit, and so the model
+changes. Here the order of the rows decides which rank has them, whatever the address of its worker. So the same number
+of workers gives the same bytes.
 
-The rows are binned before they are dealt out. Every rank has the bins that a single machine would have, which are
-otherwise found by each rank from its own rows, and a binned value is one byte to carry instead of four.
+The rows are binned before they are sent. So every rank has the bins of a single machine (otherwise each rank finds bins
+from its own rows), and a value is sent as one byte instead of four.
 
-LightGBM may wait for a rank that is gone until the end of time, so Dask is asked which workers are alive: once one
-is not, or a rank fails, the other ranks' workers are restarted and the whole fit is run again. Dask is imported where
-it is used: the package works without it.
+LightGBM may wait forever for a rank that is gone. So this module polls Dask for the workers that are alive: if one is
+lost, or a rank fails, the workers of the other ranks are restarted and the whole fit is run again. Dask is imported
+where it is used: the package works without it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ import lightgbm as lgb
 import numpy as np
 from pydantic import Field
 
+from popularity.core.arrays import Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import ClusterError, ConfigError
-from popularity.validation.inner_cv import Rows
 
 logger = logging.getLogger(__name__)
 
 LOCAL = "local"
-ATTEMPTS = 3  # of a fit
-CONNECT_SECONDS = 10.0  # until an address counts as a wrong one
-WORKERS_SECONDS = 120.0  # for as many workers as are asked for to be there, and for lost ones to come back
-POLL_SECONDS = 1.0  # between two looks at which workers are alive
+MAX_ATTEMPTS = 3  # of a fit
+CONNECT_SECONDS = 10.0  # until an address counts as wrong
+WORKERS_SECONDS = 120.0  # until all requested workers are there, and until restarted ones are back
+POLL_SECONDS = 1.0  # between two checks for lost workers
 R = TypeVar("R")
 Options = dict[str, Any]
 Task = Callable[[lgb.Dataset, Options], R]
@@ -53,8 +53,8 @@ class ClusterParams(Section):
     """Where LightGBM's boosters are fitted.
 
     Args:
-        workers: of a Dask cluster, each with a share of the rows; 0: none, in this process. Part of the result.
-        scheduler: of the cluster: its address, or `local`: processes of this machine for as long as the stage runs.
+        workers: number of Dask workers, each with a part of the rows; 0: fit in this process. Part of the result.
+        scheduler: address of the cluster, or `local`: processes of this machine for as long as the stage runs.
     """
 
     workers: Annotated[int, Field(ge=0)]
@@ -62,21 +62,24 @@ class ClusterParams(Section):
 
     def __post_init__(self) -> None:
         if self.scheduler != LOCAL and not self.workers:
-            raise ValueError("workers: say how many of the scheduler's; with 0 nothing is fitted there")
+            raise ValueError("workers: say how many workers of the scheduler to use; with 0 it is not used")
 
 
 class LostWorkerError(Exception):
-    """A worker has left the cluster while it was needed."""
+    """A worker left the cluster while it was needed."""
 
 
-def shares(rows: int, workers: int) -> list[Rows]:
-    """The rows 0 to `rows` of each worker, in turn: neighbours in order, often alike, go to different workers."""
-    return [np.arange(worker, rows, workers) for worker in range(workers)]
+def rows_of_workers(n_rows: int, workers: int) -> list[Int64Array]:
+    """The row positions of each worker, in turn: consecutive rows, which are often alike, go to different workers."""
+    return [np.arange(worker, n_rows, workers) for worker in range(workers)]
 
 
 @contextmanager
-def connected(params: ClusterParams) -> Iterator[None]:
-    """Has the cluster open inside the block, for all fits in it; opens none for 0 workers.
+def dask_client(params: ClusterParams) -> Iterator[None]:
+    """Connects to the cluster for all fits inside the block; does nothing for 0 workers.
+
+    Args:
+        params: section stack.cluster.
 
     Raises:
         ConfigError: Dask is not installed, or nothing answers at the scheduler's address.
@@ -87,17 +90,17 @@ def connected(params: ClusterParams) -> Iterator[None]:
     library = _library()
     import dask  # noqa: PLC0415
 
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every key; what matters is told here
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # it logs every key
     if params.scheduler == LOCAL:
         with (
             _same_environment(),
-            # So long after a loss Dask gives up a worker that is away in that moment, even in another restart.
+            # After this time Dask gives up a lost worker, even one that is being restarted at that moment.
             dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),
             library.LocalCluster(
                 n_workers=params.workers,
-                threads_per_worker=1,  # of Dask: one rank at a time
+                threads_per_worker=1,  # one rank at a time
                 host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # any port: the usual one may be taken
+                dashboard_address="127.0.0.1:0",  # any port: the default one may be taken
                 memory_limit=0,
             ) as cluster,
             library.Client(cluster),
@@ -110,7 +113,7 @@ def connected(params: ClusterParams) -> Iterator[None]:
         raise ConfigError(
             f"stack.cluster.scheduler: no Dask scheduler answers at {params.scheduler}\n"
             "  expected: the address that `dask scheduler` prints, reachable from here\n"
-            "  next: start it and its workers (README, Beyond one machine), or set stack.cluster.scheduler: local"
+            "  next: start it and its workers (docs/scaling.md), or set stack.cluster.scheduler: local"
         ) from error
     with client:
         yield
@@ -118,7 +121,7 @@ def connected(params: ClusterParams) -> Iterator[None]:
 
 @contextmanager
 def _same_environment() -> Iterator[None]:
-    """Takes back what Dask sets for its local workers in this process too: one thread for whatever starts after it."""
+    """Restores the environment: Dask sets one thread for its local workers, and in this process too."""
     before = dict(os.environ)
     try:
         yield
@@ -128,49 +131,51 @@ def _same_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Rows], tasks: Sequence[Task[R]]) -> R:
-    """What the tasks return, which all return the same: one a worker, all at once, joined by LightGBM's network.
+def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Int64Array], tasks: Sequence[Task[R]]) -> R:
+    """The result of the tasks, which is the same for all: they run at once, one on each worker, as ranks of a network.
 
     Args:
-        params: of the cluster; opened for this call alone where `connected` has not opened it.
+        params: of the cluster; connected for this call alone unless `dask_client` has connected already.
         whole: all rows.
-        rows: of each worker, out of `whole`, in ascending order.
-        tasks: of each worker; called there with its rows and LightGBM's parameters that make it a rank.
+        rows: positions in `whole` of each worker's rows, ascending.
+        tasks: of each worker, called with its rows and LightGBM's parameters that make it a rank.
 
     Raises:
-        ConfigError: see `connected`.
-        ClusterError: too few workers, or the fit has failed `ATTEMPTS` times.
+        ConfigError: see `dask_client`.
+        ClusterError: too few workers, or the fit failed `MAX_ATTEMPTS` times.
     """
     whole.construct()
-    with connected(params):
+    with dask_client(params):
         client = _client()
         lock = _library().Lock("popularity")
         if not lock.acquire(timeout=POLL_SECONDS):
             # Two fits whose ranks wait for each other's workers would wait forever.
-            logger.info("another fit is at work on the cluster: waiting for its end")
+            logger.info("another fit is running on the cluster: waiting for its end")
             lock.acquire()
         try:
-            for attempt in range(1, ATTEMPTS + 1):
+            for attempt in range(1, MAX_ATTEMPTS + 1):
                 try:
                     return _attempt(client, whole, rows, tasks)
                 except _failures() as error:
                     last = error
-                    logger.warning("attempt %d of %d on the cluster has failed: %s", attempt, ATTEMPTS, _words(error))
+                    logger.warning(
+                        "attempt %d of %d on the cluster has failed: %s", attempt, MAX_ATTEMPTS, _first_line(error)
+                    )
         finally:
             lock.release()
     raise ClusterError(
-        f"{params.workers} workers of the cluster ({params.scheduler}) have failed {ATTEMPTS} times to fit LightGBM, "
-        f"at last: {_words(last)}\n"
+        f"{params.workers} workers of the cluster ({params.scheduler}) have failed {MAX_ATTEMPTS} times to fit LightGBM, "
+        f"at last: {_first_line(last)}\n"
         "  expected: workers that stay up, reach each other on any port, and have this code and its environment\n"
-        "  next: see the workers' logs, and run the command again: it goes on from what is finished"
+        "  next: see the workers' logs, and run the command again: finished fits are kept"
     )
 
 
-def _attempt(client: Any, whole: lgb.Dataset, rows: Sequence[Rows], tasks: Sequence[Task[R]]) -> R:
+def _attempt(client: Any, whole: lgb.Dataset, rows: Sequence[Int64Array], tasks: Sequence[Task[R]]) -> R:
     workers = _workers(client, len(rows))
 
     def run(function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
-        """One call a worker."""
+        """The results of one call on each worker."""
         futures = [
             client.submit(function, *own, workers=[worker], pure=False)
             for worker, *own in zip(workers, *arguments, strict=True)
@@ -183,11 +188,11 @@ def _attempt(client: Any, whole: lgb.Dataset, rows: Sequence[Rows], tasks: Seque
             for own, worker in zip(rows, workers, strict=True)
         ]
         machines: list[str] = []
-        while len(set(machines)) < len(workers):  # two workers of one machine may be given the same free port
+        while len(set(machines)) < len(workers):  # two workers of one machine may find the same free port
             machines = run(_endpoint)
         result: R = run(_rank, tasks, carried, [machines] * len(workers), range(len(workers)))[0]
     except Exception:
-        # Those that are left wait in LightGBM for one that may be gone.
+        # The other ranks may wait in LightGBM for one that is gone.
         with suppress(ClusterError, OSError, CancelledError):
             left = sorted(set(workers) & _alive(client))
             client.restart_workers(left, timeout=WORKERS_SECONDS, raise_for_error=False)
@@ -196,33 +201,33 @@ def _attempt(client: Any, whole: lgb.Dataset, rows: Sequence[Rows], tasks: Seque
 
 
 def _workers(client: Any, count: int) -> list[str]:
-    """Addresses of `count` workers, of as many machines as there are; waits until they are there."""
+    """Addresses of `count` workers, on as many machines as possible; waits until they are there."""
     if (there := len(_alive(client))) < count:
         logger.info("waiting for %d workers, %d are there", count, there)
     try:
         client.wait_for_workers(count, timeout=WORKERS_SECONDS)
     except TimeoutError as error:
         raise ClusterError(
-            f"stack.cluster.workers: {count} are asked for, and after {WORKERS_SECONDS:.0f} s "
+            f"stack.cluster.workers: {count} are requested, and after {WORKERS_SECONDS:.0f} s "
             f"{len(_alive(client))} are there\n"
-            f"  next: start more (dask worker {client.scheduler.address}), or ask for fewer"
+            f"  next: start more (dask worker {client.scheduler.address}), or request fewer"
         ) from error
-    facts = client.scheduler_info()["workers"]
-    before: Counter[str | None] = Counter()
+    workers = client.scheduler_info()["workers"]
+    on_host: Counter[str | None] = Counter()
     order = []
-    for address in sorted(facts):
+    for address in sorted(workers):
         host = urlsplit(address).hostname
-        order.append((before[host], address))
-        before[host] += 1
+        order.append((on_host[host], address))
+        on_host[host] += 1
     chosen = [address for _, address in sorted(order)[:count]]
     for address in chosen:
-        if facts[address]["nanny"] is None:
+        if workers[address]["nanny"] is None:
             raise ClusterError(f"worker {address} could not be restarted: start it without --no-nanny")
     return chosen
 
 
 def _results(client: Any, futures: list[Any], workers: Sequence[str]) -> list[Any]:
-    """Of all futures, in order; an error as soon as one of them has one, or one of the workers is gone."""
+    """The results of all futures, in order; raises as soon as one has failed or a worker is lost."""
     while True:
         with suppress(TimeoutError, CancelledError):
             _library().wait(futures, timeout=POLL_SECONDS)
@@ -230,7 +235,7 @@ def _results(client: Any, futures: list[Any], workers: Sequence[str]) -> list[An
             raise LostWorkerError(f"lost the worker {gone[0]}")
         ended = [future for future in futures if future.status != "pending"]
         if len(ended) == len(futures) or any(future.status != "finished" for future in ended):
-            # What a worker had finished is to be had no more if it is lost in this moment.
+            # A finished result is gone too if its worker is lost at this moment.
             return [future.result(timeout=WORKERS_SECONDS) for future in ended]
 
 
@@ -239,13 +244,13 @@ def _alive(client: Any) -> set[str]:
     if client.status != "running":
         raise ClusterError(
             "lost the scheduler of the cluster\n"
-            "  next: start it and its workers, and run the command again: it goes on from what is finished"
+            "  next: start it and its workers, and run the command again: finished fits are kept"
         )
     return set(client.nthreads())
 
 
-def _binned(whole: lgb.Dataset, rows: Rows) -> bytes:
-    """Some rows, with labels, weights and names, in LightGBM's binary form, which it writes to files alone."""
+def _binned(whole: lgb.Dataset, rows: Int64Array) -> bytes:
+    """Some rows, with labels, weights and names, in LightGBM's binary form, which it writes to files only."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.bin"
         whole.subset(rows.tolist()).construct().save_binary(path)
@@ -253,7 +258,7 @@ def _binned(whole: lgb.Dataset, rows: Rows) -> bytes:
 
 
 def _endpoint() -> str:
-    """host:port of this worker for LightGBM: its address in the cluster, and a port that is free now."""
+    """host:port for LightGBM on this worker: its address in the cluster, and a port that is free now."""
     host = urlsplit(_library().get_worker().address).hostname
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -261,12 +266,12 @@ def _endpoint() -> str:
 
 
 def _rank(task: Task[R], rows: bytes, machines: Sequence[str], rank: int) -> R:
-    """Runs in a worker."""
-    # A folder of the worker's own goes with it, should it be killed.
+    """The result of the task as a rank; runs in a worker."""
+    # The worker's own folder is removed even if the worker is killed.
     with tempfile.TemporaryDirectory(dir=_library().get_worker().local_directory) as folder:
         path = Path(folder) / "rows.bin"
         path.write_bytes(rows)
-        # LightGBM joins a network through a booster, any one; named in the parameters, ports would be in the model.
+        # Any booster joins the network; as parameters of the fit the ports would be stored in the model.
         network = lgb.Booster({"verbosity": -1}, lgb.Dataset(np.zeros((1, 1)), [0.0], params={"verbosity": -1}))
         port = int(machines[rank].rpartition(":")[2])
         network.set_network(list(machines), port, num_machines=len(machines))
@@ -280,7 +285,7 @@ def _rank(task: Task[R], rows: bytes, machines: Sequence[str], rank: int) -> R:
 
 
 def _client() -> Any:
-    """Dask's client that is open in this process, or None."""
+    """Dask's open client of this process, or None."""
     try:
         return _library().Client.current()
     except ValueError:
@@ -288,11 +293,11 @@ def _client() -> Any:
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """What a lost worker, a broken connection, a port taken in the meantime or another environment raise."""
+    """The errors of a lost worker, a broken connection, a port that was taken meanwhile, another environment."""
     return (LostWorkerError, OSError, CancelledError, ImportError, lgb.basic.LightGBMError, _library().KilledWorker)
 
 
-def _words(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

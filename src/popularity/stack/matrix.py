@@ -1,4 +1,4 @@
-"""From named features and dense blocks to the matrix that trees split, with encoders fitted on fit rows."""
+"""From features and dense blocks to the matrix of the learners, with encoders fitted on train rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import polars as pl
 from pydantic import Field
 from sklearn.decomposition import PCA
 
+from popularity.core.arrays import Float32Array, Float64Array
 from popularity.core.config import Section
 from popularity.core.errors import ContractError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
@@ -20,53 +21,62 @@ from popularity.stack import oof_ridge_characters
 from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.feature_blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
-from popularity.stack.oof_ridge import FloatArray, RidgeHead, fit_head
-from popularity.stack.oof_ridge_characters import CharacterHead, fit_character_head
+from popularity.stack.oof_ridge import BlockRidge, fit_oof_ridge
+from popularity.stack.oof_ridge_characters import CharacterRidge, fit_oof_ridge_characters
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Values (n, columns) float32 with NaN for missing, and what each column is.
+    """A table of numbers with its columns.
 
     Args:
-        values: row i belongs to pids[i].
-        pids: in canonical order.
-        columns: of the values.
+        values: (n, columns); NaN where a value is missing.
+        pids: of the n posts.
+        columns: what each column is.
     """
 
-    values: FloatArray
+    values: Float32Array
     pids: Sequence[str]
     columns: tuple[MatrixColumn, ...]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The columns' unique names."""
+        """The unique names of the columns."""
         return tuple(column.name for column in self.columns)
 
     @cached_property
     def blocks(self) -> tuple[str, ...]:
-        """The block each column came from."""
+        """The block of each column."""
         return tuple(column.block for column in self.columns)
 
     @cached_property
     def categorical(self) -> tuple[int, ...]:
         """Positions of the columns that hold category codes."""
-        return tuple(place for place, column in enumerate(self.columns) if column.kind == "category")
+        return tuple(index for index, column in enumerate(self.columns) if column.kind == "category")
 
 
 @dataclass(frozen=True)
 class CategoryEncoder:
-    """Codes of category values, by name of the column.
+    """Codes of categories.
 
-    Code 0 stands for values with fewer than `min_posts` fit rows and, when it is applied, for unseen
-    ones: what is learned on the rare carries over to the unseen.
+    Code 0 stands for values with fewer than `min_posts` train rows and for unseen values, so that unseen values are
+    treated as rare ones.
+
+    Args:
+        codes: of the values, by column.
     """
 
     codes: Mapping[str, Mapping[str, int]]
 
     @classmethod
     def fit(cls, features: pl.DataFrame, columns: Sequence[str], min_posts: int) -> CategoryEncoder:
-        """Codes 1, 2, ... for frequent values, in the order of their text; `features` holds fit rows only."""
+        """The encoder of codes 1, 2, ... for frequent values, in the order of their text.
+
+        Args:
+            features: of the train rows.
+            columns: that are encoded.
+            min_posts: train rows that a value needs for a code of its own.
+        """
         codes: dict[str, dict[str, int]] = {}
         for column in columns:
             counts = features[column].drop_nulls().value_counts()
@@ -75,7 +85,7 @@ class CategoryEncoder:
         return cls(codes)
 
     def apply(self, features: pl.DataFrame) -> pl.DataFrame:
-        """The encoded columns as float codes; null stays null."""
+        """The encoded columns, as float codes; null stays null."""
         return features.select(
             pl.when(pl.col(column).is_not_null())
             .then(pl.col(column).replace_strict(dict(codes), default=0, return_dtype=pl.Float32))
@@ -84,40 +94,48 @@ class CategoryEncoder:
         )
 
 
-NO_VARIANCE = 1e-6  # of the first component's: what float32 cannot tell from none
+MIN_RELATIVE_VARIANCE = 1e-6  # of the first component's variance; less is rounding noise in float32
 
 
 @dataclass(frozen=True)
 class BlockReducer:
-    """PCA of a part, fitted without labels on fit rows; `components` None passes it on raw.
+    """PCA of a part, fitted on train rows without labels.
 
     Args:
-        mean: (d,) of the fit rows.
-        components: (k, d) principal axes, by falling variance.
+        mean: (d,) of the train rows.
+        components: (k, d) principal axes, by falling variance; None: the vectors stay as they are.
     """
 
-    mean: FloatArray
-    components: FloatArray | None
+    mean: Float32Array
+    components: Float32Array | None
 
     @classmethod
     def fit(cls, values: npt.NDArray[np.floating[Any]], components: int) -> BlockReducer:
-        """From the (n, d) vectors of the fit rows: at most `components` axes, 0 keeps the raw columns."""
+        """The reducer fitted on train rows.
+
+        Args:
+            values: (n, d) vectors.
+            components: the largest number of axes; 0 keeps the raw columns.
+
+        Raises:
+            ContractError: fewer than two vectors.
+        """
         width = values.shape[1]
         if len(values) < 2:
             raise ContractError(
-                f"a dense block has {len(values)} vectors among the fit rows: leave it out of stack.columns.feature_blocks "
+                f"a dense block has {len(values)} vectors among the train rows: leave it out of stack.columns.feature_blocks "
                 "(a part of the prototype block: out of stack.columns.prototype_parts)"
             )
         if components == 0:
             return cls(np.zeros(width, dtype=np.float32), None)
         count = min(components, width, len(values))
         fitted = PCA(count, svd_solver="covariance_eigh").fit(np.asarray(values, dtype=np.float32))
-        # Vectors that are constant within a class span few directions; the rest would be rounding noise to split on.
+        # Vectors that are constant within a class span few directions; other components would be rounding noise.
         variance = fitted.explained_variance_
-        kept = max(1, int((variance > NO_VARIANCE * variance[0]).sum()))
+        kept = max(1, int((variance > MIN_RELATIVE_VARIANCE * variance[0]).sum()))
         return cls(fitted.mean_.astype(np.float32), fitted.components_[:kept].astype(np.float32))
 
-    def apply(self, values: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    def apply(self, values: npt.NDArray[np.floating[Any]]) -> Float32Array:
         """(n, k) projections of (n, d) vectors."""
         vectors = np.asarray(values, dtype=np.float32)
         if self.components is None:
@@ -146,56 +164,64 @@ class ColumnParams(Section):
 
 @dataclass(frozen=True)
 class DenseEncoder:
-    """What was fitted on one dense block.
+    """What is fitted on one dense block.
 
     Args:
-        reducers: of each part, in the order of the columns.
-        scalars: names of the columns that are taken as they are.
-        head: on all parts side by side, or None.
+        reducers: by part, in the order of the columns.
+        scalars: names of the columns that are used as they are.
+        ridge: on all parts together, or None.
         neighbours: in the components of all parts, or None.
-        characters: the head on the characters of the texts, of the block `text` alone, or None.
+        characters: the ridge on character n-grams, for the block `text` only, or None.
     """
 
     reducers: Mapping[str, BlockReducer]
     scalars: tuple[str, ...]
-    head: RidgeHead | None
+    ridge: BlockRidge | None
     neighbours: Neighbours | None
-    characters: CharacterHead | None
+    characters: CharacterRidge | None
 
     @classmethod
     def fit(
         cls,
         name: str,
         features: pl.DataFrame,
-        label: npt.NDArray[np.float64],
+        label: Float64Array,
         blocks: Blocks,
         params: ColumnParams,
-    ) -> tuple[DenseEncoder, dict[str, FloatArray]]:
-        """The encoder of the block `name`, and by column the heads' out-of-fold predictions (n,) of the fit rows."""
+    ) -> tuple[DenseEncoder, dict[str, Float32Array]]:
+        """The encoder of the block `name`, and the out-of-fold predictions (n,) of its ridges, by column.
+
+        Args:
+            name: of the block.
+            features: (pid, features) of the n train rows.
+            label: (n,).
+            blocks: of all posts.
+            params: section stack.columns.
+        """
         pids = features["pid"].to_list()
         parts = {part: part_rows(blocks, part, pids) for part in dense_parts(name, params.prototype_parts)}
         reducers = {
             part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.n_components)
             for part, vectors in parts.items()
         }
-        out_of_fold: dict[str, FloatArray] = {}
-        head = characters = None
+        out_of_fold: dict[str, Float32Array] = {}
+        ridge = characters = None
         if parts and name in params.oof_ridge:
-            head, out_of_fold[f"{name}_head"] = fit_head(
+            ridge, out_of_fold[f"{name}_oof_ridge"] = fit_oof_ridge(
                 np.hstack(list(parts.values())),
                 label,
                 features["uid"].to_numpy(),
                 folds=params.oof_ridge_folds,
-                penalties=params.oof_ridge_alphas,
+                alphas=params.oof_ridge_alphas,
                 seed=0,
             )
         if name == "text" and "characters" in params.oof_ridge:
-            characters, out_of_fold[oof_ridge_characters.NAME] = fit_character_head(
+            characters, out_of_fold[oof_ridge_characters.COLUMN] = fit_oof_ridge_characters(
                 features[TEXT].to_list(),
                 label,
                 features["uid"].to_numpy(),
                 folds=params.oof_ridge_folds,
-                penalties=params.oof_ridge_character_alphas,
+                alphas=params.oof_ridge_character_alphas,
                 seed=0,
             )
         neighbours = None
@@ -203,12 +229,20 @@ class DenseEncoder:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
-        return cls(reducers, scalars, head, neighbours, characters), out_of_fold
+        return cls(reducers, scalars, ridge, neighbours, characters), out_of_fold
 
     def columns(
-        self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: Mapping[str, FloatArray]
-    ) -> tuple[list[MatrixColumn], list[FloatArray]]:
-        """The block's columns and their values [(n, k), ...]; `out_of_fold` replaces predictions of the heads."""
+        self, name: str, blocks: Blocks, features: pl.DataFrame, out_of_fold: Mapping[str, Float32Array]
+    ) -> tuple[list[MatrixColumn], list[Float32Array]]:
+        """The columns of the block, and their values [(n, k), ...].
+
+        Args:
+            name: of the block.
+            blocks: of all posts.
+            features: (pid, features) of n posts.
+            out_of_fold: (n,) by column, in place of the predictions of the ridges; empty for posts that are no train
+                rows.
+        """
         pids = features["pid"].to_list()
         parts = {part: part_rows(blocks, part, pids) for part in self.reducers}
         reduced = {part: self.reducers[part].apply(vectors) for part, vectors in parts.items()}
@@ -217,25 +251,25 @@ class DenseEncoder:
             for part, values in reduced.items()
             for index in range(values.shape[1])
         ]
-        group = name if name == "picture" else None
+        group = "image" if name == "image_statistics" else None
         single = [
             (MatrixColumn(column, name, "scalar", group, fitted_on_labels=False), values)
             for column, values in scalar_columns(name, self.scalars, blocks, pids).items()
         ]
-        if self.head is not None:
-            column, together = f"{name}_head", np.hstack(list(parts.values()))
-            values = out_of_fold[column] if column in out_of_fold else self.head.predict(together)
-            single.append((MatrixColumn(column, name, "head", None, fitted_on_labels=True), values))
+        if self.ridge is not None:
+            column, joined = f"{name}_oof_ridge", np.hstack(list(parts.values()))
+            values = out_of_fold[column] if column in out_of_fold else self.ridge.predict(joined)
+            single.append((MatrixColumn(column, name, "oof_ridge", None, fitted_on_labels=True), values))
         if self.characters is not None:
-            column = oof_ridge_characters.NAME
+            column = oof_ridge_characters.COLUMN
             given = out_of_fold.get(column)
             values = self.characters.predict(features[TEXT].to_list()) if given is None else given
-            single.append((MatrixColumn(column, name, "head", None, fitted_on_labels=True), values))
+            single.append((MatrixColumn(column, name, "oof_ridge", None, fitted_on_labels=True), values))
         if self.neighbours is not None:
             found = self.neighbours.columns(np.hstack(list(reduced.values())), *users_and_times(features))
             single += [
-                (MatrixColumn(f"{name}_{what}", name, "neighbours", "neighbours", what in FROM_LABELS), values)
-                for what, values in zip(COLUMNS, found.T, strict=True)
+                (MatrixColumn(f"{name}_{column}", name, "neighbours", "neighbours", column in FROM_LABELS), values)
+                for column, values in zip(COLUMNS, found.T, strict=True)
             ]
         columns += [column for column, _ in single]
         return columns, [*reduced.values(), *(values[:, None] for _, values in single)]
@@ -243,19 +277,31 @@ class DenseEncoder:
 
 @dataclass(frozen=True)
 class MatrixEncoder:
-    """Everything fitted that turns features and blocks into a Matrix."""
+    """From features and blocks to a Matrix, fitted on train rows.
+
+    Args:
+        numeric: columns of the features that are numbers.
+        categories: codes of the categorical columns.
+        dense: encoders, by block.
+    """
 
     numeric: tuple[str, ...]
     categories: CategoryEncoder
-    dense: Mapping[str, DenseEncoder]  # by block
+    dense: Mapping[str, DenseEncoder]
 
     @classmethod
     def fit(
-        cls, features: pl.DataFrame, label: npt.NDArray[np.float64], blocks: Blocks, params: ColumnParams
+        cls, features: pl.DataFrame, label: Float64Array, blocks: Blocks, params: ColumnParams
     ) -> tuple[MatrixEncoder, Matrix]:
-        """The encoder fitted on `features` (pid, features), which hold the fit rows of a fold, and their matrix.
+        """The encoder fitted on the train rows of a fold, and their matrix.
 
-        The matrix of the fit rows comes from here and not from `apply`: its head columns are out of fold.
+        The matrix of the train rows comes from here and not from `apply`: its columns of ridges are out of fold.
+
+        Args:
+            features: (pid, features) of the n train rows.
+            label: (n,).
+            blocks: of all posts.
+            params: section stack.columns.
         """
         metadata = "metadata" in params.feature_blocks
         categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
@@ -267,19 +313,19 @@ class MatrixEncoder:
         )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
-        out_of_fold: dict[str, dict[str, FloatArray]] = {}
-        for name in (*params.feature_blocks, *(("picture",) if "image" in params.feature_groups else ())):
+        out_of_fold: dict[str, dict[str, Float32Array]] = {}
+        for name in (*params.feature_blocks, *(("image_statistics",) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)
         return fitted, fitted._matrix(features, blocks, out_of_fold)
 
     def apply(self, features: pl.DataFrame, blocks: Blocks) -> Matrix:
-        """The matrix of posts that were not fitted on: `features` (pid, features), in its row order."""
+        """The matrix of other posts than the train rows: of `features` (pid, features), in its row order."""
         return self._matrix(features, blocks, {})
 
     def _matrix(
-        self, features: pl.DataFrame, blocks: Blocks, out_of_fold: Mapping[str, Mapping[str, FloatArray]]
+        self, features: pl.DataFrame, blocks: Blocks, out_of_fold: Mapping[str, Mapping[str, Float32Array]]
     ) -> Matrix:
         pids = features["pid"].to_list()
         codes = self.categories.apply(features) if self.categories.codes else pl.DataFrame()

@@ -1,8 +1,7 @@
-"""The fitted stack: encoders, learners, blend, level and scale together, saved without pickle."""
+"""The fitted stack: encoder, learners and their weights, trend and error scale, saved without pickle."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from popularity.core.atomic import reading, write_json
-from popularity.ensemble.weights import Blend
-from popularity.stack.error_scale import ScaleModel
+from popularity.core.arrays import Float64Array, Int64Array
+from popularity.core.atomic import read_json, reading, write_json
+from popularity.ensemble.weights import EnsembleWeights
+from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
 from popularity.stack.matrix import BlockReducer, CategoryEncoder, DenseEncoder, Matrix, MatrixEncoder
 from popularity.stack.neighbours import TIME, Neighbours
-from popularity.stack.oof_ridge import RidgeHead
-from popularity.stack.oof_ridge_characters import CharacterHead
+from popularity.stack.oof_ridge import BlockRidge
+from popularity.stack.oof_ridge_characters import CharacterRidge
 from popularity.stack.params import LearnerName
-from popularity.target.rank_gauss import Target
+from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
-from popularity.validation.inner_cv import Array
 
 
 @dataclass(frozen=True)
@@ -33,84 +32,97 @@ class Predicted:
 
     Args:
         values: (n,) mean over the seeds.
-        scale: (n,) expected |label - prediction|, above 0.
+        error_scale: (n,) expected |label - prediction|, above 0.
     """
 
-    values: Array
-    scale: Array
+    values: Float64Array
+    error_scale: Float64Array
 
 
 @dataclass(frozen=True)
-class Contributions:
-    """What made the predictions of n posts, in the scale that the learners fit.
+class ShapValues:
+    """SHAP values of n posts, in the unit of the fitted target.
 
-    That scale is the label's under `stack.target_transform: none`; then base and contributions add up to the prediction. Under
-    `rank_gauss` they add up to its normal score, which is not in label units and has no level.
+    Under `stack.target_transform: none` that is the unit of the label, and expected value and SHAP values add up to the
+    prediction. Under `rank_gauss` they add up to its normal score, without the trend.
 
     Args:
-        base: (n,) what all posts share, and the level at the post's date.
-        blocks: pid, block, contribution: the sum over the block's columns, largest size first.
-        features: pid, rank (0 is the largest in size), block, feature, value (null: missing; a code in a
-            column of categories), contribution.
+        expected_value: (n,) what all posts share, with the trend at the post's date.
+        blocks: pid, block, shap_value (the sum over the block's columns), by falling size.
+        features: pid, rank (0 is the largest in size), block, feature, value (null: missing; a code in a categorical
+            column), shap_value.
     """
 
-    base: Array
+    expected_value: Float64Array
     blocks: pl.DataFrame
     features: pl.DataFrame
 
 
 @dataclass(frozen=True)
 class StackModel:
-    """Encoder, one model per seed and learner, and what makes a label of their predictions.
+    """The fitted stack.
 
     Args:
         encoder: from features and blocks to the matrix.
-        models: of each learner, one a seed.
-        blend: of the learners.
-        target: what the learners fit of what the level leaves.
-        level: of the label in time.
-        scale: of the error.
+        models: one for each seed, by learner.
+        weights: of the learners.
+        target_transform: from the detrended label to the target of the learners.
+        trend: of the label in time.
+        error_scale: of the predictions.
     """
 
     encoder: MatrixEncoder
     models: Mapping[LearnerName, Sequence[Any]]
-    blend: Blend
-    target: Target
-    level: Trend
-    scale: ScaleModel
+    weights: EnsembleWeights
+    target_transform: RankGauss
+    trend: Trend
+    error_scale: ErrorScale
 
-    def predict_each(self, matrix: Matrix, posted_at: npt.NDArray[np.int64]) -> Array:
-        """(seeds, n) predicted labels of posts with the dates (n,), microseconds."""
-        each = blended(self.models, self.blend, matrix)
-        return np.stack([self.level.add(self.target.invert(row), posted_at) for row in each])
+    def predict_each(self, matrix: Matrix, posted_at: Int64Array) -> Float64Array:
+        """(seeds, n) predicted labels.
 
-    def predict(self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64]) -> Predicted:
-        """Predictions of `features` (pid, features), in its row order, with the dates (n,)."""
+        Args:
+            matrix: of n posts.
+            posted_at: (n,) microseconds.
+        """
+        each = predict_targets(self.models, self.weights, matrix)
+        return np.stack([self.trend.retrend(self.target_transform.invert(row), posted_at) for row in each])
+
+    def predict(self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array) -> Predicted:
+        """Predictions of n posts, in the row order of `features`.
+
+        Args:
+            features: (pid, features).
+            blocks: of all posts.
+            posted_at: (n,) microseconds.
+        """
         matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
         values = self.predict_each(matrix, posted_at).mean(axis=0)
-        return Predicted(values, self.scale.predict(matrix, values))
+        return Predicted(values, self.error_scale.predict(matrix, values))
 
-    def added(self, matrix: Matrix) -> Array:
-        """(n, columns + 1) what each column adds to the blended mean, and last what all posts share (TreeSHAP).
-
-        Means over the seeds, the learners weighted as in the blend.
-        """
-        parts = [
-            share * np.mean([LEARNERS[learner].contributions(model, matrix) for model in models], axis=0)
-            for (learner, models), share in zip(self.models.items(), self.blend.weights, strict=True)
+    def shap_values(self, matrix: Matrix) -> Float64Array:
+        """(n, columns + 1) SHAP values of the columns, and the expected value last: weighted means over learners."""
+        weighted = [
+            weight * np.mean([LEARNERS[learner].shap_values(model, matrix) for model in models], axis=0)
+            for (learner, models), weight in zip(self.models.items(), self.weights.weights, strict=True)
         ]
-        total: Array = np.sum(parts, axis=0)
+        total: Float64Array = np.sum(weighted, axis=0)
         return total
 
-    def contributions(
-        self, features: pl.DataFrame, blocks: Blocks, posted_at: npt.NDArray[np.int64], largest: int
-    ) -> Contributions:
-        """What raised and lowered the predictions of `features`, with the `largest` columns of each post."""
+    def explain(self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array, largest: int) -> ShapValues:
+        """SHAP values of n posts, in the row order of `features`.
+
+        Args:
+            features: (pid, features).
+            blocks: of all posts.
+            posted_at: (n,) microseconds.
+            largest: how many features of each post are listed.
+        """
         matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
-        values = self.added(matrix)
-        base, values = values[:, -1], values[:, :-1]
-        if self.target.kind == "none":
-            base = self.level.add(base, posted_at)
+        values = self.shap_values(matrix)
+        expected_value, values = values[:, -1], values[:, :-1]
+        if self.target_transform.kind == "none":
+            expected_value = self.trend.retrend(expected_value, posted_at)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :largest]
         rows = np.arange(len(values))[:, None]
         kept = order.shape[1]
@@ -121,7 +133,7 @@ class StackModel:
                 "block": np.array(matrix.blocks, dtype=object)[order].ravel(),
                 "feature": np.array(matrix.names, dtype=object)[order].ravel(),
                 "value": matrix.values[rows, order].ravel(),
-                "contribution": values[rows, order].ravel(),
+                "shap_value": values[rows, order].ravel(),
             },
             schema_overrides={"pid": pl.String, "block": pl.String, "feature": pl.String},
         ).with_columns(pl.col("value").fill_nan(None))
@@ -132,15 +144,18 @@ class StackModel:
                 {"pid": matrix.pids, **dict(zip(names, sums, strict=True))}, schema_overrides={"pid": pl.String}
             )
             .with_row_index("post")
-            .unpivot(index=["post", "pid"], variable_name="block", value_name="contribution")
-            .sort(["post", pl.col("contribution").abs()], descending=[False, True], maintain_order=True)
+            .unpivot(index=["post", "pid"], variable_name="block", value_name="shap_value")
+            .sort(["post", pl.col("shap_value").abs()], descending=[False, True], maintain_order=True)
             .drop("post")
         )
-        return Contributions(base, by_block, single)
+        return ShapValues(expected_value, by_block, single)
 
     def save(self, folder: Path) -> None:
-        """Writes model.json, encoder.json, <block>.npz of every dense block, <learner>_<seed position> of every model,
-        scale.json and scale.txt into `folder`."""
+        """Writes the model into `folder`.
+
+        Files: model.json, encoder.json, <block>.npz of every dense block, <learner>_<position of the seed> of every
+        model, error_scale.json and error_scale.txt.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         write_json(
             folder / "encoder.json",
@@ -157,9 +172,9 @@ class StackModel:
             folder / "model.json",
             {
                 "models": [[learner, len(models)] for learner, models in self.models.items()],
-                "blend": self.blend.to_json(),
-                "target": self.target.to_json(),
-                "level": self.level.to_json(),
+                "weights": self.weights.to_json(),
+                "target_transform": self.target_transform.to_json(),
+                "trend": self.trend.to_json(),
             },
         )
         for name, dense in self.encoder.dense.items():
@@ -170,32 +185,29 @@ class StackModel:
                     arrays[f"{part}_components"] = reducer.components
             if dense.neighbours is not None:
                 arrays |= {f"neighbours_{name}": values for name, values in vars(dense.neighbours).items()}
-            if dense.head is not None:
-                arrays |= {
-                    "head_mean": dense.head.mean,
-                    "head_scale": dense.head.scale,
-                    "head_weights": dense.head.weights,
-                }
+            if dense.ridge is not None:
+                arrays |= {f"oof_ridge_{name}": values for name, values in vars(dense.ridge).items()}
             if dense.characters is not None:
                 arrays |= {
                     "characters_weights": dense.characters.weights,
-                    "characters_constant": np.array(dense.characters.constant),
+                    "characters_intercept": np.array(dense.characters.intercept),
                 }
             with (folder / f"{name}.npz").open("wb") as stream:
                 np.savez(stream, allow_pickle=False, **arrays)
         for learner, models in self.models.items():
             for position, model in enumerate(models):
                 LEARNERS[learner].save(model, _model_file(folder, learner, position))
-        self.scale.save(folder)
+        self.error_scale.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> StackModel:
         """The model that `save` wrote.
 
         Raises:
-            ConfigError: CatBoost is one of its learners, and not installed.
+            ConfigError: CatBoost is one of its learners and is not installed.
+            ContractError: a file is damaged.
         """
-        stored = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        stored = read_json(folder / "encoder.json")
         dense: dict[str, DenseEncoder] = {}
         for block in stored["dense"]:
             path = folder / f"{block['block']}.npz"
@@ -204,37 +216,39 @@ class StackModel:
                     part: BlockReducer(arrays[f"{part}_mean"], arrays.get(f"{part}_components"))
                     for part in block["parts"]
                 }
-                head = None
-                if "head_weights" in arrays:
-                    head = RidgeHead(arrays["head_mean"], arrays["head_scale"], arrays["head_weights"])
+                ridge = None
+                if "oof_ridge_weights" in arrays:
+                    ridge = BlockRidge(*(arrays[f"oof_ridge_{field.name}"] for field in fields(BlockRidge)))
                 characters = None
                 if "characters_weights" in arrays:
-                    characters = CharacterHead(arrays["characters_weights"], float(arrays["characters_constant"]))
+                    characters = CharacterRidge(arrays["characters_weights"], float(arrays["characters_intercept"]))
                 neighbours = None
                 if "neighbours_vectors" in arrays:
                     names = (field.name for field in fields(Neighbours))
                     neighbours = Neighbours(*(arrays[f"neighbours_{name}"] for name in names))
-            dense[block["block"]] = DenseEncoder(reducers, tuple(block["scalars"]), head, neighbours, characters)
+            dense[block["block"]] = DenseEncoder(reducers, tuple(block["scalars"]), ridge, neighbours, characters)
         categories = CategoryEncoder({column: dict(codes) for column, codes in stored["categories"]})
-        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        fitted = read_json(folder / "model.json")
         models = {
             learner: [LEARNERS[learner].load(_model_file(folder, learner, position)) for position in range(count)]
-            for learner, count in facts["models"]
+            for learner, count in fitted["models"]
         }
         return cls(
             MatrixEncoder(tuple(stored["numeric"]), categories, dense),
             models,
-            Blend.from_json(facts["blend"]),
-            Target.from_json(facts["target"]),
-            Trend.from_json(facts["level"]),
-            ScaleModel.load(folder),
+            EnsembleWeights.from_json(fitted["weights"]),
+            RankGauss.from_json(fitted["target_transform"]),
+            Trend.from_json(fitted["trend"]),
+            ErrorScale.load(folder),
         )
 
 
-def blended(models: Mapping[LearnerName, Sequence[Any]], blend: Blend, matrix: Matrix) -> Array:
-    """(seeds, n) predictions of all learners together, in the scale that they fit."""
+def predict_targets(
+    models: Mapping[LearnerName, Sequence[Any]], weights: EnsembleWeights, matrix: Matrix
+) -> Float64Array:
+    """(seeds, n) weighted means of the learners' predictions, in the unit of the fitted target."""
     each = [[LEARNERS[learner].predict(model, matrix) for model in own] for learner, own in models.items()]
-    return np.stack([blend.apply(np.stack(seed)) for seed in zip(*each, strict=True)])
+    return np.stack([weights.apply(np.stack(seed)) for seed in zip(*each, strict=True)])
 
 
 def _model_file(folder: Path, learner: LearnerName, position: int) -> Path:

@@ -1,7 +1,7 @@
-"""The feature group `neighbours`: what the nearest earlier posts in a dense block earned.
+"""The feature group `neighbours`: labels of the nearest earlier posts in a dense block.
 
-The space is that of a block's components, by cosine. Only fit posts before a post count, and none of its own user: most
-scored posts are by users never seen, and so the columns of fit rows are out of fold and made as those of scored rows.
+Nearness is the cosine of a block's components. Only earlier train posts of other users count: most valid posts are by
+users without a train row. So the columns of train rows are out of fold and made in the same way as those of valid rows.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import polars as pl
 
 from popularity.core.arrays import Float32Array, Float64Array, Int64Array, normalize_rows
 
-TIME = "posted_at"  # of the tables of features that a fold or a prediction hands over; no column of the matrix
-NEAREST = 20  # posts that are averaged
-SHARPNESS = 0.1  # of the weights exp(cosine / SHARPNESS)
-ROWS = 128  # at a time: with 300,000 fit posts 150 MiB of cosines, and twice that for their order
+TIME = "posted_at"  # in tables of features; no column of the matrix
+N_NEAREST = 20  # posts that are averaged
+TEMPERATURE = 0.1  # of the weights exp(cosine / TEMPERATURE)
+CHUNK_ROWS = 128  # with 300,000 train posts 150 MiB of cosines, and twice that for their order
 COLUMNS = ("neighbours.mean", "neighbours.weighted", "neighbours.nearest", "neighbours.distance")
 FROM_LABELS = COLUMNS[:2]  # the others are distances
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The fit posts that have a vector.
+    """The train posts that have a vector.
 
     Args:
-        mean: (d,) of their components, taken off every vector.
+        mean: (d,) of their components, subtracted from every vector.
         vectors: (n, d) of length 1.
         label: (n,).
         users: (n,) text.
@@ -44,7 +44,7 @@ class Neighbours:
     def fit(
         cls, components: Float32Array, label: Float64Array, users: npt.NDArray[np.object_], posted_at: Int64Array
     ) -> Neighbours:
-        """The neighbours among the fit rows.
+        """The neighbours of all posts, from the train rows.
 
         Args:
             components: (n, d); NaN where a post has no vector.
@@ -60,36 +60,36 @@ class Neighbours:
     def columns(self, components: Float32Array, users: npt.NDArray[np.object_], posted_at: Int64Array) -> Float32Array:
         """(m, 4) in the order of COLUMNS.
 
-        The mean label of the NEAREST earlier posts of other users, the mean weighted by nearness, 1 - cosine to the
-        nearest and its mean over the NEAREST. NaN without a vector or without an earlier post of another user.
+        The mean label of the N_NEAREST earlier posts of other users, their mean weighted by nearness, 1 - cosine to
+        the nearest and its mean over the N_NEAREST. NaN without a vector or without an earlier post of another user.
 
         Args:
             components: (m, d).
             users: (m,) of the posts.
-            posted_at: (m,) microseconds; posts of that very time are not earlier.
+            posted_at: (m,) microseconds; posts of the same time are not earlier.
         """
         result = np.full((len(components), len(COLUMNS)), np.nan, dtype=np.float32)
         known = np.flatnonzero(~np.isnan(components).any(axis=1))
         names, codes = np.unique(self.users, return_inverse=True)
-        place = {name: code for code, name in enumerate(names.tolist())}
-        own = np.array([place.get(str(user), -1) for user in users[known]], dtype=np.int64)
-        for start in range(0, len(known), ROWS):
-            rows = known[start : start + ROWS]
+        code_of = {name: code for code, name in enumerate(names.tolist())}
+        own = np.array([code_of.get(str(user), -1) for user in users[known]], dtype=np.int64)
+        for start in range(0, len(known), CHUNK_ROWS):
+            rows = known[start : start + CHUNK_ROWS]
             cosines = _directions(components[rows] - self.mean) @ self.vectors.T
-            cosines[own[start : start + ROWS, None] == codes] = -np.inf
+            cosines[own[start : start + CHUNK_ROWS, None] == codes] = -np.inf
             cosines[posted_at[rows][:, None] <= self.posted_at] = -np.inf
             result[rows] = self._summary(cosines)
         return result
 
     def _summary(self, cosines: Float32Array) -> Float32Array:
-        count = min(NEAREST, cosines.shape[1])
+        count = min(N_NEAREST, cosines.shape[1])
         nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
         near = np.take_along_axis(cosines, nearest, axis=1).astype(np.float64)
-        order = np.lexsort((nearest, -near), axis=1)  # sums then do not depend on how the partition left them
+        order = np.lexsort((nearest, -near), axis=1)  # so the sums do not depend on the order of the partition
         nearest, near = np.take_along_axis(nearest, order, axis=1), np.take_along_axis(near, order, axis=1)
         others = np.isfinite(near)
         near = np.where(others, near, -1.0)
-        weight = np.where(others, np.exp((near - near[:, :1]) / SHARPNESS), 0.0)
+        weight = np.where(others, np.exp((near - near[:, :1]) / TEMPERATURE), 0.0)
         label = self.label[nearest]
         with np.errstate(invalid="ignore", divide="ignore"):
             columns = (

@@ -15,7 +15,7 @@ from popularity.target.rank_gauss import TargetTransform
 from popularity.target.trend import Detrend
 from popularity.validation.inner_cv import InnerCvParams
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 LearnerName = Literal["lightgbm", "catboost", "linear"]
 
@@ -28,8 +28,8 @@ class LightGBMParams(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     num_leaves: Annotated[int, Field(ge=2)]
     min_data_in_leaf: Positive
-    feature_fraction: Share
-    bagging_fraction: Share
+    feature_fraction: Fraction
+    bagging_fraction: Fraction
     lambda_l2: Annotated[float, Field(ge=0)]
     cat_smooth: Annotated[float, Field(ge=0)]
     cat_l2: Annotated[float, Field(ge=0)]
@@ -45,20 +45,22 @@ class CatBoostParams(Section):
     learning_rate: Annotated[float, Field(gt=0)]
     depth: Annotated[int, Field(ge=1, le=16)]
     l2_leaf_reg: Annotated[float, Field(ge=0)]
-    rsm: Share
-    subsample: Share
+    rsm: Fraction
+    subsample: Fraction
     border_count: Annotated[int, Field(ge=1, le=65535)]
 
 
 @dataclass(frozen=True)
 class LinearParams(Section):
-    """Candidates for the ridge penalty, of which the inner cuts take one."""
+    """Candidates for the ridge penalty; the inner CV takes one."""
 
     alphas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class StackParams(Section):
+    """Section stack; params.yaml explains every key."""
+
     seed: int
     n_seeds: Positive
     target_transform: TargetTransform
@@ -81,10 +83,10 @@ class StackParams(Section):
 
     @property
     def parallel_fits(self) -> int:
-        """Folds that are fitted at a time; on a cluster each has all of it."""
+        """How many folds are fitted at a time; one on a cluster, where every fit uses all workers."""
         return 1 if self.cluster.workers else self.parallel_folds
 
     @property
     def each_seed(self) -> list[int]:
-        """One a bagged fit."""
+        """The seeds of the fits that are averaged."""
         return [self.seed + offset for offset in range(self.n_seeds)]

@@ -1,45 +1,44 @@
-"""Ridge regression: dense from normal equations, sparse by conjugate gradients. The constant is never penalised."""
+"""Ridge regression: dense from normal equations, sparse by conjugate gradients. The intercept is never penalised."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.linear_model import Ridge
 
-Array = npt.NDArray[np.float64]
+from popularity.core.arrays import Float64Array
 
-FREE = 1e-9  # penalty of the constant: none, but the equations stay solvable
+INTERCEPT_ALPHA = 1e-9  # as good as no penalty, and the equations stay solvable
 TOLERANCE = 1e-4  # of the conjugate gradients
 
 
-def solve_ridge(gram: Array, moment: Array, penalty: float) -> Array:
-    """The weights (d,) that minimise the squared error plus `penalty` times their squared length (Hoerl, Kennard 1970).
+def solve_ridge(gram: Float64Array, moment: Float64Array, alpha: float) -> Float64Array:
+    """The weights (d,) that minimise the squared error plus `alpha` times their squared length (Hoerl, Kennard 1970).
 
     Args:
-        gram: (d, d) X^T X of a design whose last column is the constant.
+        gram: (d, d) X^T X of a design whose last column is the intercept.
         moment: (d,) X^T y.
-        penalty: of every weight but the constant's.
+        alpha: penalty of every weight but the intercept.
 
     Raises:
         LinAlgError: the equations have no single solution.
     """
-    diagonal = np.full(len(gram), penalty)
-    diagonal[-1] = FREE
-    weights: Array = cho_solve(cho_factor(gram + np.diag(diagonal)), moment)
+    diagonal = np.full(len(gram), alpha)
+    diagonal[-1] = INTERCEPT_ALPHA
+    weights: Float64Array = cho_solve(cho_factor(gram + np.diag(diagonal)), moment)
     return weights
 
 
-def fit_sparse_ridges(design: sparse.csr_matrix, label: Array, penalties: Sequence[float]) -> Ridge:
-    """A ridge for each of the penalties, in one model with as many outputs.
+def fit_sparse_ridges(design: sparse.csr_matrix, label: Float64Array, alphas: Sequence[float]) -> Ridge:
+    """A ridge for each alpha, as one model with as many outputs.
 
     Args:
-        design: (n, d), without a constant, which is fitted too.
+        design: (n, d), without an intercept, which is fitted too.
         label: (n,).
-        penalties: of every weight but the constant's.
+        alphas: penalties of every weight but the intercept.
     """
-    ridge = Ridge(alpha=np.asarray(penalties), solver="sparse_cg", tol=TOLERANCE)
-    return ridge.fit(design, np.tile(label[:, None], len(penalties)))
+    ridge = Ridge(alpha=np.asarray(alphas), solver="sparse_cg", tol=TOLERANCE)
+    return ridge.fit(design, np.tile(label[:, None], len(alphas)))

@@ -1,4 +1,4 @@
-"""Which fit rows of a fold the stack learns from (method.md, "Selection"; the paper keeps 77 % of them)."""
+"""Row selection: which train rows of a fold the stack learns from (docs/method.md; the paper keeps 77 %)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
+from popularity.core.arrays import BoolArray
 from popularity.core.config import Section
 from popularity.core.errors import ConfigError
 from popularity.stack.feature_blocks import prototype_scalars
@@ -18,22 +18,31 @@ from popularity.stack.feature_blocks import prototype_scalars
 
 @dataclass(frozen=True)
 class RowSelectionParams(Section):
-    """The share of the fit rows that is kept, and which: those of least loss, some at random, those of most loss."""
+    """Which train rows are kept.
+
+    Args:
+        fraction: of the train rows that have a loss.
+        order: low_loss (rows of least loss are kept), random, or high_loss.
+    """
 
     fraction: Annotated[float, Field(gt=0, le=1)]
     order: Literal["low_loss", "random", "high_loss"]
 
 
-def kept_rows(
-    pids: Sequence[str], scalars: pl.DataFrame, selection: RowSelectionParams, seed: int
-) -> npt.NDArray[np.bool_]:
-    """(n,) which of a fold's fit rows are kept; rows without a loss (unseen class) always are.
+def kept_rows(pids: Sequence[str], scalars: pl.DataFrame, selection: RowSelectionParams, seed: int) -> BoolArray:
+    """(n,) whether row selection keeps a train row; rows without a loss (unseen class) are always kept.
 
-    A post's loss is the mean of its stage-1 terms (`losses.*`): for a post that has all of them this orders as
-    their sum (Eq 8) does, and one that lacks a picture or a text is not taken for an easy one.
+    The loss of a post is the mean of its network losses (`losses.*`). Posts that have all terms are ordered as by their
+    sum (Eq 8), and a post without an image or a text does not count as easy.
+
+    Args:
+        pids: n of the train rows.
+        scalars: table with pid and `losses.*`.
+        selection: section stack.row_selection.
+        seed: of the order `random`.
 
     Raises:
-        ConfigError: there are no losses to go by.
+        ConfigError: there are no losses.
     """
     kept = np.ones(len(pids), dtype=np.bool_)
     if selection.fraction == 1:
@@ -51,7 +60,7 @@ def kept_rows(
         table = prototype_scalars(scalars.select("pid", *terms), pids)
         loss = table.select(pl.mean_horizontal(terms)).to_series().cast(pl.Float64)
         rank = loss.fill_null(float("nan")).to_numpy() * (1 if selection.order == "low_loss" else -1)
-    judged = np.flatnonzero(~np.isnan(rank))
-    order = judged[np.argsort(rank[judged], kind="stable")]
+    ranked = np.flatnonzero(~np.isnan(rank))
+    order = ranked[np.argsort(rank[ranked], kind="stable")]
     kept[order[round(selection.fraction * len(order)) :]] = False
     return kept

@@ -1,7 +1,7 @@
 """Checks a submission of either official form against the published test files.
 
-The official evaluators stop at the first fault or, worse, pair rows by position without looking; this
-says which row is wrong and what belongs there.
+The official evaluators stop at the first fault or pair rows by position without a check. This module names the row
+that is wrong and the expected content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from popularity.core.errors import DataError
 
 ID_PREFIX = "post"
 CSV_HEADER = ("post_id", "popularity_score")
-LEAST_DECIMALS = 4
+MIN_DECIMALS = 4
 _NUMBER = re.compile(r"[+-]?[0-9]+\.([0-9]+)([eE][+-]?[0-9]+)?")
 _JSON_KEYS = ("version", "result", "external_data")
 _EXTERNAL_KEYS = ("used", "details")
@@ -27,7 +27,7 @@ _EXTERNAL_KEYS = ("used", "details")
 
 @dataclass(frozen=True)
 class Checked:
-    """A valid submission: its number of posts and mean score."""
+    """Number of posts and mean score of a valid submission."""
 
     posts: int
     mean: float
@@ -38,14 +38,14 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Number:
-    """A JSON number as it was written: its decimals count."""
+    """A JSON number as it was written, so that its decimals can be counted."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class _Row:
-    place: int | str  # for error messages
+    index: int | str  # for error messages
     post: Any
     score: str  # as written
 
@@ -58,7 +58,7 @@ def validate(file: Path, ids: Sequence[str]) -> Checked:
         ids: "post" + Pid of the test posts in the order of the test files.
 
     Raises:
-        DataError: the first fault, with file, row (from 0, the header not counted) and what was expected.
+        DataError: the first fault, with file, row (from 0, without the header) and the expected content.
     """
     scores = read_scores(file, ids, in_order=True)
     return Checked(len(scores), math.fsum(scores.values()) / len(scores))
@@ -69,8 +69,8 @@ def read_scores(file: Path, ids: Sequence[str], *, in_order: bool) -> dict[str, 
 
     Args:
         file: JSON or CSV by its suffix.
-        ids: "post" + Pid, each of which the file holds once, and no other.
-        in_order: whether the file's rows must have the order of `ids`.
+        ids: "post" + Pid; the file must hold each once and no others.
+        in_order: True if the rows must be in the order of `ids`.
 
     Raises:
         DataError: as `validate`.
@@ -88,7 +88,7 @@ def read_scores(file: Path, ids: Sequence[str], *, in_order: bool) -> dict[str, 
     for row in rows:
         if not isinstance(row.post, str) or not row.post.startswith(ID_PREFIX):
             raise DataError(
-                f"post_id {_shown(row.post)}", file=file, row=row.place, expected=f'"{ID_PREFIX}" + Pid, as text'
+                f"post_id {_shown(row.post)}", file=file, row=row.index, expected=f'"{ID_PREFIX}" + Pid, as text'
             )
     scores = [_score(file, row) for row in rows]
     _check_ids(file, rows, ids, in_order=in_order)
@@ -97,9 +97,9 @@ def read_scores(file: Path, ids: Sequence[str], *, in_order: bool) -> dict[str, 
 
 
 def expected_ids(folder: Path) -> list[str]:
-    """The ids that a submission must hold, in order: "post" + Pid of each row of the test metadata.
+    """The ids of a submission in order: "post" + Pid of each row of the test metadata.
 
-    Any one JSON file of the folder with Pids will do (test_category.json first), under its old or new name.
+    They come from any JSON file of the folder with Pids (test_category.json first), under its old or new name.
 
     Raises:
         DataError: no such file, broken JSON, or a Pid that is missing, doubled or neither text nor an integer.
@@ -120,7 +120,7 @@ def expected_ids(folder: Path) -> list[str]:
 
 
 def _pids(file: Path, content: Any) -> list[str]:
-    """Pids of a row-wise or columnar file; none when it has no such field (user data of form A)."""
+    """Pids of a row-wise or columnar file; empty if it has no such field (user data of form A)."""
     if isinstance(content, dict) and isinstance(content.get("Pid"), dict):
         pids = list(content["Pid"].items())
     elif isinstance(content, list) and content and isinstance(content[0], dict) and "Pid" in content[0]:
@@ -158,16 +158,16 @@ def _read_json(file: Path, text: str) -> list[_Row]:
         raise DataError(f"external_data.details is {_shown(external['details'])}", file=file, expected="text")
     if not isinstance(content["result"], list):
         raise DataError(f"result is {type(content['result']).__name__}", file=file, expected="a list of posts")
-    for place, row in enumerate(content["result"]):
-        _check_keys(file, row, CSV_HEADER, "a post", place)
+    for index, row in enumerate(content["result"]):
+        _check_keys(file, row, CSV_HEADER, "a post", index)
         if not isinstance(row["popularity_score"], _Number):
             raise DataError(
                 f"popularity_score {_shown(row['popularity_score'])}",
                 file=file,
-                row=place,
+                row=index,
                 expected="a number, not text",
             )
-    return [_Row(place, row["post_id"], row["popularity_score"].text) for place, row in enumerate(content["result"])]
+    return [_Row(index, row["post_id"], row["popularity_score"].text) for index, row in enumerate(content["result"])]
 
 
 def _read_csv(file: Path, text: str) -> list[_Row]:
@@ -178,14 +178,14 @@ def _read_csv(file: Path, text: str) -> list[_Row]:
         raise DataError(f"not valid CSV: {error}", file=file, expected=f"lines of {expected}") from error
     if not lines or tuple(lines[0]) != CSV_HEADER:
         raise DataError(f"header {','.join(lines[0]) if lines else ''!r}", file=file, expected=expected)
-    for place, cells in enumerate(lines[1:]):
+    for index, cells in enumerate(lines[1:]):
         if len(cells) != len(CSV_HEADER):
-            raise DataError(f"{len(cells)} cells", file=file, row=f"{place} (line {place + 2})", expected=expected)
-    return [_Row(f"{place} (line {place + 2})", *cells) for place, cells in enumerate(lines[1:])]
+            raise DataError(f"{len(cells)} cells", file=file, row=f"{index} (line {index + 2})", expected=expected)
+    return [_Row(f"{index} (line {index + 2})", *cells) for index, cells in enumerate(lines[1:])]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; a key that occurs twice is an error, because parsers differ in which one they keep."""
+    """A JSON object; a key that occurs twice is an error, because parsers keep different ones."""
     result = dict(pairs)
     if len(result) < len(pairs):
         raise ValueError(f"a key occurs twice in {_listed(key for key, _ in pairs)}")
@@ -205,11 +205,11 @@ def _score(file: Path, row: _Row) -> float:
     except ValueError:
         score = math.nan
     if not math.isfinite(score):
-        raise DataError(f"popularity_score {row.score}", file=file, row=row.place, expected="a finite number")
+        raise DataError(f"popularity_score {row.score}", file=file, row=row.index, expected="a finite number")
     written = _NUMBER.fullmatch(row.score)
-    if not written or len(written[1]) < LEAST_DECIMALS:
+    if not written or len(written[1]) < MIN_DECIMALS:
         raise DataError(
-            f"popularity_score {row.score}", file=file, row=row.place, expected=f"at least {LEAST_DECIMALS} decimals"
+            f"popularity_score {row.score}", file=file, row=row.index, expected=f"at least {MIN_DECIMALS} decimals"
         )
     return score
 
@@ -221,28 +221,28 @@ def _check_ids(file: Path, rows: Sequence[_Row], ids: Sequence[str], *, in_order
     for row in rows:
         if row.post in first:
             raise DataError(
-                f"{row.post} again, first in row {first[row.post]}", file=file, row=row.place, expected="each post once"
+                f"{row.post} again, first in row {first[row.post]}", file=file, row=row.index, expected="each post once"
             )
         if row.post not in wanted:
             raise DataError(
                 f"{row.post} is not one of the posts that are scored",
                 file=file,
-                row=row.place,
+                row=row.index,
                 expected=f"only the {len(ids)} scored posts",
             )
-        first[row.post] = row.place
+        first[row.post] = row.index
     if len(rows) < len(ids):
-        place, missing = next((place, post) for place, post in enumerate(ids) if post not in first)
+        index, missing = next((index, post) for index, post in enumerate(ids) if post not in first)
         raise DataError(
             f"{len(ids) - len(rows)} scored posts are missing, the first is {missing}",
             file=file,
-            row=place,
+            row=index,
             expected=f"{len(ids)} rows, one for each scored post",
         )
     for row, post in zip(rows, ids, strict=True):
         if in_order and row.post != post:
             raise DataError(
-                f"{row.post} is out of order", file=file, row=row.place, expected=f"{post}, as in the test files"
+                f"{row.post} is out of order", file=file, row=row.index, expected=f"{post}, as in the test files"
             )
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from popularity.core.config import Section
 from popularity.core.errors import ContractError
-from popularity.submission.validate import CSV_HEADER, ID_PREFIX, LEAST_DECIMALS, validate
+from popularity.submission.validate import CSV_HEADER, ID_PREFIX, MIN_DECIMALS, validate
 
 logger = logging.getLogger(__name__)
 
@@ -27,25 +27,25 @@ class SubmitConfig(Section):
 
     Args:
         version: of the official JSON form.
-        decimals: written after the point.
-        external_data: what was used besides the data set; empty: nothing was.
+        decimals: number of decimals.
+        external_data: data used in addition to the data set; empty if none.
     """
 
     version: Annotated[str, Field(min_length=1)]
-    decimals: Annotated[int, Field(ge=LEAST_DECIMALS, le=17)]
+    decimals: Annotated[int, Field(ge=MIN_DECIMALS, le=17)]
     external_data: str
 
 
 def submit(posts: pl.DataFrame, predictions: pl.DataFrame, config: SubmitConfig, directory: Path) -> list[Path]:
     """Writes and validates submission.json and submission.csv; returns their paths.
 
-    Without a test part it writes NO_SUBMISSION.txt, and the list is empty.
+    Without a test split it writes NO_SUBMISSION.txt, and the list is empty.
 
     Args:
         posts: contract POSTS.
         predictions: contract PREDICTIONS.
         config: section submit.
-        directory: still the temporary one of `files.atomic_directory`: what the validator refuses must not stay.
+        directory: still the temporary one of `atomic_directory`: a refused file must not stay.
 
     Raises:
         ContractError: a test post has no prediction in some seed, or there are predictions of other posts.
@@ -53,7 +53,7 @@ def submit(posts: pl.DataFrame, predictions: pl.DataFrame, config: SubmitConfig,
     """
     test = posts.filter(pl.col("split") == "test").sort("source_index")
     if test.is_empty():
-        reason = "The data set has no test part (test_allmetadata_json), so there is nothing to submit."
+        reason = "The data set has no test split (test_allmetadata_json), so there is nothing to submit."
         logger.warning("no submission: %s", reason)
         (directory / "NO_SUBMISSION.txt").write_text(reason + "\n", encoding="utf-8")
         return []
@@ -62,7 +62,13 @@ def submit(posts: pl.DataFrame, predictions: pl.DataFrame, config: SubmitConfig,
 
 
 def write_files(ids: Sequence[str], scores: Sequence[float], config: SubmitConfig, directory: Path) -> list[Path]:
-    """Writes and validates submission.json and submission.csv of posts in the order of the test files; their paths.
+    """Writes and validates submission.json and submission.csv; returns their paths.
+
+    Args:
+        ids: of the posts, in the order of the test files.
+        scores: one for each id.
+        config: section submit.
+        directory: of the files.
 
     Raises:
         DataError: the validator refuses a file.
@@ -90,7 +96,7 @@ def _scores(test: pl.DataFrame, predictions: pl.DataFrame) -> list[float]:
     for name, wrong in (
         ("lack a prediction", joined.filter(pl.col("runs").is_null())),
         ("are predicted in some seeds only", joined.filter(pl.col("runs") != runs)),
-        ("are predicted but not in the test part", means.join(test, on="pid", how="anti")),
+        ("are predicted but not in the test split", means.join(test, on="pid", how="anti")),
     ):
         if len(wrong):
             raise ContractError(
@@ -101,7 +107,7 @@ def _scores(test: pl.DataFrame, predictions: pl.DataFrame) -> list[float]:
 
 
 def _json_text(ids: Sequence[str], scores: Sequence[str], config: SubmitConfig) -> str:
-    """One result a line. Scores are set as text, because a JSON writer would cut trailing zeros."""
+    """One result a line. Scores are inserted as text, because a JSON writer would drop trailing zeros."""
     rows = ",\n".join(
         f'    {{"post_id": {json.dumps(post)}, "popularity_score": {score}}}'
         for post, score in zip(ids, scores, strict=True)

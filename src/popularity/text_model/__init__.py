@@ -1,6 +1,6 @@
-"""The text tower, fine-tuned on the label in every fold: what the stack's columns cannot say of a text."""
+"""The text model: the text encoder, fine-tuned on the label in every fold."""
 
-from popularity.text_model.folds import fit_folds
+from popularity.text_model.folds import FoldInputs, fit_folds
 from popularity.text_model.model import TextModel, TextModelParams
 
-__all__ = ["TextModel", "TextModelParams", "fit_folds"]
+__all__ = ["FoldInputs", "TextModel", "TextModelParams", "fit_folds"]

@@ -1,7 +1,7 @@
-"""A text tower whose last blocks are trained on the label, with a linear head that also sees the post's numbers.
+"""The text model: a text encoder whose last layers are trained on the label, with a linear head.
 
-It learns what the label is above its level in time (`popularity.target.trend`), so that it orders the posts of
-any date. Mean pooling and normalisation are the tower's own.
+The head reads the pooled vector and the numeric features of the post. The model learns the detrended label
+(`popularity.target.trend`), so that it orders posts of any date. Pooling and normalisation are the encoder's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import polars.selectors as cs
 import torch
@@ -21,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import DataError
 from popularity.core.tensors import read_tensors, write_tensors
@@ -29,33 +29,30 @@ from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encod
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.target.trend import Trend
 
-Array = npt.NDArray[np.float64]
-FloatArray = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-MAX_ABS_Z = 5.0  # standard deviations at which a number ends
-POOL = 16  # batches among which texts are sorted by length: little padding, and still a random order
-ASKED = 256  # posts of a forward pass
-BETA = 0.3  # standard deviations of the label below which the absolute loss becomes a square
-CLIP = 1.0  # norm of a gradient
+MAX_ABS_Z = 5.0  # standard deviations to which a numeric feature is clipped
+POOL_BATCHES = 16  # texts are sorted by length inside so many batches: little padding, and still a random order
+PREDICT_BATCH_SIZE = 256
+SMOOTH_L1_BETA = 0.3  # standard deviations of the label; the loss of smaller errors is quadratic
+MAX_GRADIENT_NORM = 1.0
 Rate = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class TextModelParams(Section):
-    """How the tower of section embed_text is fine-tuned.
+    """Section text_model: how the encoder of section embed_text is fine-tuned.
 
     Args:
-        seed: of the head's first weights and the order of posts.
-        epochs: over the fit rows; 0: no such model.
-        max_train_posts: at most so many, the latest; 0: all.
-        unfreeze_layers: last ones of the tower that are trained.
+        seed: of the initial weights of the head and of the order of posts.
+        epochs: over the train rows; 0: no text model.
+        max_train_posts: of a fold, the latest; 0: all.
+        unfreeze_layers: number of the last layers of the encoder that are trained.
         batch_size: posts of a step.
-        lr: of the blocks, at its height.
-        lr_head: of the head.
-        weight_decay: of both.
-        warmup_fraction: of the steps, on which rates rise; then they fall to 0 on a line.
-        num_threads: of a fit on a CPU; part of the result: others may change the last bits.
-        parallel_folds: fits beside each other, no part of the result; one on an accelerator.
+        lr: peak learning rate of the layers.
+        lr_head: peak learning rate of the head.
+        weight_decay: of layers and head.
+        warmup_fraction: of the steps, in which the rates rise; then they fall linearly to 0.
+        num_threads: of a fit on a CPU; part of the result: another number may change the last bits.
+        parallel_folds: fits at the same time, no part of the result; one on an accelerator.
     """
 
     seed: int
@@ -72,25 +69,30 @@ class TextModelParams(Section):
 
 
 def sentences(features: pl.DataFrame) -> list[str]:
-    """The classes' own names, title and tags of posts (pid, features)."""
+    """The texts that the model reads: subcategory, concept, title and tags of posts (pid, features)."""
     own = [pl.col(level).fill_null("").str.split("/").list.last() for level in ("subcategory", "concept")]
     return features.select(pl.concat_str([*own, pl.col(TEXT).fill_null("")], separator=". ")).to_series().to_list()
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Which columns of the features are read, and their means and scales.
+class NumericFeatures:
+    """The numeric features that the head reads, standardised by train rows.
 
-    Counts and lengths have long tails: of a size the logarithm is taken first.
+    Counts and lengths have long tails, so signed logarithms are taken first.
+
+    Args:
+        names: of k columns.
+        mean: (k,) of the logarithms.
+        scale: (k,) standard deviations of the logarithms.
     """
 
     names: tuple[str, ...]
-    mean: Array
-    scale: Array
+    mean: Float64Array
+    scale: Float64Array
 
     @classmethod
-    def fit(cls, features: pl.DataFrame) -> Numbers:
-        """Of fit rows; a column without two values is left out, and so are feature_groups, which the stack switches."""
+    def fit(cls, features: pl.DataFrame) -> NumericFeatures:
+        """The numeric features of train rows, without constant columns and without columns of feature groups."""
         numeric = features.select(cs.numeric() | cs.boolean()).columns
         names = [name for name in numeric if name not in CATEGORIES and FeatureColumn.named(name).group is None]
         values = _logarithms(features, names)
@@ -98,158 +100,184 @@ class Numbers:
         count = np.maximum(known.sum(axis=0), 1)
         mean = np.where(known, values, 0).sum(axis=0) / count
         scale = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(axis=0) / count)
-        kept = scale > 0
-        return cls(tuple(name for name, own in zip(names, kept, strict=True) if own), mean[kept], scale[kept])
+        varies = scale > 0
+        return cls(tuple(name for name, own in zip(names, varies, strict=True) if own), mean[varies], scale[varies])
 
-    def apply(self, features: pl.DataFrame) -> FloatArray:
-        """(n, k) standardised; 0 where the number is missing."""
+    def apply(self, features: pl.DataFrame) -> Float32Array:
+        """(n, k) standardised values of posts (pid, features); 0 where a value is missing."""
         scaled = (_logarithms(features, self.names) - self.mean) / self.scale
-        numbers: FloatArray = np.nan_to_num(np.clip(scaled, -MAX_ABS_Z, MAX_ABS_Z), nan=0.0).astype(np.float32)
-        return numbers
+        standardised: Float32Array = np.nan_to_num(np.clip(scaled, -MAX_ABS_Z, MAX_ABS_Z), nan=0.0).astype(np.float32)
+        return standardised
 
 
-def _logarithms(features: pl.DataFrame, names: Sequence[str]) -> Array:
+def _logarithms(features: pl.DataFrame, names: Sequence[str]) -> Float64Array:
     values = features.select(pl.col(names).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
-    logarithms: Array = np.sign(values) * np.log1p(np.abs(values))
+    logarithms: Float64Array = np.sign(values) * np.log1p(np.abs(values))
     return logarithms
 
 
 class TextModel(nn.Module):
-    """From a post's text, classes and numbers to what its label is above the level, and so to its label.
+    """From the text, classes and numeric features of a post to its label.
 
     Args:
-        encoder: section embed_text: the tower that is loaded.
-        unfreeze_layers: last ones of the tower that are trained.
-        numbers: columns of the head beside the pooled vector.
-        level: of the labels in time.
+        encoder: section embed_text, whose encoder is loaded.
+        unfreeze_layers: number of its last layers that are trained.
+        numeric: features that the head reads with the pooled vector.
+        trend: of the labels in time.
     """
 
-    def __init__(self, encoder: EmbedTextParams, blocks: int, numbers: Numbers, level: Trend) -> None:
+    def __init__(self, encoder: EmbedTextParams, unfreeze_layers: int, numeric: NumericFeatures, trend: Trend) -> None:
         super().__init__()
-        self.encoder, self.blocks, self.numbers, self.level = encoder, blocks, numbers, level
+        self.encoder, self.unfreeze_layers, self.numeric, self.trend = encoder, unfreeze_layers, numeric, trend
         self.tokenizer = load_tokenizer(encoder)
         self.tower = load_text_encoder(encoder)
-        unfreeze_last(self.tower, blocks)
-        self.head = nn.Linear(self.tower.out_features + len(numbers.names), 1)
+        unfreeze_last(self.tower, unfreeze_layers)
+        self.head = nn.Linear(self.tower.out_features + len(numeric.names), 1)
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
-    def forward(self, texts: TextBatch, numbers: Tensor) -> Tensor:
-        """(n,) standardised labels; in half precision, if the tower's is that, in training alone.
+    def forward(self, texts: TextBatch, numeric: Tensor) -> Tensor:
+        """(n,) standardised detrended labels.
 
-        So a post's prediction is the same to the sixth digit, with whatever posts it is asked for.
+        Only training uses half precision (if `embed_text.precision` says so). So the prediction of a post is the same to
+        the sixth digit in any batch.
+
+        Args:
+            texts: tokens of n posts.
+            numeric: (n, k) of NumericFeatures.
         """
         device = self.head.weight.device
         longest = int(texts.attention_mask.sum(dim=1).max())
-        ids, mask = (part[:, :longest].to(device) for part in (texts.input_ids, texts.attention_mask))
+        ids, mask = (tokens[:, :longest].to(device) for tokens in (texts.input_ids, texts.attention_mask))
         half = torch.is_grad_enabled() and self.encoder.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             pooled = self.tower(ids, mask)[0]
-        joined = torch.cat([pooled.float() * self.tower.out_features**0.5, numbers.to(device)], dim=1)
+        joined = torch.cat([pooled.float() * self.tower.out_features**0.5, numeric.to(device)], dim=1)
         standardised: Tensor = self.head(joined)[:, 0]
         return standardised
 
     @torch.inference_mode()
-    def predict(self, features: pl.DataFrame, posted_at: npt.NDArray[np.int64]) -> Array:
-        """(n,) labels of posts (pid, features) with the dates (n,), microseconds."""
+    def predict(self, features: pl.DataFrame, posted_at: Int64Array) -> Float64Array:
+        """(n,) predicted labels.
+
+        Args:
+            features: (pid, features) of n posts.
+            posted_at: (n,) microseconds.
+        """
         if features.is_empty():
             return np.empty(0)
-        read = _Read(self, features)
-        parts = []
-        for start in range(0, len(read.order), ASKED):
-            rows = read.order[start : start + ASKED]
-            parts.append(self(*read.of(rows)).double().cpu().numpy())
-        predicted = np.empty(len(read.order))
-        predicted[read.order] = np.concatenate(parts)
-        above = predicted * float(self.get_buffer("spread")) + float(self.get_buffer("centre"))
-        return self.level.add(above, posted_at)
+        inputs = _Inputs(self, features)
+        outputs = []
+        for start in range(0, len(inputs.order), PREDICT_BATCH_SIZE):
+            rows = inputs.order[start : start + PREDICT_BATCH_SIZE]
+            outputs.append(self(*inputs.batch(rows)).double().cpu().numpy())
+        predicted = np.empty(len(inputs.order))
+        predicted[inputs.order] = np.concatenate(outputs)
+        detrended = predicted * float(self.get_buffer("spread")) + float(self.get_buffer("centre"))
+        return self.trend.retrend(detrended, posted_at)
 
     def save(self, path: Path) -> None:
-        """Writes what was trained, one safetensors file; the frozen tower is in its own package or folder."""
+        """Writes the trained parameters, one safetensors file; the frozen layers are in their own package or folder."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         state = {name: values for name, values in self.state_dict().items() if name in trained}
         state |= {name: self.get_buffer(name) for name in ("centre", "spread")}
-        state |= {"mean": torch.from_numpy(self.numbers.mean), "scale": torch.from_numpy(self.numbers.scale)}
-        about = {"blocks": self.blocks, "numbers": list(self.numbers.names), "level": self.level.to_json()}
-        write_tensors(state, about, path)
+        state |= {"mean": torch.from_numpy(self.numeric.mean), "scale": torch.from_numpy(self.numeric.scale)}
+        metadata = {
+            "unfreeze_layers": self.unfreeze_layers,
+            "numeric": list(self.numeric.names),
+            "trend": self.trend.to_json(),
+        }
+        write_tensors(state, metadata, path)
 
     @classmethod
     def load(cls, path: Path, encoder: EmbedTextParams) -> TextModel:
-        """The model that `save` wrote, on the tower of `encoder`."""
-        state, about = read_tensors(path)
+        """The model that `save` wrote, on the encoder of section embed_text."""
+        state, metadata = read_tensors(path)
         mean, scale = (state.pop(name).numpy() for name in ("mean", "scale"))
-        numbers = Numbers(tuple(about["numbers"]), mean, scale)
-        model = cls(encoder, about["blocks"], numbers, Trend.from_json(about["level"]))
+        numeric = NumericFeatures(tuple(metadata["numeric"]), mean, scale)
+        model = cls(encoder, metadata["unfreeze_layers"], numeric, Trend.from_json(metadata["trend"]))
         model.load_state_dict(state, strict=False)
         return model
 
 
-class _Read:
-    """Posts as the model reads them."""
+class _Inputs:
+    """Tokens and numeric features of posts."""
 
     def __init__(self, model: TextModel, features: pl.DataFrame) -> None:
         self.texts = model.tokenizer(sentences(features))
-        self.numbers = torch.from_numpy(model.numbers.apply(features))
+        self.numeric = torch.from_numpy(model.numeric.apply(features))
         self.lengths = self.texts.attention_mask.sum(dim=1).numpy()
-        self.order: Rows = np.argsort(self.lengths, kind="stable")
+        self.order: Int64Array = np.argsort(self.lengths, kind="stable")
 
-    def of(self, rows: Rows) -> tuple[TextBatch, Tensor]:
-        return TextBatch(*(part[rows] for part in self.texts)), self.numbers[rows]
+    def batch(self, rows: Int64Array) -> tuple[TextBatch, Tensor]:
+        return TextBatch(*(tokens[rows] for tokens in self.texts)), self.numeric[rows]
 
 
 def fit(
     features: pl.DataFrame,
-    label: Array,
-    posted_at: npt.NDArray[np.int64],
+    label: Float64Array,
+    posted_at: Int64Array,
     encoder: EmbedTextParams,
     params: TextModelParams,
 ) -> TextModel:
-    """A model of posts (pid, features) with labels (n,) and dates (n,), microseconds.
+    """The text model fitted on n posts.
+
+    Args:
+        features: (pid, features).
+        label: (n,).
+        posted_at: (n,) microseconds.
+        encoder: section embed_text.
+        params: section text_model.
 
     Raises:
         DataError: the loss is not finite.
     """
     latest = np.sort(np.argsort(posted_at, kind="stable")[-params.max_train_posts :])
     features, label, posted_at = features[latest], label[latest], posted_at[latest]
-    level = Trend.fit(posted_at, label, "linear")
-    above = level.remove(label, posted_at)
-    model = TextModel(encoder, params.unfreeze_layers, Numbers.fit(features), level)
-    torch.manual_seed(params.seed)  # after the tower, whose loading may draw too
+    trend = Trend.fit(posted_at, label, "linear")
+    detrended = trend.detrend(label, posted_at)
+    model = TextModel(encoder, params.unfreeze_layers, NumericFeatures.fit(features), trend)
+    torch.manual_seed(params.seed)  # after the encoder, whose loading may draw too
     model.head.reset_parameters()
-    model.get_buffer("centre").fill_(float(np.median(above)))
-    model.get_buffer("spread").fill_(float(above.std()) or 1.0)
+    model.get_buffer("centre").fill_(float(np.median(detrended)))
+    model.get_buffer("spread").fill_(float(detrended.std()) or 1.0)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    read = _Read(model, features)
-    target = torch.from_numpy(above).to(model.head.weight) - model.get_buffer("centre")
+    inputs = _Inputs(model, features)
+    target = torch.from_numpy(detrended).to(model.head.weight) - model.get_buffer("centre")
     target = target / model.get_buffer("spread")
     trained = [parameter for parameter in model.tower.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         [{"params": trained, "lr": params.lr}, {"params": model.head.parameters(), "lr": params.lr_head}],
         weight_decay=params.weight_decay,
     )
-    steps = params.epochs * -(-len(above) // params.batch_size)
+    steps = params.epochs * -(-len(detrended) // params.batch_size)
     schedule = transformers.get_scheduler(
         "linear", optimizer, num_warmup_steps=round(params.warmup_fraction * steps), num_training_steps=steps
     )
-    for rows in batches(read.lengths, params):
-        loss = functional.smooth_l1_loss(model(*read.of(rows)), target[rows], beta=BETA)
+    for rows in batches(inputs.lengths, params):
+        loss = functional.smooth_l1_loss(model(*inputs.batch(rows)), target[rows], beta=SMOOTH_L1_BETA)
         if not bool(torch.isfinite(loss)):
-            raise DataError("the text model's loss is no finite number", fix="lower text_model.lr in params.yaml")
+            raise DataError("the loss of the text model is not finite", fix="lower text_model.lr in params.yaml")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([*trained, *model.head.parameters()], CLIP)
+        nn.utils.clip_grad_norm_([*trained, *model.head.parameters()], MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
     return model
 
 
-def batches(lengths: npt.NDArray[np.int64], params: TextModelParams) -> Iterator[Rows]:
-    """Rows of every step: each epoch all of them in a random order, sorted by length among POOL batches."""
+def batches(lengths: Int64Array, params: TextModelParams) -> Iterator[Int64Array]:
+    """The rows of every step: in each epoch all rows in a random order, sorted by length inside POOL_BATCHES batches.
+
+    Args:
+        lengths: (n,) tokens.
+        params: section text_model.
+    """
     rng = np.random.default_rng(params.seed)
     for _ in range(params.epochs):
         order = rng.permutation(len(lengths))
-        for start in range(0, len(order), params.batch_size * POOL):
-            pool = order[start : start + params.batch_size * POOL]
+        for start in range(0, len(order), params.batch_size * POOL_BATCHES):
+            pool = order[start : start + params.batch_size * POOL_BATCHES]
             pool = pool[np.argsort(lengths[pool], kind="stable")]
-            for place in rng.permutation(-(-len(pool) // params.batch_size)):
-                yield pool[place * params.batch_size : (place + 1) * params.batch_size]
+            for index in rng.permutation(-(-len(pool) // params.batch_size)):
+                yield pool[index * params.batch_size : (index + 1) * params.batch_size]

@@ -25,9 +25,9 @@ from popularity.core.atomic import atomic_path, fingerprint, write_json, write_t
 from popularity.core.config import Section
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, FoldKey, read_table, write_table
 from popularity.core.errors import ConfigError
-from popularity.core.metrics import cut_rows, loss_of_scores, mean_absolute_error, selection_loss, spearman
-from popularity.core.parallel import in_order
-from popularity.evaluation.bootstrap import resample_cuts
+from popularity.core.metrics import fold_rows, loss_of_scores, mean_absolute_error, selection_loss, spearman
+from popularity.core.parallel import ordered_map
+from popularity.evaluation.bootstrap import resample_folds
 from popularity.stack import Blocks, StackParams, catboost, read_blocks
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning.objective import StackInputs
@@ -164,7 +164,7 @@ def judge(candidates: Sequence[Candidate], inputs: StackInputs, state: Path) -> 
     tasks = [(cut, fit) for cut in cuts for fit in fits.items()]
     named = [(cut, key) for cut, _ in cuts for key in fits]
     parallel, threads = min(stack.parallel_fits for stack in stacks), max(stack.num_threads for stack in stacks)
-    results = tqdm(in_order(work, tasks, parallel=parallel, threads=threads), "select", len(tasks), unit="fit")
+    results = tqdm(ordered_map(work, tasks, parallel=parallel, threads=threads), "select", len(tasks), unit="fit")
     found = dict(zip(named, results, strict=True))
     parts: list[pl.DataFrame] = []
     for place, (cut, roles) in enumerate(cuts):
@@ -210,7 +210,7 @@ def scores_of(judged: Judged) -> pl.DataFrame:
     """
     rows: list[tuple[Any, ...]] = []
     for number, name in enumerate(judged.names):
-        for cut, own in zip(judged.cuts, cut_rows(len(judged.labels), judged.place), strict=True):
+        for cut, own in zip(judged.cuts, fold_rows(len(judged.labels), judged.place), strict=True):
             label, predicted = judged.labels[own], judged.predictions[own, number]
             src, mae = spearman(label, predicted), mean_absolute_error(label, predicted)
             constant = mean_absolute_error(label, judged.constant[own])
@@ -224,7 +224,7 @@ def scores_of(judged: Judged) -> pl.DataFrame:
 def draws_of(judged: Judged, seed: int) -> Array:
     """(DRAWS, candidates) values on draws of users, the same for all candidates; NaN where a cut has no post left."""
     both = np.column_stack([judged.predictions, judged.constant])
-    drawn = resample_cuts(judged.labels, both, judged.users, resamples=DRAWS, seed=seed, cuts=judged.place)
+    drawn = resample_folds(judged.labels, both, judged.users, resamples=DRAWS, seed=seed, folds=judged.place)
     value = loss_of_scores(drawn["mae"][..., :-1], drawn["mae"][..., -1:], drawn["src"][..., :-1])
     return np.asarray(value.mean(axis=0))
 

@@ -27,15 +27,15 @@ from popularity.core.atomic import fingerprint
 from popularity.core.contracts import FOLDS, POSTS, read_table
 from popularity.core.metrics import mean_absolute_error, selection_loss
 from popularity.core.resume import code_fingerprint
-from popularity.ensemble.weights import DIGITS, candidates
+from popularity.ensemble.weights import ERROR_DIGITS, weight_grid
 from popularity.stack.feature_blocks import Blocks, read_blocks
 from popularity.stack.learners import LEARNERS
 from popularity.stack.lightgbm import lightgbm_params
 from popularity.stack.matrix import ColumnParams, Matrix, MatrixEncoder
 from popularity.stack.params import StackParams
 from popularity.stack.row_selection import kept_rows
-from popularity.stack.sample import Sample, recency_weights
-from popularity.target.rank_gauss import Target
+from popularity.stack.sample import Sample, recency_sample_weight
+from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
 from popularity.tuning.space import Choices, Space, Values
 from popularity.tuning.study import Budget, Search, Step
@@ -132,7 +132,7 @@ class FittedFold:
     """A booster, the scored rows that it predicts, and their mean absolute error after each of its rounds."""
 
     booster: lgb.Booster
-    target: Target
+    target: RankGauss
     level: Trend
     values: npt.NDArray[np.float32]
     beside: Array
@@ -220,16 +220,16 @@ class StackObjective:
 
         def error(weights: Array) -> float:
             errors = [
-                _error(label, fold.level.add(weights @ own, data.scored_at), fold.level)
+                _error(label, fold.level.retrend(weights @ own, data.scored_at), fold.level)
                 for data, label, fold, own in zip(self.folds, self.labels, fitted, each, strict=False)
             ]
-            return round(self._mean(errors), DIGITS)
+            return round(self._mean(errors), ERROR_DIGITS)
 
-        return min(candidates(len(each[0])), key=error)
+        return min(weight_grid(len(each[0])), key=error)
 
     def _value(self, place: int, level: Trend, rest: Array) -> float:
         fold, label = self.folds[place], self.labels[place]
-        predicted = level.add(rest, fold.scored_at)
+        predicted = level.retrend(rest, fold.scored_at)
         return selection_loss(label, predicted + _shift(label, predicted, level), np.median(fold.label))
 
     def _fit(self, place: int, params: StackParams) -> FittedFold:
@@ -240,15 +240,15 @@ class StackObjective:
             kept_rows(fold.fit["pid"].to_list(), self.blocks.scalars, params.row_selection, params.seed)
         )
         level, rest = _rest(fold, params)
-        target = Target.fit(rest[kept], params.target_transform)
+        target = RankGauss.fit(rest[kept], params.target_transform)
         # A subset forgets a label or a weight that it is given before it is constructed, and keeps those of the whole.
         rows = binned.fit.subset(kept.tolist()).construct()
         rows.set_label(target.apply(rest[kept]))
-        rows.set_weight(recency_weights(fold.posted_at[kept], params.sample_weight_half_life_days))
+        rows.set_weight(recency_sample_weight(fold.posted_at[kept], params.sample_weight_half_life_days))
         errors: list[float] = []
 
         def measure(predicted: Array, _rows: lgb.Dataset) -> tuple[str, float, bool]:
-            errors.append(_error(scored, level.add(target.invert(predicted), fold.scored_at), level))
+            errors.append(_error(scored, level.retrend(target.invert(predicted), fold.scored_at), level))
             return "mae", errors[-1], False
 
         booster = lgb.train(
@@ -300,8 +300,8 @@ def _key(place: int, params: StackParams) -> str:
 
 def _beside(fold: Fold, fit: Matrix, scored: Matrix, rest: Array, params: StackParams) -> Array:
     """(learners, m) what each learner beside LightGBM predicts for the scored rows, less the level."""
-    target = Target.fit(rest, params.target_transform)
-    sample = Sample(fit, target.apply(rest), recency_weights(fold.posted_at, params.sample_weight_half_life_days))
+    target = RankGauss.fit(rest, params.target_transform)
+    sample = Sample(fit, target.apply(rest), recency_sample_weight(fold.posted_at, params.sample_weight_half_life_days))
     cuts = inner_splits(fold.posted_at, params.inner_cv)
     beside = [np.empty((0, len(scored.values)))]
     for learner in (LEARNERS[name] for name in params.learners if name != "lightgbm"):
@@ -313,7 +313,7 @@ def _beside(fold: Fold, fit: Matrix, scored: Matrix, rest: Array, params: StackP
 def _rest(fold: Fold, params: StackParams) -> tuple[Trend, Array]:
     """The level of a fold's fit rows, and what it leaves of their labels."""
     level = Trend.fit(fold.posted_at, fold.label, params.detrend)
-    return level, level.remove(fold.label, fold.posted_at)
+    return level, level.detrend(fold.label, fold.posted_at)
 
 
 def _error(label: Array, predicted: Array, level: Trend) -> float:

@@ -1,4 +1,4 @@
-"""Validation schemes that resemble the test part: nested in time, matched in its share of unseen users."""
+"""Splits that resemble the test part: ordered in time, with its share of posts by unseen users."""
 
 from popularity.validation.splits import SplitParams, make_splits, rows_of
 

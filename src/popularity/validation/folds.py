@@ -1,64 +1,62 @@
-"""The folds of the schemes: which posts are fitted on and scored, with their features and dates."""
+"""The folds of the schemes: their train and valid rows, with features and dates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.contracts import FoldKey
 from popularity.features import read_features
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Features of a fold's fit and score rows, and labels of its fit rows.
+    """Features of a fold's train and valid rows, and labels of its train rows.
 
     Args:
         key: scheme and fold.
-        fit: (pid, features) of the fit rows, sorted by pid.
-        score: (pid, features) of the score rows, sorted by pid.
-        label: (fit rows,).
-        posted_at: (fit rows,) microseconds.
-        scored_at: (score rows,) microseconds.
+        fit: (pid, features) of the train rows, sorted by pid.
+        score: (pid, features) of the valid rows, sorted by pid.
+        label: (train rows,).
+        posted_at: (train rows,) microseconds.
+        scored_at: (valid rows,) microseconds.
     """
 
     key: FoldKey
     fit: pl.DataFrame
     score: pl.DataFrame
-    label: npt.NDArray[np.float64]
-    posted_at: npt.NDArray[np.int64]
-    scored_at: npt.NDArray[np.int64]
+    label: Float64Array
+    posted_at: Int64Array
+    scored_at: Int64Array
 
 
 def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
-    """The fold `key`, with the features that stage `featurize` wrote.
+    """Returns the fold `key`, with the features that stage `featurize` wrote.
 
     Args:
         key: scheme and fold.
-        rows: (pid, role) of the fold, without dropped rows.
+        rows: (pid, role) of the fold, without excluded rows.
         posts: contract POSTS.
         folder: that `featurize` wrote.
     """
     dates = posts.select("pid", "posted_at")
     features = read_features(folder, key, rows).join(dates, on="pid", how="left", validate="1:1", maintain_order="left")
     roles = dict(rows.iter_rows())
-    is_fit = pl.Series([roles[pid] == "train" for pid in features["pid"]])
-    fit = features.filter(is_fit)
-    score = features.filter(~is_fit)
-    known = posts.select("pid", "label", "posted_at")
-    facts, scored = (
-        part.select("pid").join(known, on="pid", how="left", validate="1:1", maintain_order="left")
-        for part in (fit, score)
+    is_train = pl.Series([roles[pid] == "train" for pid in features["pid"]])
+    train, valid = features.filter(is_train), features.filter(~is_train)
+    labels = posts.select("pid", "label", "posted_at")
+    train_labels, valid_labels = (
+        table.select("pid").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
+        for table in (train, valid)
     )
     return Fold(
         key,
-        fit=fit,
-        score=score,
-        label=facts["label"].to_numpy(),
-        posted_at=facts["posted_at"].to_physical().to_numpy(),
-        scored_at=scored["posted_at"].to_physical().to_numpy(),
+        fit=train,
+        score=valid,
+        label=train_labels["label"].to_numpy(),
+        posted_at=train_labels["posted_at"].to_physical().to_numpy(),
+        scored_at=valid_labels["posted_at"].to_physical().to_numpy(),
     )

@@ -1,16 +1,17 @@
-"""Who is fitted on and who is scored, for every scheme; made once, then read by all later stages.
+"""The validation splits: the role of every post in every fold, made once and read by all later stages.
 
-    time ->    |------------- before report -------------|-- report --|---- test part ----|
-    report     |  fit, some users dropped                |   score    |
-    matched    |  fit, some users dropped     |  score   |  dropped   |
-               |  fit, some dropped |  score  |        dropped        |
-               |  fit ...  | score  |             dropped             |
-    user       |  five folds by user                     |  dropped   |
-    random     |  five random folds                      |  dropped   |
-    final      |  fit                                                 |       score       |
+    time ->    |--------------- development --------------|-- holdout --|---- test part ----|
+    holdout    |  train, some users excluded              |    valid    |
+    forward 2  |  train, some users excluded     | valid  |  excluded   |
+    forward 1  |  train, some excluded  | valid  |       excluded       |
+    forward 0  |  train ...    | valid  |            excluded           |
+    group      |  five folds by user                      |  excluded   |
+    random     |  five random folds                       |  excluded   |
+    refit      |  train                                                 |       valid       |
 
-Dropped rows are neither fitted on, nor counted in any feature, nor scored. The cuts of `matched` are its folds, in
-order of time; each scores the slice before the next one's and draws its own users.
+An excluded post is neither trained on, nor counted in any feature, nor scored. A forward split starts at its origin:
+posts from there to the next origin are valid, posts before it are train. Splits are numbered in order of time, and
+each excludes users of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,30 +29,90 @@ import polars as pl
 from pydantic import Field
 from sklearn.model_selection import GroupKFold, KFold
 
+from popularity.core.arrays import Int64Array
 from popularity.core.config import Section
 from popularity.core.contracts import FOLDS, FoldKey
 from popularity.core.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Roles = npt.NDArray[np.str_]
+
+SCHEME_SEED = {"holdout": 1, "forward": 2, "group": 3, "random": 4}
+MIN_TRAIN_FRACTION = 0.25  # of the rows before an origin that stays train, however many users should be excluded
 
 
 @dataclass(frozen=True)
 class SplitParams(Section):
+    """Section `split` of params.yaml.
+
+    Args:
+        seed: of the excluded users and of the folds of `group` and `random`.
+        holdout_fraction: of the training part, valid in `holdout`.
+        forward_fraction: of the posts before the next origin, valid in a forward split.
+        n_origins: of the forward splits.
+        n_folds: of `group` and `random`.
+        unseen_user_fraction: of the valid posts, by unseen users, where there is no test part.
+        tolerance: by which the share of posts by unseen users may miss its target.
+    """
+
     seed: int
-    holdout_fraction: Share
-    forward_fraction: Share
+    holdout_fraction: Fraction
+    forward_fraction: Fraction
     n_origins: Annotated[int, Field(ge=1)]
     n_folds: Annotated[int, Field(ge=2)]
-    unseen_user_fraction: Share
+    unseen_user_fraction: Fraction
     tolerance: Annotated[float, Field(gt=0, lt=0.5)]
 
 
-def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Roles of every post in every scheme (contract FOLDS), and what each scheme looks like.
+@dataclass(frozen=True)
+class Split:
+    """The roles of some posts in one fold.
 
-    A training post has one row in each (scheme, fold); test posts occur in `final` alone.
+    Args:
+        key: scheme and fold.
+        pids: (n,).
+        roles: (n,) train, valid or excluded.
+        note: what the reader of the summary must know; empty as a rule.
+    """
+
+    key: FoldKey
+    pids: pl.Series
+    roles: Roles
+    note: str = ""
+
+    def table(self) -> pl.DataFrame:
+        """Returns (scheme, fold, pid, role), a row a post."""
+        return pl.DataFrame(
+            {"pid": self.pids, "role": pl.Series(self.roles.tolist(), dtype=pl.String)},
+        ).select(pl.lit(self.key.scheme).alias("scheme"), pl.lit(self.key.fold, pl.Int32).alias("fold"), "pid", "role")
+
+
+@dataclass(frozen=True)
+class UnseenShare:
+    """The share of valid posts that should be by unseen users, those without a train row.
+
+    Args:
+        target: 0 to 1.
+        tolerance: by which it may be missed.
+    """
+
+    target: float
+    tolerance: float
+
+    def reached_by(self, share: float) -> bool:
+        return abs(share - self.target) <= self.tolerance
+
+
+def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Returns the roles of every post in every scheme, the `refit` included (contract FOLDS), and a summary.
+
+    A training post has one row in each (scheme, fold); test posts occur in `refit` alone.
+
+    Args:
+        posts: contract POSTS.
+        params: section split.
 
     Raises:
         DataError: too few posts or users for the schemes.
@@ -63,210 +125,260 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
             expected=f"at least split.n_folds = {params.n_folds}",
             fix="check dataset.root, or lower split.n_folds in params.yaml",
         )
-    wanted, origin = _wanted_unseen_share(train, test, params)
-    report_start = _cut(train, params.holdout_fraction)
-    before_report = train.filter(pl.col("posted_at") < report_start)
-    if before_report["posted_at"].n_unique() < 2 or before_report["uid"].n_unique() < params.n_folds:
+    target, source = _unseen_target(train, test, params)
+    unseen = UnseenShare(target, params.tolerance)
+    holdout_start = _origin(train, params.holdout_fraction)
+    development = train.filter(pl.col("posted_at") < holdout_start)
+    if development["posted_at"].n_unique() < 2 or development["uid"].n_unique() < params.n_folds:
         raise DataError(
-            f"{before_report.height} posts before the report cut at {report_start}",
+            f"{development.height} posts before the holdout, which starts at {holdout_start}",
             expected="training posts spread over time, with more users than split.n_folds",
             fix="check the Postdate column, or lower split.holdout_fraction in params.yaml",
         )
-    slices, fewer = _slices(before_report, report_start, params)
-    parts: list[pl.DataFrame] = []
-    summary: list[dict[str, Any]] = []
-
-    def add(key: FoldKey, role: npt.NDArray[np.str_], pids: pl.Series, *, note: str) -> None:
-        frame = pl.DataFrame({"pid": pids, "role": pl.Series(role.tolist(), dtype=pl.String)}).select(
-            pl.lit(key.scheme).alias("scheme"),
-            pl.lit(key.fold, pl.Int32).alias("fold"),
-            "pid",
-            "role",
-        )
-        parts.append(frame)
-        summary.append({"scheme": key.scheme, "fold": key.fold, "note": note, **_describe(frame, posts)})
-
-    def add_cut(key: FoldKey, start: Any, end: Any | None, *, later: int, note: str) -> None:
-        # Trailing zeros seed alike: the last cut draws the users that it would draw if it were the only one.
-        rng = np.random.default_rng([params.seed, FOLDS_SEED[key.scheme], 0, later])
-        role, missed = _cut_roles(train, start, end, wanted=wanted, params=params, rng=rng)
-        add(key, role, train["pid"], note="; ".join(filter(None, (note, missed))))
-
-    add_cut(FoldKey("holdout", 0), report_start, None, later=0, note="")
-    for fold, (start, end) in enumerate(slices):
-        note = fewer if fold == 0 else ""
-        add_cut(FoldKey("forward", fold), start, end, later=len(slices) - 1 - fold, note=note)
-    for scheme in ("group", "random"):
-        for fold, role in enumerate(_fold_roles(train, report_start, scheme, params)):
-            add(FoldKey(scheme, fold), role, train["pid"], note="")
-    everything = pl.concat([train, test])
-    add(
-        FoldKey("refit", 0),
-        np.where(everything["split"].to_numpy() == "train", "train", "valid"),
-        everything["pid"],
-        note="" if test.height else "no test part: nothing to score",
-    )
-    report = {
-        "wanted_unseen_post_share": round(wanted, 4),
-        "wanted_from": origin,
+    splits = [
+        holdout_split(train, holdout_start, unseen, params),
+        *forward_splits(train, holdout_start, unseen, params),
+        *group_folds(train, holdout_start, params),
+        *random_folds(train, holdout_start, params),
+        _refit(train, test),
+    ]
+    tables = [split.table() for split in splits]
+    summary = {
+        "wanted_unseen_post_share": round(target, 4),
+        "wanted_from": source,
         "tolerance": params.tolerance,
-        "schemes": summary,
+        "schemes": [
+            {"scheme": split.key.scheme, "fold": split.key.fold, "note": split.note, **_counts(table, posts)}
+            for split, table in zip(splits, tables, strict=True)
+        ],
     }
-    for row in summary:
-        if row["note"]:
-            logger.info("scheme %s: %s", row["scheme"], row["note"])
-    return pl.concat(parts).sort(FOLDS.key), report
-
-
-FOLDS_SEED = {"holdout": 1, "forward": 2, "group": 3, "random": 4}
-MIN_TRAIN_FRACTION = 0.25  # share of the rows before a cut in time that is fitted on, however many users should go
+    for split in splits:
+        if split.note:
+            logger.info("scheme %s: %s", split.key.scheme, split.note)
+    return pl.concat(tables).sort(FOLDS.key), summary
 
 
 def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[FoldKey, pl.DataFrame]]:
-    """Yields (key, rows (pid, role) without the dropped ones) of each fold, in order."""
+    """Yields (key, rows (pid, role) without the excluded ones) of each fold, in order."""
     kept = splits.filter(pl.col("scheme").is_in(schemes) & (pl.col("role") != "excluded"))
     for (scheme, fold), rows in kept.sort(FOLDS.key).group_by("scheme", "fold", maintain_order=True):
         yield FoldKey(str(scheme), int(str(fold))), rows.select("pid", "role")
 
 
-def _wanted_unseen_share(train: pl.DataFrame, test: pl.DataFrame, params: SplitParams) -> tuple[float, str]:
-    """The share of scored posts that users without a training post should write."""
+def holdout_split(train: pl.DataFrame, start: datetime, unseen: UnseenShare, params: SplitParams) -> Split:
+    """Returns the holdout: posts from `start` on are valid, posts before it are train, some users are excluded.
+
+    Args:
+        train: (pid, uid, posted_at) of the training part.
+        start: of the holdout.
+        unseen: share of valid posts by unseen users.
+        params: section split.
+    """
+    rng = _split_rng(params, "holdout", later=0)
+    return _time_split(FoldKey("holdout", 0), train, (start, None), unseen, rng)
+
+
+def forward_splits(train: pl.DataFrame, end: datetime, unseen: UnseenShare, params: SplitParams) -> list[Split]:
+    """Returns the forward splits in order of time; each is valid up to the next origin, the last one up to `end`.
+
+    The first split's note says so if there was no room for all `n_origins`.
+
+    Args:
+        train: (pid, uid, posted_at) of the training part, sorted by time.
+        end: the start of the holdout.
+        unseen: share of valid posts by unseen users.
+        params: section split.
+    """
+    spans: list[tuple[datetime, datetime]] = []
+    rows, span_end = train.filter(pl.col("posted_at") < end), end
+    while (
+        len(spans) < params.n_origins and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.n_folds
+    ):
+        origin = _origin(rows, params.forward_fraction)
+        spans.insert(0, (origin, span_end))
+        rows, span_end = rows.filter(pl.col("posted_at") < origin), origin
+    splits = []
+    for fold, span in enumerate(spans):
+        rng = _split_rng(params, "forward", later=len(spans) - 1 - fold)
+        splits.append(_time_split(FoldKey("forward", fold), train, span, unseen, rng))
+    missing = params.n_origins - len(spans)
+    if missing:
+        fewer = f"too few posts or users for {missing} more of split.n_origins = {params.n_origins}"
+        splits[0] = Split(
+            splits[0].key, splits[0].pids, splits[0].roles, "; ".join(filter(None, (fewer, splits[0].note)))
+        )
+    return splits
+
+
+def group_folds(train: pl.DataFrame, end: datetime, params: SplitParams) -> list[Split]:
+    """Returns `n_folds` folds of the posts before `end`, each user's posts in one of them.
+
+    Args:
+        train: (pid, uid, posted_at) of the training part.
+        end: the start of the holdout.
+        params: section split.
+    """
+    before = _rows_before(train, end)
+    # Numbers in the order of the names: scikit-learn would search all names for each user.
+    groups = train["uid"].rank("dense").to_numpy()[before]
+    folds = GroupKFold(params.n_folds, shuffle=True, random_state=_fold_seed(params, "group"))
+    return _fold_splits("group", train, before, folds.split(before, groups=groups))
+
+
+def random_folds(train: pl.DataFrame, end: datetime, params: SplitParams) -> list[Split]:
+    """Returns `n_folds` random folds of the posts before `end`, which flatter every model.
+
+    Args:
+        train: (pid, posted_at) of the training part.
+        end: the start of the holdout.
+        params: section split.
+    """
+    before = _rows_before(train, end)
+    folds = KFold(params.n_folds, shuffle=True, random_state=_fold_seed(params, "random"))
+    return _fold_splits("random", train, before, folds.split(before))
+
+
+def _refit(train: pl.DataFrame, test: pl.DataFrame) -> Split:
+    both = pl.concat([train, test])
+    roles = np.where(both["split"].to_numpy() == "train", "train", "valid")
+    return Split(FoldKey("refit", 0), both["pid"], roles, "" if test.height else "no test part: nothing to score")
+
+
+def _split_rng(params: SplitParams, scheme: str, *, later: int) -> np.random.Generator:
+    # Trailing zeros seed alike: the last forward split excludes the users that it would exclude on its own.
+    return np.random.default_rng([params.seed, SCHEME_SEED[scheme], 0, later])
+
+
+def _fold_seed(params: SplitParams, scheme: str) -> int:
+    return int(np.random.default_rng([params.seed, SCHEME_SEED[scheme], 0]).integers(2**31))
+
+
+def _unseen_target(train: pl.DataFrame, test: pl.DataFrame, params: SplitParams) -> tuple[float, str]:
+    """The share of valid posts that should be by unseen users, and where it comes from."""
     if test.is_empty():
         return params.unseen_user_fraction, "split.unseen_user_fraction (no test part)"
     known = test["uid"].is_in(train["uid"].unique().to_list())
     return 1.0 - float(known.sum()) / test.height, "test part"
 
 
-def _cut(rows: pl.DataFrame, share: float) -> Any:
-    """The time from which the last `share` of `rows` (sorted by time) was posted.
+def _origin(rows: pl.DataFrame, fraction: float) -> Any:
+    """The time from which the last `fraction` of `rows` (sorted by time) was posted.
 
-    Ties are not parted; where times differ, the first posts lie before the cut.
+    Posts of one second stay together; where times differ, the first posts lie before the origin.
     """
     times = rows["posted_at"]
-    start, after_first = times[-max(1, round(share * rows.height))], times.filter(times > times[0])
+    start, after_first = times[-max(1, round(fraction * rows.height))], times.filter(times > times[0])
     return start if after_first.is_empty() else max(start, after_first[0])
 
 
-def _slices(before_report: pl.DataFrame, report_start: Any, params: SplitParams) -> tuple[list[tuple[Any, Any]], str]:
-    """(start, end) of what each cut of `matched` scores, in order of time: the last `forward_fraction` of what is before
-    the next one. The second value says so if there is no room for all."""
-    slices: list[tuple[Any, Any]] = []
-    rows, end = before_report, report_start
-    while (
-        len(slices) < params.n_origins and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.n_folds
-    ):
-        start = _cut(rows, params.forward_fraction)
-        slices.insert(0, (start, end))
-        rows, end = rows.filter(pl.col("posted_at") < start), start
-    missing = params.n_origins - len(slices)
-    return (
-        slices,
-        f"too few posts or users for {missing} more of split.n_origins = {params.n_origins}" if missing else "",
-    )
-
-
-def _cut_roles(
+def _time_split(
+    key: FoldKey,
     train: pl.DataFrame,
-    start: Any,
-    end: Any | None,
-    *,
-    wanted: float,
-    params: SplitParams,
+    span: tuple[datetime, datetime | None],
+    unseen: UnseenShare,
     rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.str_], str]:
-    """Roles (n,) for one cut in time, with users dropped from the fit rows to match the test part."""
+) -> Split:
+    """Posts in `span` (start, end) are valid, earlier ones train, later ones excluded; some users are excluded, too."""
+    start, end = span
     times = train["posted_at"]
     after = (times >= end).to_numpy() if end is not None else np.zeros(train.height, dtype=bool)
-    score = (times >= start).to_numpy() & ~after
-    fit = ~score & ~after
+    is_valid = (times >= start).to_numpy() & ~after
+    is_train = ~is_valid & ~after
     uids = train["uid"].to_numpy()
-    dropped_users, note = _users_to_drop(uids[fit], uids[score], wanted, params.tolerance, rng)
-    dropped = after | (fit & train["uid"].is_in(dropped_users).to_numpy())
-    return np.where(dropped, "excluded", np.where(score, "valid", "train")), note
+    users, note = users_to_exclude(uids[is_train], uids[is_valid], unseen, rng)
+    excluded = after | (is_train & train["uid"].is_in(users).to_numpy())
+    roles = np.where(excluded, "excluded", np.where(is_valid, "valid", "train"))
+    return Split(key, train["pid"], roles, note)
 
 
-def _users_to_drop(
-    fit_uids: npt.NDArray[np.object_],
-    score_uids: npt.NDArray[np.object_],
-    wanted: float,
-    tolerance: float,
+def users_to_exclude(
+    train_uids: npt.NDArray[np.object_],
+    valid_uids: npt.NDArray[np.object_],
+    unseen: UnseenShare,
     rng: np.random.Generator,
 ) -> tuple[list[str], str]:
-    """Users whose fit posts go, so that about `wanted` of the scored posts are by unseen users.
+    """Returns the users to exclude from train, so that unseen users wrote the wanted share of the valid posts.
 
-    Users come in random order; one that would overshoot is passed over. When the users left are all too
-    large, the one that ends nearest is taken. No user goes with whom less than MIN_TRAIN_FRACTION of the fit rows would
-    be left. The second value says why the share was missed, if it was.
+    Users come in random order; one that would overshoot is passed over. When all users left are too large, the one
+    that ends nearest is taken. No user is excluded whose loss would leave less than MIN_TRAIN_FRACTION of the train
+    rows.
+
+    Args:
+        train_uids: (train rows,) users.
+        valid_uids: (valid rows,) users.
+        unseen: the wanted share.
+        rng: draws the order of the users.
+
+    Returns:
+        Users, and why the share was missed; empty if it was not.
     """
-    known = Counter(fit_uids.tolist())
-    spare = len(fit_uids) * (1 - MIN_TRAIN_FRACTION)
-    users, counts = np.unique(score_uids.astype(str), return_counts=True)
-    seen = np.array([user in known for user in users], dtype=bool)
-    total = len(score_uids)
-    unseen = int(counts[~seen].sum())
-    if unseen / total > wanted + tolerance:
-        return [], f"{_reached(unseen / total)}, more than the {100 * wanted:.1f} % wanted: no user was dropped"
-    dropped: list[str] = []
-    candidates = rng.permutation(np.flatnonzero(seen))
+    train_counts = Counter(train_uids.tolist())
+    spare = len(train_uids) * (1 - MIN_TRAIN_FRACTION)
+    users, counts = np.unique(valid_uids.astype(str), return_counts=True)
+    seen = np.array([user in train_counts for user in users], dtype=bool)
+    total = len(valid_uids)
+    by_unseen = int(counts[~seen].sum())
+    wanted, tolerance = unseen.target, unseen.tolerance
+    if by_unseen / total > wanted + tolerance:
+        return [], f"{_share_text(by_unseen / total)}, more than the {100 * wanted:.1f} % wanted: no user was excluded"
+    excluded: list[str] = []
     passed_over: list[int] = []
-    for index in candidates:
-        if unseen / total >= wanted - tolerance:
+    for index in rng.permutation(np.flatnonzero(seen)):
+        if by_unseen / total >= wanted - tolerance:
             break
-        if known[users[index]] > spare:
+        if train_counts[users[index]] > spare:
             continue
-        if (unseen + counts[index]) / total <= wanted + tolerance:
-            unseen += int(counts[index])
-            spare -= known[users[index]]
-            dropped.append(str(users[index]))
+        if (by_unseen + counts[index]) / total <= wanted + tolerance:
+            by_unseen += int(counts[index])
+            spare -= train_counts[users[index]]
+            excluded.append(str(users[index]))
         else:
             passed_over.append(int(index))
-    passed_over = [index for index in passed_over if known[users[index]] <= spare]
-    if unseen / total < wanted - tolerance and passed_over:
-        nearest = min(passed_over, key=lambda index: (abs((unseen + counts[index]) / total - wanted), index))
-        if abs((unseen + counts[nearest]) / total - wanted) < abs(unseen / total - wanted):
-            unseen += int(counts[nearest])
-            dropped.append(str(users[nearest]))
-    reached = unseen / total
-    if abs(reached - wanted) <= tolerance:
-        return dropped, ""
-    return dropped, f"{_reached(reached)}, as near to the {100 * wanted:.1f} % wanted as dropping whole users came"
+    passed_over = [index for index in passed_over if train_counts[users[index]] <= spare]
+    if by_unseen / total < wanted - tolerance and passed_over:
+        nearest = min(passed_over, key=lambda index: (abs((by_unseen + counts[index]) / total - wanted), index))
+        if abs((by_unseen + counts[nearest]) / total - wanted) < abs(by_unseen / total - wanted):
+            by_unseen += int(counts[nearest])
+            excluded.append(str(users[nearest]))
+    if unseen.reached_by(by_unseen / total):
+        return excluded, ""
+    reached = _share_text(by_unseen / total)
+    return excluded, f"{reached}; no choice of whole users comes nearer to the {100 * wanted:.1f} % wanted"
 
 
-def _reached(share: float) -> str:
-    return f"{100 * share:.1f} % of its scored posts are by unseen users"
+def _share_text(share: float) -> str:
+    return f"{100 * share:.1f} % of the valid posts are by unseen users"
 
 
-def _fold_roles(
-    train: pl.DataFrame, report_start: Any, scheme: str, params: SplitParams
-) -> Iterator[npt.NDArray[np.str_]]:
-    """Roles (n,) for each fold of `user` or `random` over the rows before `report`."""
-    before = np.flatnonzero((train["posted_at"] < report_start).to_numpy())
-    state = int(np.random.default_rng([params.seed, FOLDS_SEED[scheme], 0]).integers(2**31))
-    if scheme == "group":
-        # Numbers in the order of the names: among names scikit-learn looks for every user in every row.
-        groups = train["uid"].rank("dense").to_numpy()[before]
-        folds = GroupKFold(params.n_folds, shuffle=True, random_state=state).split(before, groups=groups)
-    else:
-        folds = KFold(params.n_folds, shuffle=True, random_state=state).split(before)
-    for _, scored in folds:
-        role = np.full(train.height, "excluded", dtype="<U8")
-        role[before] = "train"
-        role[before[scored]] = "valid"
-        yield role
+def _rows_before(train: pl.DataFrame, end: datetime) -> Int64Array:
+    return np.flatnonzero((train["posted_at"] < end).to_numpy())
 
 
-def _describe(frame: pl.DataFrame, posts: pl.DataFrame) -> dict[str, Any]:
-    """Counts of a scheme's rows, its time span and its share of scored posts by unseen users."""
-    rows = frame.join(posts, on="pid", how="left", validate="1:1")
-    fit, score = (rows.filter(pl.col("role") == role) for role in ("train", "valid"))
-    unseen = (~score["uid"].is_in(fit["uid"].unique().to_list())).mean()
+def _fold_splits(
+    scheme: str, train: pl.DataFrame, before: Int64Array, folds: Iterator[tuple[Int64Array, Int64Array]]
+) -> list[Split]:
+    """The roles in each fold of the rows `before` the holdout; `folds` holds positions in `before`."""
+    splits = []
+    for fold, (_, valid) in enumerate(folds):
+        roles = np.full(train.height, "excluded", dtype="<U8")
+        roles[before] = "train"
+        roles[before[valid]] = "valid"
+        splits.append(Split(FoldKey(scheme, fold), train["pid"], roles))
+    return splits
+
+
+def _counts(table: pl.DataFrame, posts: pl.DataFrame) -> dict[str, Any]:
+    """Counts of a fold's rows, its time span and its share of valid posts by unseen users."""
+    rows = table.join(posts, on="pid", how="left", validate="1:1")
+    train, valid = (rows.filter(pl.col("role") == role) for role in ("train", "valid"))
+    unseen = (~valid["uid"].is_in(train["uid"].unique().to_list())).mean()
     return {
-        "train": fit.height,
-        "valid": score.height,
-        "excluded": rows.height - fit.height - score.height,
-        "train_users": fit["uid"].n_unique(),
-        "valid_users": score["uid"].n_unique(),
+        "train": train.height,
+        "valid": valid.height,
+        "excluded": rows.height - train.height - valid.height,
+        "train_users": train["uid"].n_unique(),
+        "valid_users": valid["uid"].n_unique(),
         "unseen_post_share": None if unseen is None else round(float(str(unseen)), 4),
-        "valid_from": str(score["posted_at"].min()) if score.height else None,
-        "valid_to": str(score["posted_at"].max()) if score.height else None,
+        "valid_from": str(valid["posted_at"].min()) if valid.height else None,
+        "valid_to": str(valid["posted_at"].max()) if valid.height else None,
     }

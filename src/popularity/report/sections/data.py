@@ -1,4 +1,4 @@
-"""The data set: counts, missing values, quarantine, and how the posts change with time."""
+"""The data set: counts, missing values, quarantine, and changes of posts and labels over time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from popularity.core.contracts import IMAGE_STATUSES, LEVELS, SPLITS
 from popularity.evaluation.scores import HOLDOUT
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Tables, Text
-from popularity.report.drawing import BLUE, ORANGE, Line
+from popularity.report.drawing import BLUE, ORANGE, Line, XAxis
 from popularity.report.months import all_months
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, number, percent
@@ -84,8 +84,8 @@ def _quarantine(quarantine: Mapping[str, Any]) -> list[Element]:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Posts of one curve and how the curve is drawn."""
+class _PostsOfCurve:
+    """Posts of one curve, and the curve's style."""
 
     name: str
     posts: pl.DataFrame
@@ -105,37 +105,41 @@ def _charts_by_month(run: RunFolder) -> list[Chart]:
     train, test = (posts.filter(split=split) for split in SPLITS)
     predicted = test.join(run.test_predictions, on="pid", how="inner", validate="1:1")
     labels = [
-        _Part("label, training", train.with_columns(value="label")),
-        _Part("prediction, test", predicted.with_columns(value="prediction"), ORANGE, "--"),
+        _PostsOfCurve("label, training", train.with_columns(value="label")),
+        _PostsOfCurve("prediction, test", predicted.with_columns(value="prediction"), ORANGE, "--"),
     ]
-    counts = [_Part("training", train), _Part("test", test, ORANGE, "--")]
-    first = _Part("", posts.with_columns(first=pl.col("month") == pl.col("month").min().over("uid")))
-    means = [_with_quartiles(part, months) for part in labels if len(part.posts)]
-    numbers = [part.curve(pl.len(), months) for part in counts if len(part.posts)]
+    counts = [_PostsOfCurve("training", train), _PostsOfCurve("test", test, ORANGE, "--")]
+    first = _PostsOfCurve("", posts.with_columns(first=pl.col("month") == pl.col("month").min().over("uid")))
+    means = [_with_quartiles(one, months) for one in labels if len(one.posts)]
+    numbers = [one.curve(pl.len(), months) for one in counts if len(one.posts)]
     shares = [first.curve(pl.mean("first"), months)]
     mean = "Mean label by month, and the mean prediction of test posts"
     share = "Share of each month's posts by users whose first post is of that month"
     return [
-        Chart(drawing.lines(means, "mean label", mean, names=months), mean, f"{mean}; the band is the middle half."),
+        Chart(
+            drawing.lines(means, "mean label", mean, x=XAxis(names=months)),
+            mean,
+            f"{mean}; the band is the middle half.",
+        ),
         _chart(numbers, "posts", "Posts by month", months),
         _chart(shares, "share of posts by new users", share, months),
     ]
 
 
 def _chart(curves: Sequence[Line], title: str, label: str, months: Sequence[str]) -> Chart:
-    return Chart(drawing.lines(curves, title, label, names=months, bottom=0), label, f"{label}.")
+    return Chart(drawing.lines(curves, title, label, x=XAxis(names=months), bottom=0), label, f"{label}.")
 
 
-def _with_quartiles(part: _Part, months: Sequence[str]) -> Line:
+def _with_quartiles(curve: _PostsOfCurve, months: Sequence[str]) -> Line:
     """The mean of column `value` by month, with a band between the quartiles."""
-    low, high = (part.curve(pl.col("value").quantile(share, "linear"), months).y for share in (0.25, 0.75))
-    return replace(part.curve(pl.mean("value"), months), low=low, high=high)
+    low, high = (curve.curve(pl.col("value").quantile(quantile, "linear"), months).y for quantile in (0.25, 0.75))
+    return replace(curve.curve(pl.mean("value"), months), low=low, high=high)
 
 
 def _mean_labels(run: RunFolder, training: float) -> Table:
     rows = [["training posts, label", number(training)]]
     if run.scored is not None:
-        rows.append([f"train rows of {HOLDOUT}, label", number(run.scored.fit_means[0])])
+        rows.append([f"train rows of {HOLDOUT}, label", number(run.scored.train_means[0])])
         validation = float(np.mean(run.scored.rows["label"].to_numpy()))
         rows.append([f"validation rows of {HOLDOUT}, label", number(validation)])
     if len(run.test_predictions):

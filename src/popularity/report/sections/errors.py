@@ -1,4 +1,4 @@
-"""Where the predictions fail: against the truth, by month and group, and on single posts."""
+"""Errors of the predictions: against the true labels, by month and group, and of single posts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, EvaluateConfig, Scored
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Post, Posts, Section, Table, Text
-from popularity.report.drawing import Line
+from popularity.report.drawing import Line, XAxis
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import Metrics, by_metric, metric_cells
 from popularity.report.wording import MINUS, class_label, counted, number, shortened
@@ -49,7 +49,7 @@ def build(run: RunFolder) -> Section | None:
     groups = {name: _groups(run, name) for name in GROUPINGS}
     charts = [*_predicted_against_true(run.scored), _residual_by_month(groups["month"])]
     tables = [_group_table(GROUPINGS[name], rows) for name, rows in groups.items()]
-    modalities = _group_table("What the post has", modality_scores(run))
+    modalities = _group_table("Modalities of the post", modality_scores(run))
     return Section(
         "errors",
         "Errors",
@@ -103,7 +103,7 @@ def _residual_by_month(groups: Sequence[tuple[str, Metrics]]) -> Chart:
     line = Line("residual", list(range(len(groups))), [row["value"] for row in biases], low, high, marker="o")
     description = "Mean residual in each month, with intervals"
     title = f"residual (prediction {MINUS} label)"
-    drawn = drawing.lines([line], title, description, names=[month for month, _ in groups], level=0)
+    drawn = drawing.lines([line], title, description, x=XAxis(names=[month for month, _ in groups]), reference=0)
     caption = "Residual by month. Above the dashed line the predictions are too high; the band is the interval."
     return Chart(drawn, description, caption)
 
@@ -121,7 +121,7 @@ def _group_table(name: str, groups: Sequence[tuple[str, Metrics]]) -> Table:
 
 
 def modality_scores(run: RunFolder) -> list[tuple[str, Metrics]]:
-    """The main model's scores in scheme HOLDOUT by what a post has: image, text, both, neither; [] without a score."""
+    """The main model's scores in scheme HOLDOUT by the modalities of a post; [] without a scored post."""
     if run.scored is None:
         return []
     text = (pl.col("title").str.strip_chars() != "") | (pl.col("tags").str.strip_chars() != "")

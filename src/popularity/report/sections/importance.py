@@ -1,4 +1,4 @@
-"""Which features the boosted trees of the stack split on."""
+"""Gain of the features in LightGBM of the stack."""
 
 from __future__ import annotations
 

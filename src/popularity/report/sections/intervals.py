@@ -1,4 +1,4 @@
-"""Whether the interval around a single prediction holds the true label as often as it states."""
+"""Coverage of the prediction intervals against their nominal coverage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(run: RunFolder) -> Section | None:
     )
     elements: list[Element] = [Text(text)]
     for (scheme,), table in coverage.partition_by("scheme", maintain_order=True, as_dict=True).items():
-        records = table.sort("level", maintain_order=True).to_dicts()
+        records = table.sort("nominal", maintain_order=True).to_dicts()
         elements += [Charts([_chart(str(scheme), records)]), _table(str(scheme), records)]
     return Section("intervals", "Prediction intervals", elements)
 
@@ -37,7 +37,7 @@ def build(run: RunFolder) -> Section | None:
 def _chart(scheme: str, records: list[dict[str, Any]]) -> Chart:
     rows = [
         Interval(
-            f"nominal {percent(row['level'], 0)}",
+            f"nominal {percent(row['nominal'], 0)}",
             f"{row['group']} users",
             *(_points(row, name) for name in ("coverage", "low", "high")),
         )
@@ -50,13 +50,13 @@ def _chart(scheme: str, records: list[dict[str, Any]]) -> Chart:
 
 def _points(row: Mapping[str, Any], name: str) -> float | None:
     """How far a coverage is from the nominal one, in percentage points."""
-    return None if row[name] is None else 100 * (row[name] - row["level"])
+    return None if row[name] is None else 100 * (row[name] - row["nominal"])
 
 
 def _table(scheme: str, records: list[dict[str, Any]]) -> Table:
     rows = [
         [
-            percent(row["level"], 0),
+            percent(row["nominal"], 0),
             f"{row['group']} users",
             f"{row['posts']:,}",
             _coverage(row),

@@ -1,4 +1,4 @@
-"""The prototype network: how it learned the classes, and the attention of images."""
+"""The prototype network: losses and class accuracy by epoch, and the attention of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from popularity.core.contracts import ATTENTION_MASS
 from popularity.prototypes.classes import level_keys
 from popularity.report import drawing
 from popularity.report.document import Bar, Bars, Chart, Charts, Element, Section, Text
-from popularity.report.drawing import SERIES, Line
+from popularity.report.drawing import SERIES, Line, XAxis
 from popularity.report.run_folder import RunFolder
 
 READS = (paths.TRAINING_PLOTS, paths.ATTENTION_MASS, paths.POSTS, paths.PROTOTYPE_CLASSES, paths.PROTOTYPE_SUMMARY)
@@ -73,7 +73,7 @@ def _training_charts(curves: dict[str, Curve]) -> list[Chart]:
         (accuracies, "top-1 accuracy", "Class accuracy of each head by epoch", ", on validation posts."),
     ):
         if lines:
-            charts.append(Chart(drawing.lines(lines, title, label, x="epoch", bottom=0), label, label + more))
+            charts.append(Chart(drawing.lines(lines, title, label, x=XAxis("epoch"), bottom=0), label, label + more))
     return charts
 
 

@@ -1,4 +1,4 @@
-"""The class prototypes: the posts nearest to them, a map of the classes, and what they were made from."""
+"""The class prototypes: the posts nearest to them, a map of the classes, and counts of their representatives."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from safetensors import safe_open
 
 from popularity.core import paths
-from popularity.core.arrays import normalize_rows
+from popularity.core.arrays import Float64Array, Int64Array, normalize_rows
 from popularity.core.contracts import LEVELS, MODALITIES, NEAREST
-from popularity.core.metrics import FloatArray
 from popularity.prototypes.classes import level_keys
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Pair, Post, Posts, Section, Table, Text
-from popularity.report.drawing import Place
+from popularity.report.drawing import MapPoint
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import class_label, number, percent, shortened
 
@@ -29,7 +27,7 @@ READS = (
     paths.PROTOTYPE_SUMMARY,
     paths.NEAREST_CLASSES,
 )
-LABELLED = 80  # classes with a name on the map
+LABELLED = 80  # classes with a label on the map
 
 
 def build(run: RunFolder) -> Section:
@@ -76,8 +74,8 @@ def _class_map(run: RunFolder) -> Chart:
         both = [stored.get_tensor(f"subcategory.{modality}") for modality in MODALITIES]
     vectors = np.concatenate([normalize_rows(part.astype(np.float64)) for part in both], axis=1)
     coordinates, shares = principal_plane(vectors[run.classes["index"].to_numpy()])
-    places = [
-        Place(row["name"], float(x), float(y), row["posts"], int(third))
+    points = [
+        MapPoint(row["name"], float(x), float(y), row["posts"], int(third))
         for row, (x, y), third in zip(
             run.classes.iter_rows(named=True), coordinates, _thirds(_mean_labels(run)), strict=True
         )
@@ -87,13 +85,13 @@ def _class_map(run: RunFolder) -> Chart:
         f"text prototypes together, with {percent(float(shares.sum()), 0)} of the variance; distances are stretched "
         "where classes crowd. Area grows with the number of training posts."
     )
-    if len(places) > LABELLED:
-        caption += f" The {len(places) - LABELLED} smallest have no name."
-    drawn = drawing.class_map(places, LABELLED, f"Map of {len(places)} classes: near classes have similar prototypes")
+    if len(points) > LABELLED:
+        caption += f" The {len(points) - LABELLED} smallest have no label."
+    drawn = drawing.class_map(points, LABELLED, f"Map of {len(points)} classes: near classes have similar prototypes")
     return Chart(drawn, "Map of the classes", caption, wide=True)
 
 
-def principal_plane(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
+def principal_plane(vectors: Float64Array) -> tuple[Float64Array, Float64Array]:
     """(n, 2) coordinates of n >= 2 vectors on their two principal axes, and the axes' (2,) shares of the variance.
 
     The sign of an axis is free: the largest coordinate is made positive.
@@ -109,7 +107,7 @@ def principal_plane(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
     return np.round(coordinates * np.where(signs == 0, 1, signs), 9), shares
 
 
-def _mean_labels(run: RunFolder) -> FloatArray:
+def _mean_labels(run: RunFolder) -> Float64Array:
     """(classes,) mean training label of each class, in the order of `run.classes`."""
     train = run.posts.filter(split="train")
     keys = level_keys(train, run.json(paths.PROTOTYPE_SUMMARY)["class_name_format"])["subcategory"]
@@ -118,7 +116,7 @@ def _mean_labels(run: RunFolder) -> FloatArray:
     return joined["label"].to_numpy()
 
 
-def _thirds(values: FloatArray) -> npt.NDArray[np.int64]:
+def _thirds(values: Float64Array) -> Int64Array:
     """(n,) 0, 1 or 2: the third of the sorted values in which each lies."""
     ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     return ranks * 3 // len(values)
@@ -133,11 +131,11 @@ def _table(summary: Mapping[str, Any]) -> Table:
                 level,
                 f"{found['classes']:,}",
                 *(f"{found['representatives'][kind]:,}" for kind in MODALITIES),
-                *(f"{len(found[f'classes_without_{kind}']):,}" for kind in ("pictures", "texts")),
+                *(f"{len(found[name]):,}" for name in ("classes_without_pictures", "classes_without_texts")),
                 percent(found["test_share_unseen"]),
             ]
         )
     counts = ["classes", "images", "texts", "without image", "without text"]
     header = ["taxonomy level", *counts, "test posts of new classes"]
-    title = f"Representatives of the prototypes, at most {summary['limit']} a class"
+    title = f"Representatives of the prototypes, at most {summary['max_per_class']} a class"
     return Table(title, header, rows)

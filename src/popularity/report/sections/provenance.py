@@ -1,4 +1,4 @@
-"""The run: what it cost, what its artifacts were made from, and the submission files."""
+"""The run: time and memory of its stages, code and inputs of its artifacts, and the submission files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> list[Element]:
 
 
 def _origins(manifests: Mapping[str, Mapping[str, Any]]) -> list[Element]:
-    """What each artifact was made from."""
+    """Code revision and inputs of each artifact."""
     rows = []
     for path, manifest in manifests.items():
         code = manifest["code"]
@@ -67,7 +67,7 @@ def _origins(manifests: Mapping[str, Mapping[str, Any]]) -> list[Element]:
         inputs = ", ".join(f"{source} {mark[:8]}" for source, mark in sorted(manifest["inputs"].items()))
         rows.append([path.removesuffix(f"/{MANIFEST}"), (code["revision"] or NONE)[:12], modified, inputs or NONE])
     header = ["artifact", "code revision", "uncommitted changes", "inputs (first digits of their fingerprints)"]
-    elements: list[Element] = [Table("What the artifacts were made from", header, rows, names=4)]
+    elements: list[Element] = [Table("Code and inputs of the artifacts", header, rows, names=4)]
     libraries = next(iter(manifests.values()))["libraries"]
     if libraries:
         versions = ", ".join(f"{name} {version or NONE}" for name, version in sorted(libraries.items()))

@@ -1,4 +1,4 @@
-"""How good the predictions are: each model in each validation scheme, with intervals."""
+"""Scores of each model in each validation scheme, with intervals."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def build(run: RunFolder) -> Section | None:
     text = (
         "SRC is Spearman's rank correlation (higher is better). MAE is the mean absolute error in label units, log2 of "
         "views (lower is better). MAPE is the mean error as a share of the label. Bias is the mean of prediction "
-        f"{MINUS} label. Brackets hold {percent(run.evaluation.confidence_level, 0)} intervals from a bootstrap over users: "
-        "they show how the score varies with the users, not how it varies with the training data."
+        f"{MINUS} label. Brackets hold {percent(run.evaluation.confidence_level, 0)} intervals from a bootstrap over "
+        "users: they show how the score varies with the users, not how it varies with the training data."
     )
     elements: list[Element] = [
         Text(text),
@@ -39,7 +39,7 @@ def build(run: RunFolder) -> Section | None:
         _table("All scores", scores, ["scheme", "model"]),
     ]
     if len(single := single_splits(run.scores)):
-        elements.append(_table("Each split in time, from the first to the last", single, ["scheme", "cut", "model"]))
+        elements.append(_table("Each split in time, from the first to the last", single, ["scheme", "fold", "model"]))
     if len(compared := differences(run.scores).filter(scheme=HOLDOUT, model=MAIN_MODEL)):
         elements.append(_differences(compared))
     return Section("scores", "Scores", [*elements, Text(MODELS)])
@@ -63,7 +63,7 @@ def _table(title: str, scores: pl.DataFrame, names: list[str]) -> Table:
         [*map(str, key), f"{metrics['src']['posts']:,}", f"{metrics['src']['users']:,}", *metric_cells(metrics)]
         for key, metrics in by_metric(scores, names)
     ]
-    header = ["split" if name == "cut" else name for name in names]
+    header = ["split" if name == "fold" else name for name in names]
     return Table(title, [*header, *METRIC_HEADER], rows, names=len(names))
 
 

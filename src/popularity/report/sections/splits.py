@@ -1,4 +1,4 @@
-"""How the posts were split for validation: a picture over time and a row for each scheme."""
+"""The validation splits: a drawing over time and a row for each scheme."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE, percent
 
 READS = (paths.POSTS, paths.SPLITS, paths.SPLIT_SUMMARY, paths.SCORES)
-ROLES = ("train", "excluded", "valid")  # role in the table -> word on the page
+ROLES = ("train", "valid", "excluded")
 SCHEME_SHOWS = {
     "holdout": (
         "The last posts in time, with the test part's share of posts by new users. No choice was made on it: quote "
@@ -57,10 +57,10 @@ def _timeline(run: RunFolder) -> Chart:
     folds = counts.select("scheme", "fold").unique()
     rows = []
     for scheme in SCHEME_SHOWS:
-        numbers = folds.filter(scheme=scheme)["fold"].sort().to_list()
+        indices = folds.filter(scheme=scheme)["fold"].sort().to_list()
         by_time = scheme in TIME_SCHEMES
-        for fold in numbers if by_time else numbers[:1]:
-            of = f" {fold + 1} of {len(numbers)}" if len(numbers) > 1 else ""
+        for fold in indices if by_time else indices[:1]:
+            of = f" {fold + 1} of {len(indices)}" if len(indices) > 1 else ""
             own = counts.filter(scheme=scheme, fold=fold)
             lanes = {role: _per_month(own.filter(role=role), months) for role in ROLES}
             rows.append(SplitRow(scheme + of, lanes))

@@ -1,4 +1,4 @@
-"""How the stack's parameters were chosen: among registered configurations, then by a search."""
+"""The choice of the stack's parameters: among registered configurations, then by a search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 from popularity.core import paths
 from popularity.report import drawing
 from popularity.report.document import Bar, Bars, Chart, Charts, Element, Section, Table, Text
-from popularity.report.drawing import BLUE, MUTED, ORANGE, Line
+from popularity.report.drawing import BLUE, MUTED, ORANGE, Line, XAxis
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, listed, number, percent
 
@@ -32,7 +32,7 @@ def build(run: RunFolder) -> Section | None:
 
 
 def _selection(selection: Mapping[str, Any], scores: pl.DataFrame) -> list[Element]:
-    """Which configuration was chosen, and why."""
+    """The chosen configuration, the rule of the choice, and the scores of all."""
     chosen, best = selection["chosen"], selection["best"]
     lead = "It is the best one." if chosen == best else f"The best one is {best}."
     text = (
@@ -93,12 +93,12 @@ def _history(trials: pl.DataFrame) -> Chart:
     best = done["value"].cum_min().to_list()
     curves.append(Line("best so far", done["number"].to_list(), best, colour=ORANGE))
     label = "Loss of each trial and the best so far; lower is better"
-    drawn = drawing.lines(curves, "selection loss", label, x="trial")
+    drawn = drawing.lines(curves, "selection loss", label, x=XAxis("trial"))
     return Chart(drawn, label, f"{label}. A pruned trial was stopped before its last fold.")
 
 
 def _best_trials(trials: pl.DataFrame, study: Mapping[str, Any]) -> Table:
-    """A column a trial, the first one before the best ones: names of parameters are too long for columns."""
+    """A column a trial, the first trial before the best; a row a parameter."""
     done = trials.filter(state="COMPLETE").sort("number")
     first, best = done["number"][0], study["best"]["number"]
     others = done[1:].sort("value", "number").head(TRIALS_SHOWN)

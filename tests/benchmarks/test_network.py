@@ -1,7 +1,4 @@
-"""The benchmarks that train: the ladder of the demo, the classes that networks tell, the stack without each part.
-
-All run on one tiny data set; what they score with is tested on data where the right answer is known.
-"""
+"""benchmarks.demo_ladder, networks and ablation on one tiny data set, and their scores on data with known answers."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ from sklearn.metrics import balanced_accuracy_score, silhouette_score, top_k_acc
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import ablation, demo_ladder, networks
-from benchmarks.networks import Classes, Vectors, class_scores, linear_probe, retrieval, silhouette
+from benchmarks.networks import Vectors, class_scores, linear_probe, retrieval, silhouette
+from popularity.core.arrays import Int64Array
 from popularity.core.config import patched, read_yaml
 from popularity.evaluation.scores import MODELS
-
-REPOSITORY = Path(__file__).parents[1]
+from tests.repository import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +26,7 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("ladder")
     params = patched(read_yaml(REPOSITORY / "params.yaml"), read_yaml(REPOSITORY / "configs/profiles/tiny.yaml"))
     params["text_model"]["epochs"] = 0
-    params["evaluate"]["bootstrap"] = 50
+    params["evaluate"]["n_resamples"] = 50
     YAML().dump(params, root / "params.yaml")
     flags = ["--params", str(root / "params.yaml"), "--seeds", "1", "--posts", "300", "--work", str(root / "work")]
     with pytest.MonkeyPatch.context() as patch:
@@ -74,12 +71,12 @@ def test_networks_are_scored_before_and_after_each_part(
     assert reference["src_difference"].to_list() == reference["mae_difference"].to_list() == [0.0]
     difference = rows["mae"] - reference["mae"].item()
     assert rows["mae_difference"].to_list() == pytest.approx(difference.to_list())
-    assert made < sorted((ladder[0] / ".state/benchmarks/network").iterdir())  # the first is found again
+    assert made < sorted((ladder[0] / ".state/benchmarks/network").iterdir())  # the first one comes from the cache
 
 
 def clusters(
     n: int = 600, width: int = 12, classes: int = 5, noise: float = 1.0, seed: int = 0
-) -> tuple[Vectors, Classes]:
+) -> tuple[Vectors, Int64Array]:
     """Vectors around one centre a class; the centres are those of seed 0."""
     centres = np.random.default_rng(0).normal(size=(classes, width))
     rng = np.random.default_rng(seed + 1)
@@ -116,13 +113,13 @@ def test_folds_of_the_probe_keep_users_apart() -> None:
         float(np.exp(linear_probe(features, y, features, groups, 5)).max(axis=1).mean())
         for groups in (users, np.arange(200))
     ]
-    assert sure[0] < sure[1] - 0.1  # honest folds find no reason for a weak penalty
+    assert sure[0] < sure[1] - 0.1  # folds by user choose a stronger penalty
 
 
 def slow_ranks(image: Vectors, text: Vectors) -> list[float]:
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (image, text)]
     similarity = unit[0] @ unit[1].T
-    return [1 + float((row > row[place]).sum()) for place, row in enumerate(similarity)]
+    return [1 + float((row > row[index]).sum()) for index, row in enumerate(similarity)]
 
 
 def test_retrieval_against_a_slow_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +131,7 @@ def test_retrieval_against_a_slow_reference(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["recall_1"] == pytest.approx((ranks <= 1).mean())
     assert found["recall_10"] == pytest.approx((ranks <= 10).mean())
     assert found["median_rank"] == np.median(ranks)
-    monkeypatch.setattr(networks, "CHUNK", 37)
+    monkeypatch.setattr(networks, "CHUNK_ROWS", 37)
     assert retrieval(image, 3 * text) == found
 
 
@@ -143,7 +140,7 @@ def test_equal_texts_share_their_ranks() -> None:
     image = rng.normal(size=(200, 16))
     same = {"recall_1": 1 / 200, "recall_10": 10 / 200, "median_rank": 100.5}
     assert retrieval(image, np.ones((200, 16))) == pytest.approx(same)
-    pairs = image[np.arange(200) // 2]  # every picture and its text twice: right half the time
+    pairs = image[np.arange(200) // 2]  # every image and its text twice: right half the time
     assert retrieval(pairs, pairs) == {"recall_1": 0.5, "recall_10": 1.0, "median_rank": 1.5}
     assert retrieval(image, image) == {"recall_1": 1.0, "recall_10": 1.0, "median_rank": 1.0}
 

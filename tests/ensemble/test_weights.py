@@ -1,4 +1,4 @@
-"""Weights of learners in their mean."""
+"""Ensemble weights of learners."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from popularity.ensemble.weights import Blend, candidates
-from popularity.target.rank_gauss import Target
+from popularity.ensemble.weights import EnsembleWeights, fit_weights, weight_grid
+from popularity.target.rank_gauss import RankGauss
 
-RAW = Target("none", None)
+UNCHANGED = RankGauss("none", None)
 
 
 def problem(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -21,13 +21,13 @@ def problem(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.exp(good), np.exp(3 * other), rng.gamma(2, 1.5, n)]), label
 
 
-def fit(each: np.ndarray, label: np.ndarray, *, centred: bool = False) -> Blend:
-    return Blend.fit(each, label, RAW, centred=centred)
+def fit(each: np.ndarray, label: np.ndarray, *, centred: bool = False) -> EnsembleWeights:
+    return fit_weights(each, label, UNCHANGED, centred=centred)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_candidates_are_all_weights_in_twentieths(count: int) -> None:
-    found = candidates(count)
+def test_the_grid_has_all_weights_in_twentieths(count: int) -> None:
+    found = weight_grid(count)
     assert len(found) == {1: 1, 2: 21, 3: 231}[count]
     assert len({tuple(weights) for weights in found}) == len(found)
     for weights in found:
@@ -39,12 +39,12 @@ def test_candidates_are_all_weights_in_twentieths(count: int) -> None:
 @pytest.mark.parametrize("kind", ["none", "rank_gauss"])
 def test_the_mean_has_the_least_error_of_all_weights(kind: str) -> None:
     each, label = problem()
-    target = Target.fit(label, kind)  # type: ignore[arg-type]
-    each = np.stack([target.apply(row) for row in each])
-    truth = Blend.fit(each, label, target, centred=False)
-    errors = [np.abs(target.invert(weights @ each) - label).mean() for weights in candidates(3)]
-    assert np.abs(target.invert(truth.apply(each)) - label).mean() == min(errors)
-    assert truth.weights[0] > 0.5 > truth.weights[2]
+    transform = RankGauss.fit(label, kind)  # type: ignore[arg-type]
+    each = np.stack([transform.apply(row) for row in each])
+    fitted = fit_weights(each, label, transform, centred=False)
+    errors = [np.abs(transform.invert(weights @ each) - label).mean() for weights in weight_grid(3)]
+    assert np.abs(transform.invert(fitted.apply(each)) - label).mean() == min(errors)
+    assert fitted.weights[0] > 0.5 > fitted.weights[2]
 
 
 def test_an_error_that_all_share_does_not_count_where_it_is_shifted() -> None:
@@ -55,11 +55,11 @@ def test_an_error_that_all_share_does_not_count_where_it_is_shifted() -> None:
     assert fit(each, label, centred=True).weights[0] > 0.9
 
 
-def test_of_equals_the_first_and_without_rows_all_alike() -> None:
+def test_of_equals_the_first_and_without_rows_equal_weights() -> None:
     label = np.linspace(0, 5, 40)
     same = np.stack([label + 0.3] * 3)
     assert fit(same, label).weights.tolist() == [1.0, 0.0, 0.0]
-    nothing = Blend.fit(np.empty((3, 0)), np.empty(0), RAW, centred=True)
+    nothing = fit_weights(np.empty((3, 0)), np.empty(0), UNCHANGED, centred=True)
     assert nothing.weights.tolist() == [1 / 3] * 3
 
 
@@ -70,6 +70,6 @@ def test_one_learner_is_itself() -> None:
 
 def test_stored_and_read_it_gives_the_same_bits() -> None:
     each, label = problem()
-    blend = fit(each, label)
-    again = Blend.from_json(json.loads(json.dumps(blend.to_json())))
-    np.testing.assert_array_equal(again.apply(each), blend.apply(each))
+    weights_of_three = fit(each, label)
+    again = EnsembleWeights.from_json(json.loads(json.dumps(weights_of_three.to_json())))
+    np.testing.assert_array_equal(again.apply(each), weights_of_three.apply(each))

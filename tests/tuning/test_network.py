@@ -42,7 +42,7 @@ def write_params(folder: Path, space: dict[str, Any], **train: Any) -> None:
         "embed_image": asdict(image_params()),
         "embed_text": asdict(text_params(weights=f"path:{folder / 'bert'}", max_tokens=12)),
         "train": {**asdict(TRAIN), **train},
-        "tune_network": {"seed": 2, "trials": 7, "hours": 0.0, "storage": "sqlite", "space": space},
+        "tune_network": {"seed": 2, "n_trials": 7, "timeout_hours": 0.0, "storage": "sqlite", "space": space},
     }
     YAML().dump(json.loads(json.dumps(sections)), folder / "params.yaml")
 

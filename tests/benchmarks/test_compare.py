@@ -1,4 +1,4 @@
-"""The benchmarks that score named rows on random posts: the table of all cuts, and which scheme tells the truth."""
+"""benchmarks.compare and benchmarks.schemes on random posts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import cuts, rows, schemes
-from benchmarks.systems import MERGED, SHAPES, FoldData, Project, ours, reshaped
+from benchmarks import compare, rows, schemes
+from benchmarks.systems import SHAPES, USERS_PER_NAME, FoldData, Project, ours, reshaped
 from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.metrics import mean_absolute_error, spearman
+from popularity.features.columns import FROM_LABELS, FeatureColumn
 from popularity.features.user_text import no_users
 from popularity.stack import StackParams
 from popularity.validation import make_splits, rows_of
@@ -59,17 +60,17 @@ def relabelled(folder: Path, scheme: str, fold: int, other: Path) -> Path:
 
 def run_table(folder: Path, *flags: str) -> pl.DataFrame:
     out = folder / "table.csv"
-    cuts.main(["--folder", str(folder), "--resamples", "30", "--csv", str(out), *flags])
-    return pl.read_csv(out, schema_overrides={"cut": pl.String})
+    compare.main(["--folder", str(folder), "--resamples", "30", "--csv", str(out), *flags])
+    return pl.read_csv(out, schema_overrides={"split": pl.String})
 
 
 SOME = ("--rows", "metadata", "user_mean", "constant", "- recency")
 
 
-def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_score_a_system_metric_and_split_and_their_mean(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = run_table(project, *SOME)
     assert set(table["system"]) == {"ours", *SOME[1:]}
-    assert table["cut"].unique(maintain_order=True).to_list() == ["0", "1", "mean"]
+    assert table["split"].unique(maintain_order=True).to_list() == ["0", "1", "mean"]
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
     made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="forward"), FEATURIZE)
     for system, change in (("ours", lambda data: data), ("metadata", rows.metadata_alone)):
@@ -82,7 +83,7 @@ def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: p
         for metric, values in each.items():
             expected = [*values, np.mean(values)]
             assert found.filter(metric=metric)["score"].to_list() == pytest.approx(expected)
-    wide = table.filter(metric="mae", cut="mean").select("system", "score", "difference", "low", "high")
+    wide = table.filter(metric="mae", split="mean").select("system", "score", "difference", "low", "high")
     score = dict(wide.select("system", "score").iter_rows())
     for value, difference, low, high in wide.drop("system").iter_rows():
         assert difference == pytest.approx(value - score["ours"])
@@ -90,32 +91,32 @@ def test_a_score_a_system_metric_and_cut_and_their_mean(project: Path, capsys: p
     assert score["ours"] != score["- recency"]
     shown = capsys.readouterr().out
     assert shown.count("metadata") == 2
-    assert "last" not in shown
+    assert "holdout" not in shown
 
 
-def test_ours_and_what_lacks_a_part_are_merged_with_the_text_model(project: Path, tmp_path: Path) -> None:
+def test_ours_with_and_without_a_part_are_ensembles_with_the_text_model(project: Path, tmp_path: Path) -> None:
     params = json.loads((project / "params.yaml").read_text(encoding="utf-8"))
     params["text_model"]["epochs"] = 1
     params["stack"]["text_model_weights"] = [0.25]
     (tmp_path / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     table = run_table(project, *SOME, "--params", str(tmp_path / "params.yaml"))
-    assert set(table["system"]) == {"ours", *SOME[1:], "the text model", "- text model"}
+    assert set(table["system"]) == {"ours", *SOME[1:], "text model", "- text model"}
     alone = run_table(project, *SOME)
-    score = {name: dict(found.filter(cut="mean", metric="src").select("system", "score").iter_rows())
-             for name, found in (("alone", alone), ("merged", table))}  # fmt: skip
-    assert score["merged"]["- text model"] == score["alone"]["ours"]
+    score = {name: dict(found.filter(split="mean", metric="src").select("system", "score").iter_rows())
+             for name, found in (("alone", alone), ("ensemble", table))}  # fmt: skip
+    assert score["ensemble"]["- text model"] == score["alone"]["ours"]
     for name in SOME[1:-1]:
-        assert score["merged"][name] == score["alone"][name]
+        assert score["ensemble"][name] == score["alone"][name]
     for name in ("ours", "- recency"):
-        assert score["merged"][name] != score["alone"][name]
+        assert score["ensemble"][name] != score["alone"][name]
     made = pl.DataFrame(
         {
-            "pid": list("abc"), "scheme": "forward", "cut": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
+            "pid": list("abc"), "scheme": "forward", "fold": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
             "ours": [2.0, 4.0, 6.0], "- image": [0.0, 1.0, 5.0], "metadata": [7.0, 8.0, 9.0],
-            "the text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
+            "text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
         }
     )  # fmt: skip
-    found = cuts.with_text(made, [0.25])
+    found = compare.with_text(made, [0.25])
     assert found["ours"].to_list() == [2.25, 4.25, 5.5]
     assert found["- image"].to_list() == [0.0, 1.25, 4.0]
     assert found.drop("ours", "- image").equals(made.drop("ours", "- image"))
@@ -127,18 +128,18 @@ def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
     before = tree_bytes(folder / ".state")
     assert run_table(folder, *SOME).equals(table)
     assert tree_bytes(folder / ".state") == before
-    for file in (folder / ".state/benchmarks/cuts").iterdir():  # altered, so that it shows
+    for file in (folder / ".state/benchmarks/compare").iterdir():  # altered, so that it shows
         kept = pl.read_parquet(file)
         kept.with_columns(pl.lit(3.0).alias("prediction")).write_parquet(file)
     assert run_table(folder, *SOME).filter(metric="mae")["difference"].unique().to_list() == [0.0]
 
 
-def test_labels_of_report_reach_no_cut(project: Path, tmp_path: Path) -> None:
+def test_labels_of_the_holdout_reach_no_forward_split(project: Path, tmp_path: Path) -> None:
     other = relabelled(project, "holdout", 0, tmp_path)
     assert run_table(other, *SOME).equals(run_table(project, *SOME))
 
 
-def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
+def test_cached_predictions_depend_on_what_the_system_reads(project: Path) -> None:
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
     made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="forward"), FEATURIZE)
     data, *_ = made.folds(["forward"])
@@ -159,7 +160,7 @@ def test_what_is_kept_depends_on_what_the_system_sees(project: Path) -> None:
 
 def test_every_part_that_there_is_can_be_left_out() -> None:
     assert set(rows.without_parts(STACK)) == {
-        "- image", "- text", "- prototype", "- heads", "- characters", "- recency",
+        "- image", "- text", "- prototype", "- oof_ridge", "- characters", "- recency",
     }  # fmt: skip
     params = replace(
         STACK, n_seeds=2, detrend="linear", learners=("lightgbm", "linear"),
@@ -167,23 +168,23 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
     )  # fmt: skip
     parts = rows.without_parts(params)
     assert set(parts) - set(rows.without_parts(STACK)) == {
-        "- feature_groups: words", "- feature_groups: rhythm", "- level", "- lightgbm", "- linear", "- further seeds",
+        "- feature group: words", "- feature group: rhythm", "- detrend", "- lightgbm", "- linear", "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.feature_blocks == ("metadata", "image", "prototype")
     assert parts["- text"].columns.oof_ridge == ("image", "characters", "prototype")
-    assert parts["- feature_groups: words"].columns.feature_groups == ("rhythm",)
+    assert parts["- feature group: words"].columns.feature_groups == ("rhythm",)
     assert parts["- linear"].learners == ("lightgbm",)
 
 
-def test_a_fold_without_histories_keeps_all_else(project: Path) -> None:
+def test_a_fold_without_target_statistics_keeps_all_else(project: Path) -> None:
     posts = read_table(project / "data/interim/posts.parquet", POSTS)
     made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="forward"), FEATURIZE)
     data, *_ = made.folds(["forward"])
-    fold = rows.without_histories(data).fold
+    fold = rows.without_target_statistics(data).fold
     gone = set(data.fold.fit.columns) - set(fold.fit.columns)
-    assert gone
-    assert all("history" in column for column in gone)
-    assert not any("history" in column for column in fold.fit.columns)
+    assert {column.rpartition("_")[0] for column in gone if column.startswith("uid")} == {"uid_history"}
+    assert all(FeatureColumn.named(column).fitted_on_labels for column in gone)
+    assert not any(column in fold.fit.columns for column in FROM_LABELS if "." not in column)
     assert fold.score.columns == fold.fit.columns
 
 
@@ -192,31 +193,31 @@ def git(folder: Path, *command: str) -> str:
     return subprocess.run(["git", "-C", folder, *who, *command], capture_output=True, text=True, check=True).stdout
 
 
-def test_the_last_cut_is_scored_for_a_commit_alone(
+def test_the_holdout_is_scored_for_a_commit_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is scored while parameters or code differ from the commit; then the log tells it and the scores."""
+    """Nothing is scored while parameters or code differ from the commit; then the log holds commit and scores."""
     folder = write_project(tmp_path)
-    monkeypatch.setattr(cuts, "REPOSITORY", folder)
+    monkeypatch.setattr(compare, "REPOSITORY", folder)
     with pytest.raises(ConfigError, match="for a commit only"):
-        run_table(folder, "--last")
+        run_table(folder, "--holdout")
     (folder / "src").mkdir()
     (folder / "src/code.py").write_text("")
     git(folder, "init")
     git(folder, "add", "params.yaml", "src")
     git(folder, "commit", "-m", "all")
-    log = folder / "reports/last_cut.log"
+    log = folder / "reports/holdout.log"
     for file in (folder / "params.yaml", folder / "src/further.py"):
         before = file.read_text() if file.exists() else None
         file.write_text((before or "") + "\n")
         with pytest.raises(ConfigError, match=f"commit the configuration(.|\n)*{file.name}"):
-            run_table(folder, "--last")
+            run_table(folder, "--holdout")
         file.unlink() if before is None else file.write_text(before)
     assert not log.exists()
     assert not (folder / ".state").exists()
     capsys.readouterr()
-    table = run_table(folder, *SOME, "--last")
-    last = table.filter(cut="last")
+    table = run_table(folder, *SOME, "--holdout")
+    last = table.filter(split="holdout")
     assert set(last["system"]) == {"ours", *SOME[1:]}
     commit = git(folder, "rev-parse", "HEAD").strip()
     lines = log.read_text(encoding="utf-8").splitlines()
@@ -224,9 +225,9 @@ def test_the_last_cut_is_scored_for_a_commit_alone(
     assert all(f"commit {commit} " in line for line in lines)
     src, mae = (last.filter(system="ours", metric=metric)["score"].item() for metric in ("src", "mae"))
     assert lines[0].endswith(f"ours  SRC {src:.4f}  MAE {mae:.4f}")
-    mean = table.filter(system="ours", metric="mae", cut="mean")["score"].item()
-    assert f"MAE: mean of the cuts {mean:.4f}, last {mae:.4f}, {mae - mean:+.4f}" in capsys.readouterr().out
-    run_table(folder, *SOME, "--last")
+    mean = table.filter(system="ours", metric="mae", split="mean")["score"].item()
+    assert f"MAE: mean of the splits {mean:.4f}, holdout {mae:.4f}, {mae - mean:+.4f}" in capsys.readouterr().out
+    run_table(folder, *SOME, "--holdout")
     assert len(log.read_text(encoding="utf-8").splitlines()) == 2 * len(lines)
 
 
@@ -239,26 +240,26 @@ def test_an_unknown_system_is_a_named_error(project: Path) -> None:
 
 def test_choices_are_different_stacks_whatever_params_say() -> None:
     found = rows.choices(STACK)
-    assert found[rows.PLAIN] == replace(STACK, sample_weight_half_life_days=365.0)
-    assert found["linear"] == replace(STACK, sample_weight_half_life_days=365.0, detrend="linear")
+    assert found[rows.BASELINE] == replace(STACK, sample_weight_half_life_days=365.0)
+    assert found["detrend"] == replace(STACK, sample_weight_half_life_days=365.0, detrend="linear")
     assert len({str(params) for params in found.values()}) == len(found)
     others = rows.choices(replace(STACK, detrend="linear", target_transform="rank_gauss", learners=("linear",)))
     assert others == found
 
 
-def test_rows_of_signals_name_their_groups() -> None:
-    found = rows.signal_groups()
-    assert found[rows.NO_SIGNALS] == ()
+def test_rows_of_feature_groups_name_their_groups() -> None:
+    found = rows.feature_group_rows()
+    assert found[rows.NO_FEATURE_GROUPS] == ()
     assert found["only history"] == ("history",)
-    assert set(found["all feature_groups"]) == set(rows.SIGNALS)
-    assert set(found["all feature_groups but words"]) == set(rows.SIGNALS) - {"words"}
+    assert set(found["all feature groups"]) == set(rows.FEATURE_GROUPS)
+    assert set(found["all but words"]) == set(rows.FEATURE_GROUPS) - {"words"}
 
 
 def test_a_group_is_compared_with_another_row(project: Path) -> None:
-    table = run_table(project, "--rows", "normal scores", "only words", "--against", "plain").filter(cut="mean")
-    assert table["system"].unique(maintain_order=True).to_list() == ["ours", "normal scores", "only words", "plain"]
-    assert table.filter(system="plain")["difference"].to_list() == [0.0, 0.0]
-    assert all(value != 0 for value in table.filter(system="normal scores")["difference"])
+    table = run_table(project, "--rows", "rank_gauss", "only words", "--against", "baseline").filter(split="mean")
+    assert table["system"].unique(maintain_order=True).to_list() == ["ours", "rank_gauss", "only words", "baseline"]
+    assert table.filter(system="baseline")["difference"].to_list() == [0.0, 0.0]
+    assert all(value != 0 for value in table.filter(system="rank_gauss")["difference"])
     every = rows.groups_of_rows(STACK)
     assert set(every) == {"parts", "baselines", "peers", "choices", "feature_groups"}
     assert set(every["choices"]) == set(rows.choices(STACK))
@@ -269,8 +270,8 @@ def test_changed_parameters_are_rows(project: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "same.yaml", project / rows.TUNED_PARAMS
     same.write_text("{}", encoding="utf-8")
     other.parent.mkdir(parents=True)
-    other.write_text("stack: {trees: {num_leaves: 2, learning_rate: 0.01}}", encoding="utf-8")
-    table = run_table(project, "--rows", "tuned", "--patch", f"same={same}").filter(cut="mean")
+    other.write_text("stack: {lightgbm: {num_leaves: 2, learning_rate: 0.01}}", encoding="utf-8")
+    table = run_table(project, "--rows", "tuned", "--patch", f"same={same}").filter(split="mean")
     other.unlink()
     difference = {name: own["difference"].to_list() for (name,), own in table.group_by("system")}
     assert difference["same"] == [0.0, 0.0]
@@ -279,43 +280,43 @@ def test_changed_parameters_are_rows(project: Path, tmp_path: Path) -> None:
 
 def test_the_same_network_twice_brings_nothing(project: Path, tmp_path: Path) -> None:
     again = write_project(tmp_path / "again")
-    table = run_table(project, "--rows", "constant", "--runs", str(again)).filter(cut="mean")
-    alike = table.filter(pl.col("system").is_in([str(again), cuts.RUNS_MEAN, cuts.RUNS_WEIGHTED]))
-    assert alike.height == 6
-    assert alike["difference"].to_list() == pytest.approx([0] * 6, abs=1e-9)
-    assert any(table.filter(system=cuts.MORE)["difference"].to_list())
+    table = run_table(project, "--rows", "constant", "--runs", str(again)).filter(split="mean")
+    combined = table.filter(pl.col("system").is_in([str(again), compare.RUNS_MEAN, compare.RUNS_WEIGHTED]))
+    assert combined.height == 6
+    assert combined["difference"].to_list() == pytest.approx([0] * 6, abs=1e-9)
+    assert any(table.filter(system=compare.MORE)["difference"].to_list())
     path = again / "data/interim/posts.parquet"
     write_table(read_table(path, POSTS).head(-1), path, POSTS)
     with pytest.raises(DataError, match="other posts than those of the first run"):
         run_table(project, "--rows", "constant", "--runs", str(again))
 
 
-def test_labels_of_a_cut_have_no_part_in_its_own_weights() -> None:
+def test_labels_of_a_split_do_not_change_its_own_weights() -> None:
     draw = np.random.default_rng(0)
     label = draw.normal(6, 2, 300)
     networks = {"sharp": label + draw.normal(0, 0.5, 300), "noisy": label + draw.normal(0, 4, 300)}
-    found = pl.DataFrame({"scheme": "forward", "cut": np.repeat([0, 1, 2], 100), "label": label, **networks})
-    cut = found.filter(cut=1)
-    weights = cuts._weights(found, cut, list(networks))
+    found = pl.DataFrame({"scheme": "forward", "fold": np.repeat([0, 1, 2], 100), "label": label, **networks})
+    split = found.filter(fold=1)
+    weights = compare._weights(found, split, list(networks))
     assert weights[0] > 0.9
-    turned = found.with_columns(label=pl.when(pl.col("cut") == 1).then("noisy").otherwise("label"))
-    assert cuts._weights(turned, cut, list(networks)).tolist() == weights.tolist()
-    assert cuts._weights(turned, found.filter(cut=0), list(networks)).tolist() != weights.tolist()
+    turned = found.with_columns(label=pl.when(pl.col("fold") == 1).then("noisy").otherwise("label"))
+    assert compare._weights(turned, split, list(networks)).tolist() == weights.tolist()
+    assert compare._weights(turned, found.filter(fold=0), list(networks)).tolist() != weights.tolist()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_cut_of_a_shape_scores_what_report_scores(shape: str, project: Path) -> None:
+def test_no_forward_split_of_a_shape_has_valid_posts_of_the_holdout(shape: str, project: Path) -> None:
     run = Project.read(project)
     run = replace(run, splits=make_splits(run.posts, SPLIT)[0])
     found = reshaped(run, shape, SPLIT)
     assert found.posts.equals(SHAPES[shape](run.posts))
-    reported, matched, kept = (
+    before, forward, holdout = (
         own.splits.filter(scheme=scheme, role="valid").select("pid").unique().join(run.posts, on="pid")
         for own, scheme in ((run, "holdout"), (found, "forward"), (found, "holdout"))
     )
-    assert matched["posted_at"].max() < reported["posted_at"].min()  # type: ignore[operator]
-    assert kept.height
-    assert set(kept["pid"]) == set(reported.join(found.posts, on="pid", how="semi")["pid"])  # begins where it did
+    assert forward["posted_at"].max() < before["posted_at"].min()  # type: ignore[operator]
+    assert holdout.height
+    assert set(holdout["pid"]) == set(before.join(found.posts, on="pid", how="semi")["pid"])  # begins where it did
 
 
 def test_shapes_are_made_from_the_posts() -> None:
@@ -324,7 +325,7 @@ def test_shapes_are_made_from_the_posts() -> None:
     assert merged.drop("uid").equals(posts.drop("uid"))
     groups = posts.select("uid", to=merged["uid"]).unique()
     assert groups["uid"].is_unique().all()
-    assert groups.group_by("to").len()["len"].max() == MERGED
+    assert groups.group_by("to").len()["len"].max() == USERS_PER_NAME
     for shape, column, parts in (("half the classes", "subcategory", 2), ("a third of the users", "uid", 3)):
         some = SHAPES[shape](posts)
         assert some[column].n_unique() == posts[column].n_unique() // parts
@@ -333,14 +334,14 @@ def test_shapes_are_made_from_the_posts() -> None:
 
 @pytest.fixture(scope="module")
 def world(project: Path) -> tuple[Project, pl.DataFrame]:
-    """The data set before the last of three cuts, and the rows of that cut."""
+    """The data set before the last of three forward splits, and the rows of that split."""
     run = Project.read(project)
     made = make_splits(run.posts, replace(SPLIT, n_origins=3))[0]
     (*_, (_, last)) = rows_of(made, ["forward"])
     return schemes.world_of(run, last, SPLIT, FEATURIZE), last
 
 
-def test_a_cut_takes_the_place_of_the_test_part(project: Path, world: tuple[Project, pl.DataFrame]) -> None:
+def test_a_forward_split_takes_the_place_of_the_test_part(project: Path, world: tuple[Project, pl.DataFrame]) -> None:
     made, last = world
     truth = Project.read(project).posts
     posts = made.posts.join(last, on="pid", validate="1:1")
@@ -353,7 +354,7 @@ def test_a_cut_takes_the_place_of_the_test_part(project: Path, world: tuple[Proj
     assert set(final.fold.fit["pid"]) == set(last.filter(role="train")["pid"])
     assert set(final.fold.score["pid"]) == set(last.filter(role="valid")["pid"])
     start = posts.filter(role="valid")["posted_at"].min()
-    shown = {"forward": 3, schemes.LATE: 1, "group": schemes.FOLDS, "random": schemes.FOLDS}
+    shown = {"forward": 3, schemes.LATE: 1, "group": schemes.N_FOLDS, "random": schemes.N_FOLDS}
     for scheme, count in shown.items():
         folds = list(made.folds([scheme]))
         assert len(folds) == count
@@ -362,32 +363,34 @@ def test_a_cut_takes_the_place_of_the_test_part(project: Path, world: tuple[Proj
             assert posts.filter(pl.col("pid").is_in(pids))["posted_at"].max() < start  # type: ignore[operator]
     used = {pid for data in made.folds(["group"]) for pid in data.fold.score["pid"]}
     fitted = posts.filter(role="train")
-    assert used == set(fitted.filter(pl.col("posted_at") < pl.col("posted_at").max())["pid"])  # `report` takes the last
+    assert used == set(
+        fitted.filter(pl.col("posted_at") < pl.col("posted_at").max())["pid"]
+    )  # the last one is in `holdout`
 
 
 def test_the_late_slice_keeps_every_user(world: tuple[Project, pl.DataFrame]) -> None:
     made, _ = world
-    *_, matched = made.folds(["forward"])
+    *_, forward = made.folds(["forward"])
     (late,) = made.folds([schemes.LATE])
-    assert late.fold.score["pid"].equals(matched.fold.score["pid"])
-    start = matched.posts.filter(pl.col("label").is_null())["posted_at"].min()
+    assert late.fold.score["pid"].equals(forward.fold.score["pid"])
+    start = forward.posts.filter(pl.col("label").is_null())["posted_at"].min()
     before = made.posts.filter(pl.col("posted_at") < start)["pid"].sort()
     assert late.fold.fit["pid"].equals(before)
-    assert len(matched.fold.fit) < len(before)
+    assert len(forward.fold.fit) < len(before)
 
 
-def test_a_promise_is_made_of_labels_before_the_cut(project: Path, tmp_path: Path) -> None:
-    """Other labels from the cut on: every scheme promises the same, and something else comes."""
+def test_validation_scores_depend_on_labels_before_the_split_alone(project: Path, tmp_path: Path) -> None:
+    """With other labels after the start of the split, every validation score stays and the test score changes."""
     other = relabelled(project, "forward", 1, tmp_path)
     for name in ("metadata", "user_mean"):
         first, second = (schemes.scores_of(folder, folder / "params.yaml", 1, name) for folder in (project, other))
-        assert first.drop("came").equals(second.drop("came"))
-        assert not first["came"].equals(second["came"])
+        assert first.drop("test").equals(second.drop("test"))
+        assert not first["test"].equals(second["test"])
         assert first.height == 2 * 6
-        assert first.group_by("metric").agg(pl.col("came").n_unique())["came"].to_list() == [1, 1]
+        assert first.group_by("metric").agg(pl.col("test").n_unique())["test"].to_list() == [1, 1]
 
 
-def test_promises_are_scores_of_their_scheme(world: tuple[Project, pl.DataFrame]) -> None:
+def test_scores_of_a_scheme_are_of_its_posts(world: tuple[Project, pl.DataFrame]) -> None:
     made, _ = world
 
     def system(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -395,49 +398,56 @@ def test_promises_are_scores_of_their_scheme(world: tuple[Project, pl.DataFrame]
 
     scored = {scheme: made.run({"one": system}, scheme) for scheme in ("forward", schemes.LATE, "group", "random")}
     scored["refit"] = scored["group"]
-    found = schemes.promises(scored, "one")
-    by_cut = scored["forward"].partition_by("cut", maintain_order=True)
-    each = [mean_absolute_error(part["label"].to_numpy(), part["one"].to_numpy()) for part in by_cut]
-    assert found["matched, mean of cuts"]["mae"] == pytest.approx(np.mean(each))
-    assert found["matched, one cut"]["mae"] == pytest.approx(each[-1])
+    found = schemes.scheme_scores(scored, "one")
+    by_split = scored["forward"].partition_by("fold", maintain_order=True)
+    each = [mean_absolute_error(part["label"].to_numpy(), part["one"].to_numpy()) for part in by_split]
+    assert found["forward, mean of splits"]["mae"] == pytest.approx(np.mean(each))
+    assert found["forward, last split"]["mae"] == pytest.approx(each[-1])
     pooled = mean_absolute_error(scored["group"]["label"].to_numpy(), scored["group"]["one"].to_numpy())
-    assert found["user folds"]["mae"] == pytest.approx(pooled)
-    assert found["cuts and user folds"]["mae"] == pytest.approx((pooled + np.mean(each)) / 2)
+    assert found["group"]["mae"] == pytest.approx(pooled)
+    assert found["forward and group"]["mae"] == pytest.approx((pooled + np.mean(each)) / 2)
 
 
-def test_schemes_are_judged_by_rank_level_and_regret() -> None:
-    came = {"a": 0.5, "b": 0.4, "c": 0.1}
-    promised = {"good": {"a": 0.6, "b": 0.5, "c": 0.2}, "bad": {"a": 0.1, "b": 0.4, "c": 0.5}}
+def test_rank_bias_and_regret_of_a_scheme() -> None:
+    test = {"a": 0.5, "b": 0.4, "c": 0.1}
+    validation = {"good": {"a": 0.6, "b": 0.5, "c": 0.2}, "bad": {"a": 0.1, "b": 0.4, "c": 0.5}}
     lines = [
-        {"cut": cut, "system": name, "scheme": scheme, "metric": metric, "promised": values[name], "came": came[name]}
+        {
+            "split": split,
+            "system": name,
+            "scheme": scheme,
+            "metric": metric,
+            "validation": values[name],
+            "test": test[name],
+        }
         for metric in ("src", "mae")
-        for scheme, values in promised.items()
-        for cut in (0, 1)
-        for name in came
+        for scheme, values in validation.items()
+        for split in (0, 1)
+        for name in test
     ]
     src, mae = (
         {row["scheme"]: row for row in schemes.ranked_schemes(pl.DataFrame(lines), metric)} for metric in ("src", "mae")
     )
-    names = ("rank", "rank_0", "rank_1", "level", "size", "regret")
+    names = ("rank", "rank_0", "rank_1", "bias", "absolute_bias", "regret")
     assert [src["good"][name] for name in names] == pytest.approx([1, 1, 1, 0.1, 0.1, 0])
     assert [src["bad"][name] for name in names] == pytest.approx([-1, -1, -1, 0, 0.8 / 3, 0.4])
     assert [mae[scheme]["regret"] for scheme in ("good", "bad")] == pytest.approx([0, 0.4])
-    assert "1.000 [1.00 1.00]  +0.1000  0.1000  0.0000" in schemes.printed([src["good"]])
+    assert "1.000 [1.00 1.00]  +0.1000         0.1000  0.0000" in schemes.printed([src["good"]])
 
 
-def test_a_value_is_the_mae_over_that_of_the_constant_minus_the_rank_correlation() -> None:
+def test_the_loss_is_the_mae_over_that_of_the_constant_minus_the_rank_correlation() -> None:
     scores = {"one": {"src": (0.5, 0.4), "mae": (1.0, 1.5)}, "constant": {"src": (0.0, 0.0), "mae": (2.0, 2.5)}}
     lines = [
-        {"cut": 0, "system": name, "scheme": "a", "metric": metric, "promised": promised, "came": came}
+        {"split": 0, "system": name, "scheme": "a", "metric": metric, "validation": validation, "test": test}
         for name, own in scores.items()
-        for metric, (promised, came) in own.items()
+        for metric, (validation, test) in own.items()
     ]
-    table = schemes.with_value(pl.DataFrame(lines))
+    table = schemes.with_loss(pl.DataFrame(lines))
     assert table.head(4).equals(pl.DataFrame(lines))
-    values = table.filter(metric=schemes.VALUE).rows_by_key("system", named=True, unique=True)
-    assert values["one"]["promised"] == pytest.approx(1.0 / 2.0 - 0.5)
-    assert values["one"]["came"] == pytest.approx(1.5 / 2.5 - 0.4)
-    assert (values["constant"]["promised"], values["constant"]["came"]) == (1.0, 1.0)
+    values = table.filter(metric=schemes.LOSS).rows_by_key("system", named=True, unique=True)
+    assert values["one"]["validation"] == pytest.approx(1.0 / 2.0 - 0.5)
+    assert values["one"]["test"] == pytest.approx(1.5 / 2.5 - 0.4)
+    assert (values["constant"]["validation"], values["constant"]["test"]) == (1.0, 1.0)
 
 
 def test_the_command_prints_a_line_a_scheme(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,13 +455,13 @@ def test_the_command_prints_a_line_a_scheme(project: Path, tmp_path: Path, capsy
     schemes.main(["--folder", str(project), *flags])
     table = pl.read_csv(tmp_path / "scores.csv")
     assert table.height == 3 * 6  # of metrics and schemes
-    assert {f"rank_{cut}" for cut in range(schemes.CUTS)} < set(table.columns)
+    assert {f"rank_{split}" for split in range(schemes.N_SPLITS)} < set(table.columns)
     shown = capsys.readouterr().out
-    assert shown.count("matched, mean of cuts") == shown.count("random folds") == 3
+    assert shown.count("forward, mean of splits") == shown.count("last split with all users") == 3
 
 
 def test_there_are_enough_varied_systems(project: Path) -> None:
-    """Each sees something else of the same fold, at the parameters of the repository."""
+    """Each reads something else of the same fold, at the parameters of the repository."""
     assert len(schemes.SYSTEMS) >= 12
     world = schemes.truncated(project, project / "params.yaml", 2)
     world = replace(world, params=load_params("stack", StackParams, REPOSITORY / "params.yaml"))

@@ -1,4 +1,4 @@
-"""Outputs take their place whole or not at all, whoever is killed and whoever writes beside; state has one owner."""
+"""Outputs appear whole or not at all, whichever process is killed or writes at the same time; state has one owner."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from popularity.core.atomic import atomic_directory, atomic_path, write_text
-from popularity.core.errors import BusyError
+from popularity.core.atomic import atomic_directory, atomic_path, read_json, write_json, write_text
+from popularity.core.errors import BusyError, ContractError
 from popularity.core.resume import resume_state
 from popularity.core.stage import run
 from tests.repository import REPOSITORY
@@ -140,6 +140,18 @@ def test_a_file_where_a_folder_should_be_is_one_message_and_stays(tmp_path: Path
     assert (tmp_path / "taken").read_text() == "a file"
 
 
+def test_json_comes_back_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    content = {"a": [1, 2.5, None], "ä": "text"}
+    write_json(path, content)
+    assert read_json(path) == content
+    path.write_text(path.read_text(encoding="utf-8")[:-3], encoding="utf-8")
+    with pytest.raises(ContractError, match=r"summary\.json: cannot be read"):
+        read_json(path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json")
+
+
 OWNER = """
 import os, sys
 from pathlib import Path
@@ -157,7 +169,7 @@ with resume_state("stage", "key", Path(sys.argv[1])) as state:
 def test_state_has_one_owner_until_he_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = start(OWNER, tmp_path)
     wait_for(owner, "begun")
-    with pytest.raises(BusyError, match="another run of this stage is at work"), resume_state("stage", "key", tmp_path):
+    with pytest.raises(BusyError, match="another run of this stage works"), resume_state("stage", "key", tmp_path):
         raise AssertionError("never begun")
     with resume_state("stage", "other inputs", tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""The level in time: a line that is recovered, a forecast that is shrunk, a shift that the inner cuts ask for."""
+"""The trend: a line that is recovered, a forecast that is shrunk, a shift that the inner splits agree on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from popularity.target.trend import CONFIDENCE, Detrend, Line, Shift, Trend, inner_levels
+from popularity.target.trend import FORECAST_CONFIDENCE, Detrend, Line, Shift, Trend, inner_trends
 from popularity.validation.inner_cv import InnerCvParams, inner_splits
 
 DAY = 86_400_000_000
@@ -43,7 +43,7 @@ def test_order_of_the_rows_does_not_count() -> None:
     assert Line.fit(posted_at[order], label[order]).slope == pytest.approx(Line.fit(posted_at, label).slope, rel=1e-9)
 
 
-def test_the_forecast_goes_on_and_comes_to_rest() -> None:
+def test_the_forecast_follows_the_slope_and_levels_off() -> None:
     line = Line.fit(*drifting(noise=0.1))
     ahead = line.at(days(400, 420, 450, 500, 800, 80_000))
     assert (np.diff(ahead) <= 0).all()
@@ -54,11 +54,11 @@ def test_the_forecast_goes_on_and_comes_to_rest() -> None:
 
 
 def test_without_a_trend_the_forecast_is_the_last_period() -> None:
-    """A slope within its error is not carried on, and one beyond it in part."""
+    """A slope within its error is not kept, one beyond it in part."""
     trusts = [Line.fit(*drifting(slope=0.0, seed=seed)).trust for seed in range(20)]
     assert np.mean(np.array(trusts) == 0) > 0.5
-    level = Trend.fit(*drifting(slope=0.0, seed=int(np.argmin(trusts))), "linear")
-    assert level.line.at(days(399.9))[0] == pytest.approx(level.line.at(days(700))[0])
+    trend = Trend.fit(*drifting(slope=0.0, seed=int(np.argmin(trusts))), "linear")
+    assert trend.line.at(days(399.9))[0] == pytest.approx(trend.line.at(days(700))[0])
     weak = [Line.fit(*drifting(slope=-0.0003, seed=seed)).trust for seed in range(20)]
     strong = [Line.fit(*drifting(slope=-0.01, seed=seed)).trust for seed in range(20)]
     assert np.mean(weak) < 0.9 < np.mean(strong)
@@ -69,8 +69,8 @@ def test_one_odd_date_does_not_stretch_the_line() -> None:
     odd = posted_at.copy()
     odd[0], odd[1] = 40_000 * DAY, -20_000 * DAY
     usual, line = Line.fit(posted_at, label), Line.fit(odd, label)
-    asked = days(50, 200, 390, 430)
-    np.testing.assert_allclose(line.at(asked), usual.at(asked), atol=0.1)
+    dates = days(50, 200, 390, 430)
+    np.testing.assert_allclose(line.at(dates), usual.at(dates), atol=0.1)
     assert abs(line.at(odd[:2])).max() < 12
 
 
@@ -86,33 +86,33 @@ def test_posts_of_one_second_have_a_flat_line() -> None:
     np.testing.assert_allclose(line.at(days(0, 7, 1000)), 24.5)
 
 
-def test_no_level_changes_no_bit() -> None:
+def test_without_detrend_no_bit_changes() -> None:
     posted_at, label = drifting()
-    level = Trend.fit(posted_at, label, "none").shifted([label - 1, label - 1])
-    np.testing.assert_array_equal(level.remove(label, posted_at), label)
-    np.testing.assert_array_equal(level.add(label, posted_at + 900 * DAY), label)
-    assert not level.shifts
+    trend = Trend.fit(posted_at, label, "none").shifted([label - 1, label - 1])
+    np.testing.assert_array_equal(trend.detrend(label, posted_at), label)
+    np.testing.assert_array_equal(trend.retrend(label, posted_at + 900 * DAY), label)
+    assert not trend.shifts
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_removed_is_given_back(kind: Detrend) -> None:
+def test_the_trend_that_is_removed_returns(kind: Detrend) -> None:
     posted_at, label = drifting()
-    level = Trend.fit(posted_at, label, kind)
-    np.testing.assert_allclose(level.add(level.remove(label, posted_at), posted_at), label, rtol=1e-12)
-    again = Trend.from_json(json.loads(json.dumps(level.to_json())))
-    assert again == level
-    trend = np.polyfit(posted_at / DAY, level.remove(label, posted_at), 1)[0]
-    assert trend == pytest.approx(0.0 if kind == "linear" else -0.01, abs=0.0012)
+    trend = Trend.fit(posted_at, label, kind)
+    np.testing.assert_allclose(trend.retrend(trend.detrend(label, posted_at), posted_at), label, rtol=1e-12)
+    again = Trend.from_json(json.loads(json.dumps(trend.to_json())))
+    assert again == trend
+    slope = np.polyfit(posted_at / DAY, trend.detrend(label, posted_at), 1)[0]
+    assert slope == pytest.approx(0.0 if kind == "linear" else -0.01, abs=0.0012)
 
 
-def test_the_shift_is_what_agreeing_cuts_ask_for() -> None:
+def test_the_shift_is_the_error_of_splits_that_agree() -> None:
     errors = [np.array([-0.4, -0.3, 5.0]), np.array([-0.35, -9.0, 3.0]), np.array([-0.31])]
     shift = Shift.fit(errors, 10.0)
     assert -0.33 < shift.value < -0.31
     np.testing.assert_array_equal(shift.at(days(9, 11)), [0.0, shift.value])
 
 
-def test_the_shift_of_cuts_that_disagree_is_none() -> None:
+def test_the_shift_of_splits_that_disagree_is_zero() -> None:
     assert Shift.fit([np.array([-0.5]), np.array([0.1]), np.array([0.5])], 0.0).value == 0.0
     half = Shift.fit([np.array([-0.5]), np.array([-0.1]), np.array([-0.3])], 0.0)
     assert -0.3 < half.value < -0.2
@@ -121,39 +121,39 @@ def test_the_shift_of_cuts_that_disagree_is_none() -> None:
     assert Shift.fit([np.zeros(1)] * 2, 0.0).value == 0.0
 
 
-def test_only_dates_ahead_of_the_fit_rows_are_shifted() -> None:
-    """Where fit and scored rows interleave there is nothing to forecast."""
+def test_only_dates_after_the_train_rows_are_shifted() -> None:
+    """Where train and valid rows interleave there is nothing to forecast."""
     posted_at, label = drifting()
-    level = Trend.fit(posted_at, label, "linear")
-    moved = level.shifted([np.full(3, -0.4)] * 2)
-    added = [one.add(np.zeros(2), days(200, 401)) for one in (level, moved)]
+    trend = Trend.fit(posted_at, label, "linear")
+    moved = trend.shifted([np.full(3, -0.4)] * 2)
+    added = [one.retrend(np.zeros(2), days(200, 401)) for one in (trend, moved)]
     np.testing.assert_allclose(added[1] - added[0], [0.0, -0.4], atol=1e-12)
 
 
-def test_the_interval_of_the_forecast_holds_what_it_says() -> None:
-    """Of levels that walk at random from period to period, about as many as promised; sure of nothing without cuts."""
+def test_the_interval_of_the_forecast_has_its_coverage() -> None:
+    """It covers as many random walks as its confidence says; there is no interval without inner splits."""
     rng = np.random.default_rng(5)
     held = []
     for _ in range(300):
         truth = rng.normal(-0.3, 0.1, 4)
         line = Trend.fit(*drifting(40), "linear")
-        level = line.shifted([np.full(2, value) for value in truth[:3]])
-        value, low, high = level.forecast(days(500, 600))
+        trend = line.shifted([np.full(2, value) for value in truth[:3]])
+        value, low, high = trend.forecast(days(500, 600))
         assert low is not None
         assert high is not None
         assert low < value < high
         held.append(low < line.forecast(days(500, 600))[0] + truth[3] < high)
-    assert abs(np.mean(held) - CONFIDENCE) < 0.06
+    assert abs(np.mean(held) - FORECAST_CONFIDENCE) < 0.06
     assert Trend.fit(*drifting(40), "linear").forecast(days(500))[1:] == (None, None)
 
 
-def test_inner_levels_know_only_what_is_before_the_cut() -> None:
+def test_inner_trends_use_train_rows_alone() -> None:
     posted_at, label = drifting()
-    cuts = inner_splits(posted_at, InnerCvParams(2, 0.2))
-    before = inner_levels(posted_at, label, cuts, "linear")
+    splits = inner_splits(posted_at, InnerCvParams(2, 0.2))
+    before = inner_trends(posted_at, label, splits, "linear")
     later = label.copy()
-    later[cuts[0][1]] += 50  # scored by the first, last slice alone
-    np.testing.assert_array_equal(inner_levels(posted_at, later, cuts, "linear"), before)
-    assert not np.array_equal(inner_levels(posted_at, label + posted_at / DAY, cuts, "linear"), before)
-    assert not inner_levels(posted_at, label, cuts, "none").any()
-    assert len(inner_levels(posted_at, label, [], "linear")) == 0
+    later[splits[0][1]] += 50  # valid in the first split alone, the last slice of time
+    np.testing.assert_array_equal(inner_trends(posted_at, later, splits, "linear"), before)
+    assert not np.array_equal(inner_trends(posted_at, label + posted_at / DAY, splits, "linear"), before)
+    assert not inner_trends(posted_at, label, splits, "none").any()
+    assert len(inner_trends(posted_at, label, [], "linear")) == 0

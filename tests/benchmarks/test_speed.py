@@ -1,4 +1,4 @@
-"""The speed benchmark at a small size: ours and pandas agree, its products are those of a step, its table is whole."""
+"""benchmarks.speed at a small size."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def test_the_table_names_ratios_and_growth(
 
 def test_ours_and_pandas_agree(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    features.part_data(root, "600", "B", "4", "32")
-    features.part_ingest(root)
-    features.part_split(root)
-    features.part_features(root)
-    features.part_pandas(root)
-    assert features.part_difference(root)["worst"] < 1e-9
+    features.task_data(root, "600", "B", "4", "32")
+    features.task_ingest(root)
+    features.task_split(root)
+    features.task_features(root)
+    features.task_pandas(root)
+    assert features.task_difference(root)["worst"] < 1e-9
     ours = pl.read_parquet(root / features.OURS)
     assert ours.width > 30
     moved = ours.with_columns(pl.col("user_posts") + 1)
     assert features.difference(ours, moved) > 0
     with pytest.raises(RuntimeError, match="other posts or columns"):
         features.difference(ours, ours.drop("user_posts"))
-    models.part_stack_features(root)
-    parts = [part(root) for part in (models.part_stack, models.part_lightgbm)]
+    models.task_stack_features(root)
+    parts = [part(root) for part in (models.task_stack, models.task_lightgbm)]
     assert all(part[name]["seconds"] > 0 for part in parts for name in ("fit", "predict"))
 
 
@@ -80,9 +80,9 @@ def test_the_network_is_measured_without_tables_trees_and_dvc(tmp_path: Path) ->
 import sys
 for name in {names}: sys.modules[name] = None
 import benchmarks.speed.__main__
-from benchmarks.measuring import run_part
-from benchmarks.speed.network import PARTS
-run_part(PARTS, {given!r})
+from benchmarks.measuring import run_task
+from benchmarks.speed.network import TASKS
+run_task(TASKS, {given!r})
 """
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -118,13 +118,13 @@ def test_encoders_are_measured_beyond_the_first_batch(tmp_path: Path, monkeypatc
         models, "load_params", lambda name, kind, file: sections.get(name) or load_params(name, kind, file)
     )
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
-    ours, bare = (part(tmp_path, "24") for part in (models.part_images, models.part_bare_images))
+    ours, bare = (part(tmp_path, "24") for part in (models.task_images, models.task_bare_images))
     assert bare["seconds"] > 0
-    assert "pictures/s" in str(ours["note"])
+    assert "images/s" in str(ours["note"])
     texts = models.posts_of(tmp_path, 300)
     assert texts.height == 300
 
 
-def test_with_stand_ins_for_its_outputs_the_graph_has_nothing_to_do(tmp_path: Path) -> None:
-    features.part_data(tmp_path / "data", "300", "B", "4", "32")
-    assert graph.part_nothing_to_do(tmp_path, str(tmp_path / "data"))["ran"] == 0
+def test_with_placeholders_for_its_outputs_the_graph_has_nothing_to_do(tmp_path: Path) -> None:
+    features.task_data(tmp_path / "data", "300", "B", "4", "32")
+    assert graph.task_nothing_to_do(tmp_path, str(tmp_path / "data"))["ran"] == 0

@@ -17,14 +17,14 @@ import lightgbm as lgb
 import numpy as np
 import pytest
 
+from popularity.core.arrays import Int64Array
 from popularity.core.config import parse_section
 from popularity.core.errors import ClusterError, ConfigError
 from popularity.stack import StackParams, lightgbm, lightgbm_dask
 from popularity.stack.columns import metadata_columns
-from popularity.stack.lightgbm_dask import ClusterParams, connected
+from popularity.stack.lightgbm_dask import ClusterParams, dask_client
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Sample
-from popularity.validation.inner_cv import Rows
 from tests.stack.small_stack import STACK
 from tests.stack.test_learners import cuts_of, problem
 
@@ -37,7 +37,7 @@ ONE = replace(TWO, cluster=STACK.cluster)
 def workers() -> Iterator[None]:
     """Two processes, for all tests; what they need in their environment stays out of this one's."""
     before = dict(os.environ)
-    with connected(TWO.cluster):
+    with dask_client(TWO.cluster):
         yield
     assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**before, "PYTEST_CURRENT_TEST": ""}
 
@@ -50,7 +50,7 @@ def bytes_of(booster: lgb.Booster) -> str:
     return str(booster.model_to_string())
 
 
-def made_posts(rows: int, seed: int) -> tuple[Sample, Rows]:
+def made_posts(rows: int, seed: int) -> tuple[Sample, Int64Array]:
     """A sample with weights, categories and missing values, in no order of time, and its dates."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(rows, 40)).astype(np.float32)
@@ -66,7 +66,7 @@ def made_posts(rows: int, seed: int) -> tuple[Sample, Rows]:
     return Sample(matrix, label, weight), rng.permutation(rows)
 
 
-def taken(sample: Sample, rows: Rows) -> Sample:
+def taken(sample: Sample, rows: Int64Array) -> Sample:
     matrix = replace(sample.matrix, values=sample.matrix.values[rows], pids=[sample.matrix.pids[row] for row in rows])
     return Sample(matrix, sample.target[rows], None if sample.weight is None else sample.weight[rows])
 
@@ -206,7 +206,7 @@ def test_a_port_that_is_taken_in_the_meantime(
 def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightgbm_dask, "WORKERS_SECONDS", 1.0)
     sample, _ = problem(100)
-    with pytest.raises(ClusterError, match=r"stack\.cluster\.workers: 3 are asked for, and after 1 s 2 are there"):
+    with pytest.raises(ClusterError, match=r"stack\.cluster\.workers: 3 are requested, and after 1 s 2 are there"):
         fit(sample, 2, replace(TWO, cluster=replace(TWO.cluster, workers=3)))
 
 
@@ -216,7 +216,7 @@ def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> No
     started = time.monotonic()
     with (
         pytest.raises(ConfigError, match=r"stack\.cluster\.scheduler: no Dask scheduler answers at tcp://127.0.0.1:9"),
-        connected(ClusterParams(2, "tcp://127.0.0.1:9")),
+        dask_client(ClusterParams(2, "tcp://127.0.0.1:9")),
     ):
         pass
     assert time.monotonic() - started < 10

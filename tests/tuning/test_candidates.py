@@ -22,7 +22,7 @@ from popularity.core.config import load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.errors import ConfigError
 from popularity.core.metrics import mean_absolute_error, spearman
-from popularity.evaluation.bootstrap import resample, resample_cuts
+from popularity.evaluation.bootstrap import resample, resample_folds
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning import candidates
@@ -38,7 +38,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "plain": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
     "same": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
     "all": {"columns.feature_groups": ["class_time"], "lightgbm.num_leaves": 8},
-    "untried": {"level": "linear"},
+    "untried": {"detrend": "linear"},
 }
 CANDIDATES = ["plain", "same", "all"]
 
@@ -151,10 +151,10 @@ def test_the_value_is_error_over_that_of_the_constant_minus_rank_correlation_mea
         constant = mean_absolute_error(labels[rows], judged.constant[rows])
         assert src is not None
         assert scores.row(cut) == ("one", cut, 30, src, mae, constant, mae / constant - src)
-    drawn = resample_cuts(labels, judged.predictions, judged.users, resamples=50, seed=3, cuts=judged.place)
+    drawn = resample_folds(labels, judged.predictions, judged.users, resamples=50, seed=3, folds=judged.place)
     assert drawn["mae"].shape == (2, 50, 1)
     for metric, values in resample(
-        labels, judged.predictions, judged.users, resamples=50, seed=3, cuts=judged.place
+        labels, judged.predictions, judged.users, resamples=50, seed=3, folds=judged.place
     ).items():
         np.testing.assert_array_equal(values, drawn[metric].mean(axis=0))
 
@@ -190,16 +190,20 @@ def test_cuts_of_one_post_are_enough() -> None:
         (["a", "b", "a"], {"a": {}, "b": {}}, r"select\.candidates\.2: 'a' is listed before"),
         (
             [],
-            {"a": {"columns.signal": []}},
-            r"select\.configurations\.a: .*\n.*stack\.columns\.signal: unknown key; allowed",
+            {"a": {"columns.feature_group": []}},
+            r"select\.configurations\.a: .*\n.*stack\.columns\.feature_group: unknown key; allowed",
         ),
-        ([], {"a": {"level": "rising"}}, r"select\.configurations\.a: .*\n.*stack\.level: .*'none'.*found 'rising'"),
+        (
+            [],
+            {"a": {"detrend": "rising"}},
+            r"select\.configurations\.a: .*\n.*stack\.detrend: .*'none'.*found 'rising'",
+        ),
         (
             [],
             {"a": {"lightgbm.num_leaves": 8.5}},
             r"select\.configurations\.a: .*\n.*num_leaves: .*integer, found 8\.5",
         ),
-        ([], {"a": {"level.kind": "none"}}, r"select\.configurations\.a: .*\n.*stack\.level: "),
+        ([], {"a": {"detrend.kind": "none"}}, r"select\.configurations\.a: .*\n.*stack\.detrend: "),
     ],
 )
 def test_bad_configurations_are_named(
@@ -302,7 +306,7 @@ def test_killed_it_goes_on_to_the_same_bytes(inputs: Path, selected: Path, tmp_p
     command = [sys.executable, "-m", "stages.select", *select_flags(inputs, tmp_path, params_file(inputs, tmp_path))]
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list((tmp_path / "state").rglob("*-matched-0.parquet")):
+        while process.poll() is None and not list((tmp_path / "state").rglob("*-forward-0.parquet")):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -336,7 +340,7 @@ def test_labels_that_no_cut_may_see_change_nothing(inputs: Path, selected: Path,
     found = {scheme: tree_bytes(with_turned(scheme, tmp_path / scheme)) for scheme in ("holdout", "forward")}
     before = tree_bytes(selected)
     for name in ("choice.yaml", "scores.csv", "selection.json"):
-        assert found["report"][name] == before[name]
+        assert found["holdout"][name] == before[name]
     assert found["forward"]["scores.csv"] != before["scores.csv"]
 
 

@@ -1,4 +1,4 @@
-"""A data set whose pictures and shards are as bad as they come, through the real stages that read them."""
+"""A data set whose images and shards are as bad as they come, through the real stages that read them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from popularity.core.contracts import IMAGE_STATUS, IMAGES, PICTURE_STATISTICS, POSTS, read_table, write_table
+from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import read_block
 from stages import embed_image, index_images
 from tests.encoders.tiny_encoders import image_params, save_timm
 from tests.repository import stage_flags
-from tests.small_pictures import picture, write_tar
+from tests.small_images import image_bytes, write_tar
 from tests.small_tables import small_posts
 
 pytestmark = pytest.mark.slow
@@ -66,9 +66,9 @@ def frames(file_format: str) -> bytes:
     return encoded(first, file_format, save_all=True, append_images=[later] * 5)
 
 
-# What a picture is, and its status after both stages.
+# What an image is, and its status after both stages.
 KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "good": (lambda: picture(1), "ok"),
+    "good": (lambda: image_bytes(1), "ok"),
     "cmyk": (lambda: encoded(Image.new("CMYK", (30, 20), (0, 90, 90, 0)), "JPEG"), "ok"),
     "16 bit": (lambda: encoded(Image.fromarray(np.full((20, 30), 40_000, np.uint16)), "PNG"), "ok"),
     "animated gif": (lambda: frames("GIF"), "ok"),
@@ -78,12 +78,15 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     "20,000 pixels high": (lambda: encoded(gray(1, 20_000), "PNG"), "ok"),
     "20,000 x 20,000": (bomb, "too_large"),
     "above the limit": (lambda: encoded(gray(1_001, 2_000), "PNG"), "too_large"),
-    "cut off": (lambda: picture(2, size=(90, 90))[:2_000], "unreadable"),
-    "corrupt tables": (lambda: picture(3)[:30] + b"\xff" * 90 + picture(3)[120:], "unreadable"),
-    "corrupt pixels": (lambda: picture(3, size=(90, 90))[:700] + bytes(range(256)) * 20, "ok"),  # a JPEG can hold these
+    "cut off": (lambda: image_bytes(2, size=(90, 90))[:2_000], "unreadable"),
+    "corrupt tables": (lambda: image_bytes(3)[:30] + b"\xff" * 90 + image_bytes(3)[120:], "unreadable"),
+    "corrupt pixels": (
+        lambda: image_bytes(3, size=(90, 90))[:700] + bytes(range(256)) * 20,
+        "ok",
+    ),  # a JPEG can hold these
     "lying header": (lying_png, "ok"),  # what the header says is what is decoded
     "text bomb": (text_bomb, "unreadable"),
-    "no picture": (lambda: b"<html>not found</html>", "unreadable"),
+    "no image": (lambda: b"<html>not found</html>", "unreadable"),
     "empty": (lambda: b"", "unreadable"),
     "missing": (lambda: b"", "missing"),
     "symlink": (lambda: b"", "missing"),
@@ -94,13 +97,13 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """tmp_path/data is the data set; beside it lies a picture that nothing may read."""
+    """tmp_path/data is the data set; beside it lies an image that nothing may read."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     posts = small_posts(train=len(KINDS), test=3).sort("split", "source_index", descending=[True, False])
     paths = [f"{split}/{uid}/{pid}.jpg" for split, uid, pid in posts.select("split", "uid", "pid").iter_rows()]
     write_table(posts.with_columns(image_path=pl.Series(paths)), tmp_path / "posts.parquet", POSTS)
-    secret = picture(66)
+    secret = image_bytes(66)
     (tmp_path / "secret.jpg").write_bytes(secret)
     members: list[tuple[str, bytes] | tarfile.TarInfo] = []
     for path, (kind, (make, _)) in zip(paths[: len(KINDS)], KINDS.items(), strict=True):
@@ -116,7 +119,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         elif kind != "missing":
             members.append((path, make()))
     write_tar(tmp_path / "data/train_images.tar", members)
-    write_tar(tmp_path / "data/test_images.tar", [(path, picture(9 + n)) for n, path in enumerate(paths[-3:])])
+    write_tar(tmp_path / "data/test_images.tar", [(path, image_bytes(9 + n)) for n, path in enumerate(paths[-3:])])
     save_timm("test_efficientnet", tmp_path / "model")
     write_params(tmp_path, 1.0)
     return tmp_path
@@ -147,7 +150,7 @@ def kinds(root: Path) -> dict[str, str]:
     return dict(zip(KINDS, train["pid"], strict=True))
 
 
-def test_each_bad_picture_is_counted_and_costs_no_other_anything(root: Path) -> None:
+def test_each_bad_image_is_counted_and_costs_no_other_anything(root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     index(root)
     status, pid_of = embed(root), kinds(root)
@@ -155,7 +158,7 @@ def test_each_bad_picture_is_counted_and_costs_no_other_anything(root: Path) -> 
     assert len(status) == len(KINDS) + 3
     block = read_block(root / "vectors", "pooled")
     assert set(block.pids) == {pid for pid, found in status.items() if found == "ok"}
-    statistics = read_table(root / "vectors/statistics.parquet", PICTURE_STATISTICS)
+    statistics = read_table(root / "vectors/statistics.parquet", IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
     report = json.loads((root / "images.json").read_text())
     ignored = {name: found["count"] for name, found in report["ignored_members"].items()}
@@ -171,7 +174,7 @@ def test_each_bad_picture_is_counted_and_costs_no_other_anything(root: Path) -> 
     assert {path: path.stat().st_mtime_ns for path in inputs} == {path: before[path] for path in inputs}
 
 
-def test_the_vectors_of_good_pictures_do_not_depend_on_bad_ones(root: Path) -> None:
+def test_the_vectors_of_good_images_do_not_depend_on_bad_ones(root: Path) -> None:
     """Each alone in a data set has the vector it has among bad ones: no row has moved."""
     index(root)
     embed(root)
@@ -196,7 +199,7 @@ def test_a_shard_that_was_cut_after_it_was_indexed(root: Path, share: float) -> 
     whole = (root / "data/train_images.tar").read_bytes()
     index(root)
     (root / "data/train_images.tar").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(DataError, match=r"train_images\.tar: ends \d+ bytes before the end of the picture"):
+    with pytest.raises(DataError, match=r"train_images\.tar: ends \d+ bytes before the end of the image"):
         embed(root)
     assert not (root / "vectors").exists()
     images = index(root)

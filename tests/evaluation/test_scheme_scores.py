@@ -8,15 +8,15 @@ from popularity.evaluation.scores import EvaluateConfig, collect, score_overall
 from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
 
 
-def test_they_are_what_evaluate_finds() -> None:
-    """Two seeds, several folds and cuts; to the last written digit."""
+def test_they_are_the_scores_of_evaluate() -> None:
+    """Two seeds, several folds and splits; to the last written digit."""
     posts = small_posts()
     splits = with_matched(small_splits(posts))
     predictions = small_predictions(posts, splits)
     assert predictions["seed"].n_unique() > 1
     table = score_overall(collect(posts, splits, predictions), EvaluateConfig(0, 2, 0.9))
     table = table.filter(
-        (pl.col("model") == "stack") & pl.col("minus").is_null() & pl.col("cut").is_null(),
+        (pl.col("model") == "stack") & pl.col("minus").is_null() & pl.col("fold").is_null(),
         pl.col("metric").is_in(["mae", "src"]),
     )
     expected: dict[str, dict[str, float]] = {}

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 
 from benchmarks.measuring import environment
 from popularity.core.errors import ClusterError, DataError
-from popularity.core.parallel import in_order
+from popularity.core.parallel import ordered_map
 from tests.processes import wait_for
 from tests.stack.small_stack import ALL_PARTS, posts_with_signal, run_all, tree_bytes
 
@@ -33,7 +33,7 @@ def test_results_come_in_the_order_of_the_tasks(parallel: int) -> None:
         return seconds
 
     tasks = [0.4, 0.0, 0.2, 0.0]
-    assert list(in_order(work, tasks, parallel=parallel, threads=1)) == tasks
+    assert list(ordered_map(work, tasks, parallel=parallel, threads=1)) == tasks
 
 
 def test_two_run_at_a_time(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_two_run_at_a_time(tmp_path: Path) -> None:
             time.sleep(0.1)
         raise TimeoutError(name)
 
-    one, other = in_order(meet, ["one", "other"], parallel=2, threads=1)
+    one, other = ordered_map(meet, ["one", "other"], parallel=2, threads=1)
     assert len({one, other, os.getpid()}) == 3
 
 
@@ -60,7 +60,7 @@ def test_a_failure_is_raised_as_it_was_and_ends_the_rest(parallel: int, tmp_path
         time.sleep(0.1)
 
     with pytest.raises(DataError, match=r"train_label\.txt, row 1: no label") as caught:
-        list(in_order(work, range(100), parallel=parallel, threads=1))
+        list(ordered_map(work, range(100), parallel=parallel, threads=1))
     assert caught.value.fix == "dvc repro ingest"
     assert len(list(tmp_path.iterdir())) < 50
 
@@ -70,20 +70,20 @@ def test_a_killed_process_is_an_error_for_people() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(ClusterError, match=r"lower parallel_folds"):
-        list(in_order(work, [0], parallel=2, threads=1))
-    assert list(in_order(str, [0], parallel=2, threads=1)) == ["0"]  # others work again
+        list(ordered_map(work, [0], parallel=2, threads=1))
+    assert list(ordered_map(str, [0], parallel=2, threads=1)) == ["0"]  # others work again
 
 
 ENDLESS = """
 import os, sys, time
 from pathlib import Path
-from popularity.stack.parallel import in_order
+from popularity.core.parallel import ordered_map
 
 def work(name):
     (Path(sys.argv[1]) / name).write_text(str(os.getpid()))
     time.sleep(600)
 
-list(in_order(work, ["one", "other"], parallel=2, threads=1))
+list(ordered_map(work, ["one", "other"], parallel=2, threads=1))
 """
 
 
@@ -103,7 +103,7 @@ def test_the_fits_of_a_killed_run_end_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_linear_algebra_takes_the_threads_of_a_fit_and_gets_its_own_back(parallel: int) -> None:
     before = blas_threads()
-    assert list(in_order(blas_threads, [0], parallel=parallel, threads=1)) == [{1}]
+    assert list(ordered_map(blas_threads, [0], parallel=parallel, threads=1)) == [{1}]
     assert blas_threads() == before
 
 

@@ -1,4 +1,4 @@
-"""Small pictures and tar shards for tests."""
+"""Small images and tar shards for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (24, 16), **options: Any) -> bytes:
+def image_bytes(seed: int = 0, size: tuple[int, int] = (24, 16), **options: Any) -> bytes:
     """A JPEG of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     stream = io.BytesIO()

@@ -64,5 +64,5 @@ def test_everything_is_kept_by_default_and_needs_no_losses() -> None:
 
 
 def test_no_losses_to_go_by_is_a_named_error() -> None:
-    with pytest.raises(ConfigError, match=r"stack\.keep\.by: low_loss .*train\.transductive: true"):
+    with pytest.raises(ConfigError, match=r"stack\.row_selection\.order: low_loss .*train\.transductive: true"):
         kept_rows(PIDS, scalars().select("pid", "logits.own_global"), RowSelectionParams(0.77, "low_loss"), seed=0)

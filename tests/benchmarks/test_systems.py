@@ -1,4 +1,4 @@
-"""What benchmarks share (folds, intervals of differences, tables), and those of peers, leaks and coverage."""
+"""The folds, intervals and tables of all benchmarks, and benchmarks.peers, leaks and coverage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from benchmarks.coverage import (
 from benchmarks.leaks import HONEST, PRACTICES, cases, measure, shifted_join
 from benchmarks.peers import PEERS, Recipe, TextModel, columns_of, standardised
 from benchmarks.systems import (
-    Array,
     Estimate,
     FoldData,
     Metric,
@@ -41,12 +40,13 @@ from benchmarks.systems import (
 )
 from benchmarks.tables import signed_interval, text_table, write_csv
 from benchmarks.tables import verdict as verdict_of
+from popularity.core.arrays import Float64Array
 from popularity.core.contracts import TIME_SCHEMES
 from popularity.core.errors import ContractError, DataError
 from popularity.evaluation.conformal import calibrate
+from tests.benchmarks.test_compare import write_project
 from tests.encoders.tiny_encoders import save_bert, text_params
 from tests.stack.small_stack import STACK, Run, posts_with_signal, run_all
-from tests.test_cuts_benchmarks import write_project
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def first_fold(project: Project, scheme: str = "forward") -> FoldData:
 
 
 def hidden_labels_moved(project: Project) -> Project:
-    """Another project, the labels of all posts that the last cut of `matched` does not fit on drawn anew."""
+    """Another project, the labels of all posts that are no train posts of the last forward split drawn anew."""
     *_, last = project.folds(["forward"])
     known = pl.col("pid").is_in(last.fold.fit["pid"].to_list())
     drawn = pl.Series(np.random.default_rng(0).uniform(1, 16, project.posts.height))
@@ -94,7 +94,7 @@ RECIPES = [
 ]
 
 
-def test_a_fold_holds_its_own_rows_and_no_label_of_a_scored_one(project: Project) -> None:
+def test_a_fold_has_its_own_rows_and_no_label_of_a_valid_one(project: Project) -> None:
     for data in project.folds(["forward", "group"]):
         fit, scored = (data.posts.filter(pl.col("label").is_not_null() == known) for known in (True, False))
         assert fit["pid"].to_list() == data.fold.fit["pid"].to_list()
@@ -105,7 +105,7 @@ def test_a_fold_holds_its_own_rows_and_no_label_of_a_scored_one(project: Project
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_predicts_without_labels_of_scored_posts(project: Project, name: str) -> None:
+def test_a_recipe_predicts_without_labels_of_valid_posts(project: Project, name: str) -> None:
     *_, data = project.folds(["forward"])
     *_, other = hidden_labels_moved(project).folds(["forward"])
     first = quick(name)(data)
@@ -114,7 +114,7 @@ def test_a_recipe_predicts_without_labels_of_scored_posts(project: Project, name
     assert first.tolist() == quick(name)(other).tolist()
 
 
-def test_the_text_model_learns_and_knows_no_label_of_scored_posts(project: Project, tmp_path: Path) -> None:
+def test_the_text_model_learns_without_labels_of_valid_posts(project: Project, tmp_path: Path) -> None:
     model = tiny_text_model(tmp_path / "bert")
     *_, data = project.folds(["forward"])
     *_, other = hidden_labels_moved(project).folds(["forward"])
@@ -131,7 +131,7 @@ def test_columns_of_embeddings_are_the_raw_vectors(project: Project) -> None:
     assert len(plain.label) == plain.is_fit.sum() == data.fold.fit.height
 
 
-def test_numbers_are_standardised_by_the_fit_rows_alone() -> None:
+def test_numbers_are_standardised_by_the_train_rows_alone() -> None:
     numbers = np.array([[1.0, np.nan], [3.0, np.nan], [1e6, 2.0]], dtype=np.float32)
     scaled = standardised(numbers, np.array([0, 1]))
     assert scaled[:2, 0].tolist() == pytest.approx([-1, 1], abs=1e-5)
@@ -142,13 +142,13 @@ def test_numbers_are_standardised_by_the_fit_rows_alone() -> None:
 def test_ours_is_the_stage(small: Run, project: Project) -> None:
     rows = replace(project, params=STACK).run({"ours": ours}, "forward")
     stage = small.predictions.filter(scheme="forward", model="stack").select("pid", "fold", "prediction")
-    both = rows.join(stage, left_on=["pid", "cut"], right_on=["pid", pl.col("fold").cast(pl.Int64)], validate="1:1")
+    both = rows.join(stage, left_on=["pid", "fold"], right_on=["pid", pl.col("fold").cast(pl.Int64)], validate="1:1")
     assert len(both) == len(rows)
     assert both["ours"].to_list() == pytest.approx(both["prediction"].to_list())
 
 
-def test_compare_scores_cuts_by_themselves(project: Project) -> None:
-    """A system that is right but for a constant of each cut has SRC 1 in each, and in their mean."""
+def test_compare_scores_every_split_by_itself(project: Project) -> None:
+    """A system that adds a constant to the labels of each split has SRC 1 in each, and in their mean."""
 
     def shifted(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return project.labels(data) + 10 * data.fold.key.fold
@@ -156,29 +156,29 @@ def test_compare_scores_cuts_by_themselves(project: Project) -> None:
     table = compare(project.run({"ours": ours, "shifted": shifted}, "forward"), "ours", resamples=50)
     found = {(row["metric"], row["system"]): row for row in table.iter_rows(named=True)}
     assert found["src", "shifted"]["score"] == pytest.approx(1.0)
-    cuts = found["src", "shifted"]["cuts"]
-    assert found["mae", "shifted"]["score"] == pytest.approx(10 * np.mean(range(cuts)))
+    splits = found["src", "shifted"]["splits"]
+    assert found["mae", "shifted"]["score"] == pytest.approx(10 * np.mean(range(splits)))
     assert found["src", "ours"]["difference"] == found["src", "ours"]["low"] == 0
     assert found["src", "shifted"]["low"] > 0
     assert "forward" in TIME_SCHEMES
 
 
-def test_leaked_labels_look_good_and_bring_nothing(project: Project) -> None:
-    """Labels without any pattern: whoever sees them claims what the pseudo-test does not bear out."""
+def test_leaked_labels_gain_in_validation_alone(project: Project) -> None:
+    """Labels are random, so a practice that reads them gains in validation alone."""
     labels = pl.Series(np.random.default_rng(1).uniform(1, 16, project.posts.height))
     noise = replace(project, posts=project.posts.with_columns(label=labels))
     table = measure(list(cases(noise)), resamples=20)
     assert table.height == 2 * len(PRACTICES) == 16
     assert table["pseudo-test"].null_count() == 0
     for found in (dict(zip(own["leak"], own.to_dicts(), strict=True)) for own in table.partition_by("metric")):
-        assert found[HONEST]["seems to gain"] == found[HONEST]["loses"] == 0
+        assert found[HONEST]["validation gain"] == found[HONEST]["test loss"] == 0
         for leak in (name for name in PRACTICES if name[0] in "15"):
-            assert found[leak]["seems to gain"] > 0.2, leak
-            assert found[leak]["overpromises"] > 0.2, leak
+            assert found[leak]["validation gain"] > 0.2, leak
+            assert found[leak]["optimism"] > 0.2, leak
 
 
 def test_the_shifted_join_gives_posts_their_own_labels(project: Project) -> None:
-    """Of fit and validating posts; on the pseudo-test there is none to give."""
+    """Train and valid posts; on the pseudo-test there is no label."""
     for case in cases(project):
         earlier, later = shifted_join(case)
         order = case.earlier.posts.sort("uid", "posted_at", "pid")
@@ -190,7 +190,7 @@ def test_the_shifted_join_gives_posts_their_own_labels(project: Project) -> None
         assert later.score["previous_label"].null_count() == later.score.height
 
 
-def test_a_practice_knows_no_label_of_the_pseudo_test(project: Project) -> None:
+def test_a_practice_reads_no_label_of_the_pseudo_test(project: Project) -> None:
     *_, case = cases(project)
     scored = pl.col("pid").is_in(case.later.fold.score["pid"].to_list())
     moved = project.posts.with_columns(label=pl.when(scored).then(17 - pl.col("label")).otherwise("label"))
@@ -200,13 +200,15 @@ def test_a_practice_knows_no_label_of_the_pseudo_test(project: Project) -> None:
         assert PRACTICES[name](case).predictions.tolist() == PRACTICES[name](other).predictions.tolist(), name
 
 
-def test_one_cut_is_too_few_for_leaks(project: Project) -> None:
+def test_one_split_is_too_few_for_leaks(project: Project) -> None:
     single = project.splits.filter((pl.col("scheme") != "forward") | (pl.col("fold") == 0))
-    with pytest.raises(DataError, match=r"split\.cuts"):
+    with pytest.raises(DataError, match=r"split\.n_origins"):
         list(cases(replace(project, splits=single)))
 
 
-def predictions(seeds: int = 3, better: float = 0.3) -> tuple[Array, Array, Array, npt.NDArray[Any]]:
+def predictions(
+    seeds: int = 3, better: float = 0.3
+) -> tuple[Float64Array, Float64Array, Float64Array, npt.NDArray[Any]]:
     """Labels, two models of which the second errs more, users of unequal size."""
     rng = np.random.default_rng(0)
     labels = rng.normal(6, 2, 400)
@@ -215,7 +217,7 @@ def predictions(seeds: int = 3, better: float = 0.3) -> tuple[Array, Array, Arra
 
 
 def difference(
-    labels: Array, first: Array, second: Array, users: Any, *, metric: Metric, resamples: int = 400
+    labels: Float64Array, first: Float64Array, second: Float64Array, users: Any, *, metric: Metric, resamples: int = 400
 ) -> Estimate:
     return paired_interval(Scored(labels, users), first, second, metric, resamples=resamples)
 
@@ -245,11 +247,11 @@ def test_the_value_is_the_mean_over_seeds() -> None:
         assert found.value == pytest.approx(np.mean(values[:3]) - np.mean(values[3:]))
 
 
-def test_with_cuts_the_value_is_the_mean_over_them() -> None:
+def test_the_value_is_the_mean_over_splits() -> None:
     labels, first, second, users = predictions()
-    cuts = np.repeat([0, 1], [300, 100])
+    splits = np.repeat([0, 1], [300, 100])
     parts = [slice(0, 300), slice(300, 400)]
-    found = paired_interval(Scored(labels, users, cuts), first, second, "mae", resamples=50)
+    found = paired_interval(Scored(labels, users, splits), first, second, "mae", resamples=50)
     each = [np.abs(first - labels[:, None])[own].mean() - np.abs(second - labels[:, None])[own].mean() for own in parts]
     assert found.value == pytest.approx(np.mean(each))
     assert found.value != pytest.approx(difference(labels, first, second, users, metric="mae", resamples=2).value)
@@ -260,7 +262,7 @@ def test_with_cuts_the_value_is_the_mean_over_them() -> None:
 
 
 def test_draws_are_of_users_and_of_seeds() -> None:
-    """Every post five times over tells no more; seeds that disagree widen the interval."""
+    """Five copies of each post do not narrow the interval; seeds that disagree widen it."""
 
     def width(found: Estimate) -> float:
         assert found.low is not None
@@ -367,7 +369,7 @@ def test_the_command_of_leaks_prints_and_keeps_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The practices are measured above; here a table stands for them."""
-    row = {"metric": "src", "leak": HONEST, "claimed": 0.5, "seems to gain": 0.0, "pseudo-test": 0.4}
+    row = {"metric": "src", "leak": HONEST, "validation": 0.5, "validation gain": 0.0, "pseudo-test": 0.4}
     monkeypatch.setattr(leaks, "cases", lambda project: [project])
     monkeypatch.setattr(leaks, "measure", lambda *_: pl.DataFrame([row]))
     folder = write_project(tmp_path)
