@@ -45,7 +45,7 @@ from popularity.text_model.model import fit
 
 OURS, BASELINE, NO_FEATURE_GROUPS = "ours", "baseline", "no feature groups"
 FEATURE_GROUPS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
-HISTORY: FeatureGroup = "history"
+USER_TARGET: FeatureGroup = "user_target"
 TUNED_PARAMS = Path("models/tuning/best_params.yaml")  # in a project folder
 Change = Callable[[FoldData], FoldData]
 
@@ -184,9 +184,9 @@ def with_params(data: FoldData, params: StackParams) -> FoldData:
 
 
 def without_target_statistics(data: FoldData) -> FoldData:
-    """The fold without columns of past labels of users and classes; feature group HISTORY leaves too."""
+    """The fold without columns of past labels of users and classes; feature group USER_TARGET leaves too."""
     columns = map(FeatureColumn.named, data.fold.fit.columns)
-    named = [column.name for column in columns if column.fitted_on_labels and column.group in (None, HISTORY)]
+    named = [column.name for column in columns if column.fitted_on_labels and column.group in (None, USER_TARGET)]
     return replace(data, fold=replace(data.fold, fit=data.fold.fit.drop(named), score=data.fold.score.drop(named)))
 
 

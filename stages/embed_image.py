@@ -2,13 +2,13 @@
 
 Reads: the data set's image shards, data/interim/images.parquet.
 Writes: data/embeddings/image/ with the block `pooled`, statistics.parquet (quality and layout) and status.parquet
-(contract IMAGE_STATUS, in which an image that cannot be decoded in full is unreadable; posts without an image have no
-row in the other two).
+(contract IMAGE_STATUS: an image that cannot be decoded in full is unreadable). Posts without an image have no row in
+the other two.
 
     python -m popularity.launch stages.embed_image --root data/demo --images data/interim/images.parquet \
         --out data/embeddings/image --resources reports/resources/embed_image.json
 
-A killed run resumes at its last finished part. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
+A killed run resumes at its last finished shard. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
 POPULARITY_WORKERS sets the number of loader processes.
 """
 

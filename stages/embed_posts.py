@@ -1,4 +1,4 @@
-r"""Every post through the trained network: its vectors, class logits and losses, and what explains them.
+r"""Runs the trained network on every post: vectors, class logits and losses, and what explains them.
 
 Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes, models/network;
         of a network with unfrozen encoders images below the root of the data set.

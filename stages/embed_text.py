@@ -7,7 +7,7 @@ Writes: data/embeddings/text/ with the blocks `title`, `tags` and `post` (pooled
     python -m popularity.launch stages.embed_text --posts data/interim/posts.parquet \
         --out data/embeddings/text --resources reports/resources/embed_text.json
 
-A killed run resumes at its last finished part. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
+A killed run resumes at its last finished shard. POPULARITY_TOPOLOGY picks a file of configs/accelerate,
 POPULARITY_WORKERS sets the number of loader processes.
 """
 

@@ -1,4 +1,4 @@
-r"""Scores every scheme's predictions, with intervals, and prints the score table.
+r"""Scores the predictions of every scheme, with intervals, and prints the score table.
 
 Reads data/interim/posts.parquet, data/interim/splits.parquet, data/stack/predictions.parquet and
 data/stack/importance.csv; writes reports/metrics.json, reports/scores.txt (the table

@@ -1,8 +1,8 @@
 """Computes the metadata and user-behaviour features of every scheme.
 
 Reads posts.parquet, images.parquet (image headers), splits.parquet and users.parquet (vectors of form A); writes a
-folder with row.parquet and the tables of every fold below context and label, and how the target statistics of fit
-and scored rows compare.
+folder with row.parquet and, below context and label, the tables of every fold, and a comparison of the target
+statistics of train and valid rows.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
         --splits data/interim/splits.parquet --users data/interim/users.parquet --out data/features \
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--posts", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--splits", type=Path, required=True)
-    parser.add_argument("--users", type=Path, help="without: the group user_text is made of the posts' texts")
+    parser.add_argument("--users", type=Path, help="if not given, the group user_text is made from the posts' texts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)

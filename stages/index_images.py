@@ -1,4 +1,4 @@
-r"""Finds every post's image and reads its header; no pixel is decoded.
+r"""Finds the image of every post and reads its header, without decoding a pixel.
 
 Reads posts.parquet and the tar shards (or the image folder) under --root.
 Writes images.parquet (shard, offset, bytes, width, height, mode, status) and the summary images.json.

@@ -1,6 +1,6 @@
-r"""Checks a data set in the official layout and writes it as tables keyed by post.
+r"""Checks a data set in the official layout and writes it as tables with one row a post.
 
-Reads the metadata folders under --root (the images are left to index_images).
+Reads the metadata folders under --root (stage index_images reads the images).
 Writes posts.parquet, users.parquet, quarantine.parquet and the summary ingest.json.
 
     python -m stages.ingest --root data/demo --posts data/interim/posts.parquet \

@@ -1,9 +1,9 @@
-r"""Class prototypes: for every class at three levels, the mean image and text vector of its representatives.
+r"""Class prototypes: the mean image and text vector of the representatives of each class, on three taxonomy levels.
 
 Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
         data/embeddings/text; section `prototypes` and `train.transductive` of params.yaml.
-Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, about.json and manifest.json;
-        a summary.
+Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, metadata.json and
+        manifest.json; a summary.
 
     python -m stages.prototypes --posts data/interim/posts.parquet --image data/embeddings/image \
         --text data/embeddings/text --out models/prototypes --summary reports/prototypes.json \
@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             inputs={name: vars(args)[name] for name in ("posts", "image", "text")},
             metrics={
                 "representatives": {
-                    level: counts["representatives"] for level, counts in built.report["levels"].items()
+                    level: counts["representatives"] for level, counts in built.summary["levels"].items()
                 }
             },
         )
-        write_json(args.summary, dict(built.report))
+        write_json(args.summary, dict(built.summary))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Chooses among the registered configurations of section `stack`, by inner pseudo-tests of this data set.
+"""Chooses one of the registered configurations of section `stack` by forward splits of this data set.
 
 Reads posts, splits, features and the blocks of both encoders and of the network; writes choice.yaml, which the next
 stage takes for its start, scores.csv and selection.json. With select.candidates [] nothing is chosen, and the stack

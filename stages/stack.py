@@ -1,12 +1,12 @@
 """Fits LightGBM on metadata and dense blocks in every scheme, then on all training posts.
 
-Reads posts, splits, features, the blocks of both encoders and of the network, and what the text model says; writes
-predictions.parquet and importance.csv, and the models of the final fit with their manifest. The scheme `random`, which
-flatters every model, is fitted only with --all-schemes or when stack.schemes names it.
+Reads posts, splits, features, the blocks of both encoders and of the network, and the predictions of the text model;
+writes predictions.parquet and importance.csv, and the models of the scheme `refit` with their manifest. The scheme
+`random`, whose scores are too good, is fitted only with --all-schemes or if stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
-        --prototype data/embeddings/prototype --told data/text_model --tuned models/tuning/best_params.yaml \
+        --prototype data/embeddings/prototype --member data/text_model --tuned models/tuning/best_params.yaml \
         --predictions data/stack --models models/stack
 """
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted_on = ("posts", "splits", "features", "image", "text", "prototype")
     for name in (*fitted_on, "predictions", "models", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--told", type=Path, help="what stages.text_model wrote; without: the stack alone")
+    parser.add_argument("--member", type=Path, help="predictions of stages.text_model; if not given, the stack alone")
     parser.add_argument("--tuned", type=Path, help="best_params.yaml, whose keys replace those of section stack")
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     parser.add_argument("--all-schemes", action="store_true", help="fit every scheme, random too")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     key = fingerprint(
         asdict(replace(params, text_model_weights=(0.0,))), *inputs.values()
     )  # of fits, which are merged later
-    inputs |= {"told": args.told} if args.told else {}
+    inputs |= {"text_model": args.member} if args.member else {}
     posts = read_table(args.posts, POSTS)
     blocks = read_blocks(args.image, args.text, args.prototype)
     with (
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         data = StackData(posts, read_table(args.splits, FOLDS), args.features, blocks)
         predictions, importance = fit_schemes(data, params, state=state, model_folder=models)
-        predictions, part = add_member(predictions, read_member(args.told), posts, params.text_model_weights)
+        predictions, part = add_member(predictions, read_member(args.member), posts, params.text_model_weights)
         write_json(models / ENSEMBLE_WEIGHTS_FILE, part)
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)
         with atomic_path(out / "importance.csv") as partial:

@@ -1,8 +1,8 @@
 r"""Writes the submission in both official forms, validates it and prints its path.
 
 Reads data/interim/posts.parquet, data/stack/predictions.parquet and reports/metrics.json; writes submissions/
-(submission.json and submission.csv, or NO_SUBMISSION.txt for a data set without a test part; manifest.json, which says
-what the model scored in `report`).
+(submission.json and submission.csv, or NO_SUBMISSION.txt for a data set without a test part; manifest.json, which holds
+the scores in `holdout`).
 
     python -m stages.submit --posts data/interim/posts.parquet --predictions data/stack/predictions.parquet \
         --metrics reports/metrics.json --out submissions --resources reports/resources/submit.json
@@ -11,12 +11,11 @@ what the model scored in `report`).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from popularity.core.atomic import atomic_directory
+from popularity.core.atomic import atomic_directory, read_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import POSTS, PREDICTIONS, read_table
 from popularity.core.manifest import write_manifest
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             out,
             params={"submit": asdict(config)},
             inputs={"posts": args.posts, "predictions": args.predictions},
-            metrics={"holdout": json.loads(args.metrics.read_text(encoding="utf-8"))["holdout"][MODEL]},
+            metrics={"holdout": read_json(args.metrics)["holdout"][MODEL]},
         )
     written = (f"valid submission: {args.out / file.name}" for file in files)
     print("\n".join(written) or f"no submission: see {args.out}/NO_SUBMISSION.txt")

@@ -1,7 +1,7 @@
-"""Fine-tunes the text tower on the label in every fold, beside the network, which never sees a label.
+"""Fine-tunes the text encoder on the label in every fold; the network, another model, never sees a label.
 
-Reads posts, splits and features; writes predictions.parquet for the scored rows of every fold, and the model of the
-final fit with its manifest. Finished folds are kept, and a killed run goes on from there.
+Reads posts, splits and features; writes predictions.parquet for the valid rows of every fold, and the model of the
+scheme `refit` with its manifest. A killed run goes on after its last finished fold.
 
     python -m stages.text_model --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --predictions data/text_model --models models/text_model

@@ -1,4 +1,4 @@
-r"""Trains the prototype network: prompts, projections and attention, by the posts' classes and never by popularity.
+r"""Trains the prototype network (prompts, projections, attention) on the posts' classes, never on popularity.
 
 Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes; with
         train.unfreeze_layers images below the root of the data set.

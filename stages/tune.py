@@ -1,9 +1,9 @@
-"""Searches the stack's parameters by the schemes `matched` and `user`; the next stage takes what it found.
+"""Searches the parameters of the stack by the schemes `forward` and `group`; stage stack takes the best ones.
 
 The search starts from params.yaml with the selected configuration.
 
 Reads posts, splits, features and the blocks of both encoders and of the network; writes best_params.yaml, trials.csv
-and study.json. best_params.yaml holds the keys of the selected configuration too; with tune.n_trials 0 no others.
+and study.json. best_params.yaml holds the keys of the selected configuration too; with tune.n_trials 0 these alone.
 
     python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
@@ -11,7 +11,7 @@ and study.json. best_params.yaml holds the keys of the selected configuration to
         --out models/tuning --resources reports/resources/tune.json
 
 A killed run goes on after its last finished trial. POPULARITY_TUNE_WORKERS is the number of processes, one by default;
-with more of them, or with tune.timeout_hours, another run may find something else.
+with more of them, or with tune.timeout_hours, another run may find other parameters.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _without_storage(params: TuneParams) -> dict[str, Any]:
-    """For the manifest, which tells nothing of the machine."""
+    """The parameters for the manifest, which holds nothing of the machine."""
     return {name: value for name, value in asdict(params).items() if name != "storage"}
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full when a certain file is to be put in its place."""
+"""A disk that is full when a certain file is to get its name."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def stage_flags(stage: str, folder: Path, **changed: str | Path | None) -> list[
 
     Args:
         stage: name in dvc.yaml.
-        folder: takes the place of the repository's root.
-        changed: by flag, paths (relative to `folder`, or absolute) in place of those in dvc.yaml; None leaves it out.
+        folder: stands for the repository's root.
+        changed: by flag, paths (relative to `folder`, or absolute) instead of those in dvc.yaml; None leaves it out.
     """
     values: dict[str, list[str | Path]] = {"params": ["params.yaml"]} if "params" in STAGES[stage] else {}
     flag = ""

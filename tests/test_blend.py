@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pytest
 
 from popularity import blend
+from popularity.core.arrays import Float64Array
+from popularity.core.atomic import read_json
 from popularity.core.contracts import POSTS, PREDICTIONS, write_table
 from popularity.core.errors import DataError
 from popularity.submission.validate import read_scores, validate
@@ -31,7 +32,7 @@ def write_scores(file: Path, scores: Mapping[str, float]) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project after its last stage: posts, predictions of `matched` and a submission, in the working folder."""
+    """A project after its last stage: posts, predictions of `forward` and a submission, in the working folder."""
     monkeypatch.chdir(tmp_path)
     posts = small_posts()
     rng = np.random.default_rng(1)
@@ -63,7 +64,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ids(root: Path) -> list[str]:
-    content = json.loads((root / "data/test_allmetadata_json/test_category.json").read_text(encoding="utf-8"))
+    content = read_json(root / "data/test_allmetadata_json/test_category.json")
     return ["post" + row["Pid"] for row in content]
 
 
@@ -72,17 +73,17 @@ def theirs(root: Path) -> Path:
     return write_scores(root / "theirs.csv", {post[4:]: value for post, value in zip(ids(root), values, strict=True)})
 
 
-def their_matched(root: Path, noise: float) -> tuple[Path, pl.DataFrame]:
-    """Their predictions of what `matched` scores, in another order, and (pid, label, ours, theirs)."""
+def their_forward(root: Path, noise: float) -> tuple[Path, pl.DataFrame]:
+    """Their predictions of the valid posts of `forward`, in another order, and (pid, label, ours, theirs)."""
     rows = pl.read_parquet(root / "data/stack/predictions.parquet").group_by("pid").agg(ours=pl.mean("prediction"))
     rows = rows.join(pl.read_parquet(root / "data/interim/posts.parquet").select("pid", "label"), on="pid").sort("pid")
     rng = np.random.default_rng(2)
     rows = rows.with_columns(theirs=(pl.col("label") + pl.Series(rng.normal(0, noise, len(rows)))).round(6))
     shuffled = rows.sample(fraction=1, shuffle=True, seed=3)
-    return write_scores(root / "matched.csv", dict(shuffled.select("pid", "theirs").iter_rows())), rows
+    return write_scores(root / "forward.csv", dict(shuffled.select("pid", "theirs").iter_rows())), rows
 
 
-def scores(file: Path, root: Path) -> npt.NDArray[np.float64]:
+def scores(file: Path, root: Path) -> Float64Array:
     return np.array(list(read_scores(file, ids(root), in_order=True).values()))
 
 
@@ -97,8 +98,8 @@ def test_a_given_weight(root: Path, weight: float) -> None:
 
 
 def test_a_fitted_weight_is_that_of_the_least_error(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    matched, rows = their_matched(root, noise=0.5)
-    blend.main(["--add", str(theirs(root)), "--matched", str(matched), "--out", "out"])
+    member, rows = their_forward(root, noise=0.5)
+    blend.main(["--add", str(theirs(root)), "--forward", str(member), "--out", "out"])
     errors = {
         weight: float(((1 - weight) * rows["ours"] + weight * rows["theirs"] - rows["label"]).abs().to_numpy().mean())
         for weight in np.linspace(0, 1, 21).round(2)
@@ -111,11 +112,11 @@ def test_a_fitted_weight_is_that_of_the_least_error(root: Path, capsys: pytest.C
 
 
 def another_run(root: Path, name: str, noise: float) -> Path:
-    """A finished run beside ours: nearer to the labels the less the noise."""
+    """A finished run next to ours; less noise puts it nearer to the labels."""
     rng = np.random.default_rng(len(name))
     folder = root / name
-    for part in ("submissions", "data/stack"):
-        (folder / part).mkdir(parents=True)
+    for name_of_folder in ("submissions", "data/stack"):
+        (folder / name_of_folder).mkdir(parents=True)
     test = {post[4:]: value for post, value in zip(ids(root), rng.normal(6, 1, len(ids(root))), strict=True)}
     write_scores(folder / "submissions/submission.csv", test)
     labels = pl.read_parquet(root / "data/interim/posts.parquet").select("pid", "label")
@@ -127,11 +128,11 @@ def another_run(root: Path, name: str, noise: float) -> Path:
     return folder
 
 
-def test_runs_are_weighted_by_what_they_predict_of_matched(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_weighted_by_their_predictions_of_forward(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = another_run(root, "good", 0.3), another_run(root, "bad", 30.0)
     blend.main(["--runs", str(bad), str(good), "--out", "out"])
-    told = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if line.startswith("weight of"))
-    weights = [float(told[f"weight of {name}"]) for name in ("ours", str(bad), str(good))]
+    printed = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if line.startswith("weight of"))
+    weights = [float(printed[f"weight of {name}"]) for name in ("ours", str(bad), str(good))]
     assert weights[1] == 0
     assert weights[2] > 0.5
     assert sum(weights) == pytest.approx(1)
@@ -143,14 +144,14 @@ def test_a_run_of_other_splits_is_refused(root: Path) -> None:
     other = another_run(root, "other", 1.0)
     file = other / "data/stack/predictions.parquet"
     pl.read_parquet(file).filter(pl.col("pid") != pl.col("pid").first()).write_parquet(file)
-    with pytest.raises(DataError, match=r"other(.|\n)*other posts in matched"):
+    with pytest.raises(DataError, match=r"other(.|\n)*other posts in forward"):
         blend.main(["--runs", str(other), "--out", "out"])
     assert not (root / "out").exists()
 
 
 def broken(root: Path, what: str) -> list[str]:
-    file, (matched, _) = theirs(root), their_matched(root, 1.0)
-    target = matched if what.startswith("forward") else file
+    file, (member, _) = theirs(root), their_forward(root, 1.0)
+    target = member if what.startswith("forward") else file
     lines = target.read_text(encoding="utf-8").splitlines()
     if what.endswith("short"):
         lines = lines[:-1]
@@ -161,7 +162,7 @@ def broken(root: Path, what: str) -> list[str]:
     elif what.endswith("order"):
         lines[1:3] = lines[2:0:-1]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return ["--add", str(file), "--matched", str(matched), "--out", "out"]
+    return ["--add", str(file), "--forward", str(member), "--out", "out"]
 
 
 @pytest.mark.parametrize(
@@ -171,9 +172,9 @@ def broken(root: Path, what: str) -> list[str]:
         ("twice", "theirs.csv.*again, first in row"),
         ("nan", r"theirs.csv, row 0.*\n.*finite"),
         ("order", "theirs.csv.*out of order"),
-        ("matched short", "matched.csv.*1 scored posts are missing"),
-        ("matched twice", "matched.csv.*again, first in row"),
-        ("matched nan", r"matched.csv, row 0.*\n.*finite"),
+        ("forward short", "forward.csv.*1 scored posts are missing"),
+        ("forward twice", "forward.csv.*again, first in row"),
+        ("forward nan", r"forward.csv, row 0.*\n.*finite"),
     ],
 )
 def test_a_broken_file_is_refused_and_leaves_nothing(root: Path, what: str, message: str) -> None:
@@ -182,12 +183,12 @@ def test_a_broken_file_is_refused_and_leaves_nothing(root: Path, what: str, mess
     assert not (root / "out").exists()
 
 
-def test_matched_must_have_been_fitted(root: Path) -> None:
-    matched, _ = their_matched(root, 1.0)
+def test_forward_must_have_been_fitted(root: Path) -> None:
+    member, _ = their_forward(root, 1.0)
     file = root / "data/stack/predictions.parquet"
     pl.read_parquet(file).with_columns(scheme=pl.lit("group")).write_parquet(file)
-    with pytest.raises(DataError, match=r"no predictions of matched(.|\n)*--weight"):
-        blend.main(["--add", str(theirs(root)), "--matched", str(matched), "--out", "out"])
+    with pytest.raises(DataError, match=r"no predictions of forward(.|\n)*--weight"):
+        blend.main(["--add", str(theirs(root)), "--forward", str(member), "--out", "out"])
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_matched_must_have_been_fitted(root: Path) -> None:
         ["--weight", "0.5"],
         ["--add", "theirs.csv"],
         ["--add", "theirs.csv", "--weight", "1.5"],
-        ["--add", "theirs.csv", "--weight", "0.5", "--matched", "m.csv"],
+        ["--add", "theirs.csv", "--weight", "0.5", "--forward", "m.csv"],
         ["--add", "theirs.csv", "--weight", "0.5", "--runs", "."],
         ["--add", "theirs.csv", "--weight", "0.5", "--out", "data"],
     ],

@@ -24,7 +24,7 @@ def test_every_profile_passes_and_has_every_section(profile: str, tmp_path: Path
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     text = profile_text()
     for old, new in (
-        ("  confidence: 0.95", "  confidense: 95"),
+        ("  confidence_level: 0.95", "  confidense_level: 95"),
         ("\nsubmit:", "\nsubmitt:"),
         ("  root: data/demo", "  root: /no/such/folder"),
         ("  thumbnail: 160", "  thumbnail: many"),
@@ -35,23 +35,23 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     params.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         main(["--params", str(params)])
-    said = str(caught.value)
+    message = str(caught.value)
     for expected in (
         "no stage reads section 'submitt'; known are profile, dataset, demo",
-        "evaluate.confidense: unknown key; allowed here: seed, bootstrap, confidence",
-        "evaluate.confidence: missing",
+        "evaluate.confidense_level: unknown key; allowed here: seed, n_resamples, confidence_level",
+        "evaluate.confidence_level: missing",
         "report.thumbnail: ",
         "submit",
         "dataset.root is /no/such/folder, which is no folder; make dataset ROOT=",
     ):
-        assert expected in said
+        assert expected in message
 
 
 def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     text = profile_text().replace("    num_leaves: 15", "    num_leaves: 640")
     params.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"tune\.space\.trees\.num_leaves: .* is 640, outside 7 to 63"):
+    with pytest.raises(ConfigError, match=r"tune\.space\.lightgbm\.num_leaves: .* is 640, outside 7 to 63"):
         main(["--params", str(params)])
     params.write_text(text.replace("  trials: 15 ", "  trials: 0 "), encoding="utf-8")
     main(["--params", str(params)])

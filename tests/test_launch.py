@@ -20,7 +20,7 @@ from popularity.core.errors import ConfigError
 from popularity.launch import Launch
 from tests.repository import REPOSITORY
 
-TOLD = """
+PROBE = """
 import os
 import signal
 import sys
@@ -40,8 +40,8 @@ def main():
     if state.num_processes > 1:
         torch.distributed.all_reduce(total)
     settings = torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"], "--flag" in sys.argv
-    told = ("told", state.process_index, state.num_processes, int(total), *settings)
-    sys.stdout.write(" ".join(map(str, told)) + "\\n")  # whole lines: the processes share one pipe
+    line = ("probe", state.process_index, state.num_processes, int(total), *settings)
+    sys.stdout.write(" ".join(map(str, line)) + "\\n")  # whole lines: the processes share one pipe
     sys.stdout.flush()
     state.wait_for_everyone()
     if "--refuse" in sys.argv and state.process_index == 0:
@@ -64,10 +64,10 @@ OURS = ("POPULARITY_TOPOLOGY", "POPULARITY_PROCESSES", "POPULARITY_RESTARTS", "P
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the module and the repository's topologies; no GPU, and a home with other settings."""
     shutil.copytree(REPOSITORY / "configs" / "accelerate", tmp_path / "configs" / "accelerate")
-    (tmp_path / "told.py").write_text(TOLD)
+    (tmp_path / "probe.py").write_text(PROBE)
     home = tmp_path / "home" / "accelerate"
     home.mkdir(parents=True)
     (home / "default_config.yaml").write_text("num_processes: 5\nunknown_key: true\n")
@@ -89,55 +89,55 @@ def launch(topology: str | None, *given: str, **environment: str) -> subprocess.
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
-    """Exit code, sorted lines of `told`, what was said on stderr."""
-    told, messages = process.communicate(timeout=120)
-    return process.returncode, sorted(line for line in told.splitlines() if line.startswith("told")), messages
+    """Exit code, sorted lines of the probe, and stderr."""
+    lines, messages = process.communicate(timeout=120)
+    return process.returncode, sorted(line for line in lines.splitlines() if line.startswith("probe")), messages
 
 
 def test_without_a_gpu_the_default_is_one_process_with_all_threads() -> None:
-    code, told, messages = finish(launch(None, "told", "--flag", "--exit"))
-    asked = subprocess.run(
+    code, lines, messages = finish(launch(None, "probe", "--flag", "--exit"))
+    default = subprocess.run(
         [sys.executable, "-c", "import torch; print(torch.get_num_threads())"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told == [f"told 0 1 1 {int(asked.stdout)} PASSIVE True"], messages
+    assert lines == [f"probe 0 1 1 {int(default.stdout)} PASSIVE True"], messages
     assert code == 7
     assert "error" not in messages
 
 
-def test_one_process_keeps_the_threads_that_were_asked_for() -> None:
-    code, told, messages = finish(launch("cpu", "told", "--refuse", OMP_NUM_THREADS="1"))
-    assert told == ["told 0 1 1 1 PASSIVE False"]
+def test_one_process_keeps_the_threads_of_the_environment() -> None:
+    code, lines, messages = finish(launch("cpu", "probe", "--refuse", OMP_NUM_THREADS="1"))
+    assert lines == ["probe 0 1 1 1 PASSIVE False"]
     assert (code, messages.splitlines()[-1]) == (1, "error: this is refused")
     assert "Traceback" not in messages
 
 
 def test_two_processes_form_one_group_and_pass_their_exit_code_on() -> None:
-    code, told, messages = finish(launch("two_cpu_processes", "told", "--flag", "--exit"))
+    code, lines, messages = finish(launch("two_cpu_processes", "probe", "--flag", "--exit"))
     threads = max(1, (os.cpu_count() or 1) // 2)
-    assert told == [f"told {index} 2 3 {threads} PASSIVE True" for index in range(2)], messages
+    assert lines == [f"probe {index} 2 3 {threads} PASSIVE True" for index in range(2)], messages
     assert code == 7
     assert "Traceback" not in messages
 
 
-def test_settings_that_accelerate_runs_as_one_process_are_caught(place: Path) -> None:
+def test_settings_that_accelerate_runs_as_one_process_are_caught(project: Path) -> None:
     """MULTI_CPU with two processes starts one, silently (recipes of accelerate 1.15)."""
-    topologies = place / "configs" / "accelerate"
+    topologies = project / "configs" / "accelerate"
     text = (topologies / "two_cpu_processes.yaml").read_text()
     (topologies / "trap.yaml").write_text(text.replace("distributed_type: MULTI_GPU", "distributed_type: MULTI_CPU"))
-    code, told, messages = finish(launch("trap", "told"))
-    assert (code, told) == (1, [])
+    code, lines, messages = finish(launch("trap", "probe"))
+    assert (code, lines) == (1, [])
     assert "error: 2 processes were asked for, but each of them runs alone" in messages
     assert "Traceback" not in messages
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_processes(number: signal.Signals) -> None:
-    process = launch("two_cpu_processes", "told", "--wait")
+    process = launch("two_cpu_processes", "probe", "--wait")
     assert process.stdout is not None
-    assert [process.stdout.readline()[:4] for _ in range(2)] == ["told", "told"]
+    assert [process.stdout.readline()[:5] for _ in range(2)] == ["probe", "probe"]
     children = children_of(process.pid)
     assert len(children) == 2
     process.send_signal(number)
@@ -154,24 +154,24 @@ def children_of(pid: int) -> list[str]:
 
 
 def test_a_killed_process_ends_the_run() -> None:
-    process = launch("two_cpu_processes", "told", "--wait")
+    process = launch("two_cpu_processes", "probe", "--wait")
     assert process.stdout is not None
-    assert [process.stdout.readline()[:4] for _ in range(2)] == ["told", "told"]
+    assert [process.stdout.readline()[:5] for _ in range(2)] == ["probe", "probe"]
     os.kill(int(children_of(process.pid)[0]), signal.SIGKILL)
     code, _, messages = finish(process)
     assert code == 128 + signal.SIGKILL, messages
 
 
 def test_a_group_that_lost_a_process_is_started_again() -> None:
-    code, told, messages = finish(launch("two_cpu_processes", "told", "--lose", POPULARITY_RESTARTS="1"))
+    code, lines, messages = finish(launch("two_cpu_processes", "probe", "--lose", POPULARITY_RESTARTS="1"))
     threads = max(1, (os.cpu_count() or 1) // 2)
-    assert told == [f"told {index} 2 3 {threads} PASSIVE False" for index in (0, 0, 1, 1)], messages
+    assert lines == [f"probe {index} 2 3 {threads} PASSIVE False" for index in (0, 0, 1, 1)], messages
     assert code == 0, messages
 
 
 def test_what_people_have_to_mend_is_not_tried_again() -> None:
-    code, told, messages = finish(launch("two_cpu_processes", "told", "--refuse", "--wait", POPULARITY_RESTARTS="3"))
-    assert (code, len(told)) == (1, 2), messages
+    code, lines, messages = finish(launch("two_cpu_processes", "probe", "--refuse", "--wait", POPULARITY_RESTARTS="3"))
+    assert (code, len(lines)) == (1, 2), messages
     assert messages.count("error: this is refused") == 1
     assert "Traceback" not in messages
 
@@ -185,34 +185,34 @@ def launch_nodes(*given: str, **environment: str) -> list[subprocess.Popen[str]]
 
 
 def test_two_nodes_on_loopback_form_one_group() -> None:
-    for index, process in zip((1, 0), launch_nodes("told", "--flag"), strict=True):
-        code, told, messages = finish(process)
-        assert told == [f"told {index} 2 3 {os.cpu_count()} PASSIVE True"], messages
+    for index, process in zip((1, 0), launch_nodes("probe", "--flag"), strict=True):
+        code, lines, messages = finish(process)
+        assert lines == [f"probe {index} 2 3 {os.cpu_count()} PASSIVE True"], messages
         assert code == 0, messages
 
 
 def test_a_process_lost_on_one_node_restarts_both() -> None:
-    for index, process in zip((1, 0), launch_nodes("told", "--lose", POPULARITY_RESTARTS="1"), strict=True):
-        code, told, messages = finish(process)
-        assert told == [f"told {index} 2 3 {os.cpu_count()} PASSIVE False"] * 2, messages
+    for index, process in zip((1, 0), launch_nodes("probe", "--lose", POPULARITY_RESTARTS="1"), strict=True):
+        code, lines, messages = finish(process)
+        assert lines == [f"probe {index} 2 3 {os.cpu_count()} PASSIVE False"] * 2, messages
         assert code == 0, messages
 
 
 def test_a_node_that_gives_up_stops_the_other() -> None:
-    later, first = launch_nodes("told", "--lose", "--refuse", POPULARITY_RESTARTS="3")
-    code, told, messages = finish(first)
-    assert (code, len(told), messages.count("error: this is refused")) == (1, 1, 1), messages
-    code, told, messages = finish(later)
-    assert (code, len(told)) == (1, 1), messages
-    assert "error: the 2 nodes are not together: " in messages
+    later, first = launch_nodes("probe", "--lose", "--refuse", POPULARITY_RESTARTS="3")
+    code, lines, messages = finish(first)
+    assert (code, len(lines), messages.count("error: this is refused")) == (1, 1, 1), messages
+    code, lines, messages = finish(later)
+    assert (code, len(lines)) == (1, 1), messages
+    assert "error: the 2 nodes did not connect: " in messages
 
 
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         node = dict(zip(NODE, ("2", "0", "127.0.0.1", str(taken.getsockname()[1])), strict=True))
-        code, _, messages = finish(launch("nodes", "told", **node))
+        code, _, messages = finish(launch("nodes", "probe", **node))
     assert code == 1
-    assert "error: the 2 nodes are not together: " in messages
+    assert "error: the 2 nodes did not connect: " in messages
     assert "Traceback" not in messages
 
 
@@ -234,46 +234,46 @@ exit "${code:-0}"
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "skypilot"])
-def test_a_batch_script_starts_the_launch_on_every_node(cluster: str, place: Path) -> None:
+def test_a_batch_script_starts_the_launch_on_every_node(cluster: str, project: Path) -> None:
     """The scripts as they are, with stand-ins for what clusters have and for `dvc`, whose stage is a launch."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    programs = place / "venv" / "bin"
+    programs = project / "venv" / "bin"
     programs.mkdir(parents=True)
     shell = {"scontrol": "printf '127.0.0.1\\n127.0.0.2\\n'", "python": f'exec {sys.executable} "$@"'}
-    shell |= {"dvc": '[ "$1" = repro ] && exec python -m popularity.launch told --flag'}
+    shell |= {"dvc": '[ "$1" = repro ] && exec python -m popularity.launch probe --flag'}
     texts = {name: f"#!/bin/sh\n{line}\n" for name, line in shell.items()} | dict.fromkeys(
         ("srun", "mpirun"), EVERYWHERE
     )
     for name, text in texts.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    (place / "src").symlink_to(REPOSITORY / "src")
-    environment = {**os.environ, "HOME": str(place)}
+    (project / "src").symlink_to(REPOSITORY / "src")
+    environment = {**os.environ, "HOME": str(project)}
     if cluster == "slurm":
         script = (REPOSITORY / "configs" / "cluster" / "slurm.sbatch").read_text()
         script = script.replace("$((20000 + SLURM_JOB_ID % 10000))", str(port))
-        job = {"SUBMIT_DIR": str(place), "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[0-1]", "CPUS_PER_TASK": "1"}
+        job = {"SUBMIT_DIR": str(project), "JOB_NUM_NODES": "2", "JOB_NODELIST": "node[0-1]", "CPUS_PER_TASK": "1"}
         environment |= {"VENV": "venv"} | {f"SLURM_{name}": value for name, value in job.items()}
     else:
         task = read_yaml(REPOSITORY / "configs" / "cluster" / "skypilot.yaml")
         assert subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=False).returncode == 0
-        script = task["run"].replace("/shared/popularity", str(place)).replace("29500", str(port))
+        script = task["run"].replace("/shared/popularity", str(project)).replace("29500", str(port))
         machines = {"NODE_RANK": "0", "NUM_NODES": "2", "NODE_IPS": "127.0.0.1\n127.0.0.2"}
         environment |= {"STAGES": ""} | {f"SKYPILOT_{name}": value for name, value in machines.items()}
     done = subprocess.run(
         ["bash"], input=script, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    told = sorted(line[:11] for line in done.stdout.splitlines())
-    assert told == ["told 0 2 3 ", "told 1 2 3 "], done.stderr
+    lines = sorted(line[:12] for line in done.stdout.splitlines())
+    assert lines == ["probe 0 2 3 ", "probe 1 2 3 "], done.stderr
     assert done.returncode == 0
 
 
 def test_an_unknown_topology_and_a_missing_module() -> None:
-    code, told, messages = finish(launch("three", "told"))
+    code, lines, messages = finish(launch("three", "probe"))
     known = ", ".join(sorted(path.stem for path in (REPOSITORY / "configs" / "accelerate").glob("*.yaml")))
     wanted = f"error: no topology 'three' in configs/accelerate; POPULARITY_TOPOLOGY may be: {known}"
-    assert (code, told, messages.splitlines()) == (1, [], [wanted])
+    assert (code, lines, messages.splitlines()) == (1, [], [wanted])
     code, _, messages = finish(launch(None, "--flag"))
     assert (code, messages.splitlines()[0][:26]) == (1, "error: say which module: p")
 
@@ -331,7 +331,7 @@ def test_without_a_driver_torch_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -
 def test_a_gpu_that_is_not_there(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("POPULARITY_TOPOLOGY", topology)
-    with pytest.raises(ConfigError, match=f"{topology}.yaml wants a GPU, and this machine has none"):
+    with pytest.raises(ConfigError, match=f"{topology}.yaml needs a GPU, and this machine has none"):
         Launch.read()
 
 

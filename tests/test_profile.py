@@ -14,19 +14,19 @@ from tests.repository import PROFILES, REPOSITORY, profile_text, write_profile
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def project(tmp_path: Path) -> Path:
     """A copy of the repository's params.yaml, in the demo profile, and of its profiles."""
     write_profile(tmp_path, "demo")
     shutil.copytree(PROFILES, tmp_path / "profiles")
     return tmp_path
 
 
-def _switch(place: Path, name: str, *more: str) -> None:
-    main([name, "--params", str(place / "params.yaml"), "--profiles", str(place / "profiles"), *more])
+def _switch(project: Path, name: str, *more: str) -> None:
+    main([name, "--params", str(project / "params.yaml"), "--profiles", str(project / "profiles"), *more])
 
 
-def _text(place: Path) -> str:
-    return (place / "params.yaml").read_text(encoding="utf-8")
+def _text(project: Path) -> str:
+    return (project / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_the_committed_parameters_are_those_of_profile_demo() -> None:
@@ -47,64 +47,64 @@ def test_the_profiles_exist_and_leave_the_data_set_alone() -> None:
     assert not any(key[0] in ("dataset", "profile") for values in profiles.values() for key in values)
 
 
-def test_there_and_back_gives_the_same_bytes(place: Path) -> None:
-    before = _text(place)
+def test_there_and_back_gives_the_same_bytes(project: Path) -> None:
+    before = _text(project)
     for name in ("tiny", "full", "tiny", "demo"):
-        _switch(place, name)
-    assert _text(place) == before
+        _switch(project, name)
+    assert _text(project) == before
 
 
 @pytest.mark.parametrize("name", ["tiny", "full", "paper"])
-def test_only_listed_values_change_and_comments_stay(place: Path, name: str) -> None:
-    before, old = leaves(read_yaml(place / "params.yaml")), _text(place)
-    _switch(place, name)
-    after = leaves(read_yaml(place / "params.yaml"))
+def test_only_listed_values_change_and_comments_stay(project: Path, name: str) -> None:
+    before, old = leaves(read_yaml(project / "params.yaml")), _text(project)
+    _switch(project, name)
+    after = leaves(read_yaml(project / "params.yaml"))
     assert list(after) == list(before)
-    profile = leaves(read_yaml(place / "profiles" / f"{name}.yaml"))
+    profile = leaves(read_yaml(project / "profiles" / f"{name}.yaml"))
     assert after == {**before, **profile, ("profile",): name}
-    assert [line.partition("#")[2] for line in _text(place).splitlines()] == [
+    assert [line.partition("#")[2] for line in _text(project).splitlines()] == [
         line.partition("#")[2] for line in old.splitlines()
     ]
 
 
-def test_tiny_is_read_by_the_stages(place: Path) -> None:
-    _switch(place, "tiny")
-    assert load_params("evaluate", EvaluateConfig, place / "params.yaml").n_resamples == 50
-    assert read_yaml(place / "params.yaml")["demo"]["posts"] == 300
+def test_tiny_is_read_by_the_stages(project: Path) -> None:
+    _switch(project, "tiny")
+    assert load_params("evaluate", EvaluateConfig, project / "params.yaml").n_resamples == 50
+    assert read_yaml(project / "params.yaml")["demo"]["posts"] == 300
 
 
-def test_the_printed_diff_says_what_changed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_diff_says_what_changed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    before = _text(place)
-    _switch(place, "tiny", "--show")
+    before = _text(project)
+    _switch(project, "tiny", "--show")
     lines = capsys.readouterr().out.splitlines()
     assert "-profile: demo" in lines
     assert "+profile: tiny" in lines
-    assert _text(place) == before
-    _switch(place, "demo")
+    assert _text(project) == before
+    _switch(project, "demo")
     assert "already" in capsys.readouterr().out
 
 
-def test_values_set_by_hand_outside_the_profile_stay(place: Path) -> None:
-    (place / "params.yaml").write_text(_text(place).replace("root: data/demo", "root: /elsewhere/data"))
-    _switch(place, "full")
-    assert read_yaml(place / "params.yaml")["dataset"]["root"] == "/elsewhere/data"
+def test_values_set_by_hand_outside_the_profile_stay(project: Path) -> None:
+    (project / "params.yaml").write_text(_text(project).replace("root: data/demo", "root: /elsewhere/data"))
+    _switch(project, "full")
+    assert read_yaml(project / "params.yaml")["dataset"]["root"] == "/elsewhere/data"
 
 
-def test_a_key_that_params_lack_is_an_error(place: Path) -> None:
-    for file in (place / "profiles").iterdir():
+def test_a_key_that_params_lack_is_an_error(project: Path) -> None:
+    for file in (project / "profiles").iterdir():
         file.write_text(file.read_text() + "nowhere:\n  trees: 5\n")
     with pytest.raises(ConfigError, match=r"has no nowhere\.trees"):
-        _switch(place, "tiny")
+        _switch(project, "tiny")
 
 
-def test_profiles_with_different_keys_are_an_error(place: Path) -> None:
-    with (place / "profiles" / "tiny.yaml").open("a") as stream:
+def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
+    with (project / "profiles" / "tiny.yaml").open("a") as stream:
         stream.write("submit:\n  decimals: 5\n")
     with pytest.raises(ConfigError, match=r"demo\.yaml: every profile must list the same keys.*submit\.decimals"):
-        _switch(place, "tiny")
+        _switch(project, "tiny")
 
 
-def test_an_unknown_name_is_an_error(place: Path) -> None:
+def test_an_unknown_name_is_an_error(project: Path) -> None:
     with pytest.raises(ConfigError, match="no profile 'huge'; there are demo, full, paper, tiny"):
-        _switch(place, "huge")
+        _switch(project, "huge")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from popularity.core.errors import DataError
+from popularity.core.errors import ContractError, DataError
 from popularity.core.stage import record_resources
 from popularity.resources import main
 
@@ -42,13 +42,16 @@ def test_reads_what_stages_write(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert int(peak.replace(",", "")) > 10
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ('{"stage": "a"}', "not a cost record")])
-def test_a_broken_record_is_named(tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [("{", ContractError, "cannot be read"), ('{"stage": "a"}', DataError, "not a resource record")],
+)
+def test_a_broken_record_is_named(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
     (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(DataError, match=rf"bad\.json: {message}"):
+    with pytest.raises(error, match=rf"bad\.json: {message}"):
         main([str(tmp_path), "--graph", str(_graph(tmp_path))])
 
 
 def test_no_records(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no cost records"):
+    with pytest.raises(DataError, match="no resource records"):
         main([str(tmp_path / "absent"), "--graph", str(_graph(tmp_path))])

@@ -16,7 +16,7 @@ from popularity.core.config import PARAMS_FILE, load_params, parse_section
 from popularity.core.contracts import FOLDS, POSTS, read_table, write_table
 from popularity.demo import DemoParams, generate
 from popularity.features.context import class_features, tag_features, user_features
-from popularity.features.target_statistics import compute_target_statistics
+from popularity.features.target_statistics import target_statistics
 from popularity.validation import SplitParams, make_splits
 from stages import ingest
 
@@ -69,7 +69,7 @@ def task_features(root: Path) -> None:
         table = table.join(made(posts.lazy()), on="pid", how="left", validate="1:1")
     role = pl.when(pl.col("split") == "train").then(pl.lit("train")).otherwise(pl.lit("valid"))
     rows = posts.select("pid", "posted_at", "label", *KEYS, role=role)
-    statistics = compute_target_statistics(rows, KEYS, PRIOR, timedelta(days=1))
+    statistics = target_statistics(rows, KEYS, PRIOR, timedelta(days=1))
     table.collect().join(statistics, on="pid", how="left", validate="1:1").sort("pid").write_parquet(root / OURS)
 
 

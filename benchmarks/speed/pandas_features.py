@@ -104,10 +104,10 @@ def target_statistics(posts: Frame, prior: float) -> Frame:
         )
         mean = each["total"] / each["count"]
         columns = {
-            f"{key}_history_posts": each["posts"].fillna(0),
-            f"{key}_history_level": (each["own"] + prior * mean) / (each["posts"] + prior) - mean,
-            f"{key}_history_last": each["label"] - mean,
-            f"{key}_history_age": _days(each["posted_at"] - each["at_own"]),
+            f"{key}_target_posts": each["posts"].fillna(0),
+            f"{key}_target_level": (each["own"] + prior * mean) / (each["posts"] + prior) - mean,
+            f"{key}_target_last": each["label"] - mean,
+            f"{key}_target_age": _days(each["posted_at"] - each["at_own"]),
         }
         table = table.merge(pd.DataFrame({"pid": each["pid"], **columns}), on="pid", how="left", validate="1:1")
     return table

@@ -1,7 +1,7 @@
-"""Checks the whole of params.yaml before anything runs: python -m popularity.check; `make repro` begins with it.
+"""Checks all sections of params.yaml before a run: python -m popularity.check; `make repro` begins with it.
 
-A stage checks its own section when its turn comes: on a large data set hours after a key of `evaluate` was misspelt.
-This reads every section at once, finds those that no stage reads, and lists all that is wrong.
+A stage checks its own section when it starts. On a large data set a misspelt key of `evaluate` would be found after
+hours. This command reads every section at once, finds sections that no stage reads, and lists all errors.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ SECTIONS: Mapping[str, Any] = {
     "submit": SubmitConfig,
     "report": ReportParams,
 }
-OTHERS = ("profile", "dataset")  # no stage has a section of this name
-GENERATED = "data/demo"  # by the graph itself
+OTHERS = ("profile", "dataset")  # sections of no stage
+GENERATED = "data/demo"  # made by the graph itself
 
 
 def check(file: Path) -> None:
-    """Nothing, if every stage will take its section.
+    """Returns without an error if every stage can read its section.
 
     Raises:
-        ConfigError: all that is wrong with the file.
+        ConfigError: lists all errors of the file.
     """
     content = read_yaml(file)
     known = (*OTHERS, *SECTIONS)
@@ -70,7 +70,7 @@ def check(file: Path) -> None:
     for name, section in SECTIONS.items():
         _collect(problems, partial(load_params, name, section, file))
     if not problems:
-        _collect(problems, partial(_check_choices, file))
+        _collect(problems, partial(_check_candidates, file))
     root = content.get("dataset", {}).get("root") if isinstance(content.get("dataset"), Mapping) else None
     if not isinstance(root, str):
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
@@ -87,8 +87,8 @@ def _collect(problems: list[str], step: Callable[[], object]) -> None:
         problems.append(str(error))
 
 
-def _check_choices(file: Path) -> None:
-    """The candidates; and the search, whichever of them it starts from."""
+def _check_candidates(file: Path) -> None:
+    """Checks the candidates, and the search from each of them."""
     tune, stack = load_params("tune", TuneParams, file), load_params("stack", StackParams, file)
     candidates = candidates_of(load_params("select", SelectParams, file), stack)
     for start in [candidate.stack for candidate in candidates] or [stack]:

@@ -9,7 +9,7 @@ A generated part stands between two comments, `<!-- generated: NAME -->` and `<!
     headline          the score table of README.md, from the CSV files of two data sets
     results/FILE.csv  a table of docs/results
 
-`tests/docs` fails when a part differs from what this command would write.
+`tests/docs` fails if a part differs from the output of this command.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def documents(root: Path) -> list[Path]:
 
 
 def refreshed(text: str, root: Path) -> str:
-    """`text` with each generated part as the files below `root` give it today.
+    """`text` with each generated part written anew from the files below `root`.
 
     Raises:
-        DataError: a part has a name that nothing generates.
+        DataError: no function generates a part of this name.
     """
     return PART.sub(lambda part: f"{part[1]}{generate(part[2], root)}\n{part[3]}", text)
 
@@ -65,7 +65,7 @@ def generate(name: str, root: Path) -> str:
     """The Markdown of the part `name`.
 
     Raises:
-        DataError: nothing generates a part of this name.
+        DataError: no function generates a part of this name.
     """
     if name.startswith("results/"):
         return markdown_table(*read_results(root / "docs" / name))
@@ -101,13 +101,13 @@ def stage_files_part(root: Path) -> str:
 
 
 def parameters_part(root: Path) -> str:
-    """The tables of params.yaml with the values of profile `demo` on the demo data, whatever is set at the moment."""
+    """The tables of params.yaml with the values of profile `demo` on the demo data, whatever the file holds now."""
     values = {("profile",): PROFILE, ("dataset", "root"): DEMO_DATA, **read_profiles(root / PROFILES)[PROFILE]}
     return parameter_tables(edited((root / "params.yaml").read_text(encoding="utf-8"), values, f"profile '{PROFILE}'"))
 
 
 def parameter_tables(text: str) -> str:
-    """A table for every section of a params.yaml: key, value, and the comment that stands at the key."""
+    """A table for every section of a params.yaml: key, value, and the comment of the key."""
     comments = _key_comments(text)
     blocks: list[str] = []
     for section, content in YAML(typ="safe", pure=True).load(text).items():
@@ -128,7 +128,7 @@ def parameter_tables(text: str) -> str:
 def contracts_part() -> str:
     """A heading and a table of columns for every contract of the package, in the order of its source."""
     blocks = []
-    for module, name, column_comments, about in _contract_sources():
+    for module, name, column_comments, comment in _contract_sources():
         contract: Contract = getattr(importlib.import_module(module), name)
         rows = [
             (
@@ -140,10 +140,10 @@ def contracts_part() -> str:
             for column, rule in contract.columns.items()
         ]
         further = " Further columns follow." if contract.extra else ""
-        about_text = f"{_escaped(about)}\n\n" if about else ""
+        description = f"{_escaped(comment)}\n\n" if comment else ""
         blocks.append(
             f"### `{name}`\n\nIn `{module.removeprefix('popularity.').replace('.', '/')}.py`. "
-            f"Unique key: {_names(contract.key)}.{further}\n\n{about_text}"
+            f"Unique key: {_names(contract.key)}.{further}\n\n{description}"
             + markdown_table(("column", "type", "may be null", "meaning"), rows)
         )
     return "\n\n".join(blocks)
@@ -212,7 +212,7 @@ def _shown(value: Any) -> str:
 
 
 def _rows_of(section: str, content: Mapping[str, Any], comments: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(dotted key, value as shown) of a section, inner mappings key by key; one with a comment has a row of its own."""
+    """Rows (dotted key, value as shown) of a section; an inner mapping has a row a key, and one for its comment."""
     for key, value in content.items():
         below = f"{section}.{key}"
         if isinstance(value, Mapping) and value and not _is_free(value, below):
@@ -228,12 +228,12 @@ FREE_KEYS = ("choices", "low")  # of a range or a list of choices in a search sp
 
 
 def _is_free(value: Mapping[str, Any], path: str) -> bool:
-    """Whether a mapping is a value as a whole: a range or choices of a search space, or a registered configuration."""
+    """True if a mapping is one value: a range or choices of a search space, or a registered configuration."""
     return any(key in value for key in FREE_KEYS) or path.startswith("select.configurations.")
 
 
 def _key_comments(text: str) -> dict[str, str]:
-    """Dotted key -> its comment: what follows the value, and the lines of comment above the key."""
+    """Dotted key -> its comment: the one after the value, and the lines of comment above the key."""
     comments: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     above: list[str] = []
@@ -268,7 +268,7 @@ def _meaning(rule: Column, comment: str | None) -> str:
 
 
 def _escaped(comment: str) -> str:
-    """A comment whose `<name>` Markdown does not take for a tag."""
+    """The comment with `<` escaped: Markdown would take `<name>` for a tag."""
     return comment.replace("<", chr(92) + "<")
 
 
@@ -318,7 +318,7 @@ def _lines_above(line: int, first: int, comments: Mapping[int, tuple[str, bool]]
 
 
 def _line_comments(text: str) -> dict[int, tuple[str, bool]]:
-    """Line number -> (its comment, whether nothing else stands on the line)."""
+    """Line number -> (its comment, True if nothing else is on the line)."""
     return {
         token.start[0]: (token.string.lstrip("# "), not token.line[: token.start[1]].strip())
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
@@ -337,7 +337,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = page.read_text(encoding="utf-8")
         new = refreshed(text, args.folder)
         if new != text and args.check:
-            raise DataError(f"{page} is out of date", expected="what its sources give today", fix=f"run {COMMAND}")
+            raise DataError(
+                f"{page} is out of date", expected="the text that its sources give now", fix=f"run {COMMAND}"
+            )
         if new != text:
             page.write_text(new, encoding="utf-8")
             print(f"{page}: refreshed")

@@ -1,26 +1,26 @@
-r"""Starts a stage with the processes that a topology names: configs/accelerate/<topology>.yaml.
+r"""Starts a stage in the processes of a topology: configs/accelerate/<topology>.yaml.
 
     python -m popularity.launch stages.train --posts data/interim/posts.parquet ...
     POPULARITY_TOPOLOGY=two_cpu_processes python -m popularity.launch stages.train ...
     POPULARITY_TOPOLOGY=nodes POPULARITY_NODES=2 POPULARITY_NODE_RANK=0 \
         POPULARITY_MAIN_ADDRESS=10.0.0.1 POPULARITY_MAIN_PORT=29500 python -m popularity.launch stages.train ...
 
-POPULARITY_TOPOLOGY names the file; without it the machine decides: `cpu` without a GPU, `gpu` with one, `gpus` with
-more. The command, and so the graph, is the same everywhere. In a topology, `num_processes: -1` stands for one process
-a GPU (one a node without any) and `num_machines: -1` for POPULARITY_NODES.
+POPULARITY_TOPOLOGY names the file. The default depends on the machine: `cpu` without a GPU, `gpu` with one, `gpus`
+with more. The command, and so the graph, is the same everywhere. In a topology, `num_processes: -1` means one process
+a GPU (one a node without GPUs), and `num_machines: -1` means POPULARITY_NODES.
 
-POPULARITY_NODE_COMMAND is a command that runs what follows it on every node, with the node's number in
-POPULARITY_NODE_RANK (configs/cluster has some). With it the launch starts itself everywhere: a plain `dvc repro` on the
-first node is enough.
+POPULARITY_NODE_COMMAND is a command that runs its arguments on every node, with the index of the node in
+POPULARITY_NODE_RANK (configs/cluster has examples). With it the launch starts itself on all nodes: a plain `dvc repro`
+on the first node is enough.
 
-POPULARITY_RESTARTS (default 0) is how often a group that has lost a process is started again, on all nodes. The stages
-then go on from what is finished. An error for people ends the run at once: it would only come again. A single process
-is not started again.
+POPULARITY_RESTARTS (default 0) is the number of times that a group which lost a process is started again, on all nodes.
+The stages then keep their finished work. An error for people ends the run at once, because it would occur again. A
+single process is not started again.
 
-A single process is run in place of this one, with all threads of the machine: accelerate would do no more for it, and
-set OMP_NUM_THREADS to 1. Several are started by `accelerate launch` with that file, never with the user's own
-settings. They are told how many they must be (POPULARITY_PROCESSES), because accelerate runs some settings as one
-process without a word: see `popularity.encoders.sharding.start_processes`. Exit codes and feature_groups are passed on.
+A single process replaces this one and has all threads of the machine: accelerate would add nothing and set
+OMP_NUM_THREADS to 1. Several processes are started by `accelerate launch` with the topology's file, never with the
+user's own settings. POPULARITY_PROCESSES holds their number, because accelerate silently runs some settings as one
+process: see `popularity.encoders.sharding.start_processes`. Exit codes and signals are passed on.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ ADDRESS_VARIABLE = "POPULARITY_MAIN_ADDRESS"
 PORT_VARIABLE = "POPULARITY_MAIN_PORT"
 COMMAND_VARIABLE = "POPULARITY_NODE_COMMAND"
 RESTARTS_VARIABLE = "POPULARITY_RESTARTS"
-_PATIENCE = 900  # s that nodes wait for each other
+NODE_TIMEOUT = 900  # s that nodes wait for each other
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What to start here.
+    """The processes to start.
 
     Args:
-        file: the topology.
-        processes: on all nodes together.
-        nodes: their number.
-        on_cpu: no process uses a GPU.
+        file: of the topology.
+        processes: number on all nodes together.
+        nodes: number of nodes.
+        on_cpu: True if no process uses a GPU.
     """
 
     file: Path
@@ -70,10 +70,10 @@ class Launch:
 
     @classmethod
     def read(cls, folder: Path = TOPOLOGIES) -> Launch:
-        """From the environment, the topologies in `folder` and the GPUs of this machine.
+        """The launch that the environment, the topologies in `folder` and the GPUs of this machine define.
 
         Raises:
-            ConfigError: no such topology, it wants a GPU where there is none, or a variable of a node is missing.
+            ConfigError: no such topology, it needs a GPU and there is none, or a variable of a node is missing.
         """
         gpus = _gpus()
         name = os.environ.get(TOPOLOGY_VARIABLE) or ("gpus" if gpus > 1 else "gpu" if gpus else "cpu")
@@ -87,26 +87,26 @@ class Launch:
             _check_node_variables(name)
             nodes = int(os.environ[NODES_VARIABLE])
         elif not topology.get("use_cpu", False) and not gpus:
-            raise ConfigError(f"{file} wants a GPU, and this machine has none; {TOPOLOGY_VARIABLE}=cpu needs none")
+            raise ConfigError(f"{file} needs a GPU, and this machine has none; {TOPOLOGY_VARIABLE}=cpu needs none")
         processes = int(topology.get("num_processes", -1))
         if processes == -1:
             processes = max(gpus, 1) * nodes
         return cls(file, processes, nodes, bool(topology.get("use_cpu", False)) or not gpus)
 
     def environment(self) -> dict[str, str]:
-        """What the processes are told."""
-        told = {
+        """Environment variables of the processes."""
+        variables = {
             PROCESSES_VARIABLE: str(self.processes),
             LAUNCHER_VARIABLE: str(os.getpid()),
-            # Kept by the launcher, addresses would outlive a restart: new processes would look for dead ones.
+            # In the launcher, addresses would survive a restart: new processes would connect to dead ones.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
-        return told | ({"ACCELERATE_USE_CPU": "true"} if self.on_cpu else {})
+        return variables | ({"ACCELERATE_USE_CPU": "true"} if self.on_cpu else {})
 
     def flags(self) -> list[str]:
-        """Of `accelerate launch`; they go before the file's values."""
-        given = {
+        """Flags of `accelerate launch`; they override the file's values."""
+        values = {
             "config_file": self.file,
             "num_processes": self.processes,
             "num_machines": self.nodes,
@@ -115,20 +115,20 @@ class Launch:
             or max(1, (os.cpu_count() or 1) * self.nodes // self.processes),
         }
         if self.nodes > 1:
-            given |= {
+            values |= {
                 "machine_rank": os.environ[RANK_VARIABLE],
                 "main_process_ip": os.environ[ADDRESS_VARIABLE],
                 "main_process_port": os.environ[PORT_VARIABLE],
-                "rdzv_backend": "c10d",  # `static` starts the nodes again one by one, and knows of no failure elsewhere
-                "rdzv_conf": f"is_host={int(self.rank == 0)},read_timeout={_PATIENCE},join_timeout={_PATIENCE}",
+                "rdzv_backend": "c10d",  # `static` restarts the nodes one by one and does not see a failure on others
+                "rdzv_conf": f"is_host={int(self.rank == 0)},read_timeout={NODE_TIMEOUT},join_timeout={NODE_TIMEOUT}",
             }
-        return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
-    def meeting(self) -> dict[str, Any]:
-        """How the processes find each other: options of torch that `accelerate launch` has no flags for."""
+    def rendezvous(self) -> dict[str, Any]:
+        """Options of torch for the rendezvous of the processes, for which `accelerate launch` has no flags."""
         if self.nodes == 1:
             return {"standalone": True, "local_addr": "127.0.0.1"}
-        # Nodes are ranked by the order of these names, of which only the first one's is used as an address.
+        # Nodes are ranked in the order of these names; only the first node's name is used as an address.
         return {"local_addr": os.environ[ADDRESS_VARIABLE] if self.rank == 0 else f"~{self.rank:09d}"}
 
     @property
@@ -137,7 +137,7 @@ class Launch:
 
 
 def _gpus() -> int:
-    """That torch can use. It takes seconds to load, and sees none where the system has no driver of one."""
+    """Number of GPUs that torch can use. Torch loads only if the system has a driver, because that takes seconds."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -165,16 +165,16 @@ def _whole_number(variable: str, value: str) -> int:
 
 
 class _RefusedError(Exception):
-    """One of the processes has told people what is wrong."""
+    """A process has shown its error to people."""
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:
-    signal.signal(REFUSED, signal.SIG_IGN)  # the others may find the same
+    signal.signal(REFUSED, signal.SIG_IGN)  # other processes may send it too
     raise _RefusedError
 
 
 def start(launch: Launch, command: Sequence[str]) -> int:
-    """Exit code of `python -m <command>` in the processes of `launch`; does not come back from a single process."""
+    """The exit code of `python -m <command>` in the processes of `launch`; never returns if it is a single process."""
     os.environ.update(launch.environment())
     if launch.processes == 1:
         os.execv(sys.executable, [sys.executable, "-m", *command])
@@ -182,27 +182,27 @@ def start(launch: Launch, command: Sequence[str]) -> int:
 
 
 def _start_group(launch: Launch, command: Sequence[str]) -> int:
-    # Seconds to load, and a single process needs none of it.
+    # These take seconds to load, and a single process does not need them.
     from accelerate.commands.launch import launch_command, launch_command_parser  # noqa: PLC0415
     from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.elastic.rendezvous.api import RendezvousError  # noqa: PLC0415
 
-    # The processes have told what went wrong: elastic's own report of it is a page of tracebacks.
+    # The processes have shown their errors: elastic would add a page of tracebacks.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.run").disabled = True  # and it warns of what accelerate passes on
-    given = launch_command_parser().parse_args([*launch.flags(), "--module", *command])
-    vars(given).update(launch.meeting())
+    logging.getLogger("torch.distributed.run").disabled = True  # it warns of flags that accelerate sets
+    arguments = launch_command_parser().parse_args([*launch.flags(), "--module", *command])
+    vars(arguments).update(launch.rendezvous())
     signal.signal(REFUSED, _stop)
     try:
-        launch_command(given)
+        launch_command(arguments)
     except _RefusedError:
         return 1
     except (RendezvousError, ConnectionError) as error:
         raise ConfigError(
-            f"the {launch.nodes} nodes are not together: {error or type(error).__name__}\n"
-            f"  expected: the same command on all of them within {_PATIENCE} s, and none that has given up\n"
-            f"  next: see what the others say, and whether they reach {ADDRESS_VARIABLE} at {PORT_VARIABLE}"
+            f"the {launch.nodes} nodes did not connect: {error or type(error).__name__}\n"
+            f"  expected: the same command on all nodes within {NODE_TIMEOUT} s, and none that has ended\n"
+            f"  next: read the other nodes' messages, and check that they reach {ADDRESS_VARIABLE} at {PORT_VARIABLE}"
         ) from error
     except ChildFailedError as error:
         return _exit_code(error.get_first_failure()[1].exitcode)
@@ -214,14 +214,14 @@ def _start_group(launch: Launch, command: Sequence[str]) -> int:
 
 
 def _exit_code(code: int) -> int:
-    """As a shell tells it: 128 + n of a process that signal n ended."""
+    """The exit code of a shell: 128 + n for a process that signal n ended."""
     return code if code >= 0 else 128 - code
 
 
 def main() -> None:
     command = sys.argv[1:]
     if not command or command[0].startswith("-"):
-        raise ConfigError("say which module: python -m popularity.launch stages.train --flag ...")
+        raise ConfigError("name the module: python -m popularity.launch stages.train --flag ...")
     everywhere = shlex.split(os.environ.pop(COMMAND_VARIABLE, ""))
     if everywhere:
         os.execvp(everywhere[0], [*everywhere, sys.executable, "-m", "popularity.launch", *command])

@@ -2,7 +2,7 @@
 
 Edits only the keys that configs/profiles/NAME.yaml lists, keeps every comment, and prints what changed. The data
 set (dataset.root) is no part of a profile: `make dataset` sets it. With `--patch FILE` instead of a name the keys are
-those of any other file: what a search found, say.
+those of any other file, such as the result of a search.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def read_profiles(folder: Path) -> dict[str, dict[Key, Any]]:
     """Every profile's values by key path.
 
     Raises:
-        ConfigError: there is none, or one lists other keys than the rest, so that switching back would lose a value.
+        ConfigError: there is no profile, or one lists other keys than the rest: switching back would lose a value.
     """
     profiles = {file.stem: leaves(read_yaml(file)) for file in sorted(folder.glob("*.yaml"))}
     if not profiles:
@@ -38,28 +38,34 @@ def read_profiles(folder: Path) -> dict[str, dict[Key, Any]]:
     for name, values in profiles.items():
         if missing := every - set(values):
             raise ConfigError(
-                f"{folder / name}.yaml: every profile must list the same keys, this one lacks {_listed(missing)}"
+                f"{folder / name}.yaml: every profile must list the same keys, this one lacks {_joined(missing)}"
             )
     return profiles
 
 
-def edited(text: str, values: dict[Key, Any], what: str, source: str = "params.yaml") -> str:
+def edited(text: str, values: dict[Key, Any], origin: str, source: str = "params.yaml") -> str:
     """The text of params.yaml with other values; comments and order stay.
 
+    Args:
+        text: of params.yaml.
+        values: key path -> new value.
+        origin: of the values, for the message.
+        source: file name of the text, for the message.
+
     Raises:
-        ConfigError: there is a key that params.yaml lacks; `what` says whose.
+        ConfigError: params.yaml lacks a key of `values`.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096  # never break a long line
     content = yaml.load(text)
     if unknown := set(values) - set(leaves(content)):
-        raise ConfigError(f"{what}: {source} has no {_listed(unknown)}")
+        raise ConfigError(f"{origin}: {source} has no {_joined(unknown)}")
     for key, value in values.items():
         section = content
-        for part in key[:-1]:
-            section = section[part]
-        if section[key[-1]] != value:  # an equal value keeps its own spelling
+        for name in key[:-1]:
+            section = section[name]
+        if section[key[-1]] != value:  # an equal value keeps its spelling
             section[key[-1]] = _on_one_line(value) if _is_on_one_line(section[key[-1]]) else value
     stream = io.StringIO()
     yaml.dump(content, stream)
@@ -76,19 +82,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profiles", type=Path, default=PROFILES)
     args = parser.parse_args(argv)
     if args.patch is not None:
-        what, values = str(args.patch), leaves(read_yaml(args.patch))
+        origin, values = str(args.patch), leaves(read_yaml(args.patch))
     else:
         profiles = read_profiles(args.profiles)
         if args.name not in profiles:
             raise ConfigError(f"no profile '{args.name}'; there are {', '.join(profiles)}")
-        what, values = f"profile '{args.name}'", {("profile",): args.name, **profiles[args.name]}
+        origin, values = f"profile '{args.name}'", {("profile",): args.name, **profiles[args.name]}
     read_yaml(args.params)
     before = args.params.read_text(encoding="utf-8")
-    after = edited(before, values, what, str(args.params))
+    after = edited(before, values, origin, str(args.params))
     difference = difflib.unified_diff(
-        before.splitlines(keepends=True), after.splitlines(keepends=True), str(args.params), what.replace("'", "")
+        before.splitlines(keepends=True), after.splitlines(keepends=True), str(args.params), origin.replace("'", "")
     )
-    print("".join(difference).rstrip("\n") or f"{args.params}: already as {what} says")
+    print("".join(difference).rstrip("\n") or f"{args.params}: has the values of {origin} already")
     if not args.show and after != before:
         write_text(args.params, after)
 
@@ -106,7 +112,7 @@ def _on_one_line(values: Any) -> Any:
     return result
 
 
-def _listed(keys: set[Key]) -> str:
+def _joined(keys: set[Key]) -> str:
     return ", ".join(sorted(".".join(key) for key in keys))
 
 

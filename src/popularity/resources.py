@@ -1,51 +1,49 @@
 """Time and peak memory of every stage: python -m popularity.resources reports/resources.
 
-Reads the records that `popularity.core.stage.measured` writes; rows are in the order of dvc.yaml.
+Reads the files that `popularity.core.stage.record_resources` wrote; rows are in the order of dvc.yaml.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from popularity.core.atomic import read_json
 from popularity.core.config import read_yaml
 from popularity.core.errors import DataError
 from popularity.core.stage import run
 
-FACTS = ("stage", "seconds", "peak_mib", "largest_child_mib")
+FIELDS = ("stage", "seconds", "peak_mib", "largest_child_mib")
 
 
 def read_records(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     """The records in `folder`, stages in `order` first, others after them by name.
 
     Raises:
+        ContractError: a file holds no JSON.
         DataError: no record, or a file that is none.
     """
     records = []
     for file in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"not valid JSON: {error}", file=file, fix="dvc repro --force") from error
-        if not isinstance(record, dict) or set(record) != set(FACTS):
-            raise DataError("not a cost record", file=file, expected=f"keys {', '.join(FACTS)}")
+        record = read_json(file)
+        if not isinstance(record, dict) or set(record) != set(FIELDS):
+            raise DataError("not a resource record", file=file, expected=f"keys {', '.join(FIELDS)}")
         records.append(record)
     if not records:
-        raise DataError("no cost records", file=folder, expected="one JSON file per stage", fix="make repro")
-    rank = {stage: position for position, stage in enumerate(order)}
+        raise DataError("no resource records", file=folder, expected="one JSON file per stage", fix="make repro")
+    rank = {stage: index for index, stage in enumerate(order)}
     return sorted(records, key=lambda record: (rank.get(record["stage"], len(rank)), record["stage"]))
 
 
 def cost_table(records: Sequence[dict[str, Any]]) -> str:
-    """Fixed-width table with a total: the sum of seconds and the highest peaks.
+    """A table of fixed width with a total: the sum of seconds and the highest peaks.
 
-    A stage that works in several processes needs its own peak and that of each child. Linux counts a program that a
-    stage starts (git, say) with the memory that the stage held at that moment, so equal peaks mean no such need.
+    A stage of several processes needs its own peak and that of each child. Linux counts a program that a stage starts
+    (such as git) with the memory of the stage at that moment: equal peaks mean that the children needed none.
     """
-    rows = [[record[fact] for fact in FACTS] for record in records]
+    rows = [[record[field] for field in FIELDS] for record in records]
     rows.append(["total", sum(row[1] for row in rows), max(row[2] for row in rows), max(row[3] for row in rows)])
     width = max(len(row[0]) for row in rows)
     lines = [f"{'stage':<{width}}  {'seconds':>9}  {'peak MiB':>9}  {'largest child MiB':>17}"]
@@ -55,7 +53,7 @@ def cost_table(records: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m popularity.resources", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of cost records")
+    parser.add_argument("folder", type=Path, help="folder of resource records")
     parser.add_argument("--graph", type=Path, default=Path("dvc.yaml"), help="file that orders the stages")
     args = parser.parse_args(argv)
     print(cost_table(read_records(args.folder, list(read_yaml(args.graph).get("stages", {})))))

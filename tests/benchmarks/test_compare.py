@@ -182,7 +182,7 @@ def test_a_fold_without_target_statistics_keeps_all_else(project: Path) -> None:
     data, *_ = made.folds(["forward"])
     fold = rows.without_target_statistics(data).fold
     gone = set(data.fold.fit.columns) - set(fold.fit.columns)
-    assert {column.rpartition("_")[0] for column in gone if column.startswith("uid")} == {"uid_history"}
+    assert {column.rpartition("_")[0] for column in gone if column.startswith("uid")} == {"uid_target"}
     assert all(FeatureColumn.named(column).fitted_on_labels for column in gone)
     assert not any(column in fold.fit.columns for column in FROM_LABELS if "." not in column)
     assert fold.score.columns == fold.fit.columns
@@ -250,7 +250,7 @@ def test_choices_are_different_stacks_whatever_params_say() -> None:
 def test_rows_of_feature_groups_name_their_groups() -> None:
     found = rows.feature_group_rows()
     assert found[rows.NO_FEATURE_GROUPS] == ()
-    assert found["only history"] == ("history",)
+    assert found["only user_target"] == ("user_target",)
     assert set(found["all feature groups"]) == set(rows.FEATURE_GROUPS)
     assert set(found["all but words"]) == set(rows.FEATURE_GROUPS) - {"words"}
 

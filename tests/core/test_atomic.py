@@ -29,8 +29,8 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 def wait_for(process: subprocess.Popen[str], line: str) -> None:
     assert process.stdout is not None
-    said = process.stdout.readline().strip()
-    assert said == line, process.communicate()[1]
+    printed = process.stdout.readline().strip()
+    assert printed == line, process.communicate()[1]
 
 
 WRITER = """

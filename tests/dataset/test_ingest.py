@@ -12,6 +12,7 @@ import orjson
 import polars as pl
 import pytest
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import POSTS, QUARANTINE, USERS, check_table
 from popularity.dataset import Ingested, ingest
 from popularity.dataset import reading as reading_module
@@ -208,7 +209,7 @@ def test_columnar_rows_may_be_listed_in_any_order(tmp_path: Path) -> None:
     layout = build("B")
     plain = read(layout, tmp_path)
     path = layout.path(tmp_path, "train", "user")
-    content = json.loads(path.read_text())
+    content = read_json(path)
     content["photo_count"] = dict(reversed(content["photo_count"].items()))
     path.write_text(json.dumps(content))
     assert ingest(tmp_path).posts.equals(plain.posts)

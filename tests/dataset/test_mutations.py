@@ -121,10 +121,10 @@ def expected(files: Files, split: str) -> list[dict[str, Any]]:
     labels = files[name_of(split, "label")].decode("utf-8-sig").split("\n") if split == "train" else []
     found = []
     for row, category in enumerate(records["category"]):
-        text, place = records["text"][row], records["temporalspatial"][row]
+        text, where = records["text"][row], records["temporalspatial"][row]
         more, user = records["additional"][row], records["user"][row]
         names = [clean(category.get(name)) for name in ("Category", "Subcategory", "Concept")]
-        seconds = integer(place.get("Postdate"), 0, int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()))
+        seconds = integer(where.get("Postdate"), 0, int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()))
         found.append(
             {
                 "pid": as_text(category["Pid"]),
@@ -138,9 +138,9 @@ def expected(files: Files, split: str) -> list[dict[str, Any]]:
                 "tags": clean(text.get("Alltags")),
                 "media_type": clean(text.get("Mediatype")),
                 "posted_at": None if seconds is None else datetime.fromtimestamp(seconds, UTC),
-                "latitude": number(place.get("Latitude"), -90, 90),
-                "longitude": number(place.get("Longitude"), -180, 180),
-                "geo_accuracy": integer(place.get("Geoaccuracy"), 0, 16) or 0,
+                "latitude": number(where.get("Latitude"), -90, 90),
+                "longitude": number(where.get("Longitude"), -180, 180),
+                "geo_accuracy": integer(where.get("Geoaccuracy"), 0, 16) or 0,
                 "has_path_alias": present(more.get("Pathalias")) is not None,
                 "is_public": flag(more.get("Ispublic")),
                 "media_status": clean(more.get("Mediastatus")),
@@ -176,9 +176,9 @@ def check(files: Files, *, may_refuse: bool) -> None:
         wanted = expected(files, split)
         assert len(rows) == len(wanted)
         for row, want in zip(rows, wanted, strict=True):
-            place = (name_of(split, "temporalspatial").rpartition("/")[2], want["source_index"], "Postdate")
+            where = (name_of(split, "temporalspatial").rpartition("/")[2], want["source_index"], "Postdate")
             if want["posted_at"] is None:
-                assert place in noted
+                assert where in noted
                 del want["posted_at"]
             assert {name: row[name] for name in want} == want
     assert set(found.users["uid"]) == set(found.posts["uid"])
@@ -333,11 +333,11 @@ def test_any_change_gives_a_right_table_or_a_named_error(form: str, happened: li
 
 
 @SETTINGS
-@given(form=st.sampled_from(["A", "B"]), place=st.sampled_from(FREE), row=ROWS, value=VALUES)
+@given(form=st.sampled_from(["A", "B"]), target=st.sampled_from(FREE), row=ROWS, value=VALUES)
 def test_any_value_of_a_field_that_no_row_depends_on_is_read(
-    form: str, place: tuple[str, str], row: int, value: Any
+    form: str, target: tuple[str, str], row: int, value: Any
 ) -> None:
-    role, field = place
+    role, field = target
     files = Change(name_of("train", role), "set", (row, field, value)).apply(VALID[form])
     check(files, may_refuse=False)
 

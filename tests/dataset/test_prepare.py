@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from popularity.core.atomic import read_json
 from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import __main__ as command
@@ -68,7 +68,7 @@ def test_a_folder_is_packed(tmp_path: Path, folder: Path) -> None:
     assert snapshot(folder) == before
     assert not list(root.rglob("test_label.txt"))
     assert not list(root.rglob("*.partial"))
-    manifest = json.loads((root / "manifest.json").read_text())
+    manifest = read_json(root / "manifest.json")
     assert manifest["source"] == str(folder)
     assert [entry["shard"] for entry in manifest["shards"]] == sorted(
         (path.name for path in root.glob("*.tar")), key=lambda name: (name.startswith("test"), name)
@@ -116,7 +116,7 @@ def test_shards_of_an_earlier_state_go(tmp_path: Path, folder: Path) -> None:
     many = len(list(root.glob("*.tar")))
     prepare(folder, tmp_path / "raw", 10 * SHARD_BYTES)
     assert len(list(root.glob("*.tar"))) == 2 < many
-    assert len(json.loads((root / "manifest.json").read_text())["shards"]) == 2
+    assert len(read_json(root / "manifest.json")["shards"]) == 2
     _, summary = index_images(ingest(root).posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
     assert summary["ignored_members"]["duplicate"]["count"] == 0
 
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, folder: Path) -> None:
     before = snapshot(root)
     assert len([name for name in before if name.endswith(".partial")]) == 1
     finished = {name for name in before if name.endswith(".tar")}
-    assert finished == {entry["shard"] for entry in json.loads((root / "manifest.json").read_text())["shards"]}
+    assert finished == {entry["shard"] for entry in read_json(root / "manifest.json")["shards"]}
     assert len(finished) >= 2
     prepare(folder, tmp_path / "raw", SHARD_BYTES)
     after = snapshot(root)

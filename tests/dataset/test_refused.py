@@ -175,7 +175,7 @@ def test_ids_of_a_list_of_users_are_checked_when_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "place"),
+    ("damage", "where"),
     [
         (lambda text: text[:-30], "line 1, column"),
         (lambda text: text.replace('"Title": "Title 4"', '"Title": Title 4'), "line 1, column"),
@@ -197,7 +197,7 @@ def test_ids_of_a_list_of_users_are_checked_when_there(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("chunk", [64, 1 << 25])
 def test_broken_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[str], str], place: str, chunk: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[str], str], where: str, chunk: int
 ) -> None:
     monkeypatch.setattr(reading_module, "CHUNK_BYTES", chunk)
     monkeypatch.setattr(reading_module, "FRAME_ROWS", 1 if chunk == 64 else 8192)
@@ -205,7 +205,7 @@ def test_broken_json(
     path = layout.path(layout.write(tmp_path), "train", "text")
     path.write_text(damage(path.read_text()))
     error = refused(tmp_path)
-    assert place in str(error)
+    assert where in str(error)
     assert error.file == path
     assert error.expected
 

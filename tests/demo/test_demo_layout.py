@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from popularity.core.atomic import fingerprint
+from popularity.core.atomic import fingerprint, read_json
 from popularity.core.errors import DataError
 from popularity.demo import DemoParams, generate
 from tests.conftest import Dataset
@@ -32,7 +31,7 @@ PROFILE = {"photo_firstdate", "photo_count", "ispro", "canbuypro", "timezone_off
 
 
 def read(root: Path, split: str, name: str) -> Any:
-    return json.loads((root / f"{split}_allmetadata_json" / f"{split}_{name}.json").read_text(encoding="utf-8"))
+    return read_json(root / f"{split}_allmetadata_json" / f"{split}_{name}.json")
 
 
 def lines(root: Path, split: str, name: str) -> list[str]:
@@ -141,10 +140,10 @@ def test_some_texts_are_empty_and_places_are_given_or_blank(tiny_dataset: Datase
     text = read(tiny_dataset.root, "train", "text")
     assert 0.02 < np.mean([row["Title"] == "" for row in text]) < 0.2
     assert 0.02 < np.mean([row["Alltags"] == "" for row in text]) < 0.4
-    places = read(tiny_dataset.root, "train", "temporalspatial_information")
-    blank = [row["Latitude"] == "" for row in places]
+    locations = read(tiny_dataset.root, "train", "temporalspatial_information")
+    blank = [row["Latitude"] == "" for row in locations]
     assert 0.3 < np.mean(blank) < 0.9
-    for row, empty in zip(places, blank, strict=True):
+    for row, empty in zip(locations, blank, strict=True):
         assert (row["Longitude"] == "", row["Geoaccuracy"] == "0") == (empty, empty)
         assert empty or (abs(float(row["Latitude"])) <= 90 and abs(float(row["Longitude"])) <= 180)
 

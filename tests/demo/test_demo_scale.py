@@ -28,16 +28,16 @@ def test_a_scaled_data_set_has_the_parts_of_smpd(tmp_path: Path) -> None:
 
 
 def test_further_classes_have_names_and_words_of_their_own() -> None:
-    places = choose_classes(77)
-    keys = {(place.category.name, place.subcategory.name) for place in places}
+    classes = choose_classes(77)
+    keys = {(used.category.name, used.subcategory.name) for used in classes}
     assert len(keys) == 77
-    assert sum(place.share for place in places) == pytest.approx(1)
-    for place in places:
-        assert place.subcategory in place.category.subcategories
-        others = [other for other in place.category.subcategories if other is not place.subcategory]
-        assert not any(set(place.subcategory.words) == set(other.words) for other in others)
+    assert sum(used.share for used in classes) == pytest.approx(1)
+    for used in classes:
+        assert used.subcategory in used.category.subcategories
+        others = [other for other in used.category.subcategories if other is not used.subcategory]
+        assert not any(set(used.subcategory.words) == set(other.words) for other in others)
     first = choose_classes(33)
-    assert [place.subcategory for place in places[:33]] == [place.subcategory for place in first]
+    assert [used.subcategory for used in classes[:33]] == [used.subcategory for used in first]
 
 
 def test_images_of_a_pool_are_used_in_turn(tiny_params: DemoParams, tmp_path: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from popularity.core.atomic import fingerprint
+from popularity.core.atomic import fingerprint, read_json
 from popularity.core.errors import ConfigError
 from stages.demo_data import main
 from tests.conftest import Dataset
@@ -32,7 +31,7 @@ def test_stage_replaces_both_folders_and_records_its_cost(tmp_path: Path, tiny_d
     assert fingerprint(tmp_path / "data" / "demo") == fingerprint(tiny_dataset.root)
     assert fingerprint(tmp_path / "data" / "demo_truth") == fingerprint(tiny_dataset.truth)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["demo", "demo_truth"]
-    record = json.loads((tmp_path / "reports/resources/demo_data.json").read_text())
+    record = read_json(tmp_path / "reports/resources/demo_data.json")
     assert record["stage"] == "demo_data"
     assert record["seconds"] > 0
 

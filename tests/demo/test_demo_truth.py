@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
+from popularity.core.atomic import read_json
 from popularity.demo import DemoParams, generate
 from popularity.demo.effects import EFFECTS, label_of, views_of
 from popularity.demo.images import SHAPES, TEXTURES
@@ -54,7 +54,7 @@ def test_views_of_small_and_large_levels() -> None:
 def test_published_and_held_back_labels_are_those_of_the_truth(effects: pl.DataFrame, tiny_dataset: Dataset) -> None:
     folder = tiny_dataset.root / "train_allmetadata_json"
     published = [float(line) for line in (folder / "train_label.txt").read_text().splitlines()]
-    pids = [row["Pid"] for row in json.loads((folder / "train_text.json").read_text(encoding="utf-8"))]
+    pids = [row["Pid"] for row in read_json(folder / "train_text.json")]
     label = dict(effects.filter(split="train").select("pid", "label").iter_rows())
     assert dict(zip(pids, published, strict=True)) == label
     held_back = pl.read_parquet(tiny_dataset.truth / "test_labels.parquet")
@@ -62,7 +62,7 @@ def test_published_and_held_back_labels_are_those_of_the_truth(effects: pl.DataF
 
 
 def test_best_reachable_scores_are_those_of_the_expectation(effects: pl.DataFrame, tiny_dataset: Dataset) -> None:
-    truth = json.loads((tiny_dataset.truth / "truth.json").read_text())
+    truth = read_json(tiny_dataset.truth / "truth.json")
     assert truth["parameters"]["seed"] == 20
     assert truth["effects"] == list(EFFECTS)
     for part, table in (("test", effects.filter(split="test")), ("all", effects)):
@@ -95,13 +95,13 @@ def test_without_a_trend_the_level_stays_and_all_else_is_as_it_was(
 
 def test_effects_follow_what_can_be_seen(effects: pl.DataFrame, tiny_dataset: Dataset) -> None:
     latents = pl.read_parquet(tiny_dataset.truth / "latents.parquet").join(effects, on="pid", validate="1:1")
-    told = latents.drop_nulls("agreement")
+    known = latents.drop_nulls("agreement")
     for effect, latent in (("image_quality", "quality"), ("words", "mood"), ("agreement", "agreement")):
-        assert np.corrcoef(told[effect], told[latent])[0, 1] > 0.999
+        assert np.corrcoef(known[effect], known[latent])[0, 1] > 0.999
     texts = {
         row["Pid"]: f"{row['Title']} {row['Alltags']}".lower().split()
         for split in ("train", "test")
-        for row in json.loads((tiny_dataset.root / f"{split}_allmetadata_json/{split}_text.json").read_text("utf-8"))
+        for row in read_json(tiny_dataset.root / f"{split}_allmetadata_json/{split}_text.json")
     }
     for pid, mood in latents.select("pid", "mood").iter_rows():
         assert mood == pytest.approx(sum(weight for word, weight in MOODS.items() if word in texts[pid]))
@@ -117,7 +117,7 @@ def test_some_texts_contradict_the_image(tiny_dataset: Dataset) -> None:
 @pytest.mark.parametrize("test_fraction", [0.1, 0.3, 0.5])
 def test_unseen_share_lands_for_other_sizes(posts: int, test_fraction: float) -> None:
     params = DemoParams(1, posts, posts // 5, 33, 32, test_fraction, "A", 2.3)
-    shares = np.array([place.share for place in choose_classes(33)])
+    shares = np.array([used.share for used in choose_classes(33)])
     users = draw_users(params, shares, np.random.default_rng(1))
     assert users.train_posts.sum() + users.test_posts.sum() == posts
     assert users.test_posts.sum() == round(posts * test_fraction)
@@ -142,7 +142,7 @@ def test_classes_are_the_public_ones_and_names_repeat_between_parents() -> None:
 
 
 def test_few_subcategories_still_spread_over_categories() -> None:
-    places = choose_classes(8)
-    assert len({place.category.name for place in places}) == 8
-    assert sum(place.share for place in places) == pytest.approx(1)
-    assert len({place.category.name for place in choose_classes(33)}) == 11
+    classes = choose_classes(8)
+    assert len({used.category.name for used in classes}) == 8
+    assert sum(used.share for used in classes) == pytest.approx(1)
+    assert len({used.category.name for used in choose_classes(33)}) == 11

@@ -1,4 +1,4 @@
-"""The two stages: contracts, bad pictures, kills, resumption, and one or several processes."""
+"""The two stages: contracts, bad images, kills, resumption, and one or several processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.vectors import read_block, read_tokens
-from popularity.encoders.image import load_image_encoder, picture_transform
+from popularity.encoders.image import image_transform, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers
 from popularity.encoders.sources import ColumnParams
@@ -34,7 +34,7 @@ from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
 from popularity.images.statistics import image_statistics
 from stages import embed_image, embed_text
-from tests.encoders.tiny_encoders import Pictures, make_pictures, text_params
+from tests.encoders.tiny_encoders import Images, make_images, text_params
 from tests.full_disk import full_disk
 from tests.small_tables import small_posts
 
@@ -49,8 +49,8 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Pictures:
-    return make_pictures(tmp_path)
+def image_set(tmp_path: Path) -> Images:
+    return make_images(tmp_path)
 
 
 def write_params(section: str, params: ColumnParams) -> str:
@@ -58,62 +58,62 @@ def write_params(section: str, params: ColumnParams) -> str:
     return "params.yaml"
 
 
-def image_arguments(pictures: Pictures, out: Path) -> list[str]:
-    places = {"root": pictures.root, "images": pictures.table, "out": out, "resources": out.with_suffix(".json")}
-    return ["--params", write_params("embed_image", pictures.params()), *arguments(places)]
+def image_arguments(image_set: Images, out: Path) -> list[str]:
+    paths = {"root": image_set.root, "images": image_set.table, "out": out, "resources": out.with_suffix(".json")}
+    return ["--params", write_params("embed_image", image_set.params()), *arguments(paths)]
 
 
-def arguments(places: dict[str, Path]) -> list[str]:
-    return [part for name, path in places.items() for part in (f"--{name}", str(path.absolute()))]
+def arguments(paths: dict[str, Path]) -> list[str]:
+    return [part for name, path in paths.items() for part in (f"--{name}", str(path.absolute()))]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def direct(pictures: Pictures, pid: str) -> np.ndarray:
-    """The vector of one picture, without tables, shards or loaders."""
-    encoder = load_image_encoder(pictures.params())
-    image = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
+def direct(image_set: Images, pid: str) -> np.ndarray:
+    """The vector of one image, without tables, shards or loaders."""
+    encoder = load_image_encoder(image_set.params())
+    image = Image.open(io.BytesIO(image_set.contents[pid])).convert("RGB")
     with torch.inference_mode():
-        vector: np.ndarray = encoder(picture_transform(encoder.preprocessing)(image)[None])[0].numpy()
+        vector: np.ndarray = encoder(image_transform(encoder.preprocessing)(image)[None])[0].numpy()
     return vector
 
 
-def test_embed_image_stage(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
+def test_embed_image_stage(image_set: Images, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    embed_image.main(image_arguments(pictures, Path("out")))
-    block, table = read_block(Path("out"), "pooled"), read_table(pictures.table, IMAGES)
-    without = {pictures.broken, pictures.missing}
+    embed_image.main(image_arguments(image_set, Path("out")))
+    block, table = read_block(Path("out"), "pooled"), read_table(image_set.table, IMAGES)
+    without = {image_set.broken, image_set.missing}
     assert list(block.pids) == [pid for pid in table["pid"] if pid not in without]
     for pid in (block.pids[0], block.pids[7], block.pids[-1]):
-        np.testing.assert_allclose(block.values[block.rows([pid])[0]], direct(pictures, pid), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(block.values[block.rows([pid])[0]], direct(image_set, pid), rtol=2e-3, atol=2e-3)
     statistics = read_table(Path("out/statistics.parquet"), IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
     for pid in (block.pids[0], block.pids[7], block.pids[-1]):
-        picture = Image.open(io.BytesIO(pictures.contents[pid])).convert("RGB")
+        picture = Image.open(io.BytesIO(image_set.contents[pid])).convert("RGB")
         np.testing.assert_array_equal(statistics.filter(pid=pid).drop("pid").row(0), image_statistics(picture))
     status = dict(read_table(Path("out/status.parquet"), IMAGE_STATUS).iter_rows())
     assert set(status) == set(table["pid"])
     assert {pid for pid in status if status[pid] != "ok"} == without
-    assert (status[pictures.broken], status[pictures.missing]) == ("unreadable", "missing")
-    assert f"1 pictures have a good header but cannot be decoded, now unreadable: {pictures.broken}" in caplog.text
+    assert (status[image_set.broken], status[image_set.missing]) == ("unreadable", "missing")
+    assert f"1 images have a good header but cannot be decoded, now unreadable: {image_set.broken}" in caplog.text
     assert block.metadata["encoder"] == "test_efficientnet"
     assert block.metadata["weights"].startswith("sha256:")
     assert json.loads(Path("out.json").read_text())["stage"] == "embed_image"
     assert not list(Path(".state/embed_image").iterdir())
 
 
-def test_same_bytes_again_and_with_loaders(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bytes_again_and_with_loaders(image_set: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, workers in enumerate(("0", "0", "2")):
         monkeypatch.setenv("POPULARITY_WORKERS", workers)
-        embed_images(pictures.root, pictures.table, Path(f"out{number}"), pictures.params())
+        embed_images(image_set.root, image_set.table, Path(f"out{number}"), image_set.params())
     assert contents(Path("out0")) == contents(Path("out1")) == contents(Path("out2"))
 
 
-def test_bf16_is_near_fp32(pictures: Pictures) -> None:
-    embed_images(pictures.root, pictures.table, Path("fp32"), pictures.params())
-    embed_images(pictures.root, pictures.table, Path("bf16"), pictures.params(precision="bf16"))
+def test_bf16_is_near_fp32(image_set: Images) -> None:
+    embed_images(image_set.root, image_set.table, Path("fp32"), image_set.params())
+    embed_images(image_set.root, image_set.table, Path("bf16"), image_set.params(precision="bf16"))
     full, half = (read_block(Path(name), "pooled") for name in ("fp32", "bf16"))
     assert full.pids == half.pids
     assert not np.array_equal(full.values, half.values)
@@ -122,26 +122,26 @@ def test_bf16_is_near_fp32(pictures: Pictures) -> None:
     assert cosine.min() > 0.98
 
 
-def test_a_data_set_without_a_readable_picture(pictures: Pictures) -> None:
-    table = read_table(pictures.table, IMAGES)
-    for keep in (pl.col("pid") == pictures.broken, pl.col("pid") == pictures.missing):
-        write_table(table.filter(keep), pictures.table, IMAGES)
-        embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
+def test_a_data_set_without_a_readable_image(image_set: Images) -> None:
+    table = read_table(image_set.table, IMAGES)
+    for keep in (pl.col("pid") == image_set.broken, pl.col("pid") == image_set.missing):
+        write_table(table.filter(keep), image_set.table, IMAGES)
+        embed_images(image_set.root, image_set.table, Path("out"), image_set.params())
         block = read_block(Path("out"), "pooled")
-        assert block.values.shape == (0, load_image_encoder(pictures.params()).out_features)
+        assert block.values.shape == (0, load_image_encoder(image_set.params()).out_features)
         assert read_table(Path("out/status.parquet"), IMAGE_STATUS)["status"].to_list() != ["ok"]
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_lost_shard_stops_the_run_and_keeps_the_old_output(
-    pictures: Pictures, workers: str, monkeypatch: pytest.MonkeyPatch
+    image_set: Images, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
+    embed_images(image_set.root, image_set.table, Path("out"), image_set.params())
     before = contents(Path("out"))
-    (pictures.root / "train_images_1.tar").unlink()
+    (image_set.root / "train_images_1.tar").unlink()
     monkeypatch.setenv("POPULARITY_WORKERS", workers)
     with pytest.raises(DataError, match=r"train_images_1\.tar: cannot be read") as caught:
-        embed_images(pictures.root, pictures.table, Path("out"), pictures.params(batch_size=3))
+        embed_images(image_set.root, image_set.table, Path("out"), image_set.params(batch_size=3))
     assert "Traceback" not in str(caught.value)
     assert contents(Path("out")) == before
 
@@ -156,11 +156,11 @@ def start(module: str, given: Sequence[str], launcher: Sequence[str] = ()) -> su
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Pictures, caplog: pytest.LogCaptureFixture) -> None:
-    given = image_arguments(pictures, Path("out"))
-    embed_image.main(image_arguments(pictures, Path("whole")))
-    # A named pipe in place of the last shard: whoever reads it waits, so the kill comes at a known point.
-    last = pictures.root / "zoo/single.jpg"
+def test_a_killed_run_resumes_at_its_last_finished_shard(image_set: Images, caplog: pytest.LogCaptureFixture) -> None:
+    given = image_arguments(image_set, Path("out"))
+    embed_image.main(image_arguments(image_set, Path("whole")))
+    # A named pipe instead of the last shard: its reader waits, so the kill comes at a known point.
+    last = image_set.root / "zoo/single.jpg"
     content = last.read_bytes()
     last.unlink()
     os.mkfifo(last)
@@ -171,7 +171,7 @@ def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Pictures, cap
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     left = shards_of("embed_image")
-    assert len(left) == 3  # of four, with six pictures each
+    assert len(left) == 3  # of four, with six images each
     assert not Path("out").exists()
     last.unlink()
     last.write_bytes(content)
@@ -194,32 +194,32 @@ def test_a_killed_run_resumes_at_its_last_finished_shard(pictures: Pictures, cap
     assert not shards_of("embed_image")
 
 
-def test_an_interrupted_run_ends_in_the_same_bytes(pictures: Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    embed_images(pictures.root, pictures.table, Path("whole"), pictures.params())
-    lost, kept = pictures.root / "train_images_1.tar", pictures.root / "kept"
+def test_an_interrupted_run_ends_in_the_same_bytes(image_set: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed_images(image_set.root, image_set.table, Path("whole"), image_set.params())
+    lost, kept = image_set.root / "train_images_1.tar", image_set.root / "kept"
     lost.rename(kept)
     with pytest.raises(DataError):
-        embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
+        embed_images(image_set.root, image_set.table, Path("out"), image_set.params())
     left = shards_of("embed_image")
     assert len(left) == 1
     kept.rename(lost)
     # Shards of other parameters are another run's.
-    embed_images(pictures.root, pictures.table, Path("other"), pictures.params(batch_size=5))
+    embed_images(image_set.root, image_set.table, Path("other"), image_set.params(batch_size=5))
     assert shards_of("embed_image") == left
-    embed_images(pictures.root, pictures.table, Path("out"), pictures.params())
+    embed_images(image_set.root, image_set.table, Path("out"), image_set.params())
     assert contents(Path("out")) == contents(Path("whole"))
 
 
-def test_two_processes_equal_one(pictures: Pictures, posts: Path) -> None:
+def test_two_processes_equal_one(image_set: Images, posts: Path) -> None:
     """`accelerate launch` with two CPU processes, through the stages' command lines."""
     topology = REPOSITORY / "configs" / "accelerate" / "two_cpu_processes.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology)]
-    process = start("stages.embed_image", image_arguments(pictures, Path("two")), launcher)
+    process = start("stages.embed_image", image_arguments(image_set, Path("two")), launcher)
     _, messages = process.communicate(timeout=150)
     assert process.returncode == 0, messages
     assert "process 0 of 2 has 2 shards" in messages
     assert "process 1 of 2 has 2 shards" in messages
-    embed_image.main(image_arguments(pictures, Path("one")))
+    embed_image.main(image_arguments(image_set, Path("one")))
     one, two = read_block(Path("one"), "pooled"), read_block(Path("two"), "pooled")
     assert one.pids == two.pids
     # Other thread counts may sum in another order: the last bit of float16 is allowed to differ.
@@ -243,8 +243,8 @@ def posts(tmp_path: Path) -> Path:
 
 def test_embed_text_stage(posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPULARITY_WORKERS", "1")
-    places = {"posts": posts, "out": Path("out"), "resources": Path("resources.json")}
-    embed_text.main(["--params", write_params("embed_text", text_params()), *arguments(places)])
+    paths = {"posts": posts, "out": Path("out"), "resources": Path("resources.json")}
+    embed_text.main(["--params", write_params("embed_text", text_params()), *arguments(paths)])
     table, params = read_table(posts, POSTS), text_params()
     encoder, tokenize = load_text_encoder(params), load_tokenizer(params)
     blocks = {name: read_block(Path("out"), name) for name in ("title", "tags", "post")}
@@ -258,7 +258,7 @@ def test_embed_text_stage(posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 pooled, hidden = encoder(batch.input_ids, batch.attention_mask)
             np.testing.assert_allclose(blocks[name].values[row], pooled[0], atol=2e-3)
         own = tokens.values[tokens.offsets[row] : tokens.offsets[row + 1]]
-        np.testing.assert_allclose(own, hidden[0][batch.content[0]], rtol=2e-3, atol=5e-3)
+        np.testing.assert_allclose(own, hidden[0][batch.token_mask[0]], rtol=2e-3, atol=5e-3)
         assert len(own) == batch.input_ids.shape[1] - 2
     empty = ((table["title"].str.strip_chars() == "") & (table["tags"] == "")).to_numpy()
     assert empty.any()
@@ -283,7 +283,7 @@ def test_texts_give_the_same_bytes_again_and_after_an_interruption(
 
 
 def test_processes_that_do_not_know_of_each_other(
-    pictures: Pictures, posts: Path, monkeypatch: pytest.MonkeyPatch
+    image_set: Images, posts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="each of them runs alone"):
@@ -326,8 +326,8 @@ def test_gather_has_room_for_all_before_it_writes(tmp_path: Path) -> None:
     path = tmp_path / "result.npy"
 
     def vectors() -> Iterator[npt.NDArray[Any]]:
-        about = path.stat()
-        assert about.st_blocks * 512 >= about.st_size  # else a full disk would be a signal, not an error
+        status = path.stat()
+        assert status.st_blocks * 512 >= status.st_size  # else a full disk would be a signal, not an error
         yield np.ones((100_000, 3), dtype=np.float16)
 
     assert gather(vectors(), np.arange(100_000), path, 3).all()

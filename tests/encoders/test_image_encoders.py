@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from popularity.core.errors import ConfigError, MissingWeightsError
-from popularity.encoders.image import ImageEncoder, load_image_encoder, picture_transform
+from popularity.encoders.image import ImageEncoder, image_transform, load_image_encoder
 from popularity.encoders.timm_image import load_by_position
 from tests.encoders.tiny_encoders import (
     image_params,
@@ -47,7 +47,7 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode(encoder: ImageEncoder, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
-    transform = picture_transform(encoder.preprocessing)
+    transform = image_transform(encoder.preprocessing)
     pixels = torch.stack([transform(each) for each in pictures])
     with torch.inference_mode():
         vectors: np.ndarray[Any, Any] = encoder(pixels).numpy()
@@ -61,7 +61,7 @@ def test_package_weights_are_the_files_tensors_in_order() -> None:
     *features, weight, bias = file.values()
     assert len(loaded) == len(features)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(loaded, features, strict=True))
-    assert (weight.shape, bias.shape) == ((1000, 1280), (1000,))  # the classifier, the only part left out
+    assert (weight.shape, bias.shape) == ((1000, 1280), (1000,))  # the classifier, which alone is left out
 
 
 @pytest.mark.parametrize("size", [128, 224])
@@ -103,8 +103,8 @@ def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     params = image_params(model="test_vit", weights=f"path:{tmp_path}", image_size=160)
     encoder = load_image_encoder(params)
     image = picture(3, 160, 160)
-    # 160 pixels are scaled to 160 / .95 and cut again: the model's own evaluation protocol.
-    pixels = picture_transform(encoder.preprocessing)(image)
+    # 160 pixels are scaled to 160 / .95 and cropped: the model's own evaluation protocol.
+    pixels = image_transform(encoder.preprocessing)(image)
     normalised = pixels.float() / 255 * 2 - 1
     with torch.inference_mode():
         expected = model.forward_head(model.forward_features(normalised[None]), pre_logits=True)  # type: ignore[operator]

@@ -17,20 +17,20 @@ import torch
 from ruamel.yaml import YAML
 
 from popularity.encoders.image_blocks import embed_images
-from tests.encoders.tiny_encoders import Pictures, make_pictures
+from tests.encoders.tiny_encoders import Images, make_images
 from tests.processes import kill_everything, wait_for, workers_of
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictures]:
-    """19 pictures, which are 4 shards; what one undisturbed process makes of them is in `whole`."""
+def image_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Images]:
+    """19 images, which are 4 shards; what one undisturbed process makes of them is in `whole`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the processes have: another count may sum in another order
-    made = make_pictures(tmp_path)
+    made = make_images(tmp_path)
     embed_images(made.root, made.table, Path("whole"), made.params())
     shutil.copytree(REPOSITORY / "configs" / "accelerate", "configs/accelerate")
     YAML().dump({"embed_image": asdict(made.params())}, Path("params.yaml"))
@@ -39,7 +39,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pictur
 
 
 class Gate:
-    """In place of a file a named pipe: whoever reads it waits until the gate is opened."""
+    """A named pipe instead of a file: its reader waits until the gate opens."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.content = path, path.read_bytes()
@@ -51,8 +51,8 @@ class Gate:
         self.path.write_bytes(self.content)
 
 
-def launch(pictures: Pictures, **environment: str) -> subprocess.Popen[str]:
-    given = {"root": pictures.root, "images": pictures.table, "out": "out", "resources": "out.json"}
+def launch(image_set: Images, **environment: str) -> subprocess.Popen[str]:
+    given = {"root": image_set.root, "images": image_set.table, "out": "out", "resources": "out.json"}
     command = [sys.executable, "-m", "popularity.launch", "stages.embed_image"]
     command += [part for name, path in given.items() for part in (f"--{name}", str(path))]
     own = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -68,9 +68,9 @@ def contents(folder: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
-def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Pictures) -> None:
-    gate = Gate(pictures.root / "zoo/single.jpg")
-    process = launch(pictures, POPULARITY_RESTARTS="1")
+def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(image_set: Images) -> None:
+    gate = Gate(image_set.root / "zoo/single.jpg")
+    process = launch(image_set, POPULARITY_RESTARTS="1")
     wait_for(lambda: len(shards()) == 3, process)
     lost = workers_of(process)[1]
     gate.open()
@@ -90,16 +90,16 @@ def test_a_lost_process_is_replaced_and_its_parts_are_shared_out(pictures: Pictu
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_what_two_processes_left_is_finished_by_others(processes: int, pictures: Pictures) -> None:
-    gate = Gate(pictures.root / "zoo/single.jpg")
-    process = launch(pictures)
+def test_what_two_processes_left_is_finished_by_others(processes: int, image_set: Images) -> None:
+    gate = Gate(image_set.root / "zoo/single.jpg")
+    process = launch(image_set)
     wait_for(lambda: len(shards()) == 3, process)
     kill_everything(process)
     process.communicate()
     gate.open()
     topology = Path("configs/accelerate/two_cpu_processes.yaml")
     topology.write_text(topology.read_text().replace("num_processes: 2", f"num_processes: {processes}"))
-    process = launch(pictures)
+    process = launch(image_set)
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     assert "embed_image: 3 of 4 shards are there from an earlier run" in messages

@@ -115,7 +115,7 @@ def test_spec(case: Case) -> None:
     spec = case.tower.spec
     output = case.tower(None, case.tokens(*TEXTS))
     assert output.pooled.shape == (4, spec.width)
-    assert output.tokens.shape == (4, output.content.shape[1], spec.width)
+    assert output.tokens.shape == (4, output.token_mask.shape[1], spec.width)
     assert spec.pooling == {"clip": "end", "siglip": "last"}.get(case.kind, "mean")
     assert spec.cut_is_exact == (case.kind != "siglip")
     assert spec.longest == {"minilm": 512, "siglip": 8}.get(case.kind, 12)
@@ -147,10 +147,10 @@ def test_real_ids_equal_the_ordinary_forward(case: Case) -> None:
     start = len(case.tower.spec.prefix)
     for row, text in enumerate(TEXTS):
         pooled, tokens = case.reference(text)
-        count = int(output.content[row].sum())
+        count = int(output.token_mask[row].sum())
         assert count == len(text.split())
         assert_close(output.pooled[row], pooled)
-        assert_close(output.tokens[row][output.content[row]], tokens[start : start + count])
+        assert_close(output.tokens[row][output.token_mask[row]], tokens[start : start + count])
 
 
 @pytest.mark.parametrize("per_row", [False, True])
@@ -163,7 +163,9 @@ def test_embeddings_of_real_tokens_as_context_equal_the_ordinary_forward(case: C
         pooled, tokens = case.reference(f"cat dog {text}".strip())
         count = len(text.split())
         assert_close(output.pooled[row], pooled)
-        assert output.content[row].nonzero()[:, 0].tolist() == list(range(start, start + count))  # without the context
+        assert output.token_mask[row].nonzero()[:, 0].tolist() == list(
+            range(start, start + count)
+        )  # without the context
         assert_close(output.tokens[row, start : start + count], tokens[start : start + count])
 
 
@@ -234,7 +236,7 @@ def test_a_batch_equals_its_rows_one_by_one(case: Case) -> None:
     for row, text in enumerate(TEXTS):
         alone = case.tower(contexts[row], case.tokens(text))
         assert_close(together.pooled[row], alone.pooled[0])
-        assert_close(together.tokens[row][together.content[row]], alone.tokens[0][alone.content[0]])
+        assert_close(together.tokens[row][together.token_mask[row]], alone.tokens[0][alone.token_mask[0]])
 
 
 def test_what_stands_in_the_padding_has_no_effect(case: Case) -> None:
@@ -244,19 +246,19 @@ def test_what_stands_in_the_padding_has_no_effect(case: Case) -> None:
     padded[inside] = torch.cat([row[:length] for row, length in zip(*tokens, strict=True)])
     plain, other = case.tower(context, tokens), case.tower(context, PromptTokens(padded, tokens.lengths))
     assert torch.equal(plain.pooled, other.pooled)
-    assert torch.equal(plain.content, other.content)
+    assert torch.equal(plain.token_mask, other.token_mask)
 
 
 def test_too_long_prompts_lose_own_tokens(case: Case) -> None:
     spec = case.tower.spec
-    most = spec.longest - len(spec.prefix + spec.suffix) - 1  # context vectors that leave a place for one token
+    most = spec.longest - len(spec.prefix + spec.suffix) - 1  # context vectors that leave a position for one token
     tokens = case.tokens("sea cat dog", "sea")
     context = case.context(most)
     output = case.tower(context, tokens)
     assert output.tokens.shape[1] == spec.longest
-    assert output.content.sum(dim=1).tolist() == [1, 1]
+    assert output.token_mask.sum(dim=1).tolist() == [1, 1]
     assert_close(output.pooled[0], output.pooled[1])  # the end token is still there
-    with pytest.raises(ConfigError, match=f"{most + 1} context vectors leave no place .* at most {most} do"):
+    with pytest.raises(ConfigError, match=f"{most + 1} context vectors leave no position .* at most {most} do"):
         case.tower(case.context(most + 1), tokens)
 
 
@@ -268,7 +270,7 @@ def test_pooled_over_the_name(case: Case) -> None:
         return
     output, whole = case.tower(context, tokens, "name"), case.tower(context, tokens)
     for row in (0, 2):
-        mean = output.tokens[row][output.content[row]].mean(dim=0)
+        mean = output.tokens[row][output.token_mask[row]].mean(dim=0)
         assert_close(output.pooled[row], mean / mean.norm())
         assert (output.pooled[row] - whole.pooled[row]).abs().max() > 1e-3
     assert torch.equal(output.pooled[1], whole.pooled[1])  # a text without tokens has no name to pool over
@@ -339,12 +341,12 @@ def test_last_blocks_of_a_text_tower(kind: str, tmp_path: Path) -> None:
         parameter.grad = None
     batch = load_tokenizer(case.params)(["cat sea"])
     chosen = unfreeze_last(case.tower.encoder, 2)
-    prefixes = (*(block.format(number) for number in (count - 2, count - 1)), *following)
+    prefixes = (*(block.format(index) for index in (count - 2, count - 1)), *following)
     assert_trained(tower, chosen, case.tower.encoder(batch.input_ids, batch.attention_mask)[0], prefixes)
 
 
 @pytest.mark.parametrize("name", IMAGE_PARTS)
-def test_last_blocks_of_an_image_tower(name: str, tmp_path: Path) -> None:
+def test_last_layers_of_an_image_tower(name: str, tmp_path: Path) -> None:
     if name in ("clip", "siglip", "dinov2"):
         {"clip": save_clip, "siglip": save_siglip, "dinov2": save_dinov2}[name](tmp_path)
         params = image_params(loader=f"{name}_image", model=name, weights=f"path:{tmp_path}")
@@ -353,14 +355,14 @@ def test_last_blocks_of_an_image_tower(name: str, tmp_path: Path) -> None:
         params = image_params(model=name, weights=f"path:{tmp_path}", image_size=64)
     encoder = load_image_encoder(params)
     block, following, count = IMAGE_PARTS[name]
-    with pytest.raises(ConfigError, match=f"has {count} blocks"):
+    with pytest.raises(ConfigError, match=f"has {count} layers"):
         unfreeze_last(encoder, count + 1)
     encoder.train()
     assert not any(module.training for module in encoder.modules())
     before = {key: value.clone() for key, value in encoder.named_buffers()}
     chosen = unfreeze_last(encoder, 2)
     first = 1 if name == "resnet10t" else 0  # its stages are layer1 to layer4
-    prefixes = (*(block.format(number + first) for number in (count - 2, count - 1)), *following)
+    prefixes = (*(block.format(index + first) for index in (count - 2, count - 1)), *following)
     size = params.image_size
     pixels = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0)) * 255
     assert_trained(encoder.tower, chosen, encoder(pixels), prefixes)

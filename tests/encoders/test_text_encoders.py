@@ -42,7 +42,7 @@ def test_minilm_equals_an_independent_masked_mean() -> None:
             hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
         mean = hidden.mean(axis=0)
         np.testing.assert_allclose(pooled[row].numpy(), mean / np.linalg.norm(mean), atol=1e-5)
-        own = tokens[row][batch.content[row]].numpy()
+        own = tokens[row][batch.token_mask[row]].numpy()
         np.testing.assert_allclose(own, hidden[1:-1], atol=1e-4)  # without [CLS] and [SEP]
 
 
@@ -56,14 +56,14 @@ def test_loading_shows_no_bars_of_the_library(capfd: pytest.CaptureFixture[str])
 def test_special_tokens_in_a_text_are_text() -> None:
     batch = load_tokenizer(text_params())(["cat [SEP] dog", "[CLS]", ""])
     assert (batch.input_ids == 102).sum() == 3  # the tokenizer's own [SEP], once a text
-    assert batch.content.sum(dim=1).tolist() == [5, 4, 0]  # cat [ sep ] dog, and [ cl ##s ]
+    assert batch.token_mask.sum(dim=1).tolist() == [5, 4, 0]  # cat [ sep ] dog, and [ cl ##s ]
 
 
 def test_long_and_odd_texts_are_cut() -> None:
     texts = ["cat dog " * 125_000, "x" * 1_000_000, "\u202e\x00\ufffd\U0001f469\u200d\U0001f467 ok"]
     batch, pooled, _ = encode(text_params(max_tokens=16), texts)
     assert batch.input_ids.shape == (3, 16)
-    assert batch.content[0].sum() == 14
+    assert batch.token_mask[0].sum() == 14
     assert np.isfinite(pooled.numpy()).all()
 
 
@@ -83,7 +83,7 @@ def test_clip_pools_at_the_end_token(clip_folder: Path) -> None:
     np.testing.assert_allclose(pooled.numpy(), expected.numpy(), atol=1e-5)
     assert pooled.shape == (4, 24)
     np.testing.assert_array_equal(pooled[0].numpy(), tokens[0, 5].numpy())  # <s> cat of the sea </s>
-    assert batch.content.sum(dim=1).tolist()[:3] == [4, 1, 0]
+    assert batch.token_mask.sum(dim=1).tolist()[:3] == [4, 1, 0]
     # An end token that a user typed neither ends the text nor is taken for the pooling position.
     assert batch.attention_mask[3].sum() > 5
     assert not torch.equal(pooled[3], encode(params, ["cat"])[1][0])
@@ -98,12 +98,12 @@ def test_siglip_is_read_at_full_length(siglip_folder: Path) -> None:
         expected = model(input_ids=batch.input_ids).pooler_output
     np.testing.assert_allclose(pooled.numpy(), expected.numpy(), atol=1e-5)
     np.testing.assert_array_equal(pooled[0].numpy(), tokens[0, -1].numpy())
-    assert batch.content.sum(dim=1).tolist() == [4, 0]
+    assert batch.token_mask.sum(dim=1).tolist() == [4, 0]
     with pytest.raises(ConfigError, match="exactly 8 tokens"):
         load_text_encoder(text_params(loader="siglip_text", weights=f"path:{siglip_folder}", max_tokens=6))
 
 
 def test_pooled_vector_does_not_depend_on_the_batch() -> None:
     alone = encode(text_params(), ["the sea"])[1]
-    beside = encode(text_params(), ["the sea", "a much longer text about a cat and a dog at the sea"])[1]
-    np.testing.assert_allclose(alone[0].numpy(), beside[0].numpy(), atol=1e-5)
+    together = encode(text_params(), ["the sea", "a much longer text about a cat and a dog at the sea"])[1]
+    np.testing.assert_allclose(alone[0].numpy(), together[0].numpy(), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Small pictures, and tiny randomly initialised towers in the folders that transformers and timm write."""
+"""Small images, and tiny randomly initialised towers in the folders that transformers and timm write."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A data set's pictures: contents by pid, the table that points into the shards below root, and a tiny model."""
+class Images:
+    """A data set's images: contents by pid, the table that points into the shards below root, and a tiny model."""
 
     root: Path
     table: Path
@@ -81,13 +81,13 @@ class Pictures:
         return image_params(**{"model": "test_efficientnet", "weights": f"path:{self.model}", **changes})
 
 
-def make_pictures(folder: Path) -> Pictures:
-    """20 posts: 17 readable pictures over two tar shards and a file, two broken ones, one missing; pids are in no
+def make_images(folder: Path) -> Images:
+    """20 posts: 17 readable images over two tar shards and a file, two broken ones, one missing; pids are in no
     relation to the storage order."""
     root = folder / "data"
     root.mkdir()
     pids = [str(pid) for pid in np.random.default_rng(1).permutation(np.arange(95, 115))]
-    contents = {pid: jpeg(picture(number, 32 + number, 40)) for number, pid in enumerate(pids[:-1])}
+    contents = {pid: jpeg(picture(index, 32 + index, 40)) for index, pid in enumerate(pids[:-1])}
     broken = pids[4]
     contents[broken] = contents[broken][: len(contents[broken]) // 2]
     rows: list[tuple[Any, ...]] = []
@@ -109,7 +109,7 @@ def make_pictures(folder: Path) -> Pictures:
     table = folder / "images.parquet"
     write_table(pl.DataFrame(rows, schema=schema, orient="row"), table, IMAGES)
     save_timm("test_efficientnet", folder / "model")
-    return Pictures(root, table, contents, broken, pids[19], folder / "model")
+    return Images(root, table, contents, broken, pids[19], folder / "model")
 
 
 def save_timm(name: str, folder: Path) -> torch.nn.Module:
@@ -123,7 +123,7 @@ def word_tokenizer(start: str | None, end: str, pad: str, pad_first: bool = True
     """One id per known word, wrapped in the special tokens `start` and `end`; padding is id 0 or follows `start`."""
     ends = [start] if start else []
     special = list(dict.fromkeys([*([pad, *ends] if pad_first else [*ends, pad]), end, "<unk>"]))
-    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     pair = [(token, vocabulary[token]) for token in (start, end) if token]

@@ -105,8 +105,8 @@ class Workspace:
     def __init__(self, clone: Clone, root: Path, server: Server) -> None:
         ignored = shutil.ignore_patterns("cache", "__pycache__")
         shutil.copytree(clone.root, root, symlinks=True, ignore=ignored)
-        told = [root / "reports/model_card.md", *root.glob("models/*/manifest.json")]
-        for path in [root / "params.yaml", *told]:
+        written = [root / "reports/model_card.md", *root.glob("models/*/manifest.json")]
+        for path in [root / "params.yaml", *written]:
             path.write_text(AT_ONCE.sub(r"\g<1>2", path.read_text()))
         assert read_yaml(root / "params.yaml")["stack"]["parallel_folds"] == 2
         self.root, self.server = root, server
@@ -175,27 +175,27 @@ def kill(workspace: Workspace, stage: Stage, kills: int) -> Count:
     undisturbed = workspace.server.execute(workspace.order(stage))
     if undisturbed.code or (wrong := workspace.differences(stage)):
         count.wrong.append(
-            f"undisturbed: exit code {undisturbed.code}, {undisturbed.said if undisturbed.code else wrong}"
+            f"undisturbed: exit code {undisturbed.code}, {undisturbed.messages if undisturbed.code else wrong}"
         )
         workspace.put_back(stage)
         return count
     timed = kills // 2
-    moments = [("seconds", (number + chance.random()) / timed) for number in range(timed)]
-    moments += [("writes", (number + chance.random()) / (kills - timed)) for number in range(kills - timed)]
-    for number, (kind, place) in enumerate(moments):
-        (workspace.make_old if number % 2 else workspace.take_away)(stage)
-        exactly, before = number % 3 != 1, digests(workspace.root)
-        killed = _kill_once(workspace, stage, undisturbed, kind, place, exactly=exactly)
+    moments = [("seconds", (index + chance.random()) / timed) for index in range(timed)]
+    moments += [("writes", (index + chance.random()) / (kills - timed)) for index in range(kills - timed)]
+    for index, (kind, fraction) in enumerate(moments):
+        (workspace.make_old if index % 2 else workspace.take_away)(stage)
+        exactly, before = index % 3 != 1, digests(workspace.root)
+        killed = _kill_once(workspace, stage, undisturbed, kind, fraction, exactly=exactly)
         count.injected += 1
         count.after_first_write += digests(workspace.root) != before
         if killed.code != -9:
-            count.wrong.append(f"{kind} {place:.2f}: exit code {killed.code}, {killed.said}")
+            count.wrong.append(f"{kind} {fraction:.2f}: exit code {killed.code}, {killed.messages}")
         again = workspace.server.execute(workspace.order(stage))
         wrong = workspace.differences(stage)
         count.lost_rows += workspace.lost_rows(stage)
         if again.code or wrong:
             count.wrong.append(
-                f"{kind} {place:.2f}: then exit code {again.code}, {again.said if again.code else wrong}"
+                f"{kind} {fraction:.2f}: then exit code {again.code}, {again.messages if again.code else wrong}"
             )
         else:
             count.survived += 1
@@ -204,16 +204,16 @@ def kill(workspace: Workspace, stage: Stage, kills: int) -> Count:
 
 
 def _kill_once(
-    workspace: Workspace, stage: Stage, undisturbed: Ended, kind: str, place: float, *, exactly: bool
+    workspace: Workspace, stage: Stage, undisturbed: Ended, kind: str, fraction: float, *, exactly: bool
 ) -> Ended:
-    """A run that is killed at `place`, from 0 to 1, of its duration or its writes; earlier if it ended before that."""
+    """A run that is killed after `fraction` (0 to 1) of its duration or its writes; earlier if it ended before."""
     moments = [*undisturbed.writes, undisturbed.seconds]
     for attempt in range(TRIES):
         if kind == "seconds":
-            order = workspace.order(stage, seconds=undisturbed.seconds * place * 0.65**attempt)
+            order = workspace.order(stage, seconds=undisturbed.seconds * fraction * 0.65**attempt)
         else:
-            write = max(1, int(place * len(undisturbed.writes)) - attempt)
-            gap = 0.0 if exactly else (moments[write + 1] - moments[write]) * (place * len(undisturbed.writes) % 1)
+            write = max(1, int(fraction * len(undisturbed.writes)) - attempt)
+            gap = 0.0 if exactly else (moments[write + 1] - moments[write]) * (fraction * len(undisturbed.writes) % 1)
             order = workspace.order(stage, write=write, delay=gap)
         killed = workspace.server.execute(order)
         if killed.code:

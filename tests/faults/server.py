@@ -3,7 +3,7 @@
     python -m tests.faults.server    # in the root of a clone; orders and answers are lines of JSON
 
 A child is a process of its own that calls the `main` of a real stage with the flags of dvc.yaml. What ends it is a
-real SIGKILL, what it meets is a real file system without space, or one that cannot be written. Forking costs a few
+real SIGKILL, its disk is a real file system without space, or one that cannot be written. Forking costs a few
 milliseconds where importing torch costs seconds; nothing is computed before the fork.
 """
 
@@ -60,10 +60,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: exit code (-9 when killed), what it said, and the times (s) of its writes and of its end."""
+    """How a run ended: exit code (-9 when killed), its messages, and the times (s) of its writes and of its end."""
 
     code: int
-    said: str
+    messages: str
     writes: tuple[float, ...]
     seconds: float
 
@@ -101,21 +101,25 @@ class _Writes:
 
 def execute(order: Order) -> Ended:
     """Runs the stage in a child."""
-    with tempfile.TemporaryFile() as times, tempfile.TemporaryFile() as said, tempfile.TemporaryFile("r+") as modules:
+    with (
+        tempfile.TemporaryFile() as times,
+        tempfile.TemporaryFile() as messages,
+        tempfile.TemporaryFile("r+") as modules,
+    ):
         started = time.monotonic()
         child = os.fork()
         if not child:
-            _become_stage(order, times.fileno(), said.fileno(), modules)
+            _become_stage(order, times.fileno(), messages.fileno(), modules)
         code = _wait(child, order, started, times.fileno())
         seconds = time.monotonic() - started
         times.seek(0)
-        said.seek(0)
+        messages.seek(0)
         modules.seek(0)
         for name in modules.read().split():  # what stages import on the way: the next child has it from the start
             with suppress(Exception):
                 importlib.import_module(name)
         moments = [moment - started for (moment,) in _TIME.iter_unpack(times.read())]
-        return Ended(code, said.read().decode("utf-8", "replace"), tuple(moments), seconds)
+        return Ended(code, messages.read().decode("utf-8", "replace"), tuple(moments), seconds)
 
 
 def _wait(child: int, order: Order, started: float, times: int) -> int:
@@ -135,11 +139,11 @@ def _wait(child: int, order: Order, started: float, times: int) -> int:
         time.sleep(_POLL)
 
 
-def _become_stage(order: Order, times: int, said: int, modules: TextIO) -> None:
+def _become_stage(order: Order, times: int, messages: int, modules: TextIO) -> None:
     code, known = 70, {*sys.modules}
     try:
         for stream in (1, 2):
-            os.dup2(said, stream)
+            os.dup2(messages, stream)
         os.chdir(order.root)
         main = importlib.import_module(order.module).main
         sys.addaudithook(_Writes(Path(order.root), times, None if order.delay else order.write))
@@ -217,7 +221,7 @@ def _use_bad_disk(order: Order, outs: Sequence[str], shares: Sequence[float], di
 
 def _told(order: Order, root: Path) -> dict[str, Any]:
     ended = execute(order)
-    return {"code": ended.code, "said": ended.said, "files": digests(root)}
+    return {"code": ended.code, "messages": ended.messages, "files": digests(root)}
 
 
 def _files(out: Path) -> list[Path]:
@@ -256,8 +260,8 @@ def main() -> None:
         "on_bad_disk": lambda order, outs, shares: on_bad_disk(Order(**order), outs, shares),
     }
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(tasks[asked.pop("task")](**asked)), file=answers, flush=True)
+        request = json.loads(line)
+        print(json.dumps(tasks[request.pop("task")](**request)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

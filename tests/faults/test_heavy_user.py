@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, FoldKey, read_table, write_table
 from stages import featurize, ingest, split
 from tests.dataset.layout import build
@@ -40,7 +41,7 @@ def test_ingest(tmp_path: Path) -> None:
     assert posts.filter(uid=HEAVY).sort("source_index")["pid"].to_list() == [
         row["Pid"] for row in layout.train.records["category"]
     ]
-    report = json.loads((tmp_path / "ingest.json").read_text())
+    report = read_json(tmp_path / "ingest.json")
     assert (report["parts"]["train"]["posts"], report["parts"]["train"]["users"]) == (POSTS_OF_ONE, 1)
 
 
@@ -80,5 +81,5 @@ def test_splits_and_features(tmp_path: Path) -> None:
     final = pl.read_parquet(label / FoldKey("refit", 0).file_name).join(
         read_table(folder / "posts.parquet", POSTS), on="pid"
     )
-    longest = final.filter(split="test", uid=HEAVY)["uid_history_posts"].to_list()
+    longest = final.filter(split="test", uid=HEAVY)["uid_target_posts"].to_list()
     assert set(longest) == {POSTS_OF_ONE * 19 // 20}

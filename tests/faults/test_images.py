@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import read_block
@@ -97,7 +97,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """tmp_path/data is the data set; beside it lies an image that nothing may read."""
+    """tmp_path/data is the data set; next to it is an image that nothing may read."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     posts = small_posts(train=len(KINDS), test=3).sort("split", "source_index", descending=[True, False])
@@ -160,11 +160,11 @@ def test_each_bad_image_is_counted_and_costs_no_other_anything(root: Path) -> No
     assert set(block.pids) == {pid for pid, found in status.items() if found == "ok"}
     statistics = read_table(root / "vectors/statistics.parquet", IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
-    report = json.loads((root / "images.json").read_text())
+    report = read_json(root / "images.json")
     ignored = {name: found["count"] for name, found in report["ignored_members"].items()}
     assert ignored == {"duplicate": 0, "not_a_file": 2, "unsafe_name": 3, "unexpected": 0}
     assert sum(report["statuses"]["train"].values()) == len(KINDS)
-    # Nothing was written beside the outs, nothing changed.
+    # Nothing was written next to the outs, nothing changed.
     new = {path.relative_to(root).parts[0] for path in root.rglob("*")} - {
         path.relative_to(root).parts[0] for path in before
     }

@@ -33,8 +33,8 @@ def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").mkdir()
     images = make_images(tmp_path / "other")
     YAML().dump({"embed_image": vars(images.params())}, tmp_path / "image.yaml")
-    places = {"params": "image.yaml", "root": "other/data", "images": "other/images.parquet", "out": "image"}
-    embed_image.main(stage_flags("embed_image", tmp_path, **places))
+    paths = {"params": "image.yaml", "root": "other/data", "images": "other/images.parquet", "out": "image"}
+    embed_image.main(stage_flags("embed_image", tmp_path, **paths))
     sections = {
         "prototypes": {"seed": 0, "max_per_class": 8, "class_name_format": "auto"},
         "train": {"transductive": True},

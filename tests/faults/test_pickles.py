@@ -1,4 +1,4 @@
-"""A pickle in the place of any file that stages read runs nothing: it is named, and the stage ends."""
+"""A pickle instead of any file that stages read is never run: the stage names it and ends."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def by_numpy(payload: Payload) -> bytes:
 
 
 def by_numpy_in_zip(payload: Payload) -> bytes:
-    """Every array of any .npz that is asked for by one of these names."""
+    """Every array of any .npz that is read by one of these names."""
     stream = io.BytesIO()
     names = ("vectors", "image_mean", "pooled_mean", "head_mean", "mean", "image_components", "weights", "codes")
     with zipfile.ZipFile(stream, "w") as archive:
@@ -136,10 +136,10 @@ def train_arguments(world: World) -> list[str]:
         "train": {**TRAIN, "epochs": 2, "network": VALUES},
     }
     YAML().dump(sections, world.folder / "train.yaml")
-    places = {"params": "train.yaml", "posts": "posts.parquet", "images": "images.parquet", "out": "trained"}
-    places |= {key: key for key in ("root", "image", "text", "prototypes", "live", "state")}
-    places |= {"resources": "train.json"}
-    return [part for key, path in places.items() for part in (f"--{key}", str(world.folder / path))]
+    paths = {"params": "train.yaml", "posts": "posts.parquet", "images": "images.parquet", "out": "trained"}
+    paths |= {key: key for key in ("root", "image", "text", "prototypes", "live", "state")}
+    paths |= {"resources": "train.json"}
+    return [part for key, path in paths.items() for part in (f"--{key}", str(world.folder / path))]
 
 
 def test_the_checkpoint_of_a_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,15 +62,15 @@ def test_a_disk_that_is_read_only_or_full_costs_no_output(
     ran = workspace.server.on_bad_disk(workspace.order(stage), stage.outs, SHARES)
     BAD_DISKS.extend(bad["disk"] for bad in ran["bad"])
     for bad in ran["bad"]:
-        said = {"read-only": "Read-only file system"}.get(bad["disk"], "No space left on device")
-        assert bad["code"] == 1, (bad["disk"], bad["said"])
-        assert said in bad["said"]
-        assert "Traceback" not in bad["said"]
+        expected = {"read-only": "Read-only file system"}.get(bad["disk"], "No space left on device")
+        assert bad["code"] == 1, (bad["disk"], bad["messages"])
+        assert expected in bad["messages"]
+        assert "Traceback" not in bad["messages"]
         differing = compared(ran["before"], bad["files"], stage, state=False)
         # The curves of a training are written while it runs: they are lost, and made again.
         assert [path for path in differing if not path.startswith("reports/training/")] == []
     if last := ran["last"]:
-        assert last["code"] == 0, last["said"]
+        assert last["code"] == 0, last["messages"]
         assert compared(ran["before"], last["files"], stage) == []
 
 

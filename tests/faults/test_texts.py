@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import FEATURES, IMAGES, POSTS, QUARANTINE, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import read_block, read_tokens
@@ -140,7 +141,7 @@ def test_values_beyond_all_bounds_are_set_aside_and_pass_all_stages(folder: Path
         assert posts[column][3 * number + 14] == then, name
     quarantine = read_table(folder / "quarantine.parquet", QUARANTINE)
     assert sorted(quarantine["row"]) == [3 * number + 14 for number in range(len(VALUES))]
-    assert json.loads((folder / "ingest.json").read_text())["quarantine"]["values"] == len(VALUES)
+    assert read_json(folder / "ingest.json")["quarantine"]["values"] == len(VALUES)
     run_rest(folder)
     for file in (folder / "features").rglob("*.parquet"):
         for values in pl.read_parquet(file).iter_columns():

@@ -52,10 +52,10 @@ def test_the_second_run_of_a_stage_that_can_be_resumed_ends_at_once(
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.02)
     second = start(arguments(images, "out"))
-    _, said = second.communicate(timeout=300)
+    _, messages = second.communicate(timeout=300)
     assert second.returncode == 1
-    assert "another run of this stage works on the same inputs" in said
-    assert "Traceback" not in said
+    assert "another run of this stage works on the same inputs" in messages
+    assert "Traceback" not in messages
     assert first.poll() is None
     first.kill()
     first.communicate()

@@ -60,7 +60,7 @@ def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> Non
     )
     path = tmp_path / "label" / FoldKey("holdout", 0).file_name
     label = pl.read_parquet(path).join(gaps, on="pid", how="left")
-    naive = label.with_columns(uid_history_age=pl.coalesce("gap", "uid_history_age")).drop("gap")
+    naive = label.with_columns(uid_target_age=pl.coalesce("gap", "uid_target_age")).drop("gap")
     naive.write_parquet(path)
     (row,) = (r for r in compare_target_statistics(splits, tmp_path, ("uid",)) if r["scheme"] == "holdout")
     assert row["distance"]["age"] > 0.3

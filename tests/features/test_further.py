@@ -54,12 +54,12 @@ def test_without_a_test_part_the_label_of_every_earlier_post_counts(tmp_path: Pa
     )
     found = further_features(new, random_images(new, seed=2), splits, posts, PARAMS, tmp_path)
     of_user = posts.filter(uid=last["uid"][0])
-    assert found["uid_history_posts"].to_list() == [of_user.height]
+    assert found["uid_target_posts"].to_list() == [of_user.height]
     assert found["user_posts"].to_list() == [of_user.height + 1]
-    assert found["uid_history_age"].to_list() == [3.0]
+    assert found["uid_target_age"].to_list() == [3.0]
 
 
-def test_a_post_far_ahead_moves_no_history_but_its_own(tmp_path: Path) -> None:
+def test_a_post_far_ahead_moves_no_target_but_its_own(tmp_path: Path) -> None:
     posts = random_posts(2)
     images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
     featurize(posts, images, splits, PARAMS, tmp_path)
@@ -69,10 +69,10 @@ def test_a_post_far_ahead_moves_no_history_but_its_own(tmp_path: Path) -> None:
 
     def histories(new: pl.DataFrame) -> pl.DataFrame:
         found = further_features(new, random_images(new, seed=2), splits, posts, PARAMS, tmp_path)
-        return found.filter(pid="now").select("^.*_history_.*$")
+        return found.filter(pid="now").select("^.*_target_.*$")
 
     alone = histories(now)
-    assert alone["subcategory_history_posts"].item() > 0
+    assert alone["subcategory_target_posts"].item() > 0
     assert alone.equals(histories(pl.concat([ahead, now])))
 
 

@@ -39,7 +39,7 @@ def test_groups_are_named_by_their_columns() -> None:
     rows = fold(0)
     columns = {*count_groups(rows).columns, *label_groups(rows, PRIOR).columns} - {"pid"}
     found = {FeatureColumn.named(column).group for column in columns}
-    assert found == {"history", "words", "rhythm", "class_time"}
+    assert found == {"user_target", "words", "rhythm", "class_time"}
     assert FeatureColumn.named("user_posts").group is None
 
 
@@ -115,12 +115,12 @@ def slow(rows: Rows, post: dict[str, Any]) -> dict[str, Any]:
     weights = [0.5 ** (age(row) / HALF_LIVES[1]) for row in mine]
     late = sum(weight * row["rest"] for weight, row in zip(weights, mine, strict=True)) + PRIOR * level
     result: dict[str, Any] = {
-        "history.level": level,
-        "history.beyond_class": beyond_class,
-        "history.own_class": (sum(own) + PRIOR * beyond_class) / (len(own) + PRIOR),
-        "history.trend": late / (sum(weights) + PRIOR) - level,
-        "history.last": beyond[-1] if mine else None,
-        "history.days": max(map(age, mine)) - min(map(age, mine)) if mine else None,
+        "user_target.level": level,
+        "user_target.beyond_class": beyond_class,
+        "user_target.own_class": (sum(own) + PRIOR * beyond_class) / (len(own) + PRIOR),
+        "user_target.trend": late / (sum(weights) + PRIOR) - level,
+        "user_target.last": beyond[-1] if mine else None,
+        "user_target.days": max(map(age, mine)) - min(map(age, mine)) if mine else None,
         "class_time.theme_level": of_class(0, post),
         "class_time.concept_level": of_class(2, post),
         "class_time.variant_level_30": of_class(1, post, 30),
@@ -174,7 +174,7 @@ def test_a_level_that_falls_for_all_is_no_ones_own() -> None:
     """Labels that only fall with time leave users, classes and words at 0; today's histories would not."""
     rows = fold(7).with_columns(label=100 - (pl.col("posted_at").dt.epoch("s") / 86_400 / 30).floor())
     table = label_groups(rows, PRIOR)
-    for name in ("history.level", "class_time.concept_level", "words.tags_mean"):
+    for name in ("user_target.level", "class_time.concept_level", "words.tags_mean"):
         assert np.abs(table[name].drop_nulls().to_numpy()).max() < 0.5, name
 
 
@@ -192,7 +192,7 @@ def test_a_class_keeps_its_past_when_it_is_filed_elsewhere() -> None:
     before, after = (
         label_groups(table, PRIOR).join(rows.filter(scored), on="pid", how="semi") for table in (rows, moved)
     )
-    named = ["class_time.theme_level", "class_time.variant_level_90", "history.own_class"]
+    named = ["class_time.theme_level", "class_time.variant_level_90", "user_target.own_class"]
     assert after.select(named).equals(before.select(named))
     assert after["class_time.concept_level"].equals(after["class_time.variant_level"], check_names=False)
     assert not before["class_time.concept_level"].equals(before["class_time.variant_level"], check_names=False)

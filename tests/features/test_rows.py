@@ -44,13 +44,13 @@ def slow(post: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
         "latitude": post["latitude"],
         "longitude": post["longitude"],
         "geo_accuracy": post["geo_accuracy"],
-        "picture_ok": image["status"] == "ok",
-        "picture_width": image["width"],
-        "picture_height": image["height"],
-        "picture_aspect": image["width"] / image["height"] if known else None,
-        "picture_bytes": image["bytes"] or None,
-        "picture_bytes_per_pixel": image["bytes"] / (image["width"] * image["height"]) if known else None,
-        "picture_grey": None if image["mode"] is None else image["mode"] == "L",
+        "image_ok": image["status"] == "ok",
+        "image_width": image["width"],
+        "image_height": image["height"],
+        "image_aspect": image["width"] / image["height"] if known else None,
+        "image_bytes": image["bytes"] or None,
+        "image_bytes_per_pixel": image["bytes"] / (image["width"] * image["height"]) if known else None,
+        "image_grey": None if image["mode"] is None else image["mode"] == "L",
     }
     for name in ("title", "tags"):
         text, words = post[name], post[name].split()

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from popularity.core.contracts import UTC as UTC_TYPE
-from popularity.features import compute_target_statistics
 from popularity.features.as_of import as_of_dates
+from popularity.features.target_statistics import target_statistics
 from tests.random_posts import random_posts
 
 PRIOR = 3.0
@@ -48,21 +48,21 @@ def slow(rows: list[dict[str, Any]], post: dict[str, Any], key: str) -> dict[str
     past = [row for row in rows if row["role"] == "train" and row["posted_at"] < as_of]
     past.sort(key=lambda row: (row["posted_at"], row["pid"]))
     mine = [row for row in past if row[key] == post[key]]
-    result: dict[str, Any] = {f"{key}_history_posts": len(mine)}
+    result: dict[str, Any] = {f"{key}_target_posts": len(mine)}
     mean = sum(row["label"] for row in past) / len(past) if past else None
     level = last = age = None
     if mine and mean is not None:
         level = (sum(row["label"] for row in mine) + PRIOR * mean) / (len(mine) + PRIOR) - mean
         last = mine[-1]["label"] - mean
         age = (post["posted_at"] - mine[-1]["posted_at"]).total_seconds() / 86_400
-    return result | {f"{key}_history_level": level, f"{key}_history_last": last, f"{key}_history_age": age}
+    return result | {f"{key}_target_level": level, f"{key}_target_last": last, f"{key}_target_age": age}
 
 
 @pytest.mark.parametrize("cut_in_time", [True, False])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equal_to_the_slow_reference(seed: int, cut_in_time: bool) -> None:
     rows = fold(seed, cut_in_time=cut_in_time)
-    table = compute_target_statistics(rows, ("uid", "subcategory"), PRIOR, HORIZON)
+    table = target_statistics(rows, ("uid", "subcategory"), PRIOR, HORIZON)
     listed = rows.sort("pid").to_dicts()
     assert table["pid"].to_list() == [row["pid"] for row in listed]
     histories = 0
@@ -81,12 +81,12 @@ def test_equal_to_the_slow_reference(seed: int, cut_in_time: bool) -> None:
 def test_labels_of_scored_rows_and_of_the_row_itself_change_nothing(cut_in_time: bool) -> None:
     rows = fold(7, cut_in_time=cut_in_time)
     keys = ("uid", "subcategory")
-    before = compute_target_statistics(rows, keys, PRIOR, HORIZON)
+    before = target_statistics(rows, keys, PRIOR, HORIZON)
     scored = rows.with_columns(label=pl.when(pl.col("role") == "valid").then(99.0).otherwise("label"))
-    assert compute_target_statistics(scored, keys, PRIOR, HORIZON).equals(before)
+    assert target_statistics(scored, keys, PRIOR, HORIZON).equals(before)
     for pid in rows.filter(pl.col("role") == "train")["pid"].to_list()[::7]:
         changed = rows.with_columns(label=pl.when(pl.col("pid") == pid).then(99.0).otherwise("label"))
-        own = compute_target_statistics(changed, keys, PRIOR, HORIZON).filter(pl.col("pid") == pid)
+        own = target_statistics(changed, keys, PRIOR, HORIZON).filter(pl.col("pid") == pid)
         assert own.equals(before.filter(pl.col("pid") == pid))
 
 
@@ -94,13 +94,13 @@ def test_moving_later_labels_changes_no_earlier_history() -> None:
     rows = fold(8, cut_in_time=True)
     middle = rows["posted_at"][30]
     changed = rows.with_columns(label=pl.when(pl.col("posted_at") >= middle).then(99.0).otherwise("label"))
-    before, after = (compute_target_statistics(table, ("uid",), PRIOR, HORIZON) for table in (rows, changed))
+    before, after = (target_statistics(table, ("uid",), PRIOR, HORIZON) for table in (rows, changed))
     early = rows.filter(pl.col("posted_at") <= middle).select("pid")
     assert before.join(early, on="pid").equals(after.join(early, on="pid"))
     assert not before.equals(after)
 
 
-def test_history_of_scored_rows_ends_at_the_cut() -> None:
+def test_target_of_scored_rows_ends_at_the_cut() -> None:
     rows = fold(9, cut_in_time=True)
     dates = as_of_dates(rows, HORIZON).join(rows.select("pid", "role", "posted_at"), on="pid")
     start = rows.filter(pl.col("role") == "valid")["posted_at"].min()
@@ -133,5 +133,5 @@ def test_one_scored_second() -> None:
         },
         schema_overrides={"posted_at": UTC_TYPE},
     )
-    table = compute_target_statistics(rows, ("uid",), PRIOR, HORIZON)
-    assert table["uid_history_posts"].to_list() == [0, 1, 2]
+    table = target_statistics(rows, ("uid",), PRIOR, HORIZON)
+    assert table["uid_target_posts"].to_list() == [0, 1, 2]

@@ -242,7 +242,7 @@ def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
                 *("--params", str(params), *arguments),
             ]
         )
-        contents.append([paths["images"].read_bytes(), paths["report"].read_bytes()])
+        contents.append([paths["images"].read_bytes(), paths["summary"].read_bytes()])
     assert contents[0] == contents[1]
     images = read_table(paths["images"], IMAGES)
     assert set(images["status"]) == {"ok"}

@@ -161,19 +161,19 @@ def test_reads_by_position(tmp_path: Path, shard: list[tuple[int, int]]) -> None
 def test_threads_share_a_reader(tmp_path: Path, shard: list[tuple[int, int]]) -> None:
     reader = ImageReader(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        contents = list(pool.map(lambda place: reader.read("images.tar", *place), shard * 50))
+        contents = list(pool.map(lambda span: reader.read("images.tar", *span), shard * 50))
     assert contents == [image_bytes(number) for number in range(12)] * 50
 
 
 class Images(Dataset[bytes]):
-    def __init__(self, reader: ImageReader, places: list[tuple[int, int]]) -> None:
-        self.reader, self.places = reader, places
+    def __init__(self, reader: ImageReader, spans: list[tuple[int, int]]) -> None:
+        self.reader, self.spans = reader, spans
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.spans)
 
     def __getitem__(self, index: int) -> bytes:
-        return self.reader.read("images.tar", *self.places[index])
+        return self.reader.read("images.tar", *self.spans[index])
 
 
 def test_loader_workers_share_a_reader(tmp_path: Path, shard: list[tuple[int, int]]) -> None:

@@ -17,8 +17,8 @@ def lettered() -> Image.Image:
     """A grey image with a white line of text, outlined in black, at the top."""
     image = Image.new("RGB", (128, 128), (128, 128, 128))
     draw = ImageDraw.Draw(image)
-    for place in range(0, 128, 6):
-        draw.rectangle((place, 6, place + 3, 26), fill="white", outline="black")
+    for left in range(0, 128, 6):
+        draw.rectangle((left, 6, left + 3, 26), fill="white", outline="black")
     return image
 
 

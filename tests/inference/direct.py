@@ -31,7 +31,7 @@ class Direct:
     """What is expected of a post: vectors by block, scalars by column (None for null), and weights of attention.
 
     Args:
-        similarity: (K,) by modality, None without a picture or a text.
+        similarity: (K,) by modality, None without an image or a text.
         attention: (1 + 2K,).
     """
 

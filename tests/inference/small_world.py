@@ -31,8 +31,8 @@ NAMES = ("cat", "dog", "sunset", "sea")  # words of the tiny tokenizer, for the 
 
 
 def readable_posts(train: int, test: int, seed: int = 0) -> pl.DataFrame:
-    """Random posts of classes that the tiny tower tells apart."""
-    names = {f"/S{number}": f"/{name}" for number, name in enumerate(NAMES)}
+    """Random posts of classes that the tiny tower distinguishes."""
+    names = {f"/S{index}": f"/{name}" for index, name in enumerate(NAMES)}
     return random_posts(seed, train, test).with_columns(
         pl.col(level).str.replace_many(names) for level in ("subcategory", "concept")
     )
@@ -103,10 +103,10 @@ class World:
         values = {key: asdict(section) for key, section in sections.items()}
         params = self.folder / f"{name}.yaml"
         YAML().dump(values | {"embed_posts": {**asdict(EMBED), **changes}}, params)
-        places = {"params": params.name, "posts": "posts.parquet", "images": "images.parquet"}
-        places |= {key: key for key in ("root", "image", "text", "prototypes", "network")}
-        places |= {"out": name, "explain": f"{name}-explain", "resources": f"{name}.json", "state": ".state"}
-        return [part for key, path in places.items() for part in (f"--{key}", str(self.folder / path))]
+        paths = {"params": params.name, "posts": "posts.parquet", "images": "images.parquet"}
+        paths |= {key: key for key in ("root", "image", "text", "prototypes", "network")}
+        paths |= {"out": name, "explain": f"{name}-explain", "resources": f"{name}.json", "state": ".state"}
+        return [part for key, path in paths.items() for part in (f"--{key}", str(self.folder / path))]
 
     def embed(self, name: str = "out", **changes: int) -> Path:
         """The folder that the stage writes, run in this process."""
@@ -115,7 +115,7 @@ class World:
 
 
 def make_world(folder: Path, bert: Path) -> World:
-    """Without a network yet. Some posts lack a picture, some texts, some both; among the unseen classes too."""
+    """Without a network yet. Some posts lack an image, some texts, some both; among the unseen classes too."""
     posts = awkward_posts()
     write_table(posts, folder / "posts.parquet", POSTS)
     write_table(random_images(posts, seed=0), folder / "images.parquet", IMAGES)

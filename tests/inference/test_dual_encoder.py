@@ -1,4 +1,4 @@
-"""A tiny randomly initialised CLIP from pictures and texts through training to the posts' columns."""
+"""A tiny randomly initialised CLIP from images and texts through training to the posts' columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from popularity.network.build import build_network, save_network, trained_params
 from popularity.network.inputs import EncoderPair, post_reader, training_rows
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import train_network
-from tests.encoders.tiny_encoders import image_params, make_pictures, save_clip, text_params
+from tests.encoders.tiny_encoders import image_params, make_images, save_clip, text_params
 from tests.inference.small_world import World, readable_posts, vectors
 from tests.training.small_training import train_params
 
@@ -27,16 +27,16 @@ TITLES = ("cat of the sea", "dog", "", "sunset sea", "the dog")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """20 posts with the pictures of `make_pictures`; every fifth is without text."""
+    """20 posts with the images of `make_images`; every fifth is without text."""
     folder = tmp_path_factory.mktemp("clip")
-    place = f"path:{save_clip(folder / 'clip')}"
+    weights = f"path:{save_clip(folder / 'clip')}"
     towers = EncoderPair(
-        image_params(library="transformers", model="tiny", weights=place),
-        text_params(model="tiny", weights=place, max_tokens=10),
+        image_params(loader="clip_image", model="tiny", weights=weights),
+        text_params(loader="clip_text", model="tiny", weights=weights, max_tokens=10),
     )
-    pictures = make_pictures(folder)
+    image_set = make_images(folder)
     (folder / "data").rename(folder / "root")
-    pictures.table.rename(folder / "all.parquet")
+    image_set.table.rename(folder / "all.parquet")
     images = read_table(folder / "all.parquet", IMAGES)
     write_table(images, folder / "images.parquet", IMAGES)
     posts = readable_posts(train=14, test=6).with_columns(
@@ -103,15 +103,15 @@ def test_trained_towers_are_read(world: World, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     images = read_table(world.folder / "images.parquet", IMAGES)
     known = images.filter(pl.col("status") == "ok").sort("shard", "offset")
-    place = ["shard", "offset", "bytes", "width", "height"]
+    location = ["shard", "offset", "bytes", "width", "height"]
     for name, changes, expected in (("cached", {}, False), ("live", LIVE, True)):
         train(world, tmp_path / name, **changes)
         before = vectors(world.embed("before"))["attended_image"].values
-        # Two posts of one shard exchange their pictures; the cached vectors stay.
+        # Two posts of one shard exchange their images; the cached vectors stay.
         first, second = known["pid"][0], known["pid"][1]
         other = {first: second, second: first}
-        moved = images.select(pl.col("pid").replace(other), *place).sort("pid")
-        write_table(images.with_columns(moved.select(place)), world.folder / "images.parquet", IMAGES)
+        moved = images.select(pl.col("pid").replace(other), *location).sort("pid")
+        write_table(images.with_columns(moved.select(location)), world.folder / "images.parquet", IMAGES)
         after = vectors(world.embed("after"))["attended_image"]
         write_table(images, world.folder / "images.parquet", IMAGES)
         changed = (after.values != before).any(axis=1)

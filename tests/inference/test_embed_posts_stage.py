@@ -80,7 +80,7 @@ def test_every_post_as_the_equations_have_it(world: World) -> None:
         if weights is not None:
             shared_out = (weights[0], weights[1 : 1 + k].sum(), weights[1 + k :].sum(), 0)
             assert shares.row(0)[1:] == pytest.approx([float(share) for share in shared_out], abs=1e-5)
-    # The world held every kind: of an unseen class without picture or text, the lone one of its class, and so on.
+    # The world held every kind: of an unseen class without image or text, the lone one of its class, and so on.
     assert {(True, False, True), (True, True, False), (True, True, True)} <= kinds
     assert {(False, False, True), (False, True, False), (False, False, False), (False, True, True)} <= kinds
     (lone,) = of_class(posts, LONE)
@@ -224,15 +224,15 @@ def test_an_interrupted_run_ends_in_the_same_bytes(world: World, monkeypatch: py
     expected = contents(world.embed("whole"), world.folder / "whole-explain")
     with full_disk("shard-000001.npz"):
         world.embed()
-    (part,) = (world.folder / ".state" / "embed_posts").glob("*/shard-*.npz")
+    (shard,) = (world.folder / ".state" / "embed_posts").glob("*/shard-*.npz")
     assert not (world.folder / "out").exists()
-    with np.load(part) as stored:
+    with np.load(shard) as stored:
         arrays = dict(stored)
-    # Proof that finished parts are taken as they are: one is marked, and put right again.
-    np.savez(part, **{**arrays, "global_prompt": arrays["global_prompt"] * 0})
+    # Proof that finished shards are used as they are: one is marked, and restored afterwards.
+    np.savez(shard, **{**arrays, "global_prompt": arrays["global_prompt"] * 0})
     assert (vectors(world.embed("marked"))["global_prompt"].values == 0).all(axis=1).sum() == EMBED.shard_rows
-    part.parent.mkdir()
-    np.savez(part, **arrays)
+    shard.parent.mkdir()
+    np.savez(shard, **arrays)
     assert contents(world.embed(), world.folder / "out-explain") == expected
 
 

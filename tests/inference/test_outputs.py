@@ -26,7 +26,7 @@ def tower(bert: Path) -> PromptTower:
 
 
 def awkward_batch(network: PrototypeNetwork) -> Batch:
-    """Post 0 has no picture, post 1 no text, post 2 an unseen class, post 3 neither picture nor a seen class."""
+    """Post 0 has no image, post 1 no text, post 2 an unseen class, post 3 neither image nor a seen class."""
     batch = without_picture(without_picture(small_batch(network, lengths=[2, 0, 3, 1, 4, 2, 1]), 0), 3)
     target = batch.target.clone()
     target[2:4] = -1
@@ -41,7 +41,7 @@ def described(network: PrototypeNetwork, batch: Batch, nearest: int = 3, autocas
 
 
 def rows_of(batch: Batch, order: Tensor) -> Batch:
-    return Batch._make([*(part[order] for part in batch[:10]), None, None])
+    return Batch._make([*(field[order] for field in batch[:10]), None, None])
 
 
 def test_a_post_is_described_alike_in_any_company(tower: PromptTower) -> None:
@@ -61,8 +61,8 @@ def test_a_permutation_of_classes_permutes_the_columns(tower: PromptTower) -> No
     levels = {"subcategory": taken(level, order)}
     other = make_network(tower, levels=levels, names=[NAMES[index] for index in order])
     other.load_state_dict(network.state_dict())
-    place = order.argsort()
-    target = torch.where(batch.target >= 0, place[batch.target.clamp(min=0)], -1)
+    inverse = order.argsort()
+    target = torch.where(batch.target >= 0, inverse[batch.target.clamp(min=0)], -1)
     first, second = described(network, batch), described(other, batch._replace(target=target))
     columns = torch.cat([order + head * K for head in range(3)])
     torch.testing.assert_close(second.pop("logits"), first.pop("logits")[:, columns])
@@ -100,11 +100,11 @@ def test_masses_of_attention_are_sums_over_tokens(tower: PromptTower) -> None:
     batch = awkward_batch(network)
     found = described(network, batch)
     with torch.inference_mode():
-        sequence, places = network.sequence(network.attention.project(batch.image, "image"), batch)
+        sequence, spans = network.sequence(network.attention.project(batch.image, "image"), batch)
         layer_weights: list[torch.Tensor] = []
         network.attention(sequence, layer_weights)
     expected = torch.stack(layer_weights).mean(dim=0)
-    visual, text, *_ = places["subcategory"]
+    visual, text, *_ = spans["subcategory"]
     assert visual is not None
     assert text is not None
     masses = torch.stack([expected[:, 0], expected[:, visual].sum(dim=1), expected[:, text].sum(dim=1)], dim=1)

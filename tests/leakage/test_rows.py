@@ -82,8 +82,8 @@ def test_a_pretended_unseen_user_loses_his_history(made: Run) -> None:
     scored = rows.filter((pl.col("role") == "valid") & pl.col("uid").is_in(unseen.to_list()))
     assert scored.height > 5
     label = made.table("label", "holdout").join(scored.select("pid"), on="pid")
-    assert label["uid_history_posts"].unique().to_list() == [0]
-    assert label["uid_history_level"].null_count() == label.height
+    assert label["uid_target_posts"].unique().to_list() == [0]
+    assert label["uid_target_level"].null_count() == label.height
     context = made.table("context", "holdout").join(scored.select("pid", "uid"), on="pid")
     own = scored.group_by("uid").len()
     assert context.join(own, on="uid").select((pl.col("user_posts") == pl.col("len")).all()).item()

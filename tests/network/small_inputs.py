@@ -16,7 +16,7 @@ from tests.network.small_network import IMAGE_WIDTH, TEXT_WIDTH
 def random_outputs(posts: pl.DataFrame, without_picture: set[str], without_text: set[str]) -> EncoderOutputs:
     """Random vectors of all posts, in canonical order.
 
-    Those without a picture are absent, those without text have no tokens.
+    Those without an image are absent, those without text have no tokens.
     """
     rng = np.random.default_rng(0)
     pids = posts["pid"].sort().to_list()
@@ -32,8 +32,8 @@ def random_outputs(posts: pl.DataFrame, without_picture: set[str], without_text:
 
 def random_block(pids: list[str], width: int, seed: int) -> Block:
     values = np.random.default_rng(seed).normal(size=(len(pids), width)).astype(np.float16)
-    about = {"encoder": "random", "weights": "none", "preprocessing": {}, "pooling": "none"}
-    return Block(values, pids, {**about, "columns": [f"column_{number}" for number in range(width)]})
+    metadata = {"encoder": "random", "weights": "none", "preprocessing": {}, "pooling": "none"}
+    return Block(values, pids, {**metadata, "columns": [f"column_{index}" for index in range(width)]})
 
 
 def make_prototypes(posts: pl.DataFrame, blocks: EncoderOutputs, folder: Path) -> Path:

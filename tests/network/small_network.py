@@ -69,11 +69,11 @@ def small_levels(seed: int = 0) -> dict[str, TaxonomyLevel]:
     """Random prototypes; class i hangs below class i modulo the number of those above."""
     levels: dict[str, TaxonomyLevel] = {}
     above = 0
-    for number, (name, size) in enumerate(SIZES.items()):
+    for index, (name, size) in enumerate(SIZES.items()):
         parent = torch.arange(size) % above if above else torch.full((size,), -1)
         visual, text = (
-            unit_rows(size, width, seed=10 * seed + 2 * number + place)
-            for place, width in enumerate((IMAGE_WIDTH, TEXT_WIDTH))
+            unit_rows(size, width, seed=10 * seed + 2 * index + modality)
+            for modality, width in enumerate((IMAGE_WIDTH, TEXT_WIDTH))
         )
         levels[name], above = TaxonomyLevel(visual, text, parent), size
     return levels
@@ -84,10 +84,10 @@ def with_folds(levels: Mapping[str, TaxonomyLevel]) -> dict[str, TaxonomyLevel]:
     folds = VALUES["prototypes"]["folds"]
     return {
         name: level._replace(
-            fold_visual=unit_rows(folds, *level.visual.shape, seed=90 + number),
-            fold_text=unit_rows(folds, *level.text.shape, seed=95 + number),
+            fold_visual=unit_rows(folds, *level.visual.shape, seed=90 + index),
+            fold_text=unit_rows(folds, *level.text.shape, seed=95 + index),
         )
-        for number, (name, level) in enumerate(levels.items())
+        for index, (name, level) in enumerate(levels.items())
     }
 
 

@@ -90,13 +90,13 @@ def test_dropout_is_for_training() -> None:
     assert (attention(tokens) - attention(tokens)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-def test_dropout_keeps_the_mean(share: float) -> None:
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
+def test_dropout_keeps_the_mean(rate: float) -> None:
     torch.manual_seed(0)
     values = torch.full((3, 1000, 101), 2.0, requires_grad=True)
-    found = Dropout(share).train()(values)
+    found = Dropout(rate).train()(values)
     left_out = (found == 0).float()
-    assert left_out.mean().item() == pytest.approx(share, abs=0.005)
+    assert left_out.mean().item() == pytest.approx(rate, abs=0.005)
     assert found.mean().item() == pytest.approx(2, abs=0.02)
     assert len(found[found > 0].unique()) == 1
     # Neighbours fall independently, also across the random words.
@@ -107,10 +107,10 @@ def test_dropout_keeps_the_mean(share: float) -> None:
     found.sum().backward()
     assert values.grad is not None
     torch.testing.assert_close(values.grad, found / 2)
-    assert torch.equal(Dropout(share).eval()(values), values)
-    assert not torch.equal(found, Dropout(share).train()(values))
+    assert torch.equal(Dropout(rate).eval()(values), values)
+    assert not torch.equal(found, Dropout(rate).train()(values))
     torch.manual_seed(0)
-    assert torch.equal(found, Dropout(share).train()(values))
+    assert torch.equal(found, Dropout(rate).train()(values))
 
 
 def test_without_layers_the_projections_stand_alone() -> None:
@@ -130,12 +130,12 @@ def test_types_tell_the_kinds_apart() -> None:
     torch.testing.assert_close(image - visual, difference.expand(4, -1))
 
 
-@pytest.mark.parametrize("share", [0.0, 5.0])
-def test_projections_start_centred_with_unit_variance(share: float) -> None:
-    """However large the part that all prototypes have in common."""
+@pytest.mark.parametrize("scale", [0.0, 5.0])
+def test_projections_start_centred_with_unit_variance(scale: float) -> None:
+    """However large the component that all prototypes share."""
     torch.manual_seed(0)
     common = functional.normalize(torch.randn(24), dim=0)
-    visual = functional.normalize(share * common + functional.normalize(torch.randn(40, 24), dim=1), dim=1)
+    visual = functional.normalize(scale * common + functional.normalize(torch.randn(40, 24), dim=1), dim=1)
     attention = CrossModalAttention(params(dim=512), visual, unit_rows(40, 8))
     tokens = attention.image_projection(visual)
     torch.testing.assert_close(tokens.mean(dim=0), torch.zeros(512), atol=1e-4, rtol=0)

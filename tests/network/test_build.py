@@ -20,7 +20,7 @@ from popularity.network.heads import loss_terms
 from popularity.network.inputs import EncoderPair, NetworkData, post_reader, read_network_data
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
-from tests.encoders.tiny_encoders import Pictures, image_params, make_pictures, text_params
+from tests.encoders.tiny_encoders import Images, image_params, make_images, text_params
 from tests.network.small_inputs import make_prototypes, random_block, random_outputs
 from tests.network.small_network import INSTANCE, TOP_K, taken, total_loss
 from tests.random_posts import random_posts
@@ -121,18 +121,18 @@ def test_other_classes_and_other_encoders_are_refused(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
+def image_set(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    return make_images(tmp_path_factory.mktemp("image_set"))
 
 
-def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: EncoderPair, tmp_path: Path) -> None:
-    """20 posts: two broken pictures and a missing one; the state holds the towers."""
-    images = read_table(pictures.table, IMAGES)
+def test_unfrozen_towers_read_images_and_texts(image_set: Images, towers: EncoderPair, tmp_path: Path) -> None:
+    """20 posts: two broken images and a missing one; the state holds the towers."""
+    images = read_table(image_set.table, IMAGES)
     pids = images["pid"].to_list()
-    lost = {pictures.missing, pictures.broken}
-    lost |= {pid for pid, content in pictures.contents.items() if len(content) < 300}
+    lost = {image_set.missing, image_set.broken}
+    lost |= {pid for pid, content in image_set.contents.items() if len(content) < 300}
     posts = random_posts(0, train=15, test=5).with_columns(pid=pl.Series(sorted(pids))).sort("pid")
-    towers = replace(towers, image=pictures.params())
+    towers = replace(towers, image=image_set.params())
     encoder = load_image_encoder(towers.image)
     blocks = replace(
         random_outputs(posts, set(), set()),
@@ -141,20 +141,20 @@ def test_unfrozen_towers_read_pictures_and_texts(pictures: Pictures, towers: Enc
     params = train_params(**INSTANCE, unfreeze_layers=1)
     inputs = read_network_data(posts, blocks, make_prototypes(posts, blocks, tmp_path / "prototypes"), params)
     network = build_network(params, inputs, towers)
-    reader = post_reader(network, inputs, posts, images, pictures.root, towers)
-    rows = np.array([4, 0, posts["pid"].to_list().index(pictures.missing), 19, -1])
+    reader = post_reader(network, inputs, posts, images, image_set.root, towers)
+    rows = np.array([4, 0, posts["pid"].to_list().index(image_set.missing), 19, -1])
     batch = reader.read(rows)
     assert batch.pixels is not None
     assert batch.texts is not None
     assert batch.pixels.shape == (5, 3, 32, 32)
     assert batch.has_image.tolist()[2] is False
     assert (batch.pixels[2] == 0).all()
-    for place, row in enumerate(np.maximum(rows, 0)):
+    for position, row in enumerate(np.maximum(rows, 0)):
         title, tags = posts.row(int(row), named=True)["title"], posts.row(int(row), named=True)["tags"]
         expected = network.text_tower.tokenize([title if title.strip() else tags], 12)
-        length = int(batch.texts.lengths[place])
+        length = int(batch.texts.lengths[position])
         assert length == int(expected.lengths[0])
-        assert batch.texts.ids[place, :length].tolist() == expected.ids[0, :length].tolist()
+        assert batch.texts.ids[position, :length].tolist() == expected.ids[0, :length].tolist()
     with torch.no_grad():
         features = encoder(batch.pixels).float()
         outputs = network(batch)

@@ -7,24 +7,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from popularity.core.arrays import normalize_rows
+from popularity.core.arrays import Float32Array, Int64Array, normalize_rows
 from popularity.encoders.prompting import PromptTokens
-from popularity.network.dataset import Batch, Float32Array, Int64Array, PostVectors, to_device
+from popularity.network.dataset import Batch, PostVectors, to_device
 from popularity.prototypes.vectors import ClassPrototypes
 
 LEVELS = ("category", "subcategory")
 
 
 class NumberedPrototypes(ClassPrototypes):
-    """Numbers that say what was asked for."""
+    """Numbers that identify the arguments."""
 
     def own(self, level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
-        number = np.float32(LEVELS.index(level) + 1)
-        return number * vectors + np.float32(kind == "text") + rows[:, None].astype(np.float32)
+        index = np.float32(LEVELS.index(level) + 1)
+        return index * vectors + np.float32(kind == "text") + rows[:, None].astype(np.float32)
 
 
 def post_vectors(posts: int = 9) -> PostVectors:
-    """Posts 1 and 4 have no picture, posts 0, 4 and 8 no token; nothing stands in the order of the posts."""
+    """Posts 1 and 4 have no image, posts 0, 4 and 8 no token; nothing stands in the order of the posts."""
     rng = np.random.default_rng(0)
     lengths = np.array([0, 3, 1, 5, 0, 2, 2, 4, 0][:posts])
     order = rng.permutation(posts)
@@ -59,22 +59,22 @@ def test_a_batch_equals_its_posts_one_by_one(rows: list[int]) -> None:
     longest = max(1, *(vectors.lengths[max(row, 0)] for row in rows))
     assert batch.tokens.shape == (len(rows), longest, 6)
     assert batch.valid.tolist() == [row >= 0 for row in rows]
-    for place, row in enumerate(max(row, 0) for row in rows):
+    for position, row in enumerate(max(row, 0) for row in rows):
         there = vectors.image_row[row] >= 0
         image = normalised(vectors.image[vectors.image_row[row]]) if there else np.zeros(4, np.float32)
         pooled = normalised(vectors.pooled[vectors.pooled_row[row]])
-        assert bool(batch.has_image[place]) == there
-        np.testing.assert_allclose(batch.image[place], image, atol=1e-6)
-        np.testing.assert_allclose(batch.pooled[place], pooled, atol=1e-6)
+        assert bool(batch.has_image[position]) == there
+        np.testing.assert_allclose(batch.image[position], image, atol=1e-6)
+        np.testing.assert_allclose(batch.pooled[position], pooled, atol=1e-6)
         start, length = vectors.starts[row], vectors.lengths[row]
-        np.testing.assert_array_equal(batch.tokens[place, :length], vectors.tokens[start : start + length])
-        assert (batch.tokens[place, length:] == 0).all()
-        assert batch.token_mask[place].tolist() == [True] * length + [False] * (longest - length)
-        assert batch.target[place].tolist() == vectors.target[row].tolist()
-        assert batch.fold[place] == vectors.fold[row]
-        for number in (0, 1):
-            np.testing.assert_allclose(batch.own_visual[place, number], (number + 1) * image + row, atol=1e-5)
-            np.testing.assert_allclose(batch.own_text[place, number], (number + 1) * pooled + 1 + row, atol=1e-5)
+        np.testing.assert_array_equal(batch.tokens[position, :length], vectors.tokens[start : start + length])
+        assert (batch.tokens[position, length:] == 0).all()
+        assert batch.token_mask[position].tolist() == [True] * length + [False] * (longest - length)
+        assert batch.target[position].tolist() == vectors.target[row].tolist()
+        assert batch.fold[position] == vectors.fold[row]
+        for index in (0, 1):
+            np.testing.assert_allclose(batch.own_visual[position, index], (index + 1) * image + row, atol=1e-5)
+            np.testing.assert_allclose(batch.own_text[position, index], (index + 1) * pooled + 1 + row, atol=1e-5)
     assert all(part.dtype in (torch.float32, torch.bool, torch.int64) for part in batch if isinstance(part, Tensor))
 
 

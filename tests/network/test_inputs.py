@@ -82,7 +82,7 @@ def test_targets_and_names_are_those_of_the_classes(
 
 
 def shuffled(blocks: EncoderOutputs, seed: int) -> EncoderOutputs:
-    """The same vectors in another order, of more posts than are asked for."""
+    """The same vectors in another order, of more posts than the caller wants."""
     rng = np.random.default_rng(seed)
 
     def block(given: Block) -> Block:
@@ -92,10 +92,10 @@ def shuffled(blocks: EncoderOutputs, seed: int) -> EncoderOutputs:
         return replace(given, values=np.concatenate([extra[:1], given.values[order], extra[1:]]), pids=pids)
 
     order = rng.permutation(len(blocks.tokens.pids))
-    parts = np.split(blocks.tokens.values, blocks.tokens.offsets[1:-1])
-    offsets = np.concatenate([[0], np.cumsum([len(parts[row]) for row in order])]).astype(np.int64)
+    pieces = np.split(blocks.tokens.values, blocks.tokens.offsets[1:-1])
+    offsets = np.concatenate([[0], np.cumsum([len(pieces[row]) for row in order])]).astype(np.int64)
     tokens = Tokens(
-        np.concatenate([parts[row] for row in order]), offsets, [blocks.tokens.pids[row] for row in order], {}
+        np.concatenate([pieces[row] for row in order]), offsets, [blocks.tokens.pids[row] for row in order], {}
     )
     return EncoderOutputs(block(blocks.image), block(blocks.text), tokens)
 
@@ -105,8 +105,8 @@ def test_the_order_of_posts_and_blocks_does_not_matter(
 ) -> None:
     mixed = posts.sample(fraction=1, shuffle=True, seed=3).head(60)
     first, second = read(posts, blocks, prototypes), read(mixed, shuffled(blocks, 1), prototypes)
-    place = {pid: row for row, pid in enumerate(posts["pid"])}
-    expected = first.vectors.batch(np.array([place[pid] for pid in mixed["pid"]]))
+    row_of = {pid: row for row, pid in enumerate(posts["pid"])}
+    expected = first.vectors.batch(np.array([row_of[pid] for pid in mixed["pid"]]))
     found = second.vectors.batch(np.arange(60))
     assert list(second.vectors.pids) == mixed["pid"].to_list()
     for name in ("image", "has_image", "pooled", "tokens", "token_mask", "target", "own_visual", "own_text"):
@@ -142,7 +142,7 @@ def test_in_training_posts_see_what_their_fold_did_not_make(
 ) -> None:
     inputs, members = read(posts, blocks, prototypes), read_table(prototypes / "members.parquet", MEMBERS)
     vectors = inputs.vectors
-    batch, place = vectors.batch(np.arange(posts.height)), {pid: row for row, pid in enumerate(posts["pid"])}
+    batch, row_of = vectors.batch(np.arange(posts.height)), {pid: row for row, pid in enumerate(posts["pid"])}
     for level in LEVELS:
         given = inputs.levels[level]
         for kind, found, whole, of_posts in (
@@ -154,7 +154,7 @@ def test_in_training_posts_see_what_their_fold_did_not_make(
             compared = 0
             for index in range(len(whole)):
                 pids = members.filter(level=level, modality=kind, index=index)["pid"]
-                rows = np.array([place[pid] for pid in pids], np.int64)
+                rows = np.array([row_of[pid] for pid in pids], np.int64)
                 for number in range(3):
                     kept = rows[vectors.fold[rows] != number]
                     if len(kept):

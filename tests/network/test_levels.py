@@ -37,11 +37,11 @@ CONSISTENT = {**THREE_LEVELS, "weights.consistency": 1.0}
 def test_tokens_of_the_sequence(changes: dict[str, Any], concepts: int, tower: PromptTower) -> None:
     network = make_network(tower, changes)
     batch = small_batch(network)
-    sequence, places = network.sequence(network.attention.project(batch.image, "image"), batch)
+    sequence, spans = network.sequence(network.attention.project(batch.image, "image"), batch)
     counts = {**SIZES, "concept": concepts}
     assert sequence.shape == (7, 1 + 2 * sum(counts.values()), 16)
-    slices = [place for name in ALL_LEVELS for place in places[name][:2] if place is not None]
-    taken = torch.cat([torch.arange(sequence.shape[1])[place] for place in slices])
+    slices = [span for name in ALL_LEVELS for span in spans[name][:2] if span is not None]
+    taken = torch.cat([torch.arange(sequence.shape[1])[span] for span in slices])
     assert taken.tolist() == list(range(1, sequence.shape[1]))  # none twice, none forgotten
     levels = network(batch).levels
     for name, count in counts.items():
@@ -53,8 +53,8 @@ def test_the_attention_loss_is_a_sum_over_levels(tower: PromptTower) -> None:
     batch = small_batch(network)
     outputs = network(batch)
     terms = loss_terms(network, outputs, batch)
-    for number, name in enumerate(ALL_LEVELS):
-        expected = functional.cross_entropy(outputs.levels[name].logits, batch.target[:, number], reduction="none")
+    for index, name in enumerate(ALL_LEVELS):
+        expected = functional.cross_entropy(outputs.levels[name].logits, batch.target[:, index], reduction="none")
         term = "attention" if name == "subcategory" else f"attention_{name}"
         torch.testing.assert_close(terms[term], expected)
         assert term_weight(network, term) == 1.0
@@ -108,13 +108,15 @@ def test_near_concepts_do_not_tell_the_class(tower: PromptTower) -> None:
     for shift in (None, 0, 1, 5):
         target = (batch.target + (shift or 0)) % torch.tensor(list(SIZES.values()))
         own_visual, own_text = (
-            torch.stack([network.get_buffer(f"{name}_{kind}")[target[:, place]] for place, name in enumerate(SIZES)], 1)
+            torch.stack(
+                [network.get_buffer(f"{name}_{kind}")[target[:, column]] for column, name in enumerate(SIZES)], 1
+            )
             for kind in ("visual", "text")
         )
         target = torch.full_like(target, -1) if shift is None else target
         given = batch._replace(target=target, own_visual=own_visual, own_text=own_text)
-        sequence, places = network.sequence(network.attention.project(given.image, "image"), given)
-        classes = places["concept"].classes
+        sequence, spans = network.sequence(network.attention.project(given.image, "image"), given)
+        classes = spans["concept"].classes
         assert classes is not None
         choices.append((classes, sequence))
     for classes, sequence in choices[1:]:
@@ -122,7 +124,7 @@ def test_near_concepts_do_not_tell_the_class(tower: PromptTower) -> None:
         torch.testing.assert_close(sequence, choices[0][1])  # nor does anything else in what the attention reads
 
 
-def test_near_concepts_of_posts_without_picture_or_text(tower: PromptTower) -> None:
+def test_near_concepts_of_posts_without_image_or_text(tower: PromptTower) -> None:
     network = make_network(tower, TOP_K).eval()
     batch = small_batch(network)
     batch = batch._replace(image=torch.zeros_like(batch.image))
@@ -136,7 +138,7 @@ def test_consistency_is_the_mean_over_levels_and_modalities(tower: PromptTower) 
     network = make_network(tower, CONSISTENT)
     batch = small_batch(network)
     term = loss_terms(network, network(batch), batch)["consistency"]
-    parts = []
+    losses = []
     levels, project = small_levels(), network.attention.project
     for above, name in (("category", "subcategory"), ("subcategory", "concept")):
         child, top = levels[name], levels[above]
@@ -144,8 +146,8 @@ def test_consistency_is_the_mean_over_levels_and_modalities(tower: PromptTower) 
             (project(child.visual, "visual"), project(top.visual, "visual")),
             (project(child.text, "text"), project(top.text, "text")),
         ):
-            parts.append(consistency_loss(children, parents, child.parent))
-    torch.testing.assert_close(term, torch.stack(parts).mean().expand(7))
+            losses.append(consistency_loss(children, parents, child.parent))
+    torch.testing.assert_close(term, torch.stack(losses).mean().expand(7))
     assert term[0] > 0.1
 
 

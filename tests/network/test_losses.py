@@ -233,6 +233,6 @@ def test_two_processes_see_each_others_posts(tmp_path: Path) -> None:
     text.requires_grad_()
     losses = contrastive_loss(image, text, valid, 0.1, group)
     losses.sum().backward()  # type: ignore[no-untyped-call]
-    parts = zip(*(torch.load(tmp_path / f"{process}.pt") for process in (0, 1)), strict=True)
-    for found, expected in zip(parts, (losses.detach(), image.grad, text.grad), strict=True):
+    chunks = zip(*(torch.load(tmp_path / f"{process}.pt") for process in (0, 1)), strict=True)
+    for found, expected in zip(chunks, (losses.detach(), image.grad, text.grad), strict=True):
         torch.testing.assert_close(torch.cat(found), expected)

@@ -115,9 +115,9 @@ def test_a_permutation_of_the_classes_permutes_the_logits(changes: dict[str, Any
     network = make_network(tower, changes).eval()
     batch = small_batch(network)
     order = torch.tensor([3, 0, 4, 1, 2])
-    number = network.level_names.index("subcategory")
+    index = network.level_names.index("subcategory")
     target = batch.target.clone()
-    target[:, number] = order.argsort()[target[:, number]]
+    target[:, index] = order.argsort()[target[:, index]]
     moved = batch._replace(target=target)
     other = permuted(network, tower, order)
     first, second = network(batch), other(moved)
@@ -158,7 +158,7 @@ def test_an_empty_text_has_no_local_loss_and_the_mean_of_p(tower: PromptTower) -
     )
 
 
-def test_a_post_without_picture_has_no_attention_loss(tower: PromptTower) -> None:
+def test_a_post_without_image_has_no_attention_loss(tower: PromptTower) -> None:
     network = make_network(tower, {"weights.contrastive": 1.0})
     batch = small_batch(network)
     bare = without_picture(batch, 2)
@@ -196,9 +196,9 @@ def test_an_unseen_class_has_no_class_loss(tower: PromptTower) -> None:
         gradient is None or gradient.isfinite().all()
         for gradient in gradients(network, total_loss(network, unseen)).values()
     )
-    sequence, places = network.sequence(network.attention.project(unseen.image, "image"), unseen)
+    sequence, spans = network.sequence(network.attention.project(unseen.image, "image"), unseen)
     visual = network.attention.project(network.get_buffer("subcategory_visual"), "visual")
-    torch.testing.assert_close(sequence[4, places["subcategory"].visual], visual)  # nothing is left out for it
+    torch.testing.assert_close(sequence[4, spans["subcategory"].visual], visual)  # nothing is left out for it
 
 
 def test_filler_rows_count_for_nothing(tower: PromptTower) -> None:
@@ -224,13 +224,13 @@ def test_what_a_post_sees_of_the_classes(
     levels = with_folds(small_levels()) if folds else small_levels()
     network = make_network(tower, changes, levels).train(training)
     batch = small_batch(network)
-    sequence, places = network.sequence(network.attention.project(batch.image, "image"), batch)
+    sequence, spans = network.sequence(network.attention.project(batch.image, "image"), batch)
     torch.testing.assert_close(sequence[:, 0], network.attention.project(batch.image, "image"))
-    for number, name in enumerate(network.level_names):
-        place, level = places[name], levels[name]
+    for index, name in enumerate(network.level_names):
+        span, level = spans[name], levels[name]
         for kind, where, whole, of_folds, own in (
-            ("visual", place.visual, level.visual, level.fold_visual, batch.own_visual),
-            ("text", place.text, level.text, level.fold_text, batch.own_text),
+            ("visual", span.visual, level.visual, level.fold_visual, batch.own_visual),
+            ("text", span.text, level.text, level.fold_text, batch.own_text),
         ):
             assert where is not None
             for row in range(7):
@@ -238,9 +238,9 @@ def test_what_a_post_sees_of_the_classes(
                 if training and of_folds is not None:
                     expected = of_folds[batch.fold[row]]
                 elif not training:
-                    expected[batch.target[row, number]] = own[row, number]
-                if place.classes is not None:
-                    expected = expected[place.classes[row]]
+                    expected[batch.target[row, index]] = own[row, index]
+                if span.classes is not None:
+                    expected = expected[span.classes[row]]
                 tokens = network.attention.project(expected, kind)  # type: ignore[arg-type]
                 torch.testing.assert_close(sequence[row, where], tokens)
 
@@ -287,7 +287,7 @@ def test_terms_of_weight_zero_are_gone(tower: PromptTower) -> None:
             assert term_weight(network, term) == names["attention" if term.startswith("attention") else term]
 
 
-def test_temperatures_learn_only_when_asked(tower: PromptTower) -> None:
+def test_temperatures_learn_only_if_wanted(tower: PromptTower) -> None:
     frozen, learnt = (
         make_network(tower, {"temperatures.learn": learn, "weights.contrastive": 1.0}) for learn in (False, True)
     )
@@ -349,7 +349,7 @@ class MeanColour(torch.nn.Module):
         return pixels.float().mean(dim=(2, 3)).repeat(1, 2) * self.scale
 
 
-def test_an_image_tower_reads_pixels_and_leaves_missing_pictures_at_zero(tower: PromptTower) -> None:
+def test_an_image_tower_reads_pixels_and_leaves_missing_images_at_zero(tower: PromptTower) -> None:
     levels = {"subcategory": small_levels()["subcategory"]}
     network = PrototypeNetwork(network_params(), levels, tower, tower.tokenize(NAMES, 12), MeanColour())
     pixels = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -364,7 +364,7 @@ def test_an_image_tower_reads_pixels_and_leaves_missing_pictures_at_zero(tower: 
 
 
 @pytest.mark.parametrize("changes", [{"weights.contrastive": 1.0}, EVERYTHING])
-def test_a_data_set_without_any_picture_trains(changes: dict[str, Any], tower: PromptTower) -> None:
+def test_a_data_set_without_any_image_trains(changes: dict[str, Any], tower: PromptTower) -> None:
     levels = {name: level._replace(visual=torch.zeros_like(level.visual)) for name, level in small_levels().items()}
     network = make_network(tower, changes, levels)
     batch = small_batch(network)

@@ -87,7 +87,7 @@ def test_instance_prompt_starts_as_shared_vectors_and_learns_to_listen() -> None
     assert (after[:, None] - after[None]).flatten(2).norm(dim=-1)[~torch.eye(5).bool()].min() > 1e-3
 
 
-def test_a_text_is_read_in_the_light_of_its_picture(tower: PromptTower) -> None:
+def test_a_text_is_read_in_the_light_of_its_image(tower: PromptTower) -> None:
     network = make_network(tower, INSTANCE)
     assert network.instance_prompt is not None
     texts = tower.tokenize(["the sea of the dog"] * 3 + [""], 12)

@@ -1,4 +1,4 @@
-"""`python -m popularity.predict` on what the graph left: posts of the test part again, new posts, and every fault."""
+"""`python -m popularity.predict` on what the graph left: posts of the test split again, new posts, and every fault."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from accelerate.state import AcceleratorState
 
+from popularity.core import paths
 from popularity.core.config import read_yaml
 from popularity.core.contracts import (
     FOLDS,
@@ -49,12 +50,12 @@ def project(clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def write_picture(clone: Clone, pid: str, file: Path) -> None:
-    """A picture of the data set as a file of its own."""
-    place = read_table(clone.root / "data/interim/images.parquet", IMAGES).filter(pid=pid).row(0, named=True)
+def write_image(clone: Clone, pid: str, file: Path) -> None:
+    """An image of the data set as a file of its own."""
+    location = read_table(clone.root / "data/interim/images.parquet", IMAGES).filter(pid=pid).row(0, named=True)
     file.parent.mkdir(exist_ok=True)
     reader = ImageReader(clone.root / "data/demo")
-    file.write_bytes(reader.read(place["shard"], place["offset"], place["bytes"]))
+    file.write_bytes(reader.read(location["shard"], location["offset"], location["bytes"]))
 
 
 def write_jsonl(file: Path, posts: Sequence[Mapping[str, Any]]) -> Path:
@@ -69,7 +70,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, An
 
 
 def repeatable(posts: pl.DataFrame) -> pl.DataFrame:
-    """Test posts of which flags can say everything: a photo, by a user whose latest other post has the same profile."""
+    """Test posts that flags can describe in full: a photo, by a user whose latest other post has the same profile."""
     kept = []
     for row in posts.filter(split="test", media_type="photo").iter_rows(named=True):
         others = posts.filter(uid=row["uid"]).filter(pl.col("pid") != row["pid"]).sort("posted_at", "pid")
@@ -107,7 +108,7 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     requests = []
     for post in chosen.iter_rows(named=True):
         file = project / "pictures" / f"{post['pid']}.jpg"
-        write_picture(clone, post["pid"], file)
+        write_image(clone, post["pid"], file)
         requests.append(as_request(post, file.relative_to(project)))
     found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
@@ -125,20 +126,20 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
 def test_the_text_model_is_merged_as_the_stage_merges_it(
     clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a share that the demo's cuts may not choose."""
+    """With a weight that the demo's splits may not choose."""
     stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
         scheme="refit"
     )
-    text_json = project / "models/stack/ensemble_weights.json"
+    text_json = project / paths.ENSEMBLE_WEIGHTS
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
     text_json.unlink()  # which may be a link to DVC's cache
     text_json.write_text(json.dumps({"weight": 0.4, "offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
-    write_picture(clone, pid, project / "photo.jpg")
+    write_image(clone, pid, project / "photo.jpg")
     interim = project / "data/interim"
     for name, contract in (("posts", POSTS), ("splits", FOLDS)):
         table = read_table(interim / f"{name}.parquet", contract)
@@ -158,7 +159,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
 def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:
     posts = read_table(clone.root / "data/interim/posts.parquet", POSTS)
     post = posts.filter(split="test").row(0, named=True)
-    write_picture(clone, post["pid"], tmp_path / "photo.jpg")
+    write_image(clone, post["pid"], tmp_path / "photo.jpg")
     category, subcategory = class_names(post["subcategory"])
     flags = {"image": tmp_path / "photo.jpg", "title": "Sea and sand", "tags": "beach sun", "user": post["uid"]}
     flags |= {"date": DATE, "category": category, "subcategory": subcategory}
@@ -241,12 +242,12 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
         one_post("--date", "someday")
     with pytest.raises(DataError, match="that of a stored post"):
         one_post("--pid", read_table(project / "data/interim/posts.parquet", POSTS)["pid"][0])
-    about = project / "data/embeddings/text/post.json"
-    before = about.read_text(encoding="utf-8")
-    about.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
+    metadata = project / "data/embeddings/text/post.json"
+    before = metadata.read_text(encoding="utf-8")
+    metadata.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
     with pytest.raises(ContractError, match=r"(?s)text encoder .* weights .*dvc repro"):
         one_post()
-    about.write_text(before, encoding="utf-8")
+    metadata.write_text(before, encoding="utf-8")
     shutil.rmtree(project / "models/network")
     with pytest.raises(DataError, match=r"(?s)lacks models/network/network.json.*dvc repro"):
         one_post()

@@ -23,12 +23,12 @@ def test_the_likeliest_class_gets_the_keys_of_posts(class_name_format: ClassName
     names = classes.of_level["name"].to_list()
     likely = np.array([0.1 if name != "s3" else 0.7 for name in names], np.float32)
     post = {"category": "", "subcategory": "/", "concept": "//sea"}
-    keys, share = classes.likeliest(post, likely)
+    keys, probability = classes.likeliest(post, likely)
     assert keys == {"category": "C1", "subcategory": "C1/S3", "concept": "C1/S3/sea"}
-    assert share == pytest.approx(0.7)
-    below, share = classes.likeliest({**post, "category": "C0"}, likely)
+    assert probability == pytest.approx(0.7)
+    below, probability = classes.likeliest({**post, "category": "C0"}, likely)
     assert below["subcategory"] == "C0/S0"
-    assert share == pytest.approx(0.5)
+    assert probability == pytest.approx(0.5)
 
 
 def test_a_category_that_is_unknown_excludes_no_class() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from popularity.core.errors import DataError
 from popularity.predict import Prediction, Request
-from popularity.predict.output import WIDTH, record, summary, text_of, views, write_file
+from popularity.predict.output import LINE_WIDTH, record, summary, text_of, views, write_file
 
 PREDICTION = Prediction(
     pid="a",
@@ -35,13 +35,13 @@ GOOD = Request(1, {"title": "Sea\nof " + "words " * 40}, pid="a")
 
 def test_text_fits_the_width_and_says_all() -> None:
     text = text_of(GOOD, PREDICTION)
-    assert max(map(len, text.splitlines())) <= WIDTH
+    assert max(map(len, text.splitlines())) <= LINE_WIDTH
     for part in ("6.00", "63", "5.00 to   7.00", "31 to", "too few posts", "beach 0.81", "beach 25%", "+0.75  metadata",
                  "-0.25  image", "concept", "note: no image", "50% on images of classes"):  # fmt: skip
         assert part in text, part
     aside = text_of(ASIDE, None)
     assert "set aside: no date" in aside
-    assert max(map(len, aside.splitlines())) <= WIDTH
+    assert max(map(len, aside.splitlines())) <= LINE_WIDTH
 
 
 def test_json_holds_all_of_a_prediction() -> None:

@@ -164,13 +164,13 @@ def test_jsonl(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_used_shift_no_other(tmp_path: Path) -> None:
     file = tmp_path / "posts.csv"
-    rows = [f"p{number},{'never' if number % 3 == 0 else DATE},t{number}" for number in range(12)]
+    rows = [f"p{index},{'never' if index % 3 == 0 else DATE},t{index}" for index in range(12)]
     file.write_text("\n".join(["pid,date,title", *rows]), encoding="utf-8")
     new = make_posts(read_requests(file), KNOWN, tmp_path)
-    assert [each.get("pid") for each in new.requests] == [f"p{number}" for number in range(12)]
-    assert [bool(each.problem) for each in new.requests] == [number % 3 == 0 for number in range(12)]
+    assert [each.get("pid") for each in new.requests] == [f"p{index}" for index in range(12)]
+    assert [bool(each.problem) for each in new.requests] == [index % 3 == 0 for index in range(12)]
     titles = dict(new.table.select("pid", "title").iter_rows())
-    assert titles == {f"p{number}": f"t{number}" for number in range(12) if number % 3}
+    assert titles == {f"p{index}": f"t{index}" for index in range(12) if index % 3}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_posts_keep_the_contract_and_leave_the_stored_ones_alone() -> None:
     before = KNOWN.clone()
-    new = made(*({"title": str(number)} for number in range(5)))
+    new = made(*({"title": str(index)} for index in range(5)))
     assert new.table["pid"].is_sorted()
     assert KNOWN.equals(before)
     assert set(FIELDS) >= set(new.requests[0].fields)

@@ -99,7 +99,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
         "classes.parquet",
         "members.parquet",
         "prototypes.safetensors",
-        "about.json",
+        "metadata.json",
         "manifest.json",
     }
     manifest = json.loads((out / "manifest.json").read_text())
@@ -121,7 +121,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
             counted = members.filter(level=level, modality=modality).group_by("index").len().sort("index")["len"]
             assert tensors[f"{level}.{modality}_count"].tolist() == counted.to_list()
-    about = json.loads((out / "about.json").read_text())
+    about = json.loads((out / "metadata.json").read_text())
     assert (about["seed"], about["max_per_class"], about["transductive"], about["class_name_format"]) == (
         0,
         5,
@@ -190,7 +190,7 @@ def test_unseen_test_classes_are_nobodys(posts: pl.DataFrame) -> None:
     assert not {"C0/Odd", "C0/Odd/x"} & set(built.classes["key"])
     found = built.members.filter(pl.col("pid").is_in(unseen))
     assert set(found["level"]) == {"category"}  # that class is known
-    assert built.report["levels"]["subcategory"]["test_share_unseen"] == 0.25
+    assert built.summary["levels"]["subcategory"]["test_share_unseen"] == 0.25
     index = ClassIndex.from_posts(odd, built.classes, "path")
     with_class = odd.filter(pl.Series(index.rows["subcategory"] >= 0))
     assert set(built.members.filter(level="subcategory", modality="visual")["pid"]) == set(with_class["pid"])
@@ -202,8 +202,8 @@ def test_fewer_posts_than_the_limit_are_all_taken(posts: pl.DataFrame) -> None:
         has = posts if modality == "visual" else posts.filter(pl.col("title") != "")
         for key in posts["subcategory"].unique():
             assert members_of(built, "subcategory", key, modality) == has.filter(subcategory=key)["pid"].to_list()
-    assert built.report["levels"]["subcategory"]["fewer_than_max"] == {"visual": 4, "text": 4}
-    assert build(posts, max_per_class=3).report["levels"]["subcategory"]["fewer_than_max"] == {"visual": 0, "text": 0}
+    assert built.summary["levels"]["subcategory"]["fewer_than_max"] == {"visual": 4, "text": 4}
+    assert build(posts, max_per_class=3).summary["levels"]["subcategory"]["fewer_than_max"] == {"visual": 0, "text": 0}
 
 
 def test_the_sample_is_spread_over_time_concepts_and_users(posts: pl.DataFrame) -> None:
@@ -228,14 +228,14 @@ def test_the_sample_is_spread_over_time_concepts_and_users(posts: pl.DataFrame) 
         assert taken.filter(concept=f"{key}/y")["uid"].sort().to_list() == ["b", "c", "c", "c"]
 
 
-def test_posts_and_classes_without_pictures(posts: pl.DataFrame) -> None:
+def test_posts_and_classes_without_images(posts: pl.DataFrame) -> None:
     class_pids = set(posts.filter(subcategory="C0/S0")["pid"])
     some = set(posts.filter(subcategory="C0/S2")["pid"].to_list()[:5])
     built = build(posts, without_picture=class_pids | some, max_per_class=256)
     visual = built.members.filter(modality="visual")
     assert not (class_pids | some) & set(visual["pid"])
     assert some & set(built.members.filter(modality="text")["pid"])
-    assert built.report["levels"]["subcategory"]["classes_without_pictures"] == ["C0/S0"]
+    assert built.summary["levels"]["subcategory"]["classes_without_images"] == ["C0/S0"]
     rows = dict(built.classes.filter(level="subcategory").select("key", "index").iter_rows())
     parent = dict(built.classes.filter(level="category").select("key", "index").iter_rows())["C0"]
     found = built.tensors["subcategory.visual"][rows["C0/S0"]]
@@ -258,12 +258,12 @@ def test_text_representatives_have_titles_or_tags(posts: pl.DataFrame) -> None:
     assert set(tagged) & set(text) == set(tagged[1:])  # no title in the class: those with tags
     others = table.filter(~pl.col("pid").is_in([*silent, *tagged]))
     assert set(text) - set(tagged) == set(others.filter(pl.col("title") != "")["pid"])
-    assert built.report["levels"]["subcategory"]["classes_without_texts"] == ["C0/S0"]
+    assert built.summary["levels"]["subcategory"]["classes_without_texts"] == ["C0/S0"]
 
 
-def test_no_picture_at_all(posts: pl.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_image_at_all(posts: pl.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
     built = build(posts, without_picture=set(posts["pid"]))
-    assert "no post has a picture vector" in caplog.text
+    assert "no post has an image vector" in caplog.text
     assert (built.tensors["subcategory.visual"] == 0).all()
     assert built.members.filter(modality="visual").height == 0
     check_table(built.members, MEMBERS)
@@ -324,6 +324,6 @@ def test_no_concepts_and_no_test_part(posts: pl.DataFrame, tmp_path: Path) -> No
     bare = posts.filter(split="train").with_columns(concept=pl.col("subcategory") + "/")
     built = build(bare)
     assert built.tensors["concept.text"].shape == (0, WIDTHS["text"])
-    assert built.report["levels"]["concept"]["training_posts_without_class"] == 90
-    assert built.report["levels"]["subcategory"]["test_share_unseen"] is None
+    assert built.summary["levels"]["concept"]["training_posts_without_class"] == 90
+    assert built.summary["levels"]["subcategory"]["test_share_unseen"] is None
     assert "members.parquet" in written(built, tmp_path / "out")

@@ -175,7 +175,7 @@ def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> No
         posts, *blocks, PrototypesParams(seed=0, max_per_class=5, class_name_format="auto"), transductive=True
     )
     write_prototypes(built, folder / paths.PROTOTYPES)
-    write_json(folder / paths.PROTOTYPE_SUMMARY, dict(built.report))
+    write_json(folder / paths.PROTOTYPE_SUMMARY, dict(built.summary))
     classes = built.classes.filter(level="subcategory")
     rng = np.random.default_rng(3)
     rows = []

@@ -133,7 +133,7 @@ def test_importance(made: Run) -> None:
     assert importance.columns == ["block", "feature", "gain"]
     assert importance["gain"].is_sorted(descending=True)
     assert importance["feature"].is_unique().all()
-    assert {"image_oof_ridge", "text_oof_ridge", "image_norm", "category", "uid_history_level"} <= set(
+    assert {"image_oof_ridge", "text_oof_ridge", "image_norm", "category", "uid_target_level"} <= set(
         importance["feature"]
     )
     assert {"prototype_oof_ridge", "logits_component_000", "losses.global"} <= set(importance["feature"])

@@ -121,7 +121,7 @@ def small_fold() -> Fold:
         pl.lit("some words").alias("text"),
         pl.from_epoch(pl.int_range(pl.len()), time_unit="us").alias("posted_at"),
         pl.Series("rhythm.user_week", rng.random(FIT + NEW)),
-        pl.Series("history.level", rng.random(FIT + NEW)),
+        pl.Series("user_target.level", rng.random(FIT + NEW)),
     )
     label = rng.normal(6, 1, FIT)
     fitted_at, scored_at = np.split(np.arange(FIT + NEW, dtype=np.int64), [FIT])
@@ -145,9 +145,9 @@ def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
 
     none = seen()
     assert "hour" in none
-    assert not any("rhythm" in name or "history" in name or "neighbours" in name for name in none)
+    assert not any("rhythm" in name or "user_target" in name or "neighbours" in name for name in none)
     assert seen("rhythm") - none == {"rhythm.user_week"}
-    assert seen("history") - none == {"history.level"}
+    assert seen("user_target") - none == {"user_target.level"}
     assert seen("neighbours") - none == {f"text_{column}" for column in COLUMNS}
     with pytest.raises(ConfigError, match="statistics"):
         seen("image")

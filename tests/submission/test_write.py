@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from popularity.core.atomic import read_json
 from popularity.core.contracts import POSTS, PREDICTIONS, write_table
 from popularity.core.errors import ConfigError, ContractError
 from stages import submit
@@ -67,7 +68,7 @@ def test_shuffled_inputs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_was_submitted_and_what_the_model_scored(tmp_path: Path) -> None:
     submit.main(_write(tmp_path, *_small()))
-    manifest = json.loads((tmp_path / "submissions/manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(tmp_path / "submissions/manifest.json")
     assert manifest["metrics"] == {"holdout": HOLDOUT}
     assert manifest["params"]["submit"]["external_data"] == "ImageNet weights, naïvely"
     assert set(manifest["inputs"]) == {"posts", "predictions"}

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from popularity.core.arrays import normalize_rows
+from popularity.core.arrays import Int64Array, normalize_rows
 from popularity.core.config import parse_section
 from popularity.encoders.prompting import PromptTower, load_prompt_tower, unfreeze_last
-from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
+from popularity.network.dataset import Batch, PostReader, PostVectors, draw_folds
 from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import TrainParams
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
@@ -56,7 +56,7 @@ def train_params(**changes: Any) -> TrainParams:
 
 
 def random_vectors(levels: Sequence[str] = ("subcategory",), posts: int = POSTS, seed: int = 0) -> PostVectors:
-    """Vectors near the centre of their class. Post 0 has no picture, post 1 no token, post 2 neither, post 3 a class
+    """Vectors near the centre of their class. Post 0 has no image, post 1 no token, post 2 neither, post 3 a class
     that training does not know. All of them represent their classes."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(SIZES["subcategory"], size=posts)
@@ -77,7 +77,7 @@ def random_vectors(levels: Sequence[str] = ("subcategory",), posts: int = POSTS,
     lengths[[1, 2]] = 0
     tokens = np.repeat(values["text"], lengths, axis=0) + rng.normal(size=(lengths.sum(), TEXT_WIDTH))
     return PostVectors(
-        pids=[str(number) for number in range(posts)],
+        pids=[str(index) for index in range(posts)],
         image=values["visual"],
         image_row=image_row,
         pooled=values["text"],
@@ -103,7 +103,7 @@ def class_prototypes(classes: Mapping[str, Int64Array], values: Mapping[str, Any
             np.add.at(total, own[own >= 0], normalize_rows(vectors[own >= 0], dtype=np.float32))
             sums[level, kind] = ClassSums(total, np.bincount(own[own >= 0], minlength=size), parent)
         above = size
-    return ClassPrototypes(tuple(classes), sums, classes, {place: classes[place[0]] for place in sums})
+    return ClassPrototypes(tuple(classes), sums, classes, {key: classes[key[0]] for key in sums})
 
 
 def stored_levels(vectors: PostVectors, folds: int) -> dict[str, TaxonomyLevel]:
@@ -140,7 +140,7 @@ def small_network(params: TrainParams, vectors: PostVectors, tower: PromptTower)
 
 def reader(vectors: PostVectors, tower: PromptTower) -> PostReader:
     """With the posts' own tokens, as unfrozen encoders and instance prompts need them; filler has those of post 0."""
-    texts = [" ".join(WORDS[(row + place) % 4] for place in range(vectors.lengths[row])) for row in range(POSTS)]
+    texts = [" ".join(WORDS[(row + position) % 4] for position in range(vectors.lengths[row])) for row in range(POSTS)]
 
     def read(rows: Int64Array) -> Batch:
         own = tower.tokenize([texts[row] for row in np.maximum(rows, 0)], 12)

@@ -19,14 +19,14 @@ def test_steps_hold_the_same_posts_for_any_number_of_processes() -> None:
     assert all(np.array_equal(step.passes[0], step.everywhere) for step in alone)
     for processes, micro_batch in ((2, 16), (3, 4), (1, 5), (4, 1)):
         shares = [BatchPlan(16, micro_batch, processes, process).epoch(rows, 3, seed=5) for process in range(processes)]
-        for number, step in enumerate(alone):
-            found = [part for share in shares for part in share[number].passes]
+        for index, step in enumerate(alone):
+            found = [part for share in shares for part in share[index].passes]
             assert len({len(part) for part in found}) == 1  # equally long everywhere: nobody waits
-            assert len({len(share[number].passes) for share in shares}) == 1
+            assert len({len(share[index].passes) for share in shares}) == 1
             assert len(found[0]) <= micro_batch
             together = np.concatenate(found)
             assert sorted(together[together >= 0].tolist()) == sorted(step.everywhere.tolist())
-            assert all(np.array_equal(share[number].everywhere, step.everywhere) for share in shares)
+            assert all(np.array_equal(share[index].everywhere, step.everywhere) for share in shares)
 
 
 def test_the_order_follows_seed_and_epoch() -> None:

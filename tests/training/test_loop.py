@@ -1,4 +1,4 @@
-"""The training loop on random vectors: length, accumulation, resumption, parts, measures, and awkward posts."""
+"""The training loop on random vectors: length, accumulation, resumption, passes, measures, and awkward posts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from popularity.core.arrays import Int64Array
 from popularity.core.errors import DataError
 from popularity.encoders.prompting import PromptTower
 from popularity.network.accelerator import make_accelerator
-from popularity.network.dataset import Batch, Int64Array, PostReader
+from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import rank_of_target
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import DivergenceError, Epoch, measure, train_network
@@ -56,8 +57,8 @@ def test_it_learns_the_classes(bert: Path, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_bits(bert: Path, tmp_path: Path) -> None:
     params = {"attention.dropout": 0.2}
     first, again, other = (
-        small_run(train_params(seed=seed, **params), bert, tmp_path / str(number))
-        for number, seed in enumerate((0, 0, 1))
+        small_run(train_params(seed=seed, **params), bert, tmp_path / str(index))
+        for index, seed in enumerate((0, 0, 1))
     )
     assert first[0] == again[0]
     assert same(first[1], again[1])
@@ -67,8 +68,8 @@ def test_the_same_seed_gives_the_same_bits(bert: Path, tmp_path: Path) -> None:
 def test_accumulated_steps_equal_whole_ones(bert: Path, tmp_path: Path) -> None:
     """Four passes of 5 posts a step; the last step of 11 is passes of 4, 4 and 3."""
     whole, weights = small_run(train_params(epochs=7), bert, tmp_path / "whole")
-    parts, accumulated = small_run(train_params(epochs=7, micro_batch=5), bert, tmp_path / "parts")
-    for one, other in zip(whole, parts, strict=True):
+    passes, accumulated = small_run(train_params(epochs=7, micro_batch=5), bert, tmp_path / "passes")
+    for one, other in zip(whole, passes, strict=True):
         assert other == pytest.approx(one, rel=1e-5)
     for name in TERMS[:2]:
         torch.testing.assert_close(weights[f"{name}.context"], accumulated[f"{name}.context"], rtol=1e-4, atol=1e-5)
@@ -80,25 +81,25 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("last", [0, 1, 3])
 def test_a_run_that_was_stopped_ends_in_the_same_bits(last: int, bert: Path, tmp_path: Path) -> None:
-    """With dropout, a cosine schedule, learnt temperatures and a part of the towers."""
+    """With dropout, a cosine schedule, learnt temperatures and some layers of the towers."""
     params = train_params(
         epochs=5, unfreeze_layers=1, **{"attention.dropout": 0.2, "temperatures.learn": True}, lr_temperature=0.1
     )
 
-    def stop(number: int, _epoch: Epoch) -> None:
-        if number > last:
+    def stop(index: int, _epoch: Epoch) -> None:
+        if index > last:
             raise StoppedError
 
     whole, weights = small_run(params, bert, tmp_path / "whole")
     with pytest.raises(StoppedError):
         small_run(params, bert, tmp_path / "state", on_epoch=stop)
-    told: list[tuple[int, Epoch]] = []
+    calls: list[tuple[int, Epoch]] = []
     resumed, final = small_run(
-        params, bert, tmp_path / "state", on_epoch=lambda number, epoch: told.append((number, epoch))
+        params, bert, tmp_path / "state", on_epoch=lambda index, epoch: calls.append((index, epoch))
     )
     assert resumed == whole
     assert same(final, weights)
-    assert told == list(enumerate(whole))  # a new set of curves gets the epochs before the stop too
+    assert calls == list(enumerate(whole))  # a new set of curves gets the epochs before the stop too
     again, _ = small_run(params, bert, tmp_path / "state")
     assert again == whole  # nothing was left to do
 
@@ -213,7 +214,7 @@ def test_no_rows_to_train_on(bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("posts", [[0], [1], [2], [3], [0, 1, 2, 3]])
-def test_posts_without_picture_text_or_class(posts: list[int], bert: Path, tmp_path: Path) -> None:
+def test_posts_without_image_text_or_class(posts: list[int], bert: Path, tmp_path: Path) -> None:
     """Finite, and a term that no post counts for is 0: see `random_vectors` for what the posts lack."""
     rows = np.array(posts)
     changes: dict[str, Any] = {"weights.contrastive": 1.0, "prototypes.levels": list(ALL_LEVELS)}
@@ -261,9 +262,9 @@ def test_measures_are_plain_numpy(bert: Path) -> None:
     known = target >= 0
     for name, values in heads.items():
         order = np.argsort(-values[known], axis=1, kind="stable")
-        place = (order == target[known][:, None]).argmax(axis=1)
+        rank = (order == target[known][:, None]).argmax(axis=1)
         constant = np.ptp(values[known], axis=1) < 1e-6  # p' of an empty text: a tie is no hit
-        assert measured[f"top1/{name}"] == pytest.approx(((place < 1) & ~constant).mean())
+        assert measured[f"top1/{name}"] == pytest.approx(((rank < 1) & ~constant).mean())
         assert measured[f"top5/{name}"] == 1
     counts = {
         "global_prompt": known,
@@ -278,8 +279,8 @@ def test_measures_are_plain_numpy(bert: Path) -> None:
 def test_ranks_count_the_classes_that_score_at_least_as_high() -> None:
     rng = np.random.default_rng(0)
     scores, target = rng.normal(size=(50, 12)), rng.integers(12, size=50)
-    place = (np.argsort(-scores, axis=1) == target[:, None]).argmax(axis=1)
-    assert rank_of_target(torch.from_numpy(scores), torch.from_numpy(target)).tolist() == place.tolist()
+    rank = (np.argsort(-scores, axis=1) == target[:, None]).argmax(axis=1)
+    assert rank_of_target(torch.from_numpy(scores), torch.from_numpy(target)).tolist() == rank.tolist()
     assert rank_of_target(torch.zeros(1, 12), torch.tensor([0])).tolist() == [11]  # a tie is no hit
     assert rank_of_target(torch.full((1, 12), torch.nan), torch.tensor([0])).tolist() == [11]
 
@@ -299,13 +300,13 @@ def test_bf16_is_near_fp32(bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "capability", "given"),
+    ("wanted", "capability", "given"),
     [("auto", "AVX512", "bf16"), ("auto", "AVX2", "no"), ("fp32", "AVX512", "no"), ("bf16", "AVX2", "bf16")],
 )
-def test_precision_of_the_device(asked: str, capability: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_of_the_device(wanted: str, capability: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     single_accelerator()  # the processes keep the device, and the precision is chosen anew
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     AcceleratorState._reset_state()
-    assert make_accelerator(asked).mixed_precision == given
+    assert make_accelerator(wanted).mixed_precision == given
     AcceleratorState._reset_state()

@@ -1,4 +1,4 @@
-"""Rates, weight decay and clipping by part, and that nothing trains which no term reaches."""
+"""Rates, weight decay and clipping by parameter group; parameters that no term reaches do not train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from popularity.encoders.prompting import PromptTower, unfreeze_last
 from popularity.network.model import PrototypeNetwork
-from popularity.training.optimizer import clip, freeze_unused, make_optimizer, make_schedule, parts
+from popularity.training.optimizer import clip, freeze_unused, make_optimizer, make_schedule, parameter_groups
 from tests.network.small_network import INSTANCE, THREE_LEVELS, TOP_K, gradients, make_network, small_batch, total_loss
 from tests.training.small_training import small_tower, train_params
 
@@ -24,12 +24,12 @@ def tower(bert: Path) -> PromptTower:
     return small_tower(bert)
 
 
-def test_parts_and_their_rates(tower: PromptTower) -> None:
+def test_parameter_groups_and_their_rates(tower: PromptTower) -> None:
     tower = copy.deepcopy(tower)
     unfreeze_last(tower, 1)
     network = make_network(tower, {**LEARN, **INSTANCE})
     params = train_params(lr_prompt=0.1, lr_attention=0.2, lr_temperature=0.3, lr_tower=0.4, weight_decay=0.5)
-    assert set(parts(network)) == {"global_prompt", "local_prompt", "instance_prompt", "attention", "tower"}
+    assert set(parameter_groups(network)) == {"global_prompt", "local_prompt", "instance_prompt", "attention", "tower"}
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     found = {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
@@ -93,16 +93,16 @@ def test_exactly_what_a_term_reaches_trains(changes: dict[str, Any], unfrozen: b
 
 
 def norm_of(network: PrototypeNetwork, part: str) -> float:
-    grads = [parameter.grad for _, parameter in parts(network)[part] if parameter.grad is not None]
+    grads = [parameter.grad for _, parameter in parameter_groups(network)[part] if parameter.grad is not None]
     return float(torch.stack([gradient.norm() for gradient in grads]).norm())
 
 
 def test_each_part_is_clipped_apart(tower: PromptTower) -> None:
     network = make_network(tower)
     total_loss(network, small_batch(network)).backward()  # type: ignore[no-untyped-call]
-    before = {part: norm_of(network, part) for part in parts(network)}
+    before = {part: norm_of(network, part) for part in parameter_groups(network)}
     assert len(set(before.values())) == 3
-    bound = sorted(before.values())[1]  # of the three parts one is above it
+    bound = sorted(before.values())[1]  # of the three groups one is above it
     clip(network, bound)
     for part, norm in before.items():
         assert norm_of(network, part) == pytest.approx(min(norm, bound), rel=1e-4)

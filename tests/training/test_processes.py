@@ -65,8 +65,8 @@ def test_a_lost_process_costs_no_more_than_an_epoch(two: Path, bert: Path, tmp_p
     os.kill(workers_of(process)[1], signal.SIGKILL)
     _, messages = process.communicate(timeout=170)
     assert process.returncode == 0, messages
-    (told,) = [line for line in messages.splitlines() if "going on after epoch" in line and "process" not in line][:1]
-    assert 3 <= int(told.split()[-1]) < SETTINGS["every_step"]["epochs"]
+    (message,) = [line for line in messages.splitlines() if "resuming after epoch" in line][:1]
+    assert 3 <= int(message.split()[-1]) < SETTINGS["every_step"]["epochs"]
     for name in ("history.json", "weights.safetensors"):
         assert (tmp_path / "every_step" / name).read_bytes() == (two / "every_step" / name).read_bytes()
 

@@ -30,7 +30,7 @@ from popularity.encoders.text_blocks import embed_texts
 from popularity.network.build import load_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_data
 from stages import prototypes, train
-from tests.encoders.tiny_encoders import image_params, make_pictures, save_bert, save_clip, text_params
+from tests.encoders.tiny_encoders import image_params, make_images, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
 from tests.small_tables import small_posts
 from tests.training.small_training import TRAIN, train_params
@@ -82,12 +82,12 @@ class Project:
 
 
 def make_project(folder: Path, towers: EncoderPair) -> Project:
-    """20 posts, two of them without a readable picture, one without a text."""
+    """20 posts, two of them without a readable image, one without a text."""
     posts = small_posts(train=16, test=4)
     texts = ["cat at the sea", "dog", "sunset of the sea", "", "the cat"]
     pids = read_table(folder / "images.parquet", IMAGES)["pid"].sort()
     named = [
-        pl.col(name).str.replace_many([f"Class {number}" for number in range(4)], ["cat", "dog", "sea", "the sunset"])
+        pl.col(name).str.replace_many([f"Class {index}" for index in range(4)], ["cat", "dog", "sea", "the sunset"])
         for name in ("subcategory", "concept")
     ]
     posts = posts.with_columns(*named, pid=pids, title=pl.Series([texts[row % 5] for row in range(20)]))
@@ -96,22 +96,22 @@ def make_project(folder: Path, towers: EncoderPair) -> Project:
     project.write_params()
     embed_images(folder / "data", folder / "images.parquet", folder / "image", towers.image)
     embed_texts(folder / "posts.parquet", folder / "text", towers.text)
-    places = {"params": "params.yaml", "posts": "posts.parquet", "out": "prototypes"}
-    places |= {name: name for name in ("image", "text", "summary", "resources")}
-    prototypes.main([f"--{flag}={folder / path}" for flag, path in places.items()])
+    paths = {"params": "params.yaml", "posts": "posts.parquet", "out": "prototypes"}
+    paths |= {name: name for name in ("image", "text", "summary", "resources")}
+    prototypes.main([f"--{flag}={folder / path}" for flag, path in paths.items()])
     return project
 
 
 @pytest.fixture(scope="module", params=["clip", "timm and bert"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
-    pictures = make_pictures(folder)
+    image_set = make_images(folder)
     if request.param == "clip":
         weights = f"path:{save_clip(folder / 'clip')}"
         image = image_params(loader="clip_image", model="clip", weights=weights)
         text = text_params(loader="clip_text", weights=weights)
     else:
-        image, text = pictures.params(), text_params(weights=f"path:{save_bert(folder / 'bert')}")
+        image, text = image_set.params(), text_params(weights=f"path:{save_bert(folder / 'bert')}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("POPULARITY_WORKERS", "0")
@@ -132,23 +132,23 @@ def project(made: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def test_outputs(project: Project) -> None:
     written = project.train("one")
-    about = json.loads(written["network/network.json"])
-    epochs = len(about["history"])
+    content = json.loads(written["network/network.json"])
+    epochs = len(content["history"])
     assert epochs == TRAIN["epochs"]
     table = written["live/plots/metrics/train/loss.tsv"].decode().splitlines()
     assert table[0].split("\t") == ["step", "loss"]
-    assert [float(line.split("\t")[1]) for line in table[1:]] == [epoch["train/loss"] for epoch in about["history"]]
+    assert [float(line.split("\t")[1]) for line in table[1:]] == [epoch["train/loss"] for epoch in content["history"]]
     last = json.loads(written["live/metrics.json"])
-    assert last["validation"]["top1"]["mean"] == about["history"][-1]["validation/top1/mean"]
+    assert last["validation"]["top1"]["mean"] == content["history"][-1]["validation/top1/mean"]
     manifest = json.loads(written["network/manifest.json"])
-    assert manifest["metrics"]["validation/top1/mean"] == about["history"][-1]["validation/top1/mean"]
+    assert manifest["metrics"]["validation/top1/mean"] == content["history"][-1]["validation/top1/mean"]
     assert not any(name.startswith("train/") for name in manifest["metrics"])
-    assert manifest["params"]["train"] == about["train"]
+    assert manifest["params"]["train"] == content["train"]
     assert set(manifest["params"]) == {"train", "embed_image", "embed_text"}
     assert set(manifest["inputs"]) == {"posts", "images", "image", "text", "prototypes"}
     assert json.loads(Path("one/train.json").read_text())["stage"] == "train"
     assert not list(Path("one/state/train").iterdir())
-    # A frozen tower is no part of the network: it stays with its encoder.
+    # The network's file holds no frozen tower: that stays with its encoder.
     names = load_file("one/network/network.safetensors").keys()
     assert {name.partition(".")[0] for name in names} == {
         "global_prompt",
@@ -192,9 +192,9 @@ def finished_epochs(name: str) -> int:
     return len(json.loads(found[0].read_text())) if found else 0
 
 
-def test_unfrozen_towers_read_pictures_and_texts_and_train_their_last_blocks(project: Project) -> None:
-    pictures = read_block(Path("image"), "pooled")
-    assert len(pictures.pids) == 18  # of 20 posts: some that train lack a picture
+def test_unfrozen_towers_read_images_and_texts_and_train_their_last_blocks(project: Project) -> None:
+    block = read_block(Path("image"), "pooled")
+    assert len(block.pids) == 18  # of 20 posts: some that train lack an image
     project.write_params(unfreeze_layers=1, lr_tower=1e-2, valid_fraction=0.0)
     project.train("live")
     trained = load_file("live/network/network.safetensors")
@@ -215,7 +215,7 @@ def test_unfrozen_towers_read_pictures_and_texts_and_train_their_last_blocks(pro
         assert len(moved) > 0.8 * len(expected)
 
 
-def test_pictures_that_are_read_are_those_of_the_post(project: Project) -> None:
+def test_images_that_are_read_are_those_of_the_post(project: Project) -> None:
     """Live towers at rate 0 train as cached vectors do, up to the float16 in which those are stored."""
     project.write_params(epochs=2)
     project.train("cached")

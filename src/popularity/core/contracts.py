@@ -115,7 +115,7 @@ IMAGE_STATUS = Contract(
     key=("pid",),
 )
 
-# Quality and layout of decoded images: Float32 columns named picture.<what>; posts without an image are absent.
+# Quality and layout of decoded images: Float32 columns image_statistics.<name>; posts without an image are absent.
 IMAGE_STATISTICS = Contract("image statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
 SCHEMES = ("holdout", "forward", "group", "random", "refit")

@@ -25,7 +25,7 @@ PROTOTYPE_EMBEDDINGS = "data/embeddings/prototype"
 
 PROTOTYPES = "models/prototypes"
 PROTOTYPE_CLASSES = "models/prototypes/classes.parquet"
-PROTOTYPE_FIELDS = "models/prototypes/about.json"
+PROTOTYPE_FIELDS = "models/prototypes/metadata.json"
 PROTOTYPE_MANIFEST = "models/prototypes/manifest.json"
 PROTOTYPE_VECTORS = "models/prototypes/prototypes.safetensors"
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from popularity.core.atomic import atomic_path
 
 
-def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:
-    """Writes tensors by name, and `metadata` (values for JSON), into the file `path`."""
+def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None, path: Path) -> None:
+    """Writes tensors by name, and `metadata` (values for JSON; None for no entry), into the file `path`."""
     own = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     with atomic_path(path) as partial:
         # One entry alone: safetensors writes several in no fixed order.
-        save_file(own, partial, metadata={"about": json.dumps(metadata, sort_keys=True)})
+        save_file(own, partial, None if metadata is None else {"about": json.dumps(metadata, sort_keys=True)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -28,7 +28,7 @@ def load_bert(folder: Path, params: ColumnParams) -> TextEncoder:
     """
     del params
     require_model_type(folder, MODEL_TYPES)
-    tower = load_tower("AutoModel", folder, optional=("pooler.",))  # BERT's own pooler is not used
+    tower = load_tower("AutoModel", folder, optional=("pooler.",))  # BERT's pooler is not used
     return TextEncoder(tower, _outputs, "mean over the attention mask, L2-normalised", count_positions(tower))
 
 

@@ -35,13 +35,13 @@ def load_clip_text(folder: Path, params: ColumnParams) -> TextEncoder:
 def _outputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     hidden = model.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     tokens = model.text_projection(hidden)
-    last = attention_mask.sum(dim=1) - 1  # the end token: its id also pads, and some configs misname it
+    last = attention_mask.sum(dim=1) - 1  # the end token; its id also pads, and some configs name another
     return tokens[torch.arange(len(tokens), device=tokens.device), last], tokens
 
 
 def _prompt_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
     """The tower takes no `inputs_embeds`: its embeddings, layers, final norm and projection run one by one."""
-    del used  # causal: what is read stands before the padding
+    del used  # attention is causal, and the padding comes last
     tower = model.text_model
     hidden = tower.embeddings(inputs_embeds=embeddings)
     # Both are needed: eager attention ignores is_causal, and sdpa may get no mask because of it.

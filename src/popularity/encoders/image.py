@@ -1,8 +1,8 @@
-"""Image encoders: what all of them share. Each is a file of its own, found by name (`registry.py`).
+"""The shared code of image encoders. Each encoder is a file of its own, found by name (`registry.py`).
 
 params = load_params("embed_image", EmbedImageParams)
 encoder = load_image_encoder(params)
-pixels = picture_transform(encoder.preprocessing)(picture)   # uint8 (3, size, size)
+pixels = image_transform(encoder.preprocessing)(image)   # uint8 (3, size, size)
 features = encoder(torch.from_numpy(pixels)[None])           # (1, encoder.out_features)
 """
 
@@ -32,13 +32,13 @@ class EmbedImageParams(ColumnParams):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model wants its pictures to go through, taken from its own configuration, at our size.
+    """The preprocessing of images that a model expects, from its own configuration, at our size.
 
     Args:
         size: side of the square input, pixels.
         interpolation: Pillow's name of the resampling filter.
-        crop_mode: center (scale the shorter side to size / crop_share, cut the middle) or squash.
-        crop_share: side of the cut-out as a share of the scaled shorter side.
+        crop_mode: center (scale the shorter side to size / crop_share, crop the centre) or squash.
+        crop_share: side of the crop as a fraction of the scaled shorter side.
         mean: per channel, of values in [0, 1].
         std: per channel.
     """
@@ -51,33 +51,33 @@ class Preprocessing:
     std: tuple[float, float, float]
 
 
-def picture_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """A function from an RGB picture to uint8 (3, size, size).
+def image_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+    """A function from an RGB image to uint8 (3, size, size).
 
-    It holds no model, so that loader workers stay light, and leaves the normalisation to the encoder: whole
-    numbers are a quarter of the bytes to hand over.
+    It holds no model, so that loader workers stay small, and leaves the normalisation to the encoder: bytes are a
+    quarter of the size of floats.
 
     Args:
-        preprocessing: of the encoder; a picture of any size in pixels becomes (3, size, size).
+        preprocessing: of the encoder; an image of any size becomes (3, size, size).
     """
     transform: Callable[[Image.Image], Tensor] = create_transform(
         (3, preprocessing.size, preprocessing.size),
         interpolation=preprocessing.interpolation,
         crop_mode=preprocessing.crop_mode,
         crop_pct=preprocessing.crop_share,
-        use_prefetcher=True,  # timm's way to ask for unnormalised uint8
+        use_prefetcher=True,  # timm then returns unnormalised uint8
     )
     return transform
 
 
 class ImageEncoder(nn.Module):
-    """A frozen vision tower from uint8 pixels to one vector per picture.
+    """A frozen vision tower from uint8 pixels to one vector per image.
 
     Args:
         tower: the network.
         features: runs `tower` on normalised pixels (n, 3, size, size) and gives (n, d).
-        pooling: in words, what that vector is.
-        preprocessing: of the pictures.
+        pooling: description of that vector.
+        preprocessing: of the images.
 
     Attributes:
         out_features: d.
@@ -98,12 +98,12 @@ class ImageEncoder(nn.Module):
             self.out_features = self(torch.zeros(1, 3, preprocessing.size, preprocessing.size)).shape[1]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Vectors (n, d) of pictures (n, 3, size, size) with values 0 to 255."""
+        """Vectors (n, d) of images (n, 3, size, size) with values 0 to 255."""
         normalised = (pixels.float() - self.mean) / self.std
         return self.features(self.tower, normalised.contiguous(memory_format=torch.channels_last))
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode, also when blocks of it are trained: no dropout, fixed batch statistics."""
+        """Stays in evaluation mode, also when layers of it are trained: no dropout, fixed batch statistics."""
         del mode
         return super().train(False)
 

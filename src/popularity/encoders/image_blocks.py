@@ -1,4 +1,4 @@
-"""What the stage embed_image computes: a table of pictures in, a block of vectors in canonical order out."""
+"""What the stage embed_image computes: it reads a table of images and writes a block of vectors in canonical order."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 from PIL import Image
 from torch import Tensor
 
+from popularity.core.arrays import Float32Array
 from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, read_table, write_table
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, write_block
-from popularity.encoders.image import EmbedImageParams, load_image_encoder, picture_transform
+from popularity.encoders.image import EmbedImageParams, image_transform, load_image_encoder
 from popularity.encoders.sharding import (
     Arrays,
     ShardPlan,
@@ -45,7 +45,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
         images: table of contract IMAGES.
         out: replaced as a whole when all is done.
         params: section embed_image.
-        state_root: below it finished shards wait for a run that resumes.
+        state_root: folder below which finished shards are kept for a run that resumes.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_image_encoder`.
@@ -57,9 +57,9 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
     state, location = start_processes(), find_weights(params)
     encoder = load_image_encoder(params).to(state.device)
     plan = ShardPlan(stored.height, params.shard_rows, params.batch_size)
-    prepare = PictureBatches(root, stored, params.image_size, picture_transform(encoder.preprocessing))
+    prepare = ImageBatches(root, stored, params.image_size, image_transform(encoder.preprocessing))
 
-    def encode(batch: PictureBatch) -> Arrays:
+    def encode(batch: ImageBatch) -> Arrays:
         decoded = batch.decoded.cpu().numpy()
         rest = {"statistics": batch.statistics.cpu().numpy(), "decoded": decoded}
         if not decoded.any():
@@ -89,17 +89,17 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
         state.wait_for_everyone()
 
 
-def _statistics(decoded: pl.DataFrame, shards: Iterable[npt.NDArray[np.float32]]) -> pl.DataFrame:
-    """Contract IMAGE_STATISTICS of the `decoded` pictures, in the order of the shards."""
+def _statistics(decoded: pl.DataFrame, shards: Iterable[Float32Array]) -> pl.DataFrame:
+    """Contract IMAGE_STATISTICS of the `decoded` images, in the order of the shards."""
     values = np.concatenate([np.zeros((0, len(NAMES)), np.float32), *shards])
-    return decoded.select("pid").hstack(pl.DataFrame(values, schema=[f"picture.{name}" for name in NAMES]))
+    return decoded.select("pid").hstack(pl.DataFrame(values, schema=[f"image_statistics.{name}" for name in NAMES]))
 
 
 def _status(table: pl.DataFrame, undecodable: pl.DataFrame) -> pl.DataFrame:
-    """Contract IMAGE_STATUS: the index's verdict, overridden where the full decode failed."""
+    """Contract IMAGE_STATUS: the status of the index, overridden where the full decode failed."""
     if undecodable.height:
         logger.warning(
-            "%d pictures have a good header but cannot be decoded, now unreadable: %s",
+            "%d images have a good header but cannot be decoded, now unreadable: %s",
             undecodable.height,
             ", ".join(undecodable["pid"].sort().head(5)) + (" ..." if undecodable.height > 5 else ""),
         )
@@ -107,12 +107,12 @@ def _status(table: pl.DataFrame, undecodable: pl.DataFrame) -> pl.DataFrame:
     return table.select("pid", status=pl.when(broken).then(pl.lit("unreadable")).otherwise("status"))
 
 
-class PictureBatch(NamedTuple):
-    """Pictures of n rows, of which k could be decoded.
+class ImageBatch(NamedTuple):
+    """Images of n rows; k of them could be decoded.
 
     Args:
         pixels: (k, 3, size, size) uint8.
-        statistics: (k, s) float32, of the whole pictures.
+        statistics: (k, s) float32, of the whole images.
         decoded: (n,) bool.
     """
 
@@ -121,28 +121,28 @@ class PictureBatch(NamedTuple):
     decoded: Tensor
 
 
-class PictureBatches:
-    """Rows of the stored pictures -> PictureBatch; each loader process opens its own files."""
+class ImageBatches:
+    """Rows of the stored images -> ImageBatch; each loader process opens its own files."""
 
     def __init__(self, root: Path, stored: pl.DataFrame, size: int, transform: Callable[[Image.Image], Tensor]) -> None:
         self.reader, self.transform, self.size = ImageReader(root), transform, size
         self.shards = stored["shard"].to_list()
-        self.places = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
+        self.locations = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 
-    def __call__(self, rows: Sequence[int]) -> PictureBatch:
+    def __call__(self, rows: Sequence[int]) -> ImageBatch:
         pixels, statistics, decoded = [], [], []
         for row in rows:
-            offset, length, announced = (int(value) for value in self.places[row])
+            offset, length, announced = (int(value) for value in self.locations[row])
             content = self.reader.read(self.shards[row], offset, length)
             try:
-                # The header that was accepted announced this many pixels: the content may not have more.
-                picture = decode_image(content, announced)
-                pixels.append(self.transform(picture))
-                statistics.append(image_statistics(picture))
+                # The accepted header announced this many pixels: the content may not have more.
+                image = decode_image(content, announced)
+                pixels.append(self.transform(image))
+                statistics.append(image_statistics(image))
                 decoded.append(True)
             except ImageDecodeError as error:
                 logger.debug("%s at %d: %s", self.shards[row], offset, error)
                 decoded.append(False)
         none = torch.zeros((0, 3, self.size, self.size), dtype=torch.uint8)
         described = torch.from_numpy(np.array(statistics, np.float32).reshape(len(statistics), len(NAMES)))
-        return PictureBatch(torch.stack(pixels) if pixels else none, described, torch.tensor(decoded))
+        return ImageBatch(torch.stack(pixels) if pixels else none, described, torch.tensor(decoded))

@@ -28,12 +28,12 @@ def read_preprocessing(folder: Path, size: int) -> Preprocessing:
         raise MissingWeightsError(
             f"{folder}: no usable preprocessor_config.json; the image processor belongs next to the weights"
         ) from error
-    cuts = processor.do_center_crop and processor.size.shortest_edge is not None
+    crops = processor.do_center_crop and processor.size.shortest_edge is not None
     return Preprocessing(
         size=size,
         interpolation=Image.Resampling(processor.resample).name.lower(),
-        crop_mode="center" if cuts else "squash",
-        crop_share=processor.crop_size.height / processor.size.shortest_edge if cuts else 1.0,
+        crop_mode="center" if crops else "squash",
+        crop_share=processor.crop_size.height / processor.size.shortest_edge if crops else 1.0,
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
     )

@@ -5,8 +5,8 @@ names = tower.tokenize(["new year", "beach"], max_tokens=16)
 context = nn.Parameter(torch.randn(16, tower.spec.token_width) * tower.spec.context_deviation)
 pooled = tower(context, names).pooled   # (2, d), differentiable in `context`
 
-Soft prompts enter as raw token embeddings, before positions are added. How a tower reads those stands in the file of
-the encoder (`registry.PromptReading`).
+Soft prompts enter as raw token embeddings, before positions are added. The file of an encoder says how its tower
+reads them (`registry.PromptReading`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from popularity.encoders.text import (
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Sizes, special tokens and pooling of a text tower, as a prompt needs them.
+    """Sizes, special tokens and pooling of a text tower, which prompts need.
 
     Args:
         width: d, of the pooled vector and of the token vectors.
@@ -44,8 +44,8 @@ class EncoderSpec:
         pooling: the pooled vector is the masked mean (L2-normalised), the end token, or the last position.
         prefix: ids of the special tokens before a text.
         suffix: ids of those after it.
-        longest: positions of the tower, special tokens included.
-        cut_is_exact: leaving out the padding changes nothing (SigLIP attends to it).
+        longest: number of positions of the tower, special tokens included.
+        cut_is_exact: the outputs are the same without the padding (not for SigLIP, which attends to it).
         context_deviation: standard deviation of a new context vector.
     """
 
@@ -63,8 +63,8 @@ class PromptTokens(NamedTuple):
     """Texts as their own tokens, without special ones.
 
     Args:
-        ids: (n, l) int64, padded; what stands in the padding does not matter.
-        lengths: (n,) int64. Kept on the CPU, the cut to the longest does not wait for the device.
+        ids: (n, l) int64, padded with any id.
+        lengths: (n,) int64; on the CPU, so that cutting to the longest does not wait for the device.
     """
 
     ids: Tensor
@@ -72,17 +72,17 @@ class PromptTokens(NamedTuple):
 
 
 class PromptOutput(NamedTuple):
-    """What the tower makes of n prompts of l positions: prefix, context, own tokens, suffix, padding.
+    """The tower's outputs for n prompts of l positions: prefix, context, own tokens, suffix, padding.
 
     Args:
         pooled: (n, d).
         tokens: (n, l, d), in the space of the pooled vectors.
-        content: (n, l) bool, true on the texts' own tokens: H of Sec 3.2.
+        token_mask: (n, l) bool, true on the texts' own tokens: H of Sec 3.2.
     """
 
     pooled: Tensor
     tokens: Tensor
-    content: Tensor
+    token_mask: Tensor
 
 
 class PromptTower(nn.Module):
@@ -101,10 +101,10 @@ class PromptTower(nn.Module):
         if registered.prompt is None:
             raise ConfigError(f"embed_text.loader: {registered.name} reads no soft prompts, which stage train needs")
         self.reading = registered.prompt
-        # A text's own tokens stand between the special ones.
+        # The own tokens of a text are between the special ones.
         coded = TextTokenizer(tokenizer.tokenizer, tokenizer.max_tokens, fixed_length=False)(["a"])
-        ids, content = coded.input_ids[0], coded.content[0].nonzero()[:, 0]
-        prefix, suffix = ids[: content[0]], ids[content[-1] + 1 :]
+        ids, token_mask = coded.input_ids[0], coded.token_mask[0].nonzero()[:, 0]
+        prefix, suffix = ids[: token_mask[0]], ids[token_mask[-1] + 1 :]
         self.register_buffer("prefix", prefix, persistent=False)
         self.register_buffer("suffix", suffix, persistent=False)
         self.spec = EncoderSpec(
@@ -119,14 +119,14 @@ class PromptTower(nn.Module):
         )
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> PromptTokens:
-        """The own tokens of `texts`, cut as the stage embed_text cuts them: `max_tokens` counts the special ones.
+        """The own tokens of `texts`, truncated as in the stage embed_text: `max_tokens` counts the special ones.
 
         Args:
             texts: n of them.
             max_tokens: of a text, special ones included.
         """
         coded = TextTokenizer(self.tokenizer.tokenizer, max_tokens, fixed_length=False)(texts)
-        lengths = coded.content.sum(dim=1)
+        lengths = coded.token_mask.sum(dim=1)
         start = len(self.spec.prefix)
         return PromptTokens(coded.input_ids[:, start : start + int(lengths.max())], lengths)
 
@@ -135,7 +135,7 @@ class PromptTower(nn.Module):
     ) -> PromptOutput:
         """The prompts [prefix, context, own tokens, suffix] through the tower, with gradient to `context`.
 
-        A prompt longer than the tower is cut in its own tokens; the suffix stays.
+        A prompt longer than the tower loses own tokens; the suffix stays.
 
         Args:
             context: (m, e) for all prompts or (n, m, e), one for each; None for the plain texts.
@@ -144,7 +144,7 @@ class PromptTower(nn.Module):
                 any: over the whole prompt).
 
         Raises:
-            ConfigError: the context leaves no place for a token of the text, or the tower pools at one position
+            ConfigError: the context leaves no position for a token of the text, or the tower pools at one position
                 and `pool` is not `all`.
         """
         spec, device = self.spec, self.prefix.device
@@ -155,24 +155,24 @@ class PromptTower(nn.Module):
         room = spec.longest - start - len(spec.suffix)
         if room < 1:
             raise ConfigError(
-                f"prompts: {vectors} context vectors leave no place for a text in the {spec.longest} positions "
+                f"prompts: {vectors} context vectors leave no position for a text among the {spec.longest} positions "
                 f"of the tower; at most {vectors + room - 1} do"
             )
         lengths = tokens.lengths.clamp(max=room)
         width = spec.longest if not spec.cut_is_exact else start + int(lengths.max()) + len(spec.suffix)
         lengths = lengths.to(device)
-        place = torch.arange(width, device=device)
-        content = (place >= start) & (place < start + lengths[:, None])  # (n, width)
-        used = place < start + lengths[:, None] + len(spec.suffix)
+        position = torch.arange(width, device=device)
+        token_mask = (position >= start) & (position < start + lengths[:, None])  # (n, width)
+        used = position < start + lengths[:, None] + len(spec.suffix)
         rows = len(lengths)
-        parts = [self._table(self.prefix).expand(rows, -1, -1)]
+        inputs = [self._table(self.prefix).expand(rows, -1, -1)]
         if context is not None:
-            parts.append(context.expand(rows, -1, -1))
-        parts.append(self._table(self._after_context(tokens.ids.to(device), lengths, content[:, start:])))
-        # Prompts are short: on a CPU the fused attention is then the slower one, in bf16 by far.
+            inputs.append(context.expand(rows, -1, -1))
+        inputs.append(self._table(self._after_context(tokens.ids.to(device), lengths, token_mask[:, start:])))
+        # Prompts are short: on a CPU the fused attention is slower for them, in bf16 by far.
         with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            values = self.reading.outputs(self.encoder.tower, torch.cat(parts, dim=1), used)  # (n, width, d)
-        return PromptOutput(self._pooled(values, content, used, pool), values, content)
+            values = self.reading.outputs(self.encoder.tower, torch.cat(inputs, dim=1), used)  # (n, width, d)
+        return PromptOutput(self._pooled(values, token_mask, used, pool), values, token_mask)
 
     @property
     def _table(self) -> nn.Embedding:
@@ -185,15 +185,15 @@ class PromptTower(nn.Module):
         padding = self.tokenizer.tokenizer.pad_token_id
         missing = max(0, own.shape[1] - ids.shape[1])
         padded = nn.functional.pad(ids, (0, missing))[:, : own.shape[1]].masked_fill(~own, padding)
-        places = lengths[:, None] + torch.arange(len(self.suffix), device=ids.device)
-        return padded.scatter(1, places, self.suffix.expand(len(ids), -1))
+        columns = lengths[:, None] + torch.arange(len(self.suffix), device=ids.device)
+        return padded.scatter(1, columns, self.suffix.expand(len(ids), -1))
 
-    def _pooled(self, values: Tensor, content: Tensor, used: Tensor, pool: str) -> Tensor:
+    def _pooled(self, values: Tensor, token_mask: Tensor, used: Tensor, pool: str) -> Tensor:
         if self.spec.pooling == "last":
             return values[:, -1]
         if self.spec.pooling == "end":
             return values[torch.arange(len(values), device=values.device), used.sum(dim=1) - 1]
-        mask = torch.where(content.any(dim=1, keepdim=True), content, used) if pool == "name" else used
+        mask = torch.where(token_mask.any(dim=1, keepdim=True), token_mask, used) if pool == "name" else used
         return masked_mean(values, mask)
 
 
@@ -208,7 +208,7 @@ def load_prompt_tower(params: EmbedTextParams) -> PromptTower:
 
 
 def is_aligned(image: EmbedImageParams, text: EmbedTextParams) -> bool:
-    """True when images and texts share one space: both encoders are halves of the same dual model (CLIP, SigLIP).
+    """True if images and texts share one space: both encoders belong to the same dual model (CLIP, SigLIP).
 
     That is: their names are `<model>_image` and `<model>_text`, and they load the same weights.
 
@@ -222,33 +222,33 @@ def is_aligned(image: EmbedImageParams, text: EmbedTextParams) -> bool:
 
 
 def unfreeze_last(encoder: ImageEncoder | TextEncoder | PromptTower, count: int) -> list[nn.Parameter]:
-    """The parameters of the last `count` blocks of a tower and of what follows them, which now get gradients.
+    """The parameters of the last `count` layers of a tower and of the modules after them, which now get gradients.
 
-    A block is a transformer layer, or a stage of a convolutional network; norm, projection and head follow.
+    A layer is a transformer layer, or a stage of a convolutional network; norm, projection and head follow.
     The tower stays in evaluation mode: no dropout, and statistics of batch norms stay as they are.
 
     Args:
         encoder: whose tower it is.
-        count: blocks from the end; 0 for none.
+        count: layers from the end; 0 for none.
 
     Raises:
-        ConfigError: the tower has fewer blocks.
+        ConfigError: the tower has fewer layers.
     """
     tower = encoder.encoder.tower if isinstance(encoder, PromptTower) else encoder.tower
-    blocks, following = _blocks_and_following(tower)
-    if count > len(blocks):
-        raise ConfigError(f"train.unfreeze_layers: {count}, but {type(tower).__name__} has {len(blocks)} layers")
+    layers, following = _layers_and_following(tower)
+    if count > len(layers):
+        raise ConfigError(f"train.unfreeze_layers: {count}, but {type(tower).__name__} has {len(layers)} layers")
     if count == 0:
         return []
-    chosen = [parameter for block in blocks[-count:] for parameter in block.parameters()] + following
+    chosen = [parameter for layer in layers[-count:] for parameter in layer.parameters()] + following
     for parameter in chosen:
         parameter.requires_grad_(True)
     return chosen
 
 
-# Of towers from transformers: the list of blocks, and the modules that follow it on the way to the encoder's output.
-# The models hold more that does not: poolers, the other tower's projection.
-_TRANSFORMERS_BLOCKS = (
+# Of towers from transformers: the list of layers, and the modules that follow it on the way to the output.
+# The models also hold modules that do not: poolers, the projection of the other tower.
+_TRANSFORMERS_LAYERS = (
     ("text_model.encoder.layers", ("text_model.final_layer_norm", "text_model.head", "text_projection")),
     ("vision_model.encoder.layers", ("vision_model.post_layernorm", "vision_model.head", "visual_projection")),
     ("encoder.layer", ("layernorm",)),
@@ -256,19 +256,19 @@ _TRANSFORMERS_BLOCKS = (
 )
 
 
-def _blocks_and_following(tower: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
+def _layers_and_following(tower: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
     modules = dict(tower.named_modules())
-    for path, after in _TRANSFORMERS_BLOCKS:
+    for path, after in _TRANSFORMERS_LAYERS:
         if path in modules:
             following = [parameter for name in after if name in modules for parameter in modules[name].parameters()]
             return list(modules[path].children()), following
     # timm registers modules in the order in which they run.
     container = next((modules[name] for name in ("blocks", "stages", "layers") if name in modules), None)
     if container is not None:
-        blocks = list(container.children())
+        layers = list(container.children())
     else:
-        blocks = [module for name, module in tower.named_children() if re.fullmatch(r"layer\d+", name)]  # ResNet
-    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+        layers = [module for name, module in tower.named_children() if re.fullmatch(r"layer\d+", name)]  # ResNet
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     parameters = list(tower.parameters())
-    last = max((place for place, parameter in enumerate(parameters) if id(parameter) in inside), default=-1)
-    return blocks, parameters[last + 1 :]
+    last = max((index for index, parameter in enumerate(parameters) if id(parameter) in inside), default=-1)
+    return layers, parameters[last + 1 :]

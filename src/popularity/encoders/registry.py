@@ -1,7 +1,7 @@
 """The registry of encoders. A new encoder is one file in this folder and one line, `register_encoder(...)`, at its end.
 
 A key `loader` of params.yaml (sections embed_image and embed_text) names an encoder. The name is that of its file,
-which is imported when the encoder is first wanted; dvc.yaml takes the file from the same key, so that a stage depends
+which is imported when the encoder is first needed; dvc.yaml takes the file from the same key, so that a stage depends
 on the encoder that it uses and on no other. Code outside this folder may register encoders too.
 """
 
@@ -23,7 +23,7 @@ Load = Callable[[Path, Any], nn.Module]  # see register_encoder
 
 @dataclass(frozen=True)
 class PromptReading:
-    """How a text tower reads raw token embeddings, of which some are soft prompts.
+    """How a text tower reads raw token embeddings, some of them soft prompts.
 
     Args:
         pooling: the pooled vector is the masked mean (L2-normalised), the end token, or the last position.
@@ -38,7 +38,7 @@ class PromptReading:
 
 @dataclass(frozen=True)
 class RegisteredEncoder:
-    """What the registry knows of an encoder; see `register_encoder`."""
+    """An entry of the registry; see `register_encoder`."""
 
     name: str
     load: Load
@@ -50,17 +50,17 @@ _ENCODERS: dict[str, RegisteredEncoder] = {}
 
 
 def register_encoder(name: str, load: Load, *, prompt: PromptReading | None = None, fixed_length: bool = False) -> None:
-    """Makes an encoder known by its name.
+    """Adds an encoder to the registry.
 
     Args:
-        name: what the key `loader` of params.yaml says, that of the file for an encoder of this folder. It ends in
-            _image or _text; those of one dual model, whose vectors share a space, are alike up to that end.
+        name: value of the key `loader` of params.yaml; for an encoder of this folder the name of its file. It ends in
+            _image or _text; before that end the two encoders of a dual model have the same name.
         load: (location of the weights, section embed_image or embed_text) -> ImageEncoder or TextEncoder, on the CPU.
         prompt: of a text encoder: how it reads soft prompts; None for one that does not.
-        fixed_length: of a text encoder: it reads its full length whatever the text, because it attends to its padding.
+        fixed_length: of a text encoder: every text is padded to its full length, because it attends to the padding.
 
     Raises:
-        ValueError: the name ends otherwise, or another encoder has it.
+        ValueError: the name has another end, or another encoder has the name.
     """
     if not name.endswith(tuple(f"_{kind}" for kind in get_args(Kind))):
         raise ValueError(f"the name of an encoder ends in _image or _text, found {name!r}")
@@ -75,7 +75,7 @@ def find_encoder(name: str, kind: Kind) -> RegisteredEncoder:
 
     Args:
         name: as registered.
-        kind: what it has to read: images or texts.
+        kind: what it reads: images or texts.
 
     Raises:
         ConfigError: there is no encoder of that name and kind.

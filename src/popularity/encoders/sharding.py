@@ -1,4 +1,4 @@
-"""A data set through an encoder in shards: resumable, shared by processes, loaded while the encoder computes."""
+"""Passes a data set through an encoder in shards: resumable, divided among processes, loaded while the encoder runs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from popularity.core.arrays import Float16Array, Int64Array
 from popularity.core.atomic import atomic_path, reading
 from popularity.core.errors import ConfigError, ContractError, PopularityError
 from popularity.core.stage import PROCESSES_VARIABLE
@@ -31,17 +32,16 @@ logger = logging.getLogger(__name__)
 WORKERS_VARIABLE = "POPULARITY_WORKERS"
 B = TypeVar("B")
 Arrays = dict[str, npt.NDArray[Any]]
-Float16Array = npt.NDArray[np.float16]
 
 
 def start_processes() -> PartialState:
-    """The place of this process among those that `popularity.launch` started: device, index, count.
+    """The state of this process among those that `popularity.launch` started: device, index, count.
 
     PartialState is the part of Accelerator that inference needs; it leaves a later Accelerator free to choose
     its own precision.
 
     Raises:
-        ConfigError: the processes are not as many as were asked for: they do not know of each other.
+        ConfigError: the number of processes in the group is not the number that was launched.
     """
     # One process may wait for another's last shard for longer than the backends' default of minutes.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
@@ -49,17 +49,17 @@ def start_processes() -> PartialState:
     if state.num_processes != launched:
         alone = "each of them runs alone" if state.num_processes == 1 else f"{state.num_processes} form a group"
         raise ConfigError(
-            f"{launched} processes were asked for, but {alone}; launch them with a file of configs/accelerate: "
+            f"{launched} processes were launched, but {alone}; launch them with a file of configs/accelerate: "
             "POPULARITY_TOPOLOGY=... python -m popularity.launch ..."
         )
     if state.num_processes > 1:
-        # Left open, the group's threads may abort a process that ends after the one that it looks to.
+        # The threads of an open group may abort a process that ends after the main process.
         atexit.register(state.destroy_process_group)
     return state
 
 
 def loader_workers() -> int:
-    """Loader processes beside each computing one: POPULARITY_WORKERS, by default its share of the cores."""
+    """Number of loader processes of each computing process: POPULARITY_WORKERS, by default cores over processes."""
     setting = os.environ.get(WORKERS_VARIABLE)
     if setting is None:
         return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -69,11 +69,11 @@ def loader_workers() -> int:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bf16 where it is asked for and the device has it, else plain float32.
+    """An autocast context: bf16 if `precision` is bf16 and the device supports it, else float32.
 
     Args:
         device: on which the encoder runs.
-        precision: the wanted one.
+        precision: bf16 or fp32.
     """
     wanted = precision == "bf16"
     supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
@@ -126,7 +126,7 @@ def _pieces(rows: range, size: int) -> list[range]:
 
 
 class _Prepared(Dataset[B | PopularityError], Generic[B]):
-    """Batches made where they are asked for: in a loader process, or in this one without loaders."""
+    """Batches that are made on access: in a loader process, or in this one without loaders."""
 
     def __init__(self, batches: Sequence[range], prepare: Callable[[range], B]) -> None:
         self.batches, self.prepare = batches, prepare
@@ -138,7 +138,7 @@ class _Prepared(Dataset[B | PopularityError], Generic[B]):
         try:
             return self.prepare(self.batches[index])
         except PopularityError as error:
-            return error  # handed over whole; the loader would wrap the message in a traceback
+            return error  # returned, because the loader would wrap the message in a traceback
 
 
 def encode_shards(
@@ -151,13 +151,13 @@ def encode_shards(
 ) -> None:
     """Leaves every shard of `plan` in `directory`; computes those that are not there yet.
 
-    Of those, process k of n takes every n-th from the k-th on: what a lost process, or an earlier run of however many,
-    left undone is shared out anew. `directory` lies on a disk that all of them share.
+    Process k of n takes every n-th missing shard from the k-th on, so shards that a lost process or an earlier run left
+    undone are divided anew. `directory` lies on a disk that all processes share.
 
     Args:
         directory: of finished shards, from `resume_state`.
         plan: shards and batches of the rows.
-        prepare: rows -> batch; runs in loader processes, so it holds no model and no open file.
+        prepare: rows -> batch; runs in loader processes, so it must hold no model and no open file.
         encode: batch -> arrays, concatenated within a shard.
         state: of this process.
         title: of the progress bar.
@@ -170,7 +170,7 @@ def encode_shards(
     if state.num_processes > 1:
         logger.info("%s: process %d of %d has %d shards", title, state.process_index, state.num_processes, len(mine))
     batches = [(index, rows) for index in mine for rows in plan.batches(shards[index])]
-    workers = min(loader_workers(), len(batches)) if len(batches) > 1 else 0  # one has nothing to load beside
+    workers = min(loader_workers(), len(batches)) if len(batches) > 1 else 0  # a single batch overlaps with nothing
     loader = DataLoader(
         _Prepared([rows for _, rows in batches], prepare),
         batch_size=None,
@@ -191,14 +191,14 @@ def encode_shards(
 
 
 def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> list[int]:
-    """Indices of the shards that `directory` lacks, as the main process finds it: nodes may see a disk differently.
+    """Indices of the shards that `directory` lacks, as the main process sees it: nodes may see a disk differently.
 
     Args:
         directory: of finished shards.
         plan: shards of the rows.
         state: of this process.
     """
-    # By one listing: a disk of several nodes may go on saying of a name, once asked for, that there is no such file.
+    # One listing, not a test of each name: a node may cache that a shared disk has no such file.
     there = {path.name for path in directory.iterdir()} if state.is_main_process else set()
     found = [[index for index in range(len(plan.shards())) if _shard_path(directory, index).name not in there]]
     if state.num_processes > 1:
@@ -226,7 +226,7 @@ def read_shards(directory: Path, plan: ShardPlan, name: str) -> Iterator[npt.NDA
         yield array
 
 
-def gather(vectors: Iterator[npt.NDArray[Any]], index: npt.NDArray[np.int64], path: Path, columns: int) -> Float16Array:
+def gather(vectors: Iterator[npt.NDArray[Any]], index: Int64Array, path: Path, columns: int) -> Float16Array:
     """Row i of the result (len(index), columns) is row `index[i]` of the concatenated `vectors`.
 
     The result is a memory map of a new file `path`: only one of `vectors` is in memory at a time.

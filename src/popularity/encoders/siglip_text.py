@@ -1,4 +1,4 @@
-"""The text tower of SigLIP, from a folder that transformers wrote. It attends to its padding: its length is fixed."""
+"""The text tower of SigLIP, from a folder that transformers wrote. It attends to padding, so its length is fixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an encoder's weights lie on this machine. Nothing here touches the network."""
+"""Finds the weights of an encoder on this machine, without network access."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from popularity.core.atomic import sha256_of
 from popularity.core.config import Section
 from popularity.core.errors import ConfigError, MissingWeightsError
 
-# All that loading needs, and nothing that could run code when it is read.
+# The files that loading needs; none of them can run code.
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
 
 Precision = Literal["bf16", "fp32"]
@@ -23,15 +23,15 @@ Precision = Literal["bf16", "fp32"]
 
 @dataclass(frozen=True)
 class ColumnParams(Section):
-    """What every encoder section of params.yaml states.
+    """The keys that every encoder section of params.yaml has.
 
     Args:
-        loader: name of a registered encoder: of a file of this folder that ends in _image or _text.
+        loader: name of a registered encoder, such as a file of this folder that ends in _image or _text.
         model: a name that timm knows, or a hub repository (owner/name).
         weights: `package:<module>` of an installed package, `hub`, or `path:<folder>`.
         revision: commit of the hub repository, 40 hex digits; empty for other sources.
         batch_size: rows per forward pass.
-        shard_rows: rows per resumable part.
+        shard_rows: rows per resumable shard.
         precision: bf16 runs under autocast, fp32 does not.
     """
 
@@ -48,13 +48,13 @@ def find_weights(params: ColumnParams) -> Path:
     """The folder with the model's configuration and safetensors, or the one .pth file of a package.
 
     Raises:
-        MissingWeightsError: they are not on this machine; names the command that brings them.
+        MissingWeightsError: they are not on this machine; the message names the command that fetches them.
         ConfigError: weights from a hub without a pinned revision.
     """
-    source, _, place = params.weights.partition(":")
+    source, _, location = params.weights.partition(":")
     if source == "package":
-        return _in_package(place)
-    folder = _in_hub_cache(params) if source == "hub" else Path(place)
+        return _in_package(location)
+    folder = _in_hub_cache(params) if source == "hub" else Path(location)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         advice = "run `make weights`" if source == "hub" else "write the model there with save_pretrained"
         raise MissingWeightsError(f"{params.model}: {folder} lacks config.json or *.safetensors; {advice}")
@@ -86,9 +86,9 @@ def describe(
 
     Args:
         params: section embed_image or embed_text.
-        location: of the weights, whose digest is among the metadata.
-        fields: further ones: preprocessing and pooling.
-        column: what the names of the columns start with.
+        location: of the weights; their digest is in the metadata.
+        fields: further metadata: preprocessing and pooling.
+        column: prefix of the names of the columns.
         out_features: d, the number of columns.
     """
     return {

@@ -1,4 +1,4 @@
-"""Text encoders: what all of them share. Each is a file of its own, found by name (`registry.py`).
+"""The shared code of text encoders. Each encoder is a file of its own, found by name (`registry.py`).
 
 params = load_params("embed_text", EmbedTextParams)
 encoder, tokenize = load_text_encoder(params), load_tokenizer(params)
@@ -37,12 +37,12 @@ class TextBatch(NamedTuple):
     Args:
         input_ids: (n, l) int64.
         attention_mask: (n, l) int64, 0 on padding.
-        content: (n, l) bool, true on the text's own tokens: neither special nor padding.
+        token_mask: (n, l) bool, true on the text's own tokens: neither special nor padding.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
-    content: Tensor
+    token_mask: Tensor
 
 
 class TextEncoder(nn.Module):
@@ -51,8 +51,8 @@ class TextEncoder(nn.Module):
     Args:
         tower: the network.
         outputs: (tower, input_ids (n, l), attention_mask (n, l)) -> pooled (n, d) and token vectors (n, l, d).
-        pooling: in words, what the pooled vector is.
-        longest: tokens that the tower has positions for.
+        pooling: description of the pooled vector.
+        longest: number of positions of the tower.
 
     Attributes:
         out_features: d.
@@ -82,7 +82,7 @@ class TextEncoder(nn.Module):
 
 
 class TextTokenizer:
-    """Texts to a TextBatch; needs no model, so that loader workers stay light."""
+    """Texts to a TextBatch; needs no model, so that loader workers stay small."""
 
     def __init__(self, tokenizer: Any, max_tokens: int, fixed_length: bool) -> None:
         self.tokenizer, self.max_tokens, self.fixed_length = tokenizer, max_tokens, fixed_length
@@ -99,8 +99,8 @@ class TextTokenizer:
             split_special_tokens=True,  # "[SEP]" or "<|endoftext|>" written by a user is text
             return_tensors="pt",
         )
-        content = (coded["special_tokens_mask"] == 0) & (coded["attention_mask"] == 1)
-        return TextBatch(coded["input_ids"], coded["attention_mask"], content)
+        token_mask = (coded["special_tokens_mask"] == 0) & (coded["attention_mask"] == 1)
+        return TextBatch(coded["input_ids"], coded["attention_mask"], token_mask)
 
 
 def load_text_encoder(params: EmbedTextParams) -> TextEncoder:
@@ -124,7 +124,7 @@ def load_text_encoder(params: EmbedTextParams) -> TextEncoder:
 
 
 def load_tokenizer(params: EmbedTextParams) -> TextTokenizer:
-    """The tokenizer that lies with the encoder's weights.
+    """The tokenizer in the folder of the encoder's weights.
 
     Raises:
         MissingWeightsError: no tokenizer.json there.
@@ -135,13 +135,13 @@ def load_tokenizer(params: EmbedTextParams) -> TextTokenizer:
         raise MissingWeightsError(
             f"{params.model}: {folder} lacks tokenizer.json; run `make weights` for a hub encoder"
         )
-    # The generic class: SigLIP's own asks for sentencepiece although tokenizer.json holds all of it.
+    # The generic class: SigLIP's own class needs sentencepiece, although tokenizer.json is complete.
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return TextTokenizer(tokenizer, params.max_tokens, find_encoder(params.loader, "text").fixed_length)
 
 
 def count_positions(tower: Any) -> int:
-    """Tokens that a tower of transformers has positions for (RoBERTa types count theirs from pad_token_id + 1)."""
+    """Number of token positions of a tower of transformers (RoBERTa types count them from pad_token_id + 1)."""
     config = tower.config.get_text_config()
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "mpnet") else 0
     return int(config.max_position_embeddings) - offset

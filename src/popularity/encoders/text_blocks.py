@@ -1,4 +1,4 @@
-"""What the stage embed_text computes: a table of posts in, blocks and tokens in canonical order out."""
+"""What the stage embed_text computes: it reads a table of posts and writes blocks and tokens in canonical order."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 
+from popularity.core.arrays import BoolArray, Float16Array, Int64Array
 from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.contracts import POSTS, read_table
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, Tokens, write_block, write_tokens
 from popularity.encoders.sharding import (
     Arrays,
-    Float16Array,
     ShardPlan,
     as_float16,
     autocast,
@@ -28,8 +27,6 @@ from popularity.encoders.sharding import (
 )
 from popularity.encoders.sources import describe, find_weights
 from popularity.encoders.text import EmbedTextParams, TextBatch, TextTokenizer, load_text_encoder, load_tokenizer
-
-Int64Array = npt.NDArray[np.int64]
 
 
 def post_text() -> pl.Expr:
@@ -46,14 +43,14 @@ def post_text() -> pl.Expr:
 def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Path = STATE_ROOT) -> None:
     """Writes the blocks `title`, `tags` and `post` (pooled vectors) and the tokens `tokens` into `out`.
 
-    `post` and `tokens` are of the text r (`post_text`); an empty text has the pooled vector of the empty
+    `post` and `tokens` belong to the text r (`post_text`); an empty text has the pooled vector of the empty
     string and no tokens. Each distinct string passes through the encoder once.
 
     Args:
         posts: table of contract POSTS.
         out: replaced as a whole when all is done.
         params: section embed_text.
-        state_root: below it finished shards wait for a run that resumes.
+        state_root: folder below which finished shards are kept for a run that resumes.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_text_encoder`.
@@ -71,8 +68,8 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
             pooled, tokens = encoder(batch.input_ids.to(state.device), batch.attention_mask.to(state.device))
         return {
             "vectors": as_float16(pooled, params.model),
-            "tokens": as_float16(tokens[batch.content.to(state.device)], params.model),
-            "lengths": batch.content.sum(dim=1).cpu().numpy(),
+            "tokens": as_float16(tokens[batch.token_mask.to(state.device)], params.model),
+            "lengths": batch.token_mask.sum(dim=1).cpu().numpy(),
         }
 
     with resume_state("embed_text", fingerprint(asdict(params), location, posts), state_root) as directory:
@@ -104,7 +101,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
 
 
 def distinct_texts(table: pl.DataFrame) -> pl.DataFrame:
-    """Every string of `table` once: text, and is_post (some post's text r, so its tokens are wanted).
+    """Every string of `table` once: text, and is_post (it is the text r of a post, so its tokens are stored).
 
     Ordered by length, so that little of a batch is padding, and by text.
     """
@@ -114,15 +111,15 @@ def distinct_texts(table: pl.DataFrame) -> pl.DataFrame:
 
 
 class _TextBatches:
-    """Rows of the distinct texts -> TextBatch, with content marked only where tokens are wanted."""
+    """Rows of the distinct texts -> TextBatch, whose token mask is true only where tokens are wanted."""
 
-    def __init__(self, texts: Sequence[str], wanted: npt.NDArray[np.bool_], tokenize: TextTokenizer) -> None:
+    def __init__(self, texts: Sequence[str], wanted: BoolArray, tokenize: TextTokenizer) -> None:
         self.texts, self.wanted, self.tokenize = texts, wanted, tokenize
 
     def __call__(self, rows: range) -> TextBatch:
         batch = self.tokenize(self.texts[rows.start : rows.stop])
         wanted = torch.tensor(self.wanted[rows.start : rows.stop])
-        return batch._replace(content=batch.content & wanted[:, None])
+        return batch._replace(token_mask=batch.token_mask & wanted[:, None])
 
 
 def _gather_tokens(

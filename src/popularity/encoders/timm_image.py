@@ -29,7 +29,7 @@ def load_timm(location: Path, params: EmbedImageParams) -> ImageEncoder:
     """
     model: Any
     if location.is_dir():
-        if not (location / "model.safetensors").is_file():  # timm would take a pickle in its place
+        if not (location / "model.safetensors").is_file():  # timm would read a pickle instead
             raise MissingWeightsError(f"{params.model}: {location} lacks model.safetensors")
         model = timm.create_model(f"local-dir:{location}", pretrained=True)
     else:
@@ -58,8 +58,8 @@ def load_by_position(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         tensors: of the checkpoint, by their names there, in their order.
 
     Raises:
-        ValueError: another number of tensors, or a pair that differs in shape or in kind (the last part of
-            the name: weight, running_mean, ...).
+        ValueError: another number of tensors, or a pair that differs in shape or in kind (the end of the
+            name: weight, running_mean, ...).
     """
     own = model.state_dict()
     if len(own) != len(tensors):

@@ -1,8 +1,7 @@
-"""Towers out of folders that transformers wrote: from safetensors, in float32, with every tensor accounted for."""
+"""Loads towers from folders that transformers wrote: from safetensors, in float32, and with no tensor missing."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import transformers
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from popularity.core.atomic import read_json
 from popularity.core.errors import ConfigError, MissingWeightsError
 
 
@@ -30,7 +30,7 @@ def require_model_type(folder: Path, model_types: Sequence[str]) -> None:
     if not folder.is_dir():
         raise MissingWeightsError(f"{folder}: transformers loads a folder with config.json and safetensors")
     path = folder / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    found = read_json(path).get("model_type")
     if found not in model_types:
         raise ConfigError(
             f"{path}: model_type {found!r}, but the loader named in params.yaml reads {', '.join(model_types)}"
@@ -42,9 +42,9 @@ def load_tower(class_name: str, folder: Path, without: str = "", optional: tuple
 
     Args:
         class_name: the class that the folder holds. A dual encoder is loaded whole: its towers' own classes
-            take the width of the projection from another place of the configuration, and can get it wrong.
+            take the width of the projection from another key of the configuration, which can be wrong.
         folder: as save_pretrained wrote it.
-        without: the model's part that is not needed and is dropped.
+        without: submodule that is not needed and is deleted.
         optional: prefixes of tensors that may be missing because nothing uses them.
 
     Raises:
@@ -64,7 +64,7 @@ def load_tower(class_name: str, folder: Path, without: str = "", optional: tuple
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Hides the library's own progress bars: loading takes a moment, and they would stand between ours."""
+    """Hides the library's own progress bars: loading is quick, and they would interrupt ours."""
     shown = transformers_logging.is_progress_bar_enabled()
     if shown:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -46,7 +46,7 @@ def fetch_weights(params: ColumnParams) -> Path:
             huggingface_hub.snapshot_download(params.model, revision=params.revision, allow_patterns=list(HUB_FILES))
         except RepositoryNotFoundError as error:
             raise MissingWeightsError(f"{params.model}: the hub has no such repository, or asks for a login") from error
-        except Exception as error:  # of the hub, the proxy, the network or the disk: to the user all are one
+        except Exception as error:  # of the hub, the proxy, the network or the disk
             raise MissingWeightsError(
                 f"{params.model} at {params.revision} could not be fetched: {type(error).__name__}: {error}\n"
                 "  next: run `make weights` where the hub can be reached, or take encoders from packages"

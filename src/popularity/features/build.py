@@ -1,12 +1,12 @@
-"""All feature sets of all schemes, each a table (pid, features) of its own.
+"""Computes all feature tables of all schemes, each (pid, features).
 
 row.parquet                      one row a post
-context/<scheme>.parquet         the rows that every fold of the scheme shows; where folds show different ones,
+context/<scheme>.parquet         train and valid rows, if they are the same posts in every fold of the scheme; else
 context/<scheme>-<fold>.parquet  those of the fold
-label/<scheme>-<fold>.parquet    fit and score rows of the fold
+label/<scheme>-<fold>.parquet    train and valid rows of the fold
+text_components.parquet          the fitted text components of `refit`, for later posts
 
-A fold is written as soon as it is computed: one at a time is in memory, and whoever reads one reads no other. Also
-text_components.parquet: what the text components of `final` are made of, for posts that come later.
+Each table is written as soon as it is computed, so that one fold at a time is in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from popularity.features.groups import coded_label_groups
 from popularity.features.past_labels import SOURCES, code_names
 from popularity.features.rows import join_by_pid, row_features
 from popularity.features.tables import common_name, read_context
-from popularity.features.target_statistics import compute_target_statistics
+from popularity.features.target_statistics import target_statistics
 from popularity.features.text_components import TEXT_COMPONENTS, TextReducer
 from popularity.features.user_text import known_user_text, no_users, user_text_features
 
@@ -62,7 +62,7 @@ def featurize(
     out: Path,
     users: pl.DataFrame | None = None,
 ) -> None:
-    """Computes every feature set and writes it into a folder.
+    """Writes every feature table into a folder.
 
     Args:
         posts: contract POSTS.
@@ -70,7 +70,7 @@ def featurize(
         splits: contract FOLDS.
         params: section featurize.
         out: the folder.
-        users: contract USERS, if the data set has vectors of users.
+        users: contract USERS, if the data set has vectors of users' descriptions.
     """
     write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
     _write_context(posts, no_users() if users is None else users, splits, params, out)
@@ -80,36 +80,36 @@ def featurize(
 def _write_context(
     posts: pl.DataFrame, users: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, out: Path
 ) -> None:
-    """Context features of each different set of shown rows, and the text components of `final`."""
-    shown: list[tuple[pl.Series, Path, TextReducer]] = []
+    """Context features of each distinct set of train and valid rows, and the text components of `refit`."""
+    written: list[tuple[pl.Series, Path, TextReducer]] = []
     (out / "context").mkdir(exist_ok=True)
     for scheme, folds in _by_scheme(splits, "context"):
-        # The folds by user and at random show the same rows, the cuts do not.
-        alike = all(part["pid"].equals(folds[0]["pid"]) for part in folds)
-        for part in folds[:1] if alike else folds:
-            path = out / "context" / (common_name(scheme) if alike else _key_of(part).file_name)
-            known = next((each for each in shown if each[0].equals(part["pid"])), None)
+        # The folds of `group` and `random` have the same posts, the splits of `forward` have not.
+        same = all(rows["pid"].equals(folds[0]["pid"]) for rows in folds)
+        for rows in folds[:1] if same else folds:
+            path = out / "context" / (common_name(scheme) if same else _key_of(rows).file_name)
+            known = next((each for each in written if each[0].equals(rows["pid"])), None)
             if known is None:
-                frame = part.select("pid").join(posts, on="pid", how="left", validate="1:1")
+                frame = rows.select("pid").join(posts, on="pid", how="left", validate="1:1")
                 text = TextReducer.fit(frame, params.n_text_components, params.seed)
-                about_users = user_text_features(frame, users, params.n_text_components, params.seed)
-                write_table(join_by_pid(context_features(frame, text), about_users), path, FEATURES)
-                shown.append((part["pid"], path, text))
+                user_text = user_text_features(frame, users, params.n_text_components, params.seed)
+                write_table(join_by_pid(context_features(frame, text), user_text), path, FEATURES)
+                written.append((rows["pid"], path, text))
             else:
-                _, written, text = known
-                shutil.copyfile(written, path)
+                _, first, text = known
+                shutil.copyfile(first, path)
             if scheme == "refit":
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
 
 
 def _write_labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, folder: Path) -> None:
     """Label features of each fold."""
-    horizon, inputs = _scored_span(posts, splits), label_inputs(posts)
+    horizon, inputs = _valid_span(posts, splits), label_inputs(posts)
     folder.mkdir(exist_ok=True)
     for _, folds in _by_scheme(splits, "label"):
-        for part in folds:
-            features = fold_label_features(part, inputs, params, horizon)
-            write_table(features, folder / _key_of(part).file_name, FEATURES)
+        for rows in folds:
+            features = fold_label_features(rows, inputs, params, horizon)
+            write_table(features, folder / _key_of(rows).file_name, FEATURES)
 
 
 def further_features(
@@ -120,13 +120,13 @@ def further_features(
     params: FeaturizeParams,
     folder: Path,
 ) -> pl.DataFrame:
-    """(pid, all features) of `posts`, as `featurize` gives them to scored rows of `final`, sorted by pid.
+    """Returns (pid, all features) of later posts, as for valid rows of `refit`, sorted by pid.
 
-    The text components are those of the last run: a basis fitted anew, be it with one post more, is another one. So
-    are the columns `user_text`, and a user without a stored post has none.
+    The text components are those of the last run, because a fit with one post more gives other components. So are the
+    columns `user_text`; a user without a stored post has none.
 
     Args:
-        posts: contract POSTS, posts that come to the test part.
+        posts: contract POSTS, posts that are not in the data set.
         images: contract IMAGES, of the same posts.
         splits: contract FOLDS, of the posts `known`.
         known: contract POSTS.
@@ -134,22 +134,22 @@ def further_features(
         folder: that `featurize` wrote.
     """
     both = pl.concat([known, posts])
-    shown = splits.filter((pl.col("scheme") == "refit") & (pl.col("role") != "excluded")).select("pid", "role")
-    rows = pl.concat([shown, posts.select("pid", role=pl.lit("valid"))])
+    known_rows = splits.filter((pl.col("scheme") == "refit") & (pl.col("role") != "excluded")).select("pid", "role")
+    rows = pl.concat([known_rows, posts.select("pid", role=pl.lit("valid"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
-    sets = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    sets.append(known_user_text(posts, known, read_context(folder, FoldKey("refit", 0))))
-    # A post that comes later does not move the cut at which the pasts of others end.
-    timed_by = shown.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    sets.append(fold_label_features(rows, label_inputs(both), params, _scored_span(known, splits), timed_by))
+    tables = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
+    tables.append(known_user_text(posts, known, read_context(folder, FoldKey("refit", 0))))
+    # A later post does not move the origin, at which the pasts of others end.
+    timed_by = known_rows.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
+    tables.append(fold_label_features(rows, label_inputs(both), params, _valid_span(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
-    for features in sets:
+    for features in tables:
         table = join_by_pid(table, features)
     return table.sort("pid")
 
 
 def label_inputs(posts: pl.DataFrame) -> pl.DataFrame:
-    """The columns of `posts` that `fold_label_features` reads, with names as numbers."""
+    """Returns the columns of `posts` that `fold_label_features` reads, with names as numbers."""
     return code_names(posts.select("pid", "posted_at", "label", *SOURCES))
 
 
@@ -160,44 +160,41 @@ def fold_label_features(
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """(pid, target statistics, groups from labels) of the fit and score rows of one fold.
+    """Returns (pid, target statistics, groups from labels) of the train and valid rows of one fold.
 
     Args:
         rows: (pid, role).
         inputs: of `label_inputs`.
         params: section featurize.
-        horizon: length of a block where fit and score rows interleave.
+        horizon: length of a block where train and valid rows interleave.
         timed_by: see `as_of_dates`.
     """
     frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
-    statistics = compute_target_statistics(
-        frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by
-    )
+    statistics = target_statistics(frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by)
     dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
     return join_by_pid(statistics, coded_label_groups(dated, params.target_statistics_prior))
 
 
-def _by_scheme(splits: pl.DataFrame, what: str) -> Iterator[tuple[str, list[pl.DataFrame]]]:
-    """(scheme, the shown rows of each fold, sorted by pid); `what` names the progress bar."""
+def _by_scheme(splits: pl.DataFrame, kind: str) -> Iterator[tuple[str, list[pl.DataFrame]]]:
+    """Yields (scheme, the train and valid rows of each fold, sorted by pid); `kind` names the progress bar."""
     schemes = splits["scheme"].unique().to_list()
-    for scheme in tqdm(sorted(schemes, key=SCHEMES.index), desc=f"{what} features by scheme", unit="scheme"):
+    for scheme in tqdm(sorted(schemes, key=SCHEMES.index), desc=f"{kind} features by scheme", unit="scheme"):
         rows = splits.filter((pl.col("scheme") == scheme) & (pl.col("role") != "excluded"))
         yield scheme, rows.sort("fold", "pid").partition_by("fold", maintain_order=True)
 
 
-def _key_of(part: pl.DataFrame) -> FoldKey:
+def _key_of(rows: pl.DataFrame) -> FoldKey:
     """The key of a fold's rows (contract FOLDS)."""
-    return FoldKey(str(part["scheme"][0]), int(part["fold"][0]))
+    return FoldKey(str(rows["scheme"][0]), int(rows["fold"][0]))
 
 
-def _scored_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:
-    """Length of the span that the last cut of `matched` scores: the horizon of blocks where fit and score rows
-    interleave.
+def _valid_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:
+    """The length of the last forward split's valid span: the horizon of blocks where train and valid rows interleave.
 
-    Taken from there because those rows are shown in the schemes that interleave; rows of `report` are not.
+    The schemes that interleave contain those rows; they do not contain the valid rows of `holdout`.
     """
     last = splits.filter(pl.col("scheme") == "forward").filter(pl.col("fold") == pl.col("fold").max())
-    scored = last.filter(pl.col("role") == "valid").select("pid").unique()
-    times = scored.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
+    valid = last.filter(pl.col("role") == "valid").select("pid").unique()
+    times = valid.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     span: timedelta = times.select(pl.col("posted_at").max() - pl.col("posted_at").min()).item()
     return max(span, timedelta(days=1))

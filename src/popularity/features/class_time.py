@@ -1,4 +1,4 @@
-"""The feature group `class_time`: how classes come and go (no label is read), and their level of late (past labels)."""
+"""The feature group `class_time`: how classes come and go (no labels), and how their posts did lately (past labels)."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from popularity.features.past_labels import HALF_LIVES, total
 from popularity.features.past_posts import count_before
 from popularity.features.rows import days
 
-ACTIVITY = (30, 180)  # days, of the recent and of the usual share of a class
+ACTIVITY_DAYS = (30, 180)  # of the recent and of the long-run share of a class
 
 
 def class_activity_columns(posts: pl.DataFrame) -> dict[str, pl.Series | pl.Expr]:
-    """Days since the first post of the class, its share of the posts of ACTIVITY[0] days, and how far that has risen.
+    """Returns days since the first post of the class, its share of the recent posts, and the rise of that share.
 
-    The age is at most ACTIVITY[1]: more would tell the date. The rise is a difference of logarithms, over the share of
-    the posts of ACTIVITY[1] days.
+    The age is at most ACTIVITY_DAYS[1], because a longer one would reveal the date. The share is of the posts of
+    ACTIVITY_DAYS[0] days; its rise is the logarithm of it over the share of ACTIVITY_DAYS[1] days.
 
     Args:
-        posts: contract POSTS with themes, the shown ones.
+        posts: contract POSTS with themes: the train and valid rows.
 
     Returns:
         By name, (n,) values or expressions over `posts`.
     """
     columns: dict[str, pl.Series | pl.Expr] = {}
     age = days(pl.col("posted_at") - pl.col("posted_at").min())
-    every = count_before(posts, None, ACTIVITY)
+    all_counts = count_before(posts, None, ACTIVITY_DAYS)
     for level in TIMED:
         classes = posts[level].n_unique()
-        # One post more in every class: the share of a class without a recent post is small and not nothing.
-        both = zip(count_before(posts, level, ACTIVITY), every, strict=True)
-        recent, usual = ((alike + 1) / (all_posts + classes) for alike, all_posts in both)
+        # One post is added to every class: the share of a class without a recent post is small, not 0.
+        counts = zip(count_before(posts, level, ACTIVITY_DAYS), all_counts, strict=True)
+        recent, long_run = ((own + 1) / (total_count + classes) for own, total_count in counts)
         columns |= {
-            f"class_time.{level}_age": age.over(level).clip(upper_bound=ACTIVITY[1]),
+            f"class_time.{level}_age": age.over(level).clip(upper_bound=ACTIVITY_DAYS[1]),
             f"class_time.{level}_share": recent,
-            f"class_time.{level}_rise": (recent / usual).log(),
+            f"class_time.{level}_rise": (recent / long_run).log(),
         }
     return columns
 
 
 def class_level_columns(past: pl.DataFrame, rows: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """(rows, levels) of each of CLASSES, and as HALF_LIVES show it; without a past post, the level of the class above.
+    """Returns (rows, mean residuals of each of CLASSES), in all and by HALF_LIVES; without a past, the class above's.
 
     Args:
         past: of `past_of`.
-        rows: (CLASSES), those whose past it is.
-        prior: posts' worth of what a mean is shrunk to.
+        rows: (CLASSES) of the posts whose past it is.
+        prior: posts' worth of the value that a mean is shrunk to.
     """
     table = rows.select(CLASSES)
     columns: list[str] = []

@@ -1,7 +1,7 @@
-"""The classes of a post that its past is looked up by.
+"""The classes by which a post's past is found.
 
-A class by its own names from the second level on, whatever it is filed under: a collection that starts to file alike
-posts under another first level takes no past from them. The third is the whole path.
+`theme` and `variant` are the names of the second and third taxonomy level without the first one: a collection that
+starts to file the same posts under another first level keeps their past. `concept` is the whole path.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import polars as pl
 from popularity.core.contracts import class_key, class_names
 
 CLASSES = ("theme", "variant", "concept")
-TIMED = ("theme", "variant")  # whose activity and recent labels are columns
+TIMED = ("theme", "variant")  # classes whose activity and recent labels become columns
 
 
 def with_themes(posts: pl.DataFrame) -> pl.DataFrame:
-    """`posts` with `theme` and `variant`: the keys of their classes of the second and third level by own names."""
+    """Returns `posts` with `theme` and `variant`: the keys of their classes without the first level."""
     columns = {}
     for name, level in (("theme", "subcategory"), ("variant", "concept")):
         published = posts[level].unique().to_list()

@@ -1,4 +1,4 @@
-"""What a feature's column is, by its name: the one place that knows the names that the tables of features have."""
+"""The metadata of a feature's column, by its name; no other file knows how columns are named."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from popularity.features.past_labels import HALF_LIVES, TEXTS
 
 FROM_LABELS = frozenset(
     [
-        *(f"{key}_history_{what}" for key in ("uid", *LEVELS) for what in ("posts", "level", "last", "age")),
-        *(f"history.{what}" for what in ("level", "beyond_class", "last", "trend", "spread", "days", "own_class")),
-        *(f"words.{text}_{what}" for text in TEXTS for what in ("mean", "least", "greatest", "known")),
+        *(f"{key}_target_{quantity}" for key in ("uid", *LEVELS) for quantity in ("posts", "level", "last", "age")),
+        *(
+            f"user_target.{quantity}"
+            for quantity in ("level", "beyond_class", "last", "trend", "spread", "days", "own_class")
+        ),
+        *(f"words.{text}_{quantity}" for text in TEXTS for quantity in ("mean", "least", "greatest", "known")),
         *(f"class_time.{level}_level" for level in CLASSES),
         *(f"class_time.{level}_level_{half_life}" for level in TIMED for half_life in HALF_LIVES),
     ]
@@ -24,9 +27,9 @@ class FeatureColumn:
     """A column of the features.
 
     Args:
-        name: of the column; that of a group's column is <group>.<what>.
+        name: of the column; <group>.<quantity> for a column of a feature group.
         group: that `stack.columns.feature_groups` switches on; None: the column is always there.
-        fitted_on_labels: whether it was computed from labels of earlier fit rows.
+        fitted_on_labels: whether it was computed from labels of earlier train rows.
     """
 
     name: str
@@ -35,7 +38,7 @@ class FeatureColumn:
 
     @classmethod
     def named(cls, name: str) -> FeatureColumn:
-        """The column of that name.
+        """Returns the column of that name.
 
         >>> FeatureColumn.named("rhythm.user_week")
         FeatureColumn(name='rhythm.user_week', group='rhythm', fitted_on_labels=False)

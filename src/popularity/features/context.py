@@ -1,7 +1,7 @@
-"""Label-free statistics over the posts that a scheme shows (fit + score rows, never dropped ones).
+"""Statistics without labels over the train and valid rows of a fold, without the excluded ones.
 
-Each function takes exactly the shown posts and returns (pid, its features). The metadata of the test
-part is published, so counts may look at later posts; labels are never read here.
+Each function takes these posts and returns (pid, its features). The metadata of the test part is published, so counts
+may include later posts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from popularity.features.text_components import TextReducer
 
 
 def user_features(posts: pl.LazyFrame) -> pl.LazyFrame:
-    """A user's activity: posts in all and so far, gaps in days (previous, next, mean), same-day posts, classes."""
+    """Returns a user's activity: posts in all and so far, gaps in days (previous, next, mean), posts a day, classes."""
     ordered = posts.sort("uid", "posted_at", "pid")
     gap = days(pl.col("posted_at").diff())
     per_user = ordered.select(
@@ -38,7 +38,7 @@ def user_features(posts: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def class_features(posts: pl.LazyFrame) -> pl.LazyFrame:
-    """How many posts each of the post's three classes has, and its share of the platform's day."""
+    """Returns how many posts each of the post's three classes has, and its share of the platform's day."""
     date = pl.col("posted_at").dt.date()
     return posts.select(
         "pid",
@@ -49,12 +49,12 @@ def class_features(posts: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
-    """Log document frequency of the post's tags (mean, least, most), and how often its texts recur."""
+    """Returns log document frequencies of the post's tags (mean, min, max), and how often its texts recur."""
     exploded = (
-        posts.sort("pid")  # polars adds up groups of a sorted column another way, to other last bits
+        posts.sort("pid")  # polars sums groups of a sorted column in another order, with other last bits
         .select(
             "pid",
-            # In the order of the text: that of a hash differs from run to run, and with it the last bits of a mean.
+            # In the order of the text: a hash order differs between runs, and with it the last bits of a mean.
             tag=pl.col("tags").str.to_lowercase().str.extract_all(r"\S+").list.unique(maintain_order=True),
         )
         .explode("tag")
@@ -64,7 +64,7 @@ def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     per_post = (
         frequency.group_by("pid")
         .agg(
-            # Of a slice: see `past_labels.total`. A sort would do nothing, polars leaves it out before a mean.
+            # Of a slice: see `past_labels.total`. polars skips a sort before a mean.
             tag_frequency_mean=pl.col("log_frequency").slice(0).mean(),
             tag_frequency_min=pl.col("log_frequency").min(),
             tag_frequency_max=pl.col("log_frequency").max(),
@@ -80,7 +80,11 @@ def tag_features(posts: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def count_features(posts: pl.DataFrame) -> pl.DataFrame:
-    """(pid, every context feature but the text components) of the shown posts, sorted by pid."""
+    """Returns (pid, every context feature but the text components), sorted by pid.
+
+    Args:
+        posts: contract POSTS, the train and valid rows.
+    """
     lazy = posts.lazy()
     table = lazy.select("pid")
     for features in (user_features, class_features, tag_features):
@@ -89,10 +93,10 @@ def count_features(posts: pl.DataFrame) -> pl.DataFrame:
 
 
 def context_features(posts: pl.DataFrame, text: TextReducer) -> pl.DataFrame:
-    """(pid, every context feature) of the shown posts, sorted by pid.
+    """Returns (pid, every context feature), sorted by pid.
 
     Args:
-        posts: contract POSTS, the shown ones.
+        posts: contract POSTS, the train and valid rows.
         text: fitted on them.
     """
     return join_by_pid(count_features(posts), text.apply(posts))

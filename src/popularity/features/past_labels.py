@@ -1,7 +1,8 @@
-"""Past labels as the feature groups `history`, `words` and `class_time` read them.
+"""Past labels for the feature groups `user_target`, `words` and `class_time`.
 
-A label enters as what is left of it over the level of its own PERIOD: a level that drifts belongs to no user, class or
-word. Every mean is shrunk: that of a user to his classes', of a class to the class above, of the first level to 0.
+A label counts as its residual (`rest`), the label less the mean of its own PERIOD: a trend belongs to no user, class or
+word. Every mean is shrunk: a user's to that of the classes, a class's to that of the class above, the first level's to
+0.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from popularity.features.classes import CLASSES, TIMED, with_themes
 from popularity.features.rows import days
 
 PERIOD = timedelta(days=30)
-HALF_LIVES = (30, 90, 270)  # days, of the recent levels of a class; a user's trend has the second
+HALF_LIVES = (30, 90, 270)  # days, of the recent means of a class; the second also of a user's trend
 TEXTS = ("title", "tags")
 WORD = r"[\p{L}\p{N}']+"
 SOURCES = ("uid", *LEVELS, *TEXTS)  # columns of POSTS that the groups read
 
 
 def code_names(posts: pl.DataFrame) -> pl.DataFrame:
-    """`posts` with `theme` and `variant`, all keys of users and classes as numbers, and texts as lists of their words.
+    """Returns `posts` with `theme` and `variant`, users and classes as numbers, and texts as lists of words.
 
-    What only compares names is several times faster on numbers. The different words of a text (List(UInt32)) are in
-    the order of their spelling. Numbers are alike exactly where names are, within one call.
+    Numbers compare several times faster than names; within one call they are equal exactly where the names are. The
+    distinct words of a text (List(UInt32)) are sorted by spelling.
+
+    Args:
+        posts: (n rows) with SOURCES.
     """
     posts = with_themes(posts)
     keys = [_numbers(pl.col(name)).alias(name) for name in ("uid", *LEVELS, *TIMED)]
@@ -38,20 +42,20 @@ def _numbers(names: pl.Expr) -> pl.Expr:
 
 
 def past_of(labelled: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """The labelled posts with `age`, `rest`, a level for each of CLASSES and `beyond`.
+    """Returns the labelled posts with `age`, `rest`, a mean for each of CLASSES and `beyond`.
 
-    age: days before the last post. rest: the label over the shrunk mean of its period. `<class>_level`: the shrunk mean
-    of the rest. beyond: the rest over the level of the third class.
+    age: days before the last post. rest: the label less the shrunk mean of its period. `<class>_level`: the shrunk mean
+    of the rest. beyond: the rest less that mean of the third class.
 
     Args:
         labelled: (posted_at, label, CLASSES, ...), in order of time.
-        prior: posts' worth of what a mean is shrunk to.
+        prior: posts' worth of the value that a mean is shrunk to.
     """
     return _over_classes(_over_periods(labelled, prior), prior)
 
 
 def _over_periods(past: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """`past` with its `age`, days before the last of it, and `rest`: the label over the shrunk mean of its period."""
+    """`past` with `age`, days before the last post, and `rest`, the label less the shrunk mean of its period."""
     age = days(pl.col("posted_at").max() - pl.col("posted_at"))
     period = (age / (PERIOD / timedelta(days=1))).floor()
     mean = past["label"].mean()
@@ -60,7 +64,7 @@ def _over_periods(past: pl.DataFrame, prior: float) -> pl.DataFrame:
 
 
 def _over_classes(past: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """`past` with the shrunk level of each class and `beyond`: the rest over that of the third level."""
+    """`past` with the shrunk mean of each class, and `beyond`, the rest less that of the third class."""
     above: pl.Expr = pl.lit(0.0)
     for level in CLASSES:
         shrunk = (pl.col("rest").sum().over(level) + prior * above) / (pl.len().over(level) + prior)
@@ -70,9 +74,9 @@ def _over_classes(past: pl.DataFrame, prior: float) -> pl.DataFrame:
 
 
 def total(values: pl.Expr) -> pl.Expr:
-    """The sum of `values` in a group, added up in order.
+    """Returns the sum of `values` in a group, in the order of its rows.
 
-    Of plain values polars may add up parts of a group, one for each thread: the last bits then differ from run to run,
-    and with the number of cores. A slice, be it of everything, is added up whole.
+    polars may sum plain values in one chunk a thread: then the last bits differ between runs and numbers of cores. It
+    sums a slice in one piece, even a slice of all rows.
     """
     return values.slice(0).sum()

@@ -9,7 +9,7 @@ import polars as pl
 
 
 def count_before(posts: pl.DataFrame, key: str | None, spans: Iterable[int]) -> list[pl.Series]:
-    """For each of `spans`, (n,) posts that lie in as many days before each post, its own second left out.
+    """Returns, for each of `spans`, (n,) posts in as many days before each post, without those of its own second.
 
     Args:
         posts: (n rows) with `posted_at` and the column `key`.
@@ -20,14 +20,14 @@ def count_before(posts: pl.DataFrame, key: str | None, spans: Iterable[int]) -> 
     seconds = seconds - seconds.min(initial=seconds[0] if len(seconds) else 0)
     group = np.zeros(len(seconds), np.int64) if key is None else posts[key].rank("dense").to_numpy().astype(np.int64)
     widths = [span * 86_400 for span in spans]
-    # Every group on its own stretch of one axis.
-    place = group * (int(seconds.max(initial=0)) + max(widths) + 1) + seconds
-    order = np.argsort(place)
-    ordered = place[order]
-    until = np.searchsorted(ordered, ordered)  # in order, as below, each place is near the last one
+    # Every group has its own stretch of one axis.
+    position = group * (int(seconds.max(initial=0)) + max(widths) + 1) + seconds
+    order = np.argsort(position)
+    ordered = position[order]
+    until = np.searchsorted(ordered, ordered)  # sorted queries, as below, are faster: each is near the last one
     counts = []
     for width in widths:
-        found = np.empty(len(place), np.int32)
+        found = np.empty(len(position), np.int32)
         found[order] = until - np.searchsorted(ordered, ordered - width)
         counts.append(pl.Series(found))
     return counts

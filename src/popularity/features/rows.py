@@ -1,4 +1,4 @@
-"""Features from the post alone: time, account, text form, place, picture header, classes.
+"""Features of the post alone: time, account, text form, location, image header, classes.
 
 Each function takes the posts as a lazy frame and returns (pid, its features).
 """
@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import polars as pl
 
-# Text columns that enter the stack as native categories. The uid is one more, behind a switch.
+# Text columns that the stack uses as native categories; the uid only if `stack.columns.uid_category` is true.
 CATEGORIES = ("category", "subcategory", "concept", "media_type", "timezone_id", "uid")
 
-TEXT = "text"  # title and tags as they are: read by the stack's ridge on characters, no column of its own
+TEXT = "text"  # title and tags unchanged: input of the stack's ridge on characters, not a column of the matrix
 
 DAY = 86_400.0
 
 
 def days(duration: pl.Expr) -> pl.Expr:
-    """A duration in days, as a float."""
+    """Returns a duration in days, as a float."""
     return duration.dt.total_seconds() / DAY
 
 
 def join_by_pid(table: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
-    """`table` with the columns of `features`, by pid: no join where both have the same posts in the same order.
+    """Returns `table` with the columns of `features`, by pid; no join is made if both have the same posts in order.
 
     Args:
         table: (pid, columns).
@@ -33,7 +33,7 @@ def join_by_pid(table: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
 
 
 def time_features(posts: pl.LazyFrame) -> pl.LazyFrame:
-    """Calendar of the post: hour (0-23, UTC and the user's clock), weekday (1-7), day, week, month."""
+    """Returns the calendar of the post: hour (0-23, UTC and the user's clock), weekday (1-7), day, week, month."""
     local = pl.col("posted_at") + pl.duration(minutes=pl.col("timezone_offset").fill_null(0))
     return posts.select(
         "pid",
@@ -47,7 +47,7 @@ def time_features(posts: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def account_features(posts: pl.LazyFrame) -> pl.LazyFrame:
-    """The account at post time: age and photo count, their ratio, and what it is allowed to do."""
+    """Returns the account at post time: age, photo count, their ratio, and permissions."""
     age = days(pl.col("posted_at") - pl.col("first_photo_at"))
     taken_age = days(pl.col("posted_at") - pl.col("first_taken_at"))
     return posts.select(
@@ -67,7 +67,7 @@ def account_features(posts: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def text_features(posts: pl.LazyFrame) -> pl.LazyFrame:
-    """Form of title and tags: lengths in characters and words, punctuation, case, digits."""
+    """Returns the form of title and tags: lengths in characters and words, punctuation, case, digits."""
     columns: dict[str, pl.Expr] = {}
     for name in ("title", "tags"):
         text = pl.col(name)
@@ -87,8 +87,8 @@ def text_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     return posts.select("pid", **columns)
 
 
-def place_features(posts: pl.LazyFrame) -> pl.LazyFrame:
-    """Coordinates in degrees, how exact they are, and whether there are any."""
+def location_features(posts: pl.LazyFrame) -> pl.LazyFrame:
+    """Returns coordinates in degrees, their accuracy, and whether there are any."""
     return posts.select(
         "pid",
         has_place=pl.col("latitude").is_not_null().cast(pl.Int32),
@@ -98,29 +98,29 @@ def place_features(posts: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def picture_features(images: pl.LazyFrame) -> pl.LazyFrame:
-    """Header of the picture: size in pixels and bytes, aspect, bytes a pixel, and whether it is usable."""
+def image_features(images: pl.LazyFrame) -> pl.LazyFrame:
+    """Returns the image header: size in pixels and bytes, aspect, bytes a pixel, and whether the image is usable."""
     area = pl.col("width").cast(pl.Float64) * pl.col("height")
     return images.select(
         "pid",
-        picture_ok=(pl.col("status") == "ok").cast(pl.Int32),
-        picture_width="width",
-        picture_height="height",
-        picture_aspect=pl.col("width") / pl.col("height"),
-        picture_bytes=pl.when(pl.col("bytes") > 0).then(pl.col("bytes")),
-        picture_bytes_per_pixel=pl.when(area > 0).then(pl.col("bytes") / area),
-        picture_grey=(pl.col("mode") == "L").cast(pl.Int32),
+        image_ok=(pl.col("status") == "ok").cast(pl.Int32),
+        image_width="width",
+        image_height="height",
+        image_aspect=pl.col("width") / pl.col("height"),
+        image_bytes=pl.when(pl.col("bytes") > 0).then(pl.col("bytes")),
+        image_bytes_per_pixel=pl.when(area > 0).then(pl.col("bytes") / area),
+        image_grey=(pl.col("mode") == "L").cast(pl.Int32),
     )
 
 
 def row_features(posts: pl.LazyFrame, images: pl.LazyFrame) -> pl.LazyFrame:
-    """(pid, categories, the text, every row feature): one row a post, from that post alone.
+    """Returns (pid, categories, the text, every row feature): one row a post, from that post alone.
 
     Args:
         posts: contract POSTS.
         images: contract IMAGES, of the same posts.
     """
     table = posts.select("pid", *CATEGORIES, pl.concat_str("title", "tags", separator=" ").alias(TEXT))
-    for features in (time_features, account_features, text_features, place_features):
+    for features in (time_features, account_features, text_features, location_features):
         table = table.join(features(posts), on="pid", how="left", validate="1:1")
-    return table.join(picture_features(images), on="pid", how="left", validate="1:1")
+    return table.join(image_features(images), on="pid", how="left", validate="1:1")

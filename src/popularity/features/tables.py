@@ -1,4 +1,4 @@
-"""Reads the feature tables of a fold from the folder that `featurize` wrote."""
+"""The feature tables of a fold, from the folder that `featurize` wrote."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from popularity.core.contracts import FEATURES, FoldKey, read_table
 
 
 def read_features(folder: Path, key: FoldKey, pids: pl.DataFrame) -> pl.DataFrame:
-    """(pid, all features) for the posts `pids` (column pid) of one fold, sorted by pid.
+    """Returns (pid, all features) of some posts of one fold, sorted by pid.
 
     Args:
         folder: that `featurize` wrote.
         key: of the fold.
-        pids: (pid) of the wanted posts.
+        pids: (pid) of the posts.
     """
     row, label = folder / "row.parquet", folder / "label" / key.file_name
     table = pids.select("pid")
@@ -25,7 +25,7 @@ def read_features(folder: Path, key: FoldKey, pids: pl.DataFrame) -> pl.DataFram
 
 
 def read_context(folder: Path, key: FoldKey) -> pl.DataFrame:
-    """(pid, context features) of the rows that one fold shows.
+    """Returns (pid, context features) of the train and valid rows of one fold.
 
     Args:
         folder: that `featurize` wrote.
@@ -36,5 +36,5 @@ def read_context(folder: Path, key: FoldKey) -> pl.DataFrame:
 
 
 def common_name(scheme: str) -> str:
-    """The file of the context features that all folds of a scheme share."""
+    """Returns the name of the file of context features that all folds of a scheme share."""
     return f"{scheme}.parquet"

@@ -1,7 +1,7 @@
-"""Target statistics of users and classes: shrunk means, last labels and counts of the past, causal, of fit rows alone.
+"""Target statistics of users and classes: shrunk means, last labels and counts of past train rows.
 
-The past of a row ends at its as-of date (`as_of.py`). Also a comparison of the statistics of fit rows with those of
-scored rows: a model takes the two for alike.
+The past of a row ends at its as-of date (`as_of.py`). `compare_target_statistics` compares the statistics of train rows
+with those of valid rows: a model that learns on the former assumes that the latter are distributed alike.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from popularity.core.contracts import FOLDS, FoldKey
 from popularity.features.as_of import as_of_dates
 from popularity.features.rows import days, join_by_pid
 
-QUANTITIES = ("posts", "age")  # that are compared
+COMPARED = ("posts", "age")
 QUARTILES = (0.25, 0.5, 0.75)
 DIGITS = 4
 FOLD = list(FOLDS.key[:2])
 
 
-def compute_target_statistics(
+def target_statistics(
     rows: pl.DataFrame,
     keys: tuple[str, ...],
     prior_weight: float,
     interleaved_horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """(pid, the statistics of every key) for the fit and score rows of one fold.
+    """Returns (pid, the target statistics of every key) of the train and valid rows of one fold.
 
     Args:
-        rows: (pid, role, posted_at, label, every key). Labels of score rows are blanked before use.
+        rows: (pid, role, posted_at, label, every key). Labels of valid rows are blanked before use.
         keys: see `key_statistics`.
         prior_weight: see `key_statistics`.
         interleaved_horizon: see `as_of_dates`.
@@ -50,16 +50,16 @@ def compute_target_statistics(
 
 
 def key_statistics(rows: pl.DataFrame, key: str, prior_weight: float) -> pl.DataFrame:
-    """(pid, target statistics of the post's `key`) from labels of fit rows posted before the row's as-of date.
+    """Returns (pid, target statistics of the post's `key`), from labels of train rows before the row's as-of date.
 
     Args:
-        rows: (pid, role, posted_at, as_of, label, <key>), label null unless role is fit.
-        key: the column whose past posts count: uid, subcategory, concept.
+        rows: (pid, role, posted_at, as_of, label, <key>), label null unless role is train.
+        key: the column whose past posts count, for example uid.
         prior_weight: posts' worth of the overall mean that the shrunk mean starts from.
 
-    Columns: `<key>_history_posts`; `<key>_history_level`, the mean label shrunk to the overall mean as of
-    that date, minus that mean (a level that drifts is not a property of the user); `<key>_history_last`,
-    likewise of the last label; `<key>_history_age`, days from the last labelled post to this post.
+    Columns: `<key>_target_posts`; `<key>_target_level`, the mean label shrunk to the overall mean as of that date,
+    minus that mean (a trend is not a property of the user); `<key>_target_last`, the last label minus that mean;
+    `<key>_target_age`, days from the last labelled post to this post.
     """
     labelled = rows.filter((pl.col("role") == "train") & pl.col("label").is_not_null()).sort("posted_at", "pid")
     overall = labelled.select(
@@ -74,9 +74,9 @@ def key_statistics(rows: pl.DataFrame, key: str, prior_weight: float) -> pl.Data
         key_last=pl.col("label"),
         key_last_at=pl.col("posted_at"),
     )
-    wanted = rows.select("pid", key, "posted_at", "as_of").sort("as_of", "pid")
-    # Strictly before: posts of one second with the as-of date belong to the block that starts there.
-    joined = wanted.join_asof(
+    posts = rows.select("pid", key, "posted_at", "as_of").sort("as_of", "pid")
+    # Strictly before: posts of the second of the as-of date belong to the block that starts there.
+    joined = posts.join_asof(
         overall, left_on="as_of", right_on="overall_at", strategy="backward", allow_exact_matches=False
     ).join_asof(
         past,
@@ -92,20 +92,20 @@ def key_statistics(rows: pl.DataFrame, key: str, prior_weight: float) -> pl.Data
     return joined.select(
         "pid",
         **{
-            f"{key}_history_posts": pl.col("key_count").fill_null(0).cast(pl.Int32),
-            f"{key}_history_level": shrunk - mean,
-            f"{key}_history_last": pl.col("key_last") - mean,
-            f"{key}_history_age": days(pl.col("posted_at") - pl.col("key_last_at")),
+            f"{key}_target_posts": pl.col("key_count").fill_null(0).cast(pl.Int32),
+            f"{key}_target_level": shrunk - mean,
+            f"{key}_target_last": pl.col("key_last") - mean,
+            f"{key}_target_age": days(pl.col("posted_at") - pl.col("key_last_at")),
         },
     ).sort("pid")
 
 
 def compare_target_statistics(splits: pl.DataFrame, folder: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """For each fold and key, of fit and of score rows: the share with a past labelled post, and quartiles of its length
-    (posts) and age (days), with `distance`: Kolmogorov and Smirnov's, between the two kinds of rows.
+    """Returns, for each fold and key, the share of train and valid rows with a past, quartiles of it and a distance.
 
-    Scored rows may well have a longer past, as they come last, and fewer rows with one, as users are dropped to
-    match the test part; the age, which blocks of the scored span are made for, should agree.
+    The quartiles are of the past's length (posts) and age (days); `distance` is Kolmogorov and Smirnov's, between train
+    and valid rows. Valid rows may have a longer past, because they come last, and fewer of them have one, because
+    users are excluded; the age should agree, because blocks are as long as the valid span.
 
     Args:
         splits: contract FOLDS.
@@ -113,44 +113,44 @@ def compare_target_statistics(splits: pl.DataFrame, folder: Path, keys: tuple[st
         keys: section featurize, target_statistics.
     """
     roles = splits.filter(pl.col("role") != "excluded")
-    columns = [f"{key}_history_{quantity}" for key in keys for quantity in QUANTITIES]
-    found = []
-    for (scheme, fold), shown in roles.group_by(FOLD, maintain_order=True):
+    columns = [f"{key}_target_{quantity}" for key in keys for quantity in COMPARED]
+    comparisons = []
+    for (scheme, fold), own in roles.group_by(FOLD, maintain_order=True):
         key_of_fold = FoldKey(str(scheme), int(str(fold)))
         statistics = pl.read_parquet(folder / "label" / key_of_fold.file_name, columns=["pid", *columns])
-        rows = statistics.join(shown.select("pid", "role"), on="pid", how="left", validate="1:1")
+        rows = statistics.join(own.select("pid", "role"), on="pid", how="left", validate="1:1")
         both = {role: rows.filter(role=role) for role in ("train", "valid")}
         for key in keys:
-            past = {role: _past(part, key) for role, part in both.items()}
-            found.append(
+            past = {role: _past(table, key) for role, table in both.items()}
+            comparisons.append(
                 {
                     **asdict(key_of_fold),
                     "key": key,
-                    **{role: _quartiles(past[role], part.height) for role, part in both.items()},
+                    **{role: _quartiles(past[role], table.height) for role, table in both.items()},
                     "distance": {
-                        quantity: _distance(past["train"][quantity], past["valid"][quantity]) for quantity in QUANTITIES
+                        quantity: _distance(past["train"][quantity], past["valid"][quantity]) for quantity in COMPARED
                     },
                 }
             )
-    return found
+    return comparisons
 
 
 def _past(rows: pl.DataFrame, key: str) -> pl.DataFrame:
-    """QUANTITIES of the rows that have a past labelled post of their `key`."""
-    return rows.select(pl.col(f"{key}_history_{quantity}").alias(quantity) for quantity in QUANTITIES).filter(
+    """COMPARED of the rows that have a past labelled post of their `key`."""
+    return rows.select(pl.col(f"{key}_target_{quantity}").alias(quantity) for quantity in COMPARED).filter(
         pl.col("posts") > 0
     )
 
 
 def _quartiles(past: pl.DataFrame, rows: int) -> dict[str, Any]:
     quartiles = {
-        name: [rounded(past[name].quantile(share, "linear"), DIGITS) for share in QUARTILES] for name in QUANTITIES
+        name: [rounded(past[name].quantile(share, "linear"), DIGITS) for share in QUARTILES] for name in COMPARED
     }
     return {"rows": rows, "share": rounded(past.height / rows if rows else None, DIGITS), **quartiles}
 
 
-def _distance(fit: pl.Series, score: pl.Series) -> float | None:
-    """The largest difference of the two distribution functions; None where one has no value."""
-    if fit.is_empty() or score.is_empty():
+def _distance(train: pl.Series, valid: pl.Series) -> float | None:
+    """The largest difference of the two distribution functions; None if one has no value."""
+    if train.is_empty() or valid.is_empty():
         return None
-    return rounded(ks_2samp(fit.to_numpy(), score.to_numpy(), method="asymp").statistic, DIGITS)
+    return rounded(ks_2samp(train.to_numpy(), valid.to_numpy(), method="asymp").statistic, DIGITS)

@@ -1,4 +1,4 @@
-"""Texts in a few columns: TF-IDF reduced by truncated SVD (latent semantic analysis). No label is read."""
+"""Text components: TF-IDF of title and tags reduced by truncated SVD (latent semantic analysis), without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from popularity.core.contracts import Column, Contract
 
 TEXT_COMPONENTS = Contract(
     "text components",
-    {"word": Column(pl.String), "weight": Column(pl.Float32)},  # then the word's part in every component
+    {"word": Column(pl.String), "weight": Column(pl.Float32)},  # then the word's weight in every component
     key=("word",),
     extra=True,
 )
@@ -21,18 +21,24 @@ TEXT_COMPONENTS = Contract(
 
 @dataclass(frozen=True)
 class TextReducer:
-    """TF-IDF of title and tags reduced to a few columns by truncated SVD (latent semantic analysis).
+    """The fitted reduction of texts to a few columns.
 
     Args:
-        table: contract TEXT_COMPONENTS: the words, their inverse document frequencies, and a column for each component.
-            Fewer columns than were asked for when the vocabulary is smaller, none when no word occurs twice.
+        table: contract TEXT_COMPONENTS: the words, their inverse document frequencies, and a column for each component;
+            fewer components than requested if there are fewer words, none if no word occurs twice.
     """
 
     table: pl.DataFrame
 
     @classmethod
     def fit(cls, posts: pl.DataFrame, components: int, seed: int) -> TextReducer:
-        """From the shown posts; with 0 components there is no column."""
+        """Returns the reduction fitted on `posts`; 0 components give no column.
+
+        Args:
+            posts: contract POSTS, the train and valid rows.
+            components: columns at most.
+            seed: of the decomposition.
+        """
         vectorizer = text_vectorizer()
         none = pl.DataFrame(schema={name: rule.dtype for name, rule in TEXT_COMPONENTS.columns.items()})
         try:
@@ -44,10 +50,12 @@ class TextReducer:
             return cls(none)
         axes = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit(matrix).components_
         words = pl.DataFrame({"word": vectorizer.get_feature_names_out().tolist(), "weight": vectorizer.idf_})
-        return cls(words.with_columns(pl.Series(f"text_component_{at:02d}", axis) for at, axis in enumerate(axes)))
+        return cls(
+            words.with_columns(pl.Series(f"text_component_{index:02d}", axis) for index, axis in enumerate(axes))
+        )
 
     def apply(self, posts: pl.DataFrame) -> pl.DataFrame:
-        """(pid, the components) of posts, also of such that were not fitted on, sorted by pid."""
+        """Returns (pid, the components) of any posts, sorted by pid."""
         posts = posts.sort("pid")
         names = self.table.columns[len(TEXT_COMPONENTS.columns) :]
         if not names:
@@ -55,11 +63,13 @@ class TextReducer:
         vectorizer = TfidfVectorizer(vocabulary=self.table["word"].to_list(), sublinear_tf=True, dtype=np.float32)
         vectorizer.idf_ = self.table["weight"].to_numpy()
         reduced = vectorizer.transform(_texts(posts)) @ self.table.select(names).to_numpy()
-        return posts.select("pid", *(pl.Series(name, reduced[:, at], pl.Float64) for at, name in enumerate(names)))
+        return posts.select(
+            "pid", *(pl.Series(name, reduced[:, index], pl.Float64) for index, name in enumerate(names))
+        )
 
 
 def text_vectorizer() -> TfidfVectorizer:
-    """TF-IDF of the words that occur twice; fitting raises ValueError where there is none."""
+    """Returns an unfitted TF-IDF of the words that occur twice; fitting raises ValueError if there is none."""
     return TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=50_000, dtype=np.float32)
 
 

@@ -1,7 +1,7 @@
-"""The feature group `user_text`: what users write of themselves, in a few columns. No label is read.
+"""The feature group `user_text`: users' descriptions of themselves, in a few columns. It reads no label.
 
-Most users of a test part have no earlier post; their texts are known all the same. Form A of the user file holds
-vectors of them, form B the texts. Both are reduced, without labels, to the directions in which users differ most.
+Most users of a test part have no earlier post, but their descriptions are published. Form A of the user file holds
+vectors of them, form B the texts. Both are reduced to the directions in which users differ most.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ GROUP = "user_text"
 
 
 def user_text_features(posts: pl.DataFrame, users: pl.DataFrame, components: int, seed: int) -> pl.DataFrame:
-    """(pid, `user_text.00`, ...) of the shown posts, sorted by pid; null for a user without such texts.
+    """Returns (pid, `user_text.00`, ...), sorted by pid; null for a user without a description.
 
     Args:
-        posts: contract POSTS; a user's texts are those of his first post by pid.
-        users: contract USERS; where a shown user has vectors, texts are not read.
-        components: columns at most: fewer where the texts span fewer directions, none where there are no texts.
+        posts: contract POSTS, the train and valid rows; a user's texts are those of the first post by pid.
+        users: contract USERS; if one of these users has vectors, texts are not read.
+        components: columns at most; fewer if the texts span fewer directions, none without texts.
         seed: of the decomposition.
     """
     posts = posts.sort(POSTS.key)
-    shown = posts.select("uid", *TEXTS).unique("uid", keep="first", maintain_order=True)
-    shown = shown.join(users, on="uid", how="left", validate="1:1", maintain_order="left").sort("uid")
-    values = np.concatenate([_stacked(shown[name]) for name in VECTORS], axis=1)
-    matrix: Any = values if values.any() else _weighted_words(shown)
+    described = posts.select("uid", *TEXTS).unique("uid", keep="first", maintain_order=True)
+    described = described.join(users, on="uid", how="left", validate="1:1", maintain_order="left").sort("uid")
+    values = np.concatenate([_stacked(described[name]) for name in VECTORS], axis=1)
+    matrix: Any = values if values.any() else _weighted_words(described)
     known = np.asarray(abs(matrix).sum(axis=1)).ravel() > 0
     count = min(components, int(known.sum()) - 1, matrix.shape[1] - 1)
     if count < 1:
@@ -43,16 +43,18 @@ def user_text_features(posts: pl.DataFrame, users: pl.DataFrame, components: int
     with threadpool_limits(1, user_api="blas"):  # more threads sum in another order
         reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[known])
     names = [f"{GROUP}.{index:02d}" for index in range(count)]
-    found = shown.filter(pl.Series(known)).select(
+    reduced_users = described.filter(pl.Series(known)).select(
         "uid", *(pl.Series(name, reduced[:, index], pl.Float32) for index, name in enumerate(names))
     )
     return (
-        posts.select("pid", "uid").join(found, on="uid", how="left", validate="m:1", maintain_order="left").drop("uid")
+        posts.select("pid", "uid")
+        .join(reduced_users, on="uid", how="left", validate="m:1", maintain_order="left")
+        .drop("uid")
     )
 
 
 def known_user_text(posts: pl.DataFrame, known: pl.DataFrame, context: pl.DataFrame) -> pl.DataFrame:
-    """(pid, columns of the group) of `posts` that come later, sorted by pid: those of the user's posts in `context`.
+    """Returns (pid, columns of the group) of later posts, sorted by pid: those of the user's posts in `context`.
 
     Args:
         posts, known: contract POSTS.
@@ -65,7 +67,7 @@ def known_user_text(posts: pl.DataFrame, known: pl.DataFrame, context: pl.DataFr
 
 
 def no_users() -> pl.DataFrame:
-    """The table of a data set whose user file holds no vectors."""
+    """Returns the table of a data set whose user file holds no vectors."""
     return empty_table(USERS)
 
 

@@ -1,4 +1,4 @@
-"""The feature group `words`: what the past labels of a text's words are beyond the classes of their posts."""
+"""The feature group `words`: the past residuals of a text's words, beyond the classes of their posts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from popularity.features.past_labels import TEXTS, total
 
 
 def word_columns(past: pl.DataFrame, rows: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """(rows, columns): mean, least and greatest level of the words of title and tags, and the share with a past.
+    """Returns (rows, columns): mean, least and greatest residual of the words of a text, and the share with a past.
 
     Args:
         past: of `past_of`.
         rows: (TEXTS) as lists of words, of `code_names`.
-        prior: posts' worth of what a mean is shrunk to.
+        prior: posts' worth of the value that a mean is shrunk to.
     """
-    # Numbers from numpy are not flagged as sorted: polars adds up sorted groups another way, to other last bits.
+    # Numbers from numpy are not flagged as sorted: polars sums sorted groups in another order, with other last bits.
     rows = rows.select(pl.Series("row", np.arange(rows.height)), *TEXTS)
     table = rows.select("row")
     for text in TEXTS:

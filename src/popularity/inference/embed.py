@@ -1,4 +1,4 @@
-"""Every post through the trained network, shard by shard, into blocks and tables (Eq 11)."""
+"""Runs every post through the trained network, shard by shard, and writes blocks and tables (Eq 11)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from pydantic import Field
 from torch import Tensor
 
+from popularity.core.arrays import Float32Array, Int64Array
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import Section
 from popularity.core.contracts import (
@@ -54,9 +55,6 @@ from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, 
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
 
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
-
 VECTORS = {
     "global_prompt": "G_y",
     "local_prompt": "L_y",
@@ -74,7 +72,7 @@ class EmbedPostsParams(Section):
     Args:
         batch_size: posts per forward pass.
         shard_rows: posts per resumable shard.
-        nearest: classes that are listed for a post's explanation.
+        nearest: number of classes in a post's explanation.
     """
 
     batch_size: Annotated[int, Field(ge=1)]
@@ -84,10 +82,10 @@ class EmbedPostsParams(Section):
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders that the network reads from.
+    """Folders of the network's inputs.
 
     Args:
-        root: of the data set; images of unfrozen encoders lie below it.
+        root: of the data set; unfrozen encoders read its images.
         image: data/embeddings/image.
         text: data/embeddings/text.
         prototypes: models/prototypes.
@@ -103,7 +101,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class NetworkInputs:
-    """Posts, and what the trained network needs to read them.
+    """Posts, and the inputs of the trained network for them.
 
     Args:
         posts: contract POSTS.
@@ -123,12 +121,12 @@ class NetworkInputs:
 
 
 def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path) -> None:
-    """Writes the block `prototype` into `out` and what explains it into `explain`; no popularity label is read.
+    """Writes the block `prototype` into `out` and its explanation into `explain`; reads no popularity label.
 
     Source: Eq 11.
 
     Args:
-        inputs: posts of both parts, and the network.
+        inputs: posts of both splits, and the network.
         state: folder of finished shards, shared by all processes.
         out: replaced as a whole: the vectors of VECTORS and scalars.parquet.
         explain: likewise: nearest.parquet, attention.parquet and attention_mass.parquet.
@@ -146,12 +144,12 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
             for name, values in found.items()
         }
 
-    cut = ShardPlan(inputs.posts.height, params.shard_rows, params.batch_size)
+    plan = ShardPlan(inputs.posts.height, params.shard_rows, params.batch_size)
     processes = start_processes()
-    encode_shards(state, cut, _Batches(reader.read), encode, processes, "embed_posts")
+    encode_shards(state, plan, _Batches(reader.read), encode, processes, "embed_posts")
     if processes.is_main_process:
         keys = read_table(inputs.folders.prototypes / "classes.parquet", CLASSES).filter(level=CLASS_LEVEL)["key"]
-        shards = _Shards(state, cut, keys)
+        shards = _Shards(state, plan, keys)
         aligned = is_aligned(inputs.encoders.image, inputs.encoders.text)
         with atomic_directory(out) as partial:
             shards.write_vectors(reader, weights_identity(inputs.folders.network), partial)
@@ -164,7 +162,7 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
 def probable_classes(inputs: NetworkInputs) -> Float32Array:
     """(n, K) probabilities of the classes by the mean head, for the n posts of `inputs`, which have no class.
 
-    The prototypes of a post's own class leave it out, so a post of a known class would be told from the others by it.
+    The posts must have no class: the prototypes of a post's own class leave the post out, which would reveal the class.
 
     Args:
         inputs: posts without a class, and the network.
@@ -174,8 +172,8 @@ def probable_classes(inputs: NetworkInputs) -> Float32Array:
     """
     reader, accelerator, rows = _NetworkReader.load(inputs), inputs.accelerator, inputs.posts.height
     found = []
-    for part in ShardPlan(rows, rows, inputs.params.batch_size).batches(range(rows)):
-        batch = to_device(_Batches(reader.read)(part), accelerator.device)
+    for span in ShardPlan(rows, rows, inputs.params.batch_size).batches(range(rows)):
+        batch = to_device(_Batches(reader.read)(span), accelerator.device)
         found.append(class_probabilities(reader.network, reader.prompts, batch, accelerator.autocast()).cpu().numpy())
     return np.concatenate(found)
 
@@ -183,8 +181,8 @@ def probable_classes(inputs: NetworkInputs) -> Float32Array:
 def written_scalars(trained: TrainParams, *, aligned: bool) -> tuple[str, ...]:
     """The columns of scalars.parquet after pid.
 
-    Losses only of terms that were trained, and only where training and test posts were both trained on: else they
-    would tell the parts apart (method.md, "Two traps").
+    Losses only of terms that were trained, and only if the network was trained on the posts of both splits: otherwise
+    they would separate training from test posts (method.md, "Two traps").
 
     Args:
         trained: section train, as the network was trained.
@@ -198,7 +196,7 @@ def written_scalars(trained: TrainParams, *, aligned: bool) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _NetworkReader:
-    """The trained network, on the accelerator, and how it reads the posts."""
+    """The trained network, on the accelerator, and the reader of its posts."""
 
     network: PrototypeNetwork
     trained: TrainParams
@@ -232,34 +230,34 @@ class _Batches:
 
 @dataclass(frozen=True)
 class _Shards:
-    """The finished shards of all posts, and how they are put together.
+    """The finished shards of all posts, from which the outputs are written.
 
     Args:
         state: folder of the shards.
-        cut: of the posts.
+        plan: shards of the posts.
         keys: (K,) of the classes.
     """
 
     state: Path
-    cut: ShardPlan
+    plan: ShardPlan
     keys: pl.Series
 
     def write_vectors(self, reader: _NetworkReader, identity: str, out: Path) -> None:
         """The blocks of VECTORS; a post without an image is absent from the attended ones."""
         network, vectors = reader.network, reader.vectors
         kinds = network.params.attention.prototypes
-        pictured = np.flatnonzero(vectors.image_row >= 0)
+        with_image = np.flatnonzero(vectors.image_row >= 0)
         for name, symbol in VECTORS.items():
             attended = name.startswith("attended_")
             if attended and name not in ("attended_image", *(f"attended_{kind}" for kind in kinds)):
                 continue
-            rows = pictured if attended else np.arange(len(vectors.pids))
+            rows = with_image if attended else np.arange(len(vectors.pids))
             if name == "logits":
                 columns = [f"{head}.{key}" for head in ("p", "p_local", "q") for key in self.keys]
             else:
                 dim = network.params.attention.dim if attended else network.text_tower.spec.width
                 columns = [f"{name}_{index:04d}" for index in range(dim)]
-            values = gather(read_shards(self.state, self.cut, name), rows, self.state / f"{name}.npy", len(columns))
+            values = gather(read_shards(self.state, self.plan, name), rows, self.state / f"{name}.npy", len(columns))
             metadata = {
                 "encoder": "prototype network",
                 "weights": identity,
@@ -286,15 +284,15 @@ class _Shards:
         write_table(frame, out / "attention_mass.parquet", ATTENTION_MASS)
 
     def _write_ranked(self, ranked: _Ranked, pids: pl.Series, out: Path) -> None:
-        classes, values = (read_shards(self.state, self.cut, name) for name in (ranked.classes, ranked.values))
+        classes, values = (read_shards(self.state, self.plan, name) for name in (ranked.classes, ranked.values))
         tables = [
             ranked.table(pids[rows.start : rows.stop], self.keys, *arrays)
-            for rows, *arrays in zip(self.cut.shards(), classes, values, strict=True)
+            for rows, *arrays in zip(self.plan.shards(), classes, values, strict=True)
         ]
         write_table(pl.concat(tables), out / f"{ranked.contract.name}.parquet", ranked.contract)
 
     def _whole(self, name: str) -> npt.NDArray[Any]:
-        return np.concatenate(list(read_shards(self.state, self.cut, name)))
+        return np.concatenate(list(read_shards(self.state, self.plan, name)))
 
 
 @dataclass(frozen=True)
@@ -306,7 +304,7 @@ class _Ranked:
         group: its column that names the ranking.
         names: of the rankings.
         classes: array (b, len(names), m) of class indices.
-        values: array (b, len(names), m); NaN is left out.
+        values: array (b, len(names), m); rows of NaN are left out.
     """
 
     contract: Contract

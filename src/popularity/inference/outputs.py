@@ -1,4 +1,4 @@
-"""From a batch and the network's outputs to the columns of each post: Eq 11 and ours (method.md, "Feature vector")."""
+"""The columns of each post, from a batch and the network's outputs: Eq 11 and ours (method.md, "Feature vector")."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HEADS = {"global": "global_prompt", "local": "local_prompt", "attention": "atten
 SCALARS = (
     *(f"losses.{head}" for head in HEADS),  # cross-entropies of Eq 4, 5, 7
     *(f"logits.own_{head}" for head in HEADS),  # p_y, p'_y, q_y
-    *(f"logits.margin_{head}" for head in HEADS),  # own class less the best other
-    *(f"logits.entropy_{head}" for head in HEADS),  # nats: how undecided the head is
+    *(f"logits.margin_{head}" for head in HEADS),  # own class minus the best other class
+    *(f"logits.entropy_{head}" for head in HEADS),  # of the head's probabilities, in nats
     "logits.rank",  # of the own class by the mean of the heads, from 0
     "distance.visual_own",  # 1 - cos to the own class's prototype without the post
     "distance.visual_other",  # 1 - cos to the nearest prototype of another class
     "distance.text_own",
     "distance.text_other",
-    "distance.image_text",  # 1 - cos(x, h), where both towers share a space
+    "distance.image_text",  # 1 - cos(x, h), where both encoders share a space
     "class_unseen",  # 1 where no training post is of the class
 )
 NEAREST_HEADS = ("visual", "text", "attention")
@@ -44,8 +44,8 @@ def describe_posts(
 ) -> dict[str, Tensor]:
     """Float32 arrays of the b posts of `batch`, by name.
 
-    A post of an unseen class takes each vector of its class as the mixture over all classes, by the probabilities of
-    the mean head (`head_log_probabilities`) over the heads it has: without an image the two text heads.
+    For a post of an unseen class each class vector is the mixture over all classes, weighted by the probabilities of
+    the mean head (`head_log_probabilities`) over the heads that the post has: without an image the two text heads.
 
     Source: Eq 11; the scalars are ours.
 
@@ -53,12 +53,12 @@ def describe_posts(
         network: in evaluation mode, so that a post's own class prototypes leave it out.
         prompts: G (K, d_T) and L (K, d_T) of `class_prompts`.
         batch: b posts, on the network's device.
-        nearest: classes that are listed for the explanation.
+        nearest: number of classes in the explanation.
         autocast: precision of the forward pass.
 
     Returns:
         global_prompt, local_prompt (b, d_T): G_y, L_y. attended_image, attended_visual, attended_text (b, D): x~,
-        V~_y, T~_y; the latter two as far as the network has such tokens. logits (b, 3K): p, p', q; where a post has
+        V~_y, T~_y; the latter two if the network has such tokens. logits (b, 3K): p, p', q; where a post has
         no image q is its row mean, as p' of an empty text is that of p. scalars (b, len(SCALARS)).
         nearest_class, nearest_value (b, 3, m): see NEAREST_HEADS. attention_class, attention_weight (b, kinds, m): the
         class tokens that x attends to most, by kind of token; attention_mass (b, 4): see MASSES. NaN where undefined.
@@ -97,7 +97,7 @@ def describe_posts(
         "scalars": torch.stack([scalars[name] for name in SCALARS], dim=1),
     }
     top = [_top(ranked[head], nearest) for head in NEAREST_HEADS]
-    found["nearest_class"], found["nearest_value"] = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
+    found["nearest_class"], found["nearest_value"] = (torch.stack(columns, dim=1) for columns in zip(*top, strict=True))
     weights = torch.stack(layer_weights).mean(dim=0) if layer_weights else None
     return found | _attention(outputs, batch.has_image, weights, nearest)
 
@@ -146,12 +146,12 @@ def _class_scalars(
         "logits.entropy_": {},
     }
     for head, values in logits.items():
-        log_share, known = log_probabilities[head], has[head] & (target >= 0)
+        log_p, known = log_probabilities[head], has[head] & (target >= 0)
         own, best_other = values.gather(1, column)[:, 0], values.scatter(1, column, -torch.inf).amax(dim=1)
-        names["losses."][head] = _where(known, -log_share.gather(1, column)[:, 0])
+        names["losses."][head] = _where(known, -log_p.gather(1, column)[:, 0])
         names["logits.own_"][head] = _where(known, own)
         names["logits.margin_"][head] = _where(known, own - best_other)
-        names["logits.entropy_"][head] = _where(has[head], -(log_share.exp() * log_share).sum(dim=1))
+        names["logits.entropy_"][head] = _where(has[head], -(log_p.exp() * log_p).sum(dim=1))
     return {prefix + head: values for prefix, heads in names.items() for head, values in heads.items()}
 
 
@@ -194,7 +194,10 @@ def _image_text_distance(batch: Batch) -> Tensor:
 
 
 def _attention(outputs: Outputs, has_image: Tensor, weights: Tensor | None, nearest: int) -> dict[str, Tensor]:
-    """Where x attends to, by weights (b, n) over the sequence; None, without layers, and no image give NaN."""
+    """The classes that x attends to most, and the attention on each kind of token.
+
+    NaN for posts without an image, and for all posts if `weights` (b, n) is None (a network without layers).
+    """
     if weights is None:
         spans = [span for level in outputs.levels.values() for span in level.tokens[:2] if span is not None]
         weights = outputs.attended.new_full((len(has_image), max(span.stop for span in spans)), torch.nan)
@@ -207,7 +210,7 @@ def _attention(outputs: Outputs, has_image: Tensor, weights: Tensor | None, near
     }
     total = torch.stack(list(mass.values())).sum(dim=0)
     top = [_top(weights[:, span], nearest) for span in kinds.values() if span is not None]
-    classes, values = (torch.stack(parts, dim=1) for parts in zip(*top, strict=True))
+    classes, values = (torch.stack(columns, dim=1) for columns in zip(*top, strict=True))
     masses = torch.stack([*mass.values(), weights.sum(dim=1) - total], dim=1)
     return {"attention_class": classes, "attention_weight": values, "attention_mass": masses}
 

@@ -9,13 +9,13 @@ from popularity.encoders.sharding import start_processes
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """The accelerator of this process, with the precision that the device gives.
+    """The accelerator of this process, at the wanted precision.
 
     Args:
         precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where it is supported, else fp16 on a GPU and fp32 on a CPU.
 
     Raises:
-        ConfigError: more than one process was launched, but they do not know of each other.
+        ConfigError: several processes were launched, but they form no group.
     """
     device = start_processes().device
     if precision == "auto":

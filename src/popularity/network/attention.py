@@ -11,10 +11,10 @@ from popularity.network.params import AttentionParams
 
 
 class Dropout(nn.Module):
-    """As nn.Dropout, but quick on a CPU: there the mask is made of random bytes, and the rate is rounded to 1/256.
+    """nn.Dropout with a fast CPU path: its mask comes from random bytes, so the rate is rounded to 1/256.
 
     Args:
-        rate: of values that are set to 0 in training.
+        rate: fraction of the values that training sets to 0.
     """
 
     def __init__(self, rate: float) -> None:
@@ -25,10 +25,10 @@ class Dropout(nn.Module):
         """Values of any shape to values of the same shape."""
         if not self.training or values.device.type != "cpu":
             return nn.functional.dropout(values, self.rate, self.training)
-        left_out = min(round(256 * self.rate), 255)
+        dropped = min(round(256 * self.rate), 255)
         words = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= left_out
-        return values * (kept.to(values.dtype) * (256 / (256 - left_out)))
+        kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= dropped
+        return values * (kept.to(values.dtype) * (256 / (256 - dropped)))
 
 
 class Layer(nn.Module):
@@ -54,7 +54,7 @@ class Layer(nn.Module):
         return out
 
     def image_weights(self, tokens: Tensor) -> Tensor:
-        """Attention weights (b, n) of the first token, the image, over all tokens (b, n, D), mean over the heads."""
+        """Attention weights (b, n) of the first token, the image, over all tokens (b, n, D); mean over the heads."""
         normed = self.attention_norm(tokens)
         _, weights = self.attention(normed[:, :1], normed, normed, need_weights=True)
         of_image: Tensor = weights.squeeze(1)
@@ -64,11 +64,11 @@ class Layer(nn.Module):
 class CrossModalAttention(nn.Module):
     """Eq 6: [P_I x, P_I V_1..K, P_T T_1..K] -> [x~, V~, T~].
 
-    The tokens come projected (`project`), so that what a batch shares is projected once a step. Type
-    embeddings tell image, visual prototypes and text prototypes apart (ours).
+    `project` makes the tokens, so that prototypes that a batch shares are projected once a step. Type embeddings
+    distinguish image, visual prototypes and text prototypes (ours).
 
     Args:
-        params: shape.
+        params: shape of the layers.
         visual: (K, d_I) visual prototypes, from which the projection starts (see `_start`).
         text: (K, d_T) text prototypes.
     """
@@ -112,8 +112,8 @@ class CrossModalAttention(nn.Module):
 def _start(projection: nn.Linear, vectors: Tensor) -> nn.Linear:
     """Starts a projection so that the prototypes (K, d) come out centred, with unit variance (ours).
 
-    Pooled features of an image encoder share a large common part; without this, all cosines start near 1. Prototypes
-    without any spread (no class, or one alone, has an image) say nothing of the scale: unit vectors then start at it.
+    Pooled features of an image encoder share a large common component; without centring all cosines start near 1.
+    Prototypes without spread (at most one class has an image) give no scale: the weights then start at deviation 1.
     """
     centre = vectors.mean(dim=0)
     spread = float((vectors - centre).norm(dim=1).square().mean().sqrt())

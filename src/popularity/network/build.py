@@ -1,19 +1,19 @@
-"""Puts a network together from parameters, prototypes and encoders; writes and reads models/network."""
+"""Builds a network from parameters, prototypes and encoders; writes and reads models/network."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from popularity.core.atomic import atomic_path, fingerprint, reading, write_json
+from popularity.core.atomic import fingerprint, read_json, reading, write_json
 from popularity.core.config import parse_section
 from popularity.core.errors import ContractError
+from popularity.core.tensors import write_tensors
 from popularity.encoders.image import load_image_encoder
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
 from popularity.network.inputs import EncoderPair, NetworkData
@@ -27,7 +27,7 @@ def build_network(params: TrainParams, data: NetworkData, encoders: EncoderPair)
     Args:
         params: section train.
         data: prototypes and class names.
-        encoders: the text encoder reads the prompts; the last layers of both may train.
+        encoders: the text encoder reads the prompts; its last layers and those of the image encoder may train.
 
     Raises:
         ConfigError: a level without a class, or an encoder with fewer layers than `params.unfreeze_layers`.
@@ -47,17 +47,15 @@ def build_network(params: TrainParams, data: NetworkData, encoders: EncoderPair)
 def save_network(
     network: PrototypeNetwork, params: TrainParams, history: Sequence[Mapping[str, float]], folder: Path
 ) -> None:
-    """Writes network.safetensors (what trains; frozen encoders stay with their own weights) and network.json.
+    """Writes network.safetensors (the weights that train; frozen encoders keep their own files) and network.json.
 
     Args:
         network: trained.
-        params: that it was trained with.
+        params: section train of the run.
         history: the values of each epoch.
-        folder: exists.
+        folder: an existing folder.
     """
-    tensors = {name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()}
-    with atomic_path(folder / "network.safetensors") as partial:
-        save_file(tensors, partial)
+    write_tensors(network.state_dict(), None, folder / "network.safetensors")
     write_json(
         folder / "network.json",
         {"train": asdict(params), "classes": _class_identity(network), "history": list(history)},
@@ -70,7 +68,7 @@ def trained_params(folder: Path) -> TrainParams:
 
 
 def load_network(folder: Path, data: NetworkData, encoders: EncoderPair) -> tuple[PrototypeNetwork, TrainParams]:
-    """The network that `save_network` wrote, in evaluation mode on the CPU, and what it was trained with.
+    """The network that `save_network` wrote, in evaluation mode on the CPU, and its section train.
 
     Args:
         folder: models/network.
@@ -78,7 +76,7 @@ def load_network(folder: Path, data: NetworkData, encoders: EncoderPair) -> tupl
         encoders: as in training.
 
     Raises:
-        ContractError: it was trained with other classes or encoders than those at hand.
+        ContractError: it was trained with other classes or encoders.
     """
     params = trained_params(folder)
     network = build_network(params, data, encoders)
@@ -99,12 +97,15 @@ def load_network(folder: Path, data: NetworkData, encoders: EncoderPair) -> tupl
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(folder / "network.json")
     return content
 
 
 def _class_identity(network: PrototypeNetwork) -> dict[str, Any]:
-    """How many classes each level has, and which: no weight would tell, for none is a class's own."""
+    """The number of classes of each level, and a fingerprint of their names.
+
+    The shapes of the weights do not depend on the classes, so they cannot reveal a change.
+    """
     names = [ids[:length].tolist() for ids, length in zip(*network.names, strict=True)]
     counts = {name: len(network.get_buffer(f"{name}_parent")) for name in network.level_names}
     return {"counts": counts, "names": fingerprint(names)}

@@ -1,4 +1,4 @@
-"""Posts as the network reads them: a batch, the cached vectors of all posts, and how batches are made of them."""
+"""Batches of posts, the cached vectors of all posts, and how the vectors become batches."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from popularity.core.arrays import normalize_rows
+from popularity.core.arrays import BoolArray, Float16Array, Float32Array, Int64Array, normalize_rows
 from popularity.encoders.prompting import PromptTokens
 from popularity.prototypes.vectors import ClassPrototypes
 
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-Float32Array = npt.NDArray[np.float32]
-Float16Array = npt.NDArray[np.float16]
-
 
 class PostMetadata(NamedTuple):
-    """What decides which terms of the objective b posts count for; see `Batch` for the fields.
+    """The fields of `Batch` that decide which terms of the objective each of b posts is eligible for.
 
     Args:
         valid: (b,) bool.
@@ -46,13 +40,13 @@ class Batch(NamedTuple):
         pooled: (b, d_T) h.
         tokens: (b, l, d_T) H, padded.
         token_mask: (b, l) bool, false on the padding.
-        target: (b, levels) class of each level, -1 where it is not among those of training.
-        fold: (b,) whose prototypes the post sees in training.
+        target: (b, levels) class of each level, -1 where training does not know it.
+        fold: (b,) the fold whose prototypes the post sees in training.
         own_visual: (b, levels, d_I) the visual prototype of the post's class without the post itself.
         own_text: (b, levels, d_T) likewise.
         valid: (b,) bool, false on rows that only fill the batch.
-        texts: the own tokens of r; needed by instance prompts and unfrozen encoders alone.
-        pixels: (b, 3, size, size); needed by unfrozen encoders alone.
+        texts: tokens of the text r; only instance prompts and unfrozen encoders read them.
+        pixels: (b, 3, size, size); only unfrozen encoders read them.
     """
 
     image: Tensor
@@ -74,7 +68,7 @@ class Batch(NamedTuple):
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`; texts stay, for the text encoder moves what it reads."""
+    """The batch with its tensors on `device`; texts stay where they are: the text encoder moves them."""
     fields: list[Any] = [field.to(device, non_blocking=True) if isinstance(field, Tensor) else field for field in batch]
     return Batch(*fields)
 
@@ -85,7 +79,7 @@ class PostReader:
 
     Args:
         read: rows (b,), -1 for filler -> Batch.
-        metadata: rows (b,) -> PostMetadata, without reading a vector.
+        metadata: rows (b,) -> PostMetadata; reads no vector.
     """
 
     read: Callable[[Int64Array], Batch]
@@ -107,7 +101,7 @@ class PostVectors:
         lengths: (n,) number of its tokens.
         target: (n, levels) class of each level, -1 where training does not know it.
         levels: their names.
-        fold: (n,) whose representatives are left out of the prototypes that the post sees in training.
+        fold: (n,) fold of each post; in training it sees prototypes without the representatives of its fold.
         prototypes: of the classes.
     """
 
@@ -163,7 +157,7 @@ class PostVectors:
         return normalize_rows(self.pooled[self.pooled_row[rows]], dtype=np.float32)
 
     def metadata(self, rows: Int64Array) -> PostMetadata:
-        """Of `rows` (b,), none of them filler; no vector is read."""
+        """Metadata of `rows` (b,), which hold no filler; reads no vector."""
         return PostMetadata(
             torch.ones(len(rows), dtype=torch.bool),
             torch.from_numpy(self.image_row[rows] >= 0),

@@ -25,7 +25,7 @@ def head_log_probabilities(network: PrototypeNetwork, outputs: Outputs) -> dict[
 
 
 def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
-    """(b,) how many classes score at least as high as the target, itself not counted; ties and NaN count against it.
+    """(b,) number of other classes that score at least as high as the target; ties and NaN count against the target.
 
     Args:
         scores: (b, K).
@@ -36,7 +36,7 @@ def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def eligible_posts(network: PrototypeNetwork, metadata: PostMetadata) -> dict[str, Tensor]:
-    """For each term of the objective, the posts (b,) that it is averaged over; no forward pass is needed.
+    """For each term of the objective a mask (b,) of the posts that it is averaged over; needs no forward pass.
 
     L_o needs a token, L_c an image, InfoNCE both, and every class loss a class that training knows.
     """
@@ -61,11 +61,11 @@ def eligible_posts(network: PrototypeNetwork, metadata: PostMetadata) -> dict[st
 def loss_terms(network: PrototypeNetwork, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
     """The terms of Eq 8 and of the wider reading, unweighted: one loss a post (b,), 0 where it is not eligible.
 
-    L_c is 0 as well where the post's own concept is not among the nearest ones. `consistency` is one value that
-    every post carries.
+    L_c is 0 as well where the post's own concept is not among the nearest ones. `consistency` is one value,
+    repeated for every post.
 
     Args:
-        network: that made `outputs`.
+        network: that computed `outputs`.
         outputs: of `batch`.
         batch: b posts.
     """
@@ -92,7 +92,7 @@ def loss_terms(network: PrototypeNetwork, outputs: Outputs, batch: Batch) -> dic
 
 
 def term_weight(network: PrototypeNetwork, term: str) -> float:
-    """The weight in Eq 8 of a term of `loss_terms`: all levels of L_c share one."""
+    """The weight in Eq 8 of a term of `loss_terms`; the levels of L_c have the same one."""
     return float(getattr(network.params.weights, "attention" if term.startswith("attention") else term))
 
 

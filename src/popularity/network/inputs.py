@@ -1,8 +1,7 @@
-"""From the tables and folders of earlier stages to what the network reads."""
+"""Reads the tables and folders of earlier stages into the inputs of the network."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,18 @@ import polars as pl
 import torch
 from safetensors import safe_open
 
-from popularity.core.atomic import reading
+from popularity.core.arrays import Int64Array
+from popularity.core.atomic import read_json, reading
 from popularity.core.config import load_params
 from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, read_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block, Tokens, read_block, read_tokens
-from popularity.encoders.image import EmbedImageParams, picture_transform
-from popularity.encoders.image_blocks import PictureBatches
+from popularity.encoders.image import EmbedImageParams, image_transform
+from popularity.encoders.image_blocks import ImageBatches
 from popularity.encoders.prompting import PromptTower
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import post_text
-from popularity.network.dataset import Batch, Int64Array, PostReader, PostVectors, draw_folds
+from popularity.network.dataset import Batch, PostReader, PostVectors, draw_folds
 from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import member_classes
@@ -77,7 +77,7 @@ class NetworkData:
 def read_network_data(
     posts: pl.DataFrame, outputs: EncoderOutputs, prototypes: Path, params: TrainParams
 ) -> NetworkData:
-    """What the network needs of `posts` and their classes.
+    """Vectors, classes and prototypes of `posts` for the network.
 
     Args:
         posts: contract POSTS.
@@ -92,7 +92,7 @@ def read_network_data(
     levels: tuple[str, ...] = params.network.prototypes.levels
     classes = read_table(prototypes / "classes.parquet", CLASSES)
     members = read_table(prototypes / "members.parquet", MEMBERS)
-    metadata = json.loads((prototypes / "about.json").read_text(encoding="utf-8"))
+    metadata = read_json(prototypes / "metadata.json")
     index = ClassIndex.from_posts(posts, classes, metadata["class_name_format"])
     token_rows = _rows(outputs.tokens.pids, pids)
     file = prototypes / "prototypes.safetensors"
@@ -118,13 +118,15 @@ def read_network_data(
 
 
 def training_rows(posts: pl.DataFrame, vectors: PostVectors, params: TrainParams) -> tuple[Int64Array, Int64Array]:
-    """Rows (n,) to train on and validation rows (m,), both sorted: posts whose class training knows.
+    """Rows (n,) to train on and validation rows (m,), both sorted; transductive training has rows of both splits.
+
+    Only posts whose class training knows.
 
     Args:
         posts: contract POSTS.
         vectors: of the same posts.
-        params: `transductive` takes the posts of both parts, else those of the part `train`; `valid_fraction` of
-            them is drawn by `seed`.
+        params: `transductive` takes the posts of both splits, else those of the split `train`; `valid_fraction`
+            of them is drawn by `seed`.
     """
     known = vectors.target[:, vectors.levels.index(CLASS_LEVEL)] >= 0
     if not params.transductive:
@@ -142,7 +144,7 @@ def post_reader(
     root: Path,
     encoders: EncoderPair,
 ) -> PostReader:
-    """How `network` reads the posts: cached vectors, and images and texts where it encodes them itself.
+    """The reader of the posts: cached vectors, and images and texts where `network` encodes them itself.
 
     Args:
         network: with the encoders that train.
@@ -188,14 +190,14 @@ class _Pixels:
         self.has_image = data.vectors.image_row >= 0
         pids = pl.DataFrame({"pid": data.vectors.pids})
         stored = pids.join(images, on="pid", how="left", validate="1:1", maintain_order="left")
-        self.read = PictureBatches(root, stored, params.image_size, picture_transform(encoder.preprocessing))
+        self.read = ImageBatches(root, stored, params.image_size, image_transform(encoder.preprocessing))
         self.size = params.image_size
 
     def __call__(self, rows: Int64Array) -> torch.Tensor:
         pixels = torch.zeros(len(rows), 3, self.size, self.size, dtype=torch.uint8)
-        pictured = np.flatnonzero(self.has_image[np.maximum(rows, 0)])
-        found = self.read([int(row) for row in np.maximum(rows, 0)[pictured]])
-        pixels[torch.from_numpy(pictured)] = found.pixels
+        with_image = np.flatnonzero(self.has_image[np.maximum(rows, 0)])
+        found = self.read([int(row) for row in np.maximum(rows, 0)[with_image]])
+        pixels[torch.from_numpy(with_image)] = found.pixels
         return pixels
 
 
@@ -213,10 +215,10 @@ def _level(file: Path, level: str, vectors: PostVectors, folds: int) -> Taxonomy
 
 def _rows(order: Sequence[str], pids: Sequence[str]) -> Int64Array:
     row_of = {pid: row for row, pid in enumerate(order)}
-    lost = [pid for pid in pids if pid not in row_of]
-    if lost:
+    missing = [pid for pid in pids if pid not in row_of]
+    if missing:
         raise DataError(
-            f"{len(lost)} of {len(pids)} posts have no text vector, the first is {lost[0]}",
+            f"{len(missing)} of {len(pids)} posts have no text vector, the first is {missing[0]}",
             expected="vectors of every post in the blocks 'post' and 'tokens'",
             fix="dvc repro embed_text",
         )

@@ -1,4 +1,4 @@
-"""Class logits and losses: Eq 4 (global prompts), Eq 5 (local prompts), Eq 7 (attention), and the wider reading's.
+"""Class logits and losses: Eq 4 (global prompts), Eq 5 (local prompts), Eq 7 (attention), and the wider reading.
 
 Cosines and losses are computed in at least float32, whatever the precision around them.
 """
@@ -37,7 +37,7 @@ def local_logits(tokens: Tensor, token_mask: Tensor, prompts: Tensor, temperatur
 
     Args:
         tokens: H, (b, l, d).
-        token_mask: (b, l), true where a token is; padding gets weight 0.
+        token_mask: (b, l), true on tokens; padding has weight 0.
         prompts: L, (K, d).
         temperature: tau_s; large makes p' the mean of P over the tokens, small its maximum.
 
@@ -94,7 +94,7 @@ def contrastive_loss(
     Args:
         image: (b, D) projected images.
         text: (b, D) projected texts.
-        valid: (b,), false where a post lacks one of the two: it is nobody's positive or negative.
+        valid: (b,), false where a post lacks one of the two: it is no post's positive or negative.
         temperature: of the cosines.
         group: (b,) classes; given, every valid post of the same class is a positive (supervised form), except
             class -1, which stands for itself alone.
@@ -112,8 +112,8 @@ def contrastive_loss(
         if group is not None:
             same = (group[:, None] == _gather(group)) & (group[:, None] >= 0)
             positive = positive | (same & all_valid)
-        log_share = scores.log_softmax(dim=1)
-        losses.append(-(log_share * positive).sum(dim=1) / positive.sum(dim=1))
+        log_probability = scores.log_softmax(dim=1)
+        losses.append(-(log_probability * positive).sum(dim=1) / positive.sum(dim=1))
     return torch.where(valid, (losses[0] + losses[1]) / 2, 0.0)
 
 
@@ -132,13 +132,13 @@ def consistency_loss(children: Tensor, parents: Tensor, parent: Tensor) -> Tenso
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """L2-normalised in float32 (or float64, if that is what came)."""
+    """L2-normalised in float32 (float64 stays float64)."""
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
     return functional.normalize(wide, dim=-1)
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """`_gather` whose gradient reaches the rows of all processes: each row's is summed over the losses of all."""
+    """`_gather` with a gradient: that of each row is summed over the losses of all processes."""
 
     @staticmethod
     def forward(_context: Any, values: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(_context: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd's own is not ours to change
+        total = gradient.clone(memory_format=torch.contiguous_format)  # autograd may read its own again
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -160,9 +160,9 @@ def _gather(values: Tensor) -> Tensor:
     if not _in_a_group():
         return values
     values = values.contiguous()
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values)
-    return torch.cat(parts)
+    chunks = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(chunks, values)
+    return torch.cat(chunks)
 
 
 def _first_row(values: Tensor) -> int:

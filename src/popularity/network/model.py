@@ -19,7 +19,7 @@ from popularity.encoders.prompting import PromptTokens, PromptTower
 from popularity.network.attention import CrossModalAttention
 from popularity.network.dataset import Batch
 from popularity.network.losses import attention_logits, cosines, global_logits, local_logits
-from popularity.network.params import CLASS_LEVEL, LOWEST_TEMPERATURE, NetworkParams, TemperatureParams
+from popularity.network.params import CLASS_LEVEL, MIN_TEMPERATURE, NetworkParams, TemperatureParams
 from popularity.network.prompts import InstancePrompt, SoftPrompt
 
 
@@ -42,7 +42,7 @@ class TaxonomyLevel(NamedTuple):
 
 
 class LevelTokens(NamedTuple):
-    """Where the k tokens of one level stand in the sequence.
+    """Positions in the sequence of the k tokens of one level.
 
     Args:
         visual: of the visual prototypes, None where there are none.
@@ -64,7 +64,7 @@ class LevelOutputs(NamedTuple):
         visual: (b, k, D) V~, None where the sequence has no visual prototypes.
         text: (b, k, D) T~, likewise.
         logits: (b, k) q, temperatures applied.
-        tokens: where they stand in the sequence.
+        tokens: their positions in the sequence.
     """
 
     visual: Tensor | None
@@ -74,10 +74,10 @@ class LevelOutputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """All that a forward pass finds of b posts.
+    """The results of a forward pass over b posts.
 
     Args:
-        pooled: (b, d_T) h, read in the light of the image where there are instance prompts.
+        pooled: (b, d_T) h; with instance prompts it depends on the image.
         global_prompts: (K, d_T) G.
         local_prompts: (K, d_T) L.
         global_logits: (b, K) p.
@@ -105,7 +105,7 @@ class PrototypeNetwork(nn.Module):
     Args:
         params: its shape, temperatures and terms.
         levels: the prototypes of each level in `params.prototypes.levels`.
-        tower: text encoder; frozen, and then no part of the state, unless some of its weights require a gradient.
+        tower: text encoder; if none of its weights requires a gradient, it is frozen and not in the state dict.
         names: tokens of the K readable class names.
         image_tower: from pixels to f_I(x), for training with unfrozen layers; else cached vectors are read.
 
@@ -160,7 +160,7 @@ class PrototypeNetwork(nn.Module):
 
     def temperature(self, name: str) -> Tensor:
         positive: Tensor = self.log_temperatures[name].exp()
-        return positive.clamp(min=LOWEST_TEMPERATURE)
+        return positive.clamp(min=MIN_TEMPERATURE)
 
     def class_prompts(self) -> tuple[Tensor, Tensor]:
         """G (K, d_T) and L (K, d_T) of Eq 3: the pooled outputs of the text tower over context and class name."""
@@ -182,7 +182,7 @@ class PrototypeNetwork(nn.Module):
 
         Args:
             batch: b posts.
-            prompts: G (K, d_T) and L (K, d_T) of `class_prompts`, where the network does not train and they stay.
+            prompts: G (K, d_T) and L (K, d_T) of `class_prompts`, computed once where nothing trains them.
             attention_weights: a list that gets those of the image, layer by layer: see `CrossModalAttention.forward`.
 
         Raises:
@@ -210,7 +210,7 @@ class PrototypeNetwork(nn.Module):
         )
 
     def _read(self, batch: Batch) -> Batch:
-        """The batch with the vectors of those encoders that train; the others stay cached."""
+        """The batch with new vectors from the encoders that train; the others stay cached."""
         if self.image_tower is not None and batch.pixels is not None:
             image = nn.functional.normalize(self.image_tower(batch.pixels).float(), dim=-1)
             batch = batch._replace(image=image * batch.has_image[:, None])
@@ -218,7 +218,7 @@ class PrototypeNetwork(nn.Module):
             context = None if self.instance_prompt is None else self.instance_prompt(batch.image)
             out = self.text_tower(context, batch.texts)
             batch = batch._replace(
-                pooled=nn.functional.normalize(out.pooled.float(), dim=-1), tokens=out.tokens, token_mask=out.content
+                pooled=nn.functional.normalize(out.pooled.float(), dim=-1), tokens=out.tokens, token_mask=out.token_mask
             )
         return batch
 
@@ -238,10 +238,10 @@ class PrototypeNetwork(nn.Module):
         return attended, levels
 
     def sequence(self, image: Tensor, batch: Batch) -> tuple[Tensor, dict[str, LevelTokens]]:
-        """The projected tokens (b, n, D) of Eq 6, and where those of each level stand.
+        """The projected tokens (b, n, D) of Eq 6, and the positions of each level's tokens.
 
-        What posts share is projected once. In training those of a fold share all; else only the post's own classes,
-        which leave it out, are its own.
+        Prototypes that posts share are projected once. In training the posts of a fold share all of them; otherwise
+        only the prototypes of a post's own classes, which leave it out, differ from post to post.
 
         Args:
             image: (b, D) the image tokens, projected.
@@ -261,7 +261,7 @@ class PrototypeNetwork(nn.Module):
                 prototypes, fold = self._shared(name, kind, batch)
                 shared = self.attention.project(prototypes, kind)  # (folds, k, D)
                 k, dim = shared.shape[1:]
-                # The gradient of an embedding has one order of summation, that of an index has not.
+                # An embedding sums its gradient in a fixed order; indexing does not.
                 if classes is None:
                     level_tokens = nn.functional.embedding(fold, shared.flatten(1)).view(-1, k, dim)
                 else:
@@ -292,7 +292,7 @@ class PrototypeNetwork(nn.Module):
         )
 
     def _top_k_classes(self, batch: Batch, index: int) -> Tensor:
-        """(b, top_k) concepts nearest to the post in both modalities, of the prototypes that stand in its sequence."""
+        """(b, top_k) concepts nearest to the post: largest sum of both cosines to the prototypes that it sees."""
         name, target = self.level_names[index], batch.target[:, index]
         total = torch.zeros(len(target), 1, device=target.device)
         for values, kind, own in ((batch.image, "visual", batch.own_visual), (batch.pooled, "text", batch.own_text)):
@@ -310,6 +310,6 @@ class PrototypeNetwork(nn.Module):
 
 
 def _find(classes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether `target` (b,) is among the columns of `classes` (b, k), and in which."""
+    """Whether `target` (b,) is in its row of `classes` (b, k), and in which column."""
     match = classes == target[:, None]
     return match.any(dim=1), match.int().argmax(dim=1)

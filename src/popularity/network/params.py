@@ -10,7 +10,7 @@ from pydantic import Field
 from popularity.core.config import Section
 
 CLASS_LEVEL = "subcategory"  # the K classes of the prompts and of Eq 11
-LOWEST_TEMPERATURE = 0.005
+MIN_TEMPERATURE = 0.005
 
 LevelName = Literal["category", "subcategory", "concept"]
 Modality = Literal["visual", "text"]
@@ -18,7 +18,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
-Temperature = Annotated[float, Field(ge=LOWEST_TEMPERATURE)]
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE)]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class AttentionParams(Section):
         dim: D.
         depth: number of pre-norm layers; 0 leaves the projections alone (an ablation).
         num_heads: attention heads of a layer; divides dim.
-        mlp_ratio: hidden units of the feed-forward part over D.
-        dropout: of what a layer adds to its tokens and of the feed-forward part; attention weights have none.
+        mlp_ratio: hidden units of the feed-forward network, divided by D.
+        dropout: rate after attention and after and inside the feed-forward network; attention weights have none.
         prototypes: the modalities whose prototypes are tokens of the sequence.
     """
 
@@ -69,11 +69,11 @@ class LevelParams(Section):
 
     Args:
         levels: from the top down, with subcategory.
-        tokens: `all` of them, or, of the concepts, only the `top_k` nearest to the post. (Coarser levels stay whole: a
-            post's ancestors alone would give its class away.)
+        tokens: `all` of them, or, of the concepts, only the `top_k` nearest to the post. (Coarser levels stay whole:
+            the post's ancestors alone would reveal its class.)
         top_k: number of concepts in the sequence under `top_k`.
-        folds: in training a post sees prototypes that no post of its fold represents. Were it taken out of its own
-            class alone, as in features, the network would learn to find the class that lacks it. 1: the whole ones.
+        folds: in training a post sees prototypes that no post of its fold represents. Were it left out of its own
+            class alone, as in features, it would learn to find the class that lacks it. 1: whole prototypes.
     """
 
     levels: tuple[LevelName, ...]
@@ -92,7 +92,7 @@ class LevelParams(Section):
 
 @dataclass(frozen=True)
 class TemperatureParams(Section):
-    """tau of each softmax; `learn` makes them parameters of the network, which do not fall below LOWEST_TEMPERATURE."""
+    """tau of each softmax; `learn` makes them parameters of the network, bounded below by MIN_TEMPERATURE."""
 
     global_prompt: Temperature  # tau_g
     local_prompt: Temperature  # tau_o
@@ -105,7 +105,7 @@ class TemperatureParams(Section):
 
 @dataclass(frozen=True)
 class WeightParams(Section):
-    """Weight of each term of Eq 8; 0 leaves it out, and whatever only it trains."""
+    """Weight of each term of Eq 8; 0 leaves it out and freezes the parameters that only it trains."""
 
     global_prompt: Weight  # L_g
     local_prompt: Weight  # L_o
@@ -144,22 +144,22 @@ class TrainParams(Section):
     """How the network is trained (Sec 4.1, and our lengths and rates).
 
     Args:
-        transductive: train on the posts of both parts, whose classes are published, instead of the training part alone.
-        seed: of initial weights, dropout, the order of posts and the validation part.
-        valid_fraction: of the rows; they are scored after each epoch and never trained on.
-        epochs: at least so many passes over the rows,
-        min_steps: and at least so many steps.
+        transductive: train on the posts of both splits, whose classes are published, and not on `train` alone.
+        seed: of initial weights, dropout, the order of posts and the validation rows.
+        valid_fraction: fraction of the rows that is scored after each epoch and never trained on.
+        epochs: smallest number of passes over the rows.
+        min_steps: smallest number of steps; the longer of the two counts.
         batch_size: posts of a step over all processes.
-        micro_batch: posts of one backward pass in one process; smaller ones are accumulated to a step, with
-            the same result but for InfoNCE, which compares the posts of one pass (over all processes).
+        micro_batch: posts of one backward pass in one process; passes are accumulated to a step, with the
+            same result except for InfoNCE, which compares the posts of one pass (over all processes).
         lr_prompt: of both prompts (and the instance prompt).
         lr_attention: of projections and attention.
         lr_temperature: of learnt temperatures.
         lr_tower: of unfrozen layers of the encoders.
         weight_decay: of matrices; prompts, temperatures, norms and biases have none.
         schedule: of the rates after the warm-up.
-        warmup_fraction: of the steps, in which the rates rise from 0.
-        clip_norm: of the gradient of each part (prompts G, prompts L, attention, encoders).
+        warmup_fraction: fraction of the steps in which the rates rise from 0.
+        clip_norm: largest norm of the gradient of each parameter group (prompts G, prompts L, attention, encoders).
         precision: auto is bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU.
         unfreeze_layers: last layers of each encoder that train; 0 reads the cached vectors.
         network: see NetworkParams.

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class SoftPrompt(nn.Module):
-    """Context vectors theta_1..m that all classes share, put before each class name: Eq 1 (global), Eq 2 (local).
+    """Context vectors theta_1..m that all classes share, before each class name: Eq 1 (global), Eq 2 (local).
 
     Args:
         length: m.
         width: e of the text tower's token table.
-        deviation: of the normal distribution it starts from (the tower states it).
+        deviation: standard deviation at the start, as the tower's spec states it.
     """
 
     def __init__(self, length: int, width: int, deviation: float) -> None:
@@ -29,7 +29,7 @@ class InstancePrompt(nn.Module):
         length: m.
         image_width: d_I.
         token_width: e of the text tower's token table.
-        deviation: of the normal distribution that the shared vectors start from.
+        deviation: standard deviation of the shared vectors at the start.
     """
 
     def __init__(self, length: int, image_width: int, token_width: int, deviation: float) -> None:

@@ -1,6 +1,6 @@
 """Popularity of posts that are in no data set: `python -m popularity.predict --help`.
 
-A new post is treated as one more post of the test part, by the functions and the models of the graph.
+The functions and models of the graph treat a new post as one more post of the test split.
 """
 
 from popularity.predict.output import Prediction

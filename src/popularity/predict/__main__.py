@@ -5,9 +5,9 @@ r"""Predicts the popularity of new posts, with intervals and reasons, in a folde
     python -m popularity.predict --posts posts.csv --out predictions.csv
 
 A file of posts, .csv or .jsonl, has the same fields as columns (pid too, if you like); paths of images start at its
-folder. Dates without a zone are UTC. A field that is not given is noted, and predicted without. A row that cannot be
-used is set aside: it keeps its row in the output, with the reason. --json prints everything as
-JSON, a file of posts line by line.
+folder. Dates without a zone are UTC. A missing field gets a note, and the prediction does without it. A row that cannot
+be used is set aside: it keeps its row in the output, with the reason. --json prints everything as JSON, for a file of
+posts one line a post.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from popularity.predict.output import record, refuse_other_suffix, summary, text
 from popularity.predict.predict import Project, predict
 from popularity.predict.requests import FIELDS, Request, make_posts, read_requests, why_unreadable
 
-LARGEST = 8  # features listed for each post
+N_FEATURES = 8  # listed for each post
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.posts is None:
             raise DataError(requests[0].problem)
         raise DataError(
-            f"none of {len(requests)} posts can be predicted, not this one: {requests[0].problem}",
+            f"none of {len(requests)} posts can be predicted; the first: {requests[0].problem}",
             file=args.posts,
             row=0,
         )
     # Progress is for files of posts: for one post its bars would outnumber the lines of the answer.
     with redirect_stderr(StringIO()) if args.posts is None else nullcontext():
-        predictions = {found.pid: found for found in predict(project, settings, known, new, LARGEST)}
+        predictions = {found.pid: found for found in predict(project, settings, known, new, N_FEATURES)}
     if args.out is not None:
         write_file(args.out, requests, predictions)
     if args.json:

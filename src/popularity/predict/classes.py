@@ -1,16 +1,16 @@
-"""The classes of new posts: given, unseen, or the likeliest where none was given."""
+"""The classes of new posts: given, unseen, or the likeliest if none was given."""
 
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from popularity.core.arrays import Float32Array
+from popularity.core.atomic import read_json
 from popularity.core.contracts import CLASSES, class_key, class_names, read_table
 from popularity.network.params import CLASS_LEVEL
 from popularity.prototypes.classes import ClassNameFormat, level_key
@@ -24,7 +24,7 @@ class KnownClasses:
 
     Args:
         table: contract CLASSES.
-        class_name_format: that they were made with.
+        class_name_format: of their keys.
     """
 
     table: pl.DataFrame
@@ -33,7 +33,7 @@ class KnownClasses:
     @classmethod
     def read(cls, folder: Path) -> KnownClasses:
         """Of models/prototypes."""
-        metadata = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        metadata = read_json(folder / "metadata.json")
         return cls(read_table(folder / "classes.parquet", CLASSES), metadata["class_name_format"])
 
     @property
@@ -48,7 +48,7 @@ class KnownClasses:
         ]
         return posts.filter(pl.col(CLASS_LEVEL).is_in(empty))
 
-    def likeliest(self, post: dict[str, str], probabilities: npt.NDArray[np.float32]) -> tuple[dict[str, str], float]:
+    def likeliest(self, post: dict[str, str], probabilities: Float32Array) -> tuple[dict[str, str], float]:
         """The class keys of POSTS of the likeliest class, and its probability among the candidates.
 
         Args:

@@ -16,9 +16,9 @@ from popularity.core.atomic import atomic_path
 from popularity.core.errors import DataError
 from popularity.predict.requests import Request
 
-WIDTH = 100
-LISTED = 3  # classes in a line
-SHOWN = 10  # problems in a summary
+LINE_WIDTH = 100  # characters
+MAX_LISTED_CLASSES = 3  # in a line
+MAX_LISTED_PROBLEMS = 10  # in a summary
 LISTS = {
     "nearest by image": ("nearest", "visual", "cosine", ".2f"),
     "nearest by text": ("nearest", "text", "cosine", ".2f"),
@@ -37,25 +37,25 @@ Interval = tuple[float | None, float | None]  # None: no bound can be stated
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of a new post.
+    """The prediction of a new post, and its explanation.
 
     Args:
         pid: of the post.
         popularity: log2(views + 1).
         views: 2^popularity - 1.
-        error_scale: expected size of the error of `popularity`.
+        error_scale: expected absolute error of `popularity`.
         intervals: coverage -> bounds of popularity.
         views_intervals: coverage -> the same bounds in views.
         nearest: `visual`, `text` -> the nearest class prototypes: class, name, cosine.
         attention_mass: shares of the image's attention: `image` (on itself), `visual`, `text` (on class prototypes),
             `other_levels`; empty without an image.
         attention_weights: `visual`, `text` -> the prototypes that it attends to most: class, name, weight.
-        expected_value: what all posts share, before the SHAP values.
+        expected_value: the prediction before the SHAP values are added.
         shap_by_block: block -> the sum over its columns; with `expected_value` they add up to the prediction, in
-            `shap_unit`. `text model`: what it added; under another unit than popularity it is not among them.
+            `shap_unit`. The block `text model` is there only if the unit is popularity.
         shap_by_feature: the largest columns: feature, block, value, shap_value.
-        shap_unit: `popularity`, or `normal score of popularity` under `stack.target_transform: normal`.
-        notes: what was missing, and what stood in for it.
+        shap_unit: `popularity`, or `normal score of popularity` under `stack.target_transform: rank_gauss`.
+        notes: missing or unusable fields, and their replacements.
     """
 
     pid: str
@@ -80,14 +80,14 @@ def views(popularity: float) -> float:
 
 
 def text_of(request: Request, prediction: Prediction | None) -> str:
-    """The lines about a post.
+    """The text of a post: its prediction, or why there is none.
 
     Args:
         request: for the post.
         prediction: None where the request has a problem.
     """
     title, name = request.get("title"), request.pid or request.get("pid") or request.row
-    lines = [_short(f"post {name}" + (f'  "{title}"' if title else ""), WIDTH)]
+    lines = [_short(f"post {name}" + (f'  "{title}"' if title else ""), LINE_WIDTH)]
     if prediction is None:
         return "\n".join([*lines, *_indented(f"set aside: {request.problem}")])
     lines.append(f"  popularity {prediction.popularity:8.2f}   views {_count(prediction.views):>11}")
@@ -98,13 +98,13 @@ def text_of(request: Request, prediction: Prediction | None) -> str:
             of_views = " to ".join(f"{_count(bound):>11}" for bound in prediction.views_intervals[coverage])
             lines.append(f"  {float(coverage):10.0%} {low:8.2f} to {high:6.2f}   views {of_views}")
     for label, (field, kind, value, form) in LISTS.items():
-        entries = getattr(prediction, field)[kind][:LISTED]
+        entries = getattr(prediction, field)[kind][:MAX_LISTED_CLASSES]
         if entries:
             listed = ", ".join(f"{entry['name']} {entry[value]:{form}}" for entry in entries)
-            lines.append(_short(f"  {label:<18} {listed}", WIDTH))
+            lines.append(_short(f"  {label:<18} {listed}", LINE_WIDTH))
     if prediction.attention_mass:
         masses = [f"{mass:.0%} {MASSES[name]}" for name, mass in prediction.attention_mass.items() if mass >= 0.005]
-        lines.append(_short(f"  {'attention':<18} {', '.join(masses)}", WIDTH))
+        lines.append(_short(f"  {'attention':<18} {', '.join(masses)}", LINE_WIDTH))
     lines += ["", *_shap_lines(prediction)]
     for note in prediction.notes:
         lines += _indented(f"note: {note}")
@@ -117,12 +117,12 @@ def _shap_lines(prediction: Prediction) -> list[str]:
     lines += ["", "  single features"]
     for entry in prediction.shap_by_feature:
         row = f"    {entry['shap_value']:+7.2f}  {entry['block']:<10} {entry['feature']:<28} {_value(entry['value'])}"
-        lines.append(_short(row, WIDTH))
+        lines.append(_short(row, LINE_WIDTH))
     return lines
 
 
 def _indented(text: str) -> list[str]:
-    return wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return wrap(text, LINE_WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _count(views: float | None) -> str:
@@ -199,7 +199,7 @@ def _row(request: Request, prediction: Prediction | None) -> dict[str, Any]:
 
 
 def summary(requests: Sequence[Request], predictions: Mapping[str, Prediction], out: Path | None = None) -> str:
-    """How many posts were predicted, how, and why others were not.
+    """The number of predicted posts, their range, and the problems of the others.
 
     Args:
         requests: all of them.
@@ -213,10 +213,10 @@ def summary(requests: Sequence[Request], predictions: Mapping[str, Prediction], 
         values = [prediction.popularity for prediction in predictions.values()]
         lines.append(f"  popularity: mean {mean(values):.2f}, from {min(values):.2f} to {max(values):.2f}")
     lines += [f"  {kind}: {count}" for kind, count in sorted(Counter(_kinds(predictions)).items())]
-    for request in aside[:SHOWN]:
+    for request in aside[:MAX_LISTED_PROBLEMS]:
         lines += _indented(f"row {request.row} set aside: {request.problem}")
-    if len(aside) > SHOWN:
-        lines.append(f"  ... and {len(aside) - SHOWN} more")
+    if len(aside) > MAX_LISTED_PROBLEMS:
+        lines.append(f"  ... and {len(aside) - MAX_LISTED_PROBLEMS} more")
     return "\n".join(lines)
 
 

@@ -1,23 +1,22 @@
-"""New posts through the graph's own functions and stored models, and what explains each prediction."""
+"""Predicts new posts with the graph's functions and stored models, and explains each prediction."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from popularity.core import paths
+from popularity.core.arrays import Float64Array
+from popularity.core.atomic import read_json
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
-    ENSEMBLE_WEIGHTS_FILE,
     FOLDS,
     IMAGE_STATUS,
     IMAGES,
@@ -46,17 +45,16 @@ from popularity.stack.feature_blocks import Blocks
 from popularity.stack.model import Predicted, ShapValues
 from popularity.text_model import TextModel
 
-Float64Array = npt.NDArray[np.float64]
 Notes = Mapping[str, list[str]]  # by pid
 
-# What a prediction takes from params.yaml. All else is stored with the models.
+# The sections of params.yaml that a prediction reads; all other parameters are stored with the models.
 SECTIONS = ("index_images", "featurize", "embed_image", "embed_text", "embed_posts")
-TEXT_BLOCK = "text model"  # its own in the SHAP values
+TEXT_BLOCK = "text model"  # its block in the SHAP values
 
 
 @dataclass(frozen=True)
 class Project:
-    """Paths of the folder in which `dvc repro` finished, as dvc.yaml has them."""
+    """Paths below the folder in which `dvc repro` finished."""
 
     root: Path
     params: Path
@@ -69,7 +67,7 @@ class Project:
     network: Path
     stack: Path
     text_model: Path
-    text_share: Path
+    text_weight: Path
     calibration: Path
 
     @classmethod
@@ -78,17 +76,17 @@ class Project:
         return cls(
             root=root,
             params=root / PARAMS_FILE,
-            posts=root / "data/interim/posts.parquet",
-            splits=root / "data/interim/splits.parquet",
-            features=root / "data/features",
-            image=root / "data/embeddings/image",
-            text=root / "data/embeddings/text",
-            prototypes=root / "models/prototypes",
-            network=root / "models/network",
-            stack=root / "models/stack/stack",
-            text_model=root / "models/text_model/model.safetensors",
-            text_share=root / "models/stack" / ENSEMBLE_WEIGHTS_FILE,
-            calibration=root / "reports/calibration.json",
+            posts=root / paths.POSTS,
+            splits=root / paths.SPLITS,
+            features=root / paths.FEATURES,
+            image=root / paths.IMAGE_EMBEDDINGS,
+            text=root / paths.TEXT_EMBEDDINGS,
+            prototypes=root / paths.PROTOTYPES,
+            network=root / paths.NETWORK,
+            stack=root / paths.STACK / "stack",
+            text_model=root / paths.TEXT_MODEL / "model.safetensors",
+            text_weight=root / paths.ENSEMBLE_WEIGHTS,
+            calibration=root / paths.CALIBRATION,
         )
 
     def settings(self) -> Settings:
@@ -102,9 +100,9 @@ class Project:
             *(self.posts, self.splits, self.features / "text_components.parquet", self.calibration),
             *(self.image / "pooled.npy", self.text / "post.npy", self.text / "tokens.npy"),
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
-            self.text_share,
+            self.text_weight,
         ]
-        if self.text_share.is_file() and _text_share(self)["weight"]:
+        if self.text_weight.is_file() and _text_weight(self)["weight"]:
             needed.append(self.text_model)
         missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
         if missing:
@@ -122,13 +120,13 @@ class Project:
         )
 
     def _refuse_changed_sections(self) -> None:
-        """By what dvc.lock holds of the stages' runs; a graph that ran without DVC has none."""
+        """Compares params.yaml with dvc.lock; a graph that ran without DVC has no lock."""
         lock = self.root / "dvc.lock"
         if not lock.is_file():
             return
         ran: dict[str, Any] = {}
         for name, stage in read_yaml(lock)["stages"].items():
-            if name != "report":  # it shows all of params.yaml, and may have run long before or after the others
+            if name != "report":  # it depends on all of params.yaml, and may have run long before or after the others
                 ran |= stage.get("params", {}).get(str(PARAMS_FILE), {})
         now = read_yaml(self.params)
         changed = [name for name in SECTIONS if name in ran and ran[name] != now.get(name)]
@@ -149,18 +147,20 @@ class Settings:
     embed_posts: EmbedPostsParams
 
 
-def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewPosts, largest: int) -> list[Prediction]:
+def predict(
+    project: Project, settings: Settings, known: pl.DataFrame, new: NewPosts, n_features: int
+) -> list[Prediction]:
     """Predictions of `new.table`, by pid; further notes go to the requests.
 
-    The new posts count as posts of the test part: they see each other and every stored post in counts of users,
-    classes, tags and texts, and are fitted on in nothing.
+    The new posts count as posts of the test split: counts of users, classes, tags and texts include them and every
+    stored post, and nothing is fitted on them.
 
     Args:
-        project: where the graph has run.
-        settings: of it.
-        known: its posts, contract POSTS.
+        project: a folder in which the graph has run.
+        settings: of the project.
+        known: posts of the project, contract POSTS.
         new: at least one post that can be predicted.
-        largest: features listed for each post.
+        n_features: features listed for each post.
 
     Raises:
         ContractError: the encoders are not those that the stored vectors came from.
@@ -173,7 +173,7 @@ def predict(project: Project, settings: Settings, known: pl.DataFrame, new: NewP
         blocks, explanations = _embed(inputs, classes, scratch)
         splits = read_table(project.splits, FOLDS)
         features = further_features(inputs.posts, inputs.images, splits, known, settings.featurize, project.features)
-        fitted = _predict_stack(project, inputs, features, blocks, largest)
+        fitted = _predict_stack(project, inputs, features, blocks, n_features)
         _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
     return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
 
@@ -193,7 +193,7 @@ def _encode(project: Project, settings: Settings, new: NewPosts, scratch: Path) 
 
 
 def _fill_classes(inputs: NetworkInputs, classes: KnownClasses, notes: Notes) -> NetworkInputs:
-    """Posts without a class get the likeliest one, which is nearer than a mixture of all."""
+    """Posts without a class get the likeliest one, which is closer than a mixture of all classes."""
     posts, blank = inputs.posts, classes.without(inputs.posts)
     if blank.height:
         images = inputs.images.filter(pl.col("pid").is_in(blank["pid"].implode()))
@@ -213,7 +213,7 @@ def _fill_classes(inputs: NetworkInputs, classes: KnownClasses, notes: Notes) ->
 
 
 def _embed(inputs: NetworkInputs, classes: KnownClasses, scratch: Path) -> tuple[Blocks, _Explanations]:
-    """The blocks of vectors that the stack reads, and what explains those of the network."""
+    """The blocks of vectors that the stack reads, and the explanations of the network's vectors."""
     prototype, explain = scratch / "prototype", scratch / "explain"
     embed_posts(inputs, state=scratch, out=prototype, explain=explain)
     blocks = read_blocks(inputs.folders.image, inputs.folders.text, prototype)
@@ -226,41 +226,41 @@ class _Fitted:
 
     Args:
         predicted: values and error scales (n,), in the order of the features.
-        contributions: SHAP values.
+        shap_values: of the ensemble.
         unit: of the SHAP values.
     """
 
     predicted: Predicted
-    contributions: ShapValues
+    shap_values: ShapValues
     unit: str
 
 
 def _predict_stack(
-    project: Project, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, largest: int
+    project: Project, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, n_features: int
 ) -> _Fitted:
     model = StackModel.load(project.stack)
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()
     predicted = model.predict(features, blocks, posted_at)
-    contributions = model.explain(features, blocks, posted_at, largest)
-    raw, text = model.target_transform.kind == "none", _text_share(project)
+    shap_values = model.explain(features, blocks, posted_at, n_features)
+    raw, text = model.target_transform.kind == "none", _text_weight(project)
     if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
-        predicted, contributions = with_text(predicted, contributions, predictions, text["weight"], add_block=raw)
-    return _Fitted(predicted, contributions, "popularity" if raw else f"{model.target_transform.kind} score of popularity")
+        predicted, shap_values = with_text(predicted, shap_values, predictions, text["weight"], add_block=raw)
+    return _Fitted(predicted, shap_values, "popularity" if raw else "normal score of popularity")
 
 
 def _assemble(
     fitted: _Fitted, calibration: Calibration, features: pl.DataFrame, explanations: _Explanations, notes: Notes
 ) -> list[Prediction]:
-    predicted, shap = fitted.predicted, _shap_values(fitted.contributions, features)
+    predicted, shap = fitted.predicted, _shap_by_pid(fitted.shap_values, features)
     rows = zip(
         features["pid"],
         predicted.values,
         predicted.error_scale,
         _intervals(calibration, predicted),
-        fitted.contributions.expected_value,
+        fitted.shap_values.expected_value,
         strict=True,
     )
     return [
@@ -285,33 +285,33 @@ def _assemble(
 
 
 def with_text(
-    predicted: Predicted, contributions: ShapValues, text: Float64Array, share: float, *, add_block: bool
+    predicted: Predicted, shap_values: ShapValues, text: Float64Array, weight: float, *, add_block: bool
 ) -> tuple[Predicted, ShapValues]:
-    """The stack's predictions and SHAP values, merged with the predictions of the text model.
+    """The ensemble of the stack and the text model: its predictions and SHAP values.
 
-    The text model's SHAP value is its share of how far it differs from the stack: with this block, expected value and
-    SHAP values still add up to the prediction.
+    The SHAP value of the text model is its weight times its difference from the stack: with this block, expected value
+    and SHAP values add up to the prediction.
 
     Args:
         predicted: by the stack, of n posts.
-        contributions: SHAP values of the stack.
+        shap_values: SHAP values of the stack.
         text: (n,) predictions of the text model, less its offset.
-        share: of the text model in the merged prediction.
+        weight: of the text model in the ensemble.
         add_block: false where the SHAP values have another unit than popularity.
     """
-    added = share * (text - predicted.values)
-    merged = replace(predicted, values=predicted.values + added)
+    added = weight * (text - predicted.values)
+    ensemble = replace(predicted, values=predicted.values + added)
     if not add_block:
-        return merged, contributions
-    pids = contributions.blocks["pid"].unique(maintain_order=True)
+        return ensemble, shap_values
+    pids = shap_values.blocks["pid"].unique(maintain_order=True)
     own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "shap_value": added})
-    blocks = pl.concat([contributions.blocks, own.cast(dict(contributions.blocks.schema))])  # type: ignore[arg-type]
-    return merged, replace(contributions, blocks=blocks)
+    blocks = pl.concat([shap_values.blocks, own.cast(dict(shap_values.blocks.schema))])  # type: ignore[arg-type]
+    return ensemble, replace(shap_values, blocks=blocks)
 
 
-def _text_share(project: Project) -> dict[str, float]:
-    """Share and offset of the text model in the merged prediction."""
-    content: dict[str, float] = json.loads(project.text_share.read_text(encoding="utf-8"))
+def _text_weight(project: Project) -> dict[str, float]:
+    """Weight and offset of the text model in the ensemble."""
+    content: dict[str, float] = read_json(project.text_weight)
     return content
 
 
@@ -344,15 +344,15 @@ def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str,
     return found
 
 
-def _shap_values(
-    contributions: ShapValues, features: pl.DataFrame
+def _shap_by_pid(
+    shap_values: ShapValues, features: pl.DataFrame
 ) -> dict[str, tuple[dict[str, float], list[dict[str, Any]]]]:
     """By pid the SHAP values of blocks and of the largest features; categories by name, not by code."""
     found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]] = {pid: ({}, []) for pid in features["pid"]}
-    for pid, block, value in contributions.blocks.iter_rows():
+    for pid, block, value in shap_values.blocks.iter_rows():
         found[pid][0][block] = value
     categories = {row["pid"]: row for row in features.select("pid", *CATEGORIES).iter_rows(named=True)}
-    for row in contributions.features.drop("rank").iter_rows(named=True):
+    for row in shap_values.features.drop("rank").iter_rows(named=True):
         pid = row.pop("pid")
         if row["block"] == "metadata" and row["feature"] in CATEGORIES:
             row["value"] = categories[pid][row["feature"]]
@@ -362,7 +362,7 @@ def _shap_values(
 
 @dataclass(frozen=True)
 class _Explanations:
-    """Tables like those of data/explain for the new posts, with the classes they name."""
+    """Tables like those of data/explain for the new posts, with the names of the classes."""
 
     names: pl.Series  # readable, of the K classes
     tables: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # by contract, by pid
@@ -402,7 +402,7 @@ class _Explanations:
 
 
 def _note_images(posts: pl.DataFrame, status: pl.DataFrame, notes: Notes) -> None:
-    """Notes which images were there and could not be used."""
+    """Adds a note to each post whose image exists and could not be used."""
     joined = posts.select("pid", "image_path").join(status, on="pid", how="left", validate="1:1")
     for pid, path, found in joined.filter((pl.col("image_path") != "") & (pl.col("status") != "ok")).iter_rows():
         notes[pid].append(f"no image: {path} is {found.replace('_', ' ')}; predicted from the rest")

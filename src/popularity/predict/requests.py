@@ -1,4 +1,4 @@
-"""Requests for a prediction, from flags or a file, to rows of contract POSTS; what cannot be used is noted."""
+"""Requests for predictions, from flags or a file, become rows of contract POSTS; unusable fields get notes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USER_FIELDS = (
     *("has_path_alias", "photo_count", "is_pro", "can_buy_pro", "first_photo_at", "first_taken_at"),
     *("timezone_offset", "timezone_id", "user_description", "location_description"),
 )
-# What a post has and no request holds: the mode over the stored posts.
+# Columns of POSTS that no request has: filled with the mode over the stored posts.
 MODE_FIELDS = ("media_type", "media_status", "is_public", "has_path_alias")
 PLACED, UNPLACED = 16, 0  # geo_accuracy of coordinates that were given, and of none
 _UNIX_SECONDS = re.compile(r"\d{9,10}")
@@ -39,14 +39,14 @@ _UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, as 
 
 @dataclass
 class Request:
-    """A post to predict, and what became of it.
+    """A post to predict; `make_posts` adds its pid, its notes, or its problem.
 
     Args:
         row: zero-based index among the requests.
         fields: texts by name of the field; one that was not given is absent or empty.
         problem: why there is no prediction; "" if there is one.
-        pid: the given one, or one made up.
-        notes: what was missing and what stood in for it, each as "kind: what".
+        pid: the given one, or a new one.
+        notes: missing or unusable fields and their replacements, each as "kind: text".
     """
 
     row: int
@@ -166,7 +166,7 @@ def _as_text(value: Any) -> str | None:
 
 
 def make_posts(requests: Sequence[Request], known: pl.DataFrame, root: Path) -> NewPosts:
-    """Rows of contract POSTS; what is wrong with a post is noted in its request.
+    """Rows of contract POSTS; an unusable post gets its problem in its request.
 
     Args:
         requests: all of them.
@@ -261,7 +261,7 @@ class _Maker:
             if user
             else "unknown user: none given; user fields are empty"
         )
-        # Posts without a user are nobody's: they must not count as one user's.
+        # Each gets a user of its own: posts without a user must not count as those of one user.
         return {"uid": user or f"user of {request.pid}"}
 
     def _image(self, request: Request) -> str:

@@ -1,4 +1,4 @@
-"""Class prototypes (method.md, Sec 3.1): which posts stand for a class, their mean, and that mean without one of them.
+"""Class prototypes (method.md, Sec 3.1): representative posts of a class, their mean, and that mean without one post.
 
 `vectors` and `sampling` need NumPy alone; `classes` and `build` need polars.
 """

@@ -1,4 +1,4 @@
-"""What the stage prototypes computes: representatives of every class, and the prototypes V and T (Sec 3.1)."""
+"""Builds representatives of every class and the prototypes V and T (Sec 3.1)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PrototypesParams(Section):
-    """Section prototypes of params.yaml."""
+    """Section `prototypes` of params.yaml.
+
+    Args:
+        seed: of the order in which equal candidates are taken.
+        max_per_class: representatives of a class, at most.
+        class_name_format: see `level_key`; auto: see `choose_class_path`.
+    """
 
     seed: int
     max_per_class: Annotated[int, Field(ge=1)]
@@ -39,7 +45,7 @@ class PrototypesParams(Section):
 
 @dataclass(frozen=True)
 class Representatives:
-    """The posts that stand for the classes of one level in one modality.
+    """The representatives of the classes of one taxonomy level in one modality.
 
     Args:
         rows: (m,) positions in the posts, by class, ascending within a class.
@@ -52,38 +58,38 @@ class Representatives:
 
 @dataclass(frozen=True)
 class Prototypes:
-    """A folder models/prototypes in memory.
+    """The content of the folder models/prototypes.
 
     Args:
         classes: contract CLASSES.
         members: contract MEMBERS.
         tensors: `<level>.<modality>` (k, d) float32 prototypes, normalised; `<level>.<modality>_sum` (k, d) float32 and
             `<level>.<modality>_count` (k,) int64 of the representatives; `<level>.parent` (k,) int64, -1 for none.
-        about: how they were made.
-        report: counts for people.
+        metadata: parameters and encoders that made them.
+        summary: counts for people.
     """
 
     classes: pl.DataFrame
     members: pl.DataFrame
     tensors: Mapping[str, npt.NDArray[Any]]
-    about: Mapping[str, Any]
-    report: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    summary: Mapping[str, Any]
 
 
 def build_prototypes(
     posts: pl.DataFrame, image: Block, text: Block, params: PrototypesParams, *, transductive: bool
 ) -> Prototypes:
-    """Prototypes of all three levels; no popularity label is read.
+    """Returns the prototypes of all three taxonomy levels, without reading a popularity label.
 
-    The visual prototype of a class is made of posts with a picture, the text prototype of posts with a title; of posts
-    with tags where none of the class has a title. Classes are those of the training posts.
+    The visual prototype of a class is made of posts with an image, the text prototype of posts with a title, or of
+    posts with tags if no post of the class has a title. Classes are those of the training posts.
 
     Args:
         posts: table of contract POSTS.
-        image: block `pooled` of the pictures; a post without a readable one is absent.
-        text: block `post`, of the text r of every post.
+        image: block `pooled` of the images; a post without a readable one is absent.
+        text: block `post`, the text r of every post.
         params: section prototypes.
-        transductive: test posts of known classes may be representatives too, not training posts only.
+        transductive: test posts of known classes may be representatives, too.
 
     Raises:
         DataError: fewer than two second-level classes, or vectors of other posts.
@@ -94,7 +100,7 @@ def build_prototypes(
     index = ClassIndex.from_posts(posts, classes, class_name_format)
     blocks = {"visual": image, "text": text}
     positions = {modality: block.rows(posts["pid"].to_list()) for modality, block in blocks.items()}
-    _refuse_other_posts(positions)
+    _check_posts(positions)
     eligible = np.ones(posts.height, bool) if transductive else (posts["split"] == "train").to_numpy()
     has_title, has_tags = ((posts[name].str.strip_chars() != "").to_numpy() for name in ("title", "tags"))
     chosen: dict[tuple[str, str], Representatives] = {}
@@ -122,7 +128,7 @@ def build_prototypes(
         ]
         for depth, level in enumerate(LEVELS):
             tensors[f"{level}.{modality}"] = prototypes(sums[: depth + 1])
-    about = {
+    metadata = {
         "seed": params.seed,
         "max_per_class": params.max_per_class,
         "transductive": transductive,
@@ -136,15 +142,15 @@ def build_prototypes(
             for modality, block in blocks.items()
         },
     }
-    report = _report(posts, classes, index, tensors, params) | {
+    summary = _summary(posts, classes, index, tensors, params) | {
         "class_name_format": class_name_format,
         "transductive": transductive,
     }
-    return Prototypes(classes, _members(posts, chosen), tensors, about, report)
+    return Prototypes(classes, _members(posts, chosen), tensors, metadata, summary)
 
 
 def write_prototypes(built: Prototypes, out: Path) -> None:
-    """Writes classes.parquet, members.parquet, prototypes.safetensors and about.json into `out`.
+    """Writes classes.parquet, members.parquet, prototypes.safetensors and metadata.json into `out`.
 
     Args:
         built: of `build_prototypes`.
@@ -154,15 +160,15 @@ def write_prototypes(built: Prototypes, out: Path) -> None:
     write_table(built.members, out / "members.parquet", MEMBERS)
     with atomic_path(out / "prototypes.safetensors") as partial:
         partial.write_bytes(save(dict(built.tensors)))
-    write_json(out / "about.json", dict(built.about))
+    write_json(out / "metadata.json", dict(built.metadata))
 
 
 def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modality: str) -> Int64Array:
-    """(n,) index of the class that each of `posts` represents, or -1: an item of `members` of `leave_one_out`.
+    """Returns (n,) the index of the class that each of `posts` represents, or -1, as `leave_one_out` needs it.
 
     Args:
         members: contract MEMBERS.
-        posts: n of them, with pid.
+        posts: (n rows) with pid.
         level: one of LEVELS.
         modality: one of MODALITIES.
     """
@@ -172,7 +178,7 @@ def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modal
 
 
 class _Sampler:
-    """Diverse sampling for every class of a level, from the same seeded draw whatever the class."""
+    """Diverse sampling for every class of a level; all classes share one seeded order."""
 
     def __init__(self, posts: pl.DataFrame, class_name_format: ClassNameFormat, params: PrototypesParams) -> None:
         self.limit = params.max_per_class
@@ -183,31 +189,31 @@ class _Sampler:
         )
         self.draw = np.random.default_rng(params.seed).permutation(posts.height)
 
-    def __call__(self, classes: Int64Array, what: str) -> Representatives:
-        """Of the candidates: posts whose class, given in `classes` (n,), is not -1."""
+    def __call__(self, classes: Int64Array, label: str) -> Representatives:
+        """Returns representatives among the posts whose class in `classes` (n,) is not -1."""
         order = np.argsort(classes, kind="stable")
         order = order[np.searchsorted(classes[order], 0) :]
         groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1) if len(order) else []
-        parts = [np.zeros(0, np.int64)]
-        for group in tqdm(groups, desc=what, unit="class", leave=False):
+        taken_rows = [np.zeros(0, np.int64)]
+        for group in tqdm(groups, desc=label, unit="class", leave=False):
             taken = diverse_sample(
                 self.seconds[group], self.concepts[group], self.users[group], self.draw[group], self.limit
             )
-            parts.append(group[taken])
-        rows = np.concatenate(parts)
+            taken_rows.append(group[taken])
+        rows = np.concatenate(taken_rows)
         return Representatives(rows, classes[rows])
 
 
 def _any_of_class(classes: Int64Array, condition: BoolArray) -> BoolArray:
-    """(n,) whether any post of the same class meets `condition`; False for posts without a class."""
-    meets = np.zeros(classes.max(initial=-1) + 2, dtype=bool)  # the last place is that of -1
-    meets[classes[condition]] = True
-    meets[-1] = False
-    return meets[classes]
+    """(n,) whether `condition` holds for any post of the same class; False for posts without a class."""
+    holds = np.zeros(classes.max(initial=-1) + 2, dtype=bool)  # the last item is that of class -1
+    holds[classes[condition]] = True
+    holds[-1] = False
+    return holds[classes]
 
 
 def _sums(block: Block, positions: Int64Array, found: Representatives, k: int) -> tuple[Float32Array, Int64Array]:
-    """(k, d) sums of the normalised vectors of the representatives and their (k,) numbers."""
+    """(k, d) sums of the normalised vectors of the representatives, and (k,) how many there are."""
     count = np.bincount(found.classes, minlength=k).astype(np.int64)
     total = np.zeros((k, block.values.shape[1]), dtype=np.float32)
     stops = np.cumsum(count)
@@ -230,26 +236,26 @@ def _members(posts: pl.DataFrame, chosen: Mapping[tuple[str, str], Representativ
     return pl.concat(frames).sort(MEMBERS.key)
 
 
-def _refuse_other_posts(positions: Mapping[str, Int64Array]) -> None:
-    lost = int((positions["text"] < 0).sum())
-    if lost:
+def _check_posts(positions: Mapping[str, Int64Array]) -> None:
+    missing = int((positions["text"] < 0).sum())
+    if missing:
         raise DataError(
-            f"{lost} of {len(positions['text'])} posts have no text vector",
+            f"{missing} of {len(positions['text'])} posts have no text vector",
             expected="a vector of every post in the block 'post'",
             fix="dvc repro embed_text",
         )
     if not (positions["visual"] >= 0).any():
-        logger.warning("no post has a picture vector: all visual prototypes are zero")
+        logger.warning("no post has an image vector: all visual prototypes are zero")
 
 
-def _report(
+def _summary(
     posts: pl.DataFrame,
     classes: pl.DataFrame,
     index: ClassIndex,
     tensors: Mapping[str, npt.NDArray[Any]],
     params: PrototypesParams,
 ) -> dict[str, Any]:
-    """Counts per level: classes, those with fewer representatives than the limit or none, and posts of no class."""
+    """Counts by level: classes, classes with few or no representatives, and posts without a class."""
     is_test = (posts["split"] == "test").to_numpy()
     levels: dict[str, Any] = {}
     for level in LEVELS:
@@ -262,7 +268,7 @@ def _report(
                 modality: int((count < params.max_per_class).sum()) for modality, count in counts.items()
             },
             "representatives": {modality: int(count.sum()) for modality, count in counts.items()},
-            "classes_without_pictures": [keys[row] for row in np.flatnonzero(counts["visual"] == 0)],
+            "classes_without_images": [keys[row] for row in np.flatnonzero(counts["visual"] == 0)],
             "classes_without_texts": [keys[row] for row in np.flatnonzero(counts["text"] == 0)],
             "training_posts_without_class": int(without[~is_test].sum()),
             "test_share_unseen": round(float(without[is_test].mean()), 6) if is_test.any() else None,

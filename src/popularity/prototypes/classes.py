@@ -1,4 +1,4 @@
-"""The classes of the three levels, from the training posts, and the class of every post."""
+"""The classes of the three taxonomy levels, from the training posts, and the class of every post."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ClassNameFormat = Literal["path", "name"]
 
 
 def choose_class_path(posts: pl.DataFrame) -> ClassNameFormat:
-    """`name` where the levels are crossed rather than nested, else `path` (ours).
+    """Returns `name` if the taxonomy levels are crossed rather than nested, else `path` (our rule).
 
     Crossed: more than half of the second-level names of the training posts occur under several first-level ones.
     """
@@ -29,13 +29,13 @@ def choose_class_path(posts: pl.DataFrame) -> ClassNameFormat:
 
 
 def level_key(published: str, level: str, class_name_format: ClassNameFormat) -> str | None:
-    """The key of a class from a key of POSTS; None where its own name, or for a concept its subcategory's, is empty.
+    """Returns the key of a class from a key of POSTS; None if its own name, or its subcategory's, is empty.
 
     Args:
         published: the whole path down to `level`.
         level: one of LEVELS.
-        class_name_format: `path` keeps the path; `name` starts it at the second level, so that "A/Beach" and "B/Beach" are
-            one class.
+        class_name_format: `path` keeps the path; `name` starts it at the second level, so that "A/Beach" and "B/Beach"
+            are one class.
     """
     names, depth = class_names(published), LEVELS.index(level)
     own = names[min(depth, 1) : depth + 1]
@@ -45,7 +45,7 @@ def level_key(published: str, level: str, class_name_format: ClassNameFormat) ->
 
 
 def level_keys(posts: pl.DataFrame, class_name_format: ClassNameFormat) -> pl.DataFrame:
-    """The key of each post's class at each of LEVELS, null for an empty class; rows as in `posts`.
+    """Returns the key of each post's class at each of LEVELS, null for an empty class; rows as in `posts`.
 
     Args:
         posts: contract POSTS.
@@ -60,7 +60,7 @@ def level_keys(posts: pl.DataFrame, class_name_format: ClassNameFormat) -> pl.Da
 
 
 def make_classes(posts: pl.DataFrame, class_name_format: ClassNameFormat) -> pl.DataFrame:
-    """Contract CLASSES, from the training posts alone.
+    """Returns the classes (contract CLASSES) of the training posts.
 
     A class's parent is the class of the level above that most of its posts have (ties: key order); null if that name
     is empty in all of them.
@@ -83,7 +83,7 @@ def make_classes(posts: pl.DataFrame, class_name_format: ClassNameFormat) -> pl.
             above = tables[-1]
             index = dict(above.select("key", "index").iter_rows())
             name = dict(above.select("key", "name").iter_rows())
-            parent = _usual_parents(keys, level, LEVELS[depth - 1])
+            parent = _most_frequent_parents(keys, level, LEVELS[depth - 1])
             parents = [index.get(parent.get(key)) for key in found[level]]
             parent_names = [name.get(parent.get(key)) for key in found[level]]
         names = readable_names([class_names(key)[-1] for key in found[level]], level, parent_names)
@@ -107,21 +107,21 @@ def make_classes(posts: pl.DataFrame, class_name_format: ClassNameFormat) -> pl.
     return classes
 
 
-def _usual_parents(keys: pl.DataFrame, level: str, above: str) -> dict[str, str]:
+def _most_frequent_parents(keys: pl.DataFrame, level: str, above: str) -> dict[str, str]:
     """For each key of `level` the most frequent key of the level above, the first in key order of equals."""
     counts = keys.drop_nulls([level, above]).group_by(level, above).len()
-    usual = counts.sort("len", above, descending=[True, False]).unique(level, keep="first", maintain_order=True)
-    return dict(usual.select(level, above).iter_rows())
+    most_frequent = counts.sort("len", above, descending=[True, False]).unique(level, keep="first", maintain_order=True)
+    return dict(most_frequent.select(level, above).iter_rows())
 
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """The class of each post at each level.
+    """The class of each post at each taxonomy level.
 
-    Levels are looked up apart: a post of an unseen concept has its subcategory and category all the same.
+    Each level is found by itself: a post of an unseen concept still has its subcategory and category.
 
     Args:
-        rows: by level, (n,) index in CLASSES, -1 for a class that is empty or that no training post has.
+        rows: by level, (n,) index in CLASSES, -1 for an empty class and for one without a training post.
         counts: by level, the number of classes.
     """
 
@@ -130,12 +130,12 @@ class ClassIndex:
 
     @classmethod
     def from_posts(cls, posts: pl.DataFrame, classes: pl.DataFrame, class_name_format: ClassNameFormat) -> ClassIndex:
-        """Of all `posts`, in their order; `class_name_format` is the one that `classes` were made with.
+        """Returns the classes of `posts`, in their order.
 
         Args:
             posts: contract POSTS.
             classes: contract CLASSES.
-            class_name_format: see `level_key`.
+            class_name_format: that `classes` were made with, see `level_key`.
         """
         keys = level_keys(posts, class_name_format)
         rows: dict[str, Int64Array] = {}

@@ -1,4 +1,4 @@
-"""Readable class names, for prompts: an explicit table after a few rules of spelling (method.md, Sec 3.2)."""
+"""Readable class names for prompts: a few rules of spelling, then an explicit table (method.md, Sec 3.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-# SMPD's names that are clumsy, misspelt or cut at a space, as they read after the rules of `readable_name`.
+# SMPD's names that are misspelt or truncated at a space, spelt by the rules of `readable_name` -> readable.
 READABLE: Mapping[str, Mapping[str, str]] = {
     "category": {
         "holiday and celebrations": "holidays and celebrations",
@@ -35,7 +35,7 @@ READABLE: Mapping[str, Mapping[str, str]] = {
 
 
 def readable_name(name: str, level: str) -> str:
-    """Lower-case words: CamelCase and '_' and ',' become spaces, '&' becomes 'and', then the table of the level.
+    """Returns a name as lower-case words: CamelCase, '_' and ',' become spaces, '&' becomes 'and', then READABLE.
 
     Args:
         name: as published.
@@ -50,7 +50,7 @@ def readable_name(name: str, level: str) -> str:
 
 
 def readable_names(names: Sequence[str], level: str, parents: Sequence[str | None]) -> list[str]:
-    """A readable name for each class of a level; those that read alike have their parent's in front.
+    """Returns a readable name for each class of a level; equal names get their parent's in front.
 
     Args:
         names: the classes' own names, as published.

@@ -1,4 +1,4 @@
-"""Prototypes as arrays: normalised sums of normalised vectors, and what is left of them without a post (Sec 3.1)."""
+"""Prototypes as arrays: normalised sums of normalised vectors, with or without a post (Sec 3.1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Vectors = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class ClassSums:
-    """What a level's prototypes of one modality are made of.
+    """The sums that give a level's prototypes of one modality.
 
     Args:
         total: (k, d) sum of the normalised vectors of each class's representatives.
@@ -34,7 +34,7 @@ class ClassSums:
 
     @classmethod
     def read(cls, file: Path, level: str, modality: str) -> ClassSums:
-        """Of `prototypes.safetensors`.
+        """Returns the sums in `prototypes.safetensors`.
 
         Args:
             file: prototypes.safetensors.
@@ -47,10 +47,13 @@ class ClassSums:
 
 
 def prototypes(levels: Sequence[ClassSums]) -> Vectors:
-    """(k, d) prototypes V or T of the last of `levels`, which lead down to it from the top.
+    """Returns the prototypes (k, d), V or T, of the last of `levels`.
 
     A class without a representative has its parent's prototype; at the top, the normalised mean of the other
     classes' prototypes; the zero vector where no class has any.
+
+    Args:
+        levels: sums of one modality, from the top level down.
     """
     k = len(levels[-1].total)
     nobody = np.full(k, -1, dtype=np.int64)
@@ -60,16 +63,16 @@ def prototypes(levels: Sequence[ClassSums]) -> Vectors:
 def leave_one_out(
     levels: Sequence[ClassSums], classes: Int64Array, own: Vectors, members: Sequence[Int64Array]
 ) -> Vectors:
-    """(n, d) prototypes of the classes as if the posts themselves had never been representatives: exact.
+    """Returns the exact prototypes (n, d) of the classes as if each post had never been a representative.
 
-    The vector of a representative is taken out of its class's sum. Where nothing is left, or the class never had a
-    representative, the parent's prototype stands in, again without the post; at the top (or for a class without a
+    The vector of a representative is subtracted from its class's sum. If nothing is left, or the class never had a
+    representative, it is the parent's prototype, again without the post; at the top (or for a class without a
     parent) the normalised mean of the level's other prototypes without it; the zero vector if there is none.
 
     Args:
-        levels: sums of one modality from the top level down to the level that is asked for.
-        classes: (n,) index at the last level of the class wanted for each post: its own, as a rule.
-        own: (n, d) normalised vectors of the posts; whatever for posts that represent nothing.
+        levels: sums of one modality, from the top level down to that of `classes`.
+        classes: (n,) index of a class at the last level for each post, usually its own.
+        own: (n, d) normalised vectors of the posts; any values for posts that represent no class.
         members: of each of `levels`, (n,) index of the class that the post represents there, or -1.
 
     Raises:
@@ -97,7 +100,7 @@ def leave_one_out(
 
 @dataclass(frozen=True)
 class ClassPrototypes:
-    """The prototypes of classes as n posts see them: without the post itself, or without its fold.
+    """The prototypes of classes for n posts: without the post itself, or without its fold.
 
     Args:
         levels: from the top down.
@@ -112,9 +115,7 @@ class ClassPrototypes:
     members: Mapping[tuple[str, str], Int64Array]
 
     def own(self, level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
-        """(b, d) prototypes of the own classes of the posts `rows`, with vectors (b, d), without the posts themselves.
-
-        Zeros for a post without a class.
+        """Returns the prototypes (b, d) of the posts' own classes without the posts; zeros for a post without a class.
 
         Args:
             level: of the classes.
@@ -133,18 +134,18 @@ class ClassPrototypes:
     def without_folds(
         self, level: str, kind: str, fold: Int64Array, folds: int, read: Callable[[Int64Array], Float32Array]
     ) -> Float32Array:
-        """(folds, k, d) prototypes of all classes, each time as if the posts of a fold represented nothing.
+        """Returns the prototypes (folds, k, d) of all classes, in each fold as if its posts represented no class.
 
         Args:
             level: of the classes.
             kind: modality.
             fold: (n,) of each post, from 0.
-            folds: their number.
+            folds: how many.
             read: rows -> the posts' normalised vectors (b, d).
         """
         above = [(name, kind) for name in self.levels[: self.levels.index(level) + 1]]
         return np.stack(
-            [prototypes([self._sums_without(at, fold == number, read) for at in above]) for number in range(folds)]
+            [prototypes([self._sums_without(at, fold == index, read) for at in above]) for index in range(folds)]
         )
 
     def _sums_without(

@@ -143,7 +143,7 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
-FeatureGroup = Literal["history", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
+FeatureGroup = Literal["user_target", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Trains the prototype network and reads it back; `data`, `loop` and `optimizer` need neither polars nor DVC."""
+"""Trains the prototype network and reads it back; `batches`, `loop` and `optimizer` need neither polars nor DVC."""

@@ -1,4 +1,4 @@
-"""The posts of every optimiser step: the same ones for any number of processes, in any number of passes."""
+"""Which posts each optimiser step reads: the same for any number of processes and backward passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from popularity.network.dataset import Batch, Int64Array, PostReader, to_device
+from popularity.core.arrays import Int64Array
+from popularity.network.dataset import Batch, PostReader, to_device
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,12 @@ class TrainingPosts:
 
 @dataclass(frozen=True)
 class Step:
-    """One process's share of an optimiser step: the rows of each backward pass, and the rows of all processes."""
+    """The rows of an optimiser step.
+
+    Args:
+        passes: rows of each backward pass of this process.
+        everywhere: (n,) rows of all passes of all processes.
+    """
 
     passes: Sequence[Int64Array]
     everywhere: Int64Array
@@ -37,14 +43,14 @@ class Step:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How steps are shared out.
+    """How the posts of a step are divided among processes and backward passes.
 
     A step holds the same posts for any number of processes; the last one is smaller. Filler rows (-1) make the
     passes of all processes equally long.
 
     Args:
         batch_size: posts of a step over all processes.
-        micro_batch: most posts of a backward pass.
+        micro_batch: largest number of posts in a backward pass.
         processes: number of processes.
         process: index of this one.
     """
@@ -55,13 +61,13 @@ class BatchPlan:
     process: int = 0
 
     def steps(self, rows: Int64Array) -> list[Step]:
-        """The steps over `rows` (n,) as they stand."""
+        """The steps over `rows` (n,) in their order."""
         steps = []
         for start in range(0, len(rows), self.batch_size):
             everywhere = rows[start : start + self.batch_size]
-            share = -(-len(everywhere) // self.processes)
-            passes = -(-share // self.micro_batch)
-            length = -(-share // passes)
+            per_process = -(-len(everywhere) // self.processes)
+            passes = -(-per_process // self.micro_batch)
+            length = -(-per_process // passes)
             padded = np.full(self.processes * passes * length, -1, np.int64)
             padded[: len(everywhere)] = everywhere
             steps.append(Step(list(padded.reshape(self.processes, passes, length)[self.process]), everywhere))
@@ -91,7 +97,7 @@ def load_batches(
     Args:
         read: rows (b,) -> Batch.
         passes: rows (b,) of each batch.
-        device: that they are moved to.
+        device: the batches are moved to it.
         workers: 0 reads in this process.
     """
     loader: DataLoader[Batch] = DataLoader(

@@ -19,7 +19,7 @@ def curves(folder: Path, *, writes: bool) -> Iterator[OnEpoch]:
 
     Args:
         folder: emptied first.
-        writes: false on all processes but one: their function does nothing.
+        writes: true on one process alone; on the others the function does nothing.
 
     Raises:
         DataError: the repository has no commit yet; DVCLive cannot work without one.
@@ -38,7 +38,7 @@ def curves(folder: Path, *, writes: bool) -> Iterator[OnEpoch]:
 
     def on_epoch(index: int, epoch: Epoch) -> None:
         live.step = index
-        for name, value in sorted(epoch.items()):  # a resumed run reads its history in this order
+        for name, value in sorted(epoch.items()):  # a resumed run reads its history in the same order
             live.log_metric(name, value)
         live.make_summary()  # type: ignore[no-untyped-call]
 

@@ -1,4 +1,4 @@
-"""Trains the prototype network: one process or many, resumable after each epoch, the same result either way.
+"""Trains the prototype network: one process or many, resumable after each epoch, with the same result.
 
 accelerator = make_accelerator(params.precision)
 history = train_network(network, TrainingPosts(reader, train, valid), params, accelerator, state=folder)
@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from popularity.core.arrays import Int64Array
 from popularity.core.atomic import atomic_directory, write_json
 from popularity.core.errors import ContractError, DataError
 from popularity.encoders.sharding import loader_workers
-from popularity.network.dataset import Batch, Int64Array, PostReader
+from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import eligible_posts, head_log_probabilities, loss_terms, rank_of_target, term_weight
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
@@ -39,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 Epoch = dict[str, float]
 OnEpoch = Callable[[int, Epoch], None]
-SHOWN = ("train/loss", "validation/top1/mean")  # in the progress bar
+PROGRESS_METRICS = ("train/loss", "validation/top1/mean")
 CHECKPOINT = "checkpoint"
 
 
 class DivergenceError(DataError):
-    """A network that such parameters do not train."""
+    """The loss is not finite: the network does not train with these parameters."""
 
 
 def no_op(_index: int, _epoch: Epoch) -> None:
@@ -66,16 +67,16 @@ def train_network(
 
     Args:
         network: on the CPU or on the device; encoders on the device.
-        posts: that it is trained on and scored on.
+        posts: train and validation rows, and their reader.
         params: section train.
         accelerator: of this process.
-        state: folder of the checkpoint; a run that finds one goes on from it.
-        on_epoch: on the main process called with (index from 0, values) of every epoch, those before an
-            interruption too.
+        state: folder of the checkpoint; a run that finds one resumes from it.
+        on_epoch: on the main process called with (index from 0, values) of every epoch, also of
+            those before an interruption.
 
     Raises:
         DataError: no rows to train on, or a checkpoint that cannot be read.
-        DivergenceError: the loss of an epoch is no finite number; the checkpoint is that of the epoch before.
+        DivergenceError: the loss of an epoch is not finite; the checkpoint stays that of the epoch before.
     """
     if not len(posts.train):
         raise DataError("no post to train on has a known class", expected="at least one")
@@ -111,7 +112,7 @@ def train_network(
                 scored = measure(network, posts.reader, posts.valid, params, accelerator)
                 epoch |= {f"validation/{name}": value for name, value in scored.items()}
             history.append(epoch)
-            progress.set_postfix({name.partition("/")[2]: f"{epoch[name]:.3f}" for name in SHOWN if name in epoch})
+            progress.set_postfix(_progress(epoch))
             if accelerator.is_main_process:
                 on_epoch(index, epoch)
             _save(accelerator, schedule, state, history)
@@ -123,8 +124,8 @@ class _Run:
     """What every step of a training run needs.
 
     Args:
-        network: that is trained.
-        model: the same, as the accelerator wraps it.
+        network: the network that trains.
+        model: the same network in the accelerator's wrapper.
         params: section train.
         accelerator: of this process.
         prompts: G and L where no term of the objective trains them.
@@ -144,10 +145,10 @@ class _Run:
         """Leaves the gradients of one step after the other in the network; yields the step's terms.
 
         Every term is the mean over the posts of all processes and passes that are eligible for it; what is yielded is
-        this process's share of it.
+        this process's summand.
         """
         passes = [rows for step in steps for rows in step.passes]
-        # Reading cached vectors is cheap on a CPU, which has better things to do than to copy them between processes.
+        # On a CPU, reading cached vectors costs less than copying them between processes.
         workers = loader_workers() if self.accelerator.device.type == "cuda" else 0
         batches = load_batches(reader.read, passes, self.accelerator.device, workers)
         for step in steps:
@@ -155,7 +156,7 @@ class _Run:
             yield self._step(batches, len(step.passes), {name: int(mask.sum()) for name, mask in masks.items()})
 
     def _step(self, batches: Iterator[Batch], passes: int, counts: Mapping[str, int]) -> dict[str, Tensor]:
-        shares: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for index in range(passes):
             batch = next(batches)
             with nullcontext() if index == passes - 1 else self.accelerator.no_sync(self.model):
@@ -164,11 +165,11 @@ class _Run:
                     terms = loss_terms(self.network, outputs, batch)
                 means = {name: values.sum() / max(counts[name], 1) for name, values in terms.items()}
                 loss = torch.stack([term_weight(self.network, name) * mean for name, mean in means.items()]).sum()
-                # Processes average their gradients, where a sum is wanted.
+                # The processes average their gradients; their sum is needed.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             for name, mean in means.items():
-                shares[name] = shares.get(name, torch.zeros((), device=mean.device)) + mean.detach()
-        return shares
+                sums[name] = sums.get(name, torch.zeros((), device=mean.device)) + mean.detach()
+        return sums
 
     def training_means(self, sums: Sequence[dict[str, Tensor]]) -> Epoch:
         names = list(sums[0])
@@ -180,12 +181,17 @@ class _Run:
         return epoch
 
 
+def _progress(epoch: Epoch) -> dict[str, str]:
+    """The values of PROGRESS_METRICS that `epoch` has, as text for the progress bar."""
+    return {name.partition("/")[2]: f"{epoch[name]:.3f}" for name in PROGRESS_METRICS if name in epoch}
+
+
 def _plan(params: TrainParams, accelerator: Accelerator) -> BatchPlan:
     return BatchPlan(params.batch_size, params.micro_batch, accelerator.num_processes, accelerator.process_index)
 
 
 def _fixed_prompts(network: PrototypeNetwork, accelerator: Accelerator) -> tuple[Tensor, Tensor] | None:
-    """G and L where no term of the objective trains them: the text encoder then runs once, not in every step."""
+    """G and L if no term of the objective trains them; the text encoder then runs once instead of in every step."""
     weights = network.params.weights
     if weights.global_prompt or weights.local_prompt:
         return None
@@ -218,7 +224,7 @@ def measure(
         accelerator: of this process.
     """
     network.eval()
-    passes = [part for step in _plan(params, accelerator).steps(rows) for part in step.passes]
+    passes = [own for step in _plan(params, accelerator).steps(rows) for own in step.passes]
     found: list[dict[str, Any]] = []
     with accelerator.autocast():
         prompts = network.class_prompts()
@@ -242,7 +248,7 @@ def measure(
 
 
 def _means_and_accuracies(found: Sequence[Mapping[str, Any]]) -> Epoch:
-    """Of the batches of all processes."""
+    """Means of the losses, and accuracies, over the batches of all processes."""
     epoch: Epoch = {}
     for name in found[0]["losses"]:
         total, count = (sum(batch["losses"][name][column] for batch in found) for column in (0, 1))
@@ -257,7 +263,7 @@ def _means_and_accuracies(found: Sequence[Mapping[str, Any]]) -> Epoch:
 def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history: list[Epoch]) -> None:
     """Replaces the checkpoint as a whole: weights, optimiser, schedule, random states of all processes, history.
 
-    The schedule is ours to keep: accelerate would pickle it, and run whatever it finds in its place.
+    The schedule is written as JSON: accelerate would pickle it, and reading a pickle can run code.
     """
     accelerator.wait_for_everyone()
     gathering = state / "gathering"
@@ -274,9 +280,9 @@ def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history:
 
 
 def _restore(accelerator: Accelerator, schedule: LRScheduler, state: Path, on_epoch: OnEpoch) -> list[Epoch]:
-    """The history so far, with everything else as the checkpoint left it; empty without one."""
+    """The history so far, with all other state as in the checkpoint; empty without one."""
     folder = state / CHECKPOINT
-    # By a listing: nodes that share a disk may each hold on to what was at a name when they last asked for it.
+    # A listing, not a test of the name: nodes that share a disk may cache what they last found at a name.
     found = CHECKPOINT in {path.name for path in state.glob("*")}
     text = (folder / "history.json").read_text(encoding="utf-8") if found else ""
     agreed = [text]
@@ -294,7 +300,7 @@ def _restore(accelerator: Accelerator, schedule: LRScheduler, state: Path, on_ep
         history: list[Epoch] = json.loads(text)
         random_states = folder / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl"
         if random_states.exists():  # else the run before had fewer processes
-            load(random_states)  # accelerate goes on without them if it cannot read them
+            load(random_states)  # accelerate would silently skip damaged ones
         accelerator.load_state(str(folder))
         schedule.load_state_dict(json.loads((folder / "schedule.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
@@ -304,7 +310,7 @@ def _restore(accelerator: Accelerator, schedule: LRScheduler, state: Path, on_ep
             expected="the checkpoint of an earlier run of this stage, as it was written",
             fix=f"remove it, to train from the start: rm -r {folder}",
         ) from error
-    logger.info("going on after epoch %d", len(history))
+    logger.info("resuming after epoch %d", len(history))
     if accelerator.is_main_process:
         for index, epoch in enumerate(history):
             on_epoch(index, epoch)

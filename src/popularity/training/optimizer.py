@@ -1,4 +1,4 @@
-"""AdamW over the network's parts, each at its own rate and with its own clipping (Sec 4.1)."""
+"""AdamW over the network's parameter groups, each with its own rate and clipping (Sec 4.1)."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from popularity.network.params import TrainParams
 Named = list[tuple[str, nn.Parameter]]
 
 
-def parts(network: PrototypeNetwork) -> dict[str, Named]:
-    """The parameters that train, with their names, by part: what is clipped together.
+def parameter_groups(network: PrototypeNetwork) -> dict[str, Named]:
+    """The parameters that train, with their names, by group; a group is clipped together.
 
-    With frozen encoders and without the wider reading's terms the parts share no loss. A temperature belongs to the
-    part whose loss it scales.
+    With frozen encoders and without the wider reading's terms the groups share no loss. A temperature belongs to
+    the group whose loss it scales.
     """
     found: dict[str, Named] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            found.setdefault(_part_of(name), []).append((name, parameter))
+            found.setdefault(_group_of(name), []).append((name, parameter))
     return found
 
 
 def make_optimizer(network: PrototypeNetwork, params: TrainParams) -> AdamW:
-    """AdamW with one group per rate and weight decay (Sec 4.1).
+    """AdamW with one optimiser group for each pair of rate and weight decay (Sec 4.1).
 
     Args:
         network: whose parameters train.
         params: section train, with the rates.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for part, named in parts(network).items():
+    for group, named in parameter_groups(network).items():
         for name, parameter in named:
-            groups.setdefault((_rate(part, name, params), _decay(part, parameter, params)), []).append(parameter)
+            groups.setdefault((_rate(group, name, params), _decay(group, parameter, params)), []).append(parameter)
     return AdamW([{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()])
 
 
@@ -57,13 +57,13 @@ def make_schedule(optimizer: torch.optim.Optimizer, steps: int, params: TrainPar
 
 
 def clip(network: PrototypeNetwork, norm: float) -> None:
-    """Clips the gradient of each part to `norm`, apart from the others."""
-    for named in parts(network).values():
+    """Clips the norm of each group's gradient to `norm`, separately."""
+    for named in parameter_groups(network).values():
         nn.utils.clip_grad_norm_([parameter for _, parameter in named], norm)
 
 
 def freeze_unused(network: PrototypeNetwork) -> None:
-    """Stops the gradient of all that no term of the objective reaches: several processes would wait for it in vain."""
+    """Freezes the parameters that no term of the objective reaches: processes would wait for their gradient in vain."""
     for name, parameter in network.named_parameters():
         if not _is_used(name, network):
             parameter.requires_grad_(False)
@@ -110,19 +110,19 @@ _TEMPERATURES = {
 }
 
 
-def _part_of(name: str) -> str:
+def _group_of(name: str) -> str:
     first, _, rest = name.partition(".")
     return _TEMPERATURES[rest] if first == "log_temperatures" else first
 
 
-def _rate(part: str, name: str, params: TrainParams) -> float:
+def _rate(group: str, name: str, params: TrainParams) -> float:
     if name.startswith("log_temperatures"):
         return params.lr_temperature
-    if part.endswith("prompt"):
+    if group.endswith("prompt"):
         return params.lr_prompt
-    return params.lr_tower if part.endswith("tower") else params.lr_attention
+    return params.lr_tower if group.endswith("tower") else params.lr_attention
 
 
-def _decay(part: str, parameter: nn.Parameter, params: TrainParams) -> float:
+def _decay(group: str, parameter: nn.Parameter, params: TrainParams) -> float:
     """Matrices of attention and encoders decay; prompts, temperatures, norms, biases and type embeddings do not."""
-    return 0.0 if part.endswith("prompt") or parameter.ndim < 2 else params.weight_decay
+    return 0.0 if group.endswith("prompt") or parameter.ndim < 2 else params.weight_decay
