@@ -23,7 +23,7 @@ from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
 from popularity.stack import StackParams
 from popularity.stack.lightgbm_dask import dask_client
-from popularity.tuning.candidates import SelectParams, candidates_of, judge, write_selection
+from popularity.tuning.candidates import SelectParams, candidates_of, predict_candidates, write_selection
 from popularity.tuning.objective import StackInputs
 
 
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = StackInputs(**{name: vars(args)[name] for name in names})
     with (
         record_resources("select", args.resources),
-        # A finished fit is named by its own parameters: other candidates leave it of use.
+        # The parameters of a finished fit are in its file name, so it serves other candidates too.
         resume_state("select", fingerprint(*vars(inputs).values()), args.state) as state,
         dask_client(stack.cluster),
         atomic_directory(args.out) as out,
     ):
-        judged = judge(candidates, inputs, state) if candidates else None
-        chosen = write_selection(candidates, judged, stack.seed, out)
+        predicted = predict_candidates(candidates, inputs, state) if candidates else None
+        chosen = write_selection(candidates, predicted, stack.seed, out)
         write_manifest(
             out,
             params={"select": asdict(params), "stack": asdict(stack)},

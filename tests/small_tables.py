@@ -40,18 +40,18 @@ def small_posts(train: int = 120, test: int = 30, users: int = 24, seed: int = 0
 
 
 def small_splits(posts: pl.DataFrame) -> pl.DataFrame:
-    """`report`: the last quarter of the training posts is scored, a few earlier users are dropped; `user`: two
-    folds by user, over the rows before; `final`."""
+    """`holdout`: the last quarter of the training posts is valid, a few earlier users are excluded; `group`: two
+    folds by user, over the rows before; `refit`."""
     train = posts.filter(pl.col("split") == "train").sort("source_index")
-    cut = len(train) * 3 // 4
+    first_valid = len(train) * 3 // 4
     uids = train["uid"].unique().sort().to_list()
-    dropped = set(uids[:5])
+    excluded = set(uids[:5])
     rows: list[tuple[str, int, str, str]] = []
     for position, (pid, uid) in enumerate(train.select("pid", "uid").iter_rows()):
-        role = "valid" if position >= cut else "excluded" if uid in dropped else "train"
+        role = "valid" if position >= first_valid else "excluded" if uid in excluded else "train"
         rows.append(("holdout", 0, pid, role))
         rows.append(("refit", 0, pid, "train"))
-        if position < cut:
+        if position < first_valid:
             for fold in range(2):
                 rows.append(("group", fold, pid, "valid" if uids.index(uid) % 2 == fold else "train"))
     rows += [("refit", 0, pid, "valid") for pid in posts.filter(pl.col("split") == "test")["pid"]]
@@ -64,14 +64,14 @@ def small_splits(posts: pl.DataFrame) -> pl.DataFrame:
 def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[int, ...] = (1, 2)) -> pl.DataFrame:
     """Label plus noise, less for better models; `constant` is 5. The stack has several seeds."""
     rng = np.random.default_rng(7)
-    scored = splits.filter(pl.col("role") == "valid").join(posts.select("pid", "label"), on="pid")
-    truth = scored["label"].fill_null(6.0).to_numpy()
+    valid = splits.filter(pl.col("role") == "valid").join(posts.select("pid", "label"), on="pid")
+    truth = valid["label"].fill_null(6.0).to_numpy()
     frames = []
     for model in (*MODEL_NOISE, "constant"):
         for seed in seeds if model == "stack" else seeds[:1]:
             values = truth + rng.normal(0, MODEL_NOISE[model], len(truth)) if model in MODEL_NOISE else 0 * truth + 5
             frames.append(
-                scored.select("pid", "scheme", "fold").with_columns(
+                valid.select("pid", "scheme", "fold").with_columns(
                     seed=pl.lit(seed, dtype=pl.Int64),
                     model=pl.lit(model),
                     prediction=pl.Series(values),
@@ -83,8 +83,8 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
     return predictions
 
 
-def with_matched(frame: pl.DataFrame) -> pl.DataFrame:
-    """Splits or predictions that also have the rows of `user` under the name `matched`: its two folds are cuts."""
-    matched = frame.filter(scheme="group").with_columns(scheme=pl.lit("forward"))
+def with_forward(frame: pl.DataFrame) -> pl.DataFrame:
+    """Splits or predictions with the rows of `group` repeated as `forward`, whose two folds are splits in time."""
+    forward = frame.filter(scheme="group").with_columns(scheme=pl.lit("forward"))
     contract = FOLDS if "role" in frame.columns else PREDICTIONS
-    return pl.concat([frame, matched]).sort(contract.key)
+    return pl.concat([frame, forward]).sort(contract.key)

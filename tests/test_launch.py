@@ -129,7 +129,7 @@ def test_settings_that_accelerate_runs_as_one_process_are_caught(project: Path) 
     (topologies / "trap.yaml").write_text(text.replace("distributed_type: MULTI_GPU", "distributed_type: MULTI_CPU"))
     code, lines, messages = finish(launch("trap", "probe"))
     assert (code, lines) == (1, [])
-    assert "error: 2 processes were asked for, but each of them runs alone" in messages
+    assert "error: 2 processes were launched, but each of them runs alone" in messages
     assert "Traceback" not in messages
 
 

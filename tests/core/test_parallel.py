@@ -1,4 +1,4 @@
-"""Fits beside each other: their order, their number, what a failure does, and what they may not change."""
+"""Fits at the same time: their order, their number, what a failure does, and what they may not change."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from popularity.core.errors import ContractError
 from popularity.evaluation.scores import SCORES
 from stages import evaluate
 from tests.repository import stage_flags
-from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
+from tests.small_tables import small_posts, small_predictions, small_splits, with_forward
 
 # plot -> template, x and the y fields, as declared in dvc.yaml
 PLOTS = {
@@ -75,7 +75,7 @@ def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.Capture
     arguments = _arguments(tmp_path)
     for name, contract in (("splits", FOLDS), ("predictions", PREDICTIONS)):
         path = Path(arguments[arguments.index(f"--{name}") + 1])
-        write_table(with_matched(read_table(path, contract)), path, contract)
+        write_table(with_forward(read_table(path, contract)), path, contract)
     evaluate.main(arguments)
     scores = pl.read_csv(tmp_path / "reports/scores.csv", schema_overrides=SCORES)
     by_fold = scores.filter(scheme="forward", model="stack", metric="mae").filter(pl.col("minus").is_null())

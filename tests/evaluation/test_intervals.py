@@ -15,7 +15,7 @@ from popularity.core.errors import ContractError
 from popularity.evaluation.conformal import COVERAGE, COVERAGES, Calibration, calibrate, calibrate_on, coverage_table
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect
 from popularity.evaluation.tables import evaluate
-from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
+from tests.small_tables import small_posts, small_predictions, small_splits, with_forward
 
 CONFIG = EvaluateConfig(seed=0, n_resamples=60, confidence_level=0.9)
 POSTS = small_posts()
@@ -27,7 +27,7 @@ def with_error_scale() -> tuple[pl.DataFrame, pl.DataFrame]:
     predictions = small_predictions(POSTS, splits)
     scale = 0.3 + pl.col("pid").cast(pl.Int64) % 5 / 5
     scaled = pl.when(pl.col("model") == "stack").then(scale)
-    return with_matched(splits), with_matched(predictions).with_columns(error_scale=scaled)
+    return with_forward(splits), with_forward(predictions).with_columns(error_scale=scaled)
 
 
 def scored() -> list[Scored]:

@@ -5,13 +5,13 @@ import pytest
 
 from popularity.evaluation.scheme_scores import scheme_scores
 from popularity.evaluation.scores import EvaluateConfig, collect, score_overall
-from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
+from tests.small_tables import small_posts, small_predictions, small_splits, with_forward
 
 
 def test_they_are_the_scores_of_evaluate() -> None:
     """Two seeds, several folds and splits; to the last written digit."""
     posts = small_posts()
-    splits = with_matched(small_splits(posts))
+    splits = with_forward(small_splits(posts))
     predictions = small_predictions(posts, splits)
     assert predictions["seed"].n_unique() > 1
     table = score_overall(collect(posts, splits, predictions), EvaluateConfig(0, 2, 0.9))

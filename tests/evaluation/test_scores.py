@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from popularity.core.errors import ContractError
 from popularity.evaluation.scores import EvaluateConfig, collect, score_groups, score_overall
-from tests.small_tables import small_posts, small_predictions, small_splits, with_matched
+from tests.small_tables import small_posts, small_predictions, small_splits, with_forward
 
 CONFIG = EvaluateConfig(seed=0, n_resamples=60, confidence_level=0.9)
 POSTS = small_posts()
@@ -43,7 +43,7 @@ def test_seeds_are_averaged_before_scoring() -> None:
 
 def test_scores_of_forward_are_means_over_its_splits() -> None:
     """Each split has scores of its own; the folds of `group` are scored together."""
-    scored = collect(POSTS, with_matched(SPLITS), with_matched(PREDICTIONS))
+    scored = collect(POSTS, with_forward(SPLITS), with_forward(PREDICTIONS))
     scores = score_overall(scored, CONFIG).filter(pl.col("minus").is_null())
     assert set(scores.filter(pl.col("fold").is_not_null())["scheme"]) == {"forward"}
     (forward,) = (one.rows for one in scored if one.scheme == "forward")
@@ -62,7 +62,7 @@ def test_scores_of_forward_are_means_over_its_splits() -> None:
         assert whole["value"].item() == pytest.approx(sum(each) / 2, abs=1e-6)
         assert whole["posts"].item() == len(forward)
         assert whole["low"].item() < whole["value"].item() < whole["high"].item()
-    fitted = with_matched(SPLITS).filter(scheme="forward", role="train").join(POSTS, on="pid")
+    fitted = with_forward(SPLITS).filter(scheme="forward", role="train").join(POSTS, on="pid")
     (found,) = (one.train_means for one in scored if one.scheme == "forward")
     assert found == {fold: pytest.approx(fitted.filter(fold=fold)["label"].mean()) for fold in (0, 1)}
 

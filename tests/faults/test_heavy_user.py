@@ -41,8 +41,8 @@ def test_ingest(tmp_path: Path) -> None:
     assert posts.filter(uid=HEAVY).sort("source_index")["pid"].to_list() == [
         row["Pid"] for row in layout.train.records["category"]
     ]
-    report = read_json(tmp_path / "ingest.json")
-    assert (report["parts"]["train"]["posts"], report["parts"]["train"]["users"]) == (POSTS_OF_ONE, 1)
+    summary = read_json(tmp_path / "ingest.json")
+    assert (summary["parts"]["train"]["posts"], summary["parts"]["train"]["users"]) == (POSTS_OF_ONE, 1)
 
 
 def work(folder: Path, train: int) -> Work:

@@ -132,7 +132,7 @@ def write_params(root: Path, max_bad_fraction: float) -> None:
 
 
 def index(root: Path) -> pl.DataFrame:
-    names = {"root": "data", "posts": "posts.parquet", "images": "images.parquet", "report": "images.json"}
+    names = {"root": "data", "posts": "posts.parquet", "images": "images.parquet", "summary": "images.json"}
     index_images.main(stage_flags("index_images", root, **names))
     return read_table(root / "images.parquet", IMAGES)
 
@@ -160,10 +160,10 @@ def test_each_bad_image_is_counted_and_costs_no_other_anything(root: Path) -> No
     assert set(block.pids) == {pid for pid, found in status.items() if found == "ok"}
     statistics = read_table(root / "vectors/statistics.parquet", IMAGE_STATISTICS)
     assert statistics["pid"].to_list() == list(block.pids)
-    report = read_json(root / "images.json")
-    ignored = {name: found["count"] for name, found in report["ignored_members"].items()}
+    summary = read_json(root / "images.json")
+    ignored = {name: found["count"] for name, found in summary["ignored_members"].items()}
     assert ignored == {"duplicate": 0, "not_a_file": 2, "unsafe_name": 3, "unexpected": 0}
-    assert sum(report["statuses"]["train"].values()) == len(KINDS)
+    assert sum(summary["statuses"]["train"].values()) == len(KINDS)
     # Nothing was written next to the outs, nothing changed.
     new = {path.relative_to(root).parts[0] for path in root.rglob("*")} - {
         path.relative_to(root).parts[0] for path in before

@@ -63,7 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_ingest(folder: Path) -> pl.DataFrame:
-    names = {"posts": "posts.parquet", "quarantine": "quarantine.parquet", "report": "ingest.json"}
+    names = {"posts": "posts.parquet", "quarantine": "quarantine.parquet", "summary": "ingest.json"}
     ingest.main(stage_flags("ingest", folder, root="data", **names))
     return read_table(folder / "posts.parquet", POSTS)
 

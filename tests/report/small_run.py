@@ -35,7 +35,7 @@ from popularity.dataset import ingest
 from popularity.images import IndexImagesParams, index_images
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.stack import StackParams
-from popularity.tuning.candidates import Judged, SelectParams, candidates_of, write_selection
+from popularity.tuning.candidates import CandidatePredictions, SelectParams, candidates_of, write_selection
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space
 from popularity.tuning.study import Budget, Finished, Search
@@ -216,17 +216,17 @@ def _selection(folder: Path) -> None:
     candidates = candidates_of(SelectParams(tuple(keys), keys), stack)  # type: ignore[arg-type]
     rng = np.random.default_rng(8)
     labels, noise, own = rng.normal(6, 2, 60), rng.normal(0, 1, 60), rng.normal(0, 0.4, 60)
-    judged = Judged(
+    predicted = CandidatePredictions(
         names=list(keys),
-        cuts=[0, 1],
-        place=np.arange(60) // 30,
+        folds=[0, 1],
+        fold_index=np.arange(60) // 30,
         labels=labels,
         users=np.arange(60) % 20,
-        constant=np.full(60, 6.0),
+        baseline=np.full(60, 6.0),
         predictions=np.column_stack([labels + 3 * noise, labels + noise, labels + 0.98 * noise + own]),
     )
     (folder / paths.SELECTION).mkdir(parents=True)
-    write_selection(candidates, judged, 0, folder / paths.SELECTION)
+    write_selection(candidates, predicted, 0, folder / paths.SELECTION)
 
 
 def _tuning(folder: Path) -> None:

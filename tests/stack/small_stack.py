@@ -146,7 +146,7 @@ def random_scalars(pids: Sequence[str], seed: int, missing: float = 0.05) -> pl.
 def random_blocks(posts: pl.DataFrame, seed: int = 0) -> Blocks:
     pids = posts["pid"].to_list()
     widths = {"image": 8, "title": 5, "tags": 5} | {part: 6 if part == "logits" else 4 for part in PROTOTYPE_VECTORS}
-    vectors = {name: random_block(pids, width, seed + place) for place, (name, width) in enumerate(widths.items())}
+    vectors = {name: random_block(pids, width, seed + index) for index, (name, width) in enumerate(widths.items())}
     return Blocks(vectors, random_scalars(pids, seed))
 
 
@@ -156,20 +156,20 @@ def with_vectors(blocks: Blocks, change: Callable[[str, Block], Block]) -> Block
 
 
 def posts_with_signal(seed: int, train: int = 400, test: int = 100, users: int = 140) -> tuple[pl.DataFrame, Blocks]:
-    """Posts whose labels follow class, user, pro status and picture vector; and their blocks."""
+    """Posts whose labels follow class, user, pro status and image vector; and their blocks."""
     posts = random_posts(seed, train=train, test=test, users=users)
     blocks = random_blocks(posts, seed)
     rng = np.random.default_rng(seed + 100)
     renown = {uid: rng.normal(0, 0.8) for uid in sorted(posts["uid"].unique())}
-    picture = np.zeros(posts.height)
+    image = np.zeros(posts.height)
     rows = blocks.vectors["image"].rows(posts["pid"].to_list())
-    picture[rows >= 0] = blocks.vectors["image"].values[rows[rows >= 0], :3].sum(axis=1)
+    image[rows >= 0] = blocks.vectors["image"].values[rows[rows >= 0], :3].sum(axis=1)
     level = (
         6.0
         + 1.5 * (posts["category"] == "C1").to_numpy()
         + 1.0 * posts["is_pro"].fill_null(value=False).to_numpy()
         + np.array([renown[uid] for uid in posts["uid"]])
-        + 0.7 * picture
+        + 0.7 * image
         + rng.normal(0, 0.7, posts.height)
     )
     label = pl.when(pl.col("split") == "train").then(pl.Series(level.round(2)))
@@ -227,7 +227,7 @@ def run_all(
     params: StackParams = STACK,
     fitted: tuple[str, ...] = ("holdout", "forward", "group"),
 ) -> Run:
-    """Every step in process; `fitted` names the schemes that are fitted beside `final`."""
+    """Every step in process; `fitted` names the schemes that are fitted in addition to `refit`."""
     images = random_images(posts.sort("pid"), seed=0) if images is None else images
     splits = make_splits(posts, SPLIT)[0] if splits is None else splits
     featurize(posts, images, splits, FEATURIZE, folder / "features")

@@ -71,8 +71,8 @@ def test_a_second_learner_leaves_the_first_as_it_is(made: Run, tmp_path: Path) -
         assert {learner: len(models) for learner, models in both.models.items()} == {"lightgbm": 2, "catboost": 2}
         assert both.weights.weights.sum() == pytest.approx(1.0)
         assert not list((made.models / name).glob("catboost*"))
-    blended, plain = (one.filter(scheme="refit", model="stack") for one in (run.predictions, rows))
-    assert not blended["prediction"].equals(plain["prediction"])
+    averaged, plain = (one.filter(scheme="refit", model="stack") for one in (run.predictions, rows))
+    assert not averaged["prediction"].equals(plain["prediction"])
     again = run_all(made.posts, made.blocks, tmp_path / "again", params=params, fitted=("holdout",))
     assert tree_bytes(again.models) == tree_bytes(run.models)
     assert again.finished("holdout") == run.finished("holdout")
@@ -88,7 +88,7 @@ def test_a_second_learner_that_is_not_there_stops_before_the_first_fit(
 
 
 def test_normal_scores_as_the_target(made: Run, tmp_path: Path) -> None:
-    """Predictions are labels all the same, inside the range of those of the fit rows, and follow the signal."""
+    """Predictions are labels all the same, inside the range of those of the train rows, and follow the signal."""
     run = run_all(
         made.posts, made.blocks, tmp_path, params=replace(STACK, target_transform="rank_gauss"), fitted=("holdout",)
     )
@@ -118,7 +118,7 @@ def test_simple_models_against_a_slow_reference(made: Run) -> None:
 
 
 def test_the_stack_finds_the_signal(made: Run) -> None:
-    """The labels follow the picture vectors in part, which metadata cannot know."""
+    """The labels follow the image vectors in part, which metadata cannot know."""
     rows = made.predictions.filter((pl.col("scheme") == "group") & (pl.col("seed") == STACK.seed))
     truth = rows.join(made.posts.select("pid", "label"), on="pid")
     error = {
@@ -165,8 +165,8 @@ def test_finished_folds_are_not_fitted_again(made: Run, tmp_path: Path) -> None:
     state.mkdir()
     for name, content in made.finished("holdout", "forward", "group").items():
         (state / name).write_bytes(content)
-    for cut in ("forward-0.parquet", "forward-1.parquet"):
-        write_table(pl.read_parquet(state / cut).with_columns(prediction=pl.lit(-7.0)), state / cut, PREDICTIONS)
+    for name in ("forward-0.parquet", "forward-1.parquet"):
+        write_table(pl.read_parquet(state / name).with_columns(prediction=pl.lit(-7.0)), state / name, PREDICTIONS)
     (state / "group-1.parquet").unlink()
     resumed = repeat(made, tmp_path)
     assert resumed.predictions.filter(pl.col("scheme") == "forward")["prediction"].unique().to_list() == [-7.0]
@@ -189,7 +189,7 @@ def test_without_a_test_part_models_are_saved_and_final_predicts_nothing(tmp_pat
 def test_schemes_say_what_is_fitted(tmp_path: Path) -> None:
     posts, blocks = posts_with_signal(2, train=150, test=40, users=50)
     run = run_all(posts, blocks, tmp_path, fitted=("random",))
-    assert run.predictions["scheme"].unique().sort().to_list() == ["refit", "random"]
+    assert run.predictions["scheme"].unique().sort().to_list() == ["random", "refit"]
 
 
 @pytest.mark.parametrize("by", ["low_loss", "random"])
@@ -221,7 +221,7 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
 
 
 def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:
-    """The level falls by 4 half way through the fit rows: with a short half-life final predicts the later level."""
+    """The level falls by 4 half way through the train rows: with a short half-life final predicts the later level."""
     posts, blocks = posts_with_signal(11)
     middle = posts.filter(pl.col("split") == "train")["posted_at"].median()
     fall = pl.when(pl.col("posted_at") < middle).then(0.0).otherwise(-4.0)
@@ -234,7 +234,7 @@ def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:
     assert means[1] < means[0] - 0.3
 
 
-# Without the head on characters: these texts are noise, and a column of noise moves short searches for rounds about.
+# Without the ridge on characters: these texts are noise, and a column of noise moves short searches for rounds about.
 LONG = replace(
     STACK,
     num_boost_round=60,

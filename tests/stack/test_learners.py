@@ -1,4 +1,4 @@
-"""The learners: what the inner cuts choose, out-of-fold predictions, seeds, contributions, saved models."""
+"""The learners: what the inner splits choose, out-of-fold predictions, seeds, contributions, saved models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def problem(n: int, seed: int = 0) -> tuple[Sample, npt.NDArray[np.int64]]:
     return Sample(matrix, target, rng.uniform(0.5, 1.5, n)), posted_at
 
 
-def cuts_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[InnerSplit]:
+def splits_of(posted_at: npt.NDArray[np.int64], params: StackParams) -> list[InnerSplit]:
     return inner_splits(posted_at, params.inner_cv)
 
 
@@ -50,15 +50,15 @@ def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
     return Sample(matrix, sample.target[rows], sample.weight[rows])
 
 
-def slow_learned(learner: ModuleType, sample: Sample, cuts: list[InnerSplit], params: StackParams) -> Learned:
+def slow_learned(learner: ModuleType, sample: Sample, splits: list[InnerSplit], params: StackParams) -> Learned:
     """All rounds on the rows before each slice, one round at a time; the round with the least mean error."""
     options = lightgbm.lightgbm_params(params, params.seed)
     whole = lightgbm.dataset(sample, options)
     curves = []
-    for fit, scored in cuts:
+    for fit, scored in splits:
         mine, other = part(sample, fit), part(sample, scored)
         if learner is lightgbm:
-            inner = whole.subset([int(row) for row in fit])  # bins of all fit rows, as lgb.cv has them
+            inner = whole.subset([int(row) for row in fit])  # bins of all train rows, as lgb.cv has them
             model = lgb.train(options, inner, params.num_boost_round)
             each = [
                 model.predict(other.matrix.values, num_iteration=end) for end in range(1, params.num_boost_round + 1)
@@ -74,17 +74,17 @@ def slow_learned(learner: ModuleType, sample: Sample, cuts: list[InnerSplit], pa
 
 
 @pytest.mark.parametrize("learner", TREES)
-@pytest.mark.parametrize("cuts", [1, 3])
-def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, cuts: int) -> None:
-    params = replace(STACK, num_boost_round=150, early_stopping_rounds=150, inner_cv=InnerCvParams(cuts, 0.15))
+@pytest.mark.parametrize("splits", [1, 3])
+def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, splits: int) -> None:
+    params = replace(STACK, num_boost_round=150, early_stopping_rounds=150, inner_cv=InnerCvParams(splits, 0.15))
     sample, posted_at = problem(200)
-    inner = cuts_of(posted_at, params)
+    inner = splits_of(posted_at, params)
     learned = learner.learn(sample, inner, params)
     slow = slow_learned(learner, sample, inner, params)
     assert learned.chosen == slow.chosen
     assert 1 < learned.chosen < params.num_boost_round
     np.testing.assert_allclose(learned.out_of_fold, slow.out_of_fold, rtol=1e-6, atol=1e-6)
-    assert len(learned.out_of_fold) == len(valid_rows(inner)) == 30 * cuts
+    assert len(learned.out_of_fold) == len(valid_rows(inner)) == 30 * splits
     again = learner.learn(sample, inner, params)
     assert again.chosen == learned.chosen
     np.testing.assert_array_equal(again.out_of_fold, learned.out_of_fold)
@@ -92,10 +92,10 @@ def test_rounds_and_predictions_of_the_last_slices_of_time(learner: ModuleType, 
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_the_target_of_a_slice_does_not_reach_its_own_predictions(learner: ModuleType) -> None:
-    """With rounds and penalty held fast (one of one), a scored slice's target moves nothing in what predicts it."""
+    """With rounds and alpha held fast (one of one), a scored slice's target moves nothing in what predicts it."""
     params = replace(STACK, num_boost_round=1, inner_cv=InnerCvParams(1, 0.15), linear=LinearParams(alphas=(10.0,)))
     sample, posted_at = problem(200)
-    inner = cuts_of(posted_at, params)
+    inner = splits_of(posted_at, params)
     target = sample.target.copy()
     target[valid_rows(inner)] += 40
     before, after = (learner.learn(one, inner, params) for one in (sample, replace(sample, target=target)))
@@ -114,7 +114,7 @@ def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> No
     patient, hasty = (
         learner.learn(
             noise,
-            cuts_of(posted_at, STACK),
+            splits_of(posted_at, STACK),
             replace(STACK, num_boost_round=200, early_stopping_rounds=early_stopping_rounds),
         ).chosen
         for early_stopping_rounds in (200, 1)
@@ -125,7 +125,7 @@ def test_rounds_need_no_gain_longer_than_the_patience(learner: ModuleType) -> No
 @pytest.mark.parametrize("n", [1, 5, 10])
 def test_few_rows_give_some_number_of_rounds(n: int) -> None:
     sample, posted_at = problem(n)
-    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, STACK), STACK).chosen <= STACK.num_boost_round
+    assert 1 <= lightgbm.learn(sample, splits_of(posted_at, STACK), STACK).chosen <= STACK.num_boost_round
 
 
 @pytest.mark.parametrize("learner", TREES)
@@ -186,9 +186,9 @@ def test_the_linear_learner_is_a_weighted_ridge() -> None:
     known = np.unique(codes[~np.isnan(codes)])
     design = np.hstack([np.nan_to_num(standard), codes[:, None] == known])
     params = replace(STACK, linear=LinearParams(alphas=(5.0, 20.0)))
-    for place, penalty in enumerate(params.linear.alphas):
-        model = linear.fit(sample, place, params, 0)
-        ridge = Ridge(penalty).fit(design, sample.target, sample.weight)
+    for index, alpha in enumerate(params.linear.alphas):
+        model = linear.fit(sample, index, params, 0)
+        ridge = Ridge(alpha).fit(design, sample.target, sample.weight)
         np.testing.assert_allclose(linear.predict(model, sample.matrix), ridge.predict(design), atol=1e-6)
         odd = replace(sample.matrix, values=np.array([[99, np.nan, np.nan, np.nan, np.nan]], dtype=np.float32))
         np.testing.assert_allclose(linear.predict(model, odd), ridge.intercept_, atol=1e-6)
@@ -198,17 +198,17 @@ def test_the_linear_learner_is_a_weighted_ridge() -> None:
 def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
     sample, posted_at = problem(200)
     params = replace(STACK, linear=LinearParams(alphas=(1e5, 1.0, 1e4)))
-    cuts = cuts_of(posted_at, params)
+    splits = splits_of(posted_at, params)
     errors = []
-    for place in range(3):
+    for index in range(3):
         each = []
-        for fit, scored in cuts:
+        for fit, scored in splits:
             mine, other = part(sample, fit), part(sample, scored)
-            predicted = linear.predict(linear.fit(mine, place, params, 0), other.matrix)
+            predicted = linear.predict(linear.fit(mine, index, params, 0), other.matrix)
             each.append((predicted, np.average((predicted - other.target) ** 2, weights=other.weight)))
         errors.append((np.mean([error for _, error in each]), np.concatenate([predicted for predicted, _ in each])))
     best = int(np.argmin([error for error, _ in errors]))
-    learned = linear.learn(sample, cuts, params)
+    learned = linear.learn(sample, splits, params)
     assert learned.chosen == best == 1
     np.testing.assert_allclose(learned.out_of_fold, errors[best][1])
     assert linear.learn(sample, [], params).chosen == 0  # the strongest, where nothing can tell

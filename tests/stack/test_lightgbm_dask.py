@@ -26,7 +26,7 @@ from popularity.stack.lightgbm_dask import ClusterParams, dask_client
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Sample
 from tests.stack.small_stack import STACK
-from tests.stack.test_learners import cuts_of, problem
+from tests.stack.test_learners import problem, splits_of
 
 Client = pytest.importorskip("distributed").Client
 TWO = replace(STACK, cluster=ClusterParams(workers=2, scheduler="local"), num_boost_round=150, early_stopping_rounds=30)
@@ -59,7 +59,7 @@ def made_posts(rows: int, seed: int) -> tuple[Sample, Int64Array]:
     known = np.nan_to_num(values)
     label = rng.normal(size=201)[known[:, 0].astype(int)] + known[:, 1:11] @ rng.normal(size=10) / 2
     label += np.sin(2 * known[:, 11]) + known[:, 12] * known[:, 13] + rng.normal(size=rows)
-    numbers = metadata_columns([f"column{place}" for place in range(1, 40)], "number")
+    numbers = metadata_columns([f"column{index}" for index in range(1, 40)], "number")
     columns = metadata_columns(["column0"], "category") + numbers
     matrix = Matrix(values, [str(row) for row in range(rows)], columns)
     weight = rng.uniform(0.5, 1.5, rows)
@@ -84,7 +84,7 @@ def test_two_workers_are_as_near_to_one_machine_as_another_seed_is(seed: int) ->
     fitted, left = taken(sample, mine), taken(sample, other)
 
     def predicted(params: StackParams) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        rounds = lightgbm.learn(fitted, cuts_of(posted_at[mine], params), params).chosen
+        rounds = lightgbm.learn(fitted, splits_of(posted_at[mine], params), params).chosen
         return lightgbm.predict(lightgbm.fit(fitted, rounds, params, params.seed), left.matrix)
 
     one, another, workers = (predicted(replace(params, seed=own)) for params, own in (
@@ -99,13 +99,13 @@ def test_two_workers_are_as_near_to_one_machine_as_another_seed_is(seed: int) ->
 def test_without_bags_and_weights_a_squared_error_is_fitted_as_on_one_machine() -> None:
     """Rounds too: bins, labels, categories, missing values, names and drawn columns are the same.
 
-    Not to the last digit: the fit begins at the mean of the workers' means, and of cuts they have unequal shares.
+    Not to the last digit: the fit begins at the mean of the workers' means, and of splits they have unequal shares.
     """
     sample, posted_at = problem(1000)
     sample = replace(sample, weight=None)
     trees = replace(ONE.lightgbm, objective="regression", bagging_fraction=1.0)
     there, here = (replace(params, lightgbm=trees) for params in (TWO, ONE))
-    learned, alone = (lightgbm.learn(sample, cuts_of(posted_at, ONE), params) for params in (there, here))
+    learned, alone = (lightgbm.learn(sample, splits_of(posted_at, ONE), params) for params in (there, here))
     assert learned.chosen == alone.chosen > 1
     np.testing.assert_allclose(learned.out_of_fold, alone.out_of_fold, rtol=0, atol=1e-3)
     model = fit(sample, 60, there)
@@ -138,7 +138,7 @@ def test_a_single_worker_is_one_machine() -> None:
     np.testing.assert_array_equal(
         fit(sample, 20, params).predict(sample.matrix.values), fit(sample, 20, ONE).predict(sample.matrix.values)
     )
-    there, here = (lightgbm.learn(sample, cuts_of(posted_at, ONE), each) for each in (params, ONE))
+    there, here = (lightgbm.learn(sample, splits_of(posted_at, ONE), each) for each in (params, ONE))
     assert there.chosen == here.chosen
     np.testing.assert_array_equal(there.out_of_fold, here.out_of_fold)
 
@@ -146,15 +146,15 @@ def test_a_single_worker_is_one_machine() -> None:
 @pytest.mark.parametrize("n", [5, 39, 60])
 def test_few_rows_are_shared_by_fewer_workers(n: int) -> None:
     sample, posted_at = problem(n)
-    assert 1 <= lightgbm.learn(sample, cuts_of(posted_at, TWO), TWO).chosen <= TWO.num_boost_round
+    assert 1 <= lightgbm.learn(sample, splits_of(posted_at, TWO), TWO).chosen <= TWO.num_boost_round
     assert np.isfinite(fit(sample, 3, TWO).predict(sample.matrix.values)).all()
 
 
 def test_fits_at_the_same_time_wait_for_each_other_and_give_the_same_bytes() -> None:
     sample, posted_at = problem(500)
-    cuts = cuts_of(posted_at, TWO)
+    splits = splits_of(posted_at, TWO)
     with ThreadPoolExecutor(2) as pool:
-        first, again = pool.map(lambda _: lightgbm.learn(sample, cuts, TWO), range(2))
+        first, again = pool.map(lambda _: lightgbm.learn(sample, splits, TWO), range(2))
         models = list(pool.map(lambda _: bytes_of(fit(sample, 30, TWO)), range(2)))
     assert first.chosen == again.chosen > 1
     np.testing.assert_array_equal(first.out_of_fold, again.out_of_fold)
@@ -187,13 +187,13 @@ def test_a_port_that_is_taken_in_the_meantime(
 ) -> None:
     sample, _ = problem(300)
     undisturbed = bytes_of(fit(sample, 5, TWO))
-    free, asked = lightgbm_dask._endpoint, tmp_path / "asked"
+    free, first_call = lightgbm_dask._endpoint, tmp_path / "first"
     with socket.create_server(("127.0.0.1", 0)) as other, caplog.at_level(logging.WARNING):
         taken = f"127.0.0.1:{other.getsockname()[1]}"
 
         def endpoint() -> str:
             try:
-                asked.mkdir()
+                first_call.mkdir()
             except FileExistsError:
                 return free()
             return taken

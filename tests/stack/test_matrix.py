@@ -108,7 +108,7 @@ Fold = tuple[pl.DataFrame, pl.DataFrame, npt.NDArray[np.float64], Blocks]
 
 @pytest.fixture(scope="module")
 def fold() -> Fold:
-    """Features of fit and score rows, labels of the fit rows, blocks."""
+    """Features of fit and score rows, labels of the train rows, blocks."""
     posts, blocks = posts_with_signal(3, train=150, test=60, users=40)
     text = pl.concat_str("title", "tags", separator=" ").alias(TEXT)
     features = posts.select("pid", *CATEGORIES, text, "photo_count", "latitude").sort("pid")
@@ -173,7 +173,7 @@ def test_each_part_of_the_prototype_block_is_reduced_and_missing_on_its_own(fold
         known = block.values[block.rows(score.filter(~gone[part])["pid"].to_list())]
         np.testing.assert_array_equal(columns_of(applied, names)[~gone[part]], reducer.apply(known))
     assert any((gone["logits"] != gone[part]).any() for part in PROTOTYPE_VECTORS)
-    # The head reads all parts together: it has nothing to say of a post that lacks one of them.
+    # The ridge reads all parts together, so it has no prediction for a post that lacks one of them.
     any_gone = np.logical_or.reduce(list(gone.values()))
     assert 0 < any_gone.sum() < len(any_gone)
     np.testing.assert_array_equal(np.isnan(columns_of(applied, ["prototype_oof_ridge"])[:, 0]), any_gone)
@@ -216,7 +216,7 @@ PARTS_GONE = {
 
 @pytest.mark.parametrize("part", PARTS_GONE)
 def test_a_part_of_the_prototype_block_is_left_out_by_choice_of_columns(fold: Fold, part: str) -> None:
-    """What stays has the bits it had, but for the head, which reads the vectors that are left."""
+    """What stays has the bits it had, but for the ridge feature, which reads the vectors that are left."""
     fit, _, label, blocks = fold
     whole = MatrixEncoder.fit(fit, label, blocks, STACK.columns)[1]
     rest = tuple(name for name in STACK.columns.prototype_parts if name != part)
@@ -224,8 +224,8 @@ def test_a_part_of_the_prototype_block_is_left_out_by_choice_of_columns(fold: Fo
     assert set(whole.names) - set(without.names) == PARTS_GONE[part]
     kept = [name for name in without.names if name != "prototype_oof_ridge"]
     np.testing.assert_array_equal(columns_of(whole, kept), columns_of(without, kept))
-    head = (columns_of(whole, ["prototype_oof_ridge"]), columns_of(without, ["prototype_oof_ridge"]))
-    assert np.array_equal(*head, equal_nan=True) == (part not in PROTOTYPE_VECTORS)
+    ridge = (columns_of(whole, ["prototype_oof_ridge"]), columns_of(without, ["prototype_oof_ridge"]))
+    assert np.array_equal(*ridge, equal_nan=True) == (part not in PROTOTYPE_VECTORS)
     turned = replace(STACK.columns, prototype_parts=STACK.columns.prototype_parts[::-1])
     assert MatrixEncoder.fit(fit, label, blocks, turned)[1].names == whole.names  # the order is fixed
 
@@ -260,8 +260,8 @@ def test_encoders_are_fitted_on_fit_rows_alone(fold: Fold) -> None:
         for part, reducer in dense.reducers.items():
             np.testing.assert_array_equal(reducer.mean, after.dense[name].reducers[part].mean)
             np.testing.assert_array_equal(reducer.components, after.dense[name].reducers[part].components)
-        head, same = dense.ridge, after.dense[name].ridge
-        assert head is not None
+        ridge, same = dense.ridge, after.dense[name].ridge
+        assert ridge is not None
         assert same is not None
-        np.testing.assert_array_equal(head.weights, same.weights)
+        np.testing.assert_array_equal(ridge.weights, same.weights)
     assert not np.array_equal(before.apply(score, blocks).values, after.apply(score, changed).values, equal_nan=True)

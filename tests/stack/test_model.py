@@ -33,7 +33,7 @@ KINDS = {
     "normal": replace(STACK, target_transform="rank_gauss"),
     "second": WITH_SECOND,
     "all parts": ALL_PARTS,
-    "no cuts": replace(WITH_SECOND, inner_cv=InnerCvParams(2, 0.9)),
+    "no splits": replace(WITH_SECOND, inner_cv=InnerCvParams(2, 0.9)),
 }
 
 

@@ -39,14 +39,14 @@ def made_at(rows: int, seed: int) -> Int64Array:
 def test_equal_to_a_slow_reference() -> None:
     vectors, users = spread(FIT, 0), names(FIT, 1)
     label = np.random.default_rng(2).normal(size=FIT)
-    asked, askers = np.vstack([spread(NEW, 3), vectors[:10]]), np.append(names(NEW, 4, users=20), users[:10])
-    asked[4] = np.nan
+    queries, query_users = np.vstack([spread(NEW, 3), vectors[:10]]), np.append(names(NEW, 4, users=20), users[:10])
+    queries[4] = np.nan
     vectors[7] = np.nan
-    times, asked_at = made_at(FIT, 5), np.append(made_at(NEW, 6) + 2, made_at(FIT, 5)[:10])
-    found = Neighbours.fit(vectors, label, users, times).columns(asked, askers, asked_at)
+    times, query_times = made_at(FIT, 5), np.append(made_at(NEW, 6) + 2, made_at(FIT, 5)[:10])
+    found = Neighbours.fit(vectors, label, users, times).columns(queries, query_users, query_times)
     kept = [row for row in range(FIT) if row != 7]
     centre = vectors[kept].mean(axis=0)
-    for row, vector in enumerate(asked):
+    for row, vector in enumerate(queries):
         if np.isnan(vector).any():
             assert np.isnan(found[row]).all()
             continue
@@ -57,7 +57,7 @@ def test_equal_to_a_slow_reference() -> None:
                 / (np.linalg.norm(vector - centre) * np.linalg.norm(vectors[other] - centre))
             )
             for other in kept
-            if users[other] != askers[row] and times[other] < asked_at[row]
+            if users[other] != query_users[row] and times[other] < query_times[row]
         }
         if not cosines:
             assert np.isnan(found[row]).all()
@@ -74,7 +74,7 @@ def test_equal_to_a_slow_reference() -> None:
 
 
 def test_the_labels_of_a_user_change_nothing_in_his_rows() -> None:
-    """Out of fold: a fit row has neither its own label in its columns nor one of its user."""
+    """Out of fold: a train row has neither its own label in its columns nor one of its user."""
     vectors, users = spread(FIT, 0), names(FIT, 1)
     label, times = np.random.default_rng(2).normal(size=FIT), made_at(FIT, 5)
     before = Neighbours.fit(vectors, label, users, times).columns(vectors, users, times)

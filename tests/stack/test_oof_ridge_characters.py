@@ -90,7 +90,7 @@ def test_the_label_of_a_user_changes_nothing_in_the_predictions_of_his_posts() -
         ridge, after = fit(texts, changed, users, 1.0)
         np.testing.assert_array_equal(after[mine], before[mine])
         assert (np.abs(after - before) > 0.01).mean() > 0.5  # the other folds have seen it
-        assert abs(ridge.predict([texts[row]])[0] - before[row]) > 0.1  # and so has the ridge for scored rows
+        assert abs(ridge.predict([texts[row]])[0] - before[row]) > 0.1  # and so has the ridge for valid rows
 
 
 def test_one_user_alone_has_nothing_to_learn_from() -> None:

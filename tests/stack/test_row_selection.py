@@ -1,4 +1,4 @@
-"""Which fit rows are kept: by loss or at random, and never one that has no loss."""
+"""Which train rows are kept: by loss or at random, and never one that has no loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOTAL = LOSSES.astype(np.float64).sum(axis=1)
 
 def scalars(losses: np.ndarray[tuple[int, int], np.dtype[np.float32]] = LOSSES) -> pl.DataFrame:
     names = ("losses.global", "losses.local", "losses.attention")
-    columns = {name: losses[:, place] for place, name in enumerate(names)}
+    columns = {name: losses[:, index] for index, name in enumerate(names)}
     return pl.DataFrame({"pid": PIDS, **columns, "logits.own_global": LOSSES[:, 0] * -50}).fill_nan(None)
 
 
@@ -52,7 +52,7 @@ def test_rows_without_a_loss_are_kept_and_do_not_count(by: Literal["low_loss", "
     assert kept[40:].sum() == 80
 
 
-def test_a_post_that_lacks_a_term_is_judged_by_the_mean_of_the_others() -> None:
+def test_a_post_that_lacks_a_term_is_ranked_by_the_mean_of_the_others() -> None:
     losses = np.tile(np.linspace(1, 2, 200, dtype=np.float32)[:, None], (1, 3))
     losses[150, 1] = np.nan  # its sum would be less than any, its mean lies at three quarters
     assert not kept_rows(PIDS, scalars(losses), RowSelectionParams(0.5, "low_loss"), seed=0)[150]

@@ -90,11 +90,11 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
 def test_the_flag_for_all_schemes_fits_random_too(inputs: Path, tmp_path: Path) -> None:
     run_stack(inputs, tmp_path, None, "--all-schemes")
     predictions = read_table(tmp_path / "stack" / "predictions.parquet", PREDICTIONS)
-    assert sorted(predictions["scheme"].unique()) == ["refit", "forward", "random", "holdout", "group"]
+    assert sorted(predictions["scheme"].unique()) == ["forward", "group", "holdout", "random", "refit"]
 
 
 def test_on_the_workers_of_a_cluster(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every scored row is predicted, and without draws much as without workers; the stored model needs no Dask."""
+    """Every valid row is predicted, and without draws much as without workers; the stored model needs no Dask."""
     pytest.importorskip("distributed")
     trees = replace(STACK.lightgbm, objective="regression", bagging_fraction=1.0, feature_fraction=1.0)
     runs = []

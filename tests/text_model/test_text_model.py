@@ -68,11 +68,11 @@ def run_stage(folder: Path, out: Path, params: TextModelParams = PARAMS) -> pl.D
     sections = {"text_model": asdict(params), "embed_text": asdict(ENCODER), "stack": {"schemes": SCHEMES}}
     (out / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features"}
-    made = {"predictions": "told", "models": "models", "resources": "cost.json", "state": "state"}
+    made = {"predictions": "predicted", "models": "models", "resources": "cost.json", "state": "state"}
     flags = [part for name, file in given.items() for part in (f"--{name}", str(folder / file))]
     flags += [part for name, file in made.items() for part in (f"--{name}", str(out / file))]
     text_model.main([*flags, "--params", str(out / "params.yaml")])
-    return read_table(out / "told/predictions.parquet", TEXT_PREDICTIONS)
+    return read_table(out / "predicted/predictions.parquet", TEXT_PREDICTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ def ran(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFrame) -> None:
-    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
-    scored = told.filter(scheme="forward").join(posts.select("pid", "label"), on="pid", validate="m:1")
+    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
+    scored = predicted.filter(scheme="forward").join(posts.select("pid", "label"), on="pid", validate="m:1")
     assert spearmanr(scored["label"], scored["prediction"]).statistic > 0.6
     assert np.abs(scored["label"].to_numpy() - scored["prediction"].to_numpy()).mean() < 1.0
     untrained = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=0))
@@ -98,27 +98,27 @@ def _given(folder: Path) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
 
 
 def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:
-    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
+    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
     splits = read_table(folder / "splits.parquet", FOLDS)
     wanted = splits.filter(pl.col("role") == "valid", pl.col("scheme").is_in([*SCHEMES, "refit"]))
-    assert told.select(TEXT_PREDICTIONS.key).equals(wanted.select(TEXT_PREDICTIONS.key).sort(TEXT_PREDICTIONS.key))
+    assert predicted.select(TEXT_PREDICTIONS.key).equals(wanted.select(TEXT_PREDICTIONS.key).sort(TEXT_PREDICTIONS.key))
 
 
 def test_labels_of_scored_posts_change_nothing(posts: pl.DataFrame, ran: Path, tmp_path: Path) -> None:
-    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS)
-    reported = told.filter(scheme="holdout")["pid"]
-    blank = pl.when(pl.col("pid").is_in(reported.implode())).then(pl.col("label") - 5).otherwise("label")
+    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
+    holdout = predicted.filter(scheme="holdout")["pid"]
+    blank = pl.when(pl.col("pid").is_in(holdout.implode())).then(pl.col("label") - 5).otherwise("label")
     other = run_stage(write_inputs(posts.with_columns(label=blank), tmp_path), tmp_path / "out")
     for scheme in SCHEMES:
-        assert other.filter(scheme=scheme).equals(told.filter(scheme=scheme))
-    assert not other.filter(scheme="refit").equals(told.filter(scheme="refit"))
+        assert other.filter(scheme=scheme).equals(predicted.filter(scheme=scheme))
+    assert not other.filter(scheme="refit").equals(predicted.filter(scheme="refit"))
 
 
 def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
     folder: Path, ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = run_stage(folder, tmp_path / "out")
-    assert again.equals(read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS))
+    assert again.equals(read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS))
     first, second = (tree_bytes(out / "models")["model.safetensors"] for out in (ran, tmp_path / "out"))
     assert first == second
     fitted = 0
@@ -140,11 +140,11 @@ def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
 
 def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path) -> None:
     final = fold_of(folder, "refit")
-    told = read_table(ran / "told/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
+    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
     model = TextModel.load(ran / "models/model.safetensors", ENCODER)
-    np.testing.assert_allclose(model.predict(final.score, final.scored_at), told["prediction"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(model.predict(final.score, final.scored_at), predicted["prediction"], rtol=0, atol=1e-5)
     alone = model.predict(final.score.head(1), final.scored_at[:1])
-    np.testing.assert_allclose(alone, told["prediction"][:1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(alone, predicted["prediction"][:1], rtol=0, atol=1e-5)
 
 
 def test_in_half_precision_too_a_post_is_predicted_alike_with_any_others(folder: Path) -> None:

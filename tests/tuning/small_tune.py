@@ -57,8 +57,8 @@ def write_inputs(root: Path, posts: pl.DataFrame, blocks: Blocks) -> None:
         write_block(block, root / folder, stored)
     write_table(blocks.scalars, root / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
-    split.main(flags({**given, "report": root / "split.json", "resources": root / "split.resources.json"}))
-    more = {"images": root / "images.parquet", "out": root / "features", "report": root / "target_statistics.json"}
+    split.main(flags({**given, "summary": root / "split.json", "resources": root / "split.resources.json"}))
+    more = {"images": root / "images.parquet", "out": root / "features", "summary": root / "target_statistics.json"}
     featurize.main(flags({**given, **more, "resources": root / "featurize.resources.json"}))
 
 

@@ -26,7 +26,14 @@ from popularity.evaluation.bootstrap import resample, resample_folds
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning import candidates
-from popularity.tuning.candidates import Judged, SelectParams, candidates_of, choose, draws_of, scores_of
+from popularity.tuning.candidates import (
+    CandidatePredictions,
+    SelectParams,
+    candidates_of,
+    choose,
+    resampled_losses,
+    scores_of,
+)
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from stages import featurize, stack
@@ -35,12 +42,12 @@ from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_select
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "plain": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
+    "baseline": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
     "same": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
     "all": {"columns.feature_groups": ["class_time"], "lightgbm.num_leaves": 8},
-    "untried": {"detrend": "linear"},
+    "no candidate": {"detrend": "linear"},
 }
-CANDIDATES = ["plain", "same", "all"]
+CANDIDATES = ["baseline", "same", "all"]
 
 
 def params_file(inputs: Path, folder: Path, candidates: list[str] | None = None, **tune: Any) -> Path:
@@ -109,16 +116,18 @@ def test_draws_without_a_value_are_left_out() -> None:
     assert (unknown.chosen, unknown.errors.tolist()) == (1, [0, 0, 0])
 
 
-def judged_by(predictions: Mapping[str, np.ndarray[Any, Any]], labels: np.ndarray[Any, Any], users: int) -> Judged:
-    """Two cuts, in which every user has a post."""
+def predictions_by(
+    predictions: Mapping[str, np.ndarray[Any, Any]], labels: np.ndarray[Any, Any], users: int
+) -> CandidatePredictions:
+    """Two splits, in which every user has a post."""
     n = len(labels)
-    return Judged(
+    return CandidatePredictions(
         names=list(predictions),
-        cuts=[0, 1],
-        place=np.arange(n) * 2 // n,
+        folds=[0, 1],
+        fold_index=np.arange(n) * 2 // n,
         labels=labels,
         users=np.arange(n) % users,
-        constant=np.full(n, float(np.median(labels))),
+        baseline=np.full(n, float(np.median(labels))),
         predictions=np.column_stack(list(predictions.values())),
     )
 
@@ -128,9 +137,11 @@ def test_the_paired_error_sees_what_that_of_single_values_hides() -> None:
     rng = np.random.default_rng(4)
     labels = rng.normal(6, 2, 400)
     hard = rng.exponential(2.0, 40)[np.arange(400) % 40] * rng.normal(0, 1, 400)
-    judged = judged_by({"simple": labels + hard, "better": labels + 0.97 * hard}, labels, 40)
-    values = scores_of(judged).group_by("configuration", maintain_order=True).agg(pl.mean("value"))["value"].to_numpy()
-    draws = draws_of(judged, 0)
+    predicted = predictions_by({"simple": labels + hard, "better": labels + 0.97 * hard}, labels, 40)
+    values = (
+        scores_of(predicted).group_by("configuration", maintain_order=True).agg(pl.mean("value"))["value"].to_numpy()
+    )
+    draws = resampled_losses(predicted, 0)
     assert draws.mean(axis=0) == pytest.approx(values, abs=0.03)
     found = choose(values, draws)
     single = np.sqrt((draws.std(axis=0, ddof=1) ** 2).sum())
@@ -140,21 +151,23 @@ def test_the_paired_error_sees_what_that_of_single_values_hides() -> None:
     assert choose(values, alone).chosen == 0
 
 
-def test_the_value_is_error_over_that_of_the_constant_minus_rank_correlation_mean_over_cuts() -> None:
+def test_the_value_is_error_over_that_of_the_constant_minus_rank_correlation_mean_over_splits() -> None:
     rng = np.random.default_rng(2)
     labels = rng.normal(6, 2, 60)
-    judged = judged_by({"one": labels + rng.normal(0, 1, 60)}, labels, 20)
-    scores = scores_of(judged)
-    for cut, rows in enumerate((slice(30), slice(30, 60))):
-        own = labels[rows], judged.predictions[rows, 0]
+    predicted = predictions_by({"one": labels + rng.normal(0, 1, 60)}, labels, 20)
+    scores = scores_of(predicted)
+    for fold, rows in enumerate((slice(30), slice(30, 60))):
+        own = labels[rows], predicted.predictions[rows, 0]
         src, mae = spearman(*own), mean_absolute_error(*own)
-        constant = mean_absolute_error(labels[rows], judged.constant[rows])
+        constant = mean_absolute_error(labels[rows], predicted.baseline[rows])
         assert src is not None
-        assert scores.row(cut) == ("one", cut, 30, src, mae, constant, mae / constant - src)
-    drawn = resample_folds(labels, judged.predictions, judged.users, resamples=50, seed=3, folds=judged.place)
+        assert scores.row(fold) == ("one", fold, 30, src, mae, constant, mae / constant - src)
+    drawn = resample_folds(
+        labels, predicted.predictions, predicted.users, resamples=50, seed=3, folds=predicted.fold_index
+    )
     assert drawn["mae"].shape == (2, 50, 1)
     for metric, values in resample(
-        labels, judged.predictions, judged.users, resamples=50, seed=3, folds=judged.place
+        labels, predicted.predictions, predicted.users, resamples=50, seed=3, folds=predicted.fold_index
     ).items():
         np.testing.assert_array_equal(values, drawn[metric].mean(axis=0))
 
@@ -163,20 +176,20 @@ def test_an_undefined_rank_correlation_counts_as_none(caplog: pytest.LogCaptureF
     rng = np.random.default_rng(2)
     labels = rng.normal(6, 2, 60)
     flat = np.where(np.arange(60) < 30, 5.0, labels)
-    judged = judged_by({"flat": flat, "all flat": np.full(60, 6.0)}, labels, 20)
+    predicted = predictions_by({"flat": flat, "all flat": np.full(60, 6.0)}, labels, 20)
     with caplog.at_level(logging.WARNING):
-        scores = scores_of(judged)
+        scores = scores_of(predicted)
     assert scores["src"].to_list() == [None, pytest.approx(1.0), None, None]
-    assert "flat: SRC is not defined on cut 0: it counts as 0" in caplog.text
-    assert np.isfinite(draws_of(judged, 0)).all()
-    assert choose(scores["value"].to_numpy().reshape(2, 2).mean(axis=1), draws_of(judged, 0)).chosen == 0
+    assert "flat: SRC is not defined on split 0: it counts as 0" in caplog.text
+    assert np.isfinite(resampled_losses(predicted, 0)).all()
+    assert choose(scores["value"].to_numpy().reshape(2, 2).mean(axis=1), resampled_losses(predicted, 0)).chosen == 0
 
 
-def test_cuts_of_one_post_are_enough() -> None:
+def test_splits_of_one_post_are_enough() -> None:
     """Draws that miss one of the posts have no value; a constant that hits the label has no error."""
-    judged = judged_by({"one": np.array([5.0, 6.0]), "other": np.array([5.5, 7.0])}, np.array([5.0, 7.0]), 2)
-    judged = replace(judged, constant=np.array([5.0, 5.0]))
-    scores, draws = scores_of(judged), draws_of(judged, 0)
+    predicted = predictions_by({"one": np.array([5.0, 6.0]), "other": np.array([5.5, 7.0])}, np.array([5.0, 7.0]), 2)
+    predicted = replace(predicted, baseline=np.array([5.0, 5.0]))
+    scores, draws = scores_of(predicted), resampled_losses(predicted, 0)
     assert scores["value"].to_list() == [0.0, 0.5, 0.5, 0.0]
     assert 0.3 < np.isnan(draws[:, 0]).mean() < 0.7
     assert choose(np.array([0.25, 0.25]), draws).chosen == 0
@@ -186,7 +199,7 @@ def test_cuts_of_one_post_are_enough() -> None:
     ("candidates", "configurations", "message"),
     [
         (["plane"], {"plain": {}}, r"select\.candidates\.0: found 'plane'; expected a name in .*: plain"),
-        (["plain"], {}, r"select\.candidates\.0: .*it has none"),
+        (["plain"], {}, r"select\.candidates\.0: .*there is none"),
         (["a", "b", "a"], {"a": {}, "b": {}}, r"select\.candidates\.2: 'a' is listed before"),
         (
             [],
@@ -220,9 +233,9 @@ def test_eight_candidates_are_the_most(inputs: Path, tmp_path: Path) -> None:
 
 
 def test_the_candidates_are_the_stack_with_their_keys_replaced() -> None:
-    params = SelectParams(("all", "plain"), CONFIGURATIONS)
+    params = SelectParams(("all", "baseline"), CONFIGURATIONS)
     found = candidates_of(params, SMALL)
-    assert [candidate.name for candidate in found] == ["all", "plain"]
+    assert [candidate.name for candidate in found] == ["all", "baseline"]
     columns, trees = replace(SMALL.columns, feature_groups=("class_time",)), replace(SMALL.lightgbm, num_leaves=8)
     assert found[0].stack == replace(SMALL, columns=columns, lightgbm=trees)
 
@@ -236,29 +249,29 @@ def test_outs_hold_what_separate_fits_score(inputs: Path, selected: Path) -> Non
     blocks = read_blocks(inputs / "image", inputs / "text", inputs / "prototype")
     labels = dict(posts.select("pid", "label").iter_rows())
     scores = pl.read_csv(selected / "scores.csv")
-    assert scores.select("configuration", "cut").rows() == [(name, cut) for name in CANDIDATES for cut in (0, 1)]
+    assert scores.select("configuration", "fold").rows() == [(name, fold) for name in CANDIDATES for fold in (0, 1)]
     params = candidates_of(SelectParams(tuple(CANDIDATES), CONFIGURATIONS), replace(SMALL, n_seeds=1))
     for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward"]):
         fold = load_fold(key, rows, posts, inputs / "features")
         for candidate in params:
             predicted = fit_and_predict(fold, blocks, candidate.stack)
             truth = np.array([labels[pid] for pid in predicted["pid"]])
-            (row,) = scores.filter(configuration=candidate.name, cut=key.fold).to_dicts()
+            (row,) = scores.filter(configuration=candidate.name, fold=key.fold).to_dicts()
             assert row["src"] == pytest.approx(spearman(truth, predicted["prediction"].to_numpy()))
             assert row["mae"] == pytest.approx(mean_absolute_error(truth, predicted["prediction"].to_numpy()))
             assert row["posts"] == len(truth)
             assert row["mae_of_constant"] == pytest.approx(np.abs(truth - np.median(fold.label)).mean())
-    told = json.loads((selected / "selection.json").read_text(encoding="utf-8"))
-    assert (told["chosen"], told["best"], told["scheme"]) == ("all", "all", "forward")
-    assert [one["name"] for one in told["configurations"]] == CANDIDATES
-    for one in told["configurations"]:
+    summary = json.loads((selected / "selection.json").read_text(encoding="utf-8"))
+    assert (summary["chosen"], summary["best"], summary["scheme"]) == ("all", "all", "forward")
+    assert [one["name"] for one in summary["configurations"]] == CANDIDATES
+    for one in summary["configurations"]:
         own = scores.filter(configuration=one["name"])
         assert one["value"] == pytest.approx((own["mae"] / own["mae_of_constant"] - own["src"]).mean())
         assert (one["src"], one["mae"]) == pytest.approx((own["src"].mean(), own["mae"].mean()))
         assert one["keys"] == CONFIGURATIONS[one["name"]]
-    plain, same, best = told["configurations"]
-    assert {**plain, "name": ""} == {**same, "name": ""}
-    assert plain["difference"] > plain["standard_error"] > 0
+    baseline, same, best = summary["configurations"]
+    assert {**baseline, "name": ""} == {**same, "name": ""}
+    assert baseline["difference"] > baseline["standard_error"] > 0
     assert best["difference"] == best["standard_error"] == 0
     assert read_yaml(selected / "choice.yaml") == {
         "stack": {"columns": {"feature_groups": ["class_time"]}, "lightgbm": {"num_leaves": 8}}
@@ -270,7 +283,7 @@ def test_two_runs_give_the_same_bytes_and_equals_share_a_fit(
 ) -> None:
     fits = counted_fits(monkeypatch)
     assert tree_bytes(run_select(inputs, tmp_path, params_file(inputs, tmp_path))) == tree_bytes(selected)
-    assert len(fits) == 2 * 2  # cuts, and plain is same
+    assert len(fits) == 2 * 2  # splits, and baseline is same
 
 
 def counted_fits(monkeypatch: pytest.MonkeyPatch, *, end_at: int | None = None) -> list[StackParams]:
@@ -293,8 +306,8 @@ def test_finished_fits_are_not_fitted_again(
     with monkeypatch.context() as patch:
         fits = counted_fits(patch, end_at=3)
         with pytest.raises(KeyboardInterrupt):
-            run_select(inputs, tmp_path, params_file(inputs, tmp_path, ["all", "plain", "untried"]))
-        assert len(fits) == 3  # the first cut
+            run_select(inputs, tmp_path, params_file(inputs, tmp_path, ["all", "baseline", "no candidate"]))
+        assert len(fits) == 3  # the first split
     assert not (tmp_path / "selection").exists()
     fits = counted_fits(monkeypatch)
     out = run_select(inputs, tmp_path, params_file(inputs, tmp_path))  # other candidates, two of them fitted
@@ -317,8 +330,8 @@ def test_killed_it_goes_on_to_the_same_bytes(inputs: Path, selected: Path, tmp_p
     assert tree_bytes(tmp_path / "selection") == tree_bytes(selected)
 
 
-def test_labels_that_no_cut_may_see_change_nothing(inputs: Path, selected: Path, tmp_path: Path) -> None:
-    """Those of the posts that `report` scores; the same change of posts that the cuts score shows."""
+def test_labels_that_no_split_may_see_change_nothing(inputs: Path, selected: Path, tmp_path: Path) -> None:
+    """Those of the valid posts of `holdout`; the same change of valid posts of the splits shows."""
     splits, posts = read_table(inputs / "splits.parquet", FOLDS), read_table(inputs / "posts.parquet", POSTS)
 
     def with_turned(scheme: str, folder: Path) -> Path:
@@ -332,7 +345,7 @@ def test_labels_that_no_cut_may_see_change_nothing(inputs: Path, selected: Path,
         out = {
             "params": folder / "params.yaml",
             "out": folder / "features",
-            "report": folder / "target_statistics.json",
+            "summary": folder / "target_statistics.json",
         }
         featurize.main(flags({**given, **out, "resources": folder / "f.json"}))
         return run_select(folder, folder / "out", params_file(folder, folder / "out"))
@@ -352,8 +365,8 @@ def test_without_candidates_nothing_is_fitted_and_nothing_replaced(
     assert not fits
     assert read_yaml(out / "choice.yaml") == {}
     assert pl.read_csv(out / "scores.csv").columns == list(candidates.SCORES)
-    told = json.loads((out / "selection.json").read_text(encoding="utf-8"))
-    assert (told["chosen"], told["best"], told["configurations"]) == (None, None, [])
+    summary = json.loads((out / "selection.json").read_text(encoding="utf-8"))
+    assert (summary["chosen"], summary["best"], summary["configurations"]) == (None, None, [])
 
 
 def test_the_chosen_keys_reach_the_search_and_the_stack(inputs: Path, selected: Path, tmp_path: Path) -> None:

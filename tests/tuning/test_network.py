@@ -114,7 +114,7 @@ def test_a_search_writes_a_patch_that_can_be_applied(
 
 
 def test_fewer_trials_by_the_flag_and_none_left_behind(project: Path, tmp_path: Path) -> None:
-    main(["--folder", str(project), "--out", str(tmp_path / "out"), "--trials", "1"])
+    main(["--folder", str(project), "--out", str(tmp_path / "out"), "--n-trials", "1"])
     assert pl.read_csv(tmp_path / "out/trials.csv").height == 1
     study = json.loads((tmp_path / "out/study.json").read_text(encoding="utf-8"))
     assert study["best"] == study["default"]
@@ -129,7 +129,7 @@ def test_fewer_trials_by_the_flag_and_none_left_behind(project: Path, tmp_path: 
         (SPACE, {"valid_fraction": 0.0}, r"train\.valid_fraction is 0"),
     ],
 )
-def test_a_search_that_could_not_be_judged_is_refused(
+def test_a_search_that_could_not_be_scored_is_refused(
     project: Path, tmp_path: Path, space: dict[str, Any], train: dict[str, Any], message: str
 ) -> None:
     for name in ("data", "models", "bert"):
@@ -145,7 +145,7 @@ def test_the_best_value_is_that_of_its_parameters_scored_again(project: Path, tm
     trials = run_search(search, partial(NetworkObjective, project, search.space, tmp_path), state=tmp_path)
     best = best_of(trials)
     assert best is not None
-    assert list(NetworkObjective(project, search.space, tmp_path)(best.values)) == [Step(best.value, best.facts)]
+    assert list(NetworkObjective(project, search.space, tmp_path)(best.values)) == [Step(best.value, best.metrics)]
 
 
 @pytest.mark.parametrize("labels", ["permuted", "taken away"])
@@ -160,5 +160,5 @@ def test_trials_are_the_same_with_other_labels_and_with_none(project: Path, tmp_
     assert not changed["label"].equals(posts["label"])
     write_table(changed, other / "data/interim/posts.parquet", POSTS)
     for folder, name in ((project, "out"), (other, "other_out")):
-        main(["--folder", str(folder), "--out", str(tmp_path / name), "--trials", "3"])
+        main(["--folder", str(folder), "--out", str(tmp_path / name), "--n-trials", "3"])
     assert tree_bytes(tmp_path / "other_out") == tree_bytes(tmp_path / "out")

@@ -71,8 +71,11 @@ def test_a_space_knows_its_defaults_and_makes_sections() -> None:
             r"lambda_l2\.step: unknown key; allowed here: low, high, log",
         ),
         ({"lightgbm__lambda_l2": 3}, r"tune\.space\.lightgbm\.lambda_l2"),
-        ({"lightgbm__objective": span(0.0, 1.0)}, r"stack\.lightgbm\.objective is regression_l1, which is no number"),
-        ({"lightgbm__objective": {"choices": ["huber"]}}, r"regression_l1, which is none of its choices"),
+        (
+            {"lightgbm__objective": span(0.0, 1.0)},
+            r"stack\.lightgbm\.objective is regression_l1, which is not a number",
+        ),
+        ({"lightgbm__objective": {"choices": ["huber"]}}, r"regression_l1, which is not among the choices"),
         (
             {"lightgbm__objective": {"choices": ["regression_l1", "l7"]}},
             r"lightgbm\.objective: Input should be .*found 'l7'",
@@ -80,9 +83,9 @@ def test_a_space_knows_its_defaults_and_makes_sections() -> None:
         ({"lightgbm__objective": {"choices": []}}, r"lightgbm\.objective\.choices"),
         (
             {"row_selection__fraction": {"choices": [1.0, 1.0]}},
-            r"row_selection\.fraction\.choices: one of them occurs twice",
+            r"row_selection\.fraction\.choices: a value occurs twice",
         ),
-        ({"columns__uid_category": span(0, 1)}, r"uid_category is False, which is no number"),
+        ({"columns__uid_category": span(0, 1)}, r"uid_category is False, which is not a number"),
     ],
 )
 def test_a_space_that_is_none_is_one_clear_error(spec: dict[str, Any], message: str) -> None:

@@ -23,7 +23,7 @@ from popularity.tuning.results import best_of, write_results
 from popularity.tuning.space import Values
 from popularity.tuning.storage import SQLITE, Heartbeat, open_study
 from popularity.tuning.study import (
-    FACTS,
+    METRICS,
     REGISTERED,
     WORKERS_VARIABLE,
     Finished,
@@ -46,7 +46,7 @@ def study_of(search: Search, state: Path) -> Study:
     return open_study(search.name, search.budget.storage, state, create=True, heartbeat=QUICK)
 
 
-def without_facts(trials: list[Finished]) -> list[tuple[object, ...]]:
+def without_metrics(trials: list[Finished]) -> list[tuple[object, ...]]:
     return [(trial.number, trial.state, trial.value, trial.values) for trial in trials]
 
 
@@ -68,7 +68,7 @@ def test_more_trials_go_on_where_fewer_ended(tmp_path: Path) -> None:
     more = run(bowl_search(SQLITE, 15), tmp_path)
     assert more[:8] == fewer
     (tmp_path / "anew").mkdir()
-    assert without_facts(run(bowl_search(SQLITE, 15), tmp_path / "anew")) == without_facts(more)
+    assert without_metrics(run(bowl_search(SQLITE, 15), tmp_path / "anew")) == without_metrics(more)
     assert run(bowl_search(SQLITE, 8), tmp_path) == fewer  # and a smaller budget takes the first
 
 
@@ -95,11 +95,11 @@ def test_the_default_is_never_pruned(tmp_path: Path) -> None:
     for number in range(5):
         params = space.encode({**space.default, "x": 1.0 + number / 100, "parts": ["a"]})
         steps = dict.fromkeys((0, 1), -9.0)
-        facts = {FACTS: "{}"}
+        metrics = {METRICS: "{}"}
         study.add_trial(
             create_trial(
                 value=-9.0, params=params, distributions=space.distributions(), intermediate_values=steps,
-                user_attrs=facts,
+                user_attrs=metrics,
             )
         )  # fmt: skip
     *_, default = run(search, tmp_path)
@@ -117,7 +117,7 @@ def test_a_trial_that_was_broken_off_is_run_again(tmp_path: Path) -> None:
     study.ask(search.space.distributions())
     run(bowl_search(SQLITE, 8), tmp_path / "broken")
     study.ask()
-    assert without_facts(run(search, tmp_path / "broken")) == without_facts(undisturbed)
+    assert without_metrics(run(search, tmp_path / "broken")) == without_metrics(undisturbed)
     assert [trial.state for trial in study.get_trials()].count(TrialState.FAIL) == 2
 
 
@@ -147,7 +147,7 @@ def test_several_workers_on_a_journal(tmp_path: Path) -> None:
     trials = run(search, tmp_path, workers=2, seconds=0.4)  # time for the second to start, too
     assert len(trials) == 12
     assert len({str(trial.values) for trial in trials}) == 12
-    assert len({trial.facts["pid"] for trial in trials}) == 2
+    assert len({trial.metrics["pid"] for trial in trials}) == 2
     assert run(search, tmp_path) == trials  # it stays there: nothing is left to do
 
 
@@ -165,9 +165,9 @@ def test_one_worker_on_a_journal_runs_the_trial_of_a_dead_one_like_it(before: in
     trials = run(search, tmp_path)
     if before:
         assert search.space.decode(study.get_trials()[before].params) == trials[before].values
-        assert without_facts(trials[:before]) == without_facts(undisturbed[:before])
+        assert without_metrics(trials[:before]) == without_metrics(undisturbed[:before])
     else:
-        assert without_facts(trials) == without_facts(undisturbed)
+        assert without_metrics(trials) == without_metrics(undisturbed)
     assert [trial.state for trial in study.get_trials()].count(TrialState.FAIL) == 1
 
 
@@ -188,17 +188,17 @@ def test_a_trial_that_was_taken_for_dead_is_dropped(tmp_path: Path) -> None:
 
     trials = run_search(search, Disturbed, state=tmp_path)
     assert [trial.state for trial in study.get_trials()].count(TrialState.FAIL) == len(taken) == 1
-    assert without_facts(trials) == without_facts(undisturbed)
+    assert without_metrics(trials) == without_metrics(undisturbed)
 
 
 def _kill_one(study: Study, killed: list[object]) -> None:
     """Kills the process of a trial that runs, once each of three has finished one."""
 
     def process(trial: FrozenTrial) -> int:
-        return int(json.loads(trial.user_attrs[FACTS])["pid"])
+        return int(json.loads(trial.user_attrs[METRICS])["pid"])
 
     while not killed:
-        trials = [trial for trial in study.get_trials(deepcopy=False) if FACTS in trial.user_attrs]
+        trials = [trial for trial in study.get_trials(deepcopy=False) if METRICS in trial.user_attrs]
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         if running and len({process(trial) for trial in trials if trial.state.is_finished()}) == 3:
             os.kill(process(running[0]), signal.SIGKILL)
@@ -224,7 +224,7 @@ def test_three_workers_on_postgresql_one_killed(postgresql: str, tmp_path: Path)
     assert not any(trial.state in (TrialState.RUNNING, TrialState.WAITING) for trial in stored)
     assert len({str(trial.values) for trial in trials}) == 30
     assert search.space.decode(params) in [trial.values for trial in trials]
-    assert len({trial.facts["pid"] for trial in trials}) == 3
+    assert len({trial.metrics["pid"] for trial in trials}) == 3
     print(
         f"3 workers, killed in trial {number}: {len(finished)} of 30 finished, {len(stored)} begun, none twice or lost"
     )
@@ -274,8 +274,8 @@ def test_a_default_that_another_worker_is_running_is_not_given_twice(tmp_path: P
     search = bowl_search(f"journal:{tmp_path / 'journal'}", 3)
     run_search(replace(search, budget=replace(search.budget, timeout_hours=1e-9)), BowlObjective, state=tmp_path)
     study = study_of(search, tmp_path)
-    asked = study.ask()  # the enqueued default
-    asked.suggest_float("x", -5.0, 5.0)
+    trial = study.ask()  # the enqueued default
+    trial.suggest_float("x", -5.0, 5.0)
     run_search(
         replace(search, budget=replace(search.budget, timeout_hours=1e-9)),
         BowlObjective,

@@ -78,7 +78,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     assert (trials["state"] == "PRUNED").any()
     for row in trials.iter_rows(named=True):
         seen = [row[fold] for fold in folds if row[fold] is not None]
-        schemes = [seen[:2], *([seen[2:]] if seen[2:] else [])]  # two cuts, three folds by user
+        schemes = [seen[:2], *([seen[2:]] if seen[2:] else [])]  # two splits, three folds by user
         assert row["value"] == pytest.approx(np.mean([np.mean(own) for own in schemes]))
         assert (row["state"] == "COMPLETE") == (len(seen) == len(folds))
     study = json.loads((out / "study.json").read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def test_the_best_value_is_that_of_its_parameters_scored_again(inputs: Path, tmp
     assert best is not None
     assert best.number > 0
     *_, step = make_objective()(best.values)
-    assert step == Step(best.value, best.facts)
+    assert step == Step(best.value, best.metrics)
 
 
 def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path)
 
 
 def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) -> tuple[int, float]:
-    """Rounds and value of a trial, from data sets made for it alone; the bins are those of all fit rows."""
+    """Rounds and value of a trial, from data sets made for it alone; the bins are those of all train rows."""
     posts, blocks = objective.posts, objective.blocks
     labels = dict(posts.select("pid", "label").iter_rows())
     fitted, curves = [], []
@@ -196,9 +196,9 @@ def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) 
             predictions = [predicted + np.median(truth - predicted) for predicted in predictions]
         curve = [mean_absolute_error(truth, predicted) for predicted in predictions]
         stopped = [
-            place
-            for place in range(len(curve))
-            if place - int(np.argmin(curve[: place + 1])) == params.early_stopping_rounds
+            index
+            for index in range(len(curve))
+            if index - int(np.argmin(curve[: index + 1])) == params.early_stopping_rounds
         ]
         curves.append(np.array(curve[: stopped[0] + 1] if stopped else curve))
         fitted.append((fold, predictions, truth))
@@ -225,14 +225,14 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
     ):  # fmt: skip
         *_, step = objective({**default, **change})
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
-        assert step.facts["rounds"] == rounds
+        assert step.metrics["rounds"] == rounds
         assert step.value == pytest.approx(value, abs=1e-9)
         found.append(step.value)
     assert min(abs(one - other) for one, other in combinations(found, 2)) > 0.001
     levelled = replace(SMALL, num_boost_round=8, detrend="linear")
     *_, step = small_objective(inputs, levelled)(default)
     rounds, value = separate_fits(objective, levelled, inputs)
-    assert step.facts["rounds"] == rounds
+    assert step.metrics["rounds"] == rounds
     assert step.value == pytest.approx(value, abs=1e-9)
     assert step.value not in found
 
@@ -245,31 +245,31 @@ def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least
     *_, plain = alone(values)
     params = objective.space.apply(values)
     pairs, constants = [], []
-    for place, fold in enumerate(objective.folds):
+    for index, fold in enumerate(objective.folds):
         ridge = fit_model(fold, objective.blocks, params.columns, replace(params, learners=("linear",)), "ridge")
         linear = ridge.predict(fold.score, objective.blocks, fold.scored_at).values
-        pairs.append((alone._fit(place, params).predict(int(plain.facts["rounds"]))[0], linear))
-        constants.append(np.abs(objective.labels[place] - np.median(fold.label)).mean())
+        pairs.append((alone._fit(index, params).predict(int(plain.metrics["rounds"]))[0], linear))
+        constants.append(np.abs(objective.labels[index] - np.median(fold.label)).mean())
 
     def mean(own: list[float]) -> float:
-        return float(np.mean([np.mean(own[:2]), np.mean(own[2:])]))  # two cuts, three folds by user
+        return float(np.mean([np.mean(own[:2]), np.mean(own[2:])]))  # two splits, three folds by user
 
-    def errors(share: float) -> list[float]:
-        blended = [share * trees + (1 - share) * linear for trees, linear in pairs]
-        return [mean_absolute_error(label, own) for label, own in zip(objective.labels, blended, strict=True)]
+    def errors(weight: float) -> list[float]:
+        averaged = [weight * trees + (1 - weight) * linear for trees, linear in pairs]
+        return [mean_absolute_error(label, own) for label, own in zip(objective.labels, averaged, strict=True)]
 
-    share = min(np.arange(20, -1, -1) / 20, key=lambda share: round(mean(errors(share)), 12))
-    assert 0 < share < 1
-    assert step.facts["lightgbm"] == share
-    assert step.facts["rounds"] == plain.facts["rounds"]
-    assert plain.facts["lightgbm"] == 1
+    weight = min(np.arange(20, -1, -1) / 20, key=lambda weight: round(mean(errors(weight)), 12))
+    assert 0 < weight < 1
+    assert step.metrics["lightgbm"] == weight
+    assert step.metrics["rounds"] == plain.metrics["rounds"]
+    assert plain.metrics["lightgbm"] == 1
     orders = [
-        spearman(label, share * trees + (1 - share) * linear)
+        spearman(label, weight * trees + (1 - weight) * linear)
         for label, (trees, linear) in zip(objective.labels, pairs, strict=True)
     ]
     worths = [
         error / constant - (order or 0.0)
-        for error, constant, order in zip(errors(share), constants, orders, strict=True)
+        for error, constant, order in zip(errors(weight), constants, orders, strict=True)
     ]
     assert step.value == pytest.approx(mean(worths), abs=1e-9)
 
@@ -314,7 +314,7 @@ def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) 
     write_table(posts.with_columns(label=turned), other / "posts.parquet", POSTS)
     given = {name: other / f"{name}.parquet" for name in ("posts", "splits", "images")}
     out = {"params": other / "params.yaml", "out": other / "features"}
-    out |= {"report": other / "target_statistics.json", "resources": other / "f.json"}
+    out |= {"summary": other / "target_statistics.json", "resources": other / "f.json"}
     featurize.main(flags({**given, **out}))
     before, after = run_tune(inputs, tmp_path / "before"), run_tune(other, tmp_path / "after")
     for name in ("trials.csv", "best_params.yaml", "study.json"):

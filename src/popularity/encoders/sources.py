@@ -89,7 +89,7 @@ def describe(
         location: of the weights; their digest is in the metadata.
         fields: further metadata: preprocessing and pooling.
         column: prefix of the names of the columns.
-        out_features: d, the number of columns.
+        out_features: d.
     """
     return {
         "encoder": params.model,

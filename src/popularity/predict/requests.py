@@ -87,8 +87,8 @@ def read_requests(path: Path) -> list[Request]:
         path: of the file.
 
     Raises:
-        DataError: no such file, of another kind, not UTF-8, without a column `date`, with a column that looks like a
-            misspelt one of FIELDS, or without a post.
+        DataError: no such file, of another kind, not UTF-8, without a column `date`, with a column whose name is
+            nearly one of FIELDS, or without a post.
     """
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
@@ -157,7 +157,7 @@ def _read_jsonl(path: Path) -> Iterator[Request]:
 
 
 def _as_text(value: Any) -> str | None:
-    """A JSON value as text, a list of tags as words; None: it cannot stand for one."""
+    """A JSON value as text, a list of tags as words; None if it is neither text nor number."""
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(each, str) for each in value):

@@ -116,7 +116,7 @@ def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> Float32Array:
     """
     if name not in blocks.vectors:
         raise ConfigError(
-            f"stack.columns.prototype_parts: {name} is missing, because train.network.attention.prototypes leaves it out"
+            f"stack.columns.prototype_parts: {name} is missing: train.network.attention.prototypes leaves it out"
         )
     block = blocks.vectors[name]
     rows = block.rows(pids)

@@ -164,8 +164,8 @@ def on_workers(params: ClusterParams, whole: lgb.Dataset, rows: Sequence[Int64Ar
         finally:
             lock.release()
     raise ClusterError(
-        f"{params.workers} workers of the cluster ({params.scheduler}) have failed {MAX_ATTEMPTS} times to fit LightGBM, "
-        f"at last: {_first_line(last)}\n"
+        f"{params.workers} workers of the cluster ({params.scheduler}) have failed {MAX_ATTEMPTS} times to fit "
+        f"LightGBM, at last: {_first_line(last)}\n"
         "  expected: workers that stay up, reach each other on any port, and have this code and its environment\n"
         "  next: see the workers' logs, and run the command again: finished fits are kept"
     )

@@ -123,8 +123,8 @@ class BlockReducer:
         width = values.shape[1]
         if len(values) < 2:
             raise ContractError(
-                f"a dense block has {len(values)} vectors among the train rows: leave it out of stack.columns.feature_blocks "
-                "(a part of the prototype block: out of stack.columns.prototype_parts)"
+                f"a dense block has {len(values)} vectors among the train rows: leave it out of "
+                "stack.columns.feature_blocks (a part of the prototype block: out of stack.columns.prototype_parts)"
             )
         if components == 0:
             return cls(np.zeros(width, dtype=np.float32), None)

@@ -139,8 +139,8 @@ class TextModel(nn.Module):
     def forward(self, texts: TextBatch, numeric: Tensor) -> Tensor:
         """(n,) standardised detrended labels.
 
-        Only training uses half precision (if `embed_text.precision` says so). So the prediction of a post is the same to
-        the sixth digit in any batch.
+        Only training uses half precision (if `embed_text.precision` says so). So the prediction of a post is the same
+        to the sixth digit in any batch.
 
         Args:
             texts: tokens of n posts.

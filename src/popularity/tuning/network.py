@@ -1,15 +1,15 @@
-"""Searches the parameters of section `train`: python -m popularity.tuning.network [--trials N] [--folder PROJECT].
+"""Searches the parameters of section `train`: python -m popularity.tuning.network [--n-trials N] [--folder PROJECT].
 
-    python -m popularity.tuning.network --trials 20
+    python -m popularity.tuning.network --n-trials 20
     python -m popularity.profile --patch models/network_search/best_params.yaml --show
     python -m popularity.profile --patch models/network_search/best_params.yaml
 
-Needs `dvc repro prototypes`. Each trial trains the network and is scored by its accuracy on held-out posts alone: the
-top-1 of the mean head on the validation posts after the last epoch, as training measures it. Popularity plays no part:
-the labels are not read. The space is section `tune_network` of params.yaml.
+Needs `dvc repro prototypes`. Each trial trains the network; its score is the class accuracy on held-out posts: top-1 of
+the mean head on the valid posts after the last epoch, as training measures it. The labels are not read. The space is
+section `tune_network` of params.yaml.
 
-Writes best_params.yaml, a patch of section train that the second command shows and the third applies, trials.csv and
-study.json. A killed search is resumed by the same command, after the last epoch of the trial that was running.
+Writes best_params.yaml (a patch of section train; the second command shows its changes and the third applies them),
+trials.csv and study.json. The same command resumes a killed search, after the last epoch of the trial that was running.
 POPULARITY_TUNE_WORKERS starts several processes.
 """
 
@@ -47,65 +47,70 @@ logger = logging.getLogger(__name__)
 
 ACCURACY = "validation/top1/mean"
 INPUTS = ("interim/posts.parquet", "interim/images.parquet", "embeddings/image", "embeddings/text")  # below data
-FIXED = (
-    "transductive",
-    "seed",
-    "valid_fraction",
-)  # prototypes are made for the first; the others choose the validation posts
+# Prototypes are made for the first key; the others choose the valid posts.
+FIXED_KEYS = ("transductive", "seed", "valid_fraction")
 
 
 @dataclass(frozen=True)
 class NetworkSearchParams(Budget):
-    """Section tune_network of params.yaml; `space` is of section train."""
+    """Section tune_network of params.yaml.
+
+    Args:
+        space: axes by dotted key of section train.
+    """
 
     space: dict[str, Any]
 
 
 def network_search(params: NetworkSearchParams, folder: Path) -> Search:
-    """What is searched in the project `folder`.
+    """The search over section train.
+
+    Args:
+        params: section tune_network.
+        folder: of the project.
 
     Raises:
-        ConfigError: the space is none, or there are no validation posts to score trials by.
+        ConfigError: the space is not valid, or there are no valid posts to score trials on.
     """
-    train, towers = load_params("train", TrainParams, folder / PARAMS_FILE), EncoderPair.load(folder / PARAMS_FILE)
-    if fixed := [key for key in params.space if key in FIXED]:
-        raise ConfigError(f"tune_network.space.{fixed[0]}: trials that differ in it cannot be compared; leave it out")
+    train, encoders = load_params("train", TrainParams, folder / PARAMS_FILE), EncoderPair.load(folder / PARAMS_FILE)
+    if fixed := [key for key in params.space if key in FIXED_KEYS]:
+        raise ConfigError(f"tune_network.space.{fixed[0]}: trials with other values cannot be compared; leave it out")
     if train.valid_fraction == 0:
-        raise ConfigError("train.valid_fraction is 0: the search needs validation posts to score trials by")
+        raise ConfigError("train.valid_fraction is 0: the search needs valid posts to score trials on")
     space = Space.parse("tune_network.space", params.space, "train", train)
     inputs = [folder / "data" / name for name in INPUTS]
     key = fingerprint(
-        code_fingerprint(), asdict(train), asdict(towers), params.space, params.seed, *inputs,
+        code_fingerprint(), asdict(train), asdict(encoders), params.space, params.seed, *inputs,
         folder / "models/prototypes",
     )  # fmt: skip
     return Search(f"network-{key}", space, Budget(params.seed, params.n_trials, params.timeout_hours, params.storage))
 
 
 class NetworkObjective:
-    """One step: minus the accuracy of the trained network on the validation posts.
+    """The objective of the search, with one step: minus the accuracy of the trained network on the valid posts.
 
     Args:
         folder: of the project.
         space: of section train.
-        state: where a trial that is broken off keeps its epochs.
+        state: folder where an interrupted trial keeps its epochs.
     """
 
     steps = 1
 
     def __init__(self, folder: Path, space: Space[TrainParams], state: Path) -> None:
         self.space, self.state, self.prototypes = space, state, folder / "models/prototypes"
-        posts, images, *towers = (folder / "data" / name for name in INPUTS)
+        posts, images, *embeddings = (folder / "data" / name for name in INPUTS)
         self.posts, self.images = read_table(posts, POSTS).drop("label"), read_table(images, IMAGES)
-        self.outputs, self.towers = EncoderOutputs.read(*towers), EncoderPair.load(folder / PARAMS_FILE)
+        self.outputs, self.encoders = EncoderOutputs.read(*embeddings), EncoderPair.load(folder / PARAMS_FILE)
         self.root = folder / str(read_yaml(folder / PARAMS_FILE)["dataset"]["root"])
 
     def __call__(self, values: Values) -> Iterator[Step]:
         params = self.space.apply(values)
-        folder = self.state / "trials" / fingerprint(asdict(params))  # a trial that is run again finds its epochs there
+        folder = self.state / "trials" / fingerprint(asdict(params))  # its epochs are kept there for another run
         folder.mkdir(parents=True, exist_ok=True)
         try:
             accuracy = self._accuracy(params, folder)
-        except (DivergenceError, torch.cuda.OutOfMemoryError) as error:  # the next run would end in the same place
+        except (DivergenceError, torch.cuda.OutOfMemoryError) as error:  # another run would end in the same way
             logger.warning("%s: its accuracy counts as 0. %s", json.dumps(values), error)
             accuracy = 0.0
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,9 +118,9 @@ class NetworkObjective:
 
     def _accuracy(self, params: TrainParams, folder: Path) -> float:
         inputs = read_network_data(self.posts, self.outputs, self.prototypes, params)
-        network = build_network(params, inputs, self.towers)
+        network = build_network(params, inputs, self.encoders)
         rows, held_out = training_rows(self.posts, inputs.vectors, params)
-        reader = post_reader(network, inputs, self.posts, self.images, self.root, self.towers)
+        reader = post_reader(network, inputs, self.posts, self.images, self.root, self.encoders)
         accelerator = make_accelerator(params.precision)
         return train_network(network, TrainingPosts(reader, rows, held_out), params, accelerator, state=folder)[-1][
             ACCURACY
@@ -129,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, default=Path(), help="project with params.yaml, data and models")
-    parser.add_argument("--trials", type=int, help="instead of tune_network.n_trials")
+    parser.add_argument("--n-trials", type=int, help="instead of tune_network.n_trials")
     parser.add_argument("--out", type=Path, help="folder of the result; models/network_search of the project")
     args = parser.parse_args(argv)
     params = load_params("tune_network", NetworkSearchParams, args.folder / PARAMS_FILE)

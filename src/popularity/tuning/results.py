@@ -1,4 +1,4 @@
-"""What a search leaves behind: the best values as a patch of params.yaml, a table of the trials, facts about both."""
+"""Writes the result of a search: the best values as a patch of params.yaml, a table of the trials, and a summary."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from popularity.core.config import patched
 from popularity.tuning.space import Choices, Space, nested
 from popularity.tuning.study import Finished, Search
 
-ENOUGH = 5  # completed trials before one speaks of importance
-DIGITS = 6
+MIN_TRIALS = 5  # completed ones, for the importance of parameters
+IMPORTANCE_DIGITS = 6
 
 
 def best_of(trials: Sequence[Finished]) -> Finished | None:
-    """The completed trial of least value, of equals the first; None if there is none."""
+    """The completed trial of least value, the first of equal ones; None if there is none."""
     completed = [trial for trial in trials if trial.state == "COMPLETE"]
     return min(completed, key=lambda trial: trial.value) if completed else None
 
@@ -34,11 +34,16 @@ def write_results(
 ) -> None:
     """Writes best_params.yaml, trials.csv and study.json into `folder`; the same trials give the same bytes.
 
-    best_params.yaml: {<section>: {...}}, the tuned keys of the best trial upon those of `start`, the patch of
-    params.yaml that the search started from.
-    trials.csv: number, state, value, a column a parameter (lists as JSON), then the facts of each trial's last step.
-    study.json: the space, the best and the default trial, importance of the parameters (fANOVA over completed trials),
-    and the least value after each trial.
+    best_params.yaml: {<section>: {...}}, the keys of `start` and over them the tuned keys of the best trial.
+    trials.csv: number, state, value, a column for each parameter (lists as JSON), then the metrics of the last step.
+    study.json: the space, the best and the default trial, the importance of the parameters (fANOVA over completed
+    trials), and the least value after each trial.
+
+    Args:
+        trials: finished ones, in order.
+        search: that ran them.
+        folder: of the files.
+        start: the patch of params.yaml that the search started from.
     """
     best = best_of(trials)
     section = search.space.section
@@ -62,14 +67,14 @@ def write_results(
 
 
 def _table(trials: Sequence[Finished], space: Space[Any]) -> pl.DataFrame:
-    facts = list(dict.fromkeys(name for trial in trials for name in trial.facts))
+    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     labels = [space.encode(trial.values) for trial in trials]
     columns: dict[str, list[Any]] = {
         "number": [trial.number for trial in trials],
         "state": [trial.state for trial in trials],
         "value": [trial.value for trial in trials],
         **{key: [label[key] for label in labels] for key in space.axes},
-        **{name: [trial.facts.get(name) for trial in trials] for name in facts},
+        **{name: [trial.metrics.get(name) for trial in trials] for name in metrics},
     }
     return pl.DataFrame(columns)
 
@@ -95,9 +100,9 @@ def _history(trials: Sequence[Finished]) -> list[dict[str, Any]]:
 
 
 def _importance(trials: Sequence[Finished], search: Search) -> dict[str, float]:
-    """Share of the variance between completed trials by parameter; {} where they are too few or all alike."""
+    """The share of the variance between completed trials, by parameter; {} if they are too few or all equal."""
     completed = [trial for trial in trials if trial.state == "COMPLETE"]
-    if len(completed) < ENOUGH or len({trial.value for trial in completed}) == 1:
+    if len(completed) < MIN_TRIALS or len({trial.value for trial in completed}) == 1:
         return {}
     study = optuna.create_study()
     study.add_trials(
@@ -110,4 +115,4 @@ def _importance(trials: Sequence[Finished], search: Search) -> dict[str, float]:
         for trial in completed
     )
     found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=search.budget.seed))
-    return {name: round(share, DIGITS) for name, share in found.items()}
+    return {name: round(share, IMPORTANCE_DIGITS) for name, share in found.items()}

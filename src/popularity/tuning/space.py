@@ -1,4 +1,4 @@
-"""A search space as params.yaml states it: dotted keys of a section, each with a range or with choices."""
+"""The search space of a section of params.yaml: dotted keys, each with a range or with choices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ Values = Mapping[str, Any]  # by dotted key
 
 @dataclass(frozen=True)
 class Range(Section):
-    """Numbers from `low` to `high`, both included; `log` draws their logarithm evenly."""
+    """Numbers from `low` to `high`, both included.
+
+    Args:
+        low: the least number.
+        high: the largest number.
+        log: whether the logarithm is drawn uniformly.
+        integer: whether only whole numbers are drawn.
+    """
 
     low: float
     high: float
@@ -31,19 +38,23 @@ class Range(Section):
 
 @dataclass(frozen=True)
 class Choices(Section):
-    """One of a few values; a value may be a list."""
+    """One of a few values.
+
+    Args:
+        choices: the values; a value may be a list.
+    """
 
     choices: Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Space(Generic[S]):
-    """What is searched in a section of params.yaml.
+    """The search space of a section of params.yaml: ranges and choices of keys.
 
     Args:
         section: its name.
-        base: its values where nothing else is tried.
-        axes: Range or Choices by dotted key, in the order of the keys, so that their order in the file does not matter.
+        base: its default values.
+        axes: Range or Choices by dotted key, sorted by key, so that their order in the file does not matter.
     """
 
     section: str
@@ -52,11 +63,17 @@ class Space(Generic[S]):
 
     @classmethod
     def parse(cls, where: str, spec: Mapping[str, Any], section: str, base: S) -> Space[S]:
-        """The space that `spec`, the value of the key `where`, describes for the section `section` with values `base`.
+        """The space that is described in params.yaml.
+
+        Args:
+            where: dotted key of the description, for errors.
+            spec: the description: a range or choices, by dotted key.
+            section: name of the searched section.
+            base: its values.
 
         Raises:
-            ConfigError: a key that the section lacks, a range that is none, a value that the section does not take, or
-                a default that lies outside.
+            ConfigError: the section lacks a key, a range is not valid, the section does not take a value, or a default
+                is outside the space.
         """
         known = {".".join(key): value for key, value in leaves(_plain(base)).items()}
         axes: dict[str, Range | Choices] = {}
@@ -80,15 +97,19 @@ class Space(Generic[S]):
         return {key: known[key] for key in self.axes}
 
     def apply(self, values: Values, source: str = "tuned values") -> S:
-        """The section with `values` in place of the base's.
+        """The section with `values` in place of the defaults.
+
+        Args:
+            values: by dotted key.
+            source: of the values, for errors.
 
         Raises:
-            ConfigError: a value that the section does not take.
+            ConfigError: the section does not take a value.
         """
         return parse_section(self.section, patched(_plain(self.base), nested(values)), type(self.base), source)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The axes as Optuna knows them; `encode` and `decode` go between its values and ours."""
+        """Optuna's distributions of the axes; `encode` and `decode` convert between its values and ours."""
         return {key: _distribution(axis) for key, axis in self.axes.items()}
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
@@ -104,11 +125,11 @@ class Space(Generic[S]):
         return self.decode(drawn)
 
     def encode(self, values: Values) -> dict[str, Any]:
-        """Lists become text: Optuna stores plain values only."""
+        """The values for Optuna, which stores no lists: lists become JSON text."""
         return {key: _label(value) for key, value in values.items()}
 
     def decode(self, params: Values) -> dict[str, Any]:
-        """What `encode` was given; ranges stay numbers."""
+        """The values before `encode`."""
         result: dict[str, Any] = {}
         for key, value in params.items():
             axis = self.axes[key]
@@ -118,19 +139,19 @@ class Space(Generic[S]):
 
 
 def nested(values: Values) -> dict[str, Any]:
-    """Mappings in mappings from dotted keys.
+    """Nested mappings from dotted keys.
 
-    >>> nested({"lightgbm.num_leaves": 7, "target": "raw"})
-    {'trees': {'num_leaves': 7}, 'target': 'raw'}
+    >>> nested({"lightgbm.num_leaves": 7, "detrend": "none"})
+    {'lightgbm': {'num_leaves': 7}, 'detrend': 'none'}
     """
-    parts = [
+    mappings = [
         reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value) for key, value in values.items()
     ]
-    return reduce(patched, parts, {})
+    return reduce(patched, mappings, {})
 
 
 def _plain(section: Any) -> dict[str, Any]:
-    """A dataclass as params.yaml holds it: mappings and lists."""
+    """A dataclass as the mappings and lists of params.yaml."""
     content: dict[str, Any] = json.loads(json.dumps(asdict(section)))
     return content
 
@@ -138,11 +159,11 @@ def _plain(section: Any) -> dict[str, Any]:
 def _check(name: str, axis: Range | Choices, default: Any, key: str) -> None:
     if isinstance(axis, Choices):
         if len({_label(choice) for choice in axis.choices}) < len(axis.choices):
-            raise ConfigError(f"{name}.choices: one of them occurs twice")
+            raise ConfigError(f"{name}.choices: a value occurs twice")
         if _label(default) not in [_label(choice) for choice in axis.choices]:
             raise ConfigError(
-                f"{name}: {key} is {_label(default)}, which is none of its choices; the default is the first trial, so "
-                "add it to them"
+                f"{name}: {key} is {_label(default)}, which is not among the choices; the default is the first trial, "
+                "so add it"
             )
         return
     if axis.low > axis.high:
@@ -152,7 +173,7 @@ def _check(name: str, axis: Range | Choices, default: Any, key: str) -> None:
     if axis.integer and not (axis.low.is_integer() and axis.high.is_integer()):
         raise ConfigError(f"{name}: an integer range has whole ends, found {axis.low:g} to {axis.high:g}")
     if isinstance(default, bool) or not isinstance(default, int | float):
-        raise ConfigError(f"{name}: {key} is {_label(default)}, which is no number: list choices instead of a range")
+        raise ConfigError(f"{name}: {key} is {_label(default)}, which is not a number: list choices instead of a range")
     if not axis.low <= default <= axis.high:
         raise ConfigError(
             f"{name}: {key} is {default:g}, outside {axis.low:g} to {axis.high:g}; the default is the first trial, so "
@@ -173,5 +194,5 @@ def _distribution(axis: Range | Choices) -> BaseDistribution:
 
 
 def _label(value: Any) -> Any:
-    """A plain value as it is, a list as JSON text."""
+    """A list as JSON text; other values are unchanged."""
     return json.dumps(value) if isinstance(value, list | tuple) else value

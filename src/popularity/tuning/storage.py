@@ -1,4 +1,4 @@
-"""Opens the Optuna study of a search in a SQLite file, a journal file on a shared disk or a database."""
+"""Opens the Optuna study of a search: in a SQLite file, a journal file on a shared disk or a database."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from sqlalchemy.exc import ArgumentError, ProgrammingError, SQLAlchemyError
 from popularity.core.errors import ConfigError, DataError
 
 SQLITE, JOURNAL = "sqlite", "journal:"
-N_UNPRUNED_TRIALS = 5  # completed trials before one is pruned
+N_UNPRUNED_TRIALS = 5  # completed trials before the first pruning
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Seconds between the heartbeats of a running trial, and without one before its worker counts as dead."""
+    """The heartbeat of a running trial.
+
+    Args:
+        interval: seconds between two heartbeats.
+        stale_after: seconds without a heartbeat after which the worker counts as dead.
+    """
 
     interval: int = 5
     stale_after: int = 60
@@ -32,17 +37,17 @@ HEARTBEAT = Heartbeat()
 
 
 def open_study(name: str, where: str, state: Path, *, create: bool, heartbeat: Heartbeat = HEARTBEAT) -> optuna.Study:
-    """The study `name`, made if it is not there and `create` says so; its storage is made with it.
+    """The study `name`; with `create` it and its storage are made if they do not exist.
 
     Args:
         name: of the study.
         where: `sqlite`, `journal:<path>` or the URL of a database.
         state: folder of the database under `sqlite`.
-        create: for the search itself; workers that join it do not make a study.
+        create: for the search itself; workers that join it make no study.
         heartbeat: of running trials, in a database.
 
     Raises:
-        ConfigError: a storage that is none, a password in it, or a driver that is not installed.
+        ConfigError: the storage is not valid or holds a password, or its driver is not installed.
         DataError: the storage cannot be reached, or it has no such study.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the error of a failed trial is raised
@@ -83,8 +88,8 @@ def _open_storage(where: str, state: Path, create: bool, heartbeat: Heartbeat) -
         return JournalStorage(JournalFileBackend(where.removeprefix(JOURNAL)))
     if where != SQLITE and make_url(where).password is not None:
         raise ConfigError(
-            "a storage's URL holds a password, which would end up in dvc.lock and git; leave it out and put it where "
-            "the driver finds it (PostgreSQL: ~/.pgpass or PGPASSFILE)"
+            "the URL of the storage holds a password, which would be written to dvc.lock and git; put it where the "
+            "driver finds it (PostgreSQL: ~/.pgpass or PGPASSFILE)"
         )
     return RDBStorage(
         f"sqlite:///{state / 'study.db'}" if where == SQLITE else where,
@@ -92,6 +97,6 @@ def _open_storage(where: str, state: Path, create: bool, heartbeat: Heartbeat) -
         heartbeat_interval=heartbeat.interval,
         grace_period=heartbeat.stale_after,
         heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        # Two processes that make the tables at once would fail: only the one that makes the study does it.
+        # Two processes that make the tables at once would fail: only the one that makes the study makes them.
         skip_table_creation=not create,
     )

@@ -16,8 +16,8 @@ What Optuna does not do:
 
 - A journal has no heartbeat: the trial of a killed worker is run again when the search is started again, not before.
 - A heartbeat starts after the trial is created: a worker that is killed in between is found at the next start too.
-- Workers do not wait for one another: with n workers up to n - 1 trials more than wanted are run. The first count.
-- If a worker is killed while the others finish the last wanted trials, its trial is not run again.
+- Workers do not wait for one another: n workers may run n - 1 trials too many. The first trials count.
+- If a worker is killed while the others finish the last trials, its trial is not run again.
 - MedianPruner compares the best step of a trial, not its last one, with the completed trials alone.
 """
 
@@ -55,16 +55,16 @@ logger = logging.getLogger(__name__)
 WORKERS_VARIABLE = "POPULARITY_TUNE_WORKERS"
 N_STARTUP_TRIALS = 10  # random trials before TPE draws
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-REGISTERED, FACTS = "registered", "facts"  # user attributes of a trial
+REGISTERED, METRICS = "registered", "metrics"  # user attributes of a trial
 
 
 @dataclass(frozen=True)
 class Budget(Section):
-    """What every search is given.
+    """The budget of a search.
 
     Args:
         seed: of the samplers.
-        n_trials: finished ones wanted, the default among them; 0 searches nothing.
+        n_trials: number of finished trials, with the default; 0: no search.
         timeout_hours: after which no trial is started; 0 for no limit.
         storage: `sqlite`, `journal:<path>` or the URL of a database.
     """
@@ -77,12 +77,12 @@ class Budget(Section):
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched.
+    """A search.
 
     Args:
-        name: of the study; it holds a fingerprint of all that the values of trials depend on, code included.
-        space: searched.
-        budget: how much, and where trials are kept.
+        name: of the study, with a fingerprint of all that the values of trials depend on, the code too.
+        space: that is searched.
+        budget: how many trials, and where they are stored.
     """
 
     name: str
@@ -92,14 +92,19 @@ class Search:
 
 @dataclass(frozen=True)
 class Step:
-    """The value of a trial so far, the less the better, and facts about it for the table."""
+    """What a trial has reached after a step.
+
+    Args:
+        value: of the trial so far; lower is better.
+        metrics: for the table of trials, by name.
+    """
 
     value: float
-    facts: dict[str, float]
+    metrics: dict[str, float]
 
 
 class Objective(Protocol):
-    """Yields a trial's value after each of its `steps`; the last is its value. Equal values, equal steps."""
+    """Yields a trial's value after each of its `steps`; the last one counts. Equal parameters give equal steps."""
 
     @property
     def steps(self) -> int: ...
@@ -112,18 +117,18 @@ class Finished:
     """A trial that was completed or pruned.
 
     Args:
-        number: its place among the finished, from 0.
+        number: its index among the finished trials.
         state: COMPLETE or PRUNED.
         value: the last one of its steps.
-        values: what it tried, by dotted key.
-        facts: of its last step.
+        values: of the parameters, by dotted key.
+        metrics: of its last step.
     """
 
     number: int
     state: str
     value: float
     values: dict[str, Any]
-    facts: dict[str, float]
+    metrics: dict[str, float]
 
 
 def workers_here() -> int:
@@ -142,23 +147,23 @@ def run_search(
     workers: int = 1,
     heartbeat: Heartbeat = HEARTBEAT,
 ) -> list[Finished]:
-    """The first `budget.n_trials` finished trials, in order; fewer if the hours ended before.
+    """The first `budget.n_trials` finished trials, in order; fewer after the timeout.
 
     Args:
         search: what to search; a study of its name is resumed.
-        make_objective: called where the first trial is run; with several workers it is pickled.
+        make_objective: called before the first trial; pickled if there are several workers.
         state: folder of the database under `sqlite`.
         workers: processes on this machine.
         heartbeat: of running trials.
 
     Raises:
-        ConfigError: a storage that is none.
+        ConfigError: the storage is not valid, or the search space is empty.
         DataError: the storage cannot be reached, or all workers ended early.
     """
     if search.budget.n_trials == 0:
         return []
     if not search.space.axes:
-        raise ConfigError(f"the search space of section '{search.space.section}' is empty: set its trials to 0")
+        raise ConfigError(f"the search space of section '{search.space.section}' is empty: set n_trials to 0")
     study = open_study(search.name, search.budget.storage, state, create=True, heartbeat=heartbeat)
     deadline = time.time() + search.budget.timeout_hours * 3600 if search.budget.timeout_hours else math.inf
     _queue_again(study, search)
@@ -171,7 +176,7 @@ def run_search(
 
 
 def finished_trials(study: optuna.Study, search: Search) -> list[Finished]:
-    """The finished trials of a study, as many as the search wants, in the order in which they were started."""
+    """The finished trials of a study, at most `budget.n_trials`, in the order in which they were started."""
     found = study.get_trials(deepcopy=False, states=FINISHED)[: search.budget.n_trials]
     return [
         Finished(
@@ -179,7 +184,7 @@ def finished_trials(study: optuna.Study, search: Search) -> list[Finished]:
             trial.state.name,
             trial.intermediate_values[max(trial.intermediate_values)],
             search.space.decode(trial.params),
-            json.loads(trial.user_attrs[FACTS]),
+            json.loads(trial.user_attrs[METRICS]),
         )
         for number, trial in enumerate(found)
     ]
@@ -193,7 +198,7 @@ def work(
     worker: int,
     deadline: float = math.inf,
 ) -> None:
-    """Runs trials until as many as wanted are finished, the deadline has passed or the parent process has gone.
+    """Runs trials until `budget.n_trials` are finished, the deadline has passed or the parent process has ended.
 
     Args:
         study: of the search.
@@ -225,10 +230,12 @@ def work(
                 callbacks=[MaxTrialsCallback(wanted, states=FINISHED), stop_without_parent, reseed],
                 show_progress_bar=parent is None,
             )
-        except (UpdateFinishedTrialError, ValueError):  # Optuna's answer to the value of a trial that has been failed
+        except (UpdateFinishedTrialError, ValueError):  # raised for the value of a trial that was failed meanwhile
             if run.failed:
                 raise
-            logger.warning("a trial was queued again by another worker, which took this one for dead: it is dropped")
+            logger.warning(
+                "another worker took this one for dead and queued its trial again: the trial is dropped here"
+            )
 
 
 @dataclass
@@ -256,17 +263,17 @@ class _Run:
 
     def _value(self, trial: Trial) -> float:
         values, objective, value = self.search.space.suggest(trial), self.objective(), math.nan
-        for number, step in enumerate(objective(values)):
+        for index, step in enumerate(objective(values)):
             value = step.value
             if not math.isfinite(value):
                 raise DataError(
                     f"trial {trial.number}: its value is {value}",
                     expected="a finite number",
-                    fix=f"keep what it tried out of the space: {values}",
+                    fix=f"remove these values from the space: {values}",
                 )
-            trial.set_user_attr(FACTS, json.dumps(step.facts))
-            trial.report(value, number)
-            may_end = number < objective.steps - 1 and REGISTERED not in trial.user_attrs
+            trial.set_user_attr(METRICS, json.dumps(step.metrics))
+            trial.report(value, index)
+            may_end = index < objective.steps - 1 and REGISTERED not in trial.user_attrs
             if may_end and trial.should_prune():
                 raise TrialPruned
         return value
@@ -298,7 +305,7 @@ def _queue_default(study: optuna.Study, search: Search) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every worker process is given."""
+    """The arguments of every worker process."""
 
     make_objective: Callable[[], Objective]
     state: Path
@@ -331,8 +338,8 @@ def _work_in_processes(study: optuna.Study, search: Search, task: _Task, workers
     if found < search.budget.n_trials and time.time() < task.deadline:
         raise DataError(
             f"all {workers} workers ended after {found} of {search.budget.n_trials} trials",
-            expected="workers that live until the last trial is finished",
-            fix=f"see what they wrote above; the same command goes on, {WORKERS_VARIABLE}=1 shows the error plainly",
+            expected="workers that run until the last trial is finished",
+            fix=f"read their messages above; the same command continues, and {WORKERS_VARIABLE}=1 shows the error",
         )
 
 

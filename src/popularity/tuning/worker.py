@@ -1,8 +1,8 @@
-"""Joins the search of stage `tune` that runs elsewhere: python -m popularity.tuning.worker [--folder PROJECT].
+"""Joins a running search of stage `tune`: python -m popularity.tuning.worker [--folder PROJECT].
 
-On another machine, in a copy of the project with the same params.yaml, data and models/selection, `tune.storage` being
-a journal file on a shared disk or a database. Trials count for the study wherever they are run; the stage writes the
-result. It comes back when the last trial is finished. Start it as often as there are processors to use.
+Run it on another machine, in a copy of the project with the same params.yaml, data and models/selection. `tune.storage`
+must be a journal file on a shared disk or a database. All trials count for the same study; the stage writes the result.
+The worker ends after the last trial. Start one for each processor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from popularity.tuning.objective import StackInputs, TuneParams, stack_search
 from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import work
 
-SELECTED = "models/selection/choice.yaml"
+CHOICE = "models/selection/choice.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,14 +31,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = args.folder / PARAMS_FILE
     params = load_params("tune", TuneParams, file)
     if params.storage == SQLITE:
-        raise ConfigError(f"{file}: tune.storage is {SQLITE}, which is the stage's own; name a journal or a database")
-    stack = load_params("stack", StackParams, file, args.folder / SELECTED)
+        raise ConfigError(
+            f"{file}: tune.storage is {SQLITE}, which only the stage can use; set a journal or a database"
+        )
+    stack = load_params("stack", StackParams, file, args.folder / CHOICE)
     search, objective = stack_search(params, stack, StackInputs.below(args.folder))
     study = open_study(search.name, search.budget.storage, args.folder, create=False)
     deadline = time.time() + params.timeout_hours * 3600 if params.timeout_hours else float("inf")
-    # Others count their workers from 0: a number from elsewhere keeps the draws apart.
-    number = int.from_bytes(os.urandom(4), "little")
-    work(study, search, objective, worker=number, deadline=deadline)
+    # The stage counts its workers from 0; a random number gives other draws.
+    worker = int.from_bytes(os.urandom(4), "little")
+    work(study, search, objective, worker=worker, deadline=deadline)
 
 
 if __name__ == "__main__":

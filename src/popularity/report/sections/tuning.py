@@ -51,13 +51,13 @@ def _selection(selection: Mapping[str, Any], scores: pl.DataFrame) -> list[Eleme
     ]
     header = ["configuration", "instead of params.yaml", "SRC", "MAE", "loss", "difference to the best"]
     elements: list[Element] = [Text(text), Table("Configurations, the simplest first", header, rows, names=2)]
-    return [*elements, _by_split(scores)] if scores["cut"].n_unique() > 1 else elements
+    return [*elements, _by_split(scores)] if scores["fold"].n_unique() > 1 else elements
 
 
 def _by_split(scores: pl.DataFrame) -> Table:
     """A row a configuration, SRC and MAE of each split."""
-    splits = scores.select("cut", "posts").unique(maintain_order=True).rows()
-    header = [f"{metric}, split {cut}" for cut, _ in splits for metric in ("SRC", "MAE")]
+    splits = scores.select("fold", "posts").unique(maintain_order=True).rows()
+    header = [f"{metric}, split {fold}" for fold, _ in splits for metric in ("SRC", "MAE")]
     rows = [
         [str(name), *(number(value, 4) for row in own.select("src", "mae").iter_rows() for value in row)]
         for (name,), own in scores.group_by("configuration", maintain_order=True)
