@@ -67,7 +67,7 @@ def test_parameters_do_not_depend_on_the_chosen_profile_and_data_set(tmp_path: P
 
 def test_a_contract_has_its_columns_and_their_comments() -> None:
     text = contracts_part()
-    assert "| `label` | Float64 | yes | log2(views + 1); null exactly in the test part |" in text
+    assert "| `label` | Float64 | yes | log2(views + 1); null in the test split and there alone |" in text
     assert "| `pid` | String |  |  |" in text
 
 
