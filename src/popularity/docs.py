@@ -92,7 +92,7 @@ def stage_files_part(root: Path) -> str:
     rows = []
     for name, stage in read_yaml(root / "dvc.yaml")["stages"].items():
         sections = [entry for entry in stage.get("params", []) if isinstance(entry, str)]
-        deps = [path for path in map(_path, stage.get("deps", [])) if path.startswith(DATA_FOLDERS) or "$" in path]
+        deps = [path for path in map(_path, stage.get("deps", [])) if path.startswith((*DATA_FOLDERS, "$"))]
         read = [path for path in deps if not path.startswith(COSTS)]
         written = [_path(out) for out in (*stage.get("outs", []), *stage.get("metrics", []))]
         kept = [path for path in written if not path.startswith(COSTS)]

@@ -26,7 +26,7 @@ FOLDER_PAGES = [REPOSITORY / folder / "README.md" for folder in ("data", "models
 CHANGELOG = REPOSITORY / "CHANGELOG.md"
 ALL_PAGES = [*PAGES, *FOLDER_PAGES, CHANGELOG]
 HISTORY = ("Renamed keys", "Tried and dropped")  # sections that name what is no longer there
-DIALECT = ("of which", "beside", "what it says of")
+DIALECT = ("of which", "beside", "what it says of", "told", "asked", "judged", "looks", "foretells", "of late")
 
 
 def by_name(page: Path) -> str:
@@ -139,14 +139,6 @@ def test_renamed_keys_are_the_same_in_both_places() -> None:
         for page in (REPOSITORY / "docs" / "experiments.md", CHANGELOG)
     )
     assert moved == changes
-
-
-def test_renamed_keys_lead_to_keys_that_are_there() -> None:
-    rows = next(rows for rows in tables(text_of(CHANGELOG)) if "old key" in rows[0])
-    old = [row["old key"].strip("`") for row in rows]
-    new = [row["new key"].strip("`").partition(":")[0] for row in rows if not row["new key"].startswith("gone")]
-    assert [name for name in new if name not in parameter_paths()] == []
-    assert [name for name in old if name in parameter_paths()] == []
 
 
 def test_every_output_is_among_the_artifacts() -> None:

@@ -139,7 +139,14 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
 
 def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None:
     """Of features and of the matrix: other labels of all fit rows leave the rest as it was."""
-    feature_groups: tuple[FeatureGroup, ...] = ("user_target", "words", "rhythm", "class_time", "neighbours", "user_text")
+    feature_groups: tuple[FeatureGroup, ...] = (
+        "user_target",
+        "words",
+        "rhythm",
+        "class_time",
+        "neighbours",
+        "user_text",
+    )
     columns = replace(STACK.columns, feature_groups=feature_groups)
     (key, rows) = next(iter(rows_of(made.splits, ["holdout"])))
     splits = made.splits.filter(pl.col("scheme").is_in(["holdout", "forward"]))  # matched gives the blocks of time

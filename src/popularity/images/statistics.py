@@ -32,8 +32,8 @@ def image_statistics(image: Image.Image) -> Float32Array:
 
     sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey values.
     dark, bright: fraction of clipped pixels. saturation: mean of (max - min) / max. colourfulness: Hasler and
-    Suesstrunk 2003, eq. 3. entropy: of the grey values, over 8 bits. edges: fraction of pixels. text: fraction of cells that hold
-    many edges, and light and dark pixels, as lettering does: of all cells, and of each third from the top.
+    Suesstrunk 2003, eq. 3. entropy: of the grey values, over 8 bits. edges: fraction of pixels. text: fraction of cells
+    that hold many edges, and light and dark pixels, as lettering does: of all cells, and of each third from the top.
     """
     small = image.resize(thumbnail_size(*image.size), Image.Resampling.BOX, reducing_gap=2.0)
     colour = np.asarray(small, dtype=np.float32) / np.float32(255)
