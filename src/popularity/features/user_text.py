@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
 from popularity.core.arrays import Float32Array
 from popularity.core.contracts import POSTS, USERS, empty_table
-from popularity.features.text_components import text_vectorizer
+from popularity.features.text_components import DECIMALS, principal_axes, text_vectorizer
 
 TEXTS = ("user_description", "location_description")
 VECTORS = ("description_vector", "location_vector")
@@ -40,9 +39,10 @@ def user_text_features(posts: pl.DataFrame, users: pl.DataFrame, components: int
     count = min(components, int(known.sum()) - 1, matrix.shape[1] - 1)
     if count < 1:
         return posts.select("pid")
+    axes = principal_axes(matrix[known], count, seed)
     with threadpool_limits(1, user_api="blas"):  # more threads sum in another order
-        reduced = TruncatedSVD(count, algorithm="randomized", random_state=seed).fit_transform(matrix[known])
-    names = [f"{GROUP}.{index:02d}" for index in range(count)]
+        reduced = np.round(matrix[known] @ axes.T.astype(np.float64), DECIMALS)
+    names = [f"{GROUP}.{index:02d}" for index in range(len(axes))]
     reduced_users = described.filter(pl.Series(known)).select(
         "uid", *(pl.Series(name, reduced[:, index], pl.Float32) for index, name in enumerate(names))
     )
