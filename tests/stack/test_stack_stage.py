@@ -131,7 +131,7 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "resources.json", "stack", "state", "torn"]
     finished = [path.name for path in (tmp_path / "state").rglob("*.parquet")]
-    assert sorted(finished) == ["forward-0.parquet", "forward-1.parquet", "holdout-0.parquet"]
+    assert sorted(finished) == ["forward-0.parquet", "forward-1.parquet"]
     run_stack(inputs, tmp_path)  # sound inputs have another fingerprint: nothing of the torn run is picked up
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
 

@@ -297,7 +297,7 @@ def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monke
     *_, other = objective({**default, "columns.feature_blocks": ["image"]})
     assert all(objective.binned[key] is fold for key, fold in binned.items())
     assert other.value != first.value
-    monkeypatch.setattr(objectives, "CACHE_BYTES", 0)
+    monkeypatch.setattr(objectives, "MAX_CACHE_BYTES", 0)
     *_, again = objective(default)
     assert again == first
     assert len(objective.binned) == 1
