@@ -21,7 +21,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,41 +36,62 @@ from popularity.core.stage import run
 
 NAMES = Path(__file__).with_name("renamed.yaml")
 DONE = ".git/run-is-complete"
-PAGES = {".html", ".md", ".txt", ".png"}  # for people; their numbers stand in the tables
+PAGES = {".html", ".md", ".png"}  # for people; their numbers stand in the tables
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """Names that changed, and outputs that are not compared.
+    """Names that changed, and outputs that are not compared. All patterns are regular expressions.
 
     Args:
-        files: pairs (regular expression of an old path, replacement).
-        names: new name by old name of columns, keys and text values, whole or between dots, slashes and spaces.
-        left_out_files: patterns of paths, under their new names, that are not compared.
-        left_out_names: new names of columns and keys that are not compared.
+        files: pairs (pattern in an old path, replacement).
+        names: pairs (pattern of a whole column, key or tensor name, replacement).
+        names_in_file: the same by shell pattern of a path, for names that changed in some files alone.
+        values: column or key -> pairs of old and new values; of a key `names`, values are names.
+        left_out_files: shell patterns of paths, under their new names, that are not compared.
+        left_out_names: shell patterns of new names of columns and keys that are not compared.
     """
 
     files: Sequence[tuple[str, str]]
-    names: Mapping[str, str]
+    names: Sequence[tuple[str, str]]
+    names_in_file: Mapping[str, Mapping[str, str]]
+    values: Mapping[str, Mapping[str, str] | str]
     left_out_files: Sequence[str]
     left_out_names: Sequence[str]
 
     @classmethod
     def read(cls, file: Path) -> Renamed:
         content = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-        files = [(old, new) for old, new in content["files"].items()]
-        return cls(files, content["names"], content["left_out_files"], content["left_out_names"])
+        files, names = (list(content[kind].items()) for kind in ("files", "names"))
+        return cls(
+            files,
+            names,
+            content["names_in_file"],
+            content["values"],
+            content["left_out_files"],
+            content["left_out_names"],
+        )
 
     def file(self, path: str) -> str:
         for old, new in self.files:
             path = re.sub(old, new, path)
         return path
 
+    def of_file(self, path: str) -> Renamed:
+        """What counts for the file of that new path."""
+        own = [pairs.items() for pattern, pairs in self.names_in_file.items() if fnmatch.fnmatch(path, pattern)]
+        return replace(self, names=[*self.names, *(pair for pairs in own for pair in pairs)])
+
     def name(self, text: str) -> str:
-        """The new name of the whole text, or the text with the new name of each part."""
-        if text in self.names:
-            return self.names[text]
-        return "".join(self.names.get(part, part) for part in re.split(r"([./ ])", text))
+        """The new name of a column, key or tensor."""
+        for old, new in self.names:
+            text = re.sub(rf"^(?:{old})$", new, text)
+        return text
+
+    def value(self, key: str, text: str) -> str:
+        """The new form of a text that stands in the column or under the key."""
+        known = self.values.get(key, {})
+        return self.name(text) if isinstance(known, str) else known.get(text, text)
 
     def leaves_out_file(self, path: str) -> bool:
         return Path(path).suffix in PAGES or any(fnmatch.fnmatch(path, pattern) for pattern in self.left_out_files)
@@ -85,30 +106,56 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--after", default="HEAD", help="the commit that is compared with it")
     parser.add_argument("--profile", default="tiny", help="of configs/profiles, for both")
     parser.add_argument("--stages", nargs="*", default=[], help="of dvc.yaml; none: all")
+    parser.add_argument("--patch-before", type=Path, help="YAML of values for params.yaml of the first run")
+    parser.add_argument("--patch-after", type=Path, help="the same for the second run")
     parser.add_argument("--environment", nargs="*", default=[], help="variables of the second run, NAME=VALUE")
     parser.add_argument("--keep", type=Path, help="folder of the finished runs, which later calls reuse")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        runs = args.keep or Path(name)
-        before = graph_run(runs, args.before, args.profile, args.stages)
-        after = graph_run(runs, args.after, args.profile, args.stages, args.environment)
+        runs = (args.keep or Path(name)).resolve()
+        graphs = (
+            Graph(args.before, args.profile, args.stages, args.patch_before),
+            Graph(args.after, args.profile, args.stages, args.patch_after, args.environment),
+        )
+        before, after = (graph.run(runs) for graph in graphs)
         found = list(differences(before, after, Renamed.read(NAMES)))
     print("\n".join(found) if found else "the same outputs")
     sys.exit(1 if found else 0)
 
 
-def graph_run(folder: Path, commit: str, profile: str, stages: Sequence[str], environment: Sequence[str] = ()) -> Path:
-    """A clone below `folder` at `commit` in which the stages have run; a finished clone is reused."""
-    revision = execute(REPOSITORY, "git", "rev-parse", commit).strip()
-    clone = folder.resolve() / "-".join([revision[:12], profile, *environment])
-    if not clone.exists():
-        execute(REPOSITORY, "git", "clone", "--quiet", str(REPOSITORY), str(clone))
-        execute(clone, "git", "checkout", "--quiet", revision)
-    if not (clone / DONE).exists():
-        execute(clone, sys.executable, "-m", "popularity.profile", profile)
-        execute(clone, "env", *environment, sys.executable, "-m", "dvc", "repro", *stages)
-        (clone / DONE).touch()
-    return clone
+@dataclass(frozen=True)
+class Graph:
+    """A run of the graph.
+
+    Args:
+        commit: whose code runs.
+        profile: of configs/profiles.
+        stages: of dvc.yaml; none: all.
+        patch: YAML of values for params.yaml, set after the profile.
+        environment: NAME=VALUE.
+    """
+
+    commit: str
+    profile: str
+    stages: Sequence[str]
+    patch: Path | None
+    environment: Sequence[str] = ()
+
+    def run(self, folder: Path) -> Path:
+        """The clone below `folder` in which the stages have run; a finished clone is used again."""
+        revision = execute(REPOSITORY, "git", "rev-parse", self.commit).strip()
+        patches = [self.patch.stem] if self.patch else []
+        clone = folder / "-".join([revision[:12], self.profile, *patches, *self.environment])
+        if not clone.exists():
+            execute(REPOSITORY, "git", "clone", "--quiet", str(REPOSITORY), str(clone))
+            execute(clone, "git", "checkout", "--quiet", revision)
+        if not (clone / DONE).exists():
+            execute(clone, sys.executable, "-m", "popularity.profile", self.profile)
+            if self.patch:
+                execute(clone, sys.executable, "-m", "popularity.profile", "--patch", str(self.patch.resolve()))
+            execute(clone, "env", *self.environment, sys.executable, "-m", "dvc", "repro", *self.stages)
+            (clone / DONE).touch()
+        return clone
 
 
 def differences(before: Path, after: Path, renamed: Renamed) -> Iterator[str]:
@@ -121,7 +168,7 @@ def differences(before: Path, after: Path, renamed: Renamed) -> Iterator[str]:
         if name not in old or name not in new:
             yield f"{name}: only {'after' if name in new else 'before'}"
         elif old[name].read_bytes() != new[name].read_bytes():
-            yield from (f"{name}: {difference}" for difference in compare(old[name], new[name], renamed))
+            yield from (f"{name}: {difference}" for difference in compare(old[name], new[name], renamed.of_file(name)))
 
 
 def outputs(clone: Path) -> list[str]:
@@ -147,8 +194,10 @@ def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
         yield from compare_trees(_tree(old), _tree(new), renamed)
     elif new.suffix == ".npy":
         yield from compare_arrays("array", np.load(old), np.load(new))
-    elif new.suffix == ".safetensors":
-        first, second = load_file(old), load_file(new)
+    elif new.suffix in (".safetensors", ".npz"):
+        first, second = (
+            load_file(file) if new.suffix == ".safetensors" else dict(np.load(file)) for file in (old, new)
+        )
         first = {renamed.name(name): values for name, values in first.items()}
         for name in sorted(first.keys() | second.keys()):
             if name not in first or name not in second:
@@ -157,7 +206,7 @@ def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
                 yield from compare_arrays(f"tensor {name}", first[name], second[name])
     else:
         before, after = (file.read_text(encoding="utf-8", errors="replace").splitlines() for file in (old, new))
-        if [renamed.name(line) for line in before] != after:
+        if [_line(line, renamed) for line in before] != [_line(line, None) for line in after]:
             yield "other bytes"
 
 
@@ -166,7 +215,11 @@ def compare_tables(old: pl.DataFrame, new: pl.DataFrame, renamed: Renamed) -> It
     old = old.rename({name: renamed.name(name) for name in old.columns})
     old, new = (table.drop([name for name in table.columns if renamed.leaves_out(name)]) for table in (old, new))
     text = [name for name in old.columns if old[name].dtype == pl.String]
-    old = old.with_columns(pl.col(name).replace(_values(old[name], renamed)) for name in text)
+    old = old.with_columns(
+        pl.col(name).replace({value: renamed.value(name, value) for value in old[name].unique().drop_nulls()})
+        for name in text
+        if name in renamed.values
+    )
     if set(old.columns) != set(new.columns):
         yield f"columns: {sorted(set(old.columns) ^ set(new.columns))} are not in both"
     shared = [name for name in new.columns if name in old.columns]
@@ -197,10 +250,16 @@ def compare_trees(old: Any, new: Any, renamed: Renamed, at: str = "") -> Iterato
             else:
                 yield from compare_trees(old[key], new[key], renamed, where)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        if all(
+            isinstance(each, dict) and "scheme" in each for each in [*old, *new]
+        ):  # a renamed scheme sorts elsewhere
+            old = sorted(old, key=lambda each: (renamed.value("scheme", each["scheme"]), each.get("fold")))
+            new = sorted(new, key=lambda each: (each["scheme"], each.get("fold")))
         for index, (first, second) in enumerate(zip(old, new, strict=True)):
             yield from compare_trees(first, second, renamed, f"{at}[{index}]")
     else:
-        old = renamed.name(old) if isinstance(old, str) else old
+        key = re.sub(r"(\[\d+\])+$", "", at).rpartition(".")[2]
+        old = renamed.value(key, old) if isinstance(old, str) else old
         if old != new:
             yield f"{at}: {old!r} and {new!r}"
 
@@ -213,6 +272,10 @@ def compare_arrays(what: str, old: np.ndarray[Any, Any], new: np.ndarray[Any, An
         yield f"{what}: {np.sum(old != new)} values, by {size} at most"
 
 
+def _npz(file: Path) -> dict[str, Any]:
+    return dict(np.load(file))
+
+
 def _tree(file: Path) -> Any:
     return read_json(file) if file.suffix == ".json" else YAML(typ="safe").load(file.read_text(encoding="utf-8"))
 
@@ -222,11 +285,15 @@ def _words(file: Path) -> pl.DataFrame:
     return pl.read_csv(file, separator="\t" if file.suffix == ".tsv" else ",", infer_schema=False)
 
 
-def _values(column: pl.Series, renamed: Renamed) -> dict[str, str]:
-    """New value by old value where they differ; columns of free text, with many values, have none."""
-    values = column.unique().drop_nulls()
-    named = {value: renamed.name(value) for value in values if len(value) < 80} if len(values) < 5000 else {}
-    return {old: new for old, new in named.items() if old != new}
+def _line(line: str, renamed: Renamed | None) -> str:
+    """A line of a LightGBM model: feature names under their new names, without what depends on the length of names."""
+    if line.startswith("feature_names=") and renamed is not None:
+        return "feature_names=" + " ".join(map(renamed.name, line.removeprefix("feature_names=").split()))
+    return re.sub(r"^tree_sizes=.*", "", re.sub(r"^([^ =]+)=(\d+(\.\d+)?)$", lambda m: _importance(m, renamed), line))
+
+
+def _importance(found: re.Match[str], renamed: Renamed | None) -> str:
+    return f"{renamed.name(found[1]) if renamed else found[1]}={found[2]}"
 
 
 if __name__ == "__main__":

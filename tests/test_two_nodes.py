@@ -149,7 +149,7 @@ def test_a_stage_on_two_nodes_survives_a_lost_worker(
     command = ["stages.embed_image", *(part for name, path in given.items() for part in (f"--{name}", str(path)))]
     one, two = (Path(name, "data/embeddings/image") for name in ("one", "two"))
     with started(nodes, [*command, "--out", str(two)], tmp_path, restarts=1) as launchers:
-        wait_for(lambda: any(tmp_path.glob(".state/embed_image/*/part-*.npz")), launchers[1])
+        wait_for(lambda: any(tmp_path.glob(".state/embed_image/*/shard-*.npz")), launchers[1])
         kill_a_worker(launchers[1])
         codes = [launcher.wait() for launcher in launchers]
     assert codes == [0, 0], [Path(f"node{rank}.log").read_text()[-2000:] for rank in range(2)]
