@@ -131,7 +131,7 @@ def _table(summary: Mapping[str, Any]) -> Table:
                 level,
                 f"{found['classes']:,}",
                 *(f"{found['representatives'][kind]:,}" for kind in MODALITIES),
-                *(f"{len(found[name]):,}" for name in ("classes_without_pictures", "classes_without_texts")),
+                *(f"{len(found[name]):,}" for name in ("classes_without_images", "classes_without_texts")),
                 percent(found["test_share_unseen"]),
             ]
         )
