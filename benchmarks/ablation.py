@@ -195,7 +195,12 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
     )
     stack = replace(stack, seed=seed, n_seeds=1, columns=columns, row_selection=system.row_selection)
     key = fingerprint(
-        asdict(stack), code_fingerprint("stack"), system.classes, system.without_heads, vectors, bench.data / "features"
+        asdict(stack),
+        code_fingerprint("stack", "target", "ensemble", "validation"),
+        system.classes,
+        system.without_heads,
+        vectors,
+        bench.data / "features",
     )
     return Fit(system, stack, vectors, bench.cache / "fits" / f"{key}.parquet")
 

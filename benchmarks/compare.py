@@ -186,7 +186,6 @@ def with_text(rows: pl.DataFrame, weights: Sequence[float]) -> pl.DataFrame:
     WITHOUT_TEXT is OURS before that. Every row takes the weight of OURS, chosen among `weights` as the stage does.
     """
     key = rows.select("pid", "scheme", pl.col("fold").cast(pl.Int32))
-    key = key.with_columns(pl.lit(0, pl.Int32).alias(name) for name in TEXT_PREDICTIONS.key if name not in key)
     text = key.with_columns(prediction=rows[TEXT]).select(list(TEXT_PREDICTIONS.columns))
 
     def as_stack(**columns: str) -> pl.DataFrame:

@@ -27,7 +27,7 @@ import polars as pl
 
 from benchmarks import peers, systems
 from benchmarks.systems import FoldData, Project, System, ours
-from popularity import features, stack, text_model
+from popularity import ensemble, features, stack, target, text_model, validation
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
@@ -205,7 +205,8 @@ def stack_row(change: Change, system: System = ours, name: str = OURS) -> Row:
         changed = change(data)
         return (name, *fold_digests(changed), asdict(replace(changed.params, text_model_weights=(0.0,))))
 
-    return Row(lambda data: system(change(data)), inputs, (*code_of(stack), *code_of(systems)))
+    code = [file for module in (stack, target, ensemble, validation, systems) for file in code_of(module)]
+    return Row(lambda data: system(change(data)), inputs, tuple(code))
 
 
 def simple_row(name: str) -> Row:
@@ -233,7 +234,7 @@ def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
     def inputs(data: FoldData) -> tuple[object, ...]:
         return ("text model", *fold_digests(data), asdict(encoder), asdict(replace(params, parallel_folds=1)))
 
-    return Row(system, inputs, code_of(text_model))
+    return Row(system, inputs, (*code_of(text_model), *code_of(target)))
 
 
 def fold_digests(data: FoldData) -> list[str]:

@@ -50,6 +50,7 @@ class Renamed:
         values: column or key -> pairs of old and new values; of a key `names`, values are names.
         left_out_files: shell patterns of paths, under their new names, that are not compared.
         left_out_names: shell patterns of new names of columns and keys that are not compared.
+        left_out_names_in_file: the same by shell pattern of a path.
     """
 
     files: Sequence[tuple[str, str]]
@@ -58,6 +59,7 @@ class Renamed:
     values: Mapping[str, Mapping[str, str] | str]
     left_out_files: Sequence[str]
     left_out_names: Sequence[str]
+    left_out_names_in_file: Mapping[str, Sequence[str]]
 
     @classmethod
     def read(cls, file: Path) -> Renamed:
@@ -70,6 +72,7 @@ class Renamed:
             content["values"],
             content["left_out_files"],
             content["left_out_names"],
+            content["left_out_names_in_file"],
         )
 
     def file(self, path: str) -> str:
@@ -80,7 +83,17 @@ class Renamed:
     def of_file(self, path: str) -> Renamed:
         """What counts for the file of that new path."""
         own = [pairs.items() for pattern, pairs in self.names_in_file.items() if fnmatch.fnmatch(path, pattern)]
-        return replace(self, names=[*self.names, *(pair for pairs in own for pair in pairs)])
+        left_out = [
+            name
+            for pattern, names in self.left_out_names_in_file.items()
+            if fnmatch.fnmatch(path, pattern)
+            for name in names
+        ]
+        return replace(
+            self,
+            names=[*self.names, *(pair for pairs in own for pair in pairs)],
+            left_out_names=[*self.left_out_names, *left_out],
+        )
 
     def name(self, text: str) -> str:
         """The new name of a column, key or tensor."""
@@ -211,7 +224,7 @@ def compare(old: Path, new: Path, renamed: Renamed) -> Iterator[str]:
 
 
 def compare_tables(old: pl.DataFrame, new: pl.DataFrame, renamed: Renamed) -> Iterator[str]:
-    """The differences of two tables, both sorted by all columns that are not fractional."""
+    """The differences of two tables; where a renamed value may have moved rows, both are sorted first."""
     old = old.rename({name: renamed.name(name) for name in old.columns})
     old, new = (table.drop([name for name in table.columns if renamed.leaves_out(name)]) for table in (old, new))
     text = [name for name in old.columns if old[name].dtype == pl.String]
@@ -227,7 +240,12 @@ def compare_tables(old: pl.DataFrame, new: pl.DataFrame, renamed: Renamed) -> It
     if old.schema != new.schema or old.height != new.height:
         yield f"another shape: {old.shape} and {new.shape}"
         return
-    order = [name for name in shared if not (old[name].dtype.is_float() or old[name].dtype.is_nested())]
+    moved = any(name in renamed.values for name in text)
+    order = (
+        []
+        if not moved
+        else [name for name in shared if not (old[name].dtype.is_float() or old[name].dtype.is_nested())]
+    )
     old, new = (table.sort(order, maintain_order=True, nulls_last=True) if order else table for table in (old, new))
     for column, other in zip(old, new, strict=True):
         if not column.equals(other):
@@ -270,10 +288,6 @@ def compare_arrays(what: str, old: np.ndarray[Any, Any], new: np.ndarray[Any, An
     elif not np.array_equal(old, new, equal_nan=old.dtype.kind == "f"):
         size = np.nanmax(np.abs(old.astype(np.float64) - new.astype(np.float64)))
         yield f"{what}: {np.sum(old != new)} values, by {size} at most"
-
-
-def _npz(file: Path) -> dict[str, Any]:
-    return dict(np.load(file))
 
 
 def _tree(file: Path) -> Any:
