@@ -260,7 +260,7 @@ def test_a_group_is_compared_with_another_row(project: Path) -> None:
     assert table["system"].unique(maintain_order=True).to_list() == ["ours", "rank_gauss", "only words", "baseline"]
     assert table.filter(system="baseline")["difference"].to_list() == [0.0, 0.0]
     assert all(value != 0 for value in table.filter(system="rank_gauss")["difference"])
-    every = rows.groups_of_rows(STACK)
+    every = rows.groups_of_rows(STACK, project)
     assert set(every) == {"parts", "baselines", "peers", "choices", "feature_groups"}
     assert set(every["choices"]) == set(rows.choices(STACK))
 

@@ -168,7 +168,7 @@ def test_each_bad_image_is_counted_and_costs_no_other_anything(root: Path) -> No
     new = {path.relative_to(root).parts[0] for path in root.rglob("*")} - {
         path.relative_to(root).parts[0] for path in before
     }
-    assert new <= {"images.parquet", "images.json", "index.json", "vectors", "embed.json", ".state"}
+    assert new <= {"images.parquet", "images.json", "index.json", "vectors", "embed.json", "reports", ".state"}
     assert not (root.parent / "written.jpg").exists()
     inputs = {path for path in before if path.is_file()}
     assert {path: path.stat().st_mtime_ns for path in inputs} == {path: before[path] for path in inputs}

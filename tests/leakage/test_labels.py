@@ -171,13 +171,13 @@ def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None
     }
     knowing = {(column.kind, column.group) for column in before.columns if column.fitted_on_labels}
     assert changed == knowing
-    for file, knows in (("label/report-0.parquet", True), ("context/report.parquet", False), ("row.parquet", False)):
+    for file, knows in (("label/holdout-0.parquet", True), ("context/holdout.parquet", False), ("row.parquet", False)):
         stored = pl.read_parquet_schema(tmp_path / "a" / file)
         assert {FeatureColumn.named(name).fitted_on_labels for name in stored if name != "pid"} == {knows}
 
 
 # Both learners count in the blend; a column of noise, as characters are here, would leave one of them out.
-TWO = replace(WITH_SECOND, columns=replace(STACK.columns, oof_ridge=("image", "text", "prototype")))
+TWO = replace(WITH_SECOND, seed=4, columns=replace(STACK.columns, oof_ridge=("image", "text", "prototype")))
 
 
 @pytest.mark.parametrize(
