@@ -271,7 +271,7 @@ def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -
     params = project / "params.yaml"
     text = params.read_text(encoding="utf-8")
     for old, new, section in (
-        ("history_prior: 3.0", "history_prior: 3.5", "featurize"),
+        ("target_statistics_prior: 3.0", "target_statistics_prior: 3.5", "featurize"),
         ("nearest: 5", "nearest: 4", "embed_posts"),
     ):
         assert old in text
