@@ -51,7 +51,7 @@ class Project:
         sections = {
             "embed_image": vars(self.towers.image),
             "embed_text": vars(self.towers.text),
-            "prototypes": {"seed": 0, "limit": 8, "class_name_format": "auto"},
+            "prototypes": {"seed": 0, "max_per_class": 8, "class_name_format": "auto"},
             "train": {**TRAIN, "batch_size": 8, **own, "network": network},
         }
         YAML().dump(sections, self.folder / "params.yaml")
