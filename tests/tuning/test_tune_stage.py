@@ -221,7 +221,7 @@ def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
     found = []
     for change in (
         {}, {"target_transform": "rank_gauss"}, {"columns.feature_blocks": ["metadata", "image"]},
-        {"sample_weight_half_life_days": 60.0}, {"row_selection.fraction": 0.7},
+        {"sample_weight_half_life_days": 100.0}, {"row_selection.fraction": 0.7},
     ):  # fmt: skip
         *_, step = objective({**default, **change})
         rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
