@@ -153,7 +153,7 @@ def test_a_stage_on_two_nodes_survives_a_lost_worker(
         kill_a_worker(launchers[1])
         codes = [launcher.wait() for launcher in launchers]
     assert codes == [0, 0], [Path(f"node{rank}.log").read_text()[-2000:] for rank in range(2)]
-    assert "parts are there from an earlier run" in Path("node0.log").read_text()
+    assert "shards are there from an earlier run" in Path("node0.log").read_text()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     embed_images(images.root, images.table, one, params)

@@ -266,7 +266,7 @@ def test_workers_may_have_processes_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("worth", [float("nan"), float("inf")])
 def test_a_value_that_is_no_number_ends_the_search(worth: float, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"(?s)trial 0: its value is (nan|inf).*out of the space: \{'n': 8"):
+    with pytest.raises(DataError, match=r"(?s)trial 0: its value is (nan|inf).*from the space: \{'n': 8"):
         run_search(bowl_search(SQLITE, 4), partial(BowlObjective, worth=worth), state=tmp_path)
 
 
