@@ -191,7 +191,7 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
         stack.columns,
         feature_blocks=system.blocks,  # type: ignore[arg-type]
         prototype_parts=system.parts,
-        oof_ridge=tuple(head for head in stack.columns.oof_ridge if _has_head(system.blocks, head)),
+        oof_ridge=tuple(ridge for ridge in stack.columns.oof_ridge if _has_blocks(system.blocks, ridge)),
     )
     stack = replace(stack, seed=seed, n_seeds=1, columns=columns, row_selection=system.row_selection)
     key = fingerprint(
@@ -205,9 +205,9 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
     return Fit(system, stack, vectors, bench.cache / "fits" / f"{key}.parquet")
 
 
-def _has_head(blocks: Sequence[str], head: str) -> bool:
-    """Whether oof_ridge feature `head` has its blocks; `characters` needs metadata and text."""
-    return {"metadata", "text"} <= set(blocks) if head == "characters" else head in blocks
+def _has_blocks(blocks: Sequence[str], ridge: str) -> bool:
+    """Whether oof_ridge feature `ridge` has its blocks; `characters` needs metadata and text."""
+    return {"metadata", "text"} <= set(blocks) if ridge == "characters" else ridge in blocks
 
 
 def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:
@@ -237,14 +237,14 @@ def _fit_one(data: Path, task: tuple[Fit, Fold]) -> pl.DataFrame:
 
 def _classless(fold: Fold) -> Fold:
     """The fold without any feature of the class."""
-    named = [name for name in fold.fit.columns if any(level in name for level in CLASS_FEATURES)]
+    named = [name for name in fold.train.columns if any(level in name for level in CLASS_FEATURES)]
     kept = [level for level in CLASS_FEATURES if level in named]  # the stack encodes these: they become null
     others = [name for name in named if name not in kept]
-    fit, scored = (
+    train, valid = (
         frame.drop(others).with_columns(pl.lit(None, pl.String).alias(level) for level in kept)
-        for frame in (fold.fit, fold.score)
+        for frame in (fold.train, fold.valid)
     )
-    return replace(fold, fit=fit, score=scored)
+    return replace(fold, train=train, valid=valid)
 
 
 def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
@@ -269,7 +269,7 @@ def _table(
     scored_posts = (
         predictions[REFERENCE][0].select("pid").join(bench.posts, on="pid", how="left", maintain_order="left")
     )
-    scored = pl.concat(fold.score.select("pid", fold=pl.lit(fold.key.fold)) for fold in folds).sort("pid")
+    scored = pl.concat(fold.valid.select("pid", fold=pl.lit(fold.key.fold)) for fold in folds).sort("pid")
     splits = scored["fold"].to_numpy().astype(np.int64)
     posts = Scored(scored_posts["label"].to_numpy(), scored_posts["uid"].to_numpy(), splits)
     matrices = {

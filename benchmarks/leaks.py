@@ -132,7 +132,7 @@ class Case:
     @property
     def labelled_earlier(self) -> pl.DataFrame:
         """The posts of the earlier split, its valid rows with their labels."""
-        truth = pl.DataFrame({"pid": self.earlier.fold.score["pid"], "truth": self.truth})
+        truth = pl.DataFrame({"pid": self.earlier.fold.valid["pid"], "truth": self.truth})
         posts = self.earlier.posts.join(truth, on="pid", how="left", validate="1:1", maintain_order="left")
         return posts.with_columns(label=pl.coalesce("label", "truth")).drop("truth")
 
@@ -275,21 +275,21 @@ def totals_after_the_posts(case: Case) -> tuple[Fold, Fold]:
 def encoders_on_valid_rows(case: Case) -> tuple[Fold, Fold]:
     """A ridge regression on the text vectors, fitted once on all labelled rows, before the folds were made."""
 
-    def headed(fold: Fold, extra: pl.DataFrame, label: Float64Array) -> Fold:
-        pids = [*fold.fit["pid"], *extra["pid"]]
+    def with_ridge(fold: Fold, extra: pl.DataFrame, label: Float64Array) -> Fold:
+        pids = [*fold.train["pid"], *extra["pid"]]
         vectors = part_rows(case.blocks, "text", pids)
-        users = np.concatenate([fold.fit["uid"].to_numpy(), extra["uid"].to_numpy()])
+        users = np.concatenate([fold.train["uid"].to_numpy(), extra["uid"].to_numpy()])
         given = case.params.columns
-        head, _ = fit_oof_ridge(
+        ridge, _ = fit_oof_ridge(
             vectors, np.concatenate([fold.label, label]), users,
             folds=given.oof_ridge_folds, alphas=given.oof_ridge_alphas, seed=case.params.seed,
         )  # fmt: skip
-        both = pl.concat([fold.fit.select("pid"), fold.score.select("pid")])
-        values = pl.Series(head.predict(part_rows(case.blocks, "text", both["pid"].to_list()))).fill_nan(None)
-        return _joined(fold, both.with_columns(head_of_all=values), "pid")
+        both = pl.concat([fold.train.select("pid"), fold.valid.select("pid")])
+        values = pl.Series(ridge.predict(part_rows(case.blocks, "text", both["pid"].to_list()))).fill_nan(None)
+        return _joined(fold, both.with_columns(ridge_of_all=values), "pid")
 
     earlier, later = case.earlier.fold, case.later.fold
-    return headed(earlier, earlier.score, case.truth), headed(later, later.score.head(0), np.empty(0))
+    return with_ridge(earlier, earlier.valid, case.truth), with_ridge(later, later.valid.head(0), np.empty(0))
 
 
 def shifted_join(case: Case) -> tuple[Fold, Fold]:
@@ -308,10 +308,10 @@ def shifted_join(case: Case) -> tuple[Fold, Fold]:
 
 def _joined(fold: Fold, table: pl.DataFrame, key: str) -> Fold:
     """The fold with the columns of `table`, null where the table lacks the key."""
-    fit, scored = (
-        rows.join(table, on=key, how="left", validate="m:1", maintain_order="left") for rows in (fold.fit, fold.score)
+    train, valid = (
+        rows.join(table, on=key, how="left", validate="m:1", maintain_order="left") for rows in (fold.train, fold.valid)
     )
-    return replace(fold, fit=fit, score=scored)
+    return replace(fold, train=train, valid=valid)
 
 
 def random_folds(case: Case) -> Outcome:
@@ -333,7 +333,7 @@ def known_users(case: Case) -> Outcome:
     fold = case.later.fold
     start = np.quantile(fold.posted_at, 1 - case.params.inner_cv.valid_fraction)
     before = np.flatnonzero(fold.posted_at < start)
-    users = fold.fit["uid"]
+    users = fold.train["uid"]
     known = users.is_in(users.gather(before).unique().to_list()).to_numpy()
     scored = np.flatnonzero((fold.posted_at >= start) & known)
     each = [_predict(_part(fold, before, scored), case, candidate) for candidate in CANDIDATES]
@@ -345,8 +345,8 @@ def _part(fold: Fold, rows: Int64Array, scored: Int64Array) -> Fold:
     """A fold inside the train rows of another."""
     times = fold.posted_at
     return replace(
-        fold, fit=fold.fit[rows], score=fold.fit[scored],
-        label=fold.label[rows], posted_at=times[rows], scored_at=times[scored],
+        fold, train=fold.train[rows], valid=fold.train[scored],
+        label=fold.label[rows], posted_at=times[rows], valid_at=times[scored],
     )  # fmt: skip
 
 
@@ -356,9 +356,9 @@ def chosen_on_valid_rows(case: Case) -> Outcome:
 
     def fitted(fold: Fold, seed: int, rounds: int) -> tuple[Any, Float32Array, Float64Array]:
         """A booster, the matrix of the valid rows, and the ridge regression's predictions for them."""
-        encoder, matrix = MatrixEncoder.fit(fold.fit, fold.label, case.blocks, params.columns)
+        encoder, matrix = MatrixEncoder.fit(fold.train, fold.label, case.blocks, params.columns)
         sample = Sample(matrix, fold.label, recency_sample_weight(fold.posted_at, params.sample_weight_half_life_days))
-        scored = encoder.apply(fold.score, case.blocks)
+        scored = encoder.apply(fold.valid, case.blocks)
         linear = scored.values[:, scored.names.index("text_oof_ridge")].astype(np.float64)
         linear[np.isnan(linear)] = np.median(fold.label)
         return lightgbm.fit(sample, rounds, params, seed), scored.values, linear

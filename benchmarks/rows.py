@@ -185,9 +185,9 @@ def with_params(data: FoldData, params: StackParams) -> FoldData:
 
 def without_target_statistics(data: FoldData) -> FoldData:
     """The fold without columns of past labels of users and classes; feature group USER_TARGET leaves too."""
-    columns = map(FeatureColumn.named, data.fold.fit.columns)
+    columns = map(FeatureColumn.named, data.fold.train.columns)
     named = [column.name for column in columns if column.fitted_on_labels and column.group in (None, USER_TARGET)]
-    return replace(data, fold=replace(data.fold, fit=data.fold.fit.drop(named), score=data.fold.score.drop(named)))
+    return replace(data, fold=replace(data.fold, train=data.fold.train.drop(named), valid=data.fold.valid.drop(named)))
 
 
 def metadata_alone(data: FoldData) -> FoldData:
@@ -228,8 +228,8 @@ def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
 
     def system(data: FoldData) -> Float64Array:
         with torch_threads(params.num_threads):
-            fitted = fit(data.fold.fit, data.fold.label, data.fold.posted_at, encoder, params)
-            return fitted.predict(data.fold.score, data.fold.scored_at)
+            fitted = fit(data.fold.train, data.fold.label, data.fold.posted_at, encoder, params)
+            return fitted.predict(data.fold.valid, data.fold.valid_at)
 
     def inputs(data: FoldData) -> tuple[object, ...]:
         return ("text model", *fold_digests(data), asdict(encoder), asdict(replace(params, parallel_folds=1)))

@@ -2,7 +2,7 @@
 
     project = Project.read(Path("../run"))
     for data in project.folds(["forward"]):
-        predictions = system(data)                       # (m,) for the rows of data.fold.score
+        predictions = system(data)                       # (m,) for the rows of data.fold.valid
         labels = project.labels(data)                    # (m,) true labels, which no system receives
 
 The folder is a project in which `dvc repro embed_posts` has run.
@@ -101,7 +101,7 @@ class Project:
     def scored(self, data: FoldData) -> pl.DataFrame:
         """(pid, uid, label) of the fold's valid rows, in its row order."""
         labels = self.posts.select("pid", "uid", "label")
-        return data.fold.score.select("pid").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
+        return data.fold.valid.select("pid").join(labels, on="pid", how="left", validate="1:1", maintain_order="left")
 
     def labels(self, data: FoldData) -> Float64Array:
         """(m,) true labels of the fold's valid rows, in its row order."""

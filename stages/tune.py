@@ -3,7 +3,9 @@
 The search starts from params.yaml with the selected configuration.
 
 Reads posts, splits, features and the blocks of both encoders and of the network; writes best_params.yaml, trials.csv
-and study.json. best_params.yaml holds the keys of the selected configuration too; with tune.n_trials 0 these alone.
+and study.json. The trials fit with the effort `tune.effort`. At the end the best parameters are fitted once more, as
+stage stack fits them; study.json holds these losses too. best_params.yaml holds the keys of the selected configuration
+and those of the best trial; with tune.n_trials 0 the former alone.
 
     python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image --text data/embeddings/text \
@@ -26,7 +28,8 @@ from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
 from popularity.stack import StackParams
-from popularity.tuning.objective import StackInputs, TuneParams, stack_search
+from popularity.stack.lightgbm_dask import dask_client
+from popularity.tuning.objective import StackInputs, TuneParams, losses_of_stage, stack_search
 from popularity.tuning.results import best_of, write_results
 from popularity.tuning.study import run_search, workers_here
 
@@ -50,14 +53,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_directory(args.out) as out,
     ):
         trials = run_search(search, objective, state=state, workers=workers_here())
-        write_results(trials, search, out, read_yaml(args.selected) if args.selected else {})
         best = best_of(trials)
+        losses = _losses_of_stage(inputs, params, search.space.apply(best.values)) if best else None
+        write_results(trials, search, out, read_yaml(args.selected) if args.selected else {}, losses)
         write_manifest(
             out,
             params={"tune": _without_storage(params), "stack": asdict(stack)},
             inputs=vars(inputs),
             metrics={"trials": len(trials), "best": best.value if best else None},
         )
+
+
+def _losses_of_stage(inputs: StackInputs, params: TuneParams, stack: StackParams) -> dict[str, Any]:
+    """The losses of the stack that stage stack will fit with the best parameters."""
+    with dask_client(stack.cluster):
+        return asdict(losses_of_stage(inputs, params.schemes, stack))
 
 
 def _without_storage(params: TuneParams) -> dict[str, Any]:

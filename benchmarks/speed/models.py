@@ -36,7 +36,8 @@ from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_te
 from popularity.features import FeaturizeParams, featurize
 from popularity.stack import Blocks, StackParams
 from popularity.stack import lightgbm as learner
-from popularity.stack.fit import fit_model
+from popularity.stack.effort import Effort
+from popularity.stack.fit import encode_fold, fit_fold
 from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.sample import Sample, recency_sample_weight
 from popularity.validation import rows_of
@@ -169,17 +170,19 @@ def task_stack(root: Path) -> dict[str, Any]:
     """Fit and prediction of the metadata stack on the refit."""
     data, blocks, params = refit(root)
     clock = Clock()
-    model = fit_model(data, blocks, params.columns, params, "stack")
+    encoded = encode_fold(data, blocks, params)
+    model = fit_fold(encoded, params, Effort.full(params))
     fit, clock = clock.read(), Clock()
-    model.predict(data.score, blocks, data.scored_at)
+    assert encoded.valid is not None
+    model.error_scale.predict(encoded.valid, model.predict_each(encoded.valid, data.valid_at).mean(axis=0))
     return {"fit": fit, "predict": clock.read()}
 
 
 def task_lightgbm(root: Path) -> dict[str, Any]:
     """LightGBM's cv, train and predict on the same matrix, which is built before the clock starts."""
     data, blocks, params = refit(root)
-    encoder, matrix = MatrixEncoder.fit(data.fit, data.label, blocks, params.columns)
-    scored = encoder.apply(data.score, blocks)
+    encoder, matrix = MatrixEncoder.fit(data.train, data.label, blocks, params.columns)
+    scored = encoder.apply(data.valid, blocks)
     sample = Sample(matrix, data.label, recency_sample_weight(data.posted_at, params.sample_weight_half_life_days))
     splits = inner_splits(data.posted_at, params.inner_cv)
     clock = Clock()

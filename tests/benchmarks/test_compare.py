@@ -146,8 +146,8 @@ def test_cached_predictions_depend_on_what_the_system_reads(project: Path) -> No
     fold = data.fold
     others = {
         "label": replace(data, fold=replace(fold, label=fold.label + 1)),
-        "dates": replace(data, fold=replace(fold, scored_at=fold.scored_at + 1)),
-        "feature": replace(data, fold=replace(fold, score=fold.score.with_columns(hour=pl.lit(1, pl.Int8)))),
+        "dates": replace(data, fold=replace(fold, valid_at=fold.valid_at + 1)),
+        "feature": replace(data, fold=replace(fold, valid=fold.valid.with_columns(hour=pl.lit(1, pl.Int8)))),
         "parameter": replace(data, params=replace(data.params, sample_weight_half_life_days=1.0)),
     }
     kinds = {"ours": rows.stack_row(lambda data: data), "constant": rows.simple_row("constant")}
@@ -181,11 +181,11 @@ def test_a_fold_without_target_statistics_keeps_all_else(project: Path) -> None:
     made = rows.with_splits(Project.read(project), make_splits(posts, SPLIT)[0].filter(scheme="forward"), FEATURIZE)
     data, *_ = made.folds(["forward"])
     fold = rows.without_target_statistics(data).fold
-    gone = set(data.fold.fit.columns) - set(fold.fit.columns)
+    gone = set(data.fold.train.columns) - set(fold.train.columns)
     assert {column.rpartition("_")[0] for column in gone if column.startswith("uid")} == {"uid_target"}
     assert all(FeatureColumn.named(column).fitted_on_labels for column in gone)
-    assert not any(column in fold.fit.columns for column in FROM_LABELS if "." not in column)
-    assert fold.score.columns == fold.fit.columns
+    assert not any(column in fold.train.columns for column in FROM_LABELS if "." not in column)
+    assert fold.valid.columns == fold.train.columns
 
 
 def git(folder: Path, *command: str) -> str:
@@ -351,17 +351,17 @@ def test_a_forward_split_takes_the_place_of_the_test_part(project: Path, world: 
     labels = posts.filter(role="train").join(truth, on="pid", suffix=" before")
     assert labels["label"].equals(labels["label before"])
     (final,) = made.folds(["refit"])
-    assert set(final.fold.fit["pid"]) == set(last.filter(role="train")["pid"])
-    assert set(final.fold.score["pid"]) == set(last.filter(role="valid")["pid"])
+    assert set(final.fold.train["pid"]) == set(last.filter(role="train")["pid"])
+    assert set(final.fold.valid["pid"]) == set(last.filter(role="valid")["pid"])
     start = posts.filter(role="valid")["posted_at"].min()
     shown = {"forward": 3, schemes.LATE: 1, "group": schemes.N_FOLDS, "random": schemes.N_FOLDS}
     for scheme, count in shown.items():
         folds = list(made.folds([scheme]))
         assert len(folds) == count
         for data in folds:
-            pids = [*data.fold.fit["pid"], *data.fold.score["pid"]]
+            pids = [*data.fold.train["pid"], *data.fold.valid["pid"]]
             assert posts.filter(pl.col("pid").is_in(pids))["posted_at"].max() < start  # type: ignore[operator]
-    used = {pid for data in made.folds(["group"]) for pid in data.fold.score["pid"]}
+    used = {pid for data in made.folds(["group"]) for pid in data.fold.valid["pid"]}
     fitted = posts.filter(role="train")
     assert used == set(
         fitted.filter(pl.col("posted_at") < pl.col("posted_at").max())["pid"]
@@ -372,11 +372,11 @@ def test_the_late_slice_keeps_every_user(world: tuple[Project, pl.DataFrame]) ->
     made, _ = world
     *_, forward = made.folds(["forward"])
     (late,) = made.folds([schemes.LATE])
-    assert late.fold.score["pid"].equals(forward.fold.score["pid"])
+    assert late.fold.valid["pid"].equals(forward.fold.valid["pid"])
     start = forward.posts.filter(pl.col("label").is_null())["posted_at"].min()
     before = made.posts.filter(pl.col("posted_at") < start)["pid"].sort()
-    assert late.fold.fit["pid"].equals(before)
-    assert len(forward.fold.fit) < len(before)
+    assert late.fold.train["pid"].equals(before)
+    assert len(forward.fold.train) < len(before)
 
 
 def test_validation_scores_depend_on_labels_before_the_split_alone(project: Path, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_scores_of_a_scheme_are_of_its_posts(world: tuple[Project, pl.DataFrame]
     made, _ = world
 
     def system(data: FoldData) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return np.arange(data.fold.score.height, dtype=np.float64)
+        return np.arange(data.fold.valid.height, dtype=np.float64)
 
     scored = {scheme: made.run({"one": system}, scheme) for scheme in ("forward", schemes.LATE, "group", "random")}
     scored["refit"] = scored["group"]

@@ -69,7 +69,7 @@ def first_fold(project: Project, scheme: str = "forward") -> FoldData:
 def hidden_labels_moved(project: Project) -> Project:
     """Another project, the labels of all posts that are no train posts of the last forward split drawn anew."""
     *_, last = project.folds(["forward"])
-    known = pl.col("pid").is_in(last.fold.fit["pid"].to_list())
+    known = pl.col("pid").is_in(last.fold.train["pid"].to_list())
     drawn = pl.Series(np.random.default_rng(0).uniform(1, 16, project.posts.height))
     return replace(project, posts=project.posts.with_columns(label=pl.when(known).then("label").otherwise(drawn)))
 
@@ -97,8 +97,8 @@ RECIPES = [
 def test_a_fold_has_its_own_rows_and_no_label_of_a_valid_one(project: Project) -> None:
     for data in project.folds(["forward", "group"]):
         fit, scored = (data.posts.filter(pl.col("label").is_not_null() == known) for known in (True, False))
-        assert fit["pid"].to_list() == data.fold.fit["pid"].to_list()
-        assert scored["pid"].to_list() == data.fold.score["pid"].to_list()
+        assert fit["pid"].to_list() == data.fold.train["pid"].to_list()
+        assert scored["pid"].to_list() == data.fold.valid["pid"].to_list()
         assert fit["label"].to_list() == data.fold.label.tolist()
         truth = dict(project.posts.select("pid", "label").iter_rows())
         assert project.labels(data).tolist() == [truth[pid] for pid in scored["pid"]]
@@ -109,7 +109,7 @@ def test_a_recipe_predicts_without_labels_of_valid_posts(project: Project, name:
     *_, data = project.folds(["forward"])
     *_, other = hidden_labels_moved(project).folds(["forward"])
     first = quick(name)(data)
-    assert first.shape == (data.fold.score.height,)
+    assert first.shape == (data.fold.valid.height,)
     assert np.ptp(first) > 0
     assert first.tolist() == quick(name)(other).tolist()
 
@@ -128,7 +128,7 @@ def test_columns_of_embeddings_are_the_raw_vectors(project: Project) -> None:
     plain, wide = (columns_of(data, text=False, embeddings=chosen) for chosen in (False, True))
     widths = sum(project.blocks.vectors[name].values.shape[1] for name in ("image", "title", "tags"))
     assert wide.numbers.shape[1] - plain.numbers.shape[1] == widths
-    assert len(plain.label) == plain.is_fit.sum() == data.fold.fit.height
+    assert len(plain.label) == plain.is_fit.sum() == data.fold.train.height
 
 
 def test_numbers_are_standardised_by_the_train_rows_alone() -> None:
@@ -183,16 +183,16 @@ def test_the_shifted_join_gives_posts_their_own_labels(project: Project) -> None
         earlier, later = shifted_join(case)
         order = case.earlier.posts.sort("uid", "posted_at", "pid")
         last = order.unique("uid", keep="last")["pid"].to_list()
-        for rows, labels in ((earlier.fit, earlier.label), (earlier.score, case.truth)):
+        for rows, labels in ((earlier.train, earlier.label), (earlier.valid, case.truth)):
             expected = [None if pid in last else label for pid, label in zip(rows["pid"], labels, strict=True)]
             assert rows["previous_label"].to_list() == expected
             assert any(expected)
-        assert later.score["previous_label"].null_count() == later.score.height
+        assert later.valid["previous_label"].null_count() == later.valid.height
 
 
 def test_a_practice_reads_no_label_of_the_pseudo_test(project: Project) -> None:
     *_, case = cases(project)
-    scored = pl.col("pid").is_in(case.later.fold.score["pid"].to_list())
+    scored = pl.col("pid").is_in(case.later.fold.valid["pid"].to_list())
     moved = project.posts.with_columns(label=pl.when(scored).then(17 - pl.col("label")).otherwise("label"))
     *_, other = cases(replace(project, posts=moved))
     assert case.test["label"].to_list() != other.test["label"].to_list()

@@ -122,7 +122,7 @@ def test_profiles_foretell_users_without_a_past(tmp_path: Path) -> None:
     featurize(posts, random_images(posts, seed=0), needed, FEATURIZE, tmp_path, users)
     key, rows = next(iter(rows_of(splits, ["group"])))
     fold = load_fold(key, rows, posts, tmp_path)
-    truth = fold.score.select("pid").join(posts, on="pid", maintain_order="left")["label"].to_numpy()
+    truth = fold.valid.select("pid").join(posts, on="pid", maintain_order="left")["label"].to_numpy()
     error = {}
     for feature_groups in ((), ("user_text",)):
         columns = replace(STACK.columns, feature_blocks=("metadata",), oof_ridge=(), feature_groups=feature_groups)

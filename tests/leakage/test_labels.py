@@ -14,7 +14,7 @@ from popularity.core.contracts import FoldKey
 from popularity.core.metrics import spearman
 from popularity.features import FeatureColumn, featurize
 from popularity.stack import Blocks, StackParams
-from popularity.stack.fit import fit_model
+from popularity.stack.fit import fit_stack
 from popularity.stack.matrix import FeatureGroup, Matrix, MatrixEncoder
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
@@ -125,7 +125,7 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
         splits = made.splits.filter(pl.col("scheme").is_in([scheme, "forward"]))  # matched gives the blocks of time
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
         data = load_fold(key, rows, posts, folder)
-        return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
+        return MatrixEncoder.fit(data.train, data.label, made.blocks, columns)[1]
 
     before = matrix_of(made.posts, tmp_path / "before")
     heads = [before.names.index(f"{block}_oof_ridge") for block in columns.oof_ridge]
@@ -154,7 +154,7 @@ def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None
     def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
         data = load_fold(key, rows, posts, folder)
-        return MatrixEncoder.fit(data.fit, data.label, made.blocks, columns)[1]
+        return MatrixEncoder.fit(data.train, data.label, made.blocks, columns)[1]
 
     fitted = rows.filter(role="train")["pid"].to_list()
     before, after = (
@@ -196,7 +196,7 @@ def test_labels_of_scored_rows_change_nothing_in_the_model(
     def saved(posts: pl.DataFrame, name: str) -> dict[str, bytes]:
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, tmp_path / name / "features")
         data = load_fold(key, rows, posts, tmp_path / name / "features")
-        fit_model(data, made.blocks, params.columns, params, "stack").save(tmp_path / name / "model")
+        fit_stack(data, made.blocks, params).save(tmp_path / name / "model")
         return tree_bytes(tmp_path / name / "model")
 
     before = saved(made.posts, "before")

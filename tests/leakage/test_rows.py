@@ -13,7 +13,7 @@ from popularity.core.contracts import FoldKey
 from popularity.core.vectors import Block
 from popularity.features import read_features
 from popularity.stack import Blocks, StackModel, StackParams
-from popularity.stack.fit import fit_model
+from popularity.stack.fit import fit_stack
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
@@ -153,7 +153,7 @@ def test_scored_rows_change_nothing_in_the_model_that_scores_them(
     """Vectors and features of scored rows: no encoder, tree, number of rounds, blend or scale has seen them."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
     data = load_fold(key, rows, made.posts, made.features)
-    fit = set(data.fit["pid"])
+    fit = set(data.train["pid"])
     strange = with_vectors(
         made.blocks,
         lambda _, block: replace(
@@ -168,8 +168,8 @@ def test_scored_rows_change_nothing_in_the_model_that_scores_them(
         ),
     )
     for name, blocks in (("before", made.blocks), ("after", strange)):
-        fit_model(data, blocks, params.columns, params, "stack").save(tmp_path / name)
+        fit_stack(data, blocks, params).save(tmp_path / name)
     assert tree_bytes(tmp_path / "after") == tree_bytes(tmp_path / "before")
     model = StackModel.load(tmp_path / "before")
-    usual, other = (model.predict(data.score, blocks, data.scored_at).values for blocks in (made.blocks, strange))
+    usual, other = (model.predict(data.valid, blocks, data.valid_at).values for blocks in (made.blocks, strange))
     assert not np.array_equal(usual, other)

@@ -146,10 +146,10 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     posts = read_table(data / "interim/posts.parquet", POSTS)
     ((key, rows),) = rows_of(read_table(data / "interim/splits.parquet", FOLDS), ["refit"])
     fold = load_fold(key, rows, posts, data / "features")
-    features = fold.score
+    features = fold.valid
     blocks = read_blocks(*(data / "embeddings" / name for name in ("image", "text", "prototype")))
     model = StackModel.load(pulled.root / "models/stack/stack")
-    values = model.predict_each(model.encoder.apply(features, blocks), fold.scored_at)
+    values = model.predict_each(model.encoder.apply(features, blocks), fold.valid_at)
     stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
     stored_texts = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
     stored_texts = stored_texts.join(features.select("pid"), on="pid", how="right", maintain_order="right")
@@ -158,7 +158,7 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
         pulled.root / "models/text_model/model.safetensors",
         load_params("embed_text", EmbedTextParams, pulled.root / "params.yaml"),
     )
-    np.testing.assert_allclose(text_model.predict(features, fold.scored_at), texts, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(text_model.predict(features, fold.valid_at), texts, rtol=0, atol=1e-5)
     part = json.loads((pulled.root / "models/stack" / ENSEMBLE_WEIGHTS_FILE).read_text(encoding="utf-8"))
     assert stored.height == posts.filter(split="test").height > 0
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):

@@ -15,7 +15,9 @@ import pytest
 from popularity.core.contracts import PREDICTIONS, check_table, write_table
 from popularity.core.errors import ConfigError
 from popularity.stack import RowSelectionParams, StackModel
-from popularity.stack.fit import fit_model, kept_fold
+from popularity.stack.effort import Effort
+from popularity.stack.fit import encode_fold, fit_fold
+from popularity.stack.row_selection import kept_rows
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
@@ -208,16 +210,18 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     whole = replace(params, lightgbm=replace(params.lightgbm, bagging_fraction=1.0))
     (key, split) = next(iter(rows_of(made.splits, ["refit"])))
     data = load_fold(key, split, made.posts, made.features)
-    kept = kept_fold(data, made.blocks, whole)
-    model = fit_model(kept, made.blocks, whole.columns, whole, "stack")
+    encoded = encode_fold(data, made.blocks, whole)
+    model = fit_fold(encoded, whole, Effort.full(whole))
     roots = {
         int(tree["tree_structure"]["internal_count"]) for tree in model.models["lightgbm"][0].dump_model()["tree_info"]
     }
-    assert roots == {kept.fit.height}
-    assert 0.55 < kept.fit.height / data.fit.height < 0.7
-    assert kept.score.equals(data.score)
-    label = dict(made.posts.select("pid", "label").iter_rows())
-    assert [label[pid] for pid in kept.fit["pid"]] == kept.label.tolist()
+    kept = kept_rows(list(encoded.train.pids), made.blocks.scalars, whole.row_selection, whole.seed)
+    assert roots == {kept.sum()}
+    assert 0.55 < kept.mean() < 0.7
+    few = fit_fold(encoded, whole, Effort(n_seeds=1, max_train_rows=90, learning_rate_factor=1.0))
+    assert {
+        int(tree["tree_structure"]["internal_count"]) for tree in few.models["lightgbm"][0].dump_model()["tree_info"]
+    } == {90}
 
 
 def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:

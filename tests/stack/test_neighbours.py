@@ -14,7 +14,7 @@ from popularity.core.contracts import FoldKey
 from popularity.core.errors import ConfigError
 from popularity.stack import StackModel
 from popularity.stack.feature_blocks import read_blocks
-from popularity.stack.fit import fit_model
+from popularity.stack.fit import fit_stack
 from popularity.stack.matrix import FeatureGroup, MatrixEncoder
 from popularity.stack.neighbours import COLUMNS, N_NEAREST, TEMPERATURE, Neighbours
 from popularity.validation.folds import Fold
@@ -134,13 +134,13 @@ def fold() -> Fold:
 
 
 def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
-    posts = pl.concat([fold.fit, fold.score]).select("pid")
+    posts = pl.concat([fold.train, fold.valid]).select("pid")
     blocks = random_blocks(posts)
     columns = replace(STACK.columns, feature_blocks=("metadata", "text"), oof_ridge=("text",))
 
     def seen(*feature_groups: FeatureGroup) -> set[str]:
         return set(
-            MatrixEncoder.fit(fold.fit, fold.label, blocks, replace(columns, feature_groups=feature_groups))[1].names
+            MatrixEncoder.fit(fold.train, fold.label, blocks, replace(columns, feature_groups=feature_groups))[1].names
         )
 
     none = seen()
@@ -155,7 +155,7 @@ def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
 
 def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -> None:
     """Neighbours and statistics of images are columns of the fitted and of the loaded model."""
-    posts = pl.concat([fold.fit, fold.score]).select("pid")
+    posts = pl.concat([fold.train, fold.valid]).select("pid")
     image, text, prototype = write_blocks(random_blocks(posts), tmp_path)
     statistics = posts.with_columns(
         pl.Series("image_statistics.text", np.random.default_rng(5).random(posts.height), pl.Float32)
@@ -163,15 +163,15 @@ def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -
     statistics.filter(pl.col("pid") != "0003").write_parquet(image / "statistics.parquet")
     blocks = read_blocks(image, text, prototype)
     columns = replace(STACK.columns, feature_groups=("neighbours", "image", "rhythm"))
-    model = fit_model(fold, blocks, columns, replace(STACK, columns=columns), "stack")
-    matrix = model.encoder.apply(fold.score, blocks)
+    model = fit_stack(fold, blocks, replace(STACK, columns=columns))
+    matrix = model.encoder.apply(fold.valid, blocks)
     assert {"image_statistics.text", "image_neighbours.mean", "prototype_neighbours.distance"} <= set(matrix.names)
     assert matrix.blocks[matrix.names.index("image_statistics.text")] == "image_statistics"
-    column = MatrixEncoder.fit(fold.fit, fold.label, blocks, columns)[1]
+    column = MatrixEncoder.fit(fold.train, fold.label, blocks, columns)[1]
     assert np.isnan(column.values[3, column.names.index("image_statistics.text")])
     model.save(tmp_path / "model")
     loaded = StackModel.load(tmp_path / "model")
     np.testing.assert_array_equal(
-        loaded.predict(fold.score, blocks, fold.scored_at).values,
-        model.predict(fold.score, blocks, fold.scored_at).values,
+        loaded.predict(fold.valid, blocks, fold.valid_at).values,
+        model.predict(fold.valid, blocks, fold.valid_at).values,
     )

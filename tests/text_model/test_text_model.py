@@ -89,12 +89,12 @@ def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFra
     assert np.abs(scored["label"].to_numpy() - scored["prediction"].to_numpy()).mean() < 1.0
     untrained = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=0))
     fold = fold_of(folder, "forward")
-    assert np.ptp(untrained.predict(fold.score, fold.scored_at)) < np.ptp(scored["prediction"].to_numpy())
+    assert np.ptp(untrained.predict(fold.valid, fold.valid_at)) < np.ptp(scored["prediction"].to_numpy())
 
 
 def _given(folder: Path) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
     fold = fold_of(folder, "forward")
-    return fold.fit, fold.label, fold.posted_at
+    return fold.train, fold.label, fold.posted_at
 
 
 def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path) -> None:
     final = fold_of(folder, "refit")
     predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
     model = TextModel.load(ran / "models/model.safetensors", ENCODER)
-    np.testing.assert_allclose(model.predict(final.score, final.scored_at), predicted["prediction"], rtol=0, atol=1e-5)
-    alone = model.predict(final.score.head(1), final.scored_at[:1])
+    np.testing.assert_allclose(model.predict(final.valid, final.valid_at), predicted["prediction"], rtol=0, atol=1e-5)
+    alone = model.predict(final.valid.head(1), final.valid_at[:1])
     np.testing.assert_allclose(alone, predicted["prediction"][:1], rtol=0, atol=1e-5)
 
 
@@ -151,12 +151,12 @@ def test_in_half_precision_too_a_post_is_predicted_alike_with_any_others(folder:
     half = replace(ENCODER, precision="bf16")
     model = fit(*_given(folder), half, replace(PARAMS, epochs=1))
     fold = fold_of(folder, "forward")
-    together = model.predict(fold.score, fold.scored_at)
+    together = model.predict(fold.valid, fold.valid_at)
     for row in range(5):
-        alone = model.predict(fold.score[row : row + 1], fold.scored_at[row : row + 1])
+        alone = model.predict(fold.valid[row : row + 1], fold.valid_at[row : row + 1])
         np.testing.assert_allclose(alone, together[row : row + 1], rtol=0, atol=1e-5)
     whole = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=1))
-    assert not np.array_equal(whole.predict(fold.score, fold.scored_at), together)
+    assert not np.array_equal(whole.predict(fold.valid, fold.valid_at), together)
 
 
 def test_without_epochs_there_is_no_model(folder: Path, tmp_path: Path) -> None:
@@ -181,15 +181,15 @@ def test_a_rate_that_diverges_is_an_error(folder: Path) -> None:
 
 def test_numbers_are_standardised_by_fit_rows_alone(folder: Path) -> None:
     fold = fold_of(folder, "forward")
-    numbers = NumericFeatures.fit(fold.fit)
-    values = numbers.apply(fold.fit)
-    known = fold.fit.select(numbers.names).cast(pl.Float64).to_numpy()
+    numbers = NumericFeatures.fit(fold.train)
+    values = numbers.apply(fold.train)
+    known = fold.train.select(numbers.names).cast(pl.Float64).to_numpy()
     column = numbers.names.index("title_length")
     logs = np.log1p(known[:, column])
     np.testing.assert_allclose(values[:, column], np.clip((logs - logs.mean()) / logs.std(), -5, 5), atol=1e-5)
     assert not {"uid", "text", "concept"} & set(numbers.names)
     assert not [name for name in numbers.names if "." in name]
-    assert np.isfinite(numbers.apply(fold.score)).all()
+    assert np.isfinite(numbers.apply(fold.valid)).all()
 
 
 def test_sentences_name_classes_title_and_tags() -> None:

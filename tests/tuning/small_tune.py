@@ -35,7 +35,7 @@ def write_params(file: Path, **changes: Any) -> None:
     """Sections split, featurize, stack and tune, the last with `changes`."""
     tune_section = {
         "seed": 1, "n_trials": 6, "timeout_hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"],
-        "space": SPACE,
+        "effort": {"n_seeds": 1, "max_train_rows": 0, "learning_rate_factor": 1.0}, "space": SPACE,
     }  # fmt: skip
     sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)}
     file.write_text(json.dumps({**sections, "tune": {**tune_section, **changes}}), encoding="utf-8")

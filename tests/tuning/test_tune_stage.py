@@ -11,11 +11,9 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import lightgbm as lgb
 import numpy as np
 import polars as pl
 import pytest
@@ -24,24 +22,19 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from popularity.core.config import load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.errors import ConfigError
-from popularity.core.metrics import mean_absolute_error, spearman
+from popularity.core.metrics import spearman
 from popularity.stack import StackParams
-from popularity.stack.fit import fit_model
-from popularity.stack.lightgbm import lightgbm_params
+from popularity.stack.effort import Effort
+from popularity.stack.fit import fit_and_predict
 from popularity.stack.matrix import MatrixEncoder
-from popularity.stack.row_selection import kept_rows
-from popularity.stack.sample import recency_sample_weight
-from popularity.target.rank_gauss import RankGauss
-from popularity.target.trend import Trend
 from popularity.tuning import objective as objectives
-from popularity.tuning.objective import StackInputs, StackObjective, best_rounds
+from popularity.tuning.objective import StackInputs, StackObjective
 from popularity.tuning.results import best_of
 from popularity.tuning.space import Space
 from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
 from popularity.validation import rows_of
-from popularity.validation.folds import load_fold
 from stages import featurize, stack
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_tune, tune_flags, write_inputs, write_params
@@ -56,11 +49,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def small_objective(inputs: Path, base: StackParams = SMALL) -> StackObjective:
+FULL = Effort(n_seeds=1, max_train_rows=0, learning_rate_factor=1.0)
+
+
+def small_objective(inputs: Path, base: StackParams = SMALL, effort: Effort = FULL) -> StackObjective:
     paths = StackInputs(
         *(inputs / name for name in ("posts.parquet", "splits.parquet", "features", "image", "text", "prototype"))
     )
-    return StackObjective(paths, ("forward", "group"), Space.parse("tune.space", SPACE, "stack", base))
+    return StackObjective(paths, ("forward", "group"), Space.parse("tune.space", SPACE, "stack", base), effort)
 
 
 def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> None:
@@ -73,7 +69,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "state" / "tune").iterdir())
     trials = pl.read_csv(out / "trials.csv")
     folds = ["forward_0", "forward_1", "group_0", "group_1", "group_2"]
-    assert trials.columns == ["number", "state", "value", *sorted(SPACE), "rounds", "lightgbm", *folds]
+    assert trials.columns == ["number", "state", "value", *sorted(SPACE), *folds]
     assert trials["number"].to_list() == list(range(12))
     assert (trials["state"] == "PRUNED").any()
     for row in trials.iter_rows(named=True):
@@ -154,124 +150,111 @@ def test_labels_that_are_all_the_same_leave_nothing_to_divide_by(tmp_path: Path)
     assert study["best"]["value"] == pytest.approx(0, abs=1e-3)
 
 
-def separate_fits(objective: StackObjective, params: StackParams, inputs: Path) -> tuple[int, float]:
-    """Rounds and value of a trial, from data sets made for it alone; the bins are those of all train rows."""
-    posts, blocks = objective.posts, objective.blocks
-    labels = dict(posts.select("pid", "label").iter_rows())
-    fitted, curves = [], []
+def loss_of(label: Any, prediction: Any, train_label: Any) -> float:
+    """MAE relative to that of the median, minus SRC, from its own words."""
+    order = spearman(label, prediction)
+    assert order is not None
+    return float(np.abs(label - prediction).mean() / np.abs(label - np.median(train_label)).mean() - order)
+
+
+def mean_of(losses: list[float]) -> float:
+    return float(np.mean([np.mean(losses[:2]), np.mean(losses[2:])]))  # two splits, three folds by user
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"target_transform": "rank_gauss"}, {"columns.feature_blocks": ["image", "metadata"]},
+        {"columns.feature_blocks": ["prototype"]}, {"sample_weight_half_life_days": 100.0},
+        {"row_selection.fraction": 0.7}, {"row_selection.fraction": 0.6}, {"learners": ["lightgbm", "linear"]},
+        {"detrend": "linear"}, {"columns.feature_groups": ["image", "rhythm", "neighbours"]},
+    ],
+    ids=lambda change: " ".join(map(str, change.values())) or "default",
+)  # fmt: skip
+def test_a_trial_is_worth_what_the_stage_would_score_with_its_effort(inputs: Path, change: dict[str, Any]) -> None:
+    """The columns that trials share are those that the stage encodes for the trial alone."""
+    effort = Effort(n_seeds=2, max_train_rows=0, learning_rate_factor=1.0)
+    objective = small_objective(inputs, effort=effort)
+    scalars = objective.blocks.scalars
+    statistics = pl.Series(np.random.default_rng(8).random(scalars.height), dtype=pl.Float32)
+    objective.blocks = replace(
+        objective.blocks, scalars=scalars.with_columns(statistics.alias("image_statistics.text"))
+    )
+    *_, default = objective(objective.space.default)
+    *_, step = objective({**objective.space.default, **change})
+    params = replace(objective.space.apply(change), n_seeds=2)
+    labels = dict(objective.posts.select("pid", "label").iter_rows())
+    losses = []
+    for fold in objective.folds:
+        predicted = fit_and_predict(fold, objective.blocks, params).group_by("pid").agg(pl.col("prediction").mean())
+        valid = fold.valid.select("pid").join(predicted, on="pid", maintain_order="left")["prediction"].to_numpy()
+        losses.append(loss_of(np.array([labels[pid] for pid in fold.valid["pid"]]), valid, fold.label))
+    assert list(step.metrics.values()) == pytest.approx(losses, abs=1e-12)
+    assert step.value == pytest.approx(mean_of(losses), abs=1e-12)
+    assert (step.value == default.value) == (change == {})
+
+
+def test_search_and_stage_differ_in_effort_alone(inputs: Path) -> None:
+    params = replace(SMALL, n_seeds=3, learners=("lightgbm", "catboost"))
+    assert Effort.full(params).apply(params) == params
+    cheap = Effort(n_seeds=1, max_train_rows=0, learning_rate_factor=2.0).apply(params)
+    rates = {name: replace(getattr(params, name), learning_rate=0.4) for name in ("lightgbm", "catboost")}
+    assert cheap == replace(
+        params,
+        n_seeds=1,
+        num_boost_round=params.num_boost_round // 2,
+        early_stopping_rounds=params.early_stopping_rounds // 2,
+        **rates,
+    )
+    objective = small_objective(inputs, effort=Effort(n_seeds=1, max_train_rows=0, learning_rate_factor=2.0))
+    *_, step = objective(objective.space.default)
+    faster = replace(SMALL, lightgbm=replace(SMALL.lightgbm, learning_rate=SMALL.lightgbm.learning_rate * 2))
+    faster = replace(
+        faster, num_boost_round=SMALL.num_boost_round // 2, early_stopping_rounds=SMALL.early_stopping_rounds // 2
+    )
+    same_objective = small_objective(inputs, faster)
+    *_, same = same_objective(same_objective.space.default)
+    assert step == same
+
+
+def test_a_search_may_fit_fewer_rows(inputs: Path) -> None:
+    effort = Effort(n_seeds=1, max_train_rows=40, learning_rate_factor=1.0)
+    rows = effort.draw(np.arange(5, 200), seed=3)
+    assert len(set(rows.tolist())) == 40
+    assert rows.tolist() == sorted(rows.tolist())
+    assert (
+        rows.tolist() == effort.draw(np.arange(5, 200), seed=3).tolist() != effort.draw(np.arange(5, 200), 4).tolist()
+    )
+    assert effort.draw(np.arange(40), 3).tolist() == list(range(40))
+    *_, few = small_objective(inputs, effort=effort)(small_objective(inputs).space.default)
+    *_, all_rows = small_objective(inputs)(small_objective(inputs).space.default)
+    assert few.value != all_rows.value
+
+
+def test_the_search_ends_with_the_score_of_the_stage(inputs: Path, tmp_path: Path) -> None:
+    """study.json: the losses of the predictions that stage stack writes with the best parameters."""
+    params = tmp_path / "params.yaml"
+    write_params(params, n_trials=6)
+    content = json.loads(params.read_text(encoding="utf-8"))
+    content["stack"] |= {"n_seeds": 2, "schemes": ["forward", "group"]}
+    params.write_text(json.dumps(content), encoding="utf-8")
+    out = run_tune(inputs, tmp_path, params)
+    found = json.loads((out / "study.json").read_text(encoding="utf-8"))["at_stage_effort"]
+    own = {"params": params, "predictions": tmp_path / "stack", "models": tmp_path / "models"}
+    tuned = flags({**own, "tuned": out / "best_params.yaml", "resources": tmp_path / "s.json", "state": tmp_path / "s"})
+    stack.main([*input_flags(inputs), *tuned])
+    predictions = read_table(tmp_path / "stack/predictions.parquet", PREDICTIONS).filter(model="stack")
+    posts = read_table(inputs / "posts.parquet", POSTS).select("pid", "label")
+    losses = {}
     for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward", "group"]):
-        fold = load_fold(key, rows, posts, inputs / "features")
-        level = Trend.fit(fold.posted_at, fold.label, params.detrend)
-        rest = level.detrend(fold.label, fold.posted_at)
-        encoder, matrix = MatrixEncoder.fit(fold.fit, rest, blocks, params.columns)
-        kept = kept_rows(list(matrix.pids), blocks.scalars, params.row_selection, params.seed)
-        target = RankGauss.fit(rest[kept], params.target_transform)
-        how: dict[str, Any] = {
-            "feature_name": list(matrix.names),
-            "categorical_feature": list(matrix.categorical),
-            "params": {
-                "max_bin": params.lightgbm.max_bin,
-                "seed": params.seed,
-                "feature_pre_filter": False,
-                "verbosity": -1,
-            },
-        }
-        data = lgb.Dataset(
-            matrix.values[kept],
-            target.apply(rest[kept]),
-            weight=recency_sample_weight(fold.posted_at[kept], params.sample_weight_half_life_days),
-            reference=None if kept.all() else lgb.Dataset(matrix.values, fold.label, **how),
-            **how,
+        own_predictions = (
+            predictions.filter(scheme=key.scheme, fold=key.fold).group_by("pid").agg(pl.mean("prediction"))
         )
-        booster = lgb.train(lightgbm_params(params, params.seed), data, params.num_boost_round)
-        scored = encoder.apply(fold.score, blocks)
-        truth = np.array([labels[pid] for pid in scored.pids])
-        predictions = [
-            level.retrend(
-                target.invert(np.asarray(booster.predict(scored.values, num_iteration=rounds))), fold.scored_at
-            )
-            for rounds in range(1, params.num_boost_round + 1)
-        ]
-        if level.shifts:  # the error is that after the best shift
-            predictions = [predicted + np.median(truth - predicted) for predicted in predictions]
-        curve = [mean_absolute_error(truth, predicted) for predicted in predictions]
-        stopped = [
-            index
-            for index in range(len(curve))
-            if index - int(np.argmin(curve[: index + 1])) == params.early_stopping_rounds
-        ]
-        curves.append(np.array(curve[: stopped[0] + 1] if stopped else curve))
-        fitted.append((fold, predictions, truth))
-    rounds = best_rounds(curves)
-    worths: dict[str, list[float]] = {"forward": [], "group": []}
-    for (fold, predictions, truth), errors in zip(fitted, curves, strict=True):
-        predicted = predictions[min(rounds, len(errors)) - 1]
-        constant = np.abs(truth - np.median(fold.label)).mean()
-        src = spearman(truth, predicted)
-        assert src is not None
-        worths[fold.key.scheme].append(float(np.abs(truth - predicted).mean() / constant - src))
-    return rounds, float(np.mean([np.mean(own) for own in worths.values()]))
-
-
-def test_a_trial_is_worth_what_separate_fits_are_worth(inputs: Path) -> None:
-    """Target, kept rows, weights and columns of the shared data are the trial's own."""
-    # Few rounds: later, bins that were copied and not made may settle a tie between splits in another way.
-    objective = small_objective(inputs, replace(SMALL, num_boost_round=8))
-    default = objective.space.default
-    found = []
-    for change in (
-        {}, {"target_transform": "rank_gauss"}, {"columns.feature_blocks": ["metadata", "image"]},
-        {"sample_weight_half_life_days": 100.0}, {"row_selection.fraction": 0.7},
-    ):  # fmt: skip
-        *_, step = objective({**default, **change})
-        rounds, value = separate_fits(objective, objective.space.apply(change), inputs)
-        assert step.metrics["rounds"] == rounds
-        assert step.value == pytest.approx(value, abs=1e-9)
-        found.append(step.value)
-    assert min(abs(one - other) for one, other in combinations(found, 2)) > 0.001
-    levelled = replace(SMALL, num_boost_round=8, detrend="linear")
-    *_, step = small_objective(inputs, levelled)(default)
-    rounds, value = separate_fits(objective, levelled, inputs)
-    assert step.metrics["rounds"] == rounds
-    assert step.value == pytest.approx(value, abs=1e-9)
-    assert step.value not in found
-
-
-def test_other_learners_count_as_the_stage_fits_them_at_the_weights_of_the_least_error(inputs: Path) -> None:
-    base = replace(SMALL, num_boost_round=8, detrend="none", learners=("lightgbm", "linear"))
-    objective, alone = small_objective(inputs, base), small_objective(inputs, replace(base, learners=("lightgbm",)))
-    values = {**objective.space.default, "columns.feature_blocks": ["metadata", "image"], "lightgbm.num_leaves": 3}
-    *_, step = objective(values)
-    *_, plain = alone(values)
-    params = objective.space.apply(values)
-    pairs, constants = [], []
-    for index, fold in enumerate(objective.folds):
-        ridge = fit_model(fold, objective.blocks, params.columns, replace(params, learners=("linear",)), "ridge")
-        linear = ridge.predict(fold.score, objective.blocks, fold.scored_at).values
-        pairs.append((alone._fit(index, params).predict(int(plain.metrics["rounds"]))[0], linear))
-        constants.append(np.abs(objective.labels[index] - np.median(fold.label)).mean())
-
-    def mean(own: list[float]) -> float:
-        return float(np.mean([np.mean(own[:2]), np.mean(own[2:])]))  # two splits, three folds by user
-
-    def errors(weight: float) -> list[float]:
-        averaged = [weight * trees + (1 - weight) * linear for trees, linear in pairs]
-        return [mean_absolute_error(label, own) for label, own in zip(objective.labels, averaged, strict=True)]
-
-    weight = min(np.arange(20, -1, -1) / 20, key=lambda weight: round(mean(errors(weight)), 12))
-    assert 0 < weight < 1
-    assert step.metrics["lightgbm"] == weight
-    assert step.metrics["rounds"] == plain.metrics["rounds"]
-    assert plain.metrics["lightgbm"] == 1
-    orders = [
-        spearman(label, weight * trees + (1 - weight) * linear)
-        for label, (trees, linear) in zip(objective.labels, pairs, strict=True)
-    ]
-    worths = [
-        error / constant - (order or 0.0)
-        for error, constant, order in zip(errors(weight), constants, orders, strict=True)
-    ]
-    assert step.value == pytest.approx(mean(worths), abs=1e-9)
+        both = own_predictions.join(posts, on="pid")
+        train = rows.filter(role="train").join(posts, on="pid")["label"].to_numpy()
+        losses[f"{key.scheme}_{key.fold}"] = loss_of(both["label"].to_numpy(), both["prediction"].to_numpy(), train)
+    assert found["folds"] == pytest.approx(losses, abs=1e-12)
+    assert found["value"] == pytest.approx(mean_of(list(losses.values())), abs=1e-12)
 
 
 def test_linear_algebra_takes_no_more_threads_than_the_trees(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,15 +275,16 @@ def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monke
     objective = small_objective(inputs)
     default = objective.space.default
     *_, first = objective(default)
-    assert len(objective.binned) == objective.steps * len(SPACE["columns.feature_blocks"]["choices"])
-    binned = dict(objective.binned)
+    assert len(objective.encoded) == objective.steps
+    encoded = dict(objective.encoded)
     *_, other = objective({**default, "columns.feature_blocks": ["image"]})
-    assert all(objective.binned[key] is fold for key, fold in binned.items())
+    assert len(objective.encoded) == objective.steps
+    assert all(objective.encoded[key] is fold for key, fold in encoded.items())
     assert other.value != first.value
     monkeypatch.setattr(objectives, "MAX_CACHE_BYTES", 0)
     *_, again = objective(default)
     assert again == first
-    assert len(objective.binned) == 1
+    assert len(objective.encoded) == 1
 
 
 def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) -> None:
@@ -319,11 +303,6 @@ def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) 
     before, after = run_tune(inputs, tmp_path / "before"), run_tune(other, tmp_path / "after")
     for name in ("trials.csv", "best_params.yaml", "study.json"):
         assert (after / name).read_bytes() == (before / name).read_bytes()
-
-
-def test_rounds_are_those_of_the_least_mean_error() -> None:
-    assert best_rounds([np.array([3.0, 2.0, 1.0, 2.0])]) == 3
-    assert best_rounds([np.array([3.0, 2.0, 1.0, 2.0]), np.array([1.0, 2.0])]) == 3  # ends at 2: 2.0, 2.0, 1.5, 2.0
 
 
 def test_no_trials_leave_the_stack_as_it_is(inputs: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ ATTENTION_MASS = "data/explain/attention_mass.parquet"
 NEAREST_CLASSES = "data/explain/nearest.parquet"
 
 SELECTION = "models/selection"
+SELECTION_CHOICE = "models/selection/choice.yaml"
 SELECTION_MANIFEST = "models/selection/manifest.json"
 SELECTION_SCORES = "models/selection/scores.csv"
 SELECTION_SUMMARY = "models/selection/selection.json"

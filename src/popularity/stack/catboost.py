@@ -71,6 +71,11 @@ def predict(model: Any, matrix: Matrix) -> Float64Array:
     return np.asarray(model.predict(_pool(matrix)))
 
 
+def describe(model: Any) -> str:
+    """The number of rounds, for the log."""
+    return f" at {model.tree_count_}"
+
+
 def shap_values(model: Any, matrix: Matrix) -> Float64Array:
     """(n, columns + 1) SHAP values of the columns (TreeSHAP), and the expected value last."""
     values = model.get_feature_importance(_pool(matrix), type="ShapValues")

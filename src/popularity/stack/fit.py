@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float64Array
-from popularity.core.contracts import PREDICTIONS, FoldKey, check_table, write_table
+from popularity.core.contracts import PREDICTIONS, FoldKey, check_table, empty_table, write_table
 from popularity.core.parallel import ordered_map
 from popularity.ensemble.weights import fit_weights
 from popularity.stack import catboost
+from popularity.stack.effort import Effort
 from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
-from popularity.stack.matrix import ColumnParams, MatrixEncoder
+from popularity.stack.matrix import Matrix, MatrixEncoder
 from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.row_selection import kept_rows
@@ -82,20 +83,22 @@ def fit_schemes(
         if finished.exists():
             return pl.read_parquet(finished), None
         fold = load_fold(key, rows, data.posts, data.features)
-        models = {
-            name: fit_model(train, data.blocks, columns, params, name)
-            for name, (train, columns) in _systems(fold, data.blocks, params).items()
-        }
+        predicted, models = [], {}
+        for name, own in _systems(params).items():
+            started = time.perf_counter()
+            encoded = encode_fold(fold, data.blocks, own)
+            models[name] = encoded, fit_fold(encoded, own, Effort.full(own))
+            predicted.append(_predict_model(*models[name], own, name))
+            _log(*models[name], name, time.perf_counter() - started)
         predictions = pl.concat(
-            [_predict_model(fold, data.blocks, model, params, name) for name, model in models.items()]
-            + [predict_simple(fold, params, name) for name in ("user_mean", "constant")]
+            [*predicted, *(predict_simple(fold, params, name) for name in ("user_mean", "constant"))]
         )
         if key.scheme != "refit":
             write_table(predictions, finished, PREDICTIONS)
             return predictions, None
-        for name, model in models.items():
+        for name, (_, model) in models.items():
             model.save(model_folder / name)
-        return predictions, _importance(models[MAIN_MODEL], fold, data.blocks)
+        return predictions, _importance(*models[MAIN_MODEL])
 
     folds = rows_of(data.splits, [*params.schemes, "refit"])
     results = list(ordered_map(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
@@ -104,78 +107,122 @@ def fit_schemes(
     return predictions, next(importance for _, importance in results if importance is not None)
 
 
-def _systems(fold: Fold, blocks: Blocks, params: StackParams) -> dict[str, tuple[Fold, ColumnParams]]:
-    """The train rows and the columns of each fitted model; the baseline `metadata` uses nothing of the network."""
+def _systems(params: StackParams) -> dict[str, StackParams]:
+    """Section stack of each fitted model; the baseline `metadata` uses nothing of the network."""
     return {
-        MAIN_MODEL: (kept_fold(fold, blocks, params), params.columns),
-        "metadata": (fold, replace(params.columns, feature_blocks=("metadata",), feature_groups=())),
+        MAIN_MODEL: params,
+        "metadata": replace(
+            params,
+            columns=replace(params.columns, feature_blocks=("metadata",), feature_groups=()),
+            row_selection=replace(params.row_selection, fraction=1.0),
+        ),
     }
 
 
+def fit_stack(fold: Fold, blocks: Blocks, params: StackParams) -> StackModel:
+    """Returns the model `stack` of one fold, as the stage fits it."""
+    return fit_fold(encode_fold(fold, blocks, params), params, Effort.full(params))
+
+
 def fit_and_predict(fold: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
-    """Predictions (contract PREDICTIONS) of the model `stack` for the valid rows of one fold."""
-    model = fit_model(kept_fold(fold, blocks, params), blocks, params.columns, params, MAIN_MODEL)
-    return _predict_model(fold, blocks, model, params, MAIN_MODEL)
+    """Predictions (contract PREDICTIONS) of the model `stack` for the valid rows of one fold, as the stage fits it."""
+    encoded = encode_fold(fold, blocks, params)
+    return _predict_model(encoded, fit_fold(encoded, params, Effort.full(params)), params, MAIN_MODEL)
 
 
-def kept_fold(fold: Fold, blocks: Blocks, params: StackParams) -> Fold:
-    """The fold with the train rows that `stack.row_selection` keeps, and with all valid rows."""
-    kept = kept_rows(fold.fit["pid"].to_list(), blocks.scalars, params.row_selection, params.seed)
-    return replace(fold, fit=fold.fit.filter(kept), label=fold.label[kept], posted_at=fold.posted_at[kept])
-
-
-def fit_model(fold: Fold, blocks: Blocks, columns: ColumnParams, params: StackParams, name: str) -> StackModel:
-    """The stack fitted on the train rows: encoder, a model for each learner and seed, weights, trend and error scale.
-
-    Rounds, penalties, weights, shift and error scale come from the inner CV: from out-of-fold predictions, with the
-    trend that the rows before a split forecast. No label of a valid row is read.
+@dataclass(frozen=True)
+class EncodedFold:
+    """A fold with its columns, which are fitted on all of its train rows.
 
     Args:
-        fold: its train rows are fitted.
-        blocks: of all posts.
-        columns: of the matrix, in place of `params.columns`.
-        params: section stack.
-        name: of the model, for the log.
+        fold: train and valid rows.
+        scalars: of the block `prototype`, with the losses that row selection reads.
+        trend: of the label in time, without a shift.
+        encoder: from features and blocks to the columns.
+        train: (n, columns) of the train rows; columns of ridges are out of fold.
+        valid: (m, columns) of the valid rows; None if there are none.
     """
-    started = time.perf_counter()
+
+    fold: Fold
+    scalars: pl.DataFrame
+    trend: Trend
+    encoder: MatrixEncoder
+    train: Matrix
+    valid: Matrix | None
+
+    def with_blocks(self, names: Sequence[str]) -> EncodedFold:
+        """The same fold with the columns of some of its blocks, as if these alone had been encoded.
+
+        Args:
+            names: of `stack.columns.feature_blocks`, in their order there.
+        """
+        encoder = self.encoder.with_blocks(names)
+        valid = None if self.valid is None else self.valid.with_blocks(encoder.blocks)
+        return replace(self, encoder=encoder, train=self.train.with_blocks(encoder.blocks), valid=valid)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns."""
+        return self.train.values.nbytes + (0 if self.valid is None else self.valid.values.nbytes)
+
+
+def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
+    """The columns of a fold; they depend on `detrend` and `columns` of section stack, and on no label of a valid row.
+
+    Args:
+        fold: all of its train rows are fitted, whatever rows are selected later.
+        blocks: of all posts.
+        params: section stack.
+    """
     trend = Trend.fit(fold.posted_at, fold.label, params.detrend)
     detrended = trend.detrend(fold.label, fold.posted_at)
-    encoder, matrix = MatrixEncoder.fit(fold.fit, detrended, blocks, columns)
+    encoder, train = MatrixEncoder.fit(fold.train, detrended, blocks, params.columns)
+    valid = None if fold.valid.is_empty() else encoder.apply(fold.valid, blocks)
+    return EncodedFold(fold, blocks.scalars, trend, encoder, train, valid)
+
+
+def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> StackModel:
+    """The stack fitted on the train rows that `row_selection` keeps: the fit of stages, search and benchmarks.
+
+    Fitted are a model for each learner and seed, their weights, the trend and the error scale. Rounds, penalties,
+    weights, shift and error scale come from the inner CV: from out-of-fold predictions, with the trend that the rows
+    before a split forecast. No label of a valid row is read.
+
+    Args:
+        encoded: the fold and its columns.
+        params: section stack.
+        effort: of the stage, `Effort.full`, or of a search.
+    """
+    params, fold = effort.apply(params), encoded.fold
+    kept = kept_rows(fold.train["pid"].to_list(), encoded.scalars, params.row_selection, params.seed)
+    train_rows = effort.draw(np.flatnonzero(kept), params.seed)
+    label, posted_at, matrix = fold.label[train_rows], fold.posted_at[train_rows], encoded.train.take(train_rows)
+    detrended = encoded.trend.detrend(label, posted_at)
     transform = RankGauss.fit(detrended, params.target_transform)
-    sample_weight = recency_sample_weight(fold.posted_at, params.sample_weight_half_life_days)
+    sample_weight = recency_sample_weight(posted_at, params.sample_weight_half_life_days)
     sample = Sample(matrix, transform.apply(detrended), sample_weight)
 
-    splits = inner_splits(fold.posted_at, params.inner_cv)
+    splits = inner_splits(posted_at, params.inner_cv)
     rows, sizes = valid_rows(splits), [len(valid) for _, valid in splits]
     learned = {learner: LEARNERS[learner].learn(sample, splits, params) for learner in params.learners}
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner valid rows)
-    expected = inner_trends(fold.posted_at, fold.label, splits, params.detrend)
-    truth = fold.label[rows] - expected
-    weights = fit_weights(each, truth, transform, centred=trend.shifts)
+    expected = inner_trends(posted_at, label, splits, params.detrend)
+    truth = label[rows] - expected
+    weights = fit_weights(each, truth, transform, centred=encoded.trend.shifts)
     out_of_fold = transform.invert(weights.apply(each))
     errors = np.split(truth - out_of_fold, np.cumsum(sizes))[:-1]
-    trend = trend.shifted(errors)
+    trend = encoded.trend.shifted(errors)
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
     error_scale = ErrorScale.fit(
         matrix,
         rows,
         out_of_fold + expected + trend.shift.value,
-        fold.label,
+        label,
         seed=params.seed,
         num_threads=params.num_threads,
     )
-    logger.info(
-        "%-8s fold %d  %-8s  %5d train rows  %4d columns  %s  %5.1f s%s",
-        fold.key.scheme, fold.key.fold, name,
-        len(fold.label), len(matrix.names),
-        "  ".join(
-            f"{learner} {weight:.0%} at {one.chosen}"
-            for (learner, one), weight in zip(learned.items(), weights.weights, strict=True)
-        ),
-        time.perf_counter() - started, _forecast(trend, fold),
-    )  # fmt: skip
-    return StackModel(encoder, models, weights, transform, trend, error_scale)
+    return StackModel(encoded.encoder, models, weights, transform, trend, error_scale)
 
 
 def _fit_learners(
@@ -188,23 +235,36 @@ def _fit_learners(
     }
 
 
+def _log(encoded: EncodedFold, model: StackModel, name: str, seconds: float) -> None:
+    """A line for each fit: rows, columns, weights and rounds of the learners, forecast of the trend."""
+    weights = "  ".join(
+        f"{learner} {weight:.0%}{LEARNERS[learner].describe(models[0])}"
+        for (learner, models), weight in zip(model.models.items(), model.weights.weights, strict=True)
+    )
+    fold = encoded.fold
+    logger.info(
+        "%-8s fold %d  %-8s  %5d train rows  %4d columns  %s  %5.1f s%s",
+        fold.key.scheme, fold.key.fold, name,
+        len(fold.label), len(encoded.train.names), weights, seconds, _forecast(model.trend, fold),
+    )  # fmt: skip
+
+
 def _forecast(trend: Trend, fold: Fold) -> str:
     """The trend of the valid period, as text; empty where there is none."""
-    if not trend.shifts or fold.score.is_empty():
+    if not trend.shifts or fold.valid.is_empty():
         return ""
-    value, low, high = trend.forecast(fold.scored_at)
+    value, low, high = trend.forecast(fold.valid_at)
     bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     return f"  trend {value:.2f}{bounds}"
 
 
-def _predict_model(fold: Fold, blocks: Blocks, model: StackModel, params: StackParams, name: str) -> pl.DataFrame:
+def _predict_model(encoded: EncodedFold, model: StackModel, params: StackParams, name: str) -> pl.DataFrame:
     """Predictions of every seed; the error scale of the main model is that of their mean."""
-    if fold.score.is_empty():
-        return _predictions(fold, name, {})
-    matrix = model.encoder.apply(fold.score, blocks)
-    each = model.predict_each(matrix, fold.scored_at)
-    error_scale = model.error_scale.predict(matrix, each.mean(axis=0)) if name == MAIN_MODEL else None
-    return _predictions(fold, name, dict(zip(params.each_seed, each, strict=True)), error_scale)
+    if encoded.valid is None:
+        return _predictions(encoded.fold, name, {})
+    each = model.predict_each(encoded.valid, encoded.fold.valid_at)
+    error_scale = model.error_scale.predict(encoded.valid, each.mean(axis=0)) if name == MAIN_MODEL else None
+    return _predictions(encoded.fold, name, dict(zip(params.each_seed, each, strict=True)), error_scale)
 
 
 def predict_simple(fold: Fold, params: StackParams, name: str) -> pl.DataFrame:
@@ -217,27 +277,27 @@ def predict_simple(fold: Fold, params: StackParams, name: str) -> pl.DataFrame:
             shrunk to the overall mean.
     """
     if name == "constant":
-        values = np.full(fold.score.height, np.median(fold.label))
+        values = np.full(fold.valid.height, np.median(fold.label))
     else:
         overall = float(fold.label.mean())
         users = (
-            fold.fit.select("uid", label=pl.Series(fold.label))
+            fold.train.select("uid", label=pl.Series(fold.label))
             .group_by("uid")
             .agg(mean=(pl.col("label").sum() + USER_MEAN_PRIOR * overall) / (pl.len() + USER_MEAN_PRIOR))
         )
-        joined = fold.score.select("uid").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
+        joined = fold.valid.select("uid").join(users, on="uid", how="left", validate="m:1", maintain_order="left")
         values = joined["mean"].fill_null(overall).to_numpy()
-    return _predictions(fold, name, {params.seed: values} if fold.score.height else {})
+    return _predictions(fold, name, {params.seed: values} if fold.valid.height else {})
 
 
 def _predictions(
     fold: Fold, model: str, by_seed: dict[int, Float64Array], error_scale: Float64Array | None = None
 ) -> pl.DataFrame:
-    schema = {name: column.dtype for name, column in PREDICTIONS.columns.items()}
+    empty = empty_table(PREDICTIONS)
     frames = [
         pl.DataFrame(
             {
-                "pid": fold.score["pid"],
+                "pid": fold.valid["pid"],
                 "scheme": fold.key.scheme,
                 "fold": fold.key.fold,
                 "seed": seed,
@@ -245,23 +305,22 @@ def _predictions(
                 "prediction": values,
                 "error_scale": error_scale,
             },
-            schema=schema,
+            schema=empty.schema,
         )
         for seed, values in by_seed.items()
     ]
-    return pl.concat(frames) if frames else pl.DataFrame(schema=schema)
+    return pl.concat(frames) if frames else empty
 
 
-def _importance(model: StackModel, fold: Fold, blocks: Blocks) -> pl.DataFrame:
+def _importance(encoded: EncodedFold, model: StackModel) -> pl.DataFrame:
     """(block, feature, gain), largest first: the total gain over LightGBM's boosters.
 
     Without LightGBM, which alone has gains: the mean absolute SHAP value on train rows.
     """
+    matrix = encoded.train
     if "lightgbm" in model.models:
-        matrix = model.encoder.apply(fold.fit.head(1), blocks)
         gain = np.sum([booster.feature_importance("gain") for booster in model.models["lightgbm"]], axis=0)
     else:
-        matrix = model.encoder.apply(fold.fit, blocks)
         gain = np.abs(model.shap_values(matrix)[:, :-1]).mean(axis=0)
     frame = pl.DataFrame({"block": matrix.blocks, "feature": matrix.names, "gain": gain})
     return frame.sort(["gain", "feature"], descending=[True, False])

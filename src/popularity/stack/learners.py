@@ -28,6 +28,9 @@ class Learner(Protocol):
     def predict(self, model: Any, matrix: Matrix) -> Float64Array:
         """(n,) predictions in the unit of the fitted target."""
 
+    def describe(self, model: Any) -> str:
+        """What the inner CV chose, for the log; may be empty."""
+
     def shap_values(self, model: Any, matrix: Matrix) -> Float64Array:
         """(n, columns + 1) SHAP values of the columns, and the expected value last."""
 

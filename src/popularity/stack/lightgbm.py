@@ -118,6 +118,11 @@ def predict(booster: lgb.Booster, matrix: Matrix) -> Float64Array:
     return np.asarray(booster.predict(matrix.values))
 
 
+def describe(booster: lgb.Booster) -> str:
+    """The number of rounds, for the log."""
+    return f" at {booster.num_trees()}"
+
+
 def shap_values(booster: lgb.Booster, matrix: Matrix) -> Float64Array:
     """(n, columns + 1) SHAP values of the columns (TreeSHAP), and the expected value last."""
     return np.asarray(booster.predict(matrix.values, pred_contrib=True))

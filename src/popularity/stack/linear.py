@@ -90,6 +90,11 @@ def predict_rows(model: RidgeModel, matrix: Matrix, rows: Int64Array) -> Float64
     return np.concatenate(chunks) if chunks else np.empty(0)
 
 
+def describe(model: RidgeModel) -> str:  # noqa: ARG001  as the other learners
+    """Nothing: a ridge has no rounds."""
+    return ""
+
+
 def shap_values(model: RidgeModel, matrix: Matrix) -> Float64Array:
     """(n, columns + 1) SHAP values of the columns, and the expected value last, which is the intercept."""
     columns = matrix.values.shape[1]

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 from sklearn.decomposition import PCA
 
-from popularity.core.arrays import Float32Array, Float64Array
+from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import ContractError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
@@ -53,6 +53,19 @@ class Matrix:
     def categorical(self) -> tuple[int, ...]:
         """Positions of the columns that hold category codes."""
         return tuple(index for index, column in enumerate(self.columns) if column.kind == "category")
+
+    def take(self, rows: Int64Array) -> Matrix:
+        """The rows at the positions (k,), sorted and without repetition."""
+        if len(rows) == len(self.pids):
+            return self
+        return Matrix(self.values[rows], [self.pids[row] for row in rows], self.columns)
+
+    def with_blocks(self, names: Sequence[str]) -> Matrix:
+        """The columns of the blocks `names`, block after block."""
+        columns = [index for name in names for index, block in enumerate(self.blocks) if block == name]
+        if columns == list(range(len(self.columns))):
+            return self
+        return Matrix(self.values[:, columns], self.pids, tuple(self.columns[index] for index in columns))
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class CategoryEncoder:
         )
 
 
+IMAGE_STATISTICS = "image_statistics"  # the block of the feature group `image`
 MIN_RELATIVE_VARIANCE = 1e-6  # of the first component's variance; less is rounding noise in float32
 
 
@@ -251,7 +265,7 @@ class DenseEncoder:
             for part, values in reduced.items()
             for index in range(values.shape[1])
         ]
-        group = "image" if name == "image_statistics" else None
+        group = "image" if name == IMAGE_STATISTICS else None
         single = [
             (MatrixColumn(column, name, "scalar", group, fitted_on_labels=False), values)
             for column, values in scalar_columns(name, self.scalars, blocks, pids).items()
@@ -314,11 +328,24 @@ class MatrixEncoder:
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, Float32Array]] = {}
-        for name in (*params.feature_blocks, *(("image_statistics",) if "image" in params.feature_groups else ())):
+        for name in (*params.feature_blocks, *((IMAGE_STATISTICS,) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)
         return fitted, fitted._matrix(features, blocks, out_of_fold)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks in the order of their columns."""
+        return (*(("metadata",) if self.numeric or self.categories.codes else ()), *self.dense)
+
+    def with_blocks(self, names: Sequence[str]) -> MatrixEncoder:
+        """The encoder that `fit` makes for these `feature_blocks` alone; blocks are fitted independently."""
+        every = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS))
+        dense = {name: self.dense[name] for name in every if name != "metadata"}
+        metadata = "metadata" in names
+        categories = self.categories if metadata else CategoryEncoder({})
+        return MatrixEncoder(self.numeric if metadata else (), categories, dense)
 
     def apply(self, features: pl.DataFrame, blocks: Blocks) -> Matrix:
         """The matrix of other posts than the train rows: of `features` (pid, features), in its row order."""

@@ -67,9 +67,9 @@ def _predictions(inputs: FoldInputs, task: tuple[FoldKey, pl.DataFrame]) -> pl.D
     if not finished.exists():
         fold = load_fold(key, rows, inputs.posts, inputs.features)
         with torch_threads(inputs.params.num_threads):
-            model = fit(fold.fit, fold.label, fold.posted_at, inputs.encoder, inputs.params)
-            predicted = model.predict(fold.score, fold.scored_at)
-        keys = fold.score.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32))
+            model = fit(fold.train, fold.label, fold.posted_at, inputs.encoder, inputs.params)
+            predicted = model.predict(fold.valid, fold.valid_at)
+        keys = fold.valid.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32))
         if key.scheme == REFIT:
             model.save(inputs.model_file)
         predictions = keys.with_columns(prediction=pl.Series(predicted, dtype=pl.Float64))

@@ -30,20 +30,25 @@ def best_of(trials: Sequence[Finished]) -> Finished | None:
 
 
 def write_results(
-    trials: Sequence[Finished], search: Search, folder: Path, start: Mapping[str, Any] = MappingProxyType({})
+    trials: Sequence[Finished],
+    search: Search,
+    folder: Path,
+    start: Mapping[str, Any] = MappingProxyType({}),
+    at_stage_effort: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes best_params.yaml, trials.csv and study.json into `folder`; the same trials give the same bytes.
 
     best_params.yaml: {<section>: {...}}, the keys of `start` and over them the tuned keys of the best trial.
     trials.csv: number, state, value, a column for each parameter (lists as JSON), then the metrics of the last step.
-    study.json: the space, the best and the default trial, the importance of the parameters (fANOVA over completed
-    trials), and the least value after each trial.
+    study.json: the space, the best and the default trial, the best parameters' losses at the effort of the stage, the
+    importance of the parameters (fANOVA over completed trials), and the least value after each trial.
 
     Args:
         trials: finished ones, in order.
         search: that ran them.
         folder: of the files.
         start: the patch of params.yaml that the search started from.
+        at_stage_effort: losses of the best parameters; None if they are not known.
     """
     best = best_of(trials)
     section = search.space.section
@@ -60,6 +65,7 @@ def write_results(
             "trials": {state: Counter(trial.state for trial in trials)[state] for state in ("COMPLETE", "PRUNED")},
             "best": _described(best),
             "default": _described(default),
+            "at_stage_effort": at_stage_effort,
             "importance": _importance(trials, search),
             "history": _history(trials),
         },

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.errors import ConfigError
 from popularity.core.stage import run
@@ -20,8 +21,6 @@ from popularity.stack import StackParams
 from popularity.tuning.objective import StackInputs, TuneParams, stack_search
 from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import work
-
-CHOICE = "models/selection/choice.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(
             f"{file}: tune.storage is {SQLITE}, which only the stage can use; set a journal or a database"
         )
-    stack = load_params("stack", StackParams, file, args.folder / CHOICE)
+    stack = load_params("stack", StackParams, file, args.folder / paths.SELECTION_CHOICE)
     search, objective = stack_search(params, stack, StackInputs.below(args.folder))
     study = open_study(search.name, search.budget.storage, args.folder, create=False)
     deadline = time.time() + params.timeout_hours * 3600 if params.timeout_hours else float("inf")

@@ -18,19 +18,19 @@ class Fold:
 
     Args:
         key: scheme and fold.
-        fit: (pid, features) of the train rows, sorted by pid.
-        score: (pid, features) of the valid rows, sorted by pid.
+        train: (pid, features) of the train rows, sorted by pid.
+        valid: (pid, features) of the valid rows, sorted by pid.
         label: (train rows,).
         posted_at: (train rows,) microseconds.
-        scored_at: (valid rows,) microseconds.
+        valid_at: (valid rows,) microseconds.
     """
 
     key: FoldKey
-    fit: pl.DataFrame
-    score: pl.DataFrame
+    train: pl.DataFrame
+    valid: pl.DataFrame
     label: Float64Array
     posted_at: Int64Array
-    scored_at: Int64Array
+    valid_at: Int64Array
 
 
 def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
@@ -54,9 +54,9 @@ def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Pat
     )
     return Fold(
         key,
-        fit=train,
-        score=valid,
+        train=train,
+        valid=valid,
         label=train_labels["label"].to_numpy(),
         posted_at=train_labels["posted_at"].to_physical().to_numpy(),
-        scored_at=valid_labels["posted_at"].to_physical().to_numpy(),
+        valid_at=valid_labels["posted_at"].to_physical().to_numpy(),
     )
