@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from popularity.encoders.registry import PromptReading, register_encoder
-from popularity.encoders.sources import ColumnParams
+from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import TextEncoder, count_positions, masked_mean
 from popularity.encoders.transformers_loading import load_tower, require_model_type
 
 MODEL_TYPES = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")
 
 
-def load_bert(folder: Path, params: ColumnParams) -> TextEncoder:
+def load_bert(folder: Path, params: EncoderParams) -> TextEncoder:
     """A mean-pooled text tower.
 
     Args:

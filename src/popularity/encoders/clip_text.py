@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from popularity.encoders.registry import PromptReading, register_encoder
-from popularity.encoders.sources import ColumnParams
+from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import TextEncoder, count_positions
 from popularity.encoders.transformers_loading import load_tower, require_model_type
 
 
-def load_clip_text(folder: Path, params: ColumnParams) -> TextEncoder:
+def load_clip_text(folder: Path, params: EncoderParams) -> TextEncoder:
     """CLIP's text tower with its projection into the space that it shares with the image tower.
 
     Args:

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from popularity.encoders.registry import PromptReading, register_encoder
-from popularity.encoders.sources import ColumnParams
+from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import TextEncoder, count_positions
 from popularity.encoders.transformers_loading import load_tower, require_model_type
 
 
-def load_siglip_text(folder: Path, params: ColumnParams) -> TextEncoder:
+def load_siglip_text(folder: Path, params: EncoderParams) -> TextEncoder:
     """SigLIP's text tower with its head, in the space that it shares with the image tower.
 
     Args:

@@ -26,7 +26,7 @@ from popularity.core.config import Section
 from popularity.core.contracts import FEATURES, SCHEMES, FoldKey, read_table, write_table
 from popularity.features.as_of import as_of_dates
 from popularity.features.context import context_features, count_features
-from popularity.features.groups import coded_label_groups
+from popularity.features.groups import label_groups
 from popularity.features.past_labels import SOURCES, code_names
 from popularity.features.rows import join_by_pid, row_features
 from popularity.features.tables import common_name, read_context
@@ -172,7 +172,7 @@ def fold_label_features(
     frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
     statistics = target_statistics(frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by)
     dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
-    return join_by_pid(statistics, coded_label_groups(dated, params.target_statistics_prior))
+    return join_by_pid(statistics, label_groups(dated, params.target_statistics_prior))
 
 
 def _by_scheme(splits: pl.DataFrame, kind: str) -> Iterator[tuple[str, list[pl.DataFrame]]]:

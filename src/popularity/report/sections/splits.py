@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core import paths
-from popularity.core.contracts import TIME_SCHEMES
+from popularity.core.contracts import ROLES, TIME_SCHEMES
 from popularity.evaluation.scores import UNLABELLED
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
@@ -19,7 +19,6 @@ from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE, percent
 
 READS = (paths.POSTS, paths.SPLITS, paths.SPLIT_SUMMARY, paths.SCORES)
-ROLES = ("train", "valid", "excluded")
 SCHEME_SHOWS = {
     "holdout": (
         "The last posts in time, with the test part's share of posts by new users. No choice was made on it: quote "
