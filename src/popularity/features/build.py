@@ -23,7 +23,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from popularity.core.config import Section
-from popularity.core.contracts import FEATURES, SCHEMES, FoldKey, read_table, write_table
+from popularity.core.contracts import FEATURES, FORWARD, REFIT, SCHEMES, FoldKey, read_table, write_table
 from popularity.features.as_of import as_of_dates
 from popularity.features.context import context_features, count_features
 from popularity.features.groups import label_groups
@@ -98,7 +98,7 @@ def _write_context(
             else:
                 _, first, text = known
                 shutil.copyfile(first, path)
-            if scheme == "refit":
+            if scheme == REFIT:
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
 
 
@@ -134,11 +134,11 @@ def further_features(
         folder: that `featurize` wrote.
     """
     both = pl.concat([known, posts])
-    known_rows = splits.filter((pl.col("scheme") == "refit") & (pl.col("role") != "excluded")).select("pid", "role")
+    known_rows = splits.filter((pl.col("scheme") == REFIT) & (pl.col("role") != "excluded")).select("pid", "role")
     rows = pl.concat([known_rows, posts.select("pid", role=pl.lit("valid"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     tables = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    tables.append(known_user_text(posts, known, read_context(folder, FoldKey("refit", 0))))
+    tables.append(known_user_text(posts, known, read_context(folder, FoldKey(REFIT, 0))))
     # A later post does not move the origin, at which the pasts of others end.
     timed_by = known_rows.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     tables.append(fold_label_features(rows, label_inputs(both), params, _valid_span(known, splits), timed_by))
@@ -193,7 +193,7 @@ def _valid_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:
 
     The schemes that interleave contain those rows; they do not contain the valid rows of `holdout`.
     """
-    last = splits.filter(pl.col("scheme") == "forward").filter(pl.col("fold") == pl.col("fold").max())
+    last = splits.filter(pl.col("scheme") == FORWARD).filter(pl.col("fold") == pl.col("fold").max())
     valid = last.filter(pl.col("role") == "valid").select("pid").unique()
     times = valid.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     span: timedelta = times.select(pl.col("posted_at").max() - pl.col("posted_at").min()).item()

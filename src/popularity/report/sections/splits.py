@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core import paths
-from popularity.core.contracts import ROLES, TIME_SCHEMES
-from popularity.evaluation.scores import UNLABELLED
+from popularity.core.contracts import REFIT, ROLES, TIME_SCHEMES
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import SplitRow
@@ -80,7 +79,7 @@ def _meaning(schemes: Mapping[str, Sequence[Mapping[str, Any]]], scores: pl.Data
     rows = []
     for scheme, folds in schemes.items():
         notes = dict.fromkeys(f"{fold['note']}." for fold in folds if fold["note"])
-        answer = NONE if scheme == UNLABELLED else used.get(scheme, "not scored")
+        answer = NONE if scheme == REFIT else used.get(scheme, "not scored")
         rows.append([scheme, answer, " ".join([SCHEME_SHOWS[scheme], *notes])])
     return Table("What the schemes show", ["scheme", "used for selection?", "what it shows"], rows, names=3)
 
