@@ -49,19 +49,18 @@ from benchmarks.systems import METRICS, SHAPES, Project, compare, reshaped
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
 from popularity.core.arrays import Float64Array
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.contracts import TEXT_PREDICTIONS
+from popularity.core.contracts import FORWARD, HOLDOUT, MAIN_MODEL, TEXT_PREDICTIONS
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.stage import run
 from popularity.encoders.text import EmbedTextParams
-from popularity.ensemble.members import CONSTANT, MODEL, member_weights, weighted_mean
+from popularity.ensemble.members import CONSTANT, member_weights, weighted_mean
 from popularity.ensemble.weights import weight_grid
 from popularity.features import FeaturizeParams
 from popularity.stack import StackParams
 from popularity.text_model import TextModelParams
 from popularity.validation import SplitParams
 
-SCHEME, HOLDOUT = "forward", "holdout"
 MEAN = "mean"  # of the splits: a value of column `split`, as HOLDOUT and the indices of the splits are
 TEXT, WITHOUT_TEXT = "text model", "- text model"
 DEFAULT = ("parts", "baselines", "peers")
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     file = args.params or args.folder / PARAMS_FILE
     commit = commit_of(REPOSITORY, file.resolve().parent) if args.holdout else ""
-    schemes = [SCHEME, HOLDOUT] if args.holdout else [SCHEME]
+    schemes = [FORWARD, HOLDOUT] if args.holdout else [FORWARD]
     project = project_of(args, file, schemes)
     rows = chosen_rows(args, file, project.params)
     found = pl.concat(predicted(project, rows, scheme) for scheme in schemes)
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = with_text(found, project.params.text_model_weights)
     if args.against not in found.columns:
         raise ConfigError(f"--against {args.against}: expected one of the rows {', '.join(found.columns[5:])}")
-    table = split_table(found.filter(scheme=SCHEME), args.against, args.resamples)
+    table = split_table(found.filter(scheme=FORWARD), args.against, args.resamples)
     if args.holdout:
         holdout = compare(found.filter(scheme=HOLDOUT), args.against, resamples=args.resamples)
         log_holdout(args.log or args.folder / "reports/holdout.log", commit, holdout)
@@ -172,8 +171,8 @@ def with_runs(rows: pl.DataFrame, project: Project, folders: Sequence[Path], sch
 
 
 def _weights(rows: pl.DataFrame, part: pl.DataFrame, networks: Sequence[str]) -> Float64Array:
-    """(networks,) weights of least MAE on the splits of SCHEME other than that of `part`."""
-    others = rows.filter(scheme=SCHEME).join(part, on=["scheme", "fold"], how="anti", maintain_order="left")
+    """(networks,) weights of least MAE on the splits of FORWARD other than that of `part`."""
+    others = rows.filter(scheme=FORWARD).join(part, on=["scheme", "fold"], how="anti", maintain_order="left")
     if others.is_empty():
         return np.full(len(networks), 1 / len(networks))
     each, label = others.select(networks).to_numpy(), others["label"].to_numpy()
@@ -195,10 +194,10 @@ def with_text(rows: pl.DataFrame, weights: Sequence[float]) -> pl.DataFrame:
         )
 
     labels = rows.select("pid", "label").unique()
-    chosen = member_weights(as_stack(**{MODEL: OURS, CONSTANT: CONSTANT}), text, labels, weights)
+    chosen = member_weights(as_stack(**{MAIN_MODEL: OURS, CONSTANT: CONSTANT}), text, labels, weights)
     ours_less = [name for name in rows.columns if name == OURS or (name.startswith("- ") and name != WITHOUT_TEXT)]
     return rows.with_columns(
-        weighted_mean(as_stack(**{MODEL: name}), text, chosen)["prediction"].alias(name) for name in ours_less
+        weighted_mean(as_stack(**{MAIN_MODEL: name}), text, chosen)["prediction"].alias(name) for name in ours_less
     )
 
 

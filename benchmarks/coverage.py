@@ -43,10 +43,10 @@ from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.core.contracts import FOLDS, HOLDOUT, MAIN_MODEL, POSTS, PREDICTIONS, REFIT, read_table
 from popularity.core.stage import run
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration
-from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, UNLABELLED, EvaluateConfig, collect
+from popularity.evaluation.scores import EvaluateConfig, collect
 
 # Without the trend the generator changes labels alone: images, texts and their network stay.
 READ_LABELS = (
@@ -168,7 +168,7 @@ def measure(folder: Path) -> Measured:
     truth = pl.read_parquet(folder / TRUTH / "test_labels.parquet")
     known = posts.filter(pl.col("split") == "train").select("uid", seen=pl.lit(True)).unique()
     rows = (
-        predictions.filter((pl.col("scheme") == UNLABELLED) & (pl.col("model") == MAIN_MODEL))
+        predictions.filter((pl.col("scheme") == REFIT) & (pl.col("model") == MAIN_MODEL))
         .group_by("pid")
         .agg(pl.mean("prediction").alias(f"prediction:{MAIN_MODEL}"), pl.first("error_scale"))
         .join(truth, on="pid", validate="1:1")

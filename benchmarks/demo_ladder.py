@@ -29,17 +29,17 @@ import popularity
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core.atomic import fingerprint, write_json
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
+from popularity.core.contracts import FOLDS, HOLDOUT, POSTS, PREDICTIONS, REFIT, read_table
 from popularity.core.metrics import score
 from popularity.core.stage import run
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.scores import COMPARED, HOLDOUT, MODELS, UNLABELLED, EvaluateConfig, check_predictions
+from popularity.evaluation.scores import COMPARED, MODELS, EvaluateConfig, check_predictions
 
 LAST_STAGE = "stack"  # later stages score and report
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
 TRUTH = Path("data/demo_truth")
-SCORED = {HOLDOUT: HOLDOUT, "test truth": UNLABELLED}  # name in the table -> scheme
+SCORED = {HOLDOUT: HOLDOUT, "test truth": REFIT}  # name in the table -> scheme
 BEST = "best reachable"  # the generator's expectation without the noise
 HIGHER_IS_BETTER = {"src": True, "mae": False}
 BETTER, WORSE, UNDECIDED = "outside: better", "outside: WORSE", "INSIDE"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from popularity.core.atomic import atomic_directory, read_json
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.contracts import POSTS, PREDICTIONS, read_table
+from popularity.core.contracts import HOLDOUT, MAIN_MODEL, POSTS, PREDICTIONS, read_table
 from popularity.core.manifest import write_manifest
 from popularity.core.stage import record_resources, run
-from popularity.submission.write import MODEL, SubmitConfig, submit
+from popularity.submission.write import NO_SUBMISSION, SubmitConfig, submit
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             out,
             params={"submit": asdict(config)},
             inputs={"posts": args.posts, "predictions": args.predictions},
-            metrics={"holdout": read_json(args.metrics)["holdout"][MODEL]},
+            metrics={HOLDOUT: read_json(args.metrics)[HOLDOUT][MAIN_MODEL]},
         )
     written = (f"valid submission: {args.out / file.name}" for file in files)
-    print("\n".join(written) or f"no submission: see {args.out}/NO_SUBMISSION.txt")
+    print("\n".join(written) or f"no submission: see {args.out / NO_SUBMISSION}")
 
 
 if __name__ == "__main__":

@@ -168,11 +168,11 @@ def broken(root: Path, what: str) -> list[str]:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("short", "theirs.csv.*1 scored posts are missing"),
+        ("short", "theirs.csv.*1 expected posts are missing"),
         ("twice", "theirs.csv.*again, first in row"),
         ("nan", r"theirs.csv, row 0.*\n.*finite"),
         ("order", "theirs.csv.*out of order"),
-        ("forward short", "forward.csv.*1 scored posts are missing"),
+        ("forward short", "forward.csv.*1 expected posts are missing"),
         ("forward twice", "forward.csv.*again, first in row"),
         ("forward nan", r"forward.csv, row 0.*\n.*finite"),
     ],

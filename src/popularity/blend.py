@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from popularity.core import paths
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
-from popularity.core.contracts import POSTS, PREDICTIONS, read_table
+from popularity.core.contracts import FORWARD, MAIN_MODEL, POSTS, PREDICTIONS, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import score
 from popularity.core.stage import run
@@ -33,10 +34,9 @@ from popularity.submission.validate import ID_PREFIX, expected_ids, read_scores
 from popularity.submission.write import SubmitConfig, write_files
 from popularity.target.rank_gauss import RankGauss
 
-MODEL, SCHEME = "stack", "forward"
 OURS, THEIRS = "ours", "theirs"
 FIELDS = ("fold", "pid", "label")
-SUBMISSION, PREDICTED = Path("submissions/submission.csv"), Path("data/stack/predictions.parquet")
+SUBMISSION, PREDICTED = Path(paths.SUBMISSIONS, "submission.csv"), Path(paths.STACK_PREDICTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     either.add_argument("--weight", type=float, help="of their submission, 0 to 1")
     either.add_argument("--forward", type=Path, help="their predictions of the valid posts of `forward`")
     parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="new folder")
-    parser.add_argument("--posts", type=Path, default=Path("data/interim/posts.parquet"))
+    parser.add_argument("--posts", type=Path, default=Path(paths.POSTS))
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     if not (args.runs or args.add):
@@ -96,7 +96,7 @@ def forward_rows(runs: Mapping[str, Path], posts: pl.DataFrame) -> pl.DataFrame:
     for name, file in runs.items():
         own = (
             read_table(file, PREDICTIONS)
-            .filter(scheme=SCHEME, model=MODEL)
+            .filter(scheme=FORWARD, model=MAIN_MODEL)
             .sort(PREDICTIONS.key)
             .group_by("fold", "pid", maintain_order=True)
             .agg(pl.mean("prediction").alias(name))
@@ -104,7 +104,7 @@ def forward_rows(runs: Mapping[str, Path], posts: pl.DataFrame) -> pl.DataFrame:
         )
         if own.is_empty():
             raise DataError(
-                f"no predictions of {SCHEME}", file=file, expected=f"`{SCHEME}` in stack.schemes",
+                f"no predictions of {FORWARD}", file=file, expected=f"`{FORWARD}` in stack.schemes",
                 fix="run it with this scheme, or give --weight",
             )  # fmt: skip
         if rows.is_empty():
@@ -114,7 +114,7 @@ def forward_rows(runs: Mapping[str, Path], posts: pl.DataFrame) -> pl.DataFrame:
             rows = rows.with_columns(own[name])
         else:
             raise DataError(
-                f"other posts in {SCHEME} than ours", file=file,
+                f"other posts in {FORWARD} than ours", file=file,
                 expected="a run on the same data set with the same section split",
             )  # fmt: skip
     return rows

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core import paths
+from popularity.core.config import PARAMS_FILE, parse_params, read_yaml
 from popularity.core.errors import ConfigError
 from popularity.core.stage import run
 from popularity.demo import DemoParams
@@ -54,7 +55,6 @@ SECTIONS: Mapping[str, Any] = {
     "report": ReportParams,
 }
 OTHERS = ("profile", "dataset")  # sections of no stage
-GENERATED = "data/demo"  # made by the graph itself
 
 
 def check(file: Path) -> None:
@@ -68,13 +68,13 @@ def check(file: Path) -> None:
     unknown = [name for name in content if name not in known]
     problems = [f"{file}: no stage reads section '{name}'; known are {', '.join(known)}" for name in unknown]
     for name, section in SECTIONS.items():
-        _collect(problems, partial(load_params, name, section, file))
+        _collect(problems, partial(parse_params, name, section, content, file))
     if not problems:
-        _collect(problems, partial(_check_candidates, file))
+        _collect(problems, partial(_check_candidates, content, file))
     root = content.get("dataset", {}).get("root") if isinstance(content.get("dataset"), Mapping) else None
     if not isinstance(root, str):
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
-    elif root != GENERATED and not (file.parent / root).is_dir():
+    elif root != paths.DEMO and not (file.parent / root).is_dir():
         problems.append(f"{file}: dataset.root is {root}, which is no folder; make dataset ROOT=path/to/data sets it")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -87,10 +87,11 @@ def _collect(problems: list[str], step: Callable[[], object]) -> None:
         problems.append(str(error))
 
 
-def _check_candidates(file: Path) -> None:
+def _check_candidates(content: Mapping[str, Any], file: Path) -> None:
     """Checks the candidates, and the search from each of them."""
-    tune, stack = load_params("tune", TuneParams, file), load_params("stack", StackParams, file)
-    candidates = candidates_of(load_params("select", SelectParams, file), stack)
+    tune = parse_params("tune", TuneParams, content, file)
+    stack = parse_params("stack", StackParams, content, file)
+    candidates = candidates_of(parse_params("select", SelectParams, content, file), stack)
     for start in [candidate.stack for candidate in candidates] or [stack]:
         if tune.n_trials:
             Space.parse("tune.space", tune.space, "stack", start)

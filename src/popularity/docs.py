@@ -27,6 +27,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from popularity.core import paths
 from popularity.core.config import read_yaml
 from popularity.core.contracts import Column, Contract
 from popularity.core.errors import DataError
@@ -37,7 +38,7 @@ COMMAND = "python -m popularity.docs"
 PACKAGE = Path(__file__).resolve().parent
 PART = re.compile(r"(<!-- generated: ([^\n]+?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 RESULTS = Path("docs") / "results"
-PROFILE, DEMO_DATA = "demo", "data/demo"
+PROFILE, DEMO_DATA = "demo", paths.DEMO
 DATA_FOLDERS = ("data", "models", "reports", "submissions")
 COSTS = "reports/resources/"  # time and memory of every stage
 COMMENT_COLUMN = 20  # a comment on a line of its own that starts further right continues the comment above

@@ -1,4 +1,4 @@
-"""Switches params.yaml between tiny, demo and full: python -m popularity.profile NAME [--show].
+"""Switches params.yaml between tiny, demo, full and paper: python -m popularity.profile NAME [--show].
 
 Edits only the keys that configs/profiles/NAME.yaml lists, keeps every comment, and prints what changed. The data
 set (dataset.root) is no part of a profile: `make dataset` sets it. With `--patch FILE` instead of a name the keys are

@@ -29,7 +29,7 @@ from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders.image import image_transform, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers
-from popularity.encoders.sources import ColumnParams
+from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
 from popularity.images.statistics import image_statistics
@@ -53,7 +53,7 @@ def image_set(tmp_path: Path) -> Images:
     return make_images(tmp_path)
 
 
-def write_params(section: str, params: ColumnParams) -> str:
+def write_params(section: str, params: EncoderParams) -> str:
     YAML().dump({section: asdict(params)}, Path("params.yaml"))
     return "params.yaml"
 

@@ -19,7 +19,7 @@ from popularity.features import FeatureColumn
 from popularity.features.as_of import as_of_dates
 from popularity.features.classes import CLASSES, with_themes
 from popularity.features.groups import count_groups, label_groups
-from popularity.features.past_labels import HALF_LIVES
+from popularity.features.past_labels import HALF_LIVES, code_names
 from tests.random_posts import random_posts
 
 PRIOR = 3.0
@@ -37,7 +37,7 @@ def fold(seed: int, *, cut_in_time: bool = True) -> pl.DataFrame:
 
 def test_groups_are_named_by_their_columns() -> None:
     rows = fold(0)
-    columns = {*count_groups(rows).columns, *label_groups(rows, PRIOR).columns} - {"pid"}
+    columns = {*count_groups(rows).columns, *label_groups(code_names(rows), PRIOR).columns} - {"pid"}
     found = {FeatureColumn.named(column).group for column in columns}
     assert found == {"user_target", "words", "rhythm", "class_time"}
     assert FeatureColumn.named("user_posts").group is None
@@ -135,7 +135,7 @@ def slow(rows: Rows, post: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("cut_in_time", [True, False])
 def test_label_signals_equal_a_slow_reference(cut_in_time: bool) -> None:
     rows = fold(4, cut_in_time=cut_in_time).sort("pid")
-    table = label_groups(rows, PRIOR).to_dicts()
+    table = label_groups(code_names(rows), PRIOR).to_dicts()
     compared = 0
     for post, found in zip(rows.to_dicts(), table, strict=True):
         assert found["pid"] == post["pid"]
@@ -151,12 +151,12 @@ def test_label_signals_equal_a_slow_reference(cut_in_time: bool) -> None:
 @pytest.mark.parametrize("cut_in_time", [True, False])
 def test_labels_of_scored_rows_and_of_the_row_itself_change_nothing(cut_in_time: bool) -> None:
     rows = fold(5, cut_in_time=cut_in_time)
-    before = label_groups(rows, PRIOR)
+    before = label_groups(code_names(rows), PRIOR)
     scored = rows.with_columns(label=pl.when(pl.col("role") == "valid").then(99.0).otherwise("label"))
-    assert label_groups(scored, PRIOR).equals(before)
+    assert label_groups(code_names(scored), PRIOR).equals(before)
     for pid in rows.filter(pl.col("role") == "train")["pid"].to_list()[::7]:
         changed = rows.with_columns(label=pl.when(pl.col("pid") == pid).then(99.0).otherwise("label"))
-        after = label_groups(changed, PRIOR)
+        after = label_groups(code_names(changed), PRIOR)
         assert after.filter(pl.col("pid") == pid).equals(before.filter(pl.col("pid") == pid))
 
 
@@ -164,7 +164,7 @@ def test_moving_later_labels_changes_no_earlier_signal() -> None:
     rows = fold(6)
     middle = rows["posted_at"][30]
     changed = rows.with_columns(label=pl.when(pl.col("posted_at") >= middle).then(99.0).otherwise("label"))
-    before, after = (label_groups(table, PRIOR) for table in (rows, changed))
+    before, after = (label_groups(code_names(table), PRIOR) for table in (rows, changed))
     early = rows.filter(pl.col("posted_at") <= middle).select("pid")
     assert before.join(early, on="pid").equals(after.join(early, on="pid"))
     assert not before.equals(after)
@@ -173,7 +173,7 @@ def test_moving_later_labels_changes_no_earlier_signal() -> None:
 def test_a_level_that_falls_for_all_is_no_ones_own() -> None:
     """Labels that only fall with time leave users, classes and words at 0; today's histories would not."""
     rows = fold(7).with_columns(label=100 - (pl.col("posted_at").dt.epoch("s") / 86_400 / 30).floor())
-    table = label_groups(rows, PRIOR)
+    table = label_groups(code_names(rows), PRIOR)
     for name in ("user_target.level", "class_time.concept_level", "words.tags_mean"):
         assert np.abs(table[name].drop_nulls().to_numpy()).max() < 0.5, name
 
@@ -190,7 +190,8 @@ def test_a_class_keeps_its_past_when_it_is_filed_elsewhere() -> None:
         )
     )
     before, after = (
-        label_groups(table, PRIOR).join(rows.filter(scored), on="pid", how="semi") for table in (rows, moved)
+        label_groups(code_names(table), PRIOR).join(rows.filter(scored), on="pid", how="semi")
+        for table in (rows, moved)
     )
     named = ["class_time.theme_level", "class_time.variant_level_90", "user_target.own_class"]
     assert after.select(named).equals(before.select(named))
@@ -201,7 +202,7 @@ def test_a_class_keeps_its_past_when_it_is_filed_elsewhere() -> None:
 def test_row_order_changes_nothing() -> None:
     rows = fold(8)
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=1)
-    assert label_groups(shuffled, PRIOR).equals(label_groups(rows, PRIOR))
+    assert label_groups(code_names(shuffled), PRIOR).equals(label_groups(code_names(rows), PRIOR))
     assert count_groups(shuffled).equals(count_groups(rows))
 
 
@@ -211,8 +212,9 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
 import sys, polars as pl
 from popularity.features.context import count_features
 from popularity.features.groups import label_groups
+from popularity.features.past_labels import code_names
 rows = pl.read_parquet(sys.argv[1])
-label_groups(rows, 3.0).write_ipc(sys.argv[2] + "_label")
+label_groups(code_names(rows), 3.0).write_ipc(sys.argv[2] + "_label")
 count_features(rows).write_ipc(sys.argv[2] + "_counts")
 """
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from popularity.stack.fit import fit_stack
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
-from tests.stack.small_stack import EITHER, Run, posts_with_signal, run_all, tree_bytes, with_vectors
+from tests.stack.small_stack import EITHER, Run, Tables, posts_with_signal, run_all, tree_bytes, with_vectors
 
 VALIDATED = ("holdout", "forward", "group")
 
@@ -54,8 +54,10 @@ def test_deleting_the_dropped_rows_changes_nothing_in_the_fold(
         made.posts.filter(~pl.col("pid").is_in(dropped)),
         without(made.blocks, dropped),
         tmp_path,
-        splits=made.splits.filter(~pl.col("pid").is_in(dropped) & ~other_cut),
-        images=images.filter(~pl.col("pid").is_in(dropped)),
+        given=Tables(
+            splits=made.splits.filter(~pl.col("pid").is_in(dropped) & ~other_cut),
+            images=images.filter(~pl.col("pid").is_in(dropped)),
+        ),
         fitted=(scheme,),
     )
     for name in ("context", "label"):
@@ -97,8 +99,7 @@ def test_row_order_of_the_inputs_changes_nothing(made: Run, tmp_path: Path) -> N
         shuffled(made.posts, 1),
         made.blocks,
         tmp_path,
-        splits=shuffled(made.splits, 2),
-        images=shuffled(random_images(made.posts, seed=0), 3),
+        given=Tables(shuffled(made.splits, 2), shuffled(random_images(made.posts, seed=0), 3)),
         fitted=(*VALIDATED, "random"),
     )
     assert tree_bytes(run.folder) == tree_bytes(made.folder)
@@ -120,7 +121,7 @@ def test_position_and_name_of_a_post_never_reach_the_matrix(made: Run) -> None:
 def test_file_order_changes_nothing(made: Run, tmp_path: Path) -> None:
     order = pl.Series(np.random.default_rng(0).permutation(made.posts.height).astype(np.int64))
     posts = made.posts.with_columns(source_index=order, image_path=pl.lit("elsewhere"))
-    run = run_all(posts, made.blocks, tmp_path, splits=made.splits, fitted=("holdout",))
+    run = run_all(posts, made.blocks, tmp_path, given=Tables(made.splits), fitted=("holdout",))
     assert tree_bytes(run.features) == tree_bytes(made.features)
     assert run.finished("holdout") == made.finished("holdout")
     assert tree_bytes(run.models) == tree_bytes(made.models)
@@ -138,7 +139,7 @@ def test_names_of_the_posts_change_nothing(made: Run, tmp_path: Path) -> None:
     blocks = replace(blocks, scalars=renamed(made.blocks.scalars))
     images = renamed(random_images(made.posts, seed=0))
     run = run_all(
-        renamed(made.posts), blocks, tmp_path, splits=renamed(made.splits), images=images, fitted=("holdout",)
+        renamed(made.posts), blocks, tmp_path, given=Tables(renamed(made.splits), images), fitted=("holdout",)
     )
     mine = made.predictions.filter(pl.col("scheme").is_in(["holdout", "refit"]))
     assert run.predictions.equals(renamed(mine))

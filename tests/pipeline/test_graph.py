@@ -12,31 +12,12 @@ from popularity.core.config import read_yaml
 from popularity.demo import DemoParams, generate
 from popularity.submission.validate import expected_ids, validate
 from tests.clones import Clone, copy_of, files_below
-
-ALL_STAGES = [
-    "demo_data",
-    "ingest",
-    "index_images",
-    "split",
-    "featurize",
-    "embed_image",
-    "embed_text",
-    "prototypes",
-    "train",
-    "embed_posts",
-    "select",
-    "tune",
-    "text_model",
-    "stack",
-    "evaluate",
-    "submit",
-    "report",
-]
+from tests.repository import STAGES
 
 
 def test_first_run_runs_every_stage_and_prints_scores_and_submission(clone: Clone) -> None:
     output = (clone.root / ".git" / "first-run").read_text(encoding="utf-8")
-    assert sorted(clone.stages_run(output)) == sorted(ALL_STAGES)
+    assert sorted(clone.stages_run(output)) == sorted(STAGES)
     assert "Scores with 95% intervals" in output
     assert "valid submission: submissions/submission.csv" in output
 
@@ -73,7 +54,7 @@ def test_a_failed_stage_leaves_the_last_output(clone: Clone, tmp_path: Path) -> 
 
 def test_every_file_is_an_out_or_in_git(clone: Clone) -> None:
     outs = _outs(clone)
-    assert len(outs) > len(ALL_STAGES)
+    assert len(outs) > len(STAGES)
     tracked = {Path(line) for line in clone.run("git", "ls-files").stdout.splitlines()}
     for path in files_below(clone.root, ["data", "models", "reports", "submissions"]):
         is_out = any(out == path or out in path.parents for out in outs)

@@ -7,7 +7,7 @@ import pytest
 
 from popularity.core.contracts import LEVELS, class_key, class_names
 from popularity.core.errors import DataError
-from popularity.prototypes.classes import ClassIndex, choose_class_path, make_classes
+from popularity.prototypes.classes import ClassIndex, choose_class_name_format, make_classes
 from tests.small_tables import small_posts
 
 
@@ -39,13 +39,13 @@ def test_class_names_undoes_class_key(names: tuple[str, ...]) -> None:
 
 
 def test_auto_tells_nested_from_crossed_names() -> None:
-    assert choose_class_path(posts_of(NESTED)) == "path"
-    assert choose_class_path(posts_of(CROSSED)) == "name"
+    assert choose_class_name_format(posts_of(NESTED)) == "path"
+    assert choose_class_name_format(posts_of(CROSSED)) == "name"
     # One name of four under two parents, or two of four, is no crossing; three of four are.
     extra = [("Food", "Beach", ""), ("Food", "Hiking", ""), ("Travel", "Fruit", "")]
-    assert [choose_class_path(posts_of(NESTED + extra[:more])) for more in range(4)] == ["path"] * 3 + ["name"]
+    assert [choose_class_name_format(posts_of(NESTED + extra[:more])) for more in range(4)] == ["path"] * 3 + ["name"]
     # Test posts have no say.
-    assert choose_class_path(posts_of(NESTED, extra)) == "path"
+    assert choose_class_name_format(posts_of(NESTED, extra)) == "path"
 
 
 def test_whole_paths() -> None:

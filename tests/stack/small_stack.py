@@ -217,19 +217,26 @@ class Run:
         return {file.name: file.read_bytes() for file in files if file.name.split("-")[0] in schemes}
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Tables that `run_all` makes from the posts, unless they are given."""
+
+    splits: pl.DataFrame | None = None
+    images: pl.DataFrame | None = None
+
+
 def run_all(
     posts: pl.DataFrame,
     blocks: Blocks,
     folder: Path,
     *,
-    splits: pl.DataFrame | None = None,
-    images: pl.DataFrame | None = None,
+    given: Tables = Tables(),
     params: StackParams = STACK,
     fitted: tuple[str, ...] = ("holdout", "forward", "group"),
 ) -> Run:
     """Every step in process; `fitted` names the schemes that are fitted in addition to `refit`."""
-    images = random_images(posts.sort("pid"), seed=0) if images is None else images
-    splits = make_splits(posts, SPLIT)[0] if splits is None else splits
+    images = random_images(posts.sort("pid"), seed=0) if given.images is None else given.images
+    splits = make_splits(posts, SPLIT)[0] if given.splits is None else given.splits
     featurize(posts, images, splits, FEATURIZE, folder / "features")
     (folder / "state").mkdir(exist_ok=True)
     predictions, importance = fit_schemes(

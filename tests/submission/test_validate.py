@@ -54,7 +54,7 @@ CSV_FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "byte order mark": (lambda t: "\ufeff" + t, r"\.csv: header '.ufeffpost_id,"),
     "empty": (lambda t: "", r"\.csv: header ''"),
-    "no rows": (lambda t: t.splitlines()[0], "row 0: 4 scored posts are missing, the first is post775"),
+    "no rows": (lambda t: t.splitlines()[0], "row 0: 4 expected posts are missing, the first is post775"),
     "cells": (lambda t: t.replace(",5.0000", ""), r"row 1 \(line 3\): 1 cells"),
     "blank line": (lambda t: t.replace("post31", "\npost31"), r"row 2 \(line 4\): 0 cells"),
     "prefix": (lambda t: t.replace("post31", "31"), r'row 2 \(line 4\): post_id "31"\n  expected: "post" \+ Pid'),
@@ -68,7 +68,10 @@ CSV_FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
     "duplicate": (lambda t: t.replace("post31", "post775"), r"row 2 \(line 4\): post775 again, first in row 0"),
     "unknown": (lambda t: t.replace("post31", "post32"), r"row 2 \(line 4\): post32 is not one of the posts"),
     "leading zero": (lambda t: t.replace("post007", "post7"), "post7 is not one of the posts"),
-    "missing": (lambda t: t.replace("post007,5.0000\n", ""), "row 1: 1 scored posts are missing, the first is post007"),
+    "missing": (
+        lambda t: t.replace("post007,5.0000\n", ""),
+        "row 1: 1 expected posts are missing, the first is post007",
+    ),
     "extra": (lambda t: t + "post99,1.0000\n", r"row 4 \(line 6\): post99 is not one of the posts"),
     "order": (
         lambda t: t.replace("post31", "x").replace("post007", "post31").replace("x", "post007"),
@@ -99,7 +102,7 @@ JSON_FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
     "id": (lambda t: t.replace('"post31"', "31"), "row 2: post_id 31"),
     "prefix": (lambda t: t.replace('"post31"', '"Post31"'), 'row 2: post_id "Post31"'),
     "duplicate": (lambda t: t.replace("post31", "post775"), "row 2: post775 again, first in row 0"),
-    "empty result": (lambda t: t[: t.index("[") + 1] + t[t.index("]") :], "4 scored posts are missing"),
+    "empty result": (lambda t: t[: t.index("[") + 1] + t[t.index("]") :], "4 expected posts are missing"),
 }
 
 

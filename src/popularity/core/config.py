@@ -87,12 +87,28 @@ def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path |
     content: Any = read_yaml(path)
     if tuned is not None:
         content = patched(content, read_yaml(tuned))
+    return parse_params(name, section, content, path, str(path) if tuned is None else f"{path} with {tuned}")
+
+
+def parse_params(name: str, section: type[T], content: Any, path: Path, source: str | None = None) -> T:
+    """What `load_params` returns, from a parameter file that was read before.
+
+    Args:
+        name: of the section, or a dotted name.
+        section: its dataclass.
+        content: of the parameter file.
+        path: of the parameter file, for messages.
+        source: named in the messages about values; None for `path`.
+
+    Raises:
+        ConfigError: the section or one of its keys is missing, unknown or ill-typed.
+    """
     for key in name.split("."):
         if not isinstance(content, dict) or key not in content:
             found = ", ".join(content) if isinstance(content, dict) else repr(content)
             raise ConfigError(f"{path}: section '{name}' is missing; found: {found}")
         content = content[key]
-    return parse_section(name, content, section, str(path) if tuned is None else f"{path} with {tuned}")
+    return parse_section(name, content, section, source or str(path))
 
 
 def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

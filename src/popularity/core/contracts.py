@@ -118,10 +118,15 @@ IMAGE_STATUS = Contract(
 # Quality and layout of decoded images: Float32 columns image_statistics.<name>; posts without an image are absent.
 IMAGE_STATISTICS = Contract("image statistics", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
-SCHEMES = ("holdout", "forward", "group", "random", "refit")
+HOLDOUT = "holdout"  # the one scheme that nothing is chosen on
+FORWARD = "forward"  # the scheme that choices are made on
+REFIT = "refit"  # all labelled posts are train rows; the valid rows are the test part, without labels
+SCHEMES = (HOLDOUT, FORWARD, "group", "random", REFIT)
 
 # The folds of these are splits in time, whose scores are averaged; the folds of others make one score together.
-TIME_SCHEMES = ("holdout", "forward")
+TIME_SCHEMES = (HOLDOUT, FORWARD)
+
+MAIN_MODEL = "stack"  # the model that is submitted; the others are its baselines
 
 ROLES = ("train", "valid", "excluded")
 

@@ -10,8 +10,6 @@ from scipy.stats import spearmanr
 
 from popularity.core.arrays import Float64Array, Int64Array
 
-FloatArray = Float64Array
-
 METRICS = ("src", "mae", "mape", "bias")
 
 

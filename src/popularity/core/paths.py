@@ -1,6 +1,7 @@
 """The files and folders that the stages of dvc.yaml write, relative to the project folder.
 
-A test compares these names with dvc.yaml.
+This is the register of all outputs: a test demands a name here for every output of dvc.yaml, also for those that code
+knows from the command line alone.
 """
 
 from __future__ import annotations

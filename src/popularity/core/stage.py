@@ -67,7 +67,7 @@ def run(main: Callable[[], None]) -> None:
         _refuse(
             f"error: {error.filename or 'a file'}: {error.strerror}\n"
             "  expected: folders that can be written, on a disk with space left\n"
-            "  next: make room, or mend the folder, and run the command again: finished work is kept"
+            "  next: make room, or make the folder writable, and run the command again: finished work is kept"
         )
 
 

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from popularity.encoders.registry import PromptReading, register_encoder
-from popularity.encoders.sources import ColumnParams
-from popularity.encoders.text import TextEncoder, count_positions, masked_mean
-from popularity.encoders.transformers_loading import load_tower, require_model_type
+from popularity.encoders.text import masked_mean
+from popularity.encoders.transformers_texts import TextTower
 
 MODEL_TYPES = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")
-
-
-def load_bert(folder: Path, params: ColumnParams) -> TextEncoder:
-    """A mean-pooled text tower.
-
-    Args:
-        folder: config.json and safetensors, as transformers or sentence-transformers wrote them.
-        params: section embed_text.
-
-    Raises:
-        MissingWeightsError: the folder lacks tensors.
-        ConfigError: it holds another type of model.
-    """
-    del params
-    require_model_type(folder, MODEL_TYPES)
-    tower = load_tower("AutoModel", folder, optional=("pooler.",))  # BERT's pooler is not used
-    return TextEncoder(tower, _outputs, "mean over the attention mask, L2-normalised", count_positions(tower))
 
 
 def _outputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,4 +23,11 @@ def _prompt_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
     return tokens
 
 
-register_encoder("bert_text", load_bert, prompt=PromptReading("mean", None, _prompt_tokens))
+BERT = TextTower(
+    MODEL_TYPES,
+    "AutoModel",
+    _outputs,
+    "mean over the attention mask, L2-normalised",
+    optional=("pooler.",),  # BERT's pooler is not used
+)
+register_encoder("bert_text", BERT.load, prompt=PromptReading("mean", None, _prompt_tokens))

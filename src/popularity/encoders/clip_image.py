@@ -1,32 +1,13 @@
-"""The image tower of CLIP, from a folder that transformers wrote."""
+"""The image tower of CLIP with its projection into the space that it shares with the text tower."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from popularity.encoders.image import EmbedImageParams, ImageEncoder
-from popularity.encoders.image_processor import read_preprocessing
 from popularity.encoders.registry import register_encoder
-from popularity.encoders.transformers_loading import load_tower, require_model_type
-
-
-def load_clip_image(folder: Path, params: EmbedImageParams) -> ImageEncoder:
-    """CLIP's image tower with its projection into the space that it shares with the text tower.
-
-    Args:
-        folder: config.json, safetensors and preprocessor_config.json.
-        params: section embed_image.
-
-    Raises:
-        MissingWeightsError: the folder lacks one of them, or tensors.
-        ConfigError: it holds another type of model.
-    """
-    require_model_type(folder, ("clip",))
-    tower = load_tower("CLIPModel", folder, without="text_model")
-    return ImageEncoder(tower, _features, "projected class token", read_preprocessing(folder, params.image_size))
+from popularity.encoders.transformers_images import ImageTower
 
 
 def _features(model: Any, pixels: Tensor) -> Tensor:
@@ -35,4 +16,5 @@ def _features(model: Any, pixels: Tensor) -> Tensor:
     return features
 
 
-register_encoder("clip_image", load_clip_image)
+CLIP = ImageTower("clip", "CLIPModel", _features, "projected class token", without="text_model")
+register_encoder("clip_image", CLIP.load)

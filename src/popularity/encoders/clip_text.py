@@ -1,8 +1,7 @@
-"""The text tower of CLIP, from a folder that transformers wrote."""
+"""The text tower of CLIP with its projection into the space that it shares with the image tower."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,26 +9,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from popularity.encoders.registry import PromptReading, register_encoder
-from popularity.encoders.sources import ColumnParams
-from popularity.encoders.text import TextEncoder, count_positions
-from popularity.encoders.transformers_loading import load_tower, require_model_type
-
-
-def load_clip_text(folder: Path, params: ColumnParams) -> TextEncoder:
-    """CLIP's text tower with its projection into the space that it shares with the image tower.
-
-    Args:
-        folder: config.json and safetensors.
-        params: section embed_text.
-
-    Raises:
-        MissingWeightsError: the folder lacks tensors.
-        ConfigError: it holds another type of model.
-    """
-    del params
-    require_model_type(folder, ("clip",))
-    tower = load_tower("CLIPModel", folder, without="vision_model")
-    return TextEncoder(tower, _outputs, "projected end token", count_positions(tower))
+from popularity.encoders.transformers_texts import TextTower
 
 
 def _outputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,4 +31,5 @@ def _prompt_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
     return tokens
 
 
-register_encoder("clip_text", load_clip_text, prompt=PromptReading("end", 0.02, _prompt_tokens))
+CLIP = TextTower(("clip",), "CLIPModel", _outputs, "projected end token", without="vision_model")
+register_encoder("clip_text", CLIP.load, prompt=PromptReading("end", 0.02, _prompt_tokens))

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from popularity.core.errors import ConfigError
 from popularity.encoders.registry import find_encoder
-from popularity.encoders.sources import ColumnParams, find_weights
+from popularity.encoders.sources import EncoderParams, find_weights
 
 
 @dataclass(frozen=True)
-class EmbedImageParams(ColumnParams):
+class EmbedImageParams(EncoderParams):
     """Section `embed_image`; `image_size` is the side of the square input in pixels."""
 
     image_size: Annotated[int, Field(ge=8)]

@@ -1,4 +1,4 @@
-"""Text towers that read soft prompts (method.md, Sec 3.2, Eq 1-3), and the layers of a tower that train.
+"""Text towers that read soft prompts (paper, Sec 3.2, Eq 1-3), and the layers of a tower that train.
 
 tower = load_prompt_tower(load_params("embed_text", EmbedTextParams))
 names = tower.tokenize(["new year", "beach"], max_tokens=16)
@@ -237,7 +237,7 @@ def unfreeze_last(encoder: ImageEncoder | TextEncoder | PromptTower, count: int)
     tower = encoder.encoder.tower if isinstance(encoder, PromptTower) else encoder.tower
     layers, following = _layers_and_following(tower)
     if count > len(layers):
-        raise ConfigError(f"train.unfreeze_layers: {count}, but {type(tower).__name__} has {len(layers)} layers")
+        raise ConfigError(f"unfreeze_layers: {count}, but {type(tower).__name__} has {len(layers)} layers")
     if count == 0:
         return []
     chosen = [parameter for layer in layers[-count:] for parameter in layer.parameters()] + following

@@ -1,33 +1,16 @@
-"""The text tower of SigLIP, from a folder that transformers wrote. It attends to padding, so its length is fixed."""
+"""The text tower of SigLIP with its head, in the space that it shares with the image tower.
+
+It attends to padding, so its length is fixed.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from popularity.encoders.registry import PromptReading, register_encoder
-from popularity.encoders.sources import ColumnParams
-from popularity.encoders.text import TextEncoder, count_positions
-from popularity.encoders.transformers_loading import load_tower, require_model_type
-
-
-def load_siglip_text(folder: Path, params: ColumnParams) -> TextEncoder:
-    """SigLIP's text tower with its head, in the space that it shares with the image tower.
-
-    Args:
-        folder: config.json and safetensors.
-        params: section embed_text.
-
-    Raises:
-        MissingWeightsError: the folder lacks tensors.
-        ConfigError: it holds another type of model.
-    """
-    del params
-    require_model_type(folder, ("siglip",))
-    tower = load_tower("SiglipModel", folder, without="vision_model")
-    return TextEncoder(tower, _outputs, "projected last position", count_positions(tower))
+from popularity.encoders.transformers_texts import TextTower
 
 
 def _outputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,4 +29,5 @@ def _prompt_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
     return tokens
 
 
-register_encoder("siglip_text", load_siglip_text, prompt=PromptReading("last", None, _prompt_tokens), fixed_length=True)
+SIGLIP = TextTower(("siglip",), "SiglipModel", _outputs, "projected last position", without="vision_model")
+register_encoder("siglip_text", SIGLIP.load, prompt=PromptReading("last", None, _prompt_tokens), fixed_length=True)

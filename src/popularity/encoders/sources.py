@@ -22,7 +22,7 @@ Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)
-class ColumnParams(Section):
+class EncoderParams(Section):
     """The keys that every encoder section of params.yaml has.
 
     Args:
@@ -44,7 +44,7 @@ class ColumnParams(Section):
     precision: Precision
 
 
-def find_weights(params: ColumnParams) -> Path:
+def find_weights(params: EncoderParams) -> Path:
     """The folder with the model's configuration and safetensors, or the one .pth file of a package.
 
     Raises:
@@ -61,7 +61,7 @@ def find_weights(params: ColumnParams) -> Path:
     return folder
 
 
-def require_revision(params: ColumnParams) -> None:
+def require_revision(params: EncoderParams) -> None:
     """Refuses a hub repository without a pinned commit: a branch may change under a result.
 
     Raises:
@@ -80,7 +80,7 @@ def weights_identity(location: Path) -> str:
 
 
 def describe(
-    params: ColumnParams, location: Path, fields: dict[str, Any], column: str, out_features: int
+    params: EncoderParams, location: Path, fields: dict[str, Any], column: str, out_features: int
 ) -> dict[str, Any]:
     """The metadata of a block, for its .json.
 
@@ -117,7 +117,7 @@ def _in_package(module: str) -> Path:
     raise ConfigError(f"the Python package {module} offers neither get_model_path nor get_model_file_path")
 
 
-def _in_hub_cache(params: ColumnParams) -> Path:
+def _in_hub_cache(params: EncoderParams) -> Path:
     require_revision(params)
     try:
         return Path(

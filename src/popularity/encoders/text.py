@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders.registry import find_encoder
-from popularity.encoders.sources import ColumnParams, find_weights
+from popularity.encoders.sources import EncoderParams, find_weights
 
 Outputs = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class EmbedTextParams(ColumnParams):
+class EmbedTextParams(EncoderParams):
     """Section `embed_text`; longer texts are cut to `max_tokens`, special tokens included."""
 
     max_tokens: Annotated[int, Field(ge=3)]

@@ -32,7 +32,7 @@ from popularity.encoders.text import EmbedTextParams, TextBatch, TextTokenizer, 
 def post_text() -> pl.Expr:
     """The text r of a post: its title; if that is empty its tags; if both are, the empty string.
 
-    method.md, Sec 3.2. White space alone counts as empty.
+    paper, Sec 3.2. White space alone counts as empty.
     """
     chosen = pl.lit("")
     for column in ("tags", "title"):

@@ -19,15 +19,15 @@ from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.core.stage import run
 from popularity.encoders.image import EmbedImageParams
-from popularity.encoders.sources import HUB_FILES, ColumnParams, find_weights, require_revision
+from popularity.encoders.sources import HUB_FILES, EncoderParams, find_weights, require_revision
 from popularity.encoders.text import EmbedTextParams
 
 logger = logging.getLogger(__name__)
 
-SECTIONS: dict[str, type[ColumnParams]] = {"embed_image": EmbedImageParams, "embed_text": EmbedTextParams}
+SECTIONS: dict[str, type[EncoderParams]] = {"embed_image": EmbedImageParams, "embed_text": EmbedTextParams}
 
 
-def fetch_weights(params: ColumnParams) -> Path:
+def fetch_weights(params: EncoderParams) -> Path:
     """The folder of an encoder's weights; from the hub when `params` says so.
 
     Raises:

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, empty_table, read_table
+from popularity.core.contracts import FORWARD, MAIN_MODEL, REFIT, TEXT_PREDICTIONS, FoldKey, empty_table, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import selection_loss
 
-MODEL, CONSTANT, SCHEME = "stack", "constant", "forward"
+CONSTANT = "constant"
 FOLD = ("scheme", "fold")
 MEMBER = "member"  # column of a member's predictions
 
@@ -44,7 +44,7 @@ def add_member(
 
 
 def weighted_mean(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.DataFrame) -> pl.DataFrame:
-    """Returns the predictions (contract PREDICTIONS), in their order; those of MODEL are averaged with the member's.
+    """Returns the predictions (contract PREDICTIONS), in their order; MAIN_MODEL's are averaged with the member's.
 
     Both are taken as differences from their medians over the fold's valid posts.
 
@@ -54,14 +54,14 @@ def weighted_mean(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.D
         weights: (scheme, fold, weight) of the member, 0 to 1.
 
     Raises:
-        DataError: the member lacks a post of MODEL.
+        DataError: the member lacks a post of MAIN_MODEL.
     """
     if member.is_empty():
         return predictions
     joined = _joined(predictions, member).join(weights, on=FOLD, how="left", validate="m:1", maintain_order="left")
     own, other = (pl.col(name) - _centre(name) for name in ("prediction", MEMBER))
     mean = pl.col("prediction") + pl.col("weight") * (other - own)
-    is_model = pl.col("model") == MODEL
+    is_model = pl.col("model") == MAIN_MODEL
     return joined.with_columns(prediction=pl.when(is_model).then(mean).otherwise("prediction")).drop(MEMBER, "weight")
 
 
@@ -69,18 +69,18 @@ def refit_weight(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.Da
     """Returns how later posts are predicted: (1 - weight) * own + weight * (the member's - offset).
 
     The weight is that of `refit`, 0 without a member. The offset is how far the member's predictions of the test part
-    lie above those of MODEL, in their medians.
+    lie above those of MAIN_MODEL, in their medians.
 
     Args:
         predictions: contract PREDICTIONS.
         member: contract TEXT_PREDICTIONS.
         weights: (scheme, fold, weight).
     """
-    refit = predictions.filter(scheme="refit", model=MODEL)
+    refit = predictions.filter(scheme=REFIT, model=MAIN_MODEL)
     if member.is_empty() or refit.is_empty():
         return {"weight": 0.0, "offset": 0.0}
     offset = _joined(refit, member).select(_centre(MEMBER) - _centre("prediction")).to_series()[0]
-    return {"weight": float(weights.filter(scheme="refit")["weight"].item()), "offset": float(offset)}
+    return {"weight": float(weights.filter(scheme=REFIT)["weight"].item()), "offset": float(offset)}
 
 
 def member_weights(
@@ -98,7 +98,7 @@ def member_weights(
         candidates: weights, 0 to 1.
     """
     folds = predictions.select(FOLD).unique().sort(FOLD)
-    splits = folds.filter(scheme=SCHEME)
+    splits = folds.filter(scheme=FORWARD)
     losses = {
         weight: _losses(predictions, member, posts, splits.with_columns(weight=pl.lit(weight))) for weight in candidates
     } if splits.height else {}  # fmt: skip
@@ -110,13 +110,13 @@ def _losses(
     predictions: pl.DataFrame, member: pl.DataFrame, posts: pl.DataFrame, weights: pl.DataFrame
 ) -> dict[FoldKey, float]:
     """The selection loss of every split at its weight."""
-    own = predictions.filter(pl.col("scheme") == SCHEME, pl.col("model").is_in([MODEL, CONSTANT]))
+    own = predictions.filter(pl.col("scheme") == FORWARD, pl.col("model").is_in([MAIN_MODEL, CONSTANT]))
     mean = weighted_mean(own, member, weights)
     by_model = mean.group_by(*FOLD, "pid", "model").agg(pl.mean("prediction")).pivot(on="model", values="prediction")
     by_model = by_model.join(posts.select("pid", "label"), on="pid", how="left", validate="m:1").sort(*FOLD, "pid")
     losses = {}
     for (scheme, fold), rows in by_model.group_by(FOLD, maintain_order=True):
-        label, predicted, constant = (rows[name].to_numpy() for name in ("label", MODEL, CONSTANT))
+        label, predicted, constant = (rows[name].to_numpy() for name in ("label", MAIN_MODEL, CONSTANT))
         losses[FoldKey(str(scheme), int(str(fold)))] = selection_loss(label, predicted, constant)
     return losses
 
@@ -134,13 +134,13 @@ def _best(
 
 
 def _centre(column: str) -> pl.Expr:
-    return pl.col(column).filter(pl.col("model") == MODEL).median().over(FOLD)
+    return pl.col(column).filter(pl.col("model") == MAIN_MODEL).median().over(FOLD)
 
 
 def _joined(predictions: pl.DataFrame, member: pl.DataFrame) -> pl.DataFrame:
     member = member.select(*TEXT_PREDICTIONS.key, pl.col("prediction").alias(MEMBER))
     joined = predictions.join(member, on=TEXT_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
-    missing = joined.filter(pl.col("model") == MODEL, pl.col(MEMBER).is_null())
+    missing = joined.filter(pl.col("model") == MAIN_MODEL, pl.col(MEMBER).is_null())
     if missing.height:
         scheme, fold, pid = missing.select(*FOLD, "pid").row(0)
         raise DataError(

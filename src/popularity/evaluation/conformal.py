@@ -19,11 +19,12 @@ import polars as pl
 
 from popularity.core.arrays import Float64Array, rounded
 from popularity.core.atomic import read_json, write_json
+from popularity.core.contracts import FORWARD, MAIN_MODEL
 from popularity.core.errors import ContractError
 from popularity.evaluation.bootstrap import interval, resample_means
-from popularity.evaluation.scores import DIGITS, MAIN_MODEL, EvaluateConfig, Scored
+from popularity.evaluation.scores import DIGITS, EvaluateConfig, Scored
 
-CALIBRATED_ON = "forward"  # its valid posts have the test part's mix of users, and `holdout` stays unseen
+CALIBRATED_ON = FORWARD  # its valid posts have the test part's mix of users, and `holdout` stays unseen
 COVERAGES = (0.5, 0.8, 0.9)  # nominal
 
 COVERAGE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from popularity.core.arrays import Int64Array, rounded
-from popularity.core.contracts import PREDICTIONS, TIME_SCHEMES
+from popularity.core.contracts import MAIN_MODEL, PREDICTIONS, REFIT, TIME_SCHEMES
 from popularity.core.metrics import score
 
 MANIFEST_METRICS = ("mae", "src")
@@ -20,7 +20,7 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
         predictions: contract PREDICTIONS; `refit`, whose posts have no label, is left out.
     """
     means = (
-        predictions.filter((pl.col("model") == "stack") & (pl.col("scheme") != "refit"))
+        predictions.filter((pl.col("model") == MAIN_MODEL) & (pl.col("scheme") != REFIT))
         .sort(PREDICTIONS.key)
         .group_by("scheme", "pid", maintain_order=True)
         .agg(pl.mean("prediction"), pl.first("fold"))

@@ -14,15 +14,12 @@ from tqdm import tqdm
 
 from popularity.core.arrays import Float64Array, Int64Array, rounded
 from popularity.core.config import Section
-from popularity.core.contracts import SCHEMES, TIME_SCHEMES
+from popularity.core.contracts import HOLDOUT, MAIN_MODEL, REFIT, SCHEMES, TIME_SCHEMES
 from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS, score
 from popularity.evaluation.bootstrap import interval, resample
 
-MAIN_MODEL = "stack"
 MODELS = (MAIN_MODEL, "metadata", "user_mean", "constant")
-HOLDOUT = "holdout"  # the one scheme that nothing was selected on
-UNLABELLED = "refit"
 COMPARED = ("src", "mae")  # the metrics that rank a team
 MAX_CLASSES = 10  # scored of each level, those of most valid posts: intervals of small classes say nothing
 DIGITS = 6  # of a score: the last bits depend on the machine
@@ -113,7 +110,7 @@ def collect(posts: pl.DataFrame, splits: pl.DataFrame, predictions: pl.DataFrame
             valid post has no label.
     """
     check_predictions(splits, predictions)
-    present = set(predictions["scheme"]) - {UNLABELLED}
+    present = set(predictions["scheme"]) - {REFIT}
     if HOLDOUT not in present:
         raise ContractError(f"predictions: none for scheme '{HOLDOUT}', found {sorted(present)}")
     return [

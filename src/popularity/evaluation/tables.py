@@ -10,18 +10,11 @@ import numpy as np
 import polars as pl
 
 from popularity.core.atomic import atomic_directory, atomic_path, write_json, write_text
+from popularity.core.contracts import HOLDOUT, MAIN_MODEL
 from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration, calibrate_on, coverage_table
-from popularity.evaluation.scores import (
-    HOLDOUT,
-    MAIN_MODEL,
-    EvaluateConfig,
-    Scored,
-    collect,
-    score_groups,
-    score_overall,
-)
+from popularity.evaluation.scores import EvaluateConfig, Scored, collect, score_groups, score_overall
 
 MAX_SCATTER_ROWS = 2_000  # a sample that a browser draws quickly
 EACH_FOLD = "Each split of 'forward', from the first to the last; the scores above are their means"

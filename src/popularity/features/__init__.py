@@ -1,4 +1,4 @@
-"""User-behaviour and metadata features (method.md, "User-behaviour and metadata features s").
+"""User-behaviour and metadata features (docs/features-and-stack.md, "Features").
 
 There are three kinds: `rows` uses the post alone; `context` counts the train and valid rows of a scheme, without
 labels; `target_statistics` uses past labels of train rows. Feature groups (`groups`) are further columns of the last

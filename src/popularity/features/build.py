@@ -23,10 +23,10 @@ from pydantic import Field
 from tqdm import tqdm
 
 from popularity.core.config import Section
-from popularity.core.contracts import FEATURES, SCHEMES, FoldKey, read_table, write_table
+from popularity.core.contracts import FEATURES, FORWARD, REFIT, SCHEMES, FoldKey, read_table, write_table
 from popularity.features.as_of import as_of_dates
 from popularity.features.context import context_features, count_features
-from popularity.features.groups import coded_label_groups
+from popularity.features.groups import label_groups
 from popularity.features.past_labels import SOURCES, code_names
 from popularity.features.rows import join_by_pid, row_features
 from popularity.features.tables import common_name, read_context
@@ -98,7 +98,7 @@ def _write_context(
             else:
                 _, first, text = known
                 shutil.copyfile(first, path)
-            if scheme == "refit":
+            if scheme == REFIT:
                 write_table(text.table, out / "text_components.parquet", TEXT_COMPONENTS)
 
 
@@ -134,11 +134,11 @@ def further_features(
         folder: that `featurize` wrote.
     """
     both = pl.concat([known, posts])
-    known_rows = splits.filter((pl.col("scheme") == "refit") & (pl.col("role") != "excluded")).select("pid", "role")
+    known_rows = splits.filter((pl.col("scheme") == REFIT) & (pl.col("role") != "excluded")).select("pid", "role")
     rows = pl.concat([known_rows, posts.select("pid", role=pl.lit("valid"))])
     text = TextReducer(read_table(folder / "text_components.parquet", TEXT_COMPONENTS))
     tables = [count_features(rows.select("pid").join(both, on="pid", how="left", validate="1:1")), text.apply(posts)]
-    tables.append(known_user_text(posts, known, read_context(folder, FoldKey("refit", 0))))
+    tables.append(known_user_text(posts, known, read_context(folder, FoldKey(REFIT, 0))))
     # A later post does not move the origin, at which the pasts of others end.
     timed_by = known_rows.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     tables.append(fold_label_features(rows, label_inputs(both), params, _valid_span(known, splits), timed_by))
@@ -172,7 +172,7 @@ def fold_label_features(
     frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
     statistics = target_statistics(frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by)
     dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
-    return join_by_pid(statistics, coded_label_groups(dated, params.target_statistics_prior))
+    return join_by_pid(statistics, label_groups(dated, params.target_statistics_prior))
 
 
 def _by_scheme(splits: pl.DataFrame, kind: str) -> Iterator[tuple[str, list[pl.DataFrame]]]:
@@ -193,7 +193,7 @@ def _valid_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:
 
     The schemes that interleave contain those rows; they do not contain the valid rows of `holdout`.
     """
-    last = splits.filter(pl.col("scheme") == "forward").filter(pl.col("fold") == pl.col("fold").max())
+    last = splits.filter(pl.col("scheme") == FORWARD).filter(pl.col("fold") == pl.col("fold").max())
     valid = last.filter(pl.col("role") == "valid").select("pid").unique()
     times = valid.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     span: timedelta = times.select(pl.col("posted_at").max() - pl.col("posted_at").min()).item()

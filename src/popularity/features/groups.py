@@ -13,9 +13,9 @@ import polars as pl
 
 from popularity.features.class_time import class_activity_columns, class_level_columns
 from popularity.features.classes import CLASSES, with_themes
-from popularity.features.histories import user_target_columns
-from popularity.features.past_labels import TEXTS, code_names, past_of
+from popularity.features.past_labels import TEXTS, past_of
 from popularity.features.rhythm import rhythm_columns
+from popularity.features.user_target import user_target_columns
 from popularity.features.words import word_columns
 
 
@@ -33,17 +33,8 @@ def label_groups(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
     """Returns (pid, groups from labels) of the train and valid rows of one fold, sorted by pid.
 
     Args:
-        rows: (pid, role, posted_at, as_of, label, SOURCES); labels of valid rows are not read.
-        prior: posts' worth of the value that a mean is shrunk to.
-    """
-    return coded_label_groups(code_names(rows), prior)
-
-
-def coded_label_groups(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
-    """Returns what `label_groups` returns, for rows whose SOURCES went through `code_names`.
-
-    Args:
-        rows: (pid, role, posted_at, as_of, label, SOURCES).
+        rows: (pid, role, posted_at, as_of, label, SOURCES), the SOURCES coded by `code_names`; labels of valid rows
+            are not read.
         prior: posts' worth of the value that a mean is shrunk to.
     """
     labelled = rows.filter((pl.col("role") == "train") & pl.col("label").is_not_null()).sort("posted_at", "pid")

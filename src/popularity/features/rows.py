@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import polars as pl
 
-# Text columns that the stack uses as native categories; the uid only if `stack.columns.uid_category` is true.
+# Columns of text that the learners take as categories; the uid only if `stack.columns.uid_category` is true.
 CATEGORIES = ("category", "subcategory", "concept", "media_type", "timezone_id", "uid")
 
-TEXT = "text"  # title and tags unchanged: input of the stack's ridge on characters, not a column of the matrix
+TEXT = "text"  # title and tags unchanged: for the ridge on characters and the text model, not a column of the matrix
 
 DAY = 86_400.0
 

@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from threadpoolctl import threadpool_limits
 
 from popularity.core.arrays import Float32Array
-from popularity.core.contracts import Column, Contract
+from popularity.core.contracts import Column, Contract, empty_table
 
 DECIMALS = 7  # of the entries of an axis, which has length 1
 NO_VARIANCE = 1e-6  # of the first singular value
@@ -45,7 +45,7 @@ class TextReducer:
             seed: of the decomposition.
         """
         vectorizer = text_vectorizer()
-        none = pl.DataFrame(schema={name: rule.dtype for name, rule in TEXT_COMPONENTS.columns.items()})
+        none = empty_table(TEXT_COMPONENTS)
         try:
             matrix = vectorizer.fit_transform(_texts(posts.sort("pid")))
         except ValueError:  # no word occurs twice

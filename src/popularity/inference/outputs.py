@@ -1,4 +1,4 @@
-"""The columns of each post, from a batch and the network's outputs: Eq 11 and ours (method.md, "Feature vector")."""
+"""The columns of each post, from a batch and the network's outputs: Eq 11 and ours (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The prototype network of method.md, Sec 3: prompts, cross-modal attention over class prototypes, losses."""
+"""The prototype network of the paper, Sec 3: prompts, cross-modal attention over class prototypes, losses."""

@@ -243,12 +243,14 @@ def _predict_stack(
     posted_at = dates["posted_at"].to_physical().to_numpy()
     predicted = model.predict(features, blocks, posted_at)
     shap_values = model.explain(features, blocks, posted_at, n_features)
-    raw, text = model.target_transform.kind == "none", _text_weight(project)
+    in_label_units = model.target_transform.kind == "none"
+    text = _text_weight(project)
     if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
         predictions = text_model.predict(features, posted_at) - text["offset"]
-        predicted, shap_values = with_text(predicted, shap_values, predictions, text["weight"], add_block=raw)
-    return _Fitted(predicted, shap_values, "popularity" if raw else "normal score of popularity")
+        weight = text["weight"]
+        predicted, shap_values = with_text(predicted, shap_values, predictions, weight, add_block=in_label_units)
+    return _Fitted(predicted, shap_values, "popularity" if in_label_units else "normal score of popularity")
 
 
 def _assemble(

@@ -21,7 +21,13 @@ from popularity.core.config import Section
 from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block
-from popularity.prototypes.classes import ClassIndex, ClassNameFormat, choose_class_path, level_keys, make_classes
+from popularity.prototypes.classes import (
+    ClassIndex,
+    ClassNameFormat,
+    choose_class_name_format,
+    level_keys,
+    make_classes,
+)
 from popularity.prototypes.sampling import diverse_sample
 from popularity.prototypes.vectors import ClassSums, prototypes
 
@@ -35,7 +41,7 @@ class PrototypesParams(Section):
     Args:
         seed: of the order in which equal candidates are taken.
         max_per_class: representatives of a class, at most.
-        class_name_format: see `level_key`; auto: see `choose_class_path`.
+        class_name_format: see `level_key`; auto: see `choose_class_name_format`.
     """
 
     seed: int
@@ -95,7 +101,9 @@ def build_prototypes(
         DataError: fewer than two second-level classes, or vectors of other posts.
     """
     posts = posts.drop("label").sort("pid")
-    class_name_format = choose_class_path(posts) if params.class_name_format == "auto" else params.class_name_format
+    class_name_format = params.class_name_format
+    if class_name_format == "auto":
+        class_name_format = choose_class_name_format(posts)
     classes = make_classes(posts, class_name_format)
     index = ClassIndex.from_posts(posts, classes, class_name_format)
     blocks = {"visual": image, "text": text}
@@ -181,7 +189,7 @@ class _Sampler:
     """Diverse sampling for every class of a level; all classes share one seeded order."""
 
     def __init__(self, posts: pl.DataFrame, class_name_format: ClassNameFormat, params: PrototypesParams) -> None:
-        self.limit = params.max_per_class
+        self.max_per_class = params.max_per_class
         self.seconds = posts["posted_at"].dt.epoch("s").to_numpy()
         concepts = level_keys(posts, class_name_format)["concept"].fill_null("")
         self.concepts, self.users = (
@@ -197,7 +205,7 @@ class _Sampler:
         taken_rows = [np.zeros(0, np.int64)]
         for group in tqdm(groups, desc=label, unit="class", leave=False):
             taken = diverse_sample(
-                self.seconds[group], self.concepts[group], self.users[group], self.draw[group], self.limit
+                self.seconds[group], self.concepts[group], self.users[group], self.draw[group], self.max_per_class
             )
             taken_rows.append(group[taken])
         rows = np.concatenate(taken_rows)

@@ -18,7 +18,7 @@ from popularity.prototypes.names import readable_names
 ClassNameFormat = Literal["path", "name"]
 
 
-def choose_class_path(posts: pl.DataFrame) -> ClassNameFormat:
+def choose_class_name_format(posts: pl.DataFrame) -> ClassNameFormat:
     """Returns `name` if the taxonomy levels are crossed rather than nested, else `path` (our rule).
 
     Crossed: more than half of the second-level names of the training posts occur under several first-level ones.

@@ -1,4 +1,4 @@
-"""Readable class names for prompts: a few rules of spelling, then an explicit table (method.md, Sec 3.2)."""
+"""Readable class names for prompts: a few rules of spelling, then an explicit table (paper, Sec 3.2)."""
 
 from __future__ import annotations
 

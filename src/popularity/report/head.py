@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from popularity.core import paths
-from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, MODELS
+from popularity.core.contracts import HOLDOUT, MAIN_MODEL
+from popularity.evaluation.scores import MODELS
 from popularity.report.document import Tile
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import Metrics, by_metric, differences, overall, verdict

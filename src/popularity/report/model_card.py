@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from popularity.core import paths
-from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL
+from popularity.core.contracts import HOLDOUT, MAIN_MODEL
 from popularity.report import head
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import by_metric, metric_cells, overall

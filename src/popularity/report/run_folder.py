@@ -14,17 +14,19 @@ from pydantic import Field
 from popularity.core import paths
 from popularity.core.atomic import read_json
 from popularity.core.config import Section, load_params, read_yaml
-from popularity.core.contracts import CLASSES, FOLDS, IMAGES, POSTS, PREDICTIONS, Contract, read_table
-from popularity.evaluation.scores import (
-    GROUPS,
+from popularity.core.contracts import (
+    CLASSES,
+    FOLDS,
     HOLDOUT,
+    IMAGES,
     MAIN_MODEL,
-    SCORES,
-    UNLABELLED,
-    EvaluateConfig,
-    Scored,
-    collect,
+    POSTS,
+    PREDICTIONS,
+    REFIT,
+    Contract,
+    read_table,
 )
+from popularity.evaluation.scores import GROUPS, SCORES, EvaluateConfig, Scored, collect
 from popularity.images import IndexImagesParams
 from popularity.report.thumbnails import Thumbnails
 
@@ -128,7 +130,7 @@ class RunFolder:
     @cached_property
     def test_predictions(self) -> pl.DataFrame:
         """pid, prediction: the stack's mean over seeds for each post of the test part."""
-        own = self.predictions.filter(scheme=UNLABELLED, model=MAIN_MODEL)
+        own = self.predictions.filter(scheme=REFIT, model=MAIN_MODEL)
         return own.group_by("pid").agg(pl.mean("prediction")).sort("pid")
 
     @cached_property

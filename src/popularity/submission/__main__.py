@@ -12,12 +12,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.core.stage import run
 from popularity.submission.validate import expected_ids, validate
+from popularity.submission.write import NO_SUBMISSION
 
-OUT = Path("submissions")
-NO_SUBMISSION = "NO_SUBMISSION.txt"  # as the stage submit names it
+OUT = Path(paths.SUBMISSIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -228,16 +228,16 @@ def _check_ids(file: Path, rows: Sequence[_Row], ids: Sequence[str], *, in_order
                 f"{row.post} is not one of the posts that are scored",
                 file=file,
                 row=row.index,
-                expected=f"only the {len(ids)} scored posts",
+                expected=f"only the {len(ids)} expected posts",
             )
         first[row.post] = row.index
     if len(rows) < len(ids):
         index, missing = next((index, post) for index, post in enumerate(ids) if post not in first)
         raise DataError(
-            f"{len(ids) - len(rows)} scored posts are missing, the first is {missing}",
+            f"{len(ids) - len(rows)} expected posts are missing, the first is {missing}",
             file=file,
             row=index,
-            expected=f"{len(ids)} rows, one for each scored post",
+            expected=f"{len(ids)} rows, one for each expected post",
         )
     for row, post in zip(rows, ids, strict=True):
         if in_order and row.post != post:

@@ -13,12 +13,13 @@ import polars as pl
 from pydantic import Field
 
 from popularity.core.config import Section
+from popularity.core.contracts import MAIN_MODEL, REFIT
 from popularity.core.errors import ContractError
 from popularity.submission.validate import CSV_HEADER, ID_PREFIX, MIN_DECIMALS, validate
 
 logger = logging.getLogger(__name__)
 
-MODEL, SCHEME = "stack", "refit"
+NO_SUBMISSION = "NO_SUBMISSION.txt"  # written instead of a submission for a data set without a test part
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def submit(posts: pl.DataFrame, predictions: pl.DataFrame, config: SubmitConfig,
     if test.is_empty():
         reason = "The data set has no test split (test_allmetadata_json), so there is nothing to submit."
         logger.warning("no submission: %s", reason)
-        (directory / "NO_SUBMISSION.txt").write_text(reason + "\n", encoding="utf-8")
+        (directory / NO_SUBMISSION).write_text(reason + "\n", encoding="utf-8")
         return []
     scores = _scores(test, predictions)
     return write_files([ID_PREFIX + pid for pid in test["pid"]], scores, config, directory)
@@ -89,7 +90,7 @@ def _scores(test: pl.DataFrame, predictions: pl.DataFrame) -> list[float]:
             f"posts: expected the test rows' source_index to be 0 to {len(test) - 1} without a gap, found "
             f"{positions[0]} to {positions[-1]}: a submission needs every row of the test files"
         )
-    final = predictions.filter((pl.col("scheme") == SCHEME) & (pl.col("model") == MODEL))
+    final = predictions.filter((pl.col("scheme") == REFIT) & (pl.col("model") == MAIN_MODEL))
     runs = final["seed"].n_unique()
     means = final.sort("seed").group_by("pid", maintain_order=True).agg(pl.mean("prediction"), runs=pl.len())
     joined = test.select("pid").join(means, on="pid", how="left", validate="1:1", maintain_order="left")
@@ -100,7 +101,7 @@ def _scores(test: pl.DataFrame, predictions: pl.DataFrame) -> list[float]:
     ):
         if len(wrong):
             raise ContractError(
-                f"predictions of '{MODEL}' in scheme '{SCHEME}': {len(wrong)} posts {name}, for example "
+                f"predictions of '{MAIN_MODEL}' in scheme '{REFIT}': {len(wrong)} posts {name}, for example "
                 f"{wrong['pid'][0]}; expected each of the {len(test)} test posts once per seed"
             )
     return joined["prediction"].to_list()

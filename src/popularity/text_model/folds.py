@@ -11,14 +11,12 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
-from popularity.core.contracts import TEXT_PREDICTIONS, FoldKey, empty_table, read_table, write_table
+from popularity.core.contracts import REFIT, TEXT_PREDICTIONS, FoldKey, empty_table, read_table, write_table
 from popularity.core.parallel import ordered_map, torch_threads
 from popularity.encoders.text import EmbedTextParams
 from popularity.text_model.model import TextModelParams, fit
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
-
-REFIT = "refit"
 
 
 @dataclass(frozen=True)

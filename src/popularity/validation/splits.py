@@ -1,6 +1,6 @@
 """The validation splits: the role of every post in every fold, made once and read by all later stages.
 
-    time ->    |--------------- development --------------|-- holdout --|---- test part ----|
+    time ->    |----------- before the holdout ------------|-- holdout --|---- test part ----|
     holdout    |  train, some users excluded              |    valid    |
     forward 2  |  train, some users excluded     | valid  |  excluded   |
     forward 1  |  train, some excluded  | valid  |       excluded       |
@@ -128,10 +128,10 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
     target, source = _unseen_target(train, test, params)
     unseen = UnseenShare(target, params.tolerance)
     holdout_start = _origin(train, params.holdout_fraction)
-    development = train.filter(pl.col("posted_at") < holdout_start)
-    if development["posted_at"].n_unique() < 2 or development["uid"].n_unique() < params.n_folds:
+    before = train.filter(pl.col("posted_at") < holdout_start)
+    if before["posted_at"].n_unique() < 2 or before["uid"].n_unique() < params.n_folds:
         raise DataError(
-            f"{development.height} posts before the holdout, which starts at {holdout_start}",
+            f"{before.height} posts before the holdout, which starts at {holdout_start}",
             expected="training posts spread over time, with more users than split.n_folds",
             fix="check the Postdate column, or lower split.holdout_fraction in params.yaml",
         )

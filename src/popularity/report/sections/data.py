@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core import paths
-from popularity.core.contracts import IMAGE_STATUSES, LEVELS, SPLITS
-from popularity.evaluation.scores import HOLDOUT
+from popularity.core.contracts import HOLDOUT, IMAGE_STATUSES, LEVELS, SPLITS
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Tables, Text
 from popularity.report.drawing import BLUE, ORANGE, Line, XAxis

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 
 from popularity.core import paths
-from popularity.core.contracts import IMAGE_STATUS
+from popularity.core.contracts import HOLDOUT, IMAGE_STATUS, MAIN_MODEL
 from popularity.core.metrics import score
 from popularity.evaluation.bootstrap import interval, resample
-from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL, EvaluateConfig, Scored
+from popularity.evaluation.scores import EvaluateConfig, Scored
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Post, Posts, Section, Table, Text
 from popularity.report.drawing import Line, XAxis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from popularity.core import paths
-from popularity.evaluation.scores import HOLDOUT, MAIN_MODEL
+from popularity.core.contracts import HOLDOUT, MAIN_MODEL
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import Interval

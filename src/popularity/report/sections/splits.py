@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core import paths
-from popularity.core.contracts import TIME_SCHEMES
-from popularity.evaluation.scores import UNLABELLED
+from popularity.core.contracts import REFIT, ROLES, TIME_SCHEMES
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import SplitRow
@@ -19,7 +18,6 @@ from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE, percent
 
 READS = (paths.POSTS, paths.SPLITS, paths.SPLIT_SUMMARY, paths.SCORES)
-ROLES = ("train", "valid", "excluded")
 SCHEME_SHOWS = {
     "holdout": (
         "The last posts in time, with the test part's share of posts by new users. No choice was made on it: quote "
@@ -81,7 +79,7 @@ def _meaning(schemes: Mapping[str, Sequence[Mapping[str, Any]]], scores: pl.Data
     rows = []
     for scheme, folds in schemes.items():
         notes = dict.fromkeys(f"{fold['note']}." for fold in folds if fold["note"])
-        answer = NONE if scheme == UNLABELLED else used.get(scheme, "not scored")
+        answer = NONE if scheme == REFIT else used.get(scheme, "not scored")
         rows.append([scheme, answer, " ".join([SCHEME_SHOWS[scheme], *notes])])
     return Table("What the schemes show", ["scheme", "used for selection?", "what it shows"], rows, names=3)
 
