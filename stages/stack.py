@@ -1,4 +1,4 @@
-"""Fits LightGBM on metadata and dense blocks in every scheme, then on all training posts.
+"""Fits the stack and its baselines in every fold, then on all training posts.
 
 Reads posts, splits, features, the blocks of both encoders and of the network, and the predictions of the text model;
 writes predictions.parquet and importance.csv, and the models of the scheme `refit` with their manifest. The scheme
@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.all_schemes:
         params = replace(params, schemes=("holdout", "forward", "group", "random"))
     inputs = {name: vars(args)[name] for name in fitted_on}
-    key = fingerprint(
-        asdict(replace(params, text_model_weights=(0.0,))), *inputs.values()
-    )  # of fits, which are merged later
+    # Of the fits; the text model is averaged with them later.
+    key = fingerprint(asdict(replace(params, text_model_weights=(0.0,))), *inputs.values())
     inputs |= {"text_model": args.member} if args.member else {}
     posts = read_table(args.posts, POSTS)
     blocks = read_blocks(args.image, args.text, args.prototype)
@@ -57,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         data = StackData(posts, read_table(args.splits, FOLDS), args.features, blocks)
         predictions, importance = fit_schemes(data, params, state=state, model_folder=models)
-        predictions, part = add_member(predictions, read_member(args.member), posts, params.text_model_weights)
-        write_json(models / ENSEMBLE_WEIGHTS_FILE, part)
+        predictions, weights = add_member(predictions, read_member(args.member), posts, params.text_model_weights)
+        write_json(models / ENSEMBLE_WEIGHTS_FILE, weights)
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)
         with atomic_path(out / "importance.csv") as partial:
             importance.write_csv(partial)

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float64Array
-from popularity.core.contracts import PREDICTIONS, FoldKey, check_table, empty_table, write_table
+from popularity.core.contracts import MAIN_MODEL, PREDICTIONS, REFIT, FoldKey, check_table, empty_table, write_table
 from popularity.core.parallel import ordered_map
 from popularity.ensemble.weights import fit_weights
 from popularity.stack import catboost
@@ -37,7 +37,6 @@ from popularity.validation.inner_cv import inner_splits, valid_rows
 
 logger = logging.getLogger(__name__)
 
-MAIN_MODEL = "stack"  # the model that has an error scale
 USER_MEAN_PRIOR = 1.0  # posts with the overall mean that `user_mean` adds to each user
 
 
@@ -93,14 +92,14 @@ def fit_schemes(
         predictions = pl.concat(
             [*predicted, *(predict_simple(fold, params, name) for name in ("user_mean", "constant"))]
         )
-        if key.scheme != "refit":
+        if key.scheme != REFIT:
             write_table(predictions, finished, PREDICTIONS)
             return predictions, None
         for name, (_, model) in models.items():
             model.save(model_folder / name)
         return predictions, _importance(*models[MAIN_MODEL])
 
-    folds = rows_of(data.splits, [*params.schemes, "refit"])
+    folds = rows_of(data.splits, [*params.schemes, REFIT])
     results = list(ordered_map(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
     predictions = pl.concat(predicted for predicted, _ in results).sort(PREDICTIONS.key)
     check_table(predictions, PREDICTIONS)
