@@ -94,8 +94,8 @@ def _splits_of_workers(
 ) -> tuple[list[Int64Array], list[list[InnerSplit]]]:
     """The rows of each worker, and the splits as positions among these rows.
 
-    A worker trains on its own part of the train rows and predicts all valid rows. So all workers find the same error and
-    stop at the same round. If a worker would have fewer than `MIN_WORKER_ROWS` train rows, fewer workers are used.
+    A worker trains on its own part of the train rows and predicts all valid rows, so all workers find the same error
+    and stop at the same round. If a worker would have fewer than `MIN_WORKER_ROWS` train rows, fewer workers are used.
     """
     every_valid = valid_rows(splits)
     rows, worker_splits = [], []

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from popularity.core import paths
 from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import IMAGES, POSTS, read_table
@@ -46,7 +47,7 @@ from popularity.tuning.study import Budget, Search, Step, run_search, workers_he
 logger = logging.getLogger(__name__)
 
 ACCURACY = "validation/top1/mean"
-INPUTS = ("interim/posts.parquet", "interim/images.parquet", "embeddings/image", "embeddings/text")  # below data
+INPUTS = (paths.POSTS, paths.IMAGES, paths.IMAGE_EMBEDDINGS, paths.TEXT_EMBEDDINGS)
 # Prototypes are made for the first key; the others choose the valid posts.
 FIXED_KEYS = ("transductive", "seed", "valid_fraction")
 
@@ -78,10 +79,10 @@ def network_search(params: NetworkSearchParams, folder: Path) -> Search:
     if train.valid_fraction == 0:
         raise ConfigError("train.valid_fraction is 0: the search needs valid posts to score trials on")
     space = Space.parse("tune_network.space", params.space, "train", train)
-    inputs = [folder / "data" / name for name in INPUTS]
+    inputs = [folder / name for name in INPUTS]
     key = fingerprint(
         code_fingerprint(), asdict(train), asdict(encoders), params.space, params.seed, *inputs,
-        folder / "models/prototypes",
+        folder / paths.PROTOTYPES,
     )  # fmt: skip
     return Search(f"network-{key}", space, Budget(params.seed, params.n_trials, params.timeout_hours, params.storage))
 
@@ -98,8 +99,8 @@ class NetworkObjective:
     steps = 1
 
     def __init__(self, folder: Path, space: Space[TrainParams], state: Path) -> None:
-        self.space, self.state, self.prototypes = space, state, folder / "models/prototypes"
-        posts, images, *embeddings = (folder / "data" / name for name in INPUTS)
+        self.space, self.state, self.prototypes = space, state, folder / paths.PROTOTYPES
+        posts, images, *embeddings = (folder / name for name in INPUTS)
         self.posts, self.images = read_table(posts, POSTS).drop("label"), read_table(images, IMAGES)
         self.outputs, self.encoders = EncoderOutputs.read(*embeddings), EncoderPair.load(folder / PARAMS_FILE)
         self.root = folder / str(read_yaml(folder / PARAMS_FILE)["dataset"]["root"])
