@@ -1,4 +1,4 @@
-"""Class logits and losses: Eq 4 (global prompts), Eq 5 (local prompts), Eq 7 (attention); ours: contrastive, consistency.
+"""Class logits and losses: Eq 4 (global prompts), Eq 5 (local prompts), Eq 7 (attention); ours: InfoNCE, consistency.
 
 Cosines and losses are computed in at least float32, whatever the precision around them.
 """
