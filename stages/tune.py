@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _losses_of_stage(inputs: StackInputs, params: TuneParams, stack: StackParams) -> dict[str, Any]:
-    """The losses of the stack that stage stack will fit with the best parameters."""
+    """The losses of the stack that stage stack will fit with the best parameters, without the text model."""
     with dask_client(stack.cluster):
         return asdict(losses_of_stage(inputs, params.schemes, stack))
 

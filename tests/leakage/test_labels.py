@@ -14,7 +14,6 @@ from popularity.core.contracts import FoldKey
 from popularity.core.metrics import spearman
 from popularity.features import FeatureColumn, featurize
 from popularity.stack import Blocks, StackParams
-from popularity.stack.fit import fit_stack
 from popularity.stack.matrix import FeatureGroup, Matrix, MatrixEncoder
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
@@ -25,6 +24,7 @@ from tests.stack.small_stack import (
     STACK,
     WITH_SECOND,
     Run,
+    fit_stack,
     needs_catboost,
     posts_with_signal,
     run_all,

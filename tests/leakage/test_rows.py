@@ -13,11 +13,10 @@ from popularity.core.contracts import FoldKey
 from popularity.core.vectors import Block
 from popularity.features import read_features
 from popularity.stack import Blocks, StackModel, StackParams
-from popularity.stack.fit import fit_stack
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
-from tests.stack.small_stack import EITHER, Run, Tables, posts_with_signal, run_all, tree_bytes, with_vectors
+from tests.stack.small_stack import EITHER, Run, Tables, fit_stack, posts_with_signal, run_all, tree_bytes, with_vectors
 
 VALIDATED = ("holdout", "forward", "group")
 

@@ -238,7 +238,7 @@ def _tuning(folder: Path) -> None:
         "columns.feature_blocks": {"choices": [["metadata", "image", "text", "prototype"], ["metadata", "text"]]},
     }
     space = Space.parse("tune.space", axes, "stack", stack)
-    trials = [Finished(0, "COMPLETE", 0.5, space.default, {"rounds": 30})]
+    trials = [Finished(0, "COMPLETE", 0.5, space.default, {"forward_0": 0.5})]
     for number in range(1, 12):
         blocks = axes["columns.feature_blocks"]["choices"][number % 2]  # type: ignore[index]
         values = {
@@ -246,11 +246,13 @@ def _tuning(folder: Path) -> None:
             "sample_weight_half_life_days": 150.0 + number,
             "lightgbm.num_leaves": 7 + number,
         }
-        trials.append(Finished(number, "COMPLETE", 0.5 - 0.02 * number, values, {"rounds": 20}))
+        trials.append(Finished(number, "COMPLETE", 0.5 - 0.02 * number, values, {"forward_0": 0.5 - 0.02 * number}))
     trials[8] = replace(trials[8], value=0.11)
     trials[11] = replace(trials[11], state="PRUNED")
     (folder / paths.TUNING).mkdir(parents=True)
-    write_results(trials, Search("small", space, Budget(0, 12, 0.0, "sqlite")), folder / paths.TUNING)
+    losses = {"value": 0.1234, "folds": {"forward_0": 0.1234}}
+    search = Search("small", space, Budget(0, 12, 0.0, "sqlite"))
+    write_results(trials, search, folder / paths.TUNING, at_stage_effort=losses)
 
 
 def _models(folder: Path) -> None:

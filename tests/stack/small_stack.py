@@ -21,13 +21,17 @@ from popularity.stack import (
     LinearParams,
     RowSelectionParams,
     StackData,
+    StackModel,
     StackParams,
     fit_schemes,
 )
+from popularity.stack.effort import Effort
 from popularity.stack.feature_blocks import PROTOTYPE_VECTORS
+from popularity.stack.fit import encode_fold, fit_fold
 from popularity.stack.lightgbm_dask import ClusterParams
 from popularity.stack.matrix import ColumnParams
 from popularity.validation import SplitParams, make_splits
+from popularity.validation.folds import Fold
 from popularity.validation.inner_cv import InnerCvParams
 from tests.random_posts import random_images, random_posts
 
@@ -246,6 +250,11 @@ def run_all(
         model_folder=folder / "models",
     )
     return Run(posts, blocks, splits, folder, predictions, importance)
+
+
+def fit_stack(fold: Fold, blocks: Blocks, params: StackParams) -> StackModel:
+    """The model `stack` of a fold, as the stage fits it."""
+    return fit_fold(encode_fold(fold, blocks, params), params, Effort.full(params))
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:

@@ -20,7 +20,16 @@ from popularity.stack.fit import encode_fold, fit_fold
 from popularity.stack.row_selection import kept_rows
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
-from tests.stack.small_stack import STACK, WITH_SECOND, Run, needs_catboost, posts_with_signal, run_all, tree_bytes
+from tests.stack.small_stack import (
+    ALL_PARTS,
+    STACK,
+    WITH_SECOND,
+    Run,
+    needs_catboost,
+    posts_with_signal,
+    run_all,
+    tree_bytes,
+)
 
 MODELS = ["constant", "metadata", "stack", "user_mean"]
 
@@ -195,10 +204,10 @@ def test_schemes_say_what_is_fitted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["low_loss", "random"])
-def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
+def test_row_selection_drops_train_rows_of_the_stack_and_predicts_every_valid_row(
     made: Run, by: Literal["low_loss", "random"], tmp_path: Path
 ) -> None:
-    """The stack of the kept rows is the one that was never shown the others, and the baselines stay as they were."""
+    """The learners get the kept rows alone, columns are fitted on all, and the baselines stay as they were."""
     params = replace(STACK, n_seeds=2, row_selection=RowSelectionParams(fraction=0.6, order=by))
     run = run_all(made.posts, made.blocks, tmp_path, params=params, fitted=("group",))
     rows = made.predictions.filter(pl.col("scheme").is_in(["group", "refit"]))
@@ -206,22 +215,40 @@ def test_keep_drops_fit_rows_of_the_stack_and_scores_every_scored_row(
     baselines = pl.col("model") != "stack"
     assert run.predictions.filter(baselines).equals(rows.filter(baselines))
     assert not run.predictions.filter(~baselines).equals(rows.filter(~baselines))
-    # The count of posts that the root of a tree without bagging saw.
-    whole = replace(params, lightgbm=replace(params.lightgbm, bagging_fraction=1.0))
-    (key, split) = next(iter(rows_of(made.splits, ["refit"])))
-    data = load_fold(key, split, made.posts, made.features)
-    encoded = encode_fold(data, made.blocks, whole)
-    model = fit_fold(encoded, whole, Effort.full(whole))
-    roots = {
-        int(tree["tree_structure"]["internal_count"]) for tree in model.models["lightgbm"][0].dump_model()["tree_info"]
-    }
-    kept = kept_rows(list(encoded.train.pids), made.blocks.scalars, whole.row_selection, whole.seed)
-    assert roots == {kept.sum()}
+
+
+@pytest.mark.parametrize("effort", [(0, 1.0), (90, 1.0)], ids=["row selection", "at most 90 rows"])
+def test_selected_rows_are_fitted_as_if_the_others_did_not_exist(
+    made: Run, effort: tuple[int, float], tmp_path: Path
+) -> None:
+    """Labels, dates, weights and inner splits are those of the selected rows: the same model as from them alone."""
+    params = replace(ALL_PARTS, row_selection=RowSelectionParams(fraction=0.6, order="low_loss"))
+    (key, split) = next(iter(rows_of(made.splits, ["forward"])))
+    encoded = encode_fold(load_fold(key, split, made.posts, made.features), made.blocks, params)
+    how = Effort(1, *effort)
+    fit_fold(encoded, params, how).save(tmp_path / "selected")
+
+    kept = kept_rows(list(encoded.train.pids), made.blocks.scalars, params.row_selection, params.seed)
     assert 0.55 < kept.mean() < 0.7
-    few = fit_fold(encoded, whole, Effort(n_seeds=1, max_train_rows=90, learning_rate_factor=1.0))
-    assert {
-        int(tree["tree_structure"]["internal_count"]) for tree in few.models["lightgbm"][0].dump_model()["tree_info"]
-    } == {90}
+    rows = how.draw(np.flatnonzero(kept), params.seed)
+    assert len(rows) == (effort[0] or kept.sum())
+    fold = encoded.fold
+    alone = replace(fold, train=fold.train[rows], label=fold.label[rows], posted_at=fold.posted_at[rows])
+    every_row = replace(params, row_selection=RowSelectionParams(fraction=1.0, order="low_loss"))
+    cut = replace(encoded, fold=alone, train=encoded.train.take(rows))
+    fit_fold(cut, every_row, Effort(1, 0, 1.0)).save(tmp_path / "alone")
+    assert tree_bytes(tmp_path / "selected") == tree_bytes(tmp_path / "alone")
+
+
+def test_rows_that_are_left_out_do_not_shift_the_others(made: Run) -> None:
+    """Easy posts have labels higher by 2: the trend is that of the kept rows, and predictions are not biased."""
+    params = replace(ALL_PARTS, row_selection=RowSelectionParams(fraction=0.5, order="low_loss"))
+    (key, split) = next(iter(rows_of(made.splits, ["forward"])))
+    fold = load_fold(key, split, made.posts, made.features)
+    easy = kept_rows(fold.train["pid"].to_list(), made.blocks.scalars, params.row_selection, params.seed)
+    fold = replace(fold, label=fold.label + 2.0 * easy)
+    model = fit_fold(encode_fold(fold, made.blocks, params), params, Effort.full(params))
+    assert model.trend.line.at(fold.posted_at[easy]).mean() == pytest.approx(fold.label[easy].mean(), abs=0.1)
 
 
 def test_recency_draws_predictions_to_the_present(tmp_path: Path) -> None:

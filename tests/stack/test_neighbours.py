@@ -14,11 +14,10 @@ from popularity.core.contracts import FoldKey
 from popularity.core.errors import ConfigError
 from popularity.stack import StackModel
 from popularity.stack.feature_blocks import read_blocks
-from popularity.stack.fit import fit_stack
 from popularity.stack.matrix import FeatureGroup, MatrixEncoder
 from popularity.stack.neighbours import COLUMNS, N_NEAREST, TEMPERATURE, Neighbours
 from popularity.validation.folds import Fold
-from tests.stack.small_stack import STACK, random_blocks, write_blocks
+from tests.stack.small_stack import STACK, fit_stack, random_blocks, write_blocks
 
 FIT, NEW = 90, 30
 DAY = 86_400_000_000  # microseconds

@@ -168,6 +168,7 @@ def mean_of(losses: list[float]) -> float:
         {"columns.feature_blocks": ["prototype"]}, {"sample_weight_half_life_days": 100.0},
         {"row_selection.fraction": 0.7}, {"row_selection.fraction": 0.6}, {"learners": ["lightgbm", "linear"]},
         {"detrend": "linear"}, {"columns.feature_groups": ["image", "rhythm", "neighbours"]},
+        {"columns.feature_blocks": ["image", "metadata"], "columns.feature_groups": ["image", "rhythm", "neighbours"]},
     ],
     ids=lambda change: " ".join(map(str, change.values())) or "default",
 )  # fmt: skip
@@ -358,6 +359,7 @@ def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Pa
         ({"schemes": []}, r"tune\.schemes"),
         ({"n_trials": -1}, r"tune\.n_trials"),
         ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.lightgbm\.leaves"),
+        ({"space": {"n_seeds": {"choices": [1, 2]}}}, r"tune\.space\.n_seeds: no trial reads stack\.n_seeds"),
         ({"space": {}}, r"search space of section 'stack' is empty"),
     ],
 )
@@ -417,3 +419,6 @@ def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_
     assert name(replace(params, schemes=("group",)), SMALL, paths) != own
     assert name(params, replace(SMALL, early_stopping_rounds=9), paths) != own
     assert name(params, SMALL, replace(paths, posts=paths.splits)) != own
+    assert name(replace(params, effort=replace(params.effort, learning_rate_factor=3.0)), SMALL, paths) != own
+    fewer = {key: axis for key, axis in params.space.items() if key != "lightgbm.num_leaves"}
+    assert name(replace(params, space=fewer), SMALL, paths) != own

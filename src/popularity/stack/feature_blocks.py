@@ -49,6 +49,7 @@ PROTOTYPE_SCALAR_PARTS: Mapping[str, PrototypePart] = {
     "distance": "distance",
     "class_unseen": "unseen",
 }
+IMAGE_STATISTICS_BLOCK = "image_statistics"  # of the feature group `image`
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> Float32Array:
 
 
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
-    """The columns that `scalar_columns` can give of a block, or of `image_statistics`, in order."""
-    if block == "image_statistics":
+    """The columns that `scalar_columns` can give of a block, or of IMAGE_STATISTICS_BLOCK, in order."""
+    if block == IMAGE_STATISTICS_BLOCK:
         names = tuple(column for column in blocks.scalars.columns if _prefix(column) == block)
         if not names:
             raise ConfigError(

@@ -82,22 +82,21 @@ def fit_schemes(
         if finished.exists():
             return pl.read_parquet(finished), None
         fold = load_fold(key, rows, data.posts, data.features)
-        predicted, models = [], {}
+        predicted = [predict_simple(fold, params, name) for name in ("user_mean", "constant")]
+        importance = None
         for name, own in _systems(params).items():
             started = time.perf_counter()
             encoded = encode_fold(fold, data.blocks, own)
-            models[name] = encoded, fit_fold(encoded, own, Effort.full(own))
-            predicted.append(_predict_model(*models[name], own, name))
-            _log(*models[name], name, time.perf_counter() - started)
-        predictions = pl.concat(
-            [*predicted, *(predict_simple(fold, params, name) for name in ("user_mean", "constant"))]
-        )
+            model = fit_fold(encoded, own, Effort.full(own))
+            predicted.append(_predict_model(encoded, model, own, name))
+            _log(encoded, model, name, time.perf_counter() - started)
+            if key.scheme == REFIT:
+                model.save(model_folder / name)
+                importance = _importance(encoded, model) if name == MAIN_MODEL else importance
+        predictions = pl.concat(predicted)
         if key.scheme != REFIT:
             write_table(predictions, finished, PREDICTIONS)
-            return predictions, None
-        for name, (_, model) in models.items():
-            model.save(model_folder / name)
-        return predictions, _importance(*models[MAIN_MODEL])
+        return predictions, importance
 
     folds = rows_of(data.splits, [*params.schemes, REFIT])
     results = list(ordered_map(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
@@ -118,11 +117,6 @@ def _systems(params: StackParams) -> dict[str, StackParams]:
     }
 
 
-def fit_stack(fold: Fold, blocks: Blocks, params: StackParams) -> StackModel:
-    """Returns the model `stack` of one fold, as the stage fits it."""
-    return fit_fold(encode_fold(fold, blocks, params), params, Effort.full(params))
-
-
 def fit_and_predict(fold: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
     """Predictions (contract PREDICTIONS) of the model `stack` for the valid rows of one fold, as the stage fits it."""
     encoded = encode_fold(fold, blocks, params)
@@ -136,7 +130,6 @@ class EncodedFold:
     Args:
         fold: train and valid rows.
         scalars: of the block `prototype`, with the losses that row selection reads.
-        trend: of the label in time, without a shift.
         encoder: from features and blocks to the columns.
         train: (n, columns) of the train rows; columns of ridges are out of fold.
         valid: (m, columns) of the valid rows; None if there are none.
@@ -144,7 +137,6 @@ class EncodedFold:
 
     fold: Fold
     scalars: pl.DataFrame
-    trend: Trend
     encoder: MatrixEncoder
     train: Matrix
     valid: Matrix | None
@@ -177,7 +169,7 @@ def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
     detrended = trend.detrend(fold.label, fold.posted_at)
     encoder, train = MatrixEncoder.fit(fold.train, detrended, blocks, params.columns)
     valid = None if fold.valid.is_empty() else encoder.apply(fold.valid, blocks)
-    return EncodedFold(fold, blocks.scalars, trend, encoder, train, valid)
+    return EncodedFold(fold, blocks.scalars, encoder, train, valid)
 
 
 def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> StackModel:
@@ -196,7 +188,8 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     kept = kept_rows(fold.train["pid"].to_list(), encoded.scalars, params.row_selection, params.seed)
     train_rows = effort.draw(np.flatnonzero(kept), params.seed)
     label, posted_at, matrix = fold.label[train_rows], fold.posted_at[train_rows], encoded.train.take(train_rows)
-    detrended = encoded.trend.detrend(label, posted_at)
+    trend = Trend.fit(posted_at, label, params.detrend)
+    detrended = trend.detrend(label, posted_at)
     transform = RankGauss.fit(detrended, params.target_transform)
     sample_weight = recency_sample_weight(posted_at, params.sample_weight_half_life_days)
     sample = Sample(matrix, transform.apply(detrended), sample_weight)
@@ -207,10 +200,10 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner valid rows)
     expected = inner_trends(posted_at, label, splits, params.detrend)
     truth = label[rows] - expected
-    weights = fit_weights(each, truth, transform, centred=encoded.trend.shifts)
+    weights = fit_weights(each, truth, transform, centred=trend.shifts)
     out_of_fold = transform.invert(weights.apply(each))
     errors = np.split(truth - out_of_fold, np.cumsum(sizes))[:-1]
-    trend = encoded.trend.shifted(errors)
+    trend = trend.shifted(errors)
 
     models = _fit_learners(sample, {learner: one.chosen for learner, one in learned.items()}, params)
     error_scale = ErrorScale.fit(
@@ -235,7 +228,7 @@ def _fit_learners(
 
 
 def _log(encoded: EncodedFold, model: StackModel, name: str, seconds: float) -> None:
-    """A line for each fit: rows, columns, weights and rounds of the learners, forecast of the trend."""
+    """A line for each fit: rows before row selection, columns, learners' weights and rounds, forecast of the trend."""
     weights = "  ".join(
         f"{learner} {weight:.0%}{LEARNERS[learner].describe(models[0])}"
         for (learner, models), weight in zip(model.models.items(), model.weights.weights, strict=True)

@@ -29,7 +29,7 @@ class Learner(Protocol):
         """(n,) predictions in the unit of the fitted target."""
 
     def describe(self, model: Any) -> str:
-        """What the inner CV chose, for the log; may be empty."""
+        """The number of rounds, for the log; empty without rounds."""
 
     def shap_values(self, model: Any, matrix: Matrix) -> Float64Array:
         """(n, columns + 1) SHAP values of the columns, and the expected value last."""

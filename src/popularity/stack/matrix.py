@@ -19,7 +19,15 @@ from popularity.core.errors import ContractError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.stack import oof_ridge_characters
 from popularity.stack.columns import MatrixColumn, metadata_columns
-from popularity.stack.feature_blocks import Blocks, PrototypePart, dense_parts, part_rows, scalar_columns, scalar_names
+from popularity.stack.feature_blocks import (
+    IMAGE_STATISTICS_BLOCK,
+    Blocks,
+    PrototypePart,
+    dense_parts,
+    part_rows,
+    scalar_columns,
+    scalar_names,
+)
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
 from popularity.stack.oof_ridge import BlockRidge, fit_oof_ridge
 from popularity.stack.oof_ridge_characters import CharacterRidge, fit_oof_ridge_characters
@@ -107,7 +115,6 @@ class CategoryEncoder:
         )
 
 
-IMAGE_STATISTICS = "image_statistics"  # the block of the feature group `image`
 MIN_RELATIVE_VARIANCE = 1e-6  # of the first component's variance; less is rounding noise in float32
 
 
@@ -265,7 +272,7 @@ class DenseEncoder:
             for part, values in reduced.items()
             for index in range(values.shape[1])
         ]
-        group = "image" if name == IMAGE_STATISTICS else None
+        group = "image" if name == IMAGE_STATISTICS_BLOCK else None
         single = [
             (MatrixColumn(column, name, "scalar", group, fitted_on_labels=False), values)
             for column, values in scalar_columns(name, self.scalars, blocks, pids).items()
@@ -328,7 +335,7 @@ class MatrixEncoder:
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, Float32Array]] = {}
-        for name in (*params.feature_blocks, *((IMAGE_STATISTICS,) if "image" in params.feature_groups else ())):
+        for name in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense)
@@ -341,7 +348,7 @@ class MatrixEncoder:
 
     def with_blocks(self, names: Sequence[str]) -> MatrixEncoder:
         """The encoder that `fit` makes for these `feature_blocks` alone; blocks are fitted independently."""
-        every = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS))
+        every = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS_BLOCK))
         dense = {name: self.dense[name] for name in every if name != "metadata"}
         metadata = "metadata" in names
         categories = self.categories if metadata else CategoryEncoder({})

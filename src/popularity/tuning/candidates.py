@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +29,7 @@ from popularity.core.metrics import fold_rows, loss_of_scores, mean_absolute_err
 from popularity.core.parallel import ordered_map
 from popularity.evaluation.bootstrap import resample_folds
 from popularity.stack import Blocks, StackParams, catboost, read_blocks
+from popularity.stack.effort import Effort
 from popularity.stack.fit import fit_and_predict
 from popularity.tuning.objective import StackInputs
 from popularity.tuning.space import Space, nested
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 SCHEME = "forward"  # never holdout, which measures the choice
 MAX_CANDIDATES = 8  # the more candidates, the more the best of them owes to chance
+EFFORT = Effort(n_seeds=1, max_train_rows=0, learning_rate_factor=1.0)  # of a fit
 N_RESAMPLES = 1000  # bootstrap draws of users: a standard error is then known to some 2 %
 CHOICE_FILE = "choice.yaml"
 SCORES = {
@@ -164,7 +166,7 @@ def predict_candidates(candidates: Sequence[Candidate], inputs: StackInputs, sta
         catboost.library()
     posts, blocks = read_table(inputs.posts, POSTS), read_blocks(inputs.image, inputs.text, inputs.prototype)
     splits = list(rows_of(read_table(inputs.splits, FOLDS), [SCHEME]))
-    stacks = [replace(candidate.stack, n_seeds=1) for candidate in candidates]
+    stacks = [EFFORT.apply(candidate.stack) for candidate in candidates]
     keys = [fingerprint(asdict(stack)) for stack in stacks]
     fits = dict(zip(keys, stacks, strict=True))  # two configurations of the same values share a fit
     work = partial(_predictions, posts, blocks, inputs.features, state)

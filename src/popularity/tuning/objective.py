@@ -8,7 +8,6 @@ not bias the scores of `holdout`. On the folds of the search itself, the scores 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -23,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from popularity.core import paths
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import fingerprint
-from popularity.core.contracts import FOLDS, POSTS, read_table
-from popularity.core.errors import ContractError
+from popularity.core.contracts import FOLDS, POSTS, FoldKey, read_table
+from popularity.core.errors import ConfigError, ContractError
 from popularity.core.metrics import selection_loss
 from popularity.core.parallel import ordered_map
 from popularity.core.resume import code_fingerprint
@@ -38,7 +37,9 @@ from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
 
 BLOCKS_KEY = "columns.feature_blocks"
-MAX_CACHE_BYTES = 4 * 2**30  # of encoded folds; others are encoded again when they are needed
+# Keys of section stack that no trial reads: the effort sets the seeds, and the others change no prediction of a fold.
+UNREAD_KEYS = ("n_seeds", "schemes", "text_model_weights", "parallel_folds", "cluster.workers", "cluster.scheduler")
+MAX_CACHE_BYTES = 4 * 2**30  # of encoded folds, in each worker
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,10 @@ def stack_search(params: TuneParams, stack: StackParams, inputs: StackInputs) ->
         inputs: files that the stack is fitted on.
 
     Raises:
-        ConfigError: the space is not valid.
+        ConfigError: the space is not valid, or has a key that no trial reads.
     """
+    if unread := [key for key in params.space if key in UNREAD_KEYS]:
+        raise ConfigError(f"tune.space.{unread[0]}: no trial reads stack.{unread[0]}; leave it out of the space")
     space = Space.parse("tune.space", params.space if params.n_trials else {}, "stack", stack)
     budget = Budget(params.seed, params.n_trials, params.timeout_hours, params.storage)
     key = fingerprint(
@@ -145,7 +148,7 @@ class StackObjective:
 
     def __init__(self, inputs: StackInputs, schemes: Sequence[str], space: Space[StackParams], effort: Effort) -> None:
         self.inputs, self.schemes, self.space, self.effort = inputs, schemes, space, effort
-        self.encoded: OrderedDict[str, EncodedFold] = OrderedDict()
+        self.encoded: dict[str, EncodedFold] = {}
 
     @cached_property
     def posts(self) -> pl.DataFrame:
@@ -183,26 +186,25 @@ class StackObjective:
         every = tuple(dict.fromkeys(block for one in choices for block in one))
         params_of_all = replace(params, columns=replace(params.columns, feature_blocks=every))
         key = fingerprint(fold.key.file_name, params.detrend, asdict(params_of_all.columns))
-        if key not in self.encoded:
-            self.encoded[key] = encode_fold(fold, self.blocks, params_of_all)
-        self.encoded.move_to_end(key)
-        while len(self.encoded) > 1 and sum(one.nbytes for one in self.encoded.values()) > MAX_CACHE_BYTES:
-            self.encoded.popitem(last=False)
-        return self.encoded[key].with_blocks(params.columns.feature_blocks)
+        encoded = self.encoded.get(key) or encode_fold(fold, self.blocks, params_of_all)
+        # What no longer fits is encoded in every trial; trials take the folds in turn, so nothing else would be kept.
+        if sum(one.nbytes for one in {**self.encoded, key: encoded}.values()) <= MAX_CACHE_BYTES:
+            self.encoded[key] = encoded
+        return encoded.with_blocks(params.columns.feature_blocks)
 
 
 def losses_of_stage(inputs: StackInputs, schemes: Sequence[str], params: StackParams) -> Losses:
-    """The selection losses of the stack that stage `stack` fits with section stack `params`."""
+    """The selection losses of the stack that stage `stack` fits with section stack `params`, without the text model."""
     posts = read_table(inputs.posts, POSTS)
     blocks = read_blocks(inputs.image, inputs.text, inputs.prototype)
-    keys = rows_of(read_table(inputs.splits, FOLDS), list(schemes))
-    folds = [load_fold(key, own, posts, inputs.features) for key, own in keys]
+    folds = list(rows_of(read_table(inputs.splits, FOLDS), list(schemes)))
 
-    def loss(fold: Fold) -> float:
+    def loss(task: tuple[FoldKey, pl.DataFrame]) -> float:
+        fold = load_fold(*task, posts, inputs.features)
         return fold_loss(encode_fold(fold, blocks, params), posts, params, Effort.full(params))
 
     found = ordered_map(loss, folds, parallel=params.parallel_fits, threads=params.num_threads)
-    names = [f"{fold.key.scheme}_{fold.key.fold}" for fold in folds]
+    names = [f"{key.scheme}_{key.fold}" for key, _ in folds]
     return Losses.of(dict(zip(names, found, strict=True)))
 
 

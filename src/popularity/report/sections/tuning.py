@@ -71,7 +71,7 @@ def _search(study: Mapping[str, Any], trials: pl.DataFrame, schemes: list[str]) 
     text = (
         f"Search: {counted(len(trials), 'trial')} ({counts}), by their loss on {listed(schemes)}. The winner was "
         "chosen by its loss, so that loss is a little too low; the scores of other schemes are not affected. A trial "
-        f"fits with less effort than the stage: the best trial has {number(study['best']['value'], 4)}, and its "
+        f"fits with the effort tune.effort: the best trial has {number(study['best']['value'], 4)}, and its "
         f"parameters have {number(study['at_stage_effort']['value'], 4)} as the stage fits them."
     )
     elements: list[Element] = [Text(text), Charts([_history(trials)])]
