@@ -21,6 +21,7 @@ from popularity.validation.folds import Fold, load_fold
 from stages import text_model
 from tests.encoders.tiny_encoders import text_params
 from tests.random_posts import random_images, random_posts
+from tests.repository import stage_flags
 from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
@@ -68,10 +69,8 @@ def run_stage(folder: Path, out: Path, params: TextModelParams = PARAMS) -> pl.D
     sections = {"text_model": asdict(params), "embed_text": asdict(ENCODER), "stack": {"schemes": SCHEMES}}
     (out / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features"}
-    made = {"predictions": "predicted", "models": "models", "resources": "cost.json", "state": "state"}
-    flags = [part for name, file in given.items() for part in (f"--{name}", str(folder / file))]
-    flags += [part for name, file in made.items() for part in (f"--{name}", str(out / file))]
-    text_model.main([*flags, "--params", str(out / "params.yaml")])
+    made = {"predictions": "predicted", "models": "models", "state": "state"}
+    text_model.main(stage_flags("text_model", out, **{name: folder / file for name, file in given.items()}, **made))
     return read_table(out / "predicted/predictions.parquet", TEXT_PREDICTIONS)
 
 
