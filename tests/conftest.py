@@ -124,7 +124,8 @@ TESTS = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow, skips what needs a GPU where there is none, and puts the longest files first.
 
-    At the end one worker would run the last of the long files and the others none.
+    The files of FIRST come first, then the others with slow tests. At the end one worker would run the last of the long
+    files and the others none.
     """
     for item in items:
         benchmark = _name(item).startswith("benchmarks/")
@@ -134,7 +135,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     order = {name: index for index, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(_name(item), len(order)))
+    slow = {_name(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: order.get(_name(item), len(order) + (_name(item) not in slow)))
 
 
 def _name(item: pytest.Item) -> str:
