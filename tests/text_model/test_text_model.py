@@ -35,7 +35,7 @@ SCHEMES = ["holdout", "forward"]
 @pytest.fixture(scope="module")
 def posts() -> pl.DataFrame:
     """A title's words decide on the label of a training post."""
-    made = random_posts(3, train=500, test=60, users=120)
+    made = random_posts(3, train=300, test=60, users=80)
     rng = np.random.default_rng(0)
     liked = rng.random(made.height) < 0.5
     label = pl.Series(6 + 3 * liked + rng.normal(0, 0.3, made.height)).round(2)
