@@ -84,6 +84,7 @@ SLOW = {
     "encoders/test_prompting::test_runs_without_the_libraries_of_the_tables",
     "encoders/test_weights::test_fetch_then_run_offline",
     "features/test_groups::test_the_number_of_threads_changes_no_bit",
+    "features/test_text_components::test_the_number_of_threads_changes_no_bit",
     "leakage/test_labels",
     "leakage/test_rows",
     "network/test_losses::test_two_processes_see_each_others_posts",
@@ -92,9 +93,11 @@ SLOW = {
     "report/test_report_stage",
     "stack/test_lightgbm_dask",
     "stack/test_fit",
+    "stack/test_model",
     "core/test_parallel",
     "stack/test_stack_stage",
     "test_launch",
+    "test_two_nodes",
     "text_model/test_text_model",
     "training/test_loop",
     "training/test_processes",
@@ -121,7 +124,8 @@ TESTS = Path(__file__).parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is slow, skips what needs a GPU where there is none, and puts the longest files first.
 
-    At the end one worker would run the last of the long files and the others none.
+    The files of FIRST come first, then the others with slow tests. At the end one worker would run the last of the long
+    files and the others none.
     """
     for item in items:
         benchmark = _name(item).startswith("benchmarks/")
@@ -131,7 +135,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     order = {name: index for index, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(_name(item), len(order)))
+    slow = {_name(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: order.get(_name(item), len(order) + (_name(item) not in slow)))
 
 
 def _name(item: pytest.Item) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ def profile_text(profile: str = "demo") -> str:
 
     `make dataset` and `python -m popularity.profile` edit the working file; no test may depend on what they wrote.
     """
-    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    return _on_profile((REPOSITORY / "params.yaml").read_text(encoding="utf-8"), profile)
+
+
+@cache
+def _on_profile(text: str, profile: str) -> str:
     values = {("profile",): profile, ("dataset", "root"): GENERATED, **read_profiles(PROFILES)[profile]}
     return edited(text, values, f"profile '{profile}'")
 

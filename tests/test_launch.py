@@ -184,17 +184,11 @@ def launch_nodes(*given: str, **environment: str) -> list[subprocess.Popen[str]]
     return [launch("nodes", *given, **node) for node in nodes]
 
 
-def test_two_nodes_on_loopback_form_one_group() -> None:
-    for index, process in zip((1, 0), launch_nodes("probe", "--flag"), strict=True):
-        code, lines, messages = finish(process)
-        assert lines == [f"probe {index} 2 3 {os.cpu_count()} PASSIVE True"], messages
-        assert code == 0, messages
-
-
 def test_a_process_lost_on_one_node_restarts_both() -> None:
-    for index, process in zip((1, 0), launch_nodes("probe", "--lose", POPULARITY_RESTARTS="1"), strict=True):
+    """Two nodes on loopback form one group, and do so again."""
+    for index, process in zip((1, 0), launch_nodes("probe", "--flag", "--lose", POPULARITY_RESTARTS="1"), strict=True):
         code, lines, messages = finish(process)
-        assert lines == [f"probe {index} 2 3 {os.cpu_count()} PASSIVE False"] * 2, messages
+        assert lines == [f"probe {index} 2 3 {os.cpu_count()} PASSIVE True"] * 2, messages
         assert code == 0, messages
 
 

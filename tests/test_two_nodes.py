@@ -24,8 +24,8 @@ from benchmarks.measuring import environment
 from popularity.encoders.image_blocks import embed_images
 from tests.encoders.tiny_encoders import make_images
 from tests.processes import wait_for
+from tests.repository import REPOSITORY, stage_flags
 
-REPOSITORY = Path(__file__).parents[1]
 PORT = 29600
 PREFIX = "popularity-"  # of the namespaces' names
 
@@ -145,10 +145,9 @@ def test_a_stage_on_two_nodes_survives_a_lost_worker(
     params = images.params(shard_rows=2, batch_size=2)
     YAML().dump({"embed_image": asdict(params)}, Path("params.yaml"))
     shutil.copytree(REPOSITORY / "configs", "configs")
-    given = {"root": images.root, "images": images.table, "resources": "out.json"}
-    command = ["stages.embed_image", *(part for name, path in given.items() for part in (f"--{name}", str(path)))]
     one, two = (Path(name, "data/embeddings/image") for name in ("one", "two"))
-    with started(nodes, [*command, "--out", str(two)], tmp_path, restarts=1) as launchers:
+    flags = stage_flags("embed_image", Path(), root=images.root, images=images.table, out=two)
+    with started(nodes, ["stages.embed_image", *flags], tmp_path, restarts=1) as launchers:
         wait_for(lambda: any(tmp_path.glob(".state/embed_image/*/shard-*.npz")), launchers[1])
         kill_a_worker(launchers[1])
         codes = [launcher.wait() for launcher in launchers]

@@ -19,6 +19,7 @@ from popularity.dataset import reading as reading_module
 from popularity.dataset.parsing import strip_html
 from stages import ingest as stage
 from tests.dataset.layout import OLD_NAMES, Layout, build, vector
+from tests.repository import stage_flags
 
 
 def read(layout: Layout, root: Path) -> Ingested:
@@ -241,19 +242,25 @@ IMPLAUSIBLE: list[tuple[str, str, Any, str, Any, str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def plausible(tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    return read(build("B"), tmp_path_factory.mktemp("plausible"))
+
+
 @pytest.mark.parametrize("case", IMPLAUSIBLE, ids=lambda case: f"{case[1]}-{case[2]}")
-def test_implausible_values_are_set_aside(tmp_path: Path, case: tuple[str, str, Any, str, Any, str]) -> None:
+def test_implausible_values_are_set_aside(
+    tmp_path: Path, plausible: Ingested, case: tuple[str, str, Any, str, Any, str]
+) -> None:
     role, name, value, column, then, action = case
     layout = build("B")
-    before = read(layout, tmp_path / "before")
     layout.train.records[role][5][name] = value
-    ingested = read(layout, tmp_path / "after")
+    ingested = read(layout, tmp_path)
     check_table(ingested.quarantine, QUARANTINE)
     assert quarantined(ingested) == {(layout.path(tmp_path, "train", role).name, 5, name, action)}
     assert ingested.quarantine["pid"].to_list() == ["5035"]
-    assert post(ingested, 5) == {**post(before, 5), column: then}
+    assert post(ingested, 5) == {**post(plausible, 5), column: then}
     rest = pl.col("pid") != "5035"
-    assert ingested.posts.filter(rest).equals(before.posts.filter(rest))
+    assert ingested.posts.filter(rest).equals(plausible.posts.filter(rest))
     assert ingested.summary["quarantine"]["values"] == 1
 
 
@@ -380,18 +387,7 @@ def test_stage_writes_equal_bytes_twice(tmp_path: Path) -> None:
     for attempt in ("first", "second"):
         folder = tmp_path / attempt
         names = {name: folder / f"{name}.parquet" for name in ("posts", "users", "quarantine")}
-        arguments = [text for name, path in names.items() for text in (f"--{name}", str(path))]
-        stage.main(
-            [
-                "--root",
-                str(root),
-                *arguments,
-                "--summary",
-                str(folder / "r.json"),
-                "--resources",
-                str(folder / "c.json"),
-            ]
-        )
+        stage.main(stage_flags("ingest", folder, root=root, **names, summary="r.json", resources="c.json"))
         contents.append([path.read_bytes() for path in (*names.values(), folder / "r.json")])
         assert orjson.loads((folder / "c.json").read_bytes())["stage"] == "ingest"
     assert contents[0] == contents[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,13 +37,19 @@ training:
 SHARD_BYTES = 30_000
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set whose images lie in a folder."""
     layout = build("B", train=40, test=20)
-    root = layout.write(tmp_path / "source" / "flickr")
+    root = layout.write(tmp_path_factory.mktemp("made") / "flickr")
     write_folder(layout, root)
     return root
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "source" / "flickr"))
 
 
 def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:

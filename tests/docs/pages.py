@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from popularity.core.config import read_yaml
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "src" / "popularity"
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 

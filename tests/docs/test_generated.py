@@ -12,7 +12,8 @@ from popularity.dataset.preparation import set_root
 from popularity.docs import COMMAND, contracts_part, generate, main, parameter_tables, parameters_part, refreshed
 from popularity.profile import PROFILES
 from popularity.profile import main as choose_profile
-from tests.docs.pages import PAGES, REPOSITORY, text_of
+from tests.docs.pages import PAGES, text_of
+from tests.repository import REPOSITORY
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

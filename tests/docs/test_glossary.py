@@ -8,7 +8,6 @@ import pytest
 
 from tests.docs.pages import (
     PACKAGE,
-    REPOSITORY,
     Row,
     definitions,
     missing,
@@ -18,6 +17,7 @@ from tests.docs.pages import (
     tables,
     text_of,
 )
+from tests.repository import REPOSITORY
 
 ROWS = next(tables(section_of(text_of(REPOSITORY / "docs" / "contributing.md"), "Glossary")))
 MAIN_WORDS = (

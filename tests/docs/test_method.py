@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.docs.pages import PACKAGE, REPOSITORY, Row, missing, references, section_of, tables, text_of
+from tests.docs.pages import PACKAGE, Row, missing, references, section_of, tables, text_of
+from tests.repository import REPOSITORY
 
 ROWS = next(tables(section_of(text_of(REPOSITORY / "docs" / "method.md"), "Equations")))
 

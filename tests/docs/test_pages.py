@@ -11,7 +11,6 @@ from popularity.core.config import read_yaml
 from tests.docs.pages import (
     PACKAGE,
     PAGES,
-    REPOSITORY,
     cells_of,
     parameter_paths,
     section_of,
@@ -20,6 +19,7 @@ from tests.docs.pages import (
     without_code_blocks,
     without_generated,
 )
+from tests.repository import REPOSITORY
 
 README_BYTES = 12_000
 FOLDER_PAGES = [REPOSITORY / folder / "README.md" for folder in ("data", "models", "reports")]

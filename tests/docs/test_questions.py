@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.docs.pages import REPOSITORY, section_of, text_of
+from tests.docs.pages import section_of, text_of
+from tests.repository import REPOSITORY
 
 # (question, what README.md says or links, page, section, what stands there)
 QUESTIONS = [

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.docs.pages import REPOSITORY, parameter_paths, section_of, tables, text_of
+from tests.docs.pages import parameter_paths, section_of, tables, text_of
+from tests.repository import REPOSITORY
 
 # `git show 4ce4abb:params.yaml`: a line for every key that holds a value; ranges and choices of a search are values
 OLD_KEYS = text_of(REPOSITORY / "tests" / "docs" / "params_4ce4abb.txt").splitlines()

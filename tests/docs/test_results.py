@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import REPOSITORY, cells_of, text_of
+from tests.docs.pages import cells_of, text_of
+from tests.repository import REPOSITORY
 
 FILES = sorted((REPOSITORY / "docs" / "results").glob("*.csv"))
 SHOWN = {

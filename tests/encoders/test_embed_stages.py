@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,9 +35,9 @@ from popularity.images.statistics import image_statistics
 from stages import embed_image, embed_text
 from tests.encoders.tiny_encoders import Images, make_images, text_params
 from tests.full_disk import full_disk
+from tests.processes import wait_for
+from tests.repository import REPOSITORY, stage_flags
 from tests.small_tables import small_posts
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -53,18 +52,15 @@ def image_set(tmp_path: Path) -> Images:
     return make_images(tmp_path)
 
 
-def write_params(section: str, params: EncoderParams) -> str:
-    YAML().dump({section: asdict(params)}, Path("params.yaml"))
-    return "params.yaml"
+def arguments(stage: str, params: EncoderParams, **paths: Path) -> list[str]:
+    """The flags of a stage in the working directory, whose params.yaml it writes."""
+    YAML().dump({stage: asdict(params)}, Path("params.yaml"))
+    return stage_flags(stage, Path.cwd(), **paths)
 
 
 def image_arguments(image_set: Images, out: Path) -> list[str]:
     paths = {"root": image_set.root, "images": image_set.table, "out": out, "resources": out.with_suffix(".json")}
-    return ["--params", write_params("embed_image", image_set.params()), *arguments(paths)]
-
-
-def arguments(paths: dict[str, Path]) -> list[str]:
-    return [part for name, path in paths.items() for part in (f"--{name}", str(path.absolute()))]
+    return arguments("embed_image", image_set.params(), **paths)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -165,9 +161,7 @@ def test_a_killed_run_resumes_at_its_last_finished_shard(image_set: Images, capl
     last.unlink()
     os.mkfifo(last)
     process = start("stages.embed_image", given)
-    deadline = time.monotonic() + 100
-    while len(shards_of("embed_image")) < 3 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
+    wait_for(lambda: len(shards_of("embed_image")) >= 3, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     left = shards_of("embed_image")
@@ -244,7 +238,7 @@ def posts(tmp_path: Path) -> Path:
 def test_embed_text_stage(posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPULARITY_WORKERS", "1")
     paths = {"posts": posts, "out": Path("out"), "resources": Path("resources.json")}
-    embed_text.main(["--params", write_params("embed_text", text_params()), *arguments(paths)])
+    embed_text.main(arguments("embed_text", text_params(), **paths))
     table, params = read_table(posts, POSTS), text_params()
     encoder, tokenize = load_text_encoder(params), load_tokenizer(params)
     blocks = {name: read_block(Path("out"), name) for name in ("title", "tags", "post")}

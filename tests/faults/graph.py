@@ -168,9 +168,10 @@ def kill(workspace: Workspace, stage: Stage, kills: int) -> Count:
     """Kills the stage `kills` times, each time runs it again to its end, and counts.
 
     Half of the kills are spread evenly over its duration. The others come before, or some time after, a write: spread
-    evenly over the writes from the first to the last. Every other time the outs of an earlier run are there.
+    evenly over the writes from the first to the last. Every other time the outs of an earlier run are there; which
+    times differs between stages, so that a single kill a stage has both.
     """
-    count, chance = Count(), random.Random(stage.name)
+    count, chance, turn = Count(), random.Random(stage.name), list(STAGES).index(stage.name)
     workspace.take_away(stage)
     undisturbed = workspace.server.execute(workspace.order(stage))
     if undisturbed.code or (wrong := workspace.differences(stage)):
@@ -182,7 +183,7 @@ def kill(workspace: Workspace, stage: Stage, kills: int) -> Count:
     timed = kills // 2
     moments = [("seconds", (index + chance.random()) / timed) for index in range(timed)]
     moments += [("writes", (index + chance.random()) / (kills - timed)) for index in range(kills - timed)]
-    for index, (kind, fraction) in enumerate(moments):
+    for index, (kind, fraction) in enumerate(moments, start=turn):
         (workspace.make_old if index % 2 else workspace.take_away)(stage)
         exactly, before = index % 3 != 1, digests(workspace.root)
         killed = _kill_once(workspace, stage, undisturbed, kind, fraction, exactly=exactly)

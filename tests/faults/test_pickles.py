@@ -21,6 +21,7 @@ from popularity.stack import StackModel
 from stages import train
 from tests.inference.small_world import World
 from tests.network.small_network import VALUES
+from tests.repository import stage_flags
 from tests.stack.test_stack_stage import inputs, run_stack  # noqa: F401  # a fixture
 from tests.training.small_training import TRAIN
 
@@ -139,7 +140,7 @@ def train_arguments(world: World) -> list[str]:
     paths = {"params": "train.yaml", "posts": "posts.parquet", "images": "images.parquet", "out": "trained"}
     paths |= {key: key for key in ("root", "image", "text", "prototypes", "live", "state")}
     paths |= {"resources": "train.json"}
-    return [part for key, path in paths.items() for part in (f"--{key}", str(world.folder / path))]
+    return stage_flags("train", world.folder, **paths)
 
 
 def test_the_checkpoint_of_a_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Faults that happen to every stage of the graph while it runs: nothing is lost, and the next run ends as it should.
 
-FAULT_KILLS is the number of kills a stage, 2 by default; `make faults` sets 20.
+FAULT_KILLS is the number of kills a stage, 1 by default; `make faults` sets 20.
 
 Stages are run again with their own commands of dvc.yaml, in children of one process that has imported torch, which is
 all that `dvc repro` would do: DVC leaves outs in place (persist) and compares contents. That it does is tested once
@@ -26,9 +26,9 @@ from tests.repository import STAGES
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("FAULT_KILLS", "2"))
-SHARES = (0.05, 0.4, 0.8) if KILLS > 2 else (0.5,)
-BY_DVC = list(STAGES) if KILLS > 2 else ["embed_text"]
+KILLS = int(os.environ.get("FAULT_KILLS", "1"))
+SHARES = (0.05, 0.4, 0.8) if KILLS > 1 else (0.5,)
+BY_DVC = list(STAGES) if KILLS > 1 else ["embed_text"]
 COUNTS: dict[str, Count] = {}
 BAD_DISKS: list[str] = []
 

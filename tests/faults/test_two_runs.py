@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ruamel.yaml import YAML
 
 from stages import embed_image
 from tests.encoders.tiny_encoders import Images, make_images
+from tests.processes import wait_for
 from tests.repository import REPOSITORY, stage_flags
 
 pytestmark = pytest.mark.slow
@@ -47,10 +47,7 @@ def test_the_second_run_of_a_stage_that_can_be_resumed_ends_at_once(
     last.unlink()
     os.mkfifo(last)
     first = start(arguments(images, "out"))
-    deadline = time.monotonic() + 300
-    while not list(Path(".state/embed_image").glob("*/shard-*.npz")) and time.monotonic() < deadline:
-        assert first.poll() is None, first.communicate()[1]
-        time.sleep(0.02)
+    wait_for(lambda: any(Path(".state/embed_image").glob("*/shard-*.npz")), first)
     second = start(arguments(images, "out"))
     _, messages = second.communicate(timeout=300)
     assert second.returncode == 1

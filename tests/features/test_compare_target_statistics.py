@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import pytest
 
 from popularity.core.contracts import FoldKey
 from popularity.features import FeaturizeParams, compare_target_statistics, featurize
@@ -31,11 +34,25 @@ def steady_posts() -> pl.DataFrame:
     ).sort("pid")
 
 
-def test_ages_of_histories_agree_and_lengths_are_told(tmp_path: Path) -> None:
-    posts = steady_posts()
+class Steady(NamedTuple):
+    """The steady posts, their splits, and the folder of their features."""
+
+    posts: pl.DataFrame
+    splits: pl.DataFrame
+    features: Path
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Steady:
+    posts, features = steady_posts(), tmp_path_factory.mktemp("features")
     splits, _ = make_splits(posts, SPLIT)
-    featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
-    found = compare_target_statistics(splits, tmp_path, PARAMS.target_statistics)
+    featurize(posts, random_images(posts, 0), splits, PARAMS, features)
+    return Steady(posts, splits, features)
+
+
+def test_ages_of_histories_agree_and_lengths_are_told(steady: Steady) -> None:
+    splits = steady.splits
+    found = compare_target_statistics(splits, steady.features, PARAMS.target_statistics)
     folds = splits.select("scheme", "fold").unique().height
     assert len(found) == folds * len(PARAMS.target_statistics)
     told = {(row["scheme"], row["fold"], row["key"]): row for row in found}
@@ -48,13 +65,12 @@ def test_ages_of_histories_agree_and_lengths_are_told(tmp_path: Path) -> None:
         assert row["valid"]["posts"][1] > row["train"]["posts"][1]
 
 
-def test_histories_up_to_the_post_itself_would_be_younger(tmp_path: Path) -> None:
+def test_histories_up_to_the_post_itself_would_be_younger(steady: Steady, tmp_path: Path) -> None:
     """The comparison can fail: with the ages that a naive history has, the two kinds of rows differ."""
-    posts = steady_posts()
-    splits, _ = make_splits(posts, SPLIT)
-    featurize(posts, random_images(posts, 0), splits, PARAMS, tmp_path)
+    splits = steady.splits
+    shutil.copytree(steady.features, tmp_path, dirs_exist_ok=True)
     gaps = (
-        posts.sort("posted_at", "pid")
+        steady.posts.sort("posted_at", "pid")
         .select("pid", gap=pl.col("posted_at").diff().over("uid").dt.total_seconds() / 86_400)
         .join(splits.filter(scheme="holdout", role="train"), on="pid", how="semi")
     )

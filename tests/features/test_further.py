@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import pytest
@@ -22,16 +23,34 @@ SPLIT = SplitParams(
 )
 
 
-@pytest.mark.parametrize("order", ["posted_at", "title"])  # the first posts after the cut, and any
-def test_posts_taken_out_of_the_tables_get_the_features_that_the_graph_gave_them(order: str, tmp_path: Path) -> None:
-    posts = random_posts(0)
+class Graph(NamedTuple):
+    """Tables that stages of the graph wrote, and the folder of the features."""
+
+    posts: pl.DataFrame
+    images: pl.DataFrame
+    splits: pl.DataFrame
+    features: Path
+
+
+def run_graph(posts: pl.DataFrame, folder: Path) -> Graph:
     images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
-    featurize(posts, images, splits, PARAMS, tmp_path)
+    featurize(posts, images, splits, PARAMS, folder)
+    return Graph(posts, images, splits, folder)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    return run_graph(random_posts(0), tmp_path_factory.mktemp("features"))
+
+
+@pytest.mark.parametrize("order", ["posted_at", "title"])  # the first posts after the cut, and any
+def test_posts_taken_out_of_the_tables_get_the_features_that_the_graph_gave_them(order: str, graph: Graph) -> None:
+    posts, images, splits, features = graph
     out = pl.col("pid").is_in(posts.filter(split="test").sort(order, "pid")["pid"].head(4).implode())
     further = posts.filter(out)
-    found = further_features(further, images.filter(out), splits.filter(~out), posts.filter(~out), PARAMS, tmp_path)
+    found = further_features(further, images.filter(out), splits.filter(~out), posts.filter(~out), PARAMS, features)
     assert further.height > 3
-    expected = read_features(tmp_path, FoldKey("refit", 0), further)
+    expected = read_features(features, FoldKey("refit", 0), further)
     stored = further.sort("pid")["uid"].is_in(posts.filter(~out)["uid"].implode())
     assert stored.any()
     # A user without a stored post has no profile.
@@ -42,9 +61,7 @@ def test_posts_taken_out_of_the_tables_get_the_features_that_the_graph_gave_them
 
 
 def test_without_a_test_part_the_label_of_every_earlier_post_counts(tmp_path: Path) -> None:
-    posts = random_posts(1).filter(split="train")
-    images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
-    featurize(posts, images, splits, PARAMS, tmp_path)
+    posts, _, splits, _ = run_graph(random_posts(1).filter(split="train"), tmp_path)
     last = posts.sort("posted_at", "pid").tail(1)
     new = last.with_columns(
         pid=pl.lit("new"),
@@ -59,16 +76,14 @@ def test_without_a_test_part_the_label_of_every_earlier_post_counts(tmp_path: Pa
     assert found["uid_target_age"].to_list() == [3.0]
 
 
-def test_a_post_far_ahead_moves_no_target_but_its_own(tmp_path: Path) -> None:
-    posts = random_posts(2)
-    images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
-    featurize(posts, images, splits, PARAMS, tmp_path)
+def test_a_post_far_ahead_moves_no_target_but_its_own(graph: Graph) -> None:
+    posts, _, splits, features = graph
     amid = posts.filter(split="train").sort("posted_at", "pid")[70]  # dated between posts that are fitted on
     now = amid.with_columns(pid=pl.lit("now"), split=pl.lit("test"), label=pl.lit(None, pl.Float64))
     ahead = now.with_columns(pid=pl.lit("ahead"), posted_at=pl.col("posted_at").dt.offset_by("30y"))
 
     def histories(new: pl.DataFrame) -> pl.DataFrame:
-        found = further_features(new, random_images(new, seed=2), splits, posts, PARAMS, tmp_path)
+        found = further_features(new, random_images(new, seed=2), splits, posts, PARAMS, features)
         return found.filter(pid="now").select("^.*_target_.*$")
 
     alone = histories(now)
@@ -76,15 +91,13 @@ def test_a_post_far_ahead_moves_no_target_but_its_own(tmp_path: Path) -> None:
     assert alone.equals(histories(pl.concat([ahead, now])))
 
 
-def test_only_counts_see_the_posts_that_come_with_a_post(tmp_path: Path) -> None:
-    posts = random_posts(3)
-    images, (splits, _) = random_images(posts, seed=0), make_splits(posts, SPLIT)
-    featurize(posts, images, splits, PARAMS, tmp_path)
+def test_only_counts_see_the_posts_that_come_with_a_post(graph: Graph) -> None:
+    posts, _, splits, folder = graph
     new = posts.filter(split="test").head(6).with_columns(pid=pl.format("new-{}", "pid"))
 
     def features(of: pl.DataFrame) -> pl.DataFrame:
         pictures = random_images(new, seed=2).filter(pl.col("pid").is_in(of["pid"].implode()))
-        return further_features(of, pictures, splits, posts, PARAMS, tmp_path)
+        return further_features(of, pictures, splits, posts, PARAMS, folder)
 
     together = features(new)
     counts = set(count_features(new).columns) - {"pid"}

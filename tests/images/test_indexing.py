@@ -18,6 +18,7 @@ from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import ingest
 from popularity.images import ImageReader, IndexImagesParams, index_files, index_images
 from stages import index_images as stage
+from tests.repository import stage_flags
 from tests.small_images import image_bytes, write_tar
 
 LENIENT = IndexImagesParams(max_bad_fraction=1.0, max_pixels=10_000)
@@ -231,17 +232,11 @@ def test_params_are_checked(tmp_path: Path) -> None:
 def test_stage_on_the_tiny_demo(tmp_path: Path, tiny_dataset: Any) -> None:
     table = ingest(tiny_dataset.root).posts
     write_table(table, tmp_path / "posts.parquet", POSTS)
-    params = write_params(tmp_path / "params.yaml")
+    write_params(tmp_path / "params.yaml")
     contents = []
     for attempt in ("first", "second"):
         paths = {name: tmp_path / attempt / name for name in ("images", "summary", "resources")}
-        arguments = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
-        stage.main(
-            [
-                *("--root", str(tiny_dataset.root), "--posts", str(tmp_path / "posts.parquet")),
-                *("--params", str(params), *arguments),
-            ]
-        )
+        stage.main(stage_flags("index_images", tmp_path, root=tiny_dataset.root, posts="posts.parquet", **paths))
         contents.append([paths["images"].read_bytes(), paths["summary"].read_bytes()])
     assert contents[0] == contents[1]
     images = read_table(paths["images"], IMAGES)

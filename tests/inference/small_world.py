@@ -23,6 +23,7 @@ from tests.encoders.tiny_encoders import image_params, text_params
 from tests.network.small_inputs import random_block, random_outputs
 from tests.network.small_network import total_loss
 from tests.random_posts import random_images, random_posts
+from tests.repository import stage_flags
 from tests.training.small_training import train_params
 
 EMBED = EmbedPostsParams(batch_size=8, shard_rows=20, nearest=3)
@@ -106,7 +107,7 @@ class World:
         paths = {"params": params.name, "posts": "posts.parquet", "images": "images.parquet"}
         paths |= {key: key for key in ("root", "image", "text", "prototypes", "network")}
         paths |= {"out": name, "explain": f"{name}-explain", "resources": f"{name}.json", "state": ".state"}
-        return [part for key, path in paths.items() for part in (f"--{key}", str(self.folder / path))]
+        return stage_flags("embed_posts", self.folder, **paths)
 
     def embed(self, name: str = "out", **changes: int) -> Path:
         """The folder that the stage writes, run in this process."""

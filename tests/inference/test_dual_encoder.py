@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -68,14 +68,25 @@ def train(world: World, state: Path, **changes: Any) -> None:
 LIVE = {"prompts.instance_length": 2, "unfreeze_layers": 1}
 
 
-@pytest.mark.parametrize("changes", [{}, LIVE], ids=["cached", "live"])
-def test_clip_goes_through_train_and_embed(
-    world: World, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("POPULARITY_WORKERS", "0")
-    train(world, tmp_path, **changes)
-    assert trained_params(world.folder / "network").unfreeze_layers == changes.get("unfreeze_layers", 0)
-    out = world.embed()
+class Trained(NamedTuple):
+    """A trained network in the folder of `world`, and the posts' columns that it gives."""
+
+    live: bool  # its encoders are unfrozen: it reads images and texts themselves
+    out: Path
+
+
+@pytest.fixture(scope="module", params=["cached", "live"])
+def trained(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    live = request.param == "live"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POPULARITY_WORKERS", "0")
+        train(world, tmp_path_factory.mktemp("state"), **(LIVE if live else {}))
+        return Trained(live, world.embed(request.param))
+
+
+def test_clip_goes_through_train_and_embed(world: World, trained: Trained) -> None:
+    assert trained_params(world.folder / "network").unfreeze_layers == trained.live
+    out = trained.out
     image, text = read_block(world.folder / "image", "pooled"), read_block(world.folder / "text", "post")
     tokens = read_tokens(world.folder / "text", "tokens")
     lengths = dict(zip(tokens.pids, np.diff(tokens.offsets), strict=True))
@@ -98,22 +109,20 @@ def test_clip_goes_through_train_and_embed(
         assert np.ptp(block.values.astype(float), axis=0).max() > 1e-3, name  # posts differ
 
 
-def test_trained_towers_are_read(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_towers_are_read(world: World, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other pixels give other columns of a network with unfrozen encoders, and the same of one without."""
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     images = read_table(world.folder / "images.parquet", IMAGES)
     known = images.filter(pl.col("status") == "ok").sort("shard", "offset")
     location = ["shard", "offset", "bytes", "width", "height"]
-    for name, changes, expected in (("cached", {}, False), ("live", LIVE, True)):
-        train(world, tmp_path / name, **changes)
-        before = vectors(world.embed("before"))["attended_image"].values
-        # Two posts of one shard exchange their images; the cached vectors stay.
-        first, second = known["pid"][0], known["pid"][1]
-        other = {first: second, second: first}
-        moved = images.select(pl.col("pid").replace(other), *location).sort("pid")
-        write_table(images.with_columns(moved.select(location)), world.folder / "images.parquet", IMAGES)
-        after = vectors(world.embed("after"))["attended_image"]
-        write_table(images, world.folder / "images.parquet", IMAGES)
-        changed = (after.values != before).any(axis=1)
-        assert changed[after.rows([first, second])].tolist() == [expected, expected]
-        assert changed.sum() == 2 * expected
+    before = vectors(trained.out)["attended_image"].values
+    # Two posts of one shard exchange their images; the cached vectors stay.
+    first, second = known["pid"][0], known["pid"][1]
+    other = {first: second, second: first}
+    moved = images.select(pl.col("pid").replace(other), *location).sort("pid")
+    write_table(images.with_columns(moved.select(location)), world.folder / "images.parquet", IMAGES)
+    after = vectors(world.embed("exchanged"))["attended_image"]
+    write_table(images, world.folder / "images.parquet", IMAGES)
+    changed = (after.values != before).any(axis=1)
+    assert changed[after.rows([first, second])].tolist() == [trained.live] * 2
+    assert changed.sum() == 2 * trained.live

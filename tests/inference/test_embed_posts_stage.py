@@ -32,8 +32,7 @@ from tests.full_disk import full_disk
 from tests.inference.direct import Equations, of_class
 from tests.inference.small_world import EMBED, LONE, UNSEEN, World, contents, vectors
 from tests.network.small_network import ALL_LEVELS, INSTANCE, TOP_K
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.repository import REPOSITORY
 
 
 def scalars_of(folder: Path) -> pl.DataFrame:

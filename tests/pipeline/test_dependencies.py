@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ def module_file(module: str) -> Path | None:
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
-def imported(file: Path) -> set[Path]:
+@cache
+def imported(file: Path) -> frozenset[Path]:
     """Files of the package that `file` imports, and the `__init__` of every package on the way."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -32,10 +34,11 @@ def imported(file: Path) -> set[Path]:
             assert node.level == 0, f"{file}: relative import"
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     parts = {".".join(name.split(".")[:length]) for name in names for length in range(1, name.count(".") + 2)}
-    return {found for name in parts if name.startswith("popularity") and (found := module_file(name))}
+    return frozenset(found for name in parts if name.startswith("popularity") and (found := module_file(name)))
 
 
-def closure(file: Path) -> set[Path]:
+@cache
+def closure(file: Path) -> frozenset[Path]:
     """All files of the package that `file` needs, however indirectly."""
     seen: set[Path] = set()
     waiting = [file]
@@ -43,7 +46,7 @@ def closure(file: Path) -> set[Path]:
         for found in imported(waiting.pop()) - seen:
             seen.add(found)
             waiting.append(found)
-    return seen
+    return frozenset(seen)
 
 
 def code_of(stage: str) -> set[Path]:
@@ -87,14 +90,20 @@ def test_no_dep_on_code_that_is_not_imported(stage: str) -> None:
             assert any(dep == file or dep in file.parents for file in needed), f"{stage} never imports {dep}"
 
 
+@cache
+def loaders() -> dict[str, str]:
+    """Section to the loader that params.yaml names in it."""
+    params = read_yaml(REPOSITORY / "params.yaml")
+    return {section: params[section]["loader"] for section in LOADERS}
+
+
 @pytest.mark.parametrize("name", ["new_image.py", "new_text.py", "helper.py"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_new_encoder_leaves_every_stage_up_to_date(stage: str, name: str) -> None:
     """No dep is a folder that would hold the new file; a stage depends on the loader that it uses alone."""
-    params = read_yaml(REPOSITORY / "params.yaml")
     for path in map(str, STAGES[stage]["deps"]):
-        for section in LOADERS:
-            path = path.replace(f"${{{section}.loader}}", params[section]["loader"])  # noqa: PLW2901
+        for section, loader in loaders().items():
+            path = path.replace(f"${{{section}.loader}}", loader)  # noqa: PLW2901
         dep = REPOSITORY / path
         assert dep not in (ENCODERS / name).parents, f"{stage} depends on the folder {dep}"
         assert "${" in path or dep.is_file() or ENCODERS not in dep.parents, f"{stage}: there is no {dep}"

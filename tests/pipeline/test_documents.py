@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tests.clones import Clone
-from tests.docs.pages import PAGES, REPOSITORY, text_of
-from tests.repository import STAGES, outs_of
+from tests.docs.pages import PAGES, text_of
+from tests.repository import REPOSITORY, STAGES, outs_of
 
 OUTPUT_FOLDERS = ("data", "models", "reports", "submissions")
 

@@ -94,17 +94,21 @@ def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def test_every_package_has_a_layer() -> None:
-    packages = {package_of(file) for file in imports(SOURCES)}
-    assert packages <= HEIGHT.keys()
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    return imports(SOURCES)
 
 
-def test_no_import_of_a_higher_layer() -> None:
-    assert against_the_layers(imports(SOURCES)) == []
+def test_every_package_has_a_layer(graph: dict[str, set[str]]) -> None:
+    assert {package_of(file) for file in graph} <= HEIGHT.keys()
 
 
-def test_no_cycle_of_imports() -> None:
-    assert cycles(imports(SOURCES)) == []
+def test_no_import_of_a_higher_layer(graph: dict[str, set[str]]) -> None:
+    assert against_the_layers(graph) == []
+
+
+def test_no_cycle_of_imports(graph: dict[str, set[str]]) -> None:
+    assert cycles(graph) == []
 
 
 @pytest.mark.parametrize(

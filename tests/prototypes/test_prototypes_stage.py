@@ -32,6 +32,7 @@ from popularity.prototypes.classes import ClassIndex
 from popularity.prototypes.vectors import ClassSums, leave_one_out
 from stages import prototypes
 from tests.random_posts import random_posts
+from tests.repository import stage_flags
 
 WIDTHS = {"visual": 6, "text": 4}
 
@@ -92,8 +93,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
     write_block(image, tmp_path / "image", "pooled")
     write_block(text, tmp_path / "text", "post")
     names = {"params": "p", "posts": "posts.parquet", "image": "image", "text": "text", "out": "out"}
-    places = {**names, "summary": "report.json", "resources": "resources.json"}
-    prototypes.main([part for name, path in places.items() for part in (f"--{name}", str(tmp_path / path))])
+    prototypes.main(stage_flags("prototypes", tmp_path, **names, summary="report.json", resources="resources.json"))
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "classes.parquet",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from popularity.core.arrays import Int64Array
@@ -86,12 +86,18 @@ def test_the_draw_settles_ties() -> None:
     assert first != other
 
 
-def test_large_classes_in_a_moment_are_fast() -> None:
-    """30,000 posts of one second, of as many users: the worst case, 256 looks at a whole segment."""
-    rng = np.random.default_rng(0)
-    begun = time.process_time()
-    taken = diverse_sample(
-        np.zeros(30_000, np.int64), rng.integers(50, size=30_000), np.arange(30_000), rng.permutation(30_000), 256
-    )
-    assert time.process_time() - begun < 30  # 0.1 s on an idle core; a quadratic search takes minutes
-    assert len(set(taken.tolist())) == 256
+@pytest.mark.parametrize("n_segments", [1, 256])
+def test_each_place_costs_one_scan_of_a_segment(n_segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost that the function states: limit * n / segments in use. A search over all pairs of posts costs n * n."""
+    n, limit, scans = 5_120, 256, []
+    argmin = np.argmin
+
+    def counted(values: npt.NDArray[np.int64]) -> np.intp:
+        scans.append(len(values))
+        return argmin(values)
+
+    monkeypatch.setattr(np, "argmin", counted)
+    taken = sample(np.arange(n) % n_segments, np.arange(n) % 50, np.arange(n), limit=limit)
+    assert len(set(taken)) == limit
+    assert len(scans) == limit
+    assert sum(scans) <= limit * n // n_segments

@@ -42,9 +42,9 @@ from popularity.tuning.study import Budget, Finished, Search
 from popularity.validation import SplitParams, make_splits
 from stages import evaluate, report
 from tests.network.small_inputs import random_block
+from tests.repository import stage_flags, write_profile
 from tests.small_tables import small_predictions
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('post')</script> $x_1$ & \"quoted\" | `code` " + "w" * 300
 HOSTILE_CLASS = '<img src=x onerror="alert(1)">$|'
 SHOWN = {"thumbnail": 48, "worst_posts": 3, "gallery_classes": 4, "gallery_posts": 2}
@@ -61,11 +61,8 @@ class SmallRun:
 
     def write(self, out: Path) -> tuple[str, str]:
         """Runs the stage with its outs below `out`; the page and the card."""
-        names = {"html": "report.html", "card": "model_card.md", "resources": "report.json"}
-        flags = {"folder": self.folder, "root": self.folder / DATASET} | {
-            flag: out / name for flag, name in names.items()
-        }
-        report.main([part for flag, path in flags.items() for part in (f"--{flag}", str(path))])
+        outs = {"html": out / "report.html", "card": out / "model_card.md", "resources": out / "report.json"}
+        report.main(stage_flags("report", self.folder, root=DATASET, **outs))
         return tuple((out / name).read_text(encoding="utf-8") for name in ("report.html", "model_card.md"))  # type: ignore[return-value]
 
     def copy(self, folder: Path) -> SmallRun:
@@ -139,8 +136,8 @@ def _with_hostile_words(posts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _params(folder: Path) -> None:
-    """Those of the repository, but for what is small here."""
-    params = read_yaml(REPOSITORY / "params.yaml")
+    """Those of profile demo, but for what is small here."""
+    params = read_yaml(write_profile(folder))
     params["dataset"]["root"] = str(folder / DATASET)
     params["evaluate"]["n_resamples"] = 40
     params["report"] = SHOWN
@@ -149,22 +146,7 @@ def _params(folder: Path) -> None:
 
 
 def _evaluation(folder: Path) -> None:
-    names = {
-        "params": paths.PARAMS,
-        "posts": paths.POSTS,
-        "splits": paths.SPLITS,
-        "predictions": paths.STACK_PREDICTIONS,
-        "importance": paths.STACK_IMPORTANCE,
-        "metrics": paths.METRICS,
-        "table": paths.SCORES_TEXT,
-        "scores": paths.SCORES,
-        "groups": paths.SCORES_BY_GROUP,
-        "calibration": paths.CALIBRATION,
-        "coverage": paths.COVERAGE,
-        "plots": paths.PLOTS,
-        "resources": paths.RESOURCES["evaluate"],
-    }
-    evaluate.main([part for flag, name in names.items() for part in (f"--{flag}", str(folder / name))])
+    evaluate.main(stage_flags("evaluate", folder))
 
 
 def _explanations(folder: Path, posts: pl.DataFrame, images: pl.DataFrame) -> None:

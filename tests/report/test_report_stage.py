@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from popularity.core import paths
-from popularity.core.config import read_yaml
 from popularity.core.contracts import PREDICTIONS
 from popularity.core.errors import ContractError
 from popularity.evaluation.scores import collect
 from popularity.report import head, model_card
 from popularity.report.page import SECTIONS
 from tests.conftest import Dataset
-from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, REPOSITORY, SHOWN, SmallRun, make_run
+from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, SHOWN, SmallRun, make_run
+from tests.repository import STAGES
 
 
 class Elements(HTMLParser):
@@ -263,7 +263,7 @@ def test_a_missing_file_takes_away_the_sections_that_read_it(small_run: SmallRun
 
 def test_the_stage_depends_on_what_it_reads() -> None:
     """The data among the deps of stage `report` are the files that the page and the card name, and the data set."""
-    stage = read_yaml(REPOSITORY / "dvc.yaml")["stages"]["report"]
+    stage = STAGES["report"]
     deps = {dep for dep in stage["deps"] if not dep.startswith(("src/", "stages/"))}
     named = {path for one in SECTIONS for path in one.reads} | {*head.READS, *model_card.READS}
     assert deps == {*named, "${dataset.root}"}

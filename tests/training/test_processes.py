@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tests.network.small_network import ALL_LEVELS
 from tests.processes import wait_for, workers_of
+from tests.repository import REPOSITORY
 from tests.training.small_training import small_run, train_params
 
-REPOSITORY = Path(__file__).parents[2]
 EVERYTHING = {
     "prototypes.levels": list(ALL_LEVELS),
     "weights.contrastive": 0.5,

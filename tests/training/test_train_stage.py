@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,10 @@ from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_
 from stages import prototypes, train
 from tests.encoders.tiny_encoders import image_params, make_images, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
+from tests.processes import wait_for
+from tests.repository import REPOSITORY, stage_flags
 from tests.small_tables import small_posts
 from tests.training.small_training import TRAIN, train_params
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -58,20 +57,11 @@ class Project:
 
     def arguments(self, name: str) -> list[str]:
         """Of the stage, with outputs below `name`."""
-        given = {
-            "params": "params.yaml",
-            "root": "data",
-            "posts": "posts.parquet",
-            "images": "images.parquet",
-            "image": "image",
-            "text": "text",
-            "prototypes": "prototypes",
-            "out": f"{name}/network",
-            "live": f"{name}/live",
-            "resources": f"{name}/train.json",
-            "state": f"{name}/state",
-        }
-        return [part for flag, path in given.items() for part in (f"--{flag}", str(self.folder / path))]
+        given = {"root": "data", "posts": "posts.parquet", "images": "images.parquet"}
+        given |= {input_folder: input_folder for input_folder in ("image", "text", "prototypes")}
+        outs = {"out": "network", "live": "live", "resources": "train.json", "state": "state"}
+        given |= {flag: f"{name}/{path}" for flag, path in outs.items()}
+        return stage_flags("train", self.folder, **given)
 
     def train(self, name: str) -> dict[str, bytes]:
         """The bytes of what the stage wrote below `name`."""
@@ -96,9 +86,8 @@ def make_project(folder: Path, towers: EncoderPair) -> Project:
     project.write_params()
     embed_images(folder / "data", folder / "images.parquet", folder / "image", towers.image)
     embed_texts(folder / "posts.parquet", folder / "text", towers.text)
-    paths = {"params": "params.yaml", "posts": "posts.parquet", "out": "prototypes"}
-    paths |= {name: name for name in ("image", "text", "summary", "resources")}
-    prototypes.main([f"--{flag}={folder / path}" for flag, path in paths.items()])
+    paths = {"posts": "posts.parquet", "out": "prototypes"} | {name: name for name in ("image", "text")}
+    prototypes.main(stage_flags("prototypes", folder, **paths))
     return project
 
 
@@ -168,14 +157,13 @@ def test_outputs(project: Project) -> None:
     assert project.train("again") == written
 
 
+@pytest.mark.parametrize("made", ["clip"], indirect=True)
 def test_a_killed_run_goes_on_after_its_last_epoch(project: Project) -> None:
     project.write_params(epochs=40, **{"attention.dropout": 0.2})
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "stages.train", *project.arguments("stopped")]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while not finished_epochs("stopped") and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
+    wait_for(lambda: finished_epochs("stopped") > 0, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 0 < finished_epochs("stopped") < 40
@@ -230,6 +218,7 @@ def test_images_that_are_read_are_those_of_the_post(project: Project) -> None:
                 assert other[name] == pytest.approx(one[name], rel=0.02), name
 
 
+@pytest.mark.parametrize("made", ["clip"], indirect=True)
 def test_a_repository_without_a_commit(project: Project) -> None:
     subprocess.run(["git", "init", "--quiet", "."], check=True)
     with pytest.raises(DataError, match="at least one commit"):

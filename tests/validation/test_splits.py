@@ -17,6 +17,7 @@ from popularity.validation import SplitParams, make_splits, rows_of
 from popularity.validation.splits import MIN_TRAIN_FRACTION
 from stages import split
 from tests.random_posts import random_posts
+from tests.repository import stage_flags, write_profile
 
 PARAMS = SplitParams(
     seed=0,
@@ -238,14 +239,9 @@ def test_rows_of_leaves_the_excluded_rows_out(made: tuple[pl.DataFrame, dict[str
 
 def test_stage(tmp_path: Path, posts: pl.DataFrame) -> None:
     write_table(posts, tmp_path / "posts.parquet", POSTS)
-    flags = {name: str(tmp_path / f"{name}.out") for name in ("splits", "summary", "resources")}
-    split.main(
-        [
-            "--posts",
-            str(tmp_path / "posts.parquet"),
-            *[part for name, path in flags.items() for part in (f"--{name}", path)],
-        ]
-    )
+    outs = {name: f"{name}.out" for name in ("splits", "summary", "resources")}
+    write_profile(tmp_path)
+    split.main(stage_flags("split", tmp_path, posts="posts.parquet", **outs))
     splits = read_table(tmp_path / "splits.out", FOLDS)
     assert np.isin(["holdout", "refit"], splits["scheme"].unique().to_numpy()).all()
     assert (tmp_path / "summary.out").exists()
