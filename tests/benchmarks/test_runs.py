@@ -30,7 +30,8 @@ def folders(tmp_path: Path) -> list[Path]:
         write_table(posts, folder / paths.POSTS, POSTS)
         seeds = [
             valid.select(
-                "pid", scheme=pl.lit("forward"), fold=pl.lit(0, pl.Int32), seed=pl.lit(seed, pl.Int64), model=pl.lit("stack"),
+                "pid", scheme=pl.lit("forward"), fold=pl.lit(0, pl.Int32),
+                seed=pl.lit(seed, pl.Int64), model=pl.lit("stack"),
                 prediction=pl.col("label") + pl.Series(size * noise + shift),
                 error_scale=pl.lit(1.0),
             )

@@ -213,13 +213,11 @@ def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_address_where_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightgbm_dask, "CONNECT_SECONDS", 1.0)
     monkeypatch.setattr(lightgbm_dask, "_client", lambda: None)
-    started = time.monotonic()
     with (
         pytest.raises(ConfigError, match=r"stack\.cluster\.scheduler: no Dask scheduler answers at tcp://127.0.0.1:9"),
         dask_client(ClusterParams(2, "tcp://127.0.0.1:9")),
     ):
         pass
-    assert time.monotonic() - started < 10
 
 
 def test_without_dask_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

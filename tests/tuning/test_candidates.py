@@ -37,10 +37,10 @@ from popularity.tuning.candidates import (
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from stages import featurize, stack
+from tests.repository import REPOSITORY
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_select, run_tune, select_flags, write_inputs
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "baseline": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},
     "same": {"columns.feature_blocks": ["metadata"], "num_boost_round": 2},

@@ -36,10 +36,9 @@ from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
 from popularity.validation import rows_of
 from stages import featurize, stack
+from tests.repository import REPOSITORY
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_tune, tune_flags, write_inputs, write_params
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +271,7 @@ def test_linear_algebra_takes_no_more_threads_than_the_trees(inputs: Path, monke
     assert found == [{1}]
 
 
-def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_are_encoded_once_and_not_kept_beyond_the_limit(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = small_objective(inputs)
     default = objective.space.default
     *_, first = objective(default)
@@ -282,10 +281,16 @@ def test_folds_are_encoded_once_and_dropped_beyond_the_limit(inputs: Path, monke
     assert len(objective.encoded) == objective.steps
     assert all(objective.encoded[key] is fold for key, fold in encoded.items())
     assert other.value != first.value
-    monkeypatch.setattr(objectives, "MAX_CACHE_BYTES", 0)
-    *_, again = objective(default)
+    largest = max(fold.nbytes for fold in encoded.values())
+    monkeypatch.setattr(objectives, "MAX_CACHE_BYTES", 2 * largest)
+    tight = small_objective(inputs)
+    *_, again = tight(default)
     assert again == first
-    assert len(objective.encoded) == 1
+    kept = dict(tight.encoded)
+    assert 0 < len(kept) < tight.steps
+    *_, once_more = tight(default)
+    assert once_more == first
+    assert tight.encoded == kept
 
 
 def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) -> None:
