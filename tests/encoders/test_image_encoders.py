@@ -22,7 +22,7 @@ from popularity.encoders.image import ImageEncoder, image_transform, load_image_
 from popularity.encoders.timm_image import load_by_position
 from tests.encoders.tiny_encoders import (
     image_params,
-    picture,
+    noise_image,
     pretrained,
     save_clip,
     save_dinov2,
@@ -46,9 +46,9 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_dinov2(tmp_path_factory.mktemp("dinov2"))
 
 
-def encode(encoder: ImageEncoder, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
+def encode(encoder: ImageEncoder, images: list[Image.Image]) -> np.ndarray[Any, Any]:
     transform = image_transform(encoder.preprocessing)
-    pixels = torch.stack([transform(each) for each in pictures])
+    pixels = torch.stack([transform(each) for each in images])
     with torch.inference_mode():
         vectors: np.ndarray[Any, Any] = encoder(pixels).numpy()
     return vectors
@@ -102,7 +102,7 @@ def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     params = image_params(model="test_vit", weights=f"path:{tmp_path}", image_size=160)
     encoder = load_image_encoder(params)
-    image = picture(3, 160, 160)
+    image = noise_image(3, 160, 160)
     # 160 pixels are scaled to 160 / .95 and cropped: the model's own evaluation protocol.
     pixels = image_transform(encoder.preprocessing)(image)
     normalised = pixels.float() / 255 * 2 - 1
@@ -136,7 +136,7 @@ def towers(kind: str, folder: Path) -> ImageEncoder:
 
 @pytest.mark.parametrize("size", [(32, 32), (57, 32)])
 def test_clip_equals_transformers(clip_folder: Path, size: tuple[int, int]) -> None:
-    image, model = picture(1, *size), pretrained("CLIPModel", clip_folder)
+    image, model = noise_image(1, *size), pretrained("CLIPModel", clip_folder)
     pixels = processed(clip_folder, image)
     with torch.inference_mode():
         expected = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
@@ -144,7 +144,7 @@ def test_clip_equals_transformers(clip_folder: Path, size: tuple[int, int]) -> N
 
 
 def test_siglip_equals_transformers(siglip_folder: Path) -> None:
-    image, model = picture(1), pretrained("SiglipModel", siglip_folder)
+    image, model = noise_image(1), pretrained("SiglipModel", siglip_folder)
     with torch.inference_mode():
         expected = model.vision_model(pixel_values=processed(siglip_folder, image)).pooler_output
     encoder = towers("siglip", siglip_folder)
@@ -153,7 +153,7 @@ def test_siglip_equals_transformers(siglip_folder: Path) -> None:
 
 
 def test_dinov2_equals_transformers(dinov2_folder: Path) -> None:
-    image, model = picture(1, 40, 40), pretrained("Dinov2Model", dinov2_folder)
+    image, model = noise_image(1, 40, 40), pretrained("Dinov2Model", dinov2_folder)
     with torch.inference_mode():
         expected = model(pixel_values=processed(dinov2_folder, image)).last_hidden_state[:, 0]
     encoder = towers("dinov2", dinov2_folder)
@@ -165,7 +165,7 @@ def test_dinov2_equals_transformers(dinov2_folder: Path) -> None:
 def test_vision_transformers_take_other_sizes(clip_folder: Path, siglip_folder: Path, dinov2_folder: Path) -> None:
     for kind, folder in ("clip", clip_folder), ("siglip", siglip_folder), ("dinov2", dinov2_folder):
         params = image_params(loader=f"{kind}_image", weights=f"path:{folder}", image_size=48)
-        assert np.isfinite(encode(load_image_encoder(params), [picture(1, 48, 48)])).all()
+        assert np.isfinite(encode(load_image_encoder(params), [noise_image(1, 48, 48)])).all()
 
 
 def test_folders_that_lack_something(clip_folder: Path, tmp_path: Path) -> None:

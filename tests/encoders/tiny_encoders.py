@@ -53,7 +53,7 @@ def text_params(**changes: Any) -> EmbedTextParams:
     return EmbedTextParams(**{**values, **changes})
 
 
-def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
+def noise_image(seed: int, width: int = 32, height: int = 32) -> Image.Image:
     """Smooth noise, so that JPEG keeps it nearly as it is."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
@@ -87,7 +87,7 @@ def make_images(folder: Path) -> Images:
     root = folder / "data"
     root.mkdir()
     pids = [str(pid) for pid in np.random.default_rng(1).permutation(np.arange(95, 115))]
-    contents = {pid: jpeg(picture(index, 32 + index, 40)) for index, pid in enumerate(pids[:-1])}
+    contents = {pid: jpeg(noise_image(index, 32 + index, 40)) for index, pid in enumerate(pids[:-1])}
     broken = pids[4]
     contents[broken] = contents[broken][: len(contents[broken]) // 2]
     rows: list[tuple[Any, ...]] = []

@@ -1,4 +1,4 @@
-"""Histories of fit rows against those of scored rows."""
+"""Target statistics of train rows against those of valid rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARAMS = FeaturizeParams(
 
 
 def steady_posts() -> pl.DataFrame:
-    """Posts of a few users who write at a steady rate: then a fit row of a block and a scored row see alike."""
+    """Posts of a few users who write at a steady rate: then a train row of a block and a valid row see alike."""
     posts = random_posts(0, train=2000, test=300, users=60).sort("posted_at", "pid")
     hours = np.sort(np.random.default_rng(1).integers(0, 24 * 600, posts.height))
     times = [datetime(2016, 1, 1, tzinfo=UTC) + timedelta(hours=int(hour)) for hour in hours]
@@ -55,13 +55,13 @@ def test_ages_of_histories_agree_and_lengths_are_told(steady: Steady) -> None:
     found = compare_target_statistics(splits, steady.features, PARAMS.target_statistics)
     folds = splits.select("scheme", "fold").unique().height
     assert len(found) == folds * len(PARAMS.target_statistics)
-    told = {(row["scheme"], row["fold"], row["key"]): row for row in found}
+    by_key = {(row["scheme"], row["fold"], row["key"]): row for row in found}
     for scheme in ("holdout", "refit"):
-        row = told[scheme, 0, "uid"]
+        row = by_key[scheme, 0, "uid"]
         roles = splits.filter(scheme=scheme, role="valid").height
         assert row["valid"]["rows"] == roles
         assert row["distance"]["age"] < 0.15, row  # made alike by blocks of the scored span
-        assert row["distance"]["posts"] > 0.3, row  # the scored rows come last
+        assert row["distance"]["posts"] > 0.3, row  # the valid rows come last
         assert row["valid"]["posts"][1] > row["train"]["posts"][1]
 
 

@@ -1,4 +1,4 @@
-"""Signals: counts and labels against slow references, causal, of fit rows only."""
+"""Feature groups: counts and labels against slow references, causal, of train rows only."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_moving_later_labels_changes_no_earlier_signal() -> None:
 
 
 def test_a_level_that_falls_for_all_is_no_ones_own() -> None:
-    """Labels that only fall with time leave users, classes and words at 0; today's histories would not."""
+    """Labels that only fall with time leave users, classes and words at 0; today's target statistics would not."""
     rows = fold(7).with_columns(label=100 - (pl.col("posted_at").dt.epoch("s") / 86_400 / 30).floor())
     table = label_groups(code_names(rows), PRIOR)
     for name in ("user_target.level", "class_time.concept_level", "words.tags_mean"):

@@ -1,4 +1,4 @@
-"""Label features: causal, of fit rows only, never with the row itself; against a slow reference."""
+"""Label features: causal, of train rows only, never with the row itself; against a slow reference."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_target_of_scored_rows_ends_at_the_cut() -> None:
 
 
 def test_a_scored_post_before_the_last_fit_row_moves_no_other_history() -> None:
-    """Published parts overlap by a few posts: their own histories end earlier, the rest stay as they are."""
+    """Published parts overlap by a few posts: their own target statistics end earlier, the rest stay as they are."""
     rows = fold(2, cut_in_time=True).sort("posted_at", "pid")
     early = rows.filter(pl.col("role") == "valid")["pid"][5]
     moved = rows.with_columns(

@@ -74,8 +74,8 @@ def test_texts_stand_where_there_are_no_vectors() -> None:
     found = user_text_features(posts, no_users(), 2, seed=0).join(posts, on="pid")
     alike = found.filter(pl.col("uid") != "1@N0")
     assert alike.select("user_text.00", "user_text.01", "user_description").n_unique() == 2
-    told = user_text_features(posts, drawn_users(posts), 2, seed=0)
-    assert not told.equals(found.select("pid", "user_text.00", "user_text.01"))
+    others = user_text_features(posts, drawn_users(posts), 2, seed=0)
+    assert not others.equals(found.select("pid", "user_text.00", "user_text.01"))
 
 
 @pytest.mark.parametrize("components", [0, 8])

@@ -42,7 +42,7 @@ def posts() -> tuple[pl.DataFrame, Floats, Blocks]:
 
 
 def matrices(posts: tuple[pl.DataFrame, Floats, Blocks]) -> tuple[Matrix, Matrix, Matrix]:
-    """Of the fit rows out of fold; of the fit rows in sample, which is the trap; of the new rows."""
+    """Of the train rows out of fold; of the train rows in sample, which is the trap; of the new rows."""
     features, label, blocks = posts
     encoder, out_of_fold = MatrixEncoder.fit(features.head(FIT), label[:FIT], blocks, COLUMNS)
     return out_of_fold, encoder.apply(features.head(FIT), blocks), encoder.apply(features.tail(NEW), blocks)
@@ -72,7 +72,7 @@ def test_trees_on_the_in_sample_column_look_brilliant_and_fail(
     params = replace(STACK, lightgbm=replace(STACK.lightgbm, feature_fraction=1.0))
 
     def scores(matrix: Matrix) -> tuple[float, float]:
-        """Correlation with the label on the fit rows as `matrix` shows them, and on new rows."""
+        """Correlation with the label on the train rows as `matrix` shows them, and on new rows."""
         booster = lgb.train(lightgbm_params(params, 0), lgb.Dataset(matrix.values, label[:FIT]), 30)
         seen, unseen = (np.asarray(booster.predict(values)) for values in (matrix.values, new.values))
         return correlation(seen, label[:FIT]), correlation(unseen, label[FIT:])

@@ -32,7 +32,7 @@ from tests.stack.small_stack import (
 )
 
 VALIDATED = ("holdout", "forward", "group")
-CUTS = (0, 1)  # of `matched`
+FORWARD_SPLITS = (0, 1)
 USER_FOLDS = (0, 1, 2)
 
 
@@ -68,7 +68,7 @@ def label_table(run: Run, scheme: str, fold: int = 0) -> pl.DataFrame:
 
 @pytest.mark.parametrize(
     ("scheme", "fold"),
-    [("holdout", 0), *(("forward", cut) for cut in CUTS), *(("group", fold) for fold in USER_FOLDS)],
+    [("holdout", 0), *(("forward", split) for split in FORWARD_SPLITS), *(("group", fold) for fold in USER_FOLDS)],
 )
 def test_labels_of_scored_rows_change_no_feature_and_no_prediction_of_their_fold(
     made: Run, scheme: str, fold: int, tmp_path: Path
@@ -93,14 +93,14 @@ def final(run: Run) -> pl.DataFrame:
 
 
 def test_labels_of_report_rows_influence_nothing_but_the_final_fit(made: Run, tmp_path: Path) -> None:
-    """Not the splits, not a feature, not the rounds, heads or trees of any scheme that selects or is scored."""
+    """Not the splits, not a feature, not the rounds, ridges or trees of any scheme that selects or is scored."""
     changed = run_all(with_other_labels(made.posts, scored(made, "holdout")), made.blocks, tmp_path)
     schemes = (*VALIDATED, "random")
     assert changed.splits.equals(made.splits)
     assert changed.table("context", *schemes, "refit").equals(made.table("context", *schemes, "refit"))
     assert changed.table("label", *schemes).equals(made.table("label", *schemes))
     assert changed.finished(*VALIDATED) == made.finished(*VALIDATED)
-    assert len(made.finished(*VALIDATED)) == 1 + len(CUTS) + len(USER_FOLDS)
+    assert len(made.finished(*VALIDATED)) == 1 + len(FORWARD_SPLITS) + len(USER_FOLDS)
     assert not final(changed).equals(final(made))
 
 
@@ -122,23 +122,23 @@ def test_the_label_of_a_fit_row_changes_nothing_in_its_own_row(made: Run, scheme
     assert len(mine) > 3
 
     def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
-        splits = made.splits.filter(pl.col("scheme").is_in([scheme, "forward"]))  # matched gives the blocks of time
+        splits = made.splits.filter(pl.col("scheme").is_in([scheme, "forward"]))  # forward dates the target statistics
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
         data = load_fold(key, rows, posts, folder)
         return MatrixEncoder.fit(data.train, data.label, made.blocks, columns)[1]
 
     before = matrix_of(made.posts, tmp_path / "before")
-    heads = [before.names.index(f"{block}_oof_ridge") for block in columns.oof_ridge]
+    ridges = [before.names.index(f"{block}_oof_ridge") for block in columns.oof_ridge]
     for pid in (mine[0], mine[-1]):
         after = matrix_of(with_other_labels(made.posts, [pid]), tmp_path / pid)
         own, user = before.pids.index(pid), [before.pids.index(other) for other in mine]
         np.testing.assert_allclose(after.values[own], before.values[own], rtol=1e-5)
-        np.testing.assert_allclose(after.values[user][:, heads], before.values[user][:, heads], rtol=1e-5)
+        np.testing.assert_allclose(after.values[user][:, ridges], before.values[user][:, ridges], rtol=1e-5)
         assert not np.allclose(after.values, before.values, rtol=1e-5, equal_nan=True)
 
 
 def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None:
-    """Of features and of the matrix: other labels of all fit rows leave the rest as it was."""
+    """Of features and of the matrix: other labels of all train rows leave the rest as it was."""
     feature_groups: tuple[FeatureGroup, ...] = (
         "user_target",
         "words",
@@ -149,7 +149,7 @@ def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None
     )
     columns = replace(STACK.columns, feature_groups=feature_groups)
     (key, rows) = next(iter(rows_of(made.splits, ["holdout"])))
-    splits = made.splits.filter(pl.col("scheme").is_in(["holdout", "forward"]))  # matched gives the blocks of time
+    splits = made.splits.filter(pl.col("scheme").is_in(["holdout", "forward"]))  # forward dates the target statistics
 
     def matrix_of(posts: pl.DataFrame, folder: Path) -> Matrix:
         featurize(posts, random_images(posts, seed=0), splits, FEATURIZE, folder)
@@ -176,7 +176,7 @@ def test_only_columns_that_say_so_know_labels(made: Run, tmp_path: Path) -> None
         assert {FeatureColumn.named(name).fitted_on_labels for name in stored if name != "pid"} == {knows}
 
 
-# Both learners count in the blend; a column of noise, as characters are here, would leave one of them out.
+# Both learners count in the ensemble; a column of noise, as characters are here, would leave one of them out.
 TWO = replace(WITH_SECOND, seed=4, columns=replace(STACK.columns, oof_ridge=("image", "text", "prototype")))
 
 
@@ -188,8 +188,8 @@ TWO = replace(WITH_SECOND, seed=4, columns=replace(STACK.columns, oof_ridge=("im
 def test_labels_of_scored_rows_change_nothing_in_the_model(
     made: Run, params: StackParams, scheme: str, tmp_path: Path
 ) -> None:
-    """The whole saved model of a fold, with its rounds, penalty, blend, level and scale, stays;
-    a fit row's label shows."""
+    """The whole saved model of a fold, with its rounds, penalty, ensemble weights, trend and error scale, stays;
+    a train row's label shows."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
     splits = made.splits.filter(pl.col("scheme").is_in([scheme, "forward"]))
 
@@ -252,7 +252,7 @@ def test_true_labels_are_predicted_beyond_the_bound(many: tuple[pl.DataFrame, Bl
 
 
 def test_a_planted_leak_shows_under_permuted_labels(many: tuple[pl.DataFrame, Blocks], tmp_path: Path) -> None:
-    """A block that carries the label, as an encoder fitted on scored rows would."""
+    """A block that carries the label, as an encoder fitted on valid rows would."""
     posts, blocks = many
     leaking = permuted(posts)
     label = dict(leaking.select("pid", "label").iter_rows())

@@ -1,4 +1,4 @@
-"""The stage on small tables: contracts, bytes, which posts may represent, and posts without picture, title or class."""
+"""The stage on small tables: contracts, bytes, which posts may represent, and posts without image, title or class."""
 
 from __future__ import annotations
 

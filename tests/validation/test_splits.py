@@ -1,4 +1,4 @@
-"""Roles of posts in the validation schemes: nested in time, matched in unseen users, complete."""
+"""Roles of posts in the validation schemes: nested in time, with the wanted share of unseen users, complete."""
 
 from __future__ import annotations
 
