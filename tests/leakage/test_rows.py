@@ -150,7 +150,7 @@ def test_names_of_the_posts_change_nothing(made: Run, tmp_path: Path) -> None:
 def test_scored_rows_change_nothing_in_the_model_that_scores_them(
     made: Run, params: StackParams, scheme: str, tmp_path: Path
 ) -> None:
-    """No encoder, tree, number of rounds, ensemble weight or error scale has seen vectors and features of valid rows."""
+    """No encoder, tree, number of rounds, weight or error scale has seen vectors and features of valid rows."""
     (key, rows) = next(iter(rows_of(made.splits, [scheme])))
     data = load_fold(key, rows, made.posts, made.features)
     fit = set(data.train["pid"])
