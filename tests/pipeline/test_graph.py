@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tarfile
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -108,8 +108,7 @@ def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, t
     root = tmp_path / "other"
     generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B", 2.3), root, tmp_path / "truth")
     for shard in root.glob("*_images*.tar"):
-        with tarfile.open(shard) as archive:
-            archive.extractall(root, filter="data")
+        shutil.unpack_archive(shard, root)
         shard.unlink()
     before = (clone.root / "reports/metrics.json").read_bytes()
     clone.run("dvc", "exp", "run", "--temp", "--name", "other", "--set-param", f"dataset.root={root}")
