@@ -173,8 +173,8 @@ class Graph:
 
 def differences(before: Path, after: Path, renamed: Renamed) -> Iterator[str]:
     """A line for every output that is not the same in both."""
-    old = {renamed.file(name): before / name for name in outputs(before)}
     new = {name: after / name for name in outputs(after)}
+    old = {name if name in new else renamed.file(name): before / name for name in outputs(before)}
     for name in sorted(old.keys() | new.keys()):
         if renamed.leaves_out_file(name):
             continue
