@@ -16,7 +16,7 @@ from popularity.core.config import leaves, read_yaml
 from popularity.profile import read_profiles
 from tests.repository import GENERATED, PROFILES, REPOSITORY
 
-# Around the means over five seeds of the stack (docs/results/demo-seeds.csv), by more than five standard deviations: the
+# Around the means over five seeds of the stack (docs/results/demo-seeds.csv), by over five standard deviations: the
 # network and the text model of another CPU differ, too. (scheme, metric) -> half the width of the interval.
 HALF_WIDTHS = {("holdout", "src"): 0.045, ("holdout", "mae"): 0.09, ("forward", "src"): 0.045, ("forward", "mae"): 0.09}
 
