@@ -116,6 +116,8 @@ class Launch:
         cores = allocated_cores()
         if self.processes == 1 and "OMP_NUM_THREADS" not in os.environ and cores < bound_cores():
             variables["OMP_NUM_THREADS"] = str(cores)  # torch knows the cores of its process, but no quota
+        if self.on_cpu:
+            variables["CUDA_VISIBLE_DEVICES"] = ""  # libraries look for GPUs too, and take memory there
         return variables | {USE_CPU_VARIABLE: str(self.on_cpu).lower()}
 
     def flags(self) -> list[str]:

@@ -6,6 +6,7 @@ killed run goes on after them, with any number of processes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ from popularity.encoders.text import EmbedTextParams
 from popularity.text_model.model import TextModelParams, fit
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
+
+logger = logging.getLogger(__name__)
 
 Task = tuple[FoldKey, pl.DataFrame]
 
@@ -72,6 +75,8 @@ def fit_folds(
     folds = list(rows_of(splits, [*schemes, REFIT]))
     missing = missing_files(inputs.state, [key.file_name for key, _ in folds], processes)
     mine = [folds[index] for index in missing[processes.process_index :: processes.num_processes]]
+    if processes.num_processes > 1:
+        logger.info("process %d of %d has %d folds", processes.process_index, processes.num_processes, len(mine))
     fits = ordered_map(
         partial(_fit_fold, inputs), mine, parallel=_parallel_fits(inputs), threads=inputs.params.num_threads
     )
