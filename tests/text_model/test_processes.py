@@ -11,9 +11,12 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import polars as pl
 import pytest
+import torch
 
 from popularity.core.contracts import TEXT_PREDICTIONS, read_table
+from popularity.text_model.folds import FoldInputs, parallel_fits
 from tests.encoders.tiny_encoders import save_bert, text_params
 from tests.processes import kill_everything, wait_for
 from tests.random_posts import random_posts
@@ -70,3 +73,16 @@ def test_two_processes_divide_the_folds_and_a_killed_run_goes_on(folder: Path) -
     assert tree_bytes(Path("one/predicted")) == tree_bytes(Path("two/predicted"))
     assert Path("one/models/model.safetensors").read_bytes() == Path("two/models/model.safetensors").read_bytes()
     assert not list(Path("state/text_model").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "parallel"), [("cpu", "1", 4), ("cpu", "2", 2), ("cpu:1", "3", 1), ("cuda:1", "1", 1)]
+)
+def test_fits_at_the_same_time(
+    device: str, processes: str, parallel: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All processes of a machine together: parallel_folds on CPUs, one a GPU."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    params = replace(PARAMS, parallel_folds=4)
+    inputs = FoldInputs(pl.DataFrame(), tmp_path, text_params(), params, torch.device(device), tmp_path)
+    assert parallel_fits(inputs) == parallel

@@ -109,3 +109,37 @@ def test_a_label_that_is_linear_in_the_vector_is_learned(encoder: EmbedTextParam
     model = fit(train, label, days(400), encoder, replace(PARAMS, epochs=8, lr_head=1e-2))
     error = np.abs(model.predict(valid, days(100)) - wanted).mean()
     assert error < 0.4 * np.abs(wanted - np.median(label)).mean()
+
+
+def test_a_step_that_overflows_in_fp16_is_skipped_and_moves_no_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale of the loss begins at 65,536 and is halved by each step whose gradients overflow."""
+    half = text_params(weights=f"path:{save_bert(tmp_path)}", max_tokens=12, precision="fp16")
+    moved: list[int] = []
+    taken: list[int] = []
+    step, advance = torch.optim.AdamW.step, torch.optim.lr_scheduler.LambdaLR.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *given, **named: taken.append(1) or step(*given, **named))
+    monkeypatch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", lambda own: moved.append(1) or advance(own))
+    train = posts(96, seed=0)
+    label = np.random.default_rng(0).normal(size=96)
+    model = fit(train, label, days(96), half, replace(PARAMS, epochs=2))
+    steps = 12
+    assert len(moved) - 1 == len(taken)  # the schedule takes one step when it is made
+    assert 0 < len(taken) <= steps
+    assert np.isfinite(model.predict(train, days(96))).all()
+    taken.clear()
+    moved.clear()
+    unscale = torch.amp.GradScaler.unscale_
+
+    def overflow(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """Every gradient is infinite before it is looked at."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.fill_(float("inf"))
+        unscale(scaler, optimizer)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", overflow)
+    fit(train, label, days(96), half, replace(PARAMS, epochs=2))
+    assert not taken
+    assert len(moved) == 1

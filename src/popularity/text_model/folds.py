@@ -78,7 +78,7 @@ def fit_folds(
     if processes.num_processes > 1:
         logger.info("process %d of %d has %d folds", processes.process_index, processes.num_processes, len(mine))
     fits = ordered_map(
-        partial(_fit_fold, inputs), mine, parallel=_parallel_fits(inputs), threads=inputs.params.num_threads
+        partial(_fit_fold, inputs), mine, parallel=parallel_fits(inputs), threads=inputs.params.num_threads
     )
     for _ in tqdm(fits, "text model", len(mine), unit="fold", disable=not processes.is_main_process):
         pass
@@ -87,7 +87,7 @@ def fit_folds(
     return pl.concat(finished).sort(TEXT_PREDICTIONS.key)
 
 
-def _parallel_fits(inputs: FoldInputs) -> int:
+def parallel_fits(inputs: FoldInputs) -> int:
     """Fits at the same time in this process: on a CPU its part of `parallel_folds`, on an accelerator one."""
     return max(1, inputs.params.parallel_folds // local_processes()) if inputs.device.type == "cpu" else 1
 
