@@ -107,7 +107,8 @@ def test_without_a_gpu_the_default_is_one_process_with_all_threads() -> None:
         text=True,
         check=True,
     )
-    assert lines == [f"probe 0 1 1 {int(default.stdout)} PASSIVE True cpu"], messages
+    threads = min(int(default.stdout), allocated_cores())
+    assert lines == [f"probe 0 1 1 {threads} PASSIVE True cpu"], messages
     assert code == 7
     assert "error" not in messages
 
@@ -307,6 +308,7 @@ def test_the_machine_decides(
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     if topology == "nodes":
         for name, value in zip(("POPULARITY_TOPOLOGY", *NODE), ("nodes", "3", "0", "10.0.0.1", "29500"), strict=True):
             monkeypatch.setenv(name, value)
@@ -317,6 +319,7 @@ def test_the_machine_decides(
 def test_a_topology_of_cpus_takes_no_gpu(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(4))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("POPULARITY_TOPOLOGY", topology)
     assert Launch.read().on_cpu
     given = Launch.read().environment()
@@ -352,7 +355,8 @@ def test_a_gpu_that_torch_cannot_use_is_named(
     gpus_module.warn_of_unusable_gpus.cache_clear()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(1))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("POPULARITY_TOPOLOGY", "cpu")
     Launch.read()
     assert not caplog.records  # nobody asked for it

@@ -47,7 +47,8 @@ def install(monkeypatch: pytest.MonkeyPatch, driver: Driver, usable: int, tmp_pa
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13\n", encoding="utf-8")
     monkeypatch.setattr(gpus, "NVIDIA_DRIVER", version)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: usable)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: driver.count)  # NVML's, whether torch can use them or not
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable > 0)
 
 
 def test_a_gpu_that_torch_cannot_use_is_one_warning_with_versions(

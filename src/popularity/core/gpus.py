@@ -93,7 +93,8 @@ def _torch_gpus() -> int:
 
     with warnings.catch_warnings():  # torch's own warning of the driver: ours says more
         warnings.simplefilter("ignore")
-        return torch.cuda.device_count()
+        # The count is the driver's own, also of GPUs that this torch cannot start.
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _nvidia_library() -> ctypes.CDLL | None:

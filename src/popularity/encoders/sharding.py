@@ -48,7 +48,7 @@ def start_processes() -> PartialState:
     PartialState is the part of Accelerator that inference needs; it leaves a later Accelerator free to choose
     its own precision.
 
-    It is the CPU if the topology says so, also on a machine with a GPU, and if torch can use no GPU.
+    The device is the CPU if the topology says so, also on a machine with a GPU, or if torch can use no GPU.
 
     Raises:
         ConfigError: the number of processes in the group is not the number that was launched.
