@@ -65,7 +65,7 @@ run(main)
 """
 NODE = ("POPULARITY_NODES", "POPULARITY_NODE_RANK", "POPULARITY_MAIN_ADDRESS", "POPULARITY_MAIN_PORT")
 OURS = ("POPULARITY_TOPOLOGY", "POPULARITY_PROCESSES", "POPULARITY_RESTARTS", "POPULARITY_NODE_COMMAND")
-OURS += ("ACCELERATE_USE_CPU",)
+OTHERS = ("ACCELERATE_USE_CPU", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir(parents=True)
     (home / "default_config.yaml").write_text("num_processes: 5\nunknown_key: true\n")
     monkeypatch.chdir(tmp_path)
-    for name in (*OURS, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", *NODE):
+    for name in (*OURS, *OTHERS, *NODE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -326,12 +326,16 @@ def test_a_container_with_little_shared_memory_gets_the_same_bytes(
     embed_texts(posts, Path("whole"), text_params())
     monkeypatch.setenv("POPULARITY_WORKERS", "2")
     monkeypatch.setattr(sharding, "free_shared_memory", lambda: 1000)
-    loaders = []
-    monkeypatch.setattr(
-        sharding, "DataLoader", lambda *given, **options: loaders.append(options) or DataLoader(*given, **options)
-    )
+    workers = []
+
+    def loader(*given: Any, **options: Any) -> DataLoader[Any]:
+        workers.append(options["num_workers"])
+        return DataLoader(*given, **options)
+
+    monkeypatch.setattr(sharding, "DataLoader", loader)
     embed_texts(posts, Path("small"), text_params())
-    assert [options["num_workers"] for options in loaders] == [0]
+    assert workers == [0]
+    assert "0 loader processes instead of 2" in caplog.text
     assert contents(Path("small")) == contents(Path("whole"))
 
 

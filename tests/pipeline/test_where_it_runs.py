@@ -104,8 +104,11 @@ def test_nothing_else_looks_for_a_gpu() -> None:
     found = set()
     for file in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            asks = isinstance(node, ast.Attribute) and node.attr in QUESTIONS
-            asks = asks and ast.unparse(node.value) in ("torch.cuda", "torch.accelerator", "cuda")
+            asks = (
+                isinstance(node, ast.Attribute)
+                and node.attr in QUESTIONS
+                and ast.unparse(node.value) in ("torch.cuda", "torch.accelerator", "cuda")
+            )
             moves = isinstance(node, ast.Call) and any(
                 isinstance(word, ast.Constant) and str(word.value).startswith("cuda")
                 for call in ast.walk(node)

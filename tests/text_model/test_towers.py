@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -111,16 +112,25 @@ def test_a_label_that_is_linear_in_the_vector_is_learned(encoder: EmbedTextParam
     assert error < 0.4 * np.abs(wanted - np.median(label)).mean()
 
 
+def counted(monkeypatch: pytest.MonkeyPatch, kind: type[Any]) -> list[None]:
+    """One entry for every call of the method `step` of the class."""
+    calls: list[None] = []
+    step = kind.step
+
+    def counting(own: Any, *given: Any, **named: Any) -> Any:
+        calls.append(None)
+        return step(own, *given, **named)
+
+    monkeypatch.setattr(kind, "step", counting)
+    return calls
+
+
 def test_a_step_that_overflows_in_fp16_is_skipped_and_moves_no_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scale of the loss begins at 65,536 and is halved by each step whose gradients overflow."""
     half = text_params(weights=f"path:{save_bert(tmp_path)}", max_tokens=12, precision="fp16")
-    moved: list[int] = []
-    taken: list[int] = []
-    step, advance = torch.optim.AdamW.step, torch.optim.lr_scheduler.LambdaLR.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *given, **named: taken.append(1) or step(*given, **named))
-    monkeypatch.setattr(torch.optim.lr_scheduler.LambdaLR, "step", lambda own: moved.append(1) or advance(own))
+    moved, taken = counted(monkeypatch, torch.optim.lr_scheduler.LambdaLR), counted(monkeypatch, torch.optim.AdamW)
     train = posts(96, seed=0)
     label = np.random.default_rng(0).normal(size=96)
     model = fit(train, label, days(96), half, replace(PARAMS, epochs=2))

@@ -32,7 +32,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> ComputedPre
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
