@@ -325,7 +325,7 @@ def test_a_container_with_little_shared_memory_gets_the_same_bytes(
 ) -> None:
     embed_texts(posts, Path("whole"), text_params())
     monkeypatch.setenv("POPULARITY_WORKERS", "2")
-    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 1000)
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 10)
     workers = []
 
     def loader(*given: Any, **options: Any) -> DataLoader[Any]:
