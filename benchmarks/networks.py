@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ from popularity.core.contracts import IMAGES, POSTS, read_table
 from popularity.core.resume import STATE_ROOT, code_fingerprint, resume_state
 from popularity.core.stage import run
 from popularity.core.vectors import read_block
+from popularity.encoders.sources import Precision
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import build_network, load_network, save_network, trained_params
@@ -70,7 +71,6 @@ from popularity.training.loop import train_network
 logger = logging.getLogger(__name__)
 
 CODE = ("encoders", "network", "inference", "prototypes", "training")  # subpackages that make a network
-Precision = Literal["fp32", "bf16", "fp16"]
 Vectors = npt.NDArray[np.floating[Any]]
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regressions
@@ -233,7 +233,7 @@ class Bench:
         return folder
 
 
-def fresh_accelerator(precision: str) -> Accelerator:
+def fresh_accelerator(precision: Precision) -> Accelerator:
     """A new accelerator in a process that had others, possibly of another precision."""
     AcceleratorState._reset_state()
     PartialState._reset_state()

@@ -34,6 +34,7 @@ from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, USERS, read_table
 from popularity.core.parallel import torch_threads
 from popularity.core.resume import STATE_ROOT
+from popularity.encoders.sharding import start_processes
 from popularity.encoders.text import EmbedTextParams
 from popularity.features import FeaturizeParams, featurize
 from popularity.features.columns import FeatureColumn
@@ -228,7 +229,8 @@ def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
 
     def system(data: FoldData) -> Float64Array:
         with torch_threads(params.num_threads):
-            fitted = fit(data.fold.train, data.fold.label, data.fold.posted_at, encoder, params)
+            device = start_processes().device
+            fitted = fit(data.fold.train, data.fold.label, data.fold.posted_at, encoder, params, device)
             return fitted.predict(data.fold.valid, data.fold.valid_at)
 
     def inputs(data: FoldData) -> tuple[object, ...]:

@@ -1,15 +1,19 @@
 """Fine-tunes the text encoder on the label in every fold; the network, another model, never sees a label.
 
 Reads posts, splits and features; writes predictions.parquet for the valid rows of every fold, and the model of the
-scheme `refit` with its manifest. A killed run goes on after its last finished fold.
+scheme `refit` with its manifest.
 
-    python -m stages.text_model --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --features data/features --predictions data/text_model --models models/text_model
+    python -m popularity.launch stages.text_model --posts data/interim/posts.parquet \
+        --splits data/interim/splits.parquet --features data/features --predictions data/text_model \
+        --models models/text_model --resources reports/resources/text_model.json
+
+The processes divide the folds among themselves. A killed run goes on after the folds that are finished.
+POPULARITY_TOPOLOGY picks a file of configs/accelerate.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from popularity.core.atomic import atomic_directory, fingerprint
@@ -18,6 +22,8 @@ from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
+from popularity.encoders.precision import resolve_precision
+from popularity.encoders.sharding import start_processes
 from popularity.encoders.sources import find_weights
 from popularity.encoders.text import EmbedTextParams
 from popularity.text_model import FoldInputs, TextModelParams, fit_folds
@@ -32,22 +38,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = load_params("text_model", TextModelParams, args.params)
     encoder = load_params("embed_text", EmbedTextParams, args.params)
+    processes = start_processes()
+    encoder = replace(encoder, precision=resolve_precision(encoder.precision, processes.device))
     schemes = tuple(read_yaml(args.params)["stack"]["schemes"])
     inputs = {name: vars(args)[name] for name in ("posts", "splits", "features")}
-    key = fingerprint(asdict(params), asdict(encoder), schemes, find_weights(encoder), *inputs.values())
-    with (
-        record_resources("text_model", args.resources),
-        resume_state("text_model", key, args.state) as state,
-        atomic_directory(args.models) as models,
-        atomic_directory(args.predictions) as out,
-    ):
-        model_file = state / "model.safetensors"
-        fold_inputs = FoldInputs(read_table(args.posts, POSTS), args.features, encoder, params, state, model_file)
-        predictions = fit_folds(fold_inputs, read_table(args.splits, FOLDS), schemes)
-        write_table(predictions, out / "predictions.parquet", TEXT_PREDICTIONS)
-        if params.epochs:
-            (models / "model.safetensors").write_bytes(model_file.read_bytes())
-        write_manifest(models, params={"text_model": asdict(params)}, inputs=inputs, metrics={})
+    part_of_the_result = asdict(replace(params, parallel_folds=1))
+    key = fingerprint(part_of_the_result, asdict(encoder), schemes, find_weights(encoder), *inputs.values())
+    with record_resources("text_model", args.resources), resume_state("text_model", key, args.state) as state:
+        posts, splits = read_table(args.posts, POSTS), read_table(args.splits, FOLDS)
+        fold_inputs = FoldInputs(posts, args.features, encoder, params, processes.device, state)
+        predictions = fit_folds(fold_inputs, splits, schemes, processes)
+        if processes.is_main_process:
+            with atomic_directory(args.models) as models, atomic_directory(args.predictions) as out:
+                write_table(predictions, out / "predictions.parquet", TEXT_PREDICTIONS)
+                if params.epochs:
+                    (models / "model.safetensors").write_bytes(fold_inputs.model_file.read_bytes())
+                write_manifest(models, params={"text_model": asdict(params)}, inputs=inputs, metrics={})
+        processes.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from popularity.core import gpus as gpus_module
+from popularity.core.allocation import allocated_cores
 from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError
 from popularity.launch import Launch
+from tests.core.test_gpus import Driver
 from tests.repository import REPOSITORY
 
 PROBE = """
@@ -39,7 +42,8 @@ def main():
     total = torch.tensor([state.process_index + 1.0])
     if state.num_processes > 1:
         torch.distributed.all_reduce(total)
-    settings = torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"], "--flag" in sys.argv
+    kind = total.to(state.device).device.type
+    settings = torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"], "--flag" in sys.argv, kind
     line = ("probe", state.process_index, state.num_processes, int(total), *settings)
     sys.stdout.write(" ".join(map(str, line)) + "\\n")  # whole lines: the processes share one pipe
     sys.stdout.flush()
@@ -61,6 +65,7 @@ run(main)
 """
 NODE = ("POPULARITY_NODES", "POPULARITY_NODE_RANK", "POPULARITY_MAIN_ADDRESS", "POPULARITY_MAIN_PORT")
 OURS = ("POPULARITY_TOPOLOGY", "POPULARITY_PROCESSES", "POPULARITY_RESTARTS", "POPULARITY_NODE_COMMAND")
+OTHERS = ("ACCELERATE_USE_CPU", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +77,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir(parents=True)
     (home / "default_config.yaml").write_text("num_processes: 5\nunknown_key: true\n")
     monkeypatch.chdir(tmp_path)
-    for name in (*OURS, "OMP_NUM_THREADS", "OMP_WAIT_POLICY", *NODE):
+    for name in (*OURS, *OTHERS, *NODE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -102,22 +107,23 @@ def test_without_a_gpu_the_default_is_one_process_with_all_threads() -> None:
         text=True,
         check=True,
     )
-    assert lines == [f"probe 0 1 1 {int(default.stdout)} PASSIVE True"], messages
+    threads = min(int(default.stdout), allocated_cores())
+    assert lines == [f"probe 0 1 1 {threads} PASSIVE True cpu"], messages
     assert code == 7
     assert "error" not in messages
 
 
 def test_one_process_keeps_the_threads_of_the_environment() -> None:
     code, lines, messages = finish(launch("cpu", "probe", "--refuse", OMP_NUM_THREADS="1"))
-    assert lines == ["probe 0 1 1 1 PASSIVE False"]
+    assert lines == ["probe 0 1 1 1 PASSIVE False cpu"]
     assert (code, messages.splitlines()[-1]) == (1, "error: this is refused")
     assert "Traceback" not in messages
 
 
 def test_two_processes_form_one_group_and_pass_their_exit_code_on() -> None:
     code, lines, messages = finish(launch("two_cpu_processes", "probe", "--flag", "--exit"))
-    threads = max(1, (os.cpu_count() or 1) // 2)
-    assert lines == [f"probe {index} 2 3 {threads} PASSIVE True" for index in range(2)], messages
+    threads = max(1, allocated_cores() // 2)
+    assert lines == [f"probe {index} 2 3 {threads} PASSIVE True cpu" for index in range(2)], messages
     assert code == 7
     assert "Traceback" not in messages
 
@@ -164,8 +170,8 @@ def test_a_killed_process_ends_the_run() -> None:
 
 def test_a_group_that_lost_a_process_is_started_again() -> None:
     code, lines, messages = finish(launch("two_cpu_processes", "probe", "--lose", POPULARITY_RESTARTS="1"))
-    threads = max(1, (os.cpu_count() or 1) // 2)
-    assert lines == [f"probe {index} 2 3 {threads} PASSIVE False" for index in (0, 0, 1, 1)], messages
+    threads = max(1, allocated_cores() // 2)
+    assert lines == [f"probe {index} 2 3 {threads} PASSIVE False cpu" for index in (0, 0, 1, 1)], messages
     assert code == 0, messages
 
 
@@ -188,7 +194,7 @@ def test_a_process_lost_on_one_node_restarts_both() -> None:
     """Two nodes on loopback form one group, and do so again."""
     for index, process in zip((1, 0), launch_nodes("probe", "--flag", "--lose", POPULARITY_RESTARTS="1"), strict=True):
         code, lines, messages = finish(process)
-        assert lines == [f"probe {index} 2 3 {os.cpu_count()} PASSIVE True"] * 2, messages
+        assert lines == [f"probe {index} 2 3 {allocated_cores()} PASSIVE True cpu"] * 2, messages
         assert code == 0, messages
 
 
@@ -300,12 +306,81 @@ def test_a_node_needs_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_machine_decides(
     gpus: int, topology: str, expected: tuple[int, int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)  # a driver is there
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     if topology == "nodes":
         for name, value in zip(("POPULARITY_TOPOLOGY", *NODE), ("nodes", "3", "0", "10.0.0.1", "29500"), strict=True):
             monkeypatch.setenv(name, value)
     assert Launch.read() == Launch(Path(f"configs/accelerate/{topology}.yaml"), *expected)
+
+
+@pytest.mark.parametrize("topology", ["cpu", "two_cpu_processes"])
+def test_a_topology_of_cpus_takes_no_gpu(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(4))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("POPULARITY_TOPOLOGY", topology)
+    assert Launch.read().on_cpu
+    given = Launch.read().environment()
+    assert (given["ACCELERATE_USE_CPU"], given["CUDA_VISIBLE_DEVICES"]) == ("true", "")
+    monkeypatch.setenv("POPULARITY_TOPOLOGY", "gpus")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # of another run
+    given = Launch.read().environment()
+    assert given["ACCELERATE_USE_CPU"] == "false"
+    assert "CUDA_VISIBLE_DEVICES" not in given
+
+
+MOCKED = """
+import os
+if "POPULARITY_PROCESSES" in os.environ:
+    import torch
+
+    torch.cuda.is_available = torch.accelerator.is_available = lambda: True
+    torch.cuda.device_count = lambda: 4
+"""
+
+
+@pytest.mark.parametrize(("topology", "processes"), [("cpu", 1), ("two_cpu_processes", 2)])
+def test_processes_of_cpus_take_no_gpu(topology: str, processes: int, project: Path) -> None:
+    """Real launches in which CUDA seems to be available; using it would fail."""
+    (project / "sitecustomize.py").write_text(MOCKED)
+    code, lines, messages = finish(launch(topology, "probe", PYTHONPATH=f"{project}:{REPOSITORY / 'src'}"))
+    assert (code, [line.split()[-1] for line in lines]) == (0, ["cpu"] * processes), messages
+
+
+def test_a_gpu_that_torch_cannot_use_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus_module.warn_of_unusable_gpus.cache_clear()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(1))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("POPULARITY_TOPOLOGY", "cpu")
+    Launch.read()
+    assert not caplog.records  # nobody asked for it
+    monkeypatch.delenv("POPULARITY_TOPOLOGY")
+    assert Launch.read().on_cpu
+    assert f"for CUDA 11.4), but torch {torch.__version__}" in caplog.records[0].getMessage()
+    monkeypatch.setenv("POPULARITY_TOPOLOGY", "gpu")
+    with pytest.raises(ConfigError, match=r"gpu.yaml needs a GPU, and this machine has a GPU .*cannot use it"):
+        Launch.read()
+    assert len(caplog.records) == 1
+
+
+def test_threads_follow_the_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("popularity.launch.bound_cores", lambda: 64)
+    monkeypatch.setattr("popularity.launch.allocated_cores", lambda: 6)
+    one = Launch(Path("cpu.yaml"), 1, 1, on_cpu=True)
+    assert one.environment()["OMP_NUM_THREADS"] == "6"
+    flags = Launch(Path("two.yaml"), 2, 1, on_cpu=True).flags()
+    assert flags[flags.index("--num_cpu_threads_per_process") + 1] == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert "OMP_NUM_THREADS" not in one.environment()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("popularity.launch.allocated_cores", lambda: 64)
+    assert "OMP_NUM_THREADS" not in one.environment()  # torch's own default
 
 
 def test_without_a_driver_torch_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ r"""Starts a stage in the processes of a topology: configs/accelerate/<topology>
         POPULARITY_MAIN_ADDRESS=10.0.0.1 POPULARITY_MAIN_PORT=29500 python -m popularity.launch stages.train ...
 
 POPULARITY_TOPOLOGY names the file. The default depends on the machine: `cpu` without a GPU, `gpu` with one, `gpus`
-with more. The command, and so the graph, is the same everywhere. In a topology, `num_processes: -1` means one process
-a GPU (one a node without GPUs), and `num_machines: -1` means POPULARITY_NODES.
+with more. A topology of CPUs uses no GPU, also where there is one. Without a topology, a GPU that torch cannot use is a
+warning that names the versions of driver and torch. The command, and so the graph, is the same everywhere. In a
+topology, `num_processes: -1` means one process a GPU (one a node without GPUs), and `num_machines: -1` means
+POPULARITY_NODES.
 
 POPULARITY_NODE_COMMAND is a command that runs its arguments on every node, with the index of the node in
 POPULARITY_NODE_RANK (configs/cluster has examples). With it the launch starts itself on all nodes: a plain `dvc repro`
@@ -17,15 +19,15 @@ POPULARITY_RESTARTS (default 0) is the number of times that a group which lost a
 The stages then keep their finished work. An error for people ends the run at once, because it would occur again. A
 single process is not started again.
 
-A single process replaces this one and has all threads of the machine: accelerate would add nothing and set
-OMP_NUM_THREADS to 1. Several processes are started by `accelerate launch` with the topology's file, never with the
-user's own settings. POPULARITY_PROCESSES holds their number, because accelerate silently runs some settings as one
-process: see `popularity.encoders.sharding.start_processes`. Exit codes and signals are passed on.
+A single process replaces this one and has a thread for every core that it may use (`core/allocation.py`): accelerate
+would add nothing and set OMP_NUM_THREADS to 1. Several processes share these cores. They are started by `accelerate
+launch` with the topology's file, never with the user's own settings. POPULARITY_PROCESSES holds their number, because
+accelerate silently runs some settings as one process: see `popularity.encoders.sharding.start_processes`. Exit codes
+and signals are passed on.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import shlex
@@ -37,12 +39,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from popularity.core.allocation import allocated_cores, bound_cores
 from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError
+from popularity.core.gpus import (
+    TOPOLOGIES,
+    TOPOLOGY_VARIABLE,
+    USE_CPU_VARIABLE,
+    topology_file,
+    unusable_gpus,
+    usable_gpus,
+    warn_of_unusable_gpus,
+)
 from popularity.core.stage import LAUNCHER_VARIABLE, PROCESSES_VARIABLE, REFUSED, run
 
-TOPOLOGIES = Path("configs/accelerate")
-TOPOLOGY_VARIABLE = "POPULARITY_TOPOLOGY"
 NODES_VARIABLE = "POPULARITY_NODES"
 RANK_VARIABLE = "POPULARITY_NODE_RANK"
 ADDRESS_VARIABLE = "POPULARITY_MAIN_ADDRESS"
@@ -75,23 +85,24 @@ class Launch:
         Raises:
             ConfigError: no such topology, it needs a GPU and there is none, or a variable of a node is missing.
         """
-        gpus = _gpus()
-        name = os.environ.get(TOPOLOGY_VARIABLE) or ("gpus" if gpus > 1 else "gpu" if gpus else "cpu")
-        known = sorted(path.stem for path in folder.glob("*.yaml"))
-        if name not in known:
-            raise ConfigError(f"no topology {name!r} in {folder}; {TOPOLOGY_VARIABLE} may be: {', '.join(known)}")
-        file = folder / f"{name}.yaml"
+        gpus, requested = usable_gpus(), os.environ.get(TOPOLOGY_VARIABLE)
+        name = requested or ("gpus" if gpus > 1 else "gpu" if gpus else "cpu")
+        file = topology_file(name, folder)
         topology = read_yaml(file)
+        use_cpu = bool(topology.get("use_cpu", False))
         nodes = int(topology.get("num_machines", 1))
         if nodes != 1:
             _check_node_variables(name)
             nodes = int(os.environ[NODES_VARIABLE])
-        elif not topology.get("use_cpu", False) and not gpus:
-            raise ConfigError(f"{file} needs a GPU, and this machine has none; {TOPOLOGY_VARIABLE}=cpu needs none")
+        elif not use_cpu and not gpus:
+            problem = unusable_gpus() or "this machine has none"
+            raise ConfigError(f"{file} needs a GPU, and {problem}; {TOPOLOGY_VARIABLE}=cpu needs none")
+        if not gpus and not (requested and use_cpu):
+            warn_of_unusable_gpus()
         processes = int(topology.get("num_processes", -1))
         if processes == -1:
             processes = max(gpus, 1) * nodes
-        return cls(file, processes, nodes, bool(topology.get("use_cpu", False)) or not gpus)
+        return cls(file, processes, nodes, use_cpu or not gpus)
 
     def environment(self) -> dict[str, str]:
         """Environment variables of the processes."""
@@ -102,7 +113,12 @@ class Launch:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
-        return variables | ({"ACCELERATE_USE_CPU": "true"} if self.on_cpu else {})
+        cores = allocated_cores()
+        if self.processes == 1 and "OMP_NUM_THREADS" not in os.environ and cores < bound_cores():
+            variables["OMP_NUM_THREADS"] = str(cores)  # torch knows the cores of its process, but no quota
+        if self.on_cpu:
+            variables["CUDA_VISIBLE_DEVICES"] = ""  # libraries look for GPUs too, and take memory there
+        return variables | {USE_CPU_VARIABLE: str(self.on_cpu).lower()}
 
     def flags(self) -> list[str]:
         """Flags of `accelerate launch`; they override the file's values."""
@@ -112,7 +128,7 @@ class Launch:
             "num_machines": self.nodes,
             "max_restarts": _whole_number(RESTARTS_VARIABLE, os.environ.get(RESTARTS_VARIABLE) or "0"),
             "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS")
-            or max(1, (os.cpu_count() or 1) * self.nodes // self.processes),
+            or max(1, allocated_cores() * self.nodes // self.processes),
         }
         if self.nodes > 1:
             values |= {
@@ -134,18 +150,6 @@ class Launch:
     @property
     def rank(self) -> int:
         return int(os.environ.get(RANK_VARIABLE, "0"))
-
-
-def _gpus() -> int:
-    """Number of GPUs that torch can use. Torch loads only if the system has a driver, because that takes seconds."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        if not Path("/dev/kfd").exists():  # of ROCm
-            return 0
-    import torch  # noqa: PLC0415
-
-    return torch.cuda.device_count()
 
 
 def _check_node_variables(topology: str) -> None:

@@ -21,15 +21,17 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
+from torch.utils.data import DataLoader
 
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.vectors import read_block, read_tokens
+from popularity.encoders import sharding
 from popularity.encoders.image import image_transform, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
-from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers
+from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers, workers_that_fit
 from popularity.encoders.sources import EncoderParams
-from popularity.encoders.text import load_text_encoder, load_tokenizer
+from popularity.encoders.text import TextBatch, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
 from popularity.images.statistics import image_statistics
 from stages import embed_image, embed_text
@@ -290,8 +292,51 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="POPULARITY_WORKERS: expected a whole number"):
         loader_workers()
     monkeypatch.delenv("POPULARITY_WORKERS")
+    monkeypatch.setattr(sharding, "allocated_cores", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader_workers() == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert loader_workers() == 1
+    monkeypatch.setattr(sharding, "allocated_cores", lambda: 128)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert loader_workers() == 8
+
+
+def test_batches_fit_into_shared_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    batch = TextBatch(torch.zeros(4, 250_000, dtype=torch.int64), torch.zeros(1), torch.zeros(1))  # 8 MB
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 10**9)
+    assert workers_that_fit(batch, 8) == 8
+    assert not caplog.records
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 64 * 2**20)  # of a container
+    assert workers_that_fit(batch, 8) == 2
+    assert workers_that_fit({"a": [batch, batch]}, 8) == 1
+    assert workers_that_fit([batch] * 9, 8) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert workers_that_fit(batch, 8) == 1
+    assert "2 loader processes instead of 8: /dev/shm has 67 MB free" in caplog.records[0].getMessage()
+    assert "docker run --shm-size" in caplog.records[0].getMessage()
+    assert "batch_size" in caplog.records[0].getMessage()
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: None)
+    assert workers_that_fit(batch, 8) == 8
+
+
+def test_a_container_with_little_shared_memory_gets_the_same_bytes(
+    posts: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    embed_texts(posts, Path("whole"), text_params())
+    monkeypatch.setenv("POPULARITY_WORKERS", "2")
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 10)
+    workers = []
+
+    def loader(*given: Any, **options: Any) -> DataLoader[Any]:
+        workers.append(options["num_workers"])
+        return DataLoader(*given, **options)
+
+    monkeypatch.setattr(sharding, "DataLoader", loader)
+    embed_texts(posts, Path("small"), text_params())
+    assert workers == [0]
+    assert "0 loader processes instead of 2" in caplog.text
+    assert contents(Path("small")) == contents(Path("whole"))
 
 
 def test_values_that_float16_cannot_hold() -> None:

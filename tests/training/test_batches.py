@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from popularity.encoders import sharding
+from popularity.network.dataset import Batch
+from popularity.training import batches
 from popularity.training.batches import BatchPlan, load_batches
 from tests.network.test_dataset import post_vectors
 
@@ -47,3 +50,16 @@ def test_batches_come_in_order(workers: int) -> None:
         for name, expected in vectors.batch(rows)._asdict().items():
             part = getattr(batch, name)
             assert torch.equal(part, expected) if isinstance(expected, Tensor) else part is expected
+
+
+def test_loaders_whose_batches_have_no_room_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, started = post_vectors(), list[int]()
+
+    def loader(*_: object, num_workers: int, **__: object) -> list[Batch]:
+        started.append(num_workers)
+        return []
+
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 100)
+    monkeypatch.setattr(batches, "DataLoader", loader)
+    assert not list(load_batches(vectors.batch, [np.array([3, 1])], torch.device("cpu"), workers=2))
+    assert started == [0]

@@ -16,6 +16,7 @@ from torch import Tensor
 from popularity.core.arrays import Int64Array
 from popularity.core.errors import DataError
 from popularity.encoders.prompting import PromptTower
+from popularity.encoders.sources import Precision
 from popularity.network.accelerator import make_accelerator
 from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import rank_of_target
@@ -303,7 +304,9 @@ def test_bf16_is_near_fp32(bert: Path, tmp_path: Path) -> None:
     ("wanted", "capability", "given"),
     [("auto", "AVX512", "bf16"), ("auto", "AVX2", "no"), ("fp32", "AVX512", "no"), ("bf16", "AVX2", "bf16")],
 )
-def test_precision_of_the_device(wanted: str, capability: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_of_the_device(
+    wanted: Precision, capability: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     single_accelerator()  # the processes keep the device, and the precision is chosen anew
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)

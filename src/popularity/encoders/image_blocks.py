@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, re
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, write_block
 from popularity.encoders.image import EmbedImageParams, image_transform, load_image_encoder
+from popularity.encoders.precision import resolve_precision
 from popularity.encoders.sharding import (
     Arrays,
     ShardPlan,
@@ -55,6 +56,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
     table = read_table(images, IMAGES)
     stored = table.filter(pl.col("status") == "ok").sort("shard", "offset", "pid")
     state, location = start_processes(), find_weights(params)
+    params = replace(params, precision=resolve_precision(params.precision, state.device))
     encoder = load_image_encoder(params).to(state.device)
     plan = ShardPlan(stored.height, params.shard_rows, params.batch_size)
     prepare = ImageBatches(root, stored, params.image_size, image_transform(encoder.preprocessing))

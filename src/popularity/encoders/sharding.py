@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,15 +23,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from popularity.core.allocation import SHARED_MEMORY, allocated_cores, free_shared_memory, local_processes
 from popularity.core.arrays import Float16Array, Int64Array
 from popularity.core.atomic import atomic_path, reading
 from popularity.core.errors import ConfigError, ContractError, PopularityError
+from popularity.core.gpus import cpu_requested, warn_of_unusable_gpus
 from popularity.core.stage import PROCESSES_VARIABLE
+from popularity.encoders.precision import resolve_precision
 from popularity.encoders.sources import Precision
 
 logger = logging.getLogger(__name__)
 
 WORKERS_VARIABLE = "POPULARITY_WORKERS"
+MAX_WORKERS = 8  # loader processes of a computing process; more only take memory
+BATCHES_PER_WORKER = 3  # in shared memory: two that wait, and one that is being made
+SHARED_MEMORY_FRACTION = 0.9  # of the free bytes, that batches may fill
 B = TypeVar("B")
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -40,11 +48,17 @@ def start_processes() -> PartialState:
     PartialState is the part of Accelerator that inference needs; it leaves a later Accelerator free to choose
     its own precision.
 
+    The device is the CPU if the topology says so, also on a machine with a GPU, or if torch can use no GPU.
+
     Raises:
         ConfigError: the number of processes in the group is not the number that was launched.
     """
+    on_cpu = cpu_requested()
+    if not on_cpu and not _accelerator_available():
+        warn_of_unusable_gpus()
+        on_cpu = True
     # One process may wait for another's last shard for longer than the backends' default of minutes.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     launched = int(os.environ.get(PROCESSES_VARIABLE) or os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
         alone = "each of them runs alone" if state.num_processes == 1 else f"{state.num_processes} form a group"
@@ -58,28 +72,67 @@ def start_processes() -> PartialState:
     return state
 
 
+def _accelerator_available() -> bool:
+    with warnings.catch_warnings():  # torch's own warning of a driver that it cannot use: ours says more
+        warnings.simplefilter("ignore")
+        return torch.accelerator.is_available()
+
+
 def loader_workers() -> int:
-    """Number of loader processes of each computing process: POPULARITY_WORKERS, by default cores over processes."""
+    """Number of loader processes of each computing process: POPULARITY_WORKERS, by default cores over processes.
+
+    The cores are those that the scheduler granted; MAX_WORKERS at most.
+    """
     setting = os.environ.get(WORKERS_VARIABLE)
     if setting is None:
-        return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return max(1, min(MAX_WORKERS, allocated_cores() // local_processes()))
     if not setting.isdecimal():
         raise ConfigError(f"{WORKERS_VARIABLE}: expected a whole number from 0 up, found {setting!r}")
     return int(setting)
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """An autocast context: bf16 if `precision` is bf16 and the device supports it, else float32.
+def workers_that_fit(batch: Any, workers: int) -> int:
+    """The number of loader processes, at most `workers`, whose batches have room in shared memory.
+
+    A container often has 64 MB of it, and a loader that finds it full dies of SIGBUS. So fewer loaders run, and a
+    warning says what to raise.
 
     Args:
-        device: on which the encoder runs.
-        precision: bf16 or fp32.
+        batch: as a loader makes it; tensors in tuples, lists, mappings or named tuples.
+        workers: wanted number.
     """
-    wanted = precision == "bf16"
-    supported = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    if wanted and not supported:
-        logger.warning("%s has no bf16: running in fp32", device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted and supported)
+    free, needed = free_shared_memory(), BATCHES_PER_WORKER * _tensor_bytes(batch)
+    if free is None or not needed:
+        return workers
+    room = int(SHARED_MEMORY_FRACTION * free / local_processes())
+    fitting = min(workers, room // needed)
+    if fitting < workers:
+        logger.warning(
+            "%d loader processes instead of %d: %s has %d MB free, and the batches of each need %d MB\n"
+            "  next: raise it (docker run --shm-size=8g, or mount a larger tmpfs), or lower batch_size in params.yaml",
+            *(fitting, workers, SHARED_MEMORY, free // 10**6, -(-needed // 10**6)),
+        )
+    return fitting
+
+
+def _tensor_bytes(batch: Any) -> int:
+    """The bytes of all tensors in `batch`."""
+    if isinstance(batch, Tensor):
+        return batch.numel() * batch.element_size()
+    if isinstance(batch, Mapping):
+        return sum(map(_tensor_bytes, batch.values()))
+    return sum(map(_tensor_bytes, batch)) if isinstance(batch, (tuple, list)) else 0
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """An autocast context of `precision` as `resolve_precision` understands it; none for float32.
+
+    Args:
+        device: that computes.
+        precision: of a section of params.yaml.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve_precision(precision, device))
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def as_float16(values: Tensor, encoder: str) -> Float16Array:
@@ -170,16 +223,10 @@ def encode_shards(
     if state.num_processes > 1:
         logger.info("%s: process %d of %d has %d shards", title, state.process_index, state.num_processes, len(mine))
     batches = [(index, rows) for index in mine for rows in plan.batches(shards[index])]
-    workers = min(loader_workers(), len(batches)) if len(batches) > 1 else 0  # a single batch overlaps with nothing
-    loader = DataLoader(
-        _Prepared([rows for _, rows in batches], prepare),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=state.device.type == "cuda",
-    )
+    loaded = _read_ahead(_Prepared([rows for _, rows in batches], prepare), state)
     total, finished = sum(len(shards[index]) for index in mine), list[Arrays]()
     with tqdm(total=total, desc=title, unit="post", disable=not state.is_main_process) as progress:
-        for (index, rows), batch in zip(batches, loader, strict=True):
+        for (index, rows), batch in zip(batches, loaded, strict=True):
             if isinstance(batch, PopularityError):
                 raise batch
             finished.append(encode(batch))
@@ -190,6 +237,17 @@ def encode_shards(
     state.wait_for_everyone()
 
 
+def _read_ahead(prepared: _Prepared[B], state: PartialState) -> Iterable[B | PopularityError]:
+    """The batches in order, made by loader processes. The first is made here: its size says how many of them fit."""
+    if len(prepared) < 2:  # a single batch overlaps with nothing
+        return (prepared[index] for index in range(len(prepared)))
+    first, rest = prepared[0], _Prepared(prepared.batches[1:], prepared.prepare)
+    wanted = min(loader_workers(), len(rest))
+    workers = workers_that_fit(first, wanted) if wanted else 0
+    loader = DataLoader(rest, batch_size=None, num_workers=workers, pin_memory=state.device.type == "cuda")
+    return chain([first], loader)
+
+
 def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> list[int]:
     """Indices of the shards that `directory` lacks, as the main process sees it: nodes may see a disk differently.
 
@@ -198,9 +256,21 @@ def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> lis
         plan: shards of the rows.
         state: of this process.
     """
+    names = [_shard_path(directory, index).name for index in range(len(plan.shards()))]
+    return missing_files(directory, names, state)
+
+
+def missing_files(directory: Path, names: Sequence[str], state: PartialState) -> list[int]:
+    """Indices of the files `names` that `directory` lacks, as the main process sees it.
+
+    Args:
+        directory: of finished work, on a disk that all processes share.
+        names: of all files.
+        state: of this process.
+    """
     # One listing, not a test of each name: a node may cache that a shared disk has no such file.
     there = {path.name for path in directory.iterdir()} if state.is_main_process else set()
-    found = [[index for index in range(len(plan.shards())) if _shard_path(directory, index).name not in there]]
+    found = [[index for index, name in enumerate(names) if name not in there]]
     if state.num_processes > 1:
         broadcast_object_list(found)
     return found[0]

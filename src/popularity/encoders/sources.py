@@ -18,7 +18,8 @@ from popularity.core.errors import ConfigError, MissingWeightsError
 # The files that loading needs; none of them can run code.
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+ComputedPrecision = Literal["bf16", "fp16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class EncoderParams(Section):
         revision: commit of the hub repository, 40 hex digits; empty for other sources.
         batch_size: rows per forward pass.
         shard_rows: rows per resumable shard.
-        precision: bf16 runs under autocast, fp32 does not.
+        precision: bf16 and fp16 run under autocast, fp32 does not; auto: see `precision.resolve_precision`.
     """
 
     loader: Annotated[str, Field(pattern=r"^[a-z]\w*$")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.contracts import POSTS, read_table
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, Tokens, write_block, write_tokens
+from popularity.encoders.precision import resolve_precision
 from popularity.encoders.sharding import (
     Arrays,
     ShardPlan,
@@ -58,6 +59,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
     """
     table = read_table(posts, POSTS).select("pid", "title", "tags", post=post_text())
     state, location = start_processes(), find_weights(params)
+    params = replace(params, precision=resolve_precision(params.precision, state.device))
     encoder = load_text_encoder(params).to(state.device)
     texts = distinct_texts(table)
     plan = ShardPlan(texts.height, params.shard_rows, params.batch_size)

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from accelerate import Accelerator
 
+from popularity.encoders.precision import resolve_precision
 from popularity.encoders.sharding import start_processes
+from popularity.encoders.sources import Precision
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: Precision) -> Accelerator:
     """The accelerator of this process, at the wanted precision.
 
     Args:
-        precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where it is supported, else fp16 on a GPU and fp32 on a CPU.
+        precision: `fp32`, `bf16`, `fp16`, or `auto`: see `resolve_precision`.
 
     Raises:
         ConfigError: several processes were launched, but they form no group.
     """
     device = start_processes().device
-    if precision == "auto":
-        if device.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        else:
-            precision = "bf16" if _fast_bf16() else "fp32"
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu")
-
-
-def _fast_bf16() -> bool:
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+    resolved = resolve_precision(precision, device)
+    return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved, cpu=device.type == "cpu")

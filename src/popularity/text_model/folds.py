@@ -1,7 +1,12 @@
-"""Fits the text model in every fold, predicts the valid rows, and keeps the model of `refit` for later posts."""
+"""Fits the text model in every fold, predicts the valid rows, and keeps the model of `refit` for later posts.
+
+The folds are divided among the processes of a launch. Each lies in a file of its own when it is finished, so that a
+killed run goes on after them, with any number of processes.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +14,21 @@ from pathlib import Path
 
 import polars as pl
 import torch
+from accelerate import PartialState
 from tqdm import tqdm
 
+from popularity.core.allocation import local_processes
 from popularity.core.contracts import REFIT, TEXT_PREDICTIONS, FoldKey, empty_table, read_table, write_table
 from popularity.core.parallel import ordered_map, torch_threads
+from popularity.encoders.sharding import missing_files
 from popularity.encoders.text import EmbedTextParams
 from popularity.text_model.model import TextModelParams, fit
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
+
+logger = logging.getLogger(__name__)
+
+Task = tuple[FoldKey, pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -28,48 +40,67 @@ class FoldInputs:
         features: folder that featurize wrote.
         encoder: section embed_text.
         params: section text_model.
-        state: folder of finished folds, which are not fitted again.
-        model_file: of the model of `refit`.
+        device: of this process.
+        state: folder of finished folds, which are not fitted again; on a disk that all processes share.
     """
 
     posts: pl.DataFrame
     features: Path
     encoder: EmbedTextParams
     params: TextModelParams
+    device: torch.device
     state: Path
-    model_file: Path
+
+    @property
+    def model_file(self) -> Path:
+        """The model of `refit`."""
+        return self.state / "model.safetensors"
 
 
-def fit_folds(inputs: FoldInputs, splits: pl.DataFrame, schemes: Sequence[str]) -> pl.DataFrame:
+def fit_folds(
+    inputs: FoldInputs, splits: pl.DataFrame, schemes: Sequence[str], processes: PartialState
+) -> pl.DataFrame:
     """Predictions of every fold's valid rows (contract TEXT_PREDICTIONS); empty without epochs.
+
+    Process k of n fits every n-th fold that is not finished, from the k-th on; all of them return the same predictions.
 
     Args:
         inputs: the same for every fold.
         splits: contract FOLDS.
         schemes: that are fitted in addition to `refit`.
+        processes: the state of this process.
     """
-    params = inputs.params
-    if not params.epochs:
+    if not inputs.params.epochs:
         return empty_table(TEXT_PREDICTIONS)
     folds = list(rows_of(splits, [*schemes, REFIT]))
-    parallel = 1 if torch.cuda.is_available() else params.parallel_folds
-    fits = ordered_map(partial(_predictions, inputs), folds, parallel=parallel, threads=params.num_threads)
-    predictions: pl.DataFrame = pl.concat(tqdm(fits, "text model", len(folds), unit="fold"))
-    return predictions.sort(TEXT_PREDICTIONS.key)
+    missing = missing_files(inputs.state, [key.file_name for key, _ in folds], processes)
+    mine = [folds[index] for index in missing[processes.process_index :: processes.num_processes]]
+    if processes.num_processes > 1:
+        logger.info("process %d of %d has %d folds", processes.process_index, processes.num_processes, len(mine))
+    fits = ordered_map(
+        partial(_fit_fold, inputs), mine, parallel=parallel_fits(inputs), threads=inputs.params.num_threads
+    )
+    for _ in tqdm(fits, "text model", len(mine), unit="fold", disable=not processes.is_main_process):
+        pass
+    processes.wait_for_everyone()
+    finished = [read_table(inputs.state / key.file_name, TEXT_PREDICTIONS) for key, _ in folds]
+    return pl.concat(finished).sort(TEXT_PREDICTIONS.key)
 
 
-def _predictions(inputs: FoldInputs, task: tuple[FoldKey, pl.DataFrame]) -> pl.DataFrame:
-    """Predictions (contract TEXT_PREDICTIONS) of one fold."""
+def parallel_fits(inputs: FoldInputs) -> int:
+    """Fits at the same time in this process: on a CPU its part of `parallel_folds`, on an accelerator one."""
+    return max(1, inputs.params.parallel_folds // local_processes()) if inputs.device.type == "cpu" else 1
+
+
+def _fit_fold(inputs: FoldInputs, task: Task) -> None:
+    """Writes the predictions (contract TEXT_PREDICTIONS) of one fold, and the model if it is that of `refit`."""
     key, rows = task
-    finished = inputs.state / key.file_name
-    if not finished.exists():
-        fold = load_fold(key, rows, inputs.posts, inputs.features)
-        with torch_threads(inputs.params.num_threads):
-            model = fit(fold.train, fold.label, fold.posted_at, inputs.encoder, inputs.params)
-            predicted = model.predict(fold.valid, fold.valid_at)
-        keys = fold.valid.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32))
-        if key.scheme == REFIT:
-            model.save(inputs.model_file)
-        predictions = keys.with_columns(prediction=pl.Series(predicted, dtype=pl.Float64))
-        write_table(predictions, finished, TEXT_PREDICTIONS)
-    return read_table(finished, TEXT_PREDICTIONS)
+    fold = load_fold(key, rows, inputs.posts, inputs.features)
+    with torch_threads(inputs.params.num_threads):
+        model = fit(fold.train, fold.label, fold.posted_at, inputs.encoder, inputs.params, inputs.device)
+        predicted = model.predict(fold.valid, fold.valid_at)
+    keys = fold.valid.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32))
+    if key.scheme == REFIT:
+        model.save(inputs.model_file)
+    predictions = keys.with_columns(prediction=pl.Series(predicted, dtype=pl.Float64))
+    write_table(predictions, inputs.state / key.file_name, TEXT_PREDICTIONS)

@@ -1,7 +1,9 @@
 """The text model: a text encoder whose last layers are trained on the label, with a linear head.
 
 The head reads the pooled vector and the numeric features of the post. The model learns the detrended label
-(`popularity.target.trend`), so that it orders posts of any date. Pooling and normalisation are the encoder's own.
+(`popularity.target.trend`), so that it orders posts of any date. A text is read and pooled as its encoder does it: with
+its full length where the tower attends to padding (SigLIP). The pooled vector is normalised, because those of CLIP and
+SigLIP have any length, and the rate of the head is made for values of about 1.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import DataError
 from popularity.core.tensors import read_tensors, write_tensors
+from popularity.encoders.precision import resolve_precision
 from popularity.encoders.prompting import unfreeze_last
+from popularity.encoders.sharding import autocast
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.target.trend import Trend
@@ -34,6 +38,7 @@ POOL_BATCHES = 16  # texts are sorted by length inside so many batches: little p
 PREDICT_BATCH_SIZE = 256
 SMOOTH_L1_BETA = 0.3  # standard deviations of the label; the loss of smaller errors is quadratic
 MAX_GRADIENT_NORM = 1.0
+CPU = torch.device("cpu")
 Rate = Annotated[float, Field(ge=0)]
 
 
@@ -52,7 +57,7 @@ class TextModelParams(Section):
         weight_decay: of layers and head.
         warmup_fraction: of the steps, in which the rates rise; then they fall linearly to 0.
         num_threads: of a fit on a CPU; part of the result: another number may change the last bits.
-        parallel_folds: fits at the same time, no part of the result; one on an accelerator.
+        parallel_folds: fits at the same time on a machine, no part of the result; one a process on an accelerator.
     """
 
     seed: int
@@ -140,19 +145,21 @@ class TextModel(nn.Module):
         """(n,) standardised detrended labels.
 
         Only training uses half precision (if `embed_text.precision` says so). So the prediction of a post is the same
-        to the sixth digit in any batch.
+        to the sixth digit in any batch. Padding beyond the longest text is left out where the tower does not read it.
 
         Args:
             texts: tokens of n posts.
             numeric: (n, k) of NumericFeatures.
         """
         device = self.head.weight.device
-        longest = int(texts.attention_mask.sum(dim=1).max())
-        ids, mask = (tokens[:, :longest].to(device) for tokens in (texts.input_ids, texts.attention_mask))
-        half = torch.is_grad_enabled() and self.encoder.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        width = texts.input_ids.shape[1]
+        if not self.tokenizer.fixed_length:
+            width = int(texts.attention_mask.sum(dim=1).max())
+        ids, mask = (tokens[:, :width].to(device) for tokens in (texts.input_ids, texts.attention_mask))
+        with autocast(device, self.encoder.precision if torch.is_grad_enabled() else "fp32"):
             pooled = self.tower(ids, mask)[0]
-        joined = torch.cat([pooled.float() * self.tower.out_features**0.5, numeric.to(device)], dim=1)
+        direction = functional.normalize(pooled.float(), dim=1) * self.tower.out_features**0.5  # values of about 1
+        joined = torch.cat([direction, numeric.to(device)], dim=1)
         standardised: Tensor = self.head(joined)[:, 0]
         return standardised
 
@@ -219,6 +226,7 @@ def fit(
     posted_at: Int64Array,
     encoder: EmbedTextParams,
     params: TextModelParams,
+    device: torch.device = CPU,
 ) -> TextModel:
     """The text model fitted on n posts.
 
@@ -228,6 +236,7 @@ def fit(
         posted_at: (n,) microseconds.
         encoder: section embed_text.
         params: section text_model.
+        device: on which it is fitted, and stays.
 
     Raises:
         DataError: the loss is not finite.
@@ -241,7 +250,7 @@ def fit(
     model.head.reset_parameters()
     model.get_buffer("centre").fill_(float(np.median(detrended)))
     model.get_buffer("spread").fill_(float(detrended.std()) or 1.0)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
     inputs = _Inputs(model, features)
     target = torch.from_numpy(detrended).to(model.head.weight) - model.get_buffer("centre")
     target = target / model.get_buffer("spread")
@@ -254,15 +263,20 @@ def fit(
     schedule = transformers.get_scheduler(
         "linear", optimizer, num_warmup_steps=round(params.warmup_fraction * steps), num_training_steps=steps
     )
+    scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(encoder.precision, device) == "fp16")
     for rows in batches(inputs.lengths, params):
         loss = functional.smooth_l1_loss(model(*inputs.batch(rows)), target[rows], beta=SMOOTH_L1_BETA)
         if not bool(torch.isfinite(loss)):
             raise DataError("the loss of the text model is not finite", fix="lower text_model.lr in params.yaml")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_([*trained, *model.head.parameters()], MAX_GRADIENT_NORM)
-        optimizer.step()
-        schedule.step()
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        if scaler.get_scale() >= scale:  # a step whose gradients overflow in fp16 is skipped, and moves no schedule
+            schedule.step()
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from popularity.core.arrays import Int64Array
+from popularity.encoders.sharding import workers_that_fit
 from popularity.network.dataset import Batch, PostReader, to_device
 
 
@@ -98,8 +99,10 @@ def load_batches(
         read: rows (b,) -> Batch.
         passes: rows (b,) of each batch.
         device: the batches are moved to it.
-        workers: 0 reads in this process.
+        workers: 0 reads in this process; fewer are taken where shared memory has no room for their batches.
     """
+    if workers and len(passes):
+        workers = workers_that_fit(read(passes[0]), workers)
     loader: DataLoader[Batch] = DataLoader(
         _Passes(read, passes), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
     )
