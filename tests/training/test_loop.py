@@ -134,8 +134,8 @@ def test_the_text_tower_runs_in_every_step_only_where_a_prompt_is_trained(bert: 
             history, _ = small_run(train_params(epochs=4, **off), bert, tmp_path / str(trained), held_out=False)
         assert len(history) == 4
         found[trained] = runs
-    assert len(found[False]) == 2  # once each for G and L
-    assert len(found[True]) >= 2 * 4
+    assert len(found[False]) == 1 + 2  # for its width, and once each for G and L
+    assert len(found[True]) >= 1 + 2 * 4
 
 
 def test_temperatures_move_where_they_are_learnt(bert: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from popularity.core.errors import ConfigError
 from popularity.encoders.prompting import PromptLayout, PromptTokens, PromptTower
-from popularity.network.attention import CrossModalAttention
+from popularity.network.attention import CrossModalAttention, SharedTokens
 from popularity.network.dataset import Batch
 from popularity.network.losses import attention_logits, cosines, global_logits, local_logits
 from popularity.network.params import CLASS_LEVEL, MIN_TEMPERATURE, NetworkParams, TemperatureParams
@@ -112,6 +112,8 @@ class PrototypeNetwork(nn.Module):
     Attributes:
         prompts_together: G and L pass through the tower in one pass of 2K prompts. That halves what is launched, but
             pads the shorter ones: None, the default, does it on an accelerator and not on a CPU.
+        shared_attention: in training, the first layer uses that the posts of a fold share their prototypes. That saves
+            most of the attention, and launches more: None, the default, does it on a CPU alone.
 
     Raises:
         ConfigError: a level without a class.
@@ -158,6 +160,7 @@ class PrototypeNetwork(nn.Module):
         self.image_tower = image_tower
         self._frozen_tower = (tower,)  # in a tuple, so that a frozen tower is neither saved nor trained
         self.prompts_together: bool | None = None
+        self.shared_attention: bool | None = None
         self._layouts: tuple[torch.device, bool, list[PromptLayout]] | None = None
 
     @property
@@ -261,13 +264,19 @@ class PrototypeNetwork(nn.Module):
         self, image: Tensor, batch: Batch, attention_weights: list[Tensor] | None
     ) -> tuple[Tensor, dict[str, LevelOutputs]]:
         """x~ (b, D) and the attended tokens of every level."""
-        sequence, spans = self.sequence(image, batch)
-        out = self.attention(sequence, attention_weights)
-        attended = out[:, 0]
+        if self._shares_tokens(batch) and attention_weights is None:
+            shared, spans = self._shared_tokens(image, batch)
+            out = self.attention.forward_shared(shared)
+        else:
+            sequence, spans = self.sequence(image, batch)
+            out = self.attention(sequence, attention_weights)
+        # One split, not a slice each: its gradient is written once.
+        sizes = [kind.stop - kind.start for span in spans.values() for kind in span[:2] if kind is not None]
+        first, *rest = out.split([1, *sizes], dim=1)
+        attended, parts = first[:, 0], iter(rest)
         levels: dict[str, LevelOutputs] = {}
         for name, span in spans.items():
-            visual = out[:, span.visual] if span.visual is not None else None
-            text = out[:, span.text] if span.text is not None else None
+            visual, text = (None if kind is None else next(parts) for kind in span[:2])
             logits = attention_logits(attended, visual, text, self.temperature("visual"), self.temperature("text"))
             levels[name] = LevelOutputs(visual, text, logits, span)
         return attended, levels
@@ -307,6 +316,25 @@ class PrototypeNetwork(nn.Module):
                 start += level_tokens.shape[1]
             spans[name] = LevelTokens(**slices, classes=classes, target=torch.where(found, column, -1))
         return torch.cat(tokens, dim=1), spans
+
+    def _shares_tokens(self, batch: Batch) -> bool:
+        """Whether the posts of a fold share all prototypes, which is used where matrices are what a step waits for."""
+        shared = self.training and not any(self._takes_top_k(name) for name in self.level_names)
+        return shared and (batch.image.device.type == "cpu" if self.shared_attention is None else self.shared_attention)
+
+    def _shared_tokens(self, image: Tensor, batch: Batch) -> tuple[SharedTokens, dict[str, LevelTokens]]:
+        """`sequence` in training, without a copy of the prototypes for every post."""
+        parts, spans, start = list[Tensor](), dict[str, LevelTokens](), 1
+        fold = torch.zeros_like(batch.fold)
+        for index, name in enumerate(self.level_names):
+            slices: dict[str, slice | None] = {"visual": None, "text": None}
+            for kind in self.params.attention.prototypes:
+                prototypes, fold = self._shared(name, kind, batch)
+                parts.append(self.attention.project(prototypes, kind))
+                slices[kind] = slice(start, start + prototypes.shape[1])
+                start += prototypes.shape[1]
+            spans[name] = LevelTokens(**slices, classes=None, target=batch.target[:, index])
+        return SharedTokens(image, torch.cat(parts, dim=1), fold), spans
 
     def _shared(self, level: str, kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """(folds, k, d) prototypes that the posts of each fold share, and the posts' folds (b,).
