@@ -78,6 +78,7 @@ def test_a_lost_process_costs_no_more_than_an_epoch(two: Path, bert: Path, tmp_p
 def test_two_processes_equal_one(name: str, two: Path, bert: Path, tmp_path: Path) -> None:
     stored = json.loads((two / name / "history.json").read_text())
     assert stored["processes"] == 2
+    assert stored["seconds"] <= 3600  # a process that hangs is noticed within an hour
     history, weights = small_run(train_params(**SETTINGS[name]), bert, tmp_path / "state")
     assert len(history) == len(stored["history"])
     for one, other in zip(history, stored["history"], strict=True):

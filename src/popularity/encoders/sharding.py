@@ -34,17 +34,20 @@ B = TypeVar("B")
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def start_processes() -> PartialState:
+def start_processes(patience: timedelta = timedelta(days=1)) -> PartialState:
     """The state of this process among those that `popularity.launch` started: device, index, count.
 
     PartialState is the part of Accelerator that inference needs; it leaves a later Accelerator free to choose
     its own precision.
 
+    Args:
+        patience: time for which a process waits for the others before it fails, as the first call of a process sets it.
+            By default long: one may wait for another's last shard for longer than the backends' default of minutes.
+
     Raises:
         ConfigError: the number of processes in the group is not the number that was launched.
     """
-    # One process may wait for another's last shard for longer than the backends' default of minutes.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=patience)
     launched = int(os.environ.get(PROCESSES_VARIABLE) or os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
         alone = "each of them runs alone" if state.num_processes == 1 else f"{state.num_processes} form a group"

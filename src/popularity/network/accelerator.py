@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from popularity.encoders.sharding import start_processes
+
+PATIENCE = timedelta(minutes=50)  # a process that hangs is noticed within the hour; no step and no shard takes as long
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -17,7 +21,7 @@ def make_accelerator(precision: str) -> Accelerator:
     Raises:
         ConfigError: several processes were launched, but they form no group.
     """
-    device = start_processes().device
+    device = start_processes(PATIENCE).device
     if precision == "auto":
         if device.type == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"

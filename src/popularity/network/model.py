@@ -22,6 +22,8 @@ from popularity.network.losses import attention_logits, cosines, global_logits, 
 from popularity.network.params import CLASS_LEVEL, MIN_TEMPERATURE, NetworkParams, TemperatureParams
 from popularity.network.prompts import InstancePrompt, SoftPrompt
 
+COMPUTING_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of a precision, for `PrototypeNetwork.hold_in`
+
 
 class TaxonomyLevel(NamedTuple):
     """Prototypes of one level, L2-normalised.

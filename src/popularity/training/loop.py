@@ -32,7 +32,7 @@ from popularity.core.errors import ContractError, DataError
 from popularity.encoders.sharding import loader_workers
 from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import eligible_posts, head_log_probabilities, loss_terms, rank_of_target, term_weight
-from popularity.network.model import PrototypeNetwork
+from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import TrainParams
 from popularity.training.batches import BatchLoader, BatchPlan, Step, TrainingPosts
 from popularity.training.optimizer import GradientClipping, freeze_unused, make_optimizer, make_schedule
@@ -44,7 +44,6 @@ OnEpoch = Callable[[int, Epoch], None]
 PROGRESS_METRICS = ("train/loss", "validation/top1/mean")
 CHECKPOINT = "checkpoint"
 AGREE_STEPS = 16  # of several processes, between two questions whether a checkpoint is due
-COMPUTING_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DivergenceError(DataError):
