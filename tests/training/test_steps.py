@@ -81,8 +81,7 @@ def fp16_accelerator(scale: float) -> Accelerator:
 def test_an_fp16_step_waits_once(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not loop.fused_optimizer(fp16_accelerator(1.0))
     # The numbers of steps of an AdamW that is not fused are on the host; these reads are no waits.
-    monkeypatch.setattr("torch.optim.adamw._get_value", lambda value: value, raising=False)
-    monkeypatch.setattr("torch.optim.adam._get_value", lambda value: value)
+    monkeypatch.setattr(torch.optim.adam, "_get_value", lambda value: 1)
     few, many = (operations(bert, tmp_path / str(steps), steps, {}, fp16_accelerator(1.0)) for steps in (2, 5))
     assert many.counts["_local_scalar_dense"] - few.counts["_local_scalar_dense"] == 3
     assert many.waits - few.waits == 3
@@ -90,8 +89,7 @@ def test_an_fp16_step_waits_once(bert: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_a_skipped_step_does_not_move_the_rates(bert: Path, tmp_path: Path) -> None:
     """The first steps overflow until the scale is small enough."""
-    accelerator = fp16_accelerator(2.0**130)
-    history, _ = small_run(train_params(epochs=8), bert, tmp_path, accelerator)
+    history, _ = small_run(train_params(epochs=8), bert, tmp_path, fp16_accelerator(2.0**120))
     moved = json.loads((tmp_path / "checkpoint" / "schedule.json").read_text())["last_epoch"]
     assert 0 < moved < 3 * len(history)
     whole, _ = small_run(train_params(epochs=8), bert, tmp_path / "small", fp16_accelerator(1.0))

@@ -187,6 +187,7 @@ class PrototypeNetwork(nn.Module):
         global_prompts, local_prompts = encoded
         return global_prompts, local_prompts
 
+    @torch.compiler.disable
     def _prompt_layouts(self) -> tuple[bool, list[PromptLayout]]:
         """Whether G and L share a pass, and their layouts, which are made once and stay on the tower's device."""
         device = self.text_tower.prefix.device
@@ -194,7 +195,7 @@ class PrototypeNetwork(nn.Module):
         if self._layouts is None or self._layouts[:2] != (device, together):
             lengths = [len(prompt.context) for prompt in (self.global_prompt, self.local_prompt)]
             parts = [lengths] if together else [[length] for length in lengths]
-            with torch.inference_mode(mode=False):  # they outlive the pass
+            with torch.inference_mode(False):  # they outlive the pass
                 layouts = [layout for part in parts for layout in self.text_tower.layouts(self.names, part)]
             self._layouts = device, together, layouts
         return together, self._layouts[2]

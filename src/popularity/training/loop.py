@@ -149,6 +149,20 @@ class _Begun:
         return cls(steps, accelerator.reduce(table[:steps].clone(), "sum").tolist())
 
 
+class _Terms(NamedTuple):
+    """The terms of the objective in one step, on the device.
+
+    Args:
+        counts: (terms,) posts that each is averaged over.
+        weights: (terms,) of Eq 8.
+        sums: (terms,) this process's summand of their means; grows with each pass.
+    """
+
+    counts: Tensor
+    weights: Tensor
+    sums: Tensor
+
+
 class CheckpointClock:
     """Says when a checkpoint within an epoch is due; all processes get the same answer.
 
@@ -219,13 +233,14 @@ class _Run:
         with torch.random.fork_rng(devices=[], enabled=begun.steps > 0):
             batches = self.loader.batches([rows for step in steps[begun.steps :] for rows in step.passes])
         counts = self.eligible_counts(reader, steps)
+        weights = torch.tensor([term_weight(self.network, name) for name in counts], device=self.accelerator.device)
+        of_steps = torch.tensor(list(zip(*counts.values(), strict=True)), device=self.accelerator.device)
         table = torch.zeros(len(steps), len(counts), device=self.accelerator.device)
         if begun.steps and self.accelerator.is_main_process:
             table[: begun.steps] = torch.tensor(begun.table, device=table.device)
         clipping = GradientClipping(self.network, self.params.clip_norm)
         for index in range(begun.steps, len(steps)):
-            step_counts = {name: of_steps[index] for name, of_steps in counts.items()}
-            self.backward(batches, len(steps[index].passes), step_counts, table[index])
+            self.backward(batches, len(steps[index].passes), _Terms(of_steps[index], weights, table[index]))
             self.accelerator.unscale_gradients(self.optimizer)
             clipping()
             self.optimizer.step()
@@ -241,26 +256,26 @@ class _Run:
         sums = {name: np.add.reduceat(mask.numpy(), starts, dtype=np.int64) for name, mask in masks.items()}
         return {name: np.maximum(count, 1).tolist() for name, count in sums.items()}
 
-    def backward(self, batches: Iterator[Batch], passes: int, counts: Mapping[str, int], sums: Tensor) -> None:
-        """Leaves the gradients of one step in the network, and adds its terms to `sums` (terms,).
+    def backward(self, batches: Iterator[Batch], passes: int, step: _Terms) -> None:
+        """Leaves the gradients of one step in the network, and adds its terms to `step.sums`.
 
         Args:
             batches: the batches of its passes come next.
             passes: number of them.
-            counts: posts of the step over which each term is averaged.
-            sums: of this process.
+            step: what its terms are divided by and weighted with.
         """
+        processes = self.accelerator.num_processes
         for index in range(passes):
             batch = next(batches)
             with nullcontext() if index == passes - 1 else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     outputs = self.model(batch, self.prompts)
                     terms = loss_terms(self.network, outputs, batch)
-                means = {name: values.sum() / counts[name] for name, values in terms.items()}
-                loss = torch.stack([term_weight(self.network, name) * mean for name, mean in means.items()]).sum()
+                means = torch.stack(list(terms.values())).sum(dim=1) / step.counts
+                loss = (step.weights * means).sum()
                 # The processes average their gradients; their sum is needed.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            sums += torch.stack([means[name].detach() for name in counts])
+                self.accelerator.backward(loss * processes if processes > 1 else loss)
+            step.sums.add_(means.detach())
 
     def training_means(self, table: Tensor, reader: PostReader, steps: Sequence[Step]) -> Epoch:
         """Means over the epoch of the terms in `table` (steps, terms)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import transformers
 from torch import nn
@@ -72,9 +74,17 @@ class GradientClipping:
         self.norm = norm
         self.groups = [[parameter for _, parameter in named] for named in parameter_groups(network).values()]
 
+    @torch.no_grad()
     def __call__(self) -> None:
-        for parameters in self.groups:
-            nn.utils.clip_grad_norm_(parameters, self.norm)
+        groups = [[each.grad for each in parameters if each.grad is not None] for parameters in self.groups]
+        groups = [gradients for gradients in groups if gradients]
+        norms = torch._foreach_norm([gradient for gradients in groups for gradient in gradients])
+        ends = list(itertools.accumulate(len(gradients) for gradients in groups))
+        parts = [norms[end - len(gradients) : end] for end, gradients in zip(ends, groups, strict=True)]
+        totals = torch.stack([torch.linalg.vector_norm(torch.stack(part)) for part in parts])
+        factors = (self.norm / (totals + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
+        for gradients, factor in zip(groups, factors.unbind(), strict=True):
+            torch._foreach_mul_(gradients, factor)
 
 
 def freeze_unused(network: PrototypeNetwork) -> None:
