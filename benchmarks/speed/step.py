@@ -145,9 +145,8 @@ def task_attention(folder: Path, posts: str, flags: str = "{}") -> dict[str, dic
     params, costs = network_params(given), dict[str, list[dict[str, float]]]()
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root, tower = Path(name), load_prompt_tower(minilm())
-        content = random_content(
-            root, int(posts), given["classes"], (1280, tower.spec.width), params.network.prototypes.folds
-        )
+        widths, folds = (1280, tower.spec.width), params.network.prototypes.folds
+        content = random_content(root, int(posts), given["classes"], widths, folds)
         for step in range(int(given["steps"]) + 1):
             for kind, shared in (("pairs", False), ("shared", True)):
                 cost = _two_steps_less_one(content, tower, params, root, shared=shared)
