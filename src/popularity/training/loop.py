@@ -79,7 +79,7 @@ def train_network(
 
     Raises:
         DataError: no rows to train on, or a checkpoint that cannot be read.
-        DivergenceError: the loss of an epoch is not finite; the checkpoint stays that of the epoch before.
+        DivergenceError: the loss of an epoch is not finite; the checkpoint is of a step before its end.
     """
     if not len(posts.train):
         raise DataError("no post to train on has a known class", expected="at least one")
