@@ -147,7 +147,7 @@ def test_both_prompts_in_one_pass_are_those_of_a_pass_each(kind: str, tmp_path: 
             network.class_prompts()
             prompts = network.class_prompts()
             contexts = [network.global_prompt.context, network.local_prompt.context]
-            grads = torch.autograd.grad(sum((each**3).sum() for each in prompts), contexts)
+            grads = torch.autograd.grad(torch.stack([(each**3).sum() for each in prompts]).sum(), contexts)
             found.append((*prompts, *grads))
             if not together:
                 assert passes == [1] * 4
