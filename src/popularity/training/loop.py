@@ -422,7 +422,7 @@ def _restore(
     # A listing, not a test of the name: nodes that share a disk may cache what they last found at a name.
     found = CHECKPOINT in {path.name for path in state.glob("*")}
     files = ("history.json", "begun.json")
-    texts = [(folder / name).read_text(encoding="utf-8") for name in files] if found else []
+    texts = [(folder / name).read_bytes() for name in files] if found else []
     agreed = [texts]
     if accelerator.num_processes > 1:
         broadcast_object_list(agreed)
