@@ -4,6 +4,8 @@
     python -m benchmarks.speed stack --posts 48619 --csv stack.csv
     python -m benchmarks.speed network --posts 305613 --encoder clip --steps 200
     python -m benchmarks.speed all                          # every section: `make bench`, up to 40 minutes
+    python -m benchmarks.speed launches                     # operations of a training step, before and after
+    python -m benchmarks.speed attention                    # on a CPU: attention in linear time against all pairs
     python -m benchmarks.speed data --out smpd --posts 486194          # the data set itself
 
 | subcommand | ours | baseline |
@@ -18,7 +20,9 @@
 Each number is of its own process; ours and the baseline alternate. Seconds are wall-clock time, CPU is of all threads:
 on a busy machine CPU and the ratio are reliable. The ratio is CPU of the baseline over CPU of ours. Growth is the
 exponent of the CPU time in the number of posts. `network` needs torch, transformers and accelerate alone, and runs on
-the accelerator if there is one: then the ratio is of seconds.
+the accelerator if there is one: then the ratio is of seconds. `launches` counts the operations that a training step
+launches on an accelerator, and how often the host waits for it: with G, L and each parameter's update apart, then as
+they are taken.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ LARGEST = {
     "change": 2000,
 }  # fmt: skip
 MIN_POSTS = 300
+STEP_POSTS = 3000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,10 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_csv_flag(command)
         if name == "network":
             add_network_flags(command)
+    for name, defaults in STEPS.items():
+        add_network_flags(commands.add_parser(name), **defaults)
     add_data_flags(commands.add_parser("data", help="write a data set of any size in the official layout"))
     args = parser.parse_args(argv)
     if args.section == "data":
         print(json.dumps(measure("speed.features", "data", args.out.resolve(), *data_words(args))))
+        return
+    if args.section in STEPS:
+        print(step_table(args.section, network_flags(args)))
         return
     flags = network_flags(args) if args.section == "network" else {}
     rows: list[dict[str, Any]] = []
@@ -75,8 +85,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(rows, args.csv)
 
 
-def add_network_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the network, which replace values of section train."""
+# Of each task of step.py: the defaults of its flags.
+STEPS: dict[str, dict[str, Any]] = {
+    "launches": {"encoder": "clip", "classes": 77, "dim": 512, "depth": 2, "precision": "fp32"},
+    "attention": {"classes": 174},
+}
+
+
+def step_table(task: str, flags: dict[str, Any]) -> str:
+    """The result of a task of step.py as a table, with the ratio of the first row to the second."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = {name: value for name, value in flags.items() if value is not None}
+        words = [*([str(STEP_POSTS)] if task == "attention" else []), json.dumps(given)]
+        found = measure("speed.step", task, Path(folder), *words)
+    kinds = {"launches": ("apart", "joint"), "attention": ("pairs", "shared")}[task]
+    value = {"launches": "launched", "attention": "cpu"}[task]
+    first, second = (found[kind] for kind in kinds)
+    rows = [{"step": kind, **found[kind]} for kind in kinds]
+    return f"{text_table(rows, digits=2)}\n\nratio of {value}: {first[value] / second[value]:.2f}"
+
+
+def add_network_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Adds the flags of the network, which replace values of section train.
+
+    Args:
+        parser: of a command.
+        defaults: of the flags, where the command has others.
+    """
     parser.add_argument(
         "--encoder", choices=["clip", "minilm"], default="minilm", help="clip: the size of CLIP, random weights"
     )
@@ -85,6 +120,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", type=int, help="of the attention; replaces that of params.yaml")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.set_defaults(**defaults)
 
 
 def network_flags(args: argparse.Namespace) -> dict[str, Any]:

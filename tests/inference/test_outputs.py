@@ -6,11 +6,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
+from popularity.inference.embed import VECTORS, packed_arrays
 from popularity.inference.outputs import SCALARS, describe_posts
 from popularity.network.dataset import Batch
 from popularity.network.model import PrototypeNetwork
@@ -116,3 +118,21 @@ def test_the_distance_of_image_and_text_needs_equal_widths(tower: PromptTower) -
     network = make_network(tower)
     found = described(network, awkward_batch(network))["scalars"]
     assert found[:, SCALARS.index("distance.image_text")].isnan().all()
+
+
+def test_outputs_leave_the_device_in_one_copy_for_each_type(
+    tower: PromptTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = make_network(tower)
+    found = described(network, awkward_batch(network))
+    copies: list[torch.dtype] = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (copies.append(self.dtype), cpu(self))[1])
+    arrays = packed_arrays(found)
+    on_device = [dtype for dtype in copies if dtype in (torch.float32, torch.int64)]
+    assert len(on_device) == len(set(on_device)) == 2
+    assert arrays.keys() == found.keys()
+    for name, values in found.items():
+        expected = values.half() if name in VECTORS else values
+        np.testing.assert_array_equal(arrays[name], expected.numpy(), err_msg=name)
+        assert arrays[name].dtype == expected.numpy().dtype

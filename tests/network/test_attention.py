@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from popularity.core.config import parse_section
 from popularity.core.errors import ConfigError
-from popularity.network.attention import CrossModalAttention, Dropout, Layer
+from popularity.network.attention import CrossModalAttention, Dropout, Layer, SharedTokens
 from popularity.network.params import AttentionParams
 from tests.network.small_network import VALUES, network_params, unit_rows
 
@@ -156,3 +158,42 @@ def test_heads_that_do_not_divide_the_dim_are_refused() -> None:
     values = {**VALUES["attention"], "num_heads": 3}
     with pytest.raises(ConfigError, match=r"train\.network\.attention: .*num_heads must divide dim, found 3 and 16"):
         parse_section("train.network.attention", values, AttentionParams)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("folds", [1, 3])
+def test_shared_prototypes_in_linear_time_give_the_same_tokens_and_gradients(depth: int, folds: int) -> None:
+    attention = module(depth=depth, dropout=0.25).train().double()
+    image = attention.project(unit_rows(7, 6, seed=2).double(), "image")
+    prototypes = attention.project(unit_rows(folds, 11, 6, seed=3).double(), "visual")
+    shared = SharedTokens(image, prototypes, torch.arange(7) % folds)
+    weights = torch.randn(7, 12, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for run in (lambda: attention(shared.sequence()), lambda: attention.forward_shared(shared)):
+        torch.manual_seed(3)  # the same dropout
+        out = run()
+        named = {name: parameter for name, parameter in attention.named_parameters() if "text_projection" not in name}
+        named = {name: parameter for name, parameter in named.items() if name != "kinds.text"}
+        grads = torch.autograd.grad((out * weights).sum(), list(named.values()), retain_graph=True)
+        found.append({"out": out, **dict(zip(named, grads, strict=True))})
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, atol=1e-5, rtol=1e-5, msg=name)
+    assert found[0]["out"].std() > 0.1
+
+
+def test_shared_prototypes_need_no_product_of_all_pairs_for_every_post() -> None:
+    """Operations grow with b m: twice the posts are less than twice the operations of the attention."""
+    attention = module(depth=1, dim=16).train()
+
+    def flops(posts: int, *, shared: bool) -> int:
+        image = torch.randn(posts, 16)
+        tokens = SharedTokens(image, torch.randn(2, 200, 16), torch.arange(posts) % 2)
+        with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+            attention.forward_shared(tokens) if shared else attention(tokens.sequence())
+        return int(counted.get_total_flops())
+
+    dense, linear = (flops(64, shared=shared) - flops(32, shared=shared) for shared in (False, True))
+    pairs = 32 * 4 * 16 * 201**2  # queries by keys, weights by values
+    rest = 32 * 2 * 16 * 16 * (3 + 1 + 4) * 201
+    assert dense == pairs + rest
+    assert linear < 0.75 * rest

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from popularity.encoders.prompting import PromptTower
+from popularity.encoders.prompting import PromptTower, load_prompt_tower
 from popularity.network.heads import loss_terms
+from popularity.network.model import PrototypeNetwork
 from popularity.network.prompts import InstancePrompt, SoftPrompt
+from tests.encoders.tiny_encoders import save_bert, save_clip, save_siglip, text_params
 from tests.network.small_network import (
     IMAGE_WIDTH,
     INSTANCE,
@@ -15,7 +19,9 @@ from tests.network.small_network import (
     TEXT_WIDTH,
     gradients,
     make_network,
+    network_params,
     small_batch,
+    small_levels,
     total_loss,
     unit_rows,
     without_picture,
@@ -118,3 +124,43 @@ def test_without_instance_prompts_the_cached_text_is_read(tower: PromptTower) ->
     network = make_network(tower)
     batch = small_batch(network)
     assert torch.equal(network(batch._replace(texts=tower.tokenize(["dog"] * 7, 12))).pooled, batch.pooled)
+
+
+@pytest.mark.parametrize("kind", ["bert", "clip", "siglip"])
+def test_both_prompts_in_one_pass_are_those_of_a_pass_each(kind: str, tmp_path: Path) -> None:
+    """Padding of the shorter ones changes nothing, and the layouts are made once."""
+    save = {"bert": save_bert, "clip": save_clip, "siglip": save_siglip}[kind]
+    tokens = 8 if kind == "siglip" else 12
+    tower = load_prompt_tower(
+        text_params(loader=f"{kind}_text", weights=f"path:{save(tmp_path / kind)}", max_tokens=tokens)
+    )
+    found = []
+    passes: list[int] = []
+    encode, layouts = PromptTower.encode, PromptTower.layouts
+    made: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PromptTower, "encode", lambda *args: (passes.append(len(args[1])), encode(*args))[1])
+        patch.setattr(PromptTower, "layouts", lambda *args: (made.append(1), layouts(*args))[1])
+        for together in (False, True):
+            network = small_prompt_network(tower)
+            network.prompts_together = together
+            network.class_prompts()
+            prompts = network.class_prompts()
+            contexts = [network.global_prompt.context, network.local_prompt.context]
+            grads = torch.autograd.grad(torch.stack([(each**3).sum() for each in prompts]).sum(), contexts)
+            found.append((*prompts, *grads))
+            if not together:
+                assert passes == [1] * 4
+                assert len(made) == 2
+    assert passes == [1] * 4 + [2] * 2
+    assert len(made) == 3
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def small_prompt_network(tower: PromptTower) -> PrototypeNetwork:
+    levels = {"subcategory": small_levels()["subcategory"]}
+    levels = {"subcategory": levels["subcategory"]._replace(text=unit_rows(len(NAMES), tower.spec.width))}
+    torch.manual_seed(0)
+    return PrototypeNetwork(network_params(), levels, tower, tower.tokenize(NAMES, tower.spec.longest))

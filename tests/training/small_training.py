@@ -45,6 +45,8 @@ TRAIN: dict[str, Any] = {
     "clip_norm": 1.0,
     "precision": "fp32",
     "unfreeze_layers": 0,
+    "compile": False,
+    "checkpoint_minutes": 0.0,
 }
 
 

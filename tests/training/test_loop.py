@@ -12,10 +12,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from popularity.core.arrays import Int64Array
 from popularity.core.errors import DataError
-from popularity.encoders.prompting import PromptTower
 from popularity.encoders.sources import Precision
 from popularity.network.accelerator import make_accelerator
 from popularity.network.dataset import Batch, PostReader
@@ -129,14 +129,14 @@ def test_the_text_tower_runs_in_every_step_only_where_a_prompt_is_trained(bert: 
         off = {} if trained else {"weights.global_prompt": 0.0, "weights.local_prompt": 0.0}
         with torch.nn.modules.module.register_module_forward_hook(
             lambda module, _inputs, _output, runs=runs: (
-                runs.append("tower") if isinstance(module, PromptTower) else None
+                runs.append("tower") if isinstance(module, PreTrainedModel) else None
             )
         ):
             history, _ = small_run(train_params(epochs=4, **off), bert, tmp_path / str(trained), held_out=False)
         assert len(history) == 4
         found[trained] = runs
-    assert len(found[False]) == 2  # once each for G and L
-    assert len(found[True]) >= 2 * 4
+    assert len(found[False]) == 1 + 2  # for its width, and once each for G and L
+    assert len(found[True]) >= 1 + 2 * 4
 
 
 def test_temperatures_move_where_they_are_learnt(bert: Path, tmp_path: Path) -> None:

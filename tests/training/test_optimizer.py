@@ -11,7 +11,13 @@ import torch
 
 from popularity.encoders.prompting import PromptTower, unfreeze_last
 from popularity.network.model import PrototypeNetwork
-from popularity.training.optimizer import clip, freeze_unused, make_optimizer, make_schedule, parameter_groups
+from popularity.training.optimizer import (
+    GradientClipping,
+    freeze_unused,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+)
 from tests.network.small_network import INSTANCE, THREE_LEVELS, TOP_K, gradients, make_network, small_batch, total_loss
 from tests.training.small_training import small_tower, train_params
 
@@ -103,7 +109,7 @@ def test_each_part_is_clipped_apart(tower: PromptTower) -> None:
     before = {part: norm_of(network, part) for part in parameter_groups(network)}
     assert len(set(before.values())) == 3
     bound = sorted(before.values())[1]  # of the three groups one is above it
-    clip(network, bound)
+    GradientClipping(network, bound)()
     for part, norm in before.items():
         assert norm_of(network, part) == pytest.approx(min(norm, bound), rel=1e-4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,7 +67,9 @@ def test_a_lost_process_costs_no_more_than_an_epoch(two: Path, bert: Path, tmp_p
     _, messages = process.communicate(timeout=170)
     assert process.returncode == 0, messages
     (message,) = [line for line in messages.splitlines() if "resuming after epoch" in line][:1]
-    assert 3 <= int(message.split()[-1]) < SETTINGS["every_step"]["epochs"]
+    found = re.search(r"resuming after epoch (\d+), step 0 of the next", message)
+    assert found
+    assert 3 <= int(found[1]) < SETTINGS["every_step"]["epochs"]
     for name in ("history.json", "weights.safetensors"):
         assert (tmp_path / "every_step" / name).read_bytes() == (two / "every_step" / name).read_bytes()
 
@@ -75,6 +78,7 @@ def test_a_lost_process_costs_no_more_than_an_epoch(two: Path, bert: Path, tmp_p
 def test_two_processes_equal_one(name: str, two: Path, bert: Path, tmp_path: Path) -> None:
     stored = json.loads((two / name / "history.json").read_text())
     assert stored["processes"] == 2
+    assert stored["seconds"] <= 3600  # a process that hangs is noticed within an hour
     history, weights = small_run(train_params(**SETTINGS[name]), bert, tmp_path / "state")
     assert len(history) == len(stored["history"])
     for one, other in zip(history, stored["history"], strict=True):

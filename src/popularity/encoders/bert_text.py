@@ -19,7 +19,11 @@ def _outputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> tuple[Ten
 
 
 def _prompt_tokens(model: Any, embeddings: Tensor, used: Tensor) -> Tensor:
-    tokens: Tensor = model(inputs_embeds=embeddings, attention_mask=used.long()).last_hidden_state
+    mask = used.long()
+    if model.config.model_type != "mpnet" and model.config._attn_implementation == "sdpa":
+        # Of a mask (n, l) transformers asks the device whether it hides anything; this one is taken as it is.
+        mask = used[:, None, None].expand(-1, 1, used.shape[1], -1)
+    tokens: Tensor = model(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
     return tokens
 
 

@@ -124,10 +124,26 @@ class ImageBatch(NamedTuple):
 
 
 class ImageBatches:
-    """Rows of the stored images -> ImageBatch; each loader process opens its own files."""
+    """Rows of the stored images -> ImageBatch; each loader process opens its own files.
 
-    def __init__(self, root: Path, stored: pl.DataFrame, size: int, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.reader, self.transform, self.size = ImageReader(root), transform, size
+    Args:
+        root: of the data set.
+        stored: rows of contract IMAGES.
+        size: of the pixels.
+        transform: image -> pixels.
+        described: whether the statistics are computed; else they are (0, s).
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        stored: pl.DataFrame,
+        size: int,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        described: bool = True,
+    ) -> None:
+        self.reader, self.transform, self.size, self.described = ImageReader(root), transform, size, described
         self.shards = stored["shard"].to_list()
         self.locations = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 
@@ -140,7 +156,8 @@ class ImageBatches:
                 # The accepted header announced this many pixels: the content may not have more.
                 image = decode_image(content, announced)
                 pixels.append(self.transform(image))
-                statistics.append(image_statistics(image))
+                if self.described:
+                    statistics.append(image_statistics(image))
                 decoded.append(True)
             except ImageDecodeError as error:
                 logger.debug("%s at %d: %s", self.shards[row], offset, error)

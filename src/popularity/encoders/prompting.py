@@ -71,6 +71,20 @@ class PromptTokens(NamedTuple):
     lengths: Tensor
 
 
+class PromptLayout(NamedTuple):
+    """Where the tokens of n prompts of l positions stand, on the tower's device; of prompts that stay, made once.
+
+    Args:
+        ids: (n, l - start) own tokens, suffix and padding; `start` positions hold the prefix and the context.
+        token_mask: (n, l) bool, true on the texts' own tokens.
+        used: (n, l) bool, false on the padding.
+    """
+
+    ids: Tensor
+    token_mask: Tensor
+    used: Tensor
+
+
 class PromptOutput(NamedTuple):
     """The tower's outputs for n prompts of l positions: prefix, context, own tokens, suffix, padding.
 
@@ -147,10 +161,28 @@ class PromptTower(nn.Module):
             ConfigError: the context leaves no position for a token of the text, or the tower pools at one position
                 and `pool` is not `all`.
         """
+        (layout,) = self.layouts(tokens, [0 if context is None else context.shape[-2]])
+        return self.encode([context], [layout], pool)
+
+    def layouts(self, tokens: PromptTokens, lengths: Sequence[int]) -> list[PromptLayout]:
+        """For each of `lengths`, a number of context vectors, the layout of the prompts; all of them have one width.
+
+        Args:
+            tokens: of n texts; the width is that of the longest, which must be on the CPU to need no wait.
+            lengths: numbers of context vectors.
+
+        Raises:
+            ConfigError: the context leaves no position for a token of the text.
+        """
+        spec = self.spec
+        widest = 0
+        for vectors in lengths:
+            used = len(spec.prefix) + vectors + len(spec.suffix)
+            widest = max(widest, min(spec.longest, used + int(tokens.lengths.max())))
+        return [self._layout(tokens, vectors, widest if spec.cut_is_exact else spec.longest) for vectors in lengths]
+
+    def _layout(self, tokens: PromptTokens, vectors: int, width: int) -> PromptLayout:
         spec, device = self.spec, self.prefix.device
-        if pool == "name" and spec.pooling != "mean":
-            raise ConfigError("prompts.pool: 'name' is for mean-pooled towers, this one reads one position")
-        vectors = 0 if context is None else context.shape[-2]
         start = len(spec.prefix) + vectors
         room = spec.longest - start - len(spec.suffix)
         if room < 1:
@@ -158,21 +190,46 @@ class PromptTower(nn.Module):
                 f"prompts: {vectors} context vectors leave no position for a text among the {spec.longest} positions "
                 f"of the tower; at most {vectors + room - 1} do"
             )
-        lengths = tokens.lengths.clamp(max=room)
-        width = spec.longest if not spec.cut_is_exact else start + int(lengths.max()) + len(spec.suffix)
-        lengths = lengths.to(device)
+        lengths = tokens.lengths.clamp(max=room).to(device)
         position = torch.arange(width, device=device)
         token_mask = (position >= start) & (position < start + lengths[:, None])  # (n, width)
         used = position < start + lengths[:, None] + len(spec.suffix)
-        rows = len(lengths)
+        return PromptLayout(
+            self._after_context(tokens.ids.to(device), lengths, token_mask[:, start:]), token_mask, used
+        )
+
+    def encode(
+        self, contexts: Sequence[Tensor | None], layouts: Sequence[PromptLayout], pool: Literal["all", "name"] = "all"
+    ) -> PromptOutput:
+        """Prompts of several contexts in one pass through the tower, one set after the other: see `forward`.
+
+        Args:
+            contexts: of each set of prompts.
+            layouts: of each set, of one width: see `layouts`.
+            pool: see `forward`.
+
+        Raises:
+            ConfigError: the tower pools at one position and `pool` is not `all`.
+        """
+        if pool == "name" and self.spec.pooling != "mean":
+            raise ConfigError("prompts.pool: 'name' is for mean-pooled towers, this one reads one position")
+        ids, token_mask, used = layouts[0]
+        if len(layouts) > 1:
+            token_mask, used = (torch.cat([layout[part] for layout in layouts]) for part in (1, 2))
+        inputs = torch.cat([self._embedded(*each) for each in zip(contexts, layouts, strict=True)])
+        # Prompts are short: on a CPU the fused attention is slower for them, in bf16 by far.
+        with sdpa_kernel(SDPBackend.MATH) if ids.device.type == "cpu" else nullcontext():
+            values = self.reading.outputs(self.encoder.tower, inputs, used)  # (n, width, d)
+        return PromptOutput(self._pooled(values, token_mask, used, pool), values, token_mask)
+
+    def _embedded(self, context: Tensor | None, layout: PromptLayout) -> Tensor:
+        """Raw token embeddings (n, l, e) of the prompts."""
+        rows = len(layout.ids)
         inputs = [self._table(self.prefix).expand(rows, -1, -1)]
         if context is not None:
             inputs.append(context.expand(rows, -1, -1))
-        inputs.append(self._table(self._after_context(tokens.ids.to(device), lengths, token_mask[:, start:])))
-        # Prompts are short: on a CPU the fused attention is slower for them, in bf16 by far.
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            values = self.reading.outputs(self.encoder.tower, torch.cat(inputs, dim=1), used)  # (n, width, d)
-        return PromptOutput(self._pooled(values, token_mask, used, pool), values, token_mask)
+        inputs.append(self._table(layout.ids))
+        return torch.cat(inputs, dim=1)
 
     @property
     def _table(self) -> nn.Embedding:
@@ -192,7 +249,8 @@ class PromptTower(nn.Module):
         if self.spec.pooling == "last":
             return values[:, -1]
         if self.spec.pooling == "end":
-            return values[torch.arange(len(values), device=values.device), used.sum(dim=1) - 1]
+            last = (used.sum(dim=1) - 1)[:, None, None].expand(-1, 1, values.shape[2])
+            return values.gather(1, last)[:, 0]
         mask = torch.where(token_mask.any(dim=1, keepdim=True), token_mask, used) if pool == "name" else used
         return masked_mean(values, mask)
 

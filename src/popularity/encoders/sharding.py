@@ -42,13 +42,17 @@ B = TypeVar("B")
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def start_processes() -> PartialState:
+def start_processes(patience: timedelta = timedelta(days=1)) -> PartialState:
     """The state of this process among those that `popularity.launch` started: device, index, count.
 
     PartialState is the part of Accelerator that inference needs; it leaves a later Accelerator free to choose
     its own precision.
 
     The device is the CPU if the topology says so, also on a machine with a GPU, or if torch can use no GPU.
+
+    Args:
+        patience: time for which a process waits for the others before it fails, as the first call of a process sets it.
+            By default long: one may wait for another's last shard for longer than the backends' default of minutes.
 
     Raises:
         ConfigError: the number of processes in the group is not the number that was launched.
@@ -57,8 +61,7 @@ def start_processes() -> PartialState:
     if not on_cpu and not _accelerator_available():
         warn_of_unusable_gpus()
         on_cpu = True
-    # One process may wait for another's last shard for longer than the backends' default of minutes.
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+    state = PartialState(cpu=on_cpu, timeout=patience)
     launched = int(os.environ.get(PROCESSES_VARIABLE) or os.environ.get("WORLD_SIZE", "1"))
     if state.num_processes != launched:
         alone = "each of them runs alone" if state.num_processes == 1 else f"{state.num_processes} form a group"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +52,7 @@ from popularity.inference.outputs import (
 from popularity.network.build import load_network, trained_params
 from popularity.network.dataset import Batch, PostVectors, to_device
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
-from popularity.network.model import PrototypeNetwork
+from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
 
 VECTORS = {
@@ -139,10 +139,7 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
     def encode(batch: Batch) -> Arrays:
         batch = to_device(batch, accelerator.device)
         found = describe_posts(reader.network, reader.prompts, batch, params.nearest, accelerator.autocast())
-        return {
-            name: as_float16(values, "prototype network") if name in VECTORS else values.cpu().numpy()
-            for name, values in found.items()
-        }
+        return packed_arrays(found)
 
     plan = ShardPlan(inputs.posts.height, params.shard_rows, params.batch_size)
     processes = start_processes()
@@ -157,6 +154,23 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
         with atomic_directory(explain) as partial:
             shards.write_explanation(inputs.posts["pid"], reader.network, partial)
     processes.wait_for_everyone()
+
+
+def packed_arrays(found: Mapping[str, Tensor]) -> Arrays:
+    """The outputs of `describe_posts` on the CPU, the vectors in float16; one copy from the device for each type."""
+    kinds: dict[torch.dtype, list[str]] = {}
+    values = {name: value.to(torch.float16) if name in VECTORS else value for name, value in found.items()}
+    for name, value in values.items():
+        kinds.setdefault(value.dtype, []).append(name)
+    arrays = {}
+    for names in kinds.values():
+        packed = torch.cat([values[name].flatten() for name in names]).cpu()
+        parts = packed.split([values[name].numel() for name in names])
+        arrays |= {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
+    return {
+        name: as_float16(arrays[name], "prototype network") if name in VECTORS else arrays[name].numpy()
+        for name in found
+    }
 
 
 def probable_classes(inputs: NetworkInputs) -> Float32Array:
@@ -213,6 +227,7 @@ class _NetworkReader:
         read = post_reader(network, data, posts, inputs.images, folders.root, inputs.encoders).read
         network.to(inputs.accelerator.device)
         network.text_tower.to(inputs.accelerator.device)
+        network.hold_in(COMPUTING_TYPES.get(inputs.accelerator.mixed_precision))
         with torch.inference_mode(), inputs.accelerator.autocast():
             prompts = network.class_prompts()
         return cls(network, trained, data.vectors, prompts, read)

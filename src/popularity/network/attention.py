@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,29 @@ class Dropout(nn.Module):
         return values * (kept.to(values.dtype) * (256 / (256 - dropped)))
 
 
+class SharedTokens(NamedTuple):
+    """The sequences [x_i, P_f(i)] of b posts, in which the posts of a fold share all tokens but the first.
+
+    Args:
+        image: (b, D) x.
+        prototypes: (folds, m, D) P.
+        fold: (b,) f.
+    """
+
+    image: Tensor
+    prototypes: Tensor
+    fold: Tensor
+
+    def sequence(self) -> Tensor:
+        """The tokens (b, 1 + m, D)."""
+        return torch.cat([self.image[:, None], self.of_posts(self.prototypes)], dim=1)
+
+    def of_posts(self, values: Tensor) -> Tensor:
+        """(b, ...) of values (folds, ...): each post's."""
+        # An embedding sums its gradient in a fixed order; indexing does not.
+        return nn.functional.embedding(self.fold, values.flatten(1)).view(-1, *values.shape[1:])
+
+
 class Layer(nn.Module):
     """A pre-norm Transformer layer."""
 
@@ -49,6 +72,60 @@ class Layer(nn.Module):
         """Tokens (b, n, D) to tokens (b, n, D)."""
         normed = self.attention_norm(tokens)
         attended, _ = self.attention(normed, normed, normed, need_weights=False)
+        return self._after_attention(tokens, attended)
+
+    def forward_shared(self, tokens: SharedTokens) -> Tensor:
+        """`forward` of `tokens.sequence()` (b, 1 + m, D), with attention in O(b m) instead of O(b m^2).
+
+        A prototype p attends to the m prototypes of its fold, which gives the same output o_p and the same logarithm
+        of its softmax's denominator, z_p, for every post, and to x_i. Together that is, in each head,
+
+            o_p + sigma(q_p k_x / sqrt(d) - z_p) (v_x - o_p):
+
+        a gate between the shared output and the value of the image.
+        """
+        return self._after_attention(tokens.sequence(), self.attention.out_proj(self._mixed_values(tokens)))
+
+    def _mixed_values(self, tokens: SharedTokens) -> Tensor:
+        """(b, 1 + m, D) values mixed by attention, the heads side by side, before the output projection."""
+        heads, (folds, shared, dim) = self.attention.num_heads, tokens.prototypes.shape
+        posts, width = len(tokens.image), dim // heads
+        query, key, value = self._project(self.attention_norm(tokens.prototypes))  # each (folds, m, D)
+        query_x, key_x, value_x = self._project(self.attention_norm(tokens.image))  # each (b, D)
+        query, query_x = query * width**-0.5, query_x * width**-0.5
+        by_fold = [part.view(folds, shared, heads, width).transpose(1, 2) for part in (query, key, value)]
+        scores = _scores(by_fold[0], by_fold[1])  # (folds, heads, m, m)
+        weights = scores.softmax(dim=3).to(by_fold[2].dtype)
+        mixed = (weights @ by_fold[2]).transpose(1, 2).reshape(folds, shared, dim)
+        # Of every post and every fold, because a matrix product of each post with its own fold would copy the fold.
+        flat = [part.reshape(folds * shared, heads, width).transpose(0, 1) for part in (query, key, value)]
+        of_x = [part.view(posts, heads, width).transpose(0, 1) for part in (query_x, key_x, value_x)]
+        index = tokens.fold.view(1, posts, 1, 1).expand(heads, posts, 1, shared)
+
+        def own_fold(values: Tensor) -> Tensor:
+            """(heads, b, m) of (heads, b, folds * m)."""
+            return values.view(heads, posts, folds, shared).gather(2, index)[:, :, 0]
+
+        to_x = own_fold(_scores(of_x[1], flat[0]))  # q_p k_x
+        gate = (to_x.transpose(0, 1) - tokens.of_posts(scores.logsumexp(dim=3))).sigmoid()  # (b, heads, m)
+        gate = gate.transpose(1, 2)[..., None].to(mixed.dtype)  # (b, m, heads, 1)
+        values = tokens.of_posts(mixed).view(posts, shared, heads, width)
+        values = torch.lerp(values, value_x.view(posts, 1, heads, width), gate)
+        from_x = own_fold(_scores(of_x[0], flat[1]))  # q_x k_p
+        itself = (of_x[0].float() * of_x[1].float()).sum(dim=2, keepdim=True)  # q_x k_x
+        weights = torch.cat([itself, from_x], dim=2).softmax(dim=2).to(value.dtype)  # (heads, b, 1 + m)
+        spread = torch.zeros(heads, posts, folds, shared, dtype=weights.dtype, device=weights.device)
+        spread = spread.scatter(2, index, weights[:, :, None, 1:]).view(heads, posts, folds * shared)
+        mixed_x = weights[:, :, :1] * of_x[2] + spread @ flat[2]
+        return torch.cat([mixed_x.transpose(0, 1).reshape(posts, 1, dim), values.flatten(2)], dim=1)
+
+    def _project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (..., D)."""
+        projected = nn.functional.linear(normed, self.attention.in_proj_weight, self.attention.in_proj_bias)
+        query, key, value = projected.chunk(3, dim=-1)
+        return query, key, value
+
+    def _after_attention(self, tokens: Tensor, attended: Tensor) -> Tensor:
         tokens = tokens + self.dropout(attended)
         out: Tensor = tokens + self.dropout(self.forward_part(self.forward_norm(tokens)))
         return out
@@ -89,6 +166,15 @@ class CrossModalAttention(nn.Module):
         tokens: Tensor = projection(vectors) + self.kinds[kind]
         return tokens
 
+    def forward_shared(self, tokens: SharedTokens) -> Tensor:
+        """`forward` of `tokens.sequence()`; the first layer needs time in proportion to b m: see Layer."""
+        sequence = None
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            sequence = layer.forward_shared(tokens) if sequence is None else layer(sequence)
+        out: Tensor = self.norm(tokens.sequence() if sequence is None else sequence)
+        return out
+
     def forward(self, tokens: Tensor, attention_weights: list[Tensor] | None = None) -> Tensor:
         """[x~, V~, T~] of Eq 6.
 
@@ -107,6 +193,13 @@ class CrossModalAttention(nn.Module):
             tokens = layer(tokens)
         out: Tensor = self.norm(tokens)
         return out
+
+
+def _scores(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products (..., n, m) of the rows of `left` (..., n, d) and `right` (..., m, d), at least in float32."""
+    with torch.autocast(left.device.type, enabled=False):
+        wide = torch.promote_types(left.dtype, torch.float32)
+        return left.to(wide) @ right.to(wide).transpose(-1, -2)
 
 
 def _start(projection: nn.Linear, vectors: Tensor) -> nn.Linear:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from popularity.core.arrays import BoolArray, Float16Array, Float32Array, Int64Array, normalize_rows
 from popularity.encoders.prompting import PromptTokens
@@ -71,6 +71,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; texts stay where they are: the text encoder moves them."""
     fields: list[Any] = [field.to(device, non_blocking=True) if isinstance(field, Tensor) else field for field in batch]
     return Batch(*fields)
+
+
+def pad_tokens(batch: Batch, multiple: int) -> Batch:
+    """The batch with the width of its tokens padded to a multiple of `multiple`."""
+    missing = -batch.tokens.shape[1] % multiple
+    if not missing:
+        return batch
+    tokens = nn.functional.pad(batch.tokens, (0, 0, 0, missing))
+    return batch._replace(tokens=tokens, token_mask=nn.functional.pad(batch.token_mask, (0, missing)))
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,8 @@ class _Pixels:
         self.has_image = data.vectors.image_row >= 0
         pids = pl.DataFrame({"pid": data.vectors.pids})
         stored = pids.join(images, on="pid", how="left", validate="1:1", maintain_order="left")
-        self.read = ImageBatches(root, stored, params.image_size, image_transform(encoder.preprocessing))
+        transform = image_transform(encoder.preprocessing)
+        self.read = ImageBatches(root, stored, params.image_size, transform, described=False)
         self.size = params.image_size
 
     def __call__(self, rows: Int64Array) -> torch.Tensor:

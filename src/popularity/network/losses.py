@@ -67,11 +67,13 @@ def attention_logits(
     Returns:
         (b, K), temperatures applied.
     """
-    halves = [
-        cosines(image.unsqueeze(1), attended).squeeze(1) / temperature
-        for attended, temperature in ((visual, tau_visual), (text, tau_text))
-        if attended is not None
-    ]
+    with torch.autocast(image.device.type, enabled=False):
+        direction = _unit(image).unsqueeze(2)
+        halves = [
+            (_unit(attended) @ direction).squeeze(2) / temperature
+            for attended, temperature in ((visual, tau_visual), (text, tau_text))
+            if attended is not None
+        ]
     return torch.stack(halves).mean(dim=0)
 
 

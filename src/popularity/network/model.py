@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from popularity.core.errors import ConfigError
-from popularity.encoders.prompting import PromptTokens, PromptTower
-from popularity.network.attention import CrossModalAttention
+from popularity.encoders.prompting import PromptLayout, PromptTokens, PromptTower
+from popularity.network.attention import CrossModalAttention, SharedTokens
 from popularity.network.dataset import Batch
 from popularity.network.losses import attention_logits, cosines, global_logits, local_logits
 from popularity.network.params import CLASS_LEVEL, MIN_TEMPERATURE, NetworkParams, TemperatureParams
 from popularity.network.prompts import InstancePrompt, SoftPrompt
+
+COMPUTING_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of a precision, for `PrototypeNetwork.hold_in`
 
 
 class TaxonomyLevel(NamedTuple):
@@ -109,6 +111,12 @@ class PrototypeNetwork(nn.Module):
         names: tokens of the K readable class names.
         image_tower: from pixels to f_I(x), for training with unfrozen layers; else cached vectors are read.
 
+    Attributes:
+        prompts_together: G and L pass through the tower in one pass of 2K prompts. That halves what is launched, but
+            pads the shorter ones: None, the default, does it on an accelerator and not on a CPU.
+        shared_attention: in training, the first layer uses that the posts of a fold share their prototypes. That saves
+            most of the attention, and launches more: None, the default, does it on a CPU alone.
+
     Raises:
         ConfigError: a level without a class.
     """
@@ -153,6 +161,9 @@ class PrototypeNetwork(nn.Module):
         self.tower = tower if trains else None
         self.image_tower = image_tower
         self._frozen_tower = (tower,)  # in a tuple, so that a frozen tower is neither saved nor trained
+        self.prompts_together: bool | None = None
+        self.shared_attention: bool | None = None
+        self._layouts: tuple[torch.device, bool, list[PromptLayout]] | None = None
 
     @property
     def text_tower(self) -> PromptTower:
@@ -164,13 +175,43 @@ class PrototypeNetwork(nn.Module):
 
     def class_prompts(self) -> tuple[Tensor, Tensor]:
         """G (K, d_T) and L (K, d_T) of Eq 3: the pooled outputs of the text tower over context and class name."""
-        pool = self.params.prompts.pool
+        pool, contexts = self.params.prompts.pool, [self.global_prompt.context, self.local_prompt.context]
+        together, layouts = self._prompt_layouts()
+        if together:
+            global_prompts, local_prompts = self.text_tower.encode(contexts, layouts, pool).pooled.chunk(2)
+            return global_prompts, local_prompts
         encoded = (
-            self.text_tower(prompt.context, self.names, pool).pooled
-            for prompt in (self.global_prompt, self.local_prompt)
+            self.text_tower.encode([context], [layout], pool).pooled
+            for context, layout in zip(contexts, layouts, strict=True)
         )
         global_prompts, local_prompts = encoded
         return global_prompts, local_prompts
+
+    @torch.compiler.disable
+    def _prompt_layouts(self) -> tuple[bool, list[PromptLayout]]:
+        """Whether G and L share a pass, and their layouts, which are made once and stay on the tower's device."""
+        device = self.text_tower.prefix.device
+        together = device.type != "cpu" if self.prompts_together is None else self.prompts_together
+        if self._layouts is None or self._layouts[:2] != (device, together):
+            lengths = [len(prompt.context) for prompt in (self.global_prompt, self.local_prompt)]
+            parts = [lengths] if together else [[length] for length in lengths]
+            with torch.inference_mode(False):  # they outlive the pass
+                layouts = [layout for part in parts for layout in self.text_tower.layouts(self.names, part)]
+            self._layouts = device, together, layouts
+        return together, self._layouts[2]
+
+    def hold_in(self, dtype: torch.dtype | None) -> None:
+        """Keeps the matrices of a frozen text tower in `dtype`, to which autocast would turn them in every pass.
+
+        The numbers are the same; the tower then runs under autocast alone. Other weights stay as autocast reads them.
+
+        Args:
+            dtype: of the computation; None: float32, nothing to do.
+        """
+        if dtype is not None and self.tower is None:
+            for module in self.text_tower.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(dtype)
 
     def forward(
         self,
@@ -226,13 +267,19 @@ class PrototypeNetwork(nn.Module):
         self, image: Tensor, batch: Batch, attention_weights: list[Tensor] | None
     ) -> tuple[Tensor, dict[str, LevelOutputs]]:
         """x~ (b, D) and the attended tokens of every level."""
-        sequence, spans = self.sequence(image, batch)
-        out = self.attention(sequence, attention_weights)
-        attended = out[:, 0]
+        if self._shares_tokens(batch) and attention_weights is None:
+            shared, spans = self._shared_tokens(image, batch)
+            out = self.attention.forward_shared(shared)
+        else:
+            sequence, spans = self.sequence(image, batch)
+            out = self.attention(sequence, attention_weights)
+        # One split, not a slice each: its gradient is written once.
+        sizes = [kind.stop - kind.start for span in spans.values() for kind in span[:2] if kind is not None]
+        first, *rest = out.split([1, *sizes], dim=1)
+        attended, parts = first[:, 0], iter(rest)
         levels: dict[str, LevelOutputs] = {}
         for name, span in spans.items():
-            visual = out[:, span.visual] if span.visual is not None else None
-            text = out[:, span.text] if span.text is not None else None
+            visual, text = (None if kind is None else next(parts) for kind in span[:2])
             logits = attention_logits(attended, visual, text, self.temperature("visual"), self.temperature("text"))
             levels[name] = LevelOutputs(visual, text, logits, span)
         return attended, levels
@@ -248,12 +295,10 @@ class PrototypeNetwork(nn.Module):
             batch: b posts.
         """
         tokens, spans, start = [image.unsqueeze(1)], dict[str, LevelTokens](), 1
-        rows = torch.arange(len(image), device=image.device)
         for index, name in enumerate(self.level_names):
             target = batch.target[:, index]
             classes = self._top_k_classes(batch, index) if self._takes_top_k(name) else None
             found, column = (target >= 0, target.clamp(min=0)) if classes is None else _find(classes, target)
-            replaced = rows[found], column[found]
             slices: dict[str, slice | None] = {"visual": None, "text": None}
             for kind, own in (("visual", batch.own_visual), ("text", batch.own_text)):
                 if kind not in self.params.attention.prototypes:
@@ -268,12 +313,31 @@ class PrototypeNetwork(nn.Module):
                     level_tokens = nn.functional.embedding(fold[:, None] * k + classes, shared.flatten(0, 1))
                 if not self.training:
                     without_itself = self.attention.project(own[:, index], kind)  # (b, D)
-                    level_tokens = level_tokens.index_put(replaced, without_itself[found])
+                    level_tokens = _replace_found(level_tokens, without_itself, found, column)
                 tokens.append(level_tokens)
                 slices[kind] = slice(start, start + level_tokens.shape[1])
                 start += level_tokens.shape[1]
             spans[name] = LevelTokens(**slices, classes=classes, target=torch.where(found, column, -1))
         return torch.cat(tokens, dim=1), spans
+
+    def _shares_tokens(self, batch: Batch) -> bool:
+        """Whether the posts of a fold share all prototypes, which is used where matrices are what a step waits for."""
+        shared = self.training and not any(self._takes_top_k(name) for name in self.level_names)
+        return shared and (batch.image.device.type == "cpu" if self.shared_attention is None else self.shared_attention)
+
+    def _shared_tokens(self, image: Tensor, batch: Batch) -> tuple[SharedTokens, dict[str, LevelTokens]]:
+        """`sequence` in training, without a copy of the prototypes for every post."""
+        parts, spans, start = list[Tensor](), dict[str, LevelTokens](), 1
+        fold = torch.zeros_like(batch.fold)
+        for index, name in enumerate(self.level_names):
+            slices: dict[str, slice | None] = {"visual": None, "text": None}
+            for kind in self.params.attention.prototypes:
+                prototypes, fold = self._shared(name, kind, batch)
+                parts.append(self.attention.project(prototypes, kind))
+                slices[kind] = slice(start, start + prototypes.shape[1])
+                start += prototypes.shape[1]
+            spans[name] = LevelTokens(**slices, classes=None, target=batch.target[:, index])
+        return SharedTokens(image, torch.cat(parts, dim=1), fold), spans
 
     def _shared(self, level: str, kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """(folds, k, d) prototypes that the posts of each fold share, and the posts' folds (b,).
@@ -307,6 +371,12 @@ class PrototypeNetwork(nn.Module):
             )
             total = total + similarity
         return total.topk(self.params.prototypes.top_k, dim=1).indices
+
+
+def _replace_found(tokens: Tensor, own: Tensor, found: Tensor, column: Tensor) -> Tensor:
+    """`tokens` (b, k, D) with `own` (b, D) at `column` (b,) where `found` (b,); the device is not waited for."""
+    index = column[:, None, None].expand(-1, 1, tokens.shape[2])
+    return tokens.scatter(1, index, torch.where(found[:, None, None], own[:, None], tokens.gather(1, index)))
 
 
 def _find(classes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -162,6 +162,8 @@ class TrainParams(Section):
         clip_norm: largest norm of the gradient of each parameter group (prompts G, prompts L, attention, encoders).
         precision: auto is bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU.
         unfreeze_layers: last layers of each encoder that train; 0 reads the cached vectors.
+        compile: torch.compile turns the network into kernels at its first steps, which takes minutes.
+        checkpoint_minutes: time between checkpoints within an epoch, whose end has one too; 0 for that alone.
         network: see NetworkParams.
     """
 
@@ -182,4 +184,6 @@ class TrainParams(Section):
     clip_norm: Annotated[float, Field(gt=0)]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     unfreeze_layers: Count
+    compile: bool
+    checkpoint_minutes: Annotated[float, Field(ge=0)]
     network: NetworkParams

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from popularity.core.arrays import Int64Array
 from popularity.encoders.sharding import workers_that_fit
-from popularity.network.dataset import Batch, PostReader, to_device
+from popularity.network.dataset import Batch, PostReader, pad_tokens, to_device
+
+TOKEN_MULTIPLE = 8
+LOADER_TIMEOUT_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -79,31 +82,70 @@ class BatchPlan:
         return self.steps(np.random.default_rng((seed, epoch)).permutation(rows))
 
 
-class _Passes(Dataset[Batch]):
-    def __init__(self, read: Callable[[Int64Array], Batch], passes: Sequence[Int64Array]) -> None:
-        self.read, self.passes = read, passes
+class _Reading(Dataset[Batch]):
+    """Rows (b,) -> Batch, in loader processes too."""
+
+    def __init__(self, read: Callable[[Int64Array], Batch], multiple: int) -> None:
+        self.read, self.multiple = read, multiple
+
+    def __getitem__(self, rows: Int64Array) -> Batch:
+        return pad_tokens(self.read(rows), self.multiple)
+
+
+class _Order(Sampler[Int64Array]):
+    """The rows of the batches that come next; replaced before each iteration."""
+
+    def __init__(self) -> None:
+        self.passes: Sequence[Int64Array] = ()
+
+    def __iter__(self) -> Iterator[Int64Array]:
+        return iter(self.passes)
 
     def __len__(self) -> int:
         return len(self.passes)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.read(self.passes[index])
+
+class BatchLoader:
+    """Reads batches, on `device`; its processes stay alive from one sequence of batches to the next.
+
+    On an accelerator the width of the tokens is padded to a multiple of TOKEN_MULTIPLE: its kernels, and compiled
+    graphs, then meet a few sizes.
+
+    Args:
+        read: rows (b,) -> Batch.
+        device: the batches are moved to it.
+        workers: number of processes that read ahead; 0 reads in this process.
+    """
+
+    def __init__(self, read: Callable[[Int64Array], Batch], device: torch.device, workers: int) -> None:
+        self.device, self._order = device, _Order()
+        self._loader: DataLoader[Batch] = DataLoader(
+            _Reading(read, 1 if device.type == "cpu" else TOKEN_MULTIPLE),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            timeout=LOADER_TIMEOUT_SECONDS if workers else 0,
+        )
+
+    def batches(self, passes: Sequence[Int64Array]) -> Iterator[Batch]:
+        """The batches of `passes`, each of rows (b,), in order; reading starts at once.
+
+        Draws a number from torch's generator. The batches of an earlier call are lost.
+        """
+        self._order.passes = passes
+        batches = iter(self._loader)
+        return (to_device(batch, self.device) for batch in batches)
 
 
 def load_batches(
     read: Callable[[Int64Array], Batch], passes: Sequence[Int64Array], device: torch.device, workers: int
 ) -> Iterator[Batch]:
-    """The batches of `passes` in order, on `device`, read ahead by `workers` processes.
+    """The batches of `passes` in order, once: see BatchLoader.
 
-    Args:
-        read: rows (b,) -> Batch.
-        passes: rows (b,) of each batch.
-        device: the batches are moved to it.
-        workers: 0 reads in this process; fewer are taken where shared memory has no room for their batches.
+    Fewer workers are taken where shared memory has no room for their batches.
     """
     if workers and len(passes):
         workers = workers_that_fit(read(passes[0]), workers)
-    loader: DataLoader[Batch] = DataLoader(
-        _Passes(read, passes), batch_size=None, num_workers=workers, pin_memory=device.type == "cuda"
-    )
-    return (to_device(batch, device) for batch in loader)
+    return BatchLoader(read, device, workers).batches(passes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import transformers
 from torch import nn
@@ -27,18 +29,22 @@ def parameter_groups(network: PrototypeNetwork) -> dict[str, Named]:
     return found
 
 
-def make_optimizer(network: PrototypeNetwork, params: TrainParams) -> AdamW:
+def make_optimizer(network: PrototypeNetwork, params: TrainParams, *, fused: bool = False) -> AdamW:
     """AdamW with one optimiser group for each pair of rate and weight decay (Sec 4.1).
 
     Args:
         network: whose parameters train.
         params: section train, with the rates.
+        fused: one kernel a group, which keeps its number of steps on the device.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for group, named in parameter_groups(network).items():
         for name, parameter in named:
             groups.setdefault((_rate(group, name, params), _decay(group, parameter, params)), []).append(parameter)
-    return AdamW([{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()])
+    return AdamW(
+        [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()],
+        fused=fused or None,
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, steps: int, params: TrainParams) -> LRScheduler:
@@ -56,10 +62,29 @@ def make_schedule(optimizer: torch.optim.Optimizer, steps: int, params: TrainPar
     return schedule
 
 
-def clip(network: PrototypeNetwork, norm: float) -> None:
-    """Clips the norm of each group's gradient to `norm`, separately."""
-    for named in parameter_groups(network).values():
-        nn.utils.clip_grad_norm_([parameter for _, parameter in named], norm)
+class GradientClipping:
+    """Clips the norm of each group's gradient to `norm`, separately.
+
+    Args:
+        network: whose groups are listed here once, after `freeze_unused`.
+        norm: largest norm.
+    """
+
+    def __init__(self, network: PrototypeNetwork, norm: float) -> None:
+        self.norm = norm
+        self.groups = [[parameter for _, parameter in named] for named in parameter_groups(network).values()]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        groups = [[each.grad for each in parameters if each.grad is not None] for parameters in self.groups]
+        groups = [gradients for gradients in groups if gradients]
+        norms = torch._foreach_norm([gradient for gradients in groups for gradient in gradients])
+        ends = list(itertools.accumulate(len(gradients) for gradients in groups))
+        parts = [norms[end - len(gradients) : end] for end, gradients in zip(ends, groups, strict=True)]
+        totals = torch.stack([torch.linalg.vector_norm(torch.stack(part)) for part in parts])
+        factors = (self.norm / (totals + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
+        for gradients, factor in zip(groups, factors.unbind(), strict=True):
+            torch._foreach_mul_(gradients, factor)
 
 
 def freeze_unused(network: PrototypeNetwork) -> None:
