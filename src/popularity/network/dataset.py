@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -73,6 +73,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(*fields)
 
 
+class HasVectors(Protocol):
+    """A reader whose vectors, with the prototypes that leave a post out, can be replaced."""
+
+    vectors: PostVectors
+
+
 @dataclass(frozen=True)
 class PostReader:
     """How posts are read.
@@ -80,10 +86,12 @@ class PostReader:
     Args:
         read: rows (b,), -1 for filler -> Batch.
         metadata: rows (b,) -> PostMetadata; reads no vector.
+        live: of posts that the network encodes itself, what `read` reads; else None.
     """
 
     read: Callable[[Int64Array], Batch]
     metadata: Callable[[Int64Array], PostMetadata]
+    live: HasVectors | None = None
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import ContractError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
+from popularity.features.unseen import CLASS, mask_classes, without_known_class
 from popularity.stack import oof_ridge_characters
 from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.feature_blocks import (
     IMAGE_STATISTICS_BLOCK,
     Blocks,
     PrototypePart,
+    TextVectors,
     dense_parts,
     part_rows,
     scalar_columns,
@@ -173,6 +175,7 @@ class ColumnParams(Section):
 
     feature_blocks: Annotated[tuple[Literal["metadata", "image", "text", "prototype"], ...], Field(min_length=1)]
     prototype_parts: tuple[PrototypePart, ...]
+    text_vectors: TextVectors
     feature_groups: tuple[FeatureGroup, ...]
     n_components: Annotated[int, Field(ge=0)]
     oof_ridge: tuple[Literal["image", "text", "characters", "prototype"], ...]
@@ -220,7 +223,8 @@ class DenseEncoder:
             params: section stack.columns.
         """
         pids = features["pid"].to_list()
-        parts = {part: part_rows(blocks, part, pids) for part in dense_parts(name, params.prototype_parts)}
+        names = dense_parts(name, params.prototype_parts, params.text_vectors)
+        parts = {part: part_rows(blocks, part, pids) for part in names}
         reducers = {
             part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.n_components)
             for part, vectors in parts.items()
@@ -250,6 +254,8 @@ class DenseEncoder:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
+        if name == "text" and params.text_vectors == "post":
+            scalars = ()  # they compare title and tags
         return cls(reducers, scalars, ridge, neighbours, characters), out_of_fold
 
     def columns(
@@ -304,11 +310,14 @@ class MatrixEncoder:
         numeric: columns of the features that are numbers.
         categories: codes of the categorical columns.
         dense: encoders, by block.
+        classes: keys of the classes of the train rows; posts of other classes are read with their class masked. None:
+            the features had no class.
     """
 
     numeric: tuple[str, ...]
     categories: CategoryEncoder
     dense: Mapping[str, DenseEncoder]
+    classes: frozenset[str] | None
 
     @classmethod
     def fit(
@@ -338,7 +347,8 @@ class MatrixEncoder:
         for name in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
-        fitted = cls(numeric, encoder, dense)
+        classes = frozenset(features[CLASS].drop_nulls()) if CLASS in features.columns else None
+        fitted = cls(numeric, encoder, dense, classes)
         return fitted, fitted._matrix(features, blocks, out_of_fold)
 
     @property
@@ -352,10 +362,13 @@ class MatrixEncoder:
         dense = {name: self.dense[name] for name in every if name != "metadata"}
         metadata = "metadata" in names
         categories = self.categories if metadata else CategoryEncoder({})
-        return MatrixEncoder(self.numeric if metadata else (), categories, dense)
+        return MatrixEncoder(self.numeric if metadata else (), categories, dense, self.classes)
 
     def apply(self, features: pl.DataFrame, blocks: Blocks) -> Matrix:
         """The matrix of other posts than the train rows: of `features` (pid, features), in its row order."""
+        if self.classes is not None:
+            masked = without_known_class(features, self.classes)
+            features, blocks = mask_classes(features, masked), blocks.with_masked(features["pid"].filter(masked))
         return self._matrix(features, blocks, {})
 
     def _matrix(

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from popularity.core.arrays import Int64Array
 from popularity.network.dataset import Batch, PostReader, to_device
+from popularity.network.params import TrainParams
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,18 @@ class TrainingPosts:
     reader: PostReader
     train: Int64Array
     valid: Int64Array
+
+
+def training_steps(posts: int, params: TrainParams) -> int:
+    """The optimiser steps of a training run: whole epochs, or more if there are `params.min_steps`.
+
+    Source: Sec 4.1, 4 epochs at 128 posts a step.
+
+    Args:
+        posts: number of posts that are trained on.
+        params: section train.
+    """
+    return max(params.epochs * -(-posts // params.batch_size), params.min_steps)
 
 
 @dataclass(frozen=True)

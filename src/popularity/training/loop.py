@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object, load
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
@@ -28,12 +29,15 @@ from tqdm import tqdm
 from popularity.core.arrays import Int64Array
 from popularity.core.atomic import atomic_directory, write_json
 from popularity.core.errors import ContractError, DataError
+from popularity.core.tensors import write_tensors
 from popularity.encoders.sharding import loader_workers
+from popularity.network.adapted import adapted_prototypes, set_prototypes
 from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import eligible_posts, head_log_probabilities, loss_terms, rank_of_target, term_weight
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
-from popularity.training.batches import BatchPlan, Step, TrainingPosts, load_batches
+from popularity.training.adapted import rebuild_prototypes
+from popularity.training.batches import BatchPlan, Step, TrainingPosts, load_batches, training_steps
 from popularity.training.optimizer import clip, freeze_unused, make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ Epoch = dict[str, float]
 OnEpoch = Callable[[int, Epoch], None]
 PROGRESS_METRICS = ("train/loss", "validation/top1/mean")
 CHECKPOINT = "checkpoint"
+PROTOTYPES = "prototypes.safetensors"  # in the checkpoint: of encoders that train
 
 
 class DivergenceError(DataError):
@@ -82,12 +87,13 @@ def train_network(
         raise DataError("no post to train on has a known class", expected="at least one")
     freeze_unused(network)
     steps_in_epoch = -(-len(posts.train) // params.batch_size)
-    total = max(params.epochs * steps_in_epoch, params.min_steps)
+    total = training_steps(len(posts.train), params)
     optimizer = make_optimizer(network, params)
     schedule = make_schedule(optimizer, total, params)
     model, optimizer = accelerator.prepare(network, optimizer)
     history = _restore(accelerator, schedule, state, on_epoch)
     network.text_tower.to(accelerator.device)
+    _restore_prototypes(network, posts.reader, state)
     run = _Run(network, model, params, accelerator, _fixed_prompts(network, accelerator))
     done = min(len(history) * steps_in_epoch, total)
     with tqdm(
@@ -96,6 +102,7 @@ def train_network(
         for index in range(len(history), -(-total // steps_in_epoch)):
             steps = run.plan.epoch(posts.train, index, params.seed)[: total - done]
             sums: list[dict[str, Tensor]] = []
+            rebuild_prototypes(network, posts.reader, run.plan, accelerator)
             network.train()
             for means in run.backward(posts.reader, steps):
                 sums.append(means)
@@ -115,7 +122,7 @@ def train_network(
             progress.set_postfix(_progress(epoch))
             if accelerator.is_main_process:
                 on_epoch(index, epoch)
-            _save(accelerator, schedule, state, history)
+            _save(accelerator, schedule, state, history, network.prototype_tensors)
     return history
 
 
@@ -260,7 +267,13 @@ def _means_and_accuracies(found: Sequence[Mapping[str, Any]]) -> Epoch:
     return epoch
 
 
-def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history: list[Epoch]) -> None:
+def _save(
+    accelerator: Accelerator,
+    schedule: LRScheduler,
+    state: Path,
+    history: list[Epoch],
+    prototypes: dict[str, Tensor] | None,
+) -> None:
     """Replaces the checkpoint as a whole: weights, optimiser, schedule, random states of all processes, history.
 
     The schedule is written as JSON: accelerate would pickle it, and reading a pickle can run code.
@@ -272,11 +285,22 @@ def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history:
     if accelerator.is_main_process:
         write_json(gathering / "schedule.json", schedule.state_dict())
         write_json(gathering / "history.json", history)
+        if prototypes is not None:
+            write_tensors(prototypes, None, gathering / PROTOTYPES)
         with atomic_directory(state / CHECKPOINT) as partial:
             for file in gathering.iterdir():
                 file.rename(partial / file.name)
         gathering.rmdir()
     accelerator.wait_for_everyone()
+
+
+def _restore_prototypes(network: PrototypeNetwork, reader: PostReader, state: Path) -> None:
+    """Gives network and reader the prototypes of the last finished epoch, where encoders train."""
+    file = state / CHECKPOINT / PROTOTYPES
+    if reader.live is not None and file.is_file():
+        network.prototype_tensors = load_file(file)
+        reader.live.vectors = adapted_prototypes(reader.live.vectors, network.prototype_tensors)
+        set_prototypes(network, reader.live.vectors)
 
 
 def _restore(accelerator: Accelerator, schedule: LRScheduler, state: Path, on_epoch: OnEpoch) -> list[Epoch]:
