@@ -19,12 +19,12 @@ from popularity.core.arrays import Float64Array
 from popularity.core.contracts import MAIN_MODEL, PREDICTIONS, REFIT, FoldKey, check_table, empty_table, write_table
 from popularity.core.parallel import ordered_map
 from popularity.ensemble.weights import fit_weights
-from popularity.features.unseen import mask_classes, rows_to_mask
 from popularity.stack import catboost
 from popularity.stack.effort import Effort
 from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
+from popularity.stack.masking import rows_to_mask
 from popularity.stack.matrix import Matrix, MatrixEncoder
 from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
@@ -171,8 +171,7 @@ def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
     trend = Trend.fit(fold.posted_at, fold.label, params.detrend)
     detrended = trend.detrend(fold.label, fold.posted_at)
     masked = rows_to_mask(fold.train, fold.valid)
-    hidden = blocks.with_masked(fold.train["pid"].filter(masked))
-    encoder, train = MatrixEncoder.fit(mask_classes(fold.train, masked), detrended, hidden, params.columns)
+    encoder, train = MatrixEncoder.fit(fold.train, detrended, blocks, params.columns, masked)
     valid = None if fold.valid.is_empty() else encoder.apply(fold.valid, blocks)
     return EncodedFold(fold, blocks.losses, encoder, train, valid)
 

@@ -13,11 +13,10 @@ import polars as pl
 from pydantic import Field
 from sklearn.decomposition import PCA
 
-from popularity.core.arrays import Float32Array, Float64Array, Int64Array
+from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import ContractError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
-from popularity.features.unseen import CLASS, mask_classes, without_known_class
 from popularity.stack import oof_ridge_characters
 from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.feature_blocks import (
@@ -30,6 +29,7 @@ from popularity.stack.feature_blocks import (
     scalar_columns,
     scalar_names,
 )
+from popularity.stack.masking import CLASS, classes_of, mask_classes, without_known_class
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
 from popularity.stack.oof_ridge import BlockRidge, fit_oof_ridge
 from popularity.stack.oof_ridge_characters import CharacterRidge, fit_oof_ridge_characters
@@ -310,8 +310,8 @@ class MatrixEncoder:
         numeric: columns of the features that are numbers.
         categories: codes of the categorical columns.
         dense: encoders, by block.
-        classes: keys of the classes of the train rows; posts of other classes are read with their class masked. None:
-            the features had no class.
+        classes: of the train rows (`classes_of`); posts of other classes are read with their class masked. None: the
+            features have no class.
     """
 
     numeric: tuple[str, ...]
@@ -321,7 +321,12 @@ class MatrixEncoder:
 
     @classmethod
     def fit(
-        cls, features: pl.DataFrame, label: Float64Array, blocks: Blocks, params: ColumnParams
+        cls,
+        features: pl.DataFrame,
+        label: Float64Array,
+        blocks: Blocks,
+        params: ColumnParams,
+        masked: BoolArray | None = None,
     ) -> tuple[MatrixEncoder, Matrix]:
         """The encoder fitted on the train rows of a fold, and their matrix.
 
@@ -332,7 +337,11 @@ class MatrixEncoder:
             label: (n,).
             blocks: of all posts.
             params: section stack.columns.
+            masked: (n,) train rows that are read as if no train row had their class (`rows_to_mask`); None: no row.
         """
+        masked = np.zeros(features.height, np.bool_) if masked is None else masked
+        classes = classes_of(features.filter(~masked)) if CLASS in features.columns else None
+        features, blocks = mask_classes(features, masked), blocks.with_masked(features["pid"].filter(masked))
         metadata = "metadata" in params.feature_blocks
         categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
         seen = (None, *params.feature_groups)
@@ -347,7 +356,6 @@ class MatrixEncoder:
         for name in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
-        classes = frozenset(features[CLASS].drop_nulls()) if CLASS in features.columns else None
         fitted = cls(numeric, encoder, dense, classes)
         return fitted, fitted._matrix(features, blocks, out_of_fold)
 
