@@ -263,7 +263,7 @@ class _Shards:
     keys: pl.Series
 
     def write_vectors(self, reader: _NetworkReader, identity: str, out: Path) -> None:
-        """The blocks of VECTORS; a post without an image is absent from the attended ones."""
+        """The blocks of VECTORS; a post without an image is absent from those of images."""
         network, vectors = reader.network, reader.vectors
         kinds = network.params.attention.prototypes
         left_out = {f"attended_{kind}" for kind in MODALITIES if kind not in kinds}
@@ -273,14 +273,16 @@ class _Shards:
             array = name.removeprefix(MASKED)
             if array in left_out:
                 continue
-            attended = array.startswith("attended_")
-            rows = with_image if attended or array == "adapted_image" else np.arange(len(vectors.pids))
+            dim = network.text_tower.spec.width
+            if array.startswith("attended_"):
+                dim = network.params.attention.dim
+            elif array == "adapted_image":
+                dim = vectors.image.shape[1]
+            of_image = array.startswith("attended_") or array == "adapted_image"
+            rows = with_image if of_image else np.arange(len(vectors.pids))
+            columns = [f"{array}_{index:04d}" for index in range(dim)]
             if array == "logits":
                 columns = [f"{head}.{key}" for head in ("p", "p_local", "q") for key in self.keys]
-            else:
-                text_or_image = vectors.image.shape[1] if array == "adapted_image" else network.text_tower.spec.width
-                dim = network.params.attention.dim if attended else text_or_image
-                columns = [f"{array}_{index:04d}" for index in range(dim)]
             values = gather(read_shards(self.state, self.plan, name), rows, self.state / f"{name}.npy", len(columns))
             metadata = {
                 "encoder": "prototype network",

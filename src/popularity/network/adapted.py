@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +55,6 @@ def set_prototypes(network: PrototypeNetwork, vectors: PostVectors) -> None:
             network.get_buffer(f"{level}_{kind}").copy_(torch.from_numpy(whole))
             of_folds: Tensor | None = getattr(network, f"{level}_fold_{kind}")
             if of_folds is not None and len(found.member_rows[kind]):
-                without = found.without_folds(
-                    level, kind, vectors.fold, len(of_folds), lambda rows, kind=kind: found.member(kind, rows)
-                )
+                read = partial(found.member, kind)
+                without = found.without_folds(level, kind, vectors.fold, len(of_folds), read)
                 of_folds.copy_(torch.from_numpy(without))

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from popularity.core.arrays import Int64Array
-from popularity.core.atomic import atomic_directory, write_json
+from popularity.core.atomic import atomic_directory, reading, write_json
 from popularity.core.errors import ContractError, DataError
 from popularity.core.tensors import write_tensors
 from popularity.encoders.sharding import loader_workers
@@ -298,7 +298,8 @@ def _restore_prototypes(network: PrototypeNetwork, reader: PostReader, state: Pa
     """Gives network and reader the prototypes of the last finished epoch, where encoders train."""
     file = state / CHECKPOINT / PROTOTYPES
     if reader.live is not None and file.is_file():
-        network.prototype_tensors = load_file(file)
+        with reading(file):
+            network.prototype_tensors = load_file(file)
         reader.live.vectors = adapted_prototypes(reader.live.vectors, network.prototype_tensors)
         set_prototypes(network, reader.live.vectors)
 
