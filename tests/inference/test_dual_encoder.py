@@ -81,7 +81,7 @@ def prepared(world: World, **changes: Any) -> tuple[PrototypeNetwork, PostReader
     return network, reader, params
 
 
-LIVE = {"prompts.instance_length": 2, "unfreeze_layers": 1}
+LIVE: dict[str, Any] = {"prompts.instance_length": 2, "unfreeze_layers": 1}
 
 
 class Trained(NamedTuple):
@@ -147,7 +147,7 @@ def test_trained_towers_are_read(world: World, trained: Trained, monkeypatch: py
     assert changed.sum() == 2 * trained.live
 
 
-TRAINED = {"unfreeze_layers": 1, "lr_tower": 0.02, "prototypes.folds": 2}
+TRAINED: dict[str, Any] = {"unfreeze_layers": 1, "lr_tower": 0.02, "prototypes.folds": 2}
 
 
 def read_now(network: PrototypeNetwork, reader: PostReader, rows: Int64Array) -> dict[str, torch.Tensor]:
@@ -217,7 +217,7 @@ def test_the_stack_reads_the_vectors_of_trained_encoders(
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     pids = world.posts()["pid"].to_list()
     columns: dict[str, dict[str, Float32Array]] = {}
-    ways = {"frozen": {}, "trained": TRAINED, "instance": {"prompts.instance_length": 2}}
+    ways: dict[str, dict[str, Any]] = {"frozen": {}, "trained": TRAINED, "instance": {"prompts.instance_length": 2}}
     for way, changes in ways.items():
         train(world, tmp_path / way, **changes)
         blocks = read_blocks(world.folder / "image", world.folder / "text", world.embed(way))
