@@ -55,7 +55,7 @@ def test_the_profiles_exist_and_leave_the_data_set_alone() -> None:
 
 def test_there_and_back_gives_the_same_bytes(project: Path) -> None:
     before = _text(project)
-    for name in ("tiny", "full", "tiny", "demo"):
+    for name in ("tiny", "full", "paper", "tiny", "demo"):
         _switch(project, name)
     assert _text(project) == before
 
