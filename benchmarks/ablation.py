@@ -1,9 +1,10 @@
 """The gain of each part of the method: scores of the stack without it on scheme `forward`, mean over its splits.
 
 For each seed one whole network is trained. Rows that only leave out columns reuse it; rows that change the attention
-train the attention alone and keep its prompts (the two share no loss); only the row of instance prompts trains all of
-it again. Networks, vectors and fits are cached in .state/benchmarks: an interrupted run resumes, and a finished one
-only prints. benchmarks.networks scores the same networks without a stack, from the same cache.
+train the attention alone and keep its prompts (the two share no loss); only the rows of instance prompts and of adapted
+towers train all of it again, and their stack reads the vectors that the network then gives. Networks, vectors and fits
+are cached in .state/benchmarks: an interrupted run resumes, and a finished one only prints. benchmarks.networks scores
+the same networks without a stack, from the same cache.
 
     python -m benchmarks.ablation                                # 3 seeds, as params.yaml trains
     python -m benchmarks.ablation --steps 150 --precision bf16   # shorter; bf16 on a CPU that knows it
@@ -69,6 +70,7 @@ class System:
         without_heads: heads whose logits, losses and other values are left out.
         network: change of the network's parameters.
         whole: the changed network trains its prompts too.
+        unfreeze_layers: last layers of both encoders that the changed network trains; then it trains its prompts too.
         row_selection: train rows of the stack.
         classes: whether metadata has the class.
     """
@@ -78,6 +80,7 @@ class System:
     without_heads: tuple[Head, ...] = ()
     network: Change | None = None
     whole: bool = False
+    unfreeze_layers: int = 0
     row_selection: RowSelectionParams = ALL_ROWS
     classes: bool = True
 
@@ -170,6 +173,8 @@ SYSTEMS: Mapping[str, System] = {
     "+ InfoNCE of image and text": System(network=partial(_with_weights, contrastive=1.0)),
     "+ InfoNCE, supervised": System(network=_supervised),
     "+ instance prompts": System(network=_with_instances, whole=True),
+    "+ towers adapted": System(unfreeze_layers=1),
+    "+ towers adapted, instance prompts": System(network=_with_instances, unfreeze_layers=1),
 }
 
 
@@ -182,9 +187,11 @@ def _fit_of(bench: Bench, system: System, params: TrainParams, seed: int) -> Fit
     """The fit for a row of the table; its network is trained and its vectors are computed here."""
     base = bench.network(params)
     network = base
-    if system.network is not None:
-        changed = replace(params, network=system.network(params.network))
-        network = bench.network(changed, prompts=None if system.whole else base)
+    if system.unfreeze_layers or system.network is not None:
+        shape = params.network if system.network is None else system.network(params.network)
+        changed = replace(params, network=shape, unfreeze_layers=system.unfreeze_layers or params.unfreeze_layers)
+        alone = system.whole or system.unfreeze_layers
+        network = bench.network(changed, prompts=None if alone else base)
     vectors, _ = bench.embed(network)
     stack = load_params("stack", StackParams, bench.params)
     columns = replace(
@@ -252,14 +259,22 @@ def _without(blocks: Blocks, heads: Sequence[Head]) -> Blocks:
     if not heads:
         return blocks
     prefixes = tuple({"global": "p.", "local": "p_local.", "attention": "q."}[head] for head in heads)
-    logits = blocks.vectors["logits"]
-    names = logits.metadata["columns"]
-    kept = [index for index, name in enumerate(names) if not name.startswith(prefixes)]
-    metadata = {**logits.metadata, "columns": [names[index] for index in kept]}
-    vectors = {**blocks.vectors, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, metadata)}
     endings = tuple(f"{mark}{head}" for head in heads for mark in "._")
-    dropped = [name for name in blocks.scalars.columns if name.endswith(endings)]
-    return replace(blocks, vectors=vectors, scalars=blocks.scalars.drop(dropped))
+
+    def vectors(given: Mapping[str, Block]) -> dict[str, Block]:
+        logits = given["logits"]
+        names = logits.metadata["columns"]
+        kept = [index for index, name in enumerate(names) if not name.startswith(prefixes)]
+        metadata = {**logits.metadata, "columns": [names[index] for index in kept]}
+        return {**given, "logits": Block(np.asarray(logits.values)[:, kept], logits.pids, metadata)}
+
+    def scalars(given: pl.DataFrame) -> pl.DataFrame:
+        return given.drop(name for name in given.columns if name.endswith(endings))
+
+    masked = blocks.masked
+    if masked is not None:
+        masked = replace(masked, vectors=vectors(masked.vectors), scalars=scalars(masked.scalars))
+    return replace(blocks, vectors=vectors(blocks.vectors), scalars=scalars(blocks.scalars), masked=masked)
 
 
 def _table(

@@ -3,13 +3,19 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
+import polars as pl
 import pytest
 
 from popularity.core.config import leaves, load_params, read_yaml
 from popularity.core.errors import ConfigError
 from popularity.evaluation.scores import EvaluateConfig
+from popularity.network.inputs import training_rows
+from popularity.network.params import TrainParams
 from popularity.profile import main, read_profiles
+from popularity.training.batches import BatchPlan, training_steps
 from tests.repository import PROFILES, REPOSITORY, profile_text, write_profile
 
 
@@ -49,7 +55,7 @@ def test_the_profiles_exist_and_leave_the_data_set_alone() -> None:
 
 def test_there_and_back_gives_the_same_bytes(project: Path) -> None:
     before = _text(project)
-    for name in ("tiny", "full", "tiny", "demo"):
+    for name in ("tiny", "full", "paper", "tiny", "demo"):
         _switch(project, name)
     assert _text(project) == before
 
@@ -108,3 +114,69 @@ def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
 def test_an_unknown_name_is_an_error(project: Path) -> None:
     with pytest.raises(ConfigError, match="no profile 'huge'; there are demo, full, paper, tiny"):
         _switch(project, "huge")
+
+
+SMPD_POSTS = {"train": 305_613, "test": 180_581}
+
+
+def test_paper_is_what_the_paper_prints(project: Path) -> None:
+    _switch(project, "paper")
+    params = read_yaml(project / "params.yaml")
+    train, network, stack = params["train"], params["train"]["network"], params["stack"]
+    assert not train["transductive"]
+    assert train["valid_fraction"] == train["min_steps"] == 0
+    assert (train["epochs"], train["batch_size"], train["weight_decay"]) == (4, 128, 1e-5)
+    assert train["lr_prompt"] == train["lr_attention"] == 1e-4
+    assert train["unfreeze_layers"] == 0
+    assert network["attention"]["dropout"] == 0.1
+    assert network["temperatures"] == {
+        "global_prompt": 0.07, "local_prompt": 0.07, "tokens": 0.1, "visual": 0.07, "text": 0.07, "contrastive": 0.07,
+        "learn": False,
+    }  # fmt: skip
+    assert network["weights"] == {
+        "global_prompt": 1, "local_prompt": 1, "attention": 1, "contrastive": 0, "consistency": 0,
+    }  # fmt: skip
+    assert (network["prototypes"]["folds"], network["prototypes"]["levels"]) == (1, ["subcategory"])
+    assert (network["prompts"]["global_length"], network["prompts"]["local_length"]) == (16, 8)
+    assert network["prompts"]["instance_length"] == 0
+    assert params["prototypes"]["max_per_class"] == 256
+    for section in ("embed_image", "embed_text"):
+        assert params[section]["model"] == "openai/clip-vit-base-patch32"
+        assert params[section]["loader"] == section.replace("embed", "clip")
+
+    columns = stack["columns"]
+    assert columns["feature_blocks"] == ["metadata", "image", "text", "prototype"]
+    assert columns["prototype_parts"] == [
+        "global_prompt", "local_prompt", "attended_image", "attended_visual", "attended_text",
+    ]  # fmt: skip
+    assert (columns["text_vectors"], columns["n_components"]) == ("post", 0)
+    assert columns["oof_ridge"] == columns["feature_groups"] == params["select"]["candidates"] == []
+    assert stack["row_selection"] == {"fraction": 0.77, "order": "low_loss"}
+    assert (stack["learners"], stack["detrend"], stack["target_transform"]) == (["lightgbm"], "none", "none")
+    assert (stack["n_seeds"], stack["sample_weight_half_life_days"], stack["text_model_weights"]) == (1, 0, [0])
+    assert params["text_model"]["epochs"] == params["tune"]["n_trials"] == 0
+
+
+def test_paper_takes_9552_steps_on_the_official_data(project: Path) -> None:
+    """Sec 4.1; counted without a step being taken."""
+    _switch(project, "paper")
+    params = load_params("train", TrainParams, project / "params.yaml")
+    posts = pl.DataFrame({"split": [split for split, count in SMPD_POSTS.items() for _ in range(count)]})
+    vectors = Mock(target=np.zeros((posts.height, 1), np.int64), levels=("subcategory",))
+    train, valid = training_rows(posts, vectors, params)
+    assert (len(train), len(valid)) == (305_613, 0)
+    assert training_steps(len(train), params) == 9_552
+    plan = BatchPlan(params.batch_size, params.micro_batch)
+    assert sum(len(plan.epoch(train, epoch, params.seed)) for epoch in range(params.epochs)) == 9_552
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo", "full"])
+def test_the_other_profiles_keep_what_is_ours(project: Path, name: str) -> None:
+    """Those of `paper` are no values of theirs."""
+    before = leaves(read_yaml(project / "params.yaml"))
+    _switch(project, name)
+    after = leaves(read_yaml(project / "params.yaml"))
+    for key in ("transductive", "valid_fraction", "batch_size", "weight_decay"):
+        assert after["train", key] == before["train", key]
+    kept = ("learners", "detrend", "text_model_weights")
+    assert all(after["stack", key] == before["stack", key] for key in kept)

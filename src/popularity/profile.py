@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _is_on_one_line(value: Any) -> bool:
-    return isinstance(value, CommentedSeq) and bool(value.fa.flow_style())
+    return isinstance(value, CommentedSeq) and (not value or bool(value.fa.flow_style()))
 
 
 def _on_one_line(values: Any) -> Any:

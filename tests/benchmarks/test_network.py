@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
@@ -15,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import ablation, demo_ladder, networks
 from benchmarks.networks import Vectors, class_scores, linear_probe, retrieval, silhouette
 from popularity.core.arrays import Int64Array
-from popularity.core.config import patched, read_yaml
+from popularity.core.config import load_params, patched, read_yaml
 from popularity.evaluation.scores import MODELS
+from popularity.network.params import TrainParams
 from tests.repository import REPOSITORY
 
 
@@ -72,6 +74,28 @@ def test_networks_are_scored_before_and_after_each_part(
     difference = rows["mae"] - reference["mae"].item()
     assert rows["mae_difference"].to_list() == pytest.approx(difference.to_list())
     assert made < set((ladder[0] / ".state/benchmarks/network").iterdir())  # the first one comes from the cache
+
+
+def test_rows_of_adapted_towers_train_them_and_their_prompts(tmp_path: Path) -> None:
+    """With instance prompts or without; every other row keeps the prompts of the reference, or reuses the network."""
+    bench = Mock(params=REPOSITORY / "params.yaml", data=tmp_path, cache=tmp_path / "cache")
+    bench.embed.return_value = (tmp_path / "vectors", tmp_path / "explain")
+    for folder in ("vectors", "features"):
+        (tmp_path / folder).mkdir()
+    params = load_params("train", TrainParams, bench.params)
+    trained: dict[str, tuple[int, int, bool]] = {}
+    for name, system in ablation.SYSTEMS.items():
+        bench.network.reset_mock()
+        ablation._fit_of(bench, system, params, seed=0)
+        *_, last = bench.network.call_args_list
+        found, prompts = last.args[0], last.kwargs.get("prompts")
+        trained[name] = (found.unfreeze_layers, found.network.prompts.instance_length, prompts is None)
+    adapted = {name: values for name, values in trained.items() if values[0] or values[1]}
+    assert adapted == {
+        "+ instance prompts": (0, 4, True),
+        "+ towers adapted": (1, 0, True),
+        "+ towers adapted, instance prompts": (1, 4, True),
+    }
 
 
 def clusters(

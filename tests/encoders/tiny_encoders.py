@@ -160,10 +160,10 @@ def save_bert(folder: Path, kind: str = "bert") -> Path:
     return folder
 
 
-def save_clip(folder: Path) -> Path:
+def save_clip(folder: Path, positions: int = 12) -> Path:
     tokenizer = word_tokenizer("<s>", "</s>", "</s>")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": 12, **ids}
+    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": positions, **ids}
     torch.manual_seed(1)
     config = transformers.CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=24)
     transformers.CLIPModel(config).save_pretrained(folder)

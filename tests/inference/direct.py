@@ -26,6 +26,14 @@ def log_softmax(values: Tensor) -> Tensor:
     return values - values.logsumexp(dim=-1, keepdim=True)
 
 
+def without_own(logits: Tensor, known: list[int], others: list[int]) -> Tensor:
+    """Logits (3, K) with the mean of the others' in place of the own one."""
+    logits = logits.clone()
+    for index in known:
+        logits[:, index] = logits[:, others].mean(dim=1)
+    return logits
+
+
 @dataclass(frozen=True)
 class Direct:
     """What is expected of a post: vectors by block, scalars by column (None for null), and weights of attention.
@@ -132,13 +140,21 @@ class Equations:
             if found is not None:
                 scalars[other_name] = float(min(1 - found[index] for index in range(k) if [index] != known))
                 scalars[own_name] = 1 - float(found[known[0]]) if known else None
+        logits = torch.stack([p, p_local, q if has_image else q.mean().expand(k)])
+        others = [index for index in range(k) if [index] != known]
+        other_weight = torch.zeros(k, dtype=torch.float64)
+        other_weight[others] = mean[others].exp() / mean[others].exp().sum()
         vectors = {
             "global_prompt": weight @ self.prompts[0],
             "local_prompt": weight @ self.prompts[1],
-            "logits": torch.cat([p, p_local, q if has_image else q.mean().expand(k)]),
+            "logits": logits.flatten(),
+            "masked_global_prompt": other_weight @ self.prompts[0],
+            "masked_local_prompt": other_weight @ self.prompts[1],
+            "masked_logits": without_own(logits, known, others).flatten(),
         }
         if has_image:
             vectors |= {"attended_image": attended, "attended_visual": weight @ visual, "attended_text": weight @ text}
+            vectors |= {"masked_attended_visual": other_weight @ visual, "masked_attended_text": other_weight @ text}
         return Direct(vectors, scalars, similarity, q, self._attention_of_image(sequence))
 
     def _attention_of_image(self, tokens: Tensor) -> Tensor:

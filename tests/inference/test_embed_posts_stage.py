@@ -18,6 +18,7 @@ import torch
 from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
+    CLASS_LOSSES,
     CLASSES,
     NEAREST,
     POSTS,
@@ -34,6 +35,8 @@ from tests.inference.small_world import EMBED, LONE, UNSEEN, World, contents, ve
 from tests.network.small_network import ALL_LEVELS, INSTANCE, TOP_K
 from tests.repository import REPOSITORY
 
+MASKED_IMAGE = "masked_attended_image"  # x~ does not depend on the class
+
 
 def scalars_of(folder: Path) -> pl.DataFrame:
     return read_table(folder / "scalars.parquet", PROTOTYPE_SCALARS)
@@ -48,7 +51,7 @@ def test_every_post_as_the_equations_have_it(world: World) -> None:
     attention = read_table(world.folder / "out-explain" / "attention.parquet", ATTENTION)
     mass = read_table(world.folder / "out-explain" / "attention_mass.parquet", ATTENTION_MASS)
     keys = read_table(world.folder / "prototypes" / "classes.parquet", CLASSES).filter(level="subcategory")["key"]
-    assert set(blocks) == set(PROTOTYPE_VECTORS)
+    assert set(blocks) == {*PROTOTYPE_VECTORS, *(f"masked_{name}" for name in PROTOTYPE_VECTORS)} - {MASKED_IMAGE}
     assert scalars["pid"].to_list() == posts["pid"].to_list()
     kinds = set()
     for pid in posts["pid"]:
@@ -178,9 +181,16 @@ def test_losses_are_written_where_they_do_not_tell_the_parts_apart(
     world: World, changes: dict[str, Any], losses: set[str]
 ) -> None:
     world.make_network(**changes)
-    columns = scalars_of(world.embed()).columns
-    assert {column.split(".")[1] for column in columns if column.startswith("losses.")} == losses
-    assert "distance.image_text" not in columns  # the pair shares no space
+    scalars = scalars_of(world.embed())
+    assert {column.split(".")[1] for column in scalars.columns if column.startswith("losses.")} == losses
+    assert "distance.image_text" not in scalars.columns  # the pair shares no space
+    # For the selection of rows they are always there.
+    written = read_table(world.folder / "out" / "losses.parquet", CLASS_LOSSES)
+    assert written["pid"].equals(scalars["pid"])
+    trained = {"global", "local", "attention"} - {"local" for name in changes if name == "weights.local_prompt"}
+    assert {name for name in written.columns[1:] if written[name].count()} == trained
+    for name in losses:
+        assert written[name].equals(scalars[f"losses.{name}"].rename(name))
 
 
 @pytest.mark.parametrize("kind", ["visual", "text"])
@@ -188,7 +198,8 @@ def test_a_network_without_one_kind_of_prototype_and_without_layers(world: World
     world.make_network(**{"attention.prototypes": [kind], "attention.depth": 0})
     out = world.embed()
     missing = {"visual": "attended_text", "text": "attended_visual"}[kind]
-    assert set(vectors(out)) == set(PROTOTYPE_VECTORS) - {missing}
+    written = set(PROTOTYPE_VECTORS) - {missing}
+    assert set(vectors(out)) == written | {f"masked_{name}" for name in written} - {MASKED_IMAGE}
     assert not read_table(world.folder / "out-explain" / "attention.parquet", ATTENTION).height
     assert not read_table(world.folder / "out-explain" / "attention_mass.parquet", ATTENTION_MASS).height
     blocks = read_blocks(world.folder / "image", world.folder / "text", out)

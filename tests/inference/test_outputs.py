@@ -67,7 +67,8 @@ def test_a_permutation_of_classes_permutes_the_columns(tower: PromptTower) -> No
     target = torch.where(batch.target >= 0, inverse[batch.target.clamp(min=0)], -1)
     first, second = described(network, batch), described(other, batch._replace(target=target))
     columns = torch.cat([order + head * K for head in range(3)])
-    torch.testing.assert_close(second.pop("logits"), first.pop("logits")[:, columns])
+    for name in ("logits", "masked_logits"):
+        torch.testing.assert_close(second.pop(name), first.pop(name)[:, columns])
     for name in ("nearest_class", "attention_class"):
         expected, found = first.pop(name), second.pop(name)
         value = {"nearest_class": "nearest_value", "attention_class": "attention_weight"}[name]
@@ -75,6 +76,34 @@ def test_a_permutation_of_classes_permutes_the_columns(tower: PromptTower) -> No
         assert torch.equal(order[found][defined], expected[defined])
     for name, values in first.items():
         torch.testing.assert_close(second[name], values, equal_nan=True, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_masked_class_leaves_nothing_of_the_class(tower: PromptTower) -> None:
+    """The masked arrays of a post without a class are its own; else they lack all that the own class gives."""
+    network = make_network(tower)
+    batch = awkward_batch(network)
+    found = described(network, batch)
+    for name in ("global_prompt", "local_prompt", "attended_visual", "attended_text", "logits", "scalars"):
+        unseen = [2, 3]
+        torch.testing.assert_close(found[f"masked_{name}"][unseen], found[name][unseen], equal_nan=True, msg=name)
+    masked, scalars = found["masked_scalars"], found["scalars"]
+    of_class = [name for name in SCALARS if "own" in name or name.startswith(("losses", "logits.m", "logits.r"))]
+    assert len(of_class) == 12
+    for name in of_class:
+        assert masked[:, SCALARS.index(name)].isnan().all(), name
+        assert not scalars[4:, SCALARS.index(name)].isnan().any(), name
+    assert (masked[:, SCALARS.index("class_unseen")] == 1).all()
+    known = batch.target[:, network.class_level]
+    for row in (4, 5, 6):
+        others = [index for index in range(K) if index != known[row]]
+        for head in range(3):
+            own, logits = found["logits"][row].view(3, K)[head], found["masked_logits"][row].view(3, K)[head]
+            assert torch.equal(logits[others], own[others])
+            torch.testing.assert_close(logits[known[row]], own[others].mean())
+        prompts = network.class_prompts()[0].detach()[others]
+        weights = torch.linalg.lstsq(prompts.T, found["masked_global_prompt"][row][:, None]).solution
+        torch.testing.assert_close(weights.sum(), torch.tensor(1.0), atol=1e-3, rtol=0)
+        assert (weights > -1e-3).all()
 
 
 def test_bf16_is_near_fp32(tower: PromptTower) -> None:

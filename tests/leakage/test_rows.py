@@ -13,6 +13,7 @@ from popularity.core.contracts import FoldKey
 from popularity.core.vectors import Block
 from popularity.features import read_features
 from popularity.stack import Blocks, StackModel, StackParams
+from popularity.stack.feature_blocks import MaskedBlocks
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from tests.random_posts import random_images
@@ -34,7 +35,15 @@ def without(blocks: Blocks, pids: set[str]) -> Blocks:
         kept = [row for row, pid in enumerate(block.pids) if pid not in pids]
         return Block(block.values[kept], [block.pids[row] for row in kept], block.metadata)
 
-    return Blocks(with_vectors(blocks, rest).vectors, blocks.scalars.filter(~pl.col("pid").is_in(pids)))
+    left = ~pl.col("pid").is_in(pids)
+    assert blocks.masked is not None
+    masked = {name: rest(name, block) for name, block in blocks.masked.vectors.items()}
+    return replace(
+        with_vectors(blocks, rest),
+        scalars=blocks.scalars.filter(left),
+        losses=blocks.losses.filter(left),
+        masked=MaskedBlocks(masked, blocks.masked.scalars.filter(left)),
+    )
 
 
 @pytest.mark.parametrize(

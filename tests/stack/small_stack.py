@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.contracts import PROTOTYPE_SCALARS, FoldKey, check_table, write_table
+from popularity.core.contracts import CLASS_LOSSES, PROTOTYPE_SCALARS, FoldKey, check_table, write_table
 from popularity.core.vectors import Block, check_block, write_block
 from popularity.features import FeaturizeParams, featurize
 from popularity.stack import (
@@ -26,7 +26,7 @@ from popularity.stack import (
     fit_schemes,
 )
 from popularity.stack.effort import Effort
-from popularity.stack.feature_blocks import PROTOTYPE_VECTORS
+from popularity.stack.feature_blocks import PROTOTYPE_VECTORS, MaskedBlocks
 from popularity.stack.fit import encode_fold, fit_fold
 from popularity.stack.lightgbm_dask import ClusterParams
 from popularity.stack.matrix import ColumnParams
@@ -55,6 +55,7 @@ STACK = StackParams(
     columns=ColumnParams(
         feature_blocks=("metadata", "image", "text", "prototype"),
         prototype_parts=(*PROTOTYPE_VECTORS, "losses", "distance", "unseen"),
+        text_vectors="title_and_tags",
         feature_groups=(),
         n_components=3,
         oof_ridge=("image", "text", "characters", "prototype"),
@@ -150,8 +151,29 @@ def random_scalars(pids: Sequence[str], seed: int, missing: float = 0.05) -> pl.
 def random_blocks(posts: pl.DataFrame, seed: int = 0) -> Blocks:
     pids = posts["pid"].to_list()
     widths = {"image": 8, "title": 5, "tags": 5} | {part: 6 if part == "logits" else 4 for part in PROTOTYPE_VECTORS}
+    widths["post"] = 5
     vectors = {name: random_block(pids, width, seed + index) for index, (name, width) in enumerate(widths.items())}
-    return Blocks(vectors, random_scalars(pids, seed))
+    scalars = random_scalars(pids, seed)
+    return Blocks(vectors, scalars, losses_of(scalars), masked_of(vectors, scalars, seed))
+
+
+def losses_of(scalars: pl.DataFrame) -> pl.DataFrame:
+    """The losses (contract CLASS_LOSSES) among the scalars."""
+    losses = scalars.select("pid", **{name: pl.col(f"losses.{name}") for name in list(CLASS_LOSSES.columns)[1:]})
+    check_table(losses, CLASS_LOSSES)
+    return losses
+
+
+def masked_of(vectors: Mapping[str, Block], scalars: pl.DataFrame, seed: int) -> MaskedBlocks:
+    """Other vectors of the same posts, and scalars without a value of the own class."""
+    rng = np.random.default_rng(seed + 50)
+    masked = {
+        name: replace(vectors[name], values=rng.normal(size=vectors[name].values.shape).astype(np.float16))
+        for name in PROTOTYPE_VECTORS
+        if name != "attended_image"
+    }
+    nothing = [pl.lit(None, pl.Float32).alias(name) for name in SCALARS if name.startswith("losses.")]
+    return MaskedBlocks(masked, scalars.with_columns(*nothing, class_unseen=pl.lit(1.0, pl.Float32)))
 
 
 def with_vectors(blocks: Blocks, change: Callable[[str, Block], Block]) -> Blocks:
@@ -262,12 +284,22 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
+def write_tables(blocks: Blocks, prototype: Path) -> None:
+    """The tables of the block `prototype`, and its vectors of posts whose class is masked."""
+    assert blocks.masked is not None
+    for name, block in blocks.masked.vectors.items():
+        write_block(block, prototype, f"masked_{name}")
+    write_table(blocks.scalars, prototype / "scalars.parquet", PROTOTYPE_SCALARS)
+    write_table(blocks.masked.scalars, prototype / "masked_scalars.parquet", PROTOTYPE_SCALARS)
+    write_table(blocks.losses, prototype / "losses.parquet", CLASS_LOSSES)
+
+
 def write_blocks(blocks: Blocks, folder: Path) -> tuple[Path, Path, Path]:
     """The folders of the three embed stages, in `folder`."""
     write_block(blocks.vectors["image"], folder / "image", "pooled")
-    for name in ("title", "tags"):
+    for name in ("title", "tags", "post"):
         write_block(blocks.vectors[name], folder / "text", name)
     for name in PROTOTYPE_VECTORS:
         write_block(blocks.vectors[name], folder / "prototype", name)
-    write_table(blocks.scalars, folder / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
+    write_tables(blocks, folder / "prototype")
     return folder / "image", folder / "text", folder / "prototype"

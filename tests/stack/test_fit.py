@@ -228,7 +228,7 @@ def test_selected_rows_are_fitted_as_if_the_others_did_not_exist(
     how = Effort(1, *effort)
     fit_fold(encoded, params, how).save(tmp_path / "selected")
 
-    kept = kept_rows(list(encoded.train.pids), made.blocks.scalars, params.row_selection, params.seed)
+    kept = kept_rows(list(encoded.train.pids), made.blocks.losses, params.row_selection, params.seed)
     assert 0.55 < kept.mean() < 0.7
     rows = how.draw(np.flatnonzero(kept), params.seed)
     assert len(rows) == (effort[0] or kept.sum())
@@ -245,7 +245,7 @@ def test_rows_that_are_left_out_do_not_shift_the_others(made: Run) -> None:
     params = replace(ALL_PARTS, row_selection=RowSelectionParams(fraction=0.5, order="low_loss"))
     (key, split) = next(iter(rows_of(made.splits, ["forward"])))
     fold = load_fold(key, split, made.posts, made.features)
-    easy = kept_rows(fold.train["pid"].to_list(), made.blocks.scalars, params.row_selection, params.seed)
+    easy = kept_rows(fold.train["pid"].to_list(), made.blocks.losses, params.row_selection, params.seed)
     fold = replace(fold, label=fold.label + 2.0 * easy)
     model = fit_fold(encode_fold(fold, made.blocks, params), params, Effort.full(params))
     assert model.trend.line.at(fold.posted_at[easy]).mean() == pytest.approx(fold.label[easy].mean(), abs=0.1)

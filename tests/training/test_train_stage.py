@@ -226,3 +226,25 @@ def test_a_repository_without_a_commit(project: Project) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "start"], check=True)
     assert "live/metrics.json" in project.train("one")
+
+
+@pytest.mark.parametrize("made", ["clip"], indirect=True)
+def test_two_processes_make_the_prototypes_of_one(project: Project) -> None:
+    """Each encodes a part of the representatives. One epoch: the prototypes are those of the untrained towers."""
+    project.write_params(unfreeze_layers=1, epochs=1)
+    project.train("one")
+    environment = {**os.environ, "POPULARITY_TOPOLOGY": "two_cpu_processes", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "popularity.launch", "stages.train", *project.arguments("two")]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        {name: values for name, values in load_file(f"{run}/network/network.safetensors").items() if "adapted" in name}
+        for run in ("one", "two")
+    )
+    assert {"adapted.members.visual", "adapted.members.text", "adapted.subcategory.visual_sum"} <= one.keys()
+    for name, values in one.items():
+        torch.testing.assert_close(two[name], values, atol=2e-3, rtol=0, msg=name)
+    assert (one["adapted.members.text"].float().norm(dim=1) > 0.9).all()

@@ -10,12 +10,12 @@ from typing import Any
 
 import polars as pl
 
-from popularity.core.contracts import IMAGES, POSTS, PROTOTYPE_SCALARS, write_table
+from popularity.core.contracts import IMAGES, POSTS, write_table
 from popularity.core.vectors import write_block
 from popularity.stack import Blocks
 from stages import featurize, select, split, tune
 from tests.random_posts import random_images
-from tests.stack.small_stack import FEATURIZE, SPLIT, STACK
+from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, write_tables
 
 SMALL = replace(STACK, num_boost_round=25)
 SPACE: dict[str, Any] = {
@@ -51,11 +51,11 @@ def write_inputs(root: Path, posts: pl.DataFrame, blocks: Blocks) -> None:
     write_table(posts, root / "posts.parquet", POSTS)
     write_table(random_images(posts, 0), root / "images.parquet", IMAGES)
     for name, block in blocks.vectors.items():
-        folder, stored = {"image": ("image", "pooled"), "title": ("text", name), "tags": ("text", name)}.get(
+        folder, stored = {"image": ("image", "pooled"), **dict.fromkeys(("title", "tags", "post"), ("text", name))}.get(
             name, ("prototype", name)
         )
         write_block(block, root / folder, stored)
-    write_table(blocks.scalars, root / "prototype" / "scalars.parquet", PROTOTYPE_SCALARS)
+    write_tables(blocks, root / "prototype")
     given = {"params": root / "params.yaml", "posts": root / "posts.parquet", "splits": root / "splits.parquet"}
     split.main(flags({**given, "summary": root / "split.json", "resources": root / "split.resources.json"}))
     more = {"images": root / "images.parquet", "out": root / "features", "summary": root / "target_statistics.json"}

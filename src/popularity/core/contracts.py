@@ -164,6 +164,18 @@ FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=
 # logits.own_global, distance.visual_own) and class_unseen.
 PROTOTYPE_SCALARS = Contract("prototype scalars", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
+# Losses of the network for each post, by which row selection orders train rows; null where a post has no such loss.
+CLASS_LOSSES = Contract(
+    "class losses",
+    {
+        "pid": Column(pl.String),
+        "global": Column(pl.Float32, nullable=True),  # L_g, Eq 4
+        "local": Column(pl.Float32, nullable=True),  # L_o, Eq 5
+        "attention": Column(pl.Float32, nullable=True),  # L_c, Eq 7
+    },
+    key=("pid",),
+)
+
 PREDICTIONS = Contract(
     "predictions",
     {

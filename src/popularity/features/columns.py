@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from popularity.core.contracts import LEVELS
@@ -22,6 +23,12 @@ FROM_LABELS = frozenset(
 )
 
 
+# Ids, counts and target statistics of the class or of one below it. The first level stays: that of an unseen class may
+# be known.
+OF_CLASS = re.compile(r"(subcategory|concept)(_.*)?|day_subcategory_share|class_time\..*|user_target\.own_class")
+CLASS_PASTS = ("subcategory_target_posts", "concept_target_posts")
+
+
 @dataclass(frozen=True)
 class FeatureColumn:
     """A column of the features.
@@ -35,6 +42,16 @@ class FeatureColumn:
     name: str
     group: str | None
     fitted_on_labels: bool
+
+    @property
+    def of_class(self) -> bool:
+        """Whether it is missing for a post of a class that no train row has."""
+        return OF_CLASS.fullmatch(self.name) is not None
+
+    @property
+    def counts_class_past(self) -> bool:
+        """Whether it counts train rows of the class: 0 for a class that has none."""
+        return self.name in CLASS_PASTS
 
     @classmethod
     def named(cls, name: str) -> FeatureColumn:

@@ -21,6 +21,7 @@ from popularity.core.config import Section
 from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
+    CLASS_LOSSES,
     CLASSES,
     MODALITIES,
     NEAREST,
@@ -43,6 +44,7 @@ from popularity.encoders.sharding import (
 from popularity.encoders.sources import weights_identity
 from popularity.inference.outputs import (
     HEADS,
+    MASKED,
     MASSES,
     NEAREST_HEADS,
     SCALARS,
@@ -55,13 +57,19 @@ from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, 
 from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
 
-VECTORS = {
+OF_CLASS = {
     "global_prompt": "G_y",
     "local_prompt": "L_y",
-    "attended_image": "x~",
     "attended_visual": "V~_y",
     "attended_text": "T~_y",
     "logits": "p, p', q",
+}
+VECTORS = {
+    **OF_CLASS,
+    "attended_image": "x~",
+    "adapted_image": "f_I(x)",  # where the image encoder trained
+    "adapted_text": "f_T(t)",  # where the text encoder trained or instance prompts precede the text
+    **{f"{MASKED}{name}": f"{symbol}, the class masked" for name, symbol in OF_CLASS.items()},
 }
 
 
@@ -128,7 +136,7 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
     Args:
         inputs: posts of both splits, and the network.
         state: folder of finished shards, shared by all processes.
-        out: replaced as a whole: the vectors of VECTORS and scalars.parquet.
+        out: replaced as a whole: the vectors of VECTORS, scalars.parquet, masked_scalars.parquet and losses.parquet.
         explain: likewise: nearest.parquet, attention.parquet and attention_mass.parquet.
 
     Raises:
@@ -150,7 +158,10 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
         aligned = is_aligned(inputs.encoders.image, inputs.encoders.text)
         with atomic_directory(out) as partial:
             shards.write_vectors(reader, weights_identity(inputs.folders.network), partial)
-            shards.write_scalars(inputs.posts["pid"], written_scalars(reader.trained, aligned=aligned), partial)
+            names = written_scalars(reader.trained, aligned=aligned)
+            for array in ("scalars", f"{MASKED}scalars"):
+                shards.write_scalars(array, inputs.posts["pid"], names, partial)
+            shards.write_losses(inputs.posts["pid"], trained_heads(reader.trained), partial)
         with atomic_directory(explain) as partial:
             shards.write_explanation(inputs.posts["pid"], reader.network, partial)
     processes.wait_for_everyone()
@@ -202,10 +213,19 @@ def written_scalars(trained: TrainParams, *, aligned: bool) -> tuple[str, ...]:
         trained: section train, as the network was trained.
         aligned: image and text encoder share a space.
     """
-    trained_heads = [head for head, term in HEADS.items() if getattr(trained.network.weights, term)]
-    left_out = {f"losses.{head}" for head in HEADS if not trained.transductive or head not in trained_heads}
+    heads = trained_heads(trained) if trained.transductive else ()
+    left_out = {f"losses.{head}" for head in HEADS if head not in heads}
     left_out |= set() if aligned else {"distance.image_text"}
     return tuple(name for name in SCALARS if name not in left_out)
+
+
+def trained_heads(trained: TrainParams) -> tuple[str, ...]:
+    """The heads whose term of the objective was trained.
+
+    Args:
+        trained: section train, as the network was trained.
+    """
+    return tuple(head for head, term in HEADS.items() if getattr(trained.network.weights, term))
 
 
 @dataclass(frozen=True)
@@ -258,20 +278,26 @@ class _Shards:
     keys: pl.Series
 
     def write_vectors(self, reader: _NetworkReader, identity: str, out: Path) -> None:
-        """The blocks of VECTORS; a post without an image is absent from the attended ones."""
+        """The blocks of VECTORS; a post without an image is absent from those of images."""
         network, vectors = reader.network, reader.vectors
         kinds = network.params.attention.prototypes
+        left_out = {f"attended_{kind}" for kind in MODALITIES if kind not in kinds}
+        left_out |= {f"adapted_{name}" for name, adapted in network.adapted.items() if not adapted}
         with_image = np.flatnonzero(vectors.image_row >= 0)
         for name, symbol in VECTORS.items():
-            attended = name.startswith("attended_")
-            if attended and name not in ("attended_image", *(f"attended_{kind}" for kind in kinds)):
+            array = name.removeprefix(MASKED)
+            if array in left_out:
                 continue
-            rows = with_image if attended else np.arange(len(vectors.pids))
-            if name == "logits":
+            dim = network.text_tower.spec.width
+            if array.startswith("attended_"):
+                dim = network.params.attention.dim
+            elif array == "adapted_image":
+                dim = vectors.image.shape[1]
+            of_image = array.startswith("attended_") or array == "adapted_image"
+            rows = with_image if of_image else np.arange(len(vectors.pids))
+            columns = [f"{array}_{index:04d}" for index in range(dim)]
+            if array == "logits":
                 columns = [f"{head}.{key}" for head in ("p", "p_local", "q") for key in self.keys]
-            else:
-                dim = network.params.attention.dim if attended else network.text_tower.spec.width
-                columns = [f"{name}_{index:04d}" for index in range(dim)]
             values = gather(read_shards(self.state, self.plan, name), rows, self.state / f"{name}.npy", len(columns))
             metadata = {
                 "encoder": "prototype network",
@@ -282,12 +308,20 @@ class _Shards:
             }
             write_block(Block(values, [vectors.pids[row] for row in rows.tolist()], metadata), out, name)
 
-    def write_scalars(self, pids: pl.Series, names: Sequence[str], out: Path) -> None:
-        """scalars.parquet with the columns `names` of SCALARS."""
-        columns = dict(zip(SCALARS, self._whole("scalars").T, strict=True))
+    def write_scalars(self, array: str, pids: pl.Series, names: Sequence[str], out: Path) -> None:
+        """<array>.parquet with the columns `names` of SCALARS."""
+        columns = dict(zip(SCALARS, self._whole(array).T, strict=True))
         frame = pl.DataFrame({"pid": pids} | {name: columns[name].astype(np.float32) for name in names})
         frame = frame.with_columns(pl.col(pl.Float32).fill_nan(None))
-        write_table(frame, out / "scalars.parquet", PROTOTYPE_SCALARS)
+        write_table(frame, out / f"{array}.parquet", PROTOTYPE_SCALARS)
+
+    def write_losses(self, pids: pl.Series, heads: Sequence[str], out: Path) -> None:
+        """losses.parquet with the losses of `heads`, whatever the network was trained on; those of others are null."""
+        columns = dict(zip(SCALARS, self._whole("scalars").T, strict=True))
+        nothing = np.full(len(pids), np.nan)
+        values = {head: columns[f"losses.{head}"] if head in heads else nothing for head in HEADS}
+        frame = pl.DataFrame({"pid": pids} | {head: found.astype(np.float32) for head, found in values.items()})
+        write_table(frame.with_columns(pl.col(pl.Float32).fill_nan(None)), out / "losses.parquet", CLASS_LOSSES)
 
     def write_explanation(self, pids: pl.Series, network: PrototypeNetwork, out: Path) -> None:
         """nearest.parquet, attention.parquet and attention_mass.parquet: see their contracts."""

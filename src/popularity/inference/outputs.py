@@ -30,6 +30,9 @@ SCALARS = (
     "distance.image_text",  # 1 - cos(x, h), where both encoders share a space
     "class_unseen",  # 1 where no training post is of the class
 )
+READ = {"image": "image", "text": "pooled"}  # vectors that the network reads -> fields of its outputs
+OF_OWN_CLASS = ("logits.rank", "distance.visual_own", "distance.text_own")
+MASKED = "masked_"  # prefix of arrays in which the post's class is masked: as if no training post were of it
 NEAREST_HEADS = ("visual", "text", "attention")
 MASSES = ("image", "visual", "text", "other_levels")
 
@@ -46,6 +49,8 @@ def describe_posts(
 
     For a post of an unseen class each class vector is the mixture over all classes, weighted by the probabilities of
     the mean head (`head_log_probabilities`) over the heads that the post has: without an image the two text heads.
+    The arrays that depend on the class are there twice: under the prefix MASKED without the own class, with the mixture
+    over the other classes, the mean of their logits in place of the own logit, and no value of the own class.
 
     Source: Eq 11; the scalars are ours.
 
@@ -58,7 +63,8 @@ def describe_posts(
 
     Returns:
         global_prompt, local_prompt (b, d_T): G_y, L_y. attended_image, attended_visual, attended_text (b, D): x~,
-        V~_y, T~_y; the latter two if the network has such tokens. logits (b, 3K): p, p', q; where a post has
+        V~_y, T~_y; the latter two if the network has such tokens. adapted_image (b, d_I), adapted_text (b, d_T): f_I(x)
+        and f_T(r) where the network adapts them. logits (b, 3K): p, p', q; where a post has
         no image q is its row mean, as p' of an empty text is that of p. scalars (b, len(SCALARS)).
         nearest_class, nearest_value (b, 3, m): see NEAREST_HEADS. attention_class, attention_weight (b, kinds, m): the
         class tokens that x attends to most, by kind of token; attention_mass (b, 4): see MASSES. NaN where undefined.
@@ -70,10 +76,13 @@ def describe_posts(
     target = batch.target[:, network.class_level]
     log_probabilities, has = _heads(network, outputs, batch)
     mean = _mean_head(log_probabilities, has)
-    own_class = functional.one_hot(target.clamp(min=0), mean.shape[1]).float()
-    mixture = torch.where((target >= 0)[:, None], own_class, mean.exp())  # (b, K)
+    own = functional.one_hot(target.clamp(min=0), mean.shape[1]).bool() & (target >= 0)[:, None]  # (b, K)
+    mixture = torch.where((target >= 0)[:, None], own.float(), mean.exp())
+    of_others = mean.masked_fill(own, -torch.inf).softmax(dim=1)
     row_mean = level.logits.mean(dim=1, keepdim=True).expand_as(level.logits)
     attention_logits = torch.where(batch.has_image[:, None], level.logits, row_mean)
+    if network.image_tower is not None:  # trained encoders: prototypes, too, are means of what they give
+        batch = batch._replace(image=outputs.image, pooled=outputs.pooled)
     similarity = _similarities(network, batch)
     values = {"global": outputs.global_logits, "local": outputs.local_logits, "attention": level.logits}
     scalars = {
@@ -83,18 +92,26 @@ def describe_posts(
         "distance.image_text": _image_text_distance(batch),
         "class_unseen": (target < 0).float(),
     }
+    others = {head: _others(log_p, own) for head, log_p in log_probabilities.items()}
+    masked_scalars = scalars | {
+        **_class_scalars(values, others, has, torch.full_like(target, -1)),
+        **{name: torch.full_like(mean[:, 0], torch.nan) for name in OF_OWN_CLASS},
+        "class_unseen": torch.ones_like(mean[:, 0]),
+    }
+    logits = [outputs.global_logits, outputs.local_logits, attention_logits]
     ranked = {**similarity, "attention": _where(batch.has_image, level.logits)}
+    masked = {
+        **_class_vectors(outputs, of_others),
+        "logits": torch.cat([_mean_for_own(values, own) for values in logits], dim=1),
+        "scalars": torch.stack([masked_scalars[name] for name in SCALARS], dim=1),
+    }
     found = {
-        "global_prompt": mixture @ outputs.global_prompts.float(),
-        "local_prompt": mixture @ outputs.local_prompts.float(),
+        **_class_vectors(outputs, mixture),
         "attended_image": outputs.attended.float(),
-        **{
-            f"attended_{kind}": torch.einsum("bk,bkd->bd", mixture, tokens.float())
-            for kind, tokens in (("visual", level.visual), ("text", level.text))
-            if tokens is not None
-        },
-        "logits": torch.cat([outputs.global_logits, outputs.local_logits, attention_logits], dim=1),
+        **{f"adapted_{name}": getattr(outputs, field).float() for name, field in READ.items() if network.adapted[name]},
+        "logits": torch.cat(logits, dim=1),
         "scalars": torch.stack([scalars[name] for name in SCALARS], dim=1),
+        **{f"{MASKED}{name}": array for name, array in masked.items()},
     }
     top = [_top(ranked[head], nearest) for head in NEAREST_HEADS]
     found["nearest_class"], found["nearest_value"] = (torch.stack(columns, dim=1) for columns in zip(*top, strict=True))
@@ -117,6 +134,32 @@ def class_probabilities(
     with autocast:
         outputs = network(batch, prompts)
     return _mean_head(*_heads(network, outputs, batch)).exp()
+
+
+def _class_vectors(outputs: Outputs, mixture: Tensor) -> dict[str, Tensor]:
+    """G, L, V~ and T~ (b, d) as means over the classes, weighted by `mixture` (b, K)."""
+    level = outputs.levels[CLASS_LEVEL]
+    return {
+        "global_prompt": mixture @ outputs.global_prompts.float(),
+        "local_prompt": mixture @ outputs.local_prompts.float(),
+        **{
+            f"attended_{kind}": torch.einsum("bk,bkd->bd", mixture, tokens.float())
+            for kind, tokens in (("visual", level.visual), ("text", level.text))
+            if tokens is not None
+        },
+    }
+
+
+def _others(log_probabilities: Tensor, own: Tensor) -> Tensor:
+    """(b, K) log-probabilities of the classes but the own one, whose probability becomes (nearly) 0."""
+    least = torch.finfo(log_probabilities.dtype).min
+    return log_probabilities.masked_fill(own, least / 2).log_softmax(dim=1)
+
+
+def _mean_for_own(logits: Tensor, own: Tensor) -> Tensor:
+    """Logits (b, K) with the mean of the other classes' in place of the own one."""
+    others = logits.masked_fill(own, 0.0).sum(dim=1, keepdim=True) / (~own).sum(dim=1, keepdim=True)
+    return torch.where(own, others.to(logits.dtype), logits)
 
 
 def _heads(network: PrototypeNetwork, outputs: Outputs, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -156,9 +199,10 @@ def _class_scalars(
 
 
 def _similarities(network: PrototypeNetwork, batch: Batch) -> dict[str, Tensor]:
-    """Cosines (b, K) of the post's frozen vectors to the class prototypes, the own one without the post.
+    """Cosines (b, K) of the post's vectors to the class prototypes, the own one without the post.
 
-    By modality; a row of NaN where the post has no image or no text.
+    By modality; a row of NaN where the post has no image or no text. The post's vectors are of the kind that the
+    prototypes are means of: of trained encoders, or cached; never with an instance prompt on frozen encoders.
     """
     target = batch.target[:, network.class_level]
     found = {}

@@ -16,9 +16,12 @@ from popularity.core.errors import ContractError
 from popularity.core.tensors import write_tensors
 from popularity.encoders.image import load_image_encoder
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
+from popularity.network.adapted import adapted_prototypes, set_prototypes
 from popularity.network.inputs import EncoderPair, NetworkData
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
+
+ADAPTED = "adapted."  # prefix of the tensors of `network.prototype_tensors` in network.safetensors
 
 
 def build_network(params: TrainParams, data: NetworkData, encoders: EncoderPair) -> PrototypeNetwork:
@@ -49,13 +52,16 @@ def save_network(
 ) -> None:
     """Writes network.safetensors (the weights that train; frozen encoders keep their own files) and network.json.
 
+    With encoders that trained, network.safetensors also holds the prototypes of the last epoch.
+
     Args:
         network: trained.
         params: section train of the run.
         history: the values of each epoch.
         folder: an existing folder.
     """
-    write_tensors(network.state_dict(), None, folder / "network.safetensors")
+    adapted = {f"{ADAPTED}{name}": values for name, values in (network.prototype_tensors or {}).items()}
+    write_tensors({**network.state_dict(), **adapted}, None, folder / "network.safetensors")
     write_json(
         folder / "network.json",
         {"train": asdict(params), "classes": _class_identity(network), "history": list(history)},
@@ -82,6 +88,7 @@ def load_network(folder: Path, data: NetworkData, encoders: EncoderPair) -> tupl
     network = build_network(params, data, encoders)
     with reading(folder / "network.safetensors"):
         tensors = load_file(folder / "network.safetensors")
+    adapted = {name.removeprefix(ADAPTED): tensors.pop(name) for name in sorted(tensors) if name.startswith(ADAPTED)}
     own = network.state_dict()
     other = sorted(
         name
@@ -93,6 +100,9 @@ def load_network(folder: Path, data: NetworkData, encoders: EncoderPair) -> tupl
     if other:
         raise ContractError(f"{folder}: the network was trained with other classes or encoders ({other[0]} differs)")
     network.load_state_dict(tensors)
+    if adapted:
+        network.prototype_tensors = adapted
+        set_prototypes(network, adapted_prototypes(data.vectors, adapted))
     return network.eval(), params
 
 

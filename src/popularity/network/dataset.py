@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -82,6 +82,12 @@ def pad_tokens(batch: Batch, multiple: int) -> Batch:
     return batch._replace(tokens=tokens, token_mask=nn.functional.pad(batch.token_mask, (0, missing)))
 
 
+class HasVectors(Protocol):
+    """A reader whose vectors, with the prototypes that leave a post out, can be replaced."""
+
+    vectors: PostVectors
+
+
 @dataclass(frozen=True)
 class PostReader:
     """How posts are read.
@@ -89,10 +95,12 @@ class PostReader:
     Args:
         read: rows (b,), -1 for filler -> Batch.
         metadata: rows (b,) -> PostMetadata; reads no vector.
+        live: of posts that the network encodes itself, what `read` reads; else None.
     """
 
     read: Callable[[Int64Array], Batch]
     metadata: Callable[[Int64Array], PostMetadata]
+    live: HasVectors | None = None
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from popularity.encoders.image_blocks import ImageBatches
 from popularity.encoders.prompting import PromptTower
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import post_text
+from popularity.network.adapted import adapted_prototypes
 from popularity.network.dataset import Batch, PostReader, PostVectors, draw_folds
 from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import CLASS_LEVEL, TrainParams
-from popularity.prototypes.build import member_classes
+from popularity.prototypes.build import member_classes, member_rows
 from popularity.prototypes.classes import ClassIndex
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums
 
@@ -99,6 +100,7 @@ def read_network_data(
     keys = [(level, kind) for level in LEVELS for kind in MODALITIES]
     sums = {key: ClassSums.read(file, *key) for key in keys}
     own = {key: member_classes(members, posts, *key) for key in keys}
+    stored = {kind: member_rows(members, posts, kind) for kind in MODALITIES}
     vectors = PostVectors(
         pids=pids,
         image=outputs.image.values,
@@ -111,7 +113,7 @@ def read_network_data(
         target=np.stack([index.rows[level] for level in levels], axis=1),
         levels=levels,
         fold=draw_folds(index.rows[CLASS_LEVEL], folds, params.seed),
-        prototypes=ClassPrototypes(LEVELS, sums, index.rows, own),
+        prototypes=ClassPrototypes(LEVELS, sums, index.rows, own, stored),
     )
     names = classes.filter(level=CLASS_LEVEL)["name"].to_list()
     return NetworkData(vectors, {level: _level(file, level, vectors, folds) for level in levels}, names)
@@ -160,12 +162,18 @@ def post_reader(
     pixels = None
     if network.image_tower is not None:
         pixels = _Pixels(data, images, root, encoders.image, network)
-    read = _LiveReader(data.vectors, texts, network.text_tower, encoders.text.max_tokens, pixels)
-    return PostReader(read, data.vectors.metadata)
+    vectors = data.vectors
+    if network.prototype_tensors is not None:
+        vectors = adapted_prototypes(vectors, network.prototype_tensors)
+    read = _LiveReader(vectors, texts, network.text_tower, encoders.text.max_tokens, pixels)
+    return PostReader(read, vectors.metadata, read)
 
 
 class _LiveReader:
-    """Batches with the texts' own tokens and, for unfrozen encoders, the pixels."""
+    """Batches with the texts' own tokens and, for unfrozen encoders, the pixels.
+
+    Its `vectors` are replaced when prototypes are made anew: processes that read ahead must start after that.
+    """
 
     def __init__(
         self, vectors: PostVectors, texts: Sequence[str], tower: PromptTower, max_tokens: int, pixels: _Pixels | None

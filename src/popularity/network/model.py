@@ -79,6 +79,7 @@ class Outputs(NamedTuple):
     """The results of a forward pass over b posts.
 
     Args:
+        image: (b, d_I) f_I(x), as the network reads it.
         pooled: (b, d_T) h; with instance prompts it depends on the image.
         global_prompts: (K, d_T) G.
         local_prompts: (K, d_T) L.
@@ -90,6 +91,7 @@ class Outputs(NamedTuple):
         projected_text: (b, D) P_T h.
     """
 
+    image: Tensor
     pooled: Tensor
     global_prompts: Tensor
     local_prompts: Tensor
@@ -160,6 +162,8 @@ class PrototypeNetwork(nn.Module):
         trains = any(parameter.requires_grad for parameter in tower.parameters())
         self.tower = tower if trains else None
         self.image_tower = image_tower
+        # Of trained encoders: what the prototypes of the last epoch were made of (network/adapted.py).
+        self.prototype_tensors: dict[str, Tensor] | None = None
         self._frozen_tower = (tower,)  # in a tuple, so that a frozen tower is neither saved nor trained
         self.prompts_together: bool | None = None
         self.shared_attention: bool | None = None
@@ -230,7 +234,7 @@ class PrototypeNetwork(nn.Module):
             ConfigError: the prompts leave no room for a text in the encoder.
         """
         global_prompts, local_prompts = self.class_prompts() if prompts is None else prompts
-        batch = self._read(batch)
+        batch = self.read(batch)
         has_token = batch.token_mask.any(dim=1, keepdim=True)
         p = global_logits(batch.pooled, global_prompts)
         p_local = local_logits(batch.tokens, batch.token_mask, local_prompts, self.temperature("tokens"))
@@ -239,6 +243,7 @@ class PrototypeNetwork(nn.Module):
         image = self.attention.project(batch.image, "image")
         attended, levels = self._attend(image, batch, attention_weights)
         return Outputs(
+            batch.image,
             batch.pooled,
             global_prompts,
             local_prompts,
@@ -250,7 +255,13 @@ class PrototypeNetwork(nn.Module):
             self.attention.text_projection(batch.pooled),
         )
 
-    def _read(self, batch: Batch) -> Batch:
+    @property
+    def adapted(self) -> dict[str, bool]:
+        """Whether the network reads other vectors than the cached ones, of the image and of the text."""
+        trains = self.image_tower is not None
+        return {"image": trains, "text": trains or self.tower is not None or self.instance_prompt is not None}
+
+    def read(self, batch: Batch) -> Batch:
         """The batch with new vectors from the encoders that train; the others stay cached."""
         if self.image_tower is not None and batch.pixels is not None:
             image = nn.functional.normalize(self.image_tower(batch.pixels).float(), dim=-1)

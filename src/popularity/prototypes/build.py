@@ -185,6 +185,19 @@ def member_classes(members: pl.DataFrame, posts: pl.DataFrame, level: str, modal
     return joined["index"].fill_null(-1).to_numpy().astype(np.int64)
 
 
+def member_rows(members: pl.DataFrame, posts: pl.DataFrame, modality: str) -> Int64Array:
+    """Returns (n,) the row of each of `posts` among the posts that represent any class, in order of pid, or -1.
+
+    Args:
+        members: contract MEMBERS.
+        posts: (n rows) with pid.
+        modality: one of MODALITIES.
+    """
+    pids = members.filter(modality=modality).select(pl.col("pid").unique().sort()).with_row_index("row")
+    joined = posts.select("pid").join(pids, on="pid", how="left", validate="1:1", maintain_order="left")
+    return joined["row"].cast(pl.Int64).fill_null(-1).to_numpy().astype(np.int64)
+
+
 class _Sampler:
     """Diverse sampling for every class of a level; all classes share one seeded order."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from popularity.core.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
+from popularity.core.arrays import BoolArray, Float16Array, Float32Array, Int64Array, normalize_rows
 from popularity.core.atomic import reading
 from popularity.core.errors import ContractError
 
@@ -107,12 +107,38 @@ class ClassPrototypes:
         sums: by level and modality.
         classes: by level, (n,) index of each post's class, -1 for none.
         members: by level and modality, (n,) index of the class that each post represents, or -1.
+        member_rows: by modality, (n,) row of each post among the m posts that represent any class, or -1.
+        member_vectors: by modality, (m, d) what was summed up, if it differs from the cached vectors; else empty.
     """
 
     levels: Sequence[str]
     sums: Mapping[tuple[str, str], ClassSums]
     classes: Mapping[str, Int64Array]
     members: Mapping[tuple[str, str], Int64Array]
+    member_rows: Mapping[str, Int64Array] = field(default_factory=dict)
+    member_vectors: Mapping[str, Float16Array] = field(default_factory=dict)
+
+    def of_vectors(self, vectors: Mapping[str, Float16Array]) -> ClassPrototypes:
+        """Returns the prototypes of the same representatives with other vectors.
+
+        Args:
+            vectors: by modality, (m, d), normalised.
+        """
+        found = replace(self, member_vectors=vectors)
+        sums = {}
+        for (level, kind), known in self.sums.items():
+            rows = np.flatnonzero(self.members[level, kind] >= 0)
+            total = np.zeros_like(known.total)
+            np.add.at(total, self.members[level, kind][rows], found.member(kind, rows))
+            sums[level, kind] = ClassSums(total, known.count, known.parent)
+        return replace(found, sums=sums)
+
+    def member(self, kind: str, rows: Int64Array) -> Float32Array:
+        """Returns the vectors (b, d) that were summed up for the posts `rows` (b,); zeros for posts that were not."""
+        row, stored = self.member_rows[kind][rows], self.member_vectors[kind]
+        vectors = np.zeros((len(rows), stored.shape[1]), np.float32)
+        vectors[row >= 0] = stored[row[row >= 0]]
+        return vectors
 
     def own(self, level: str, kind: str, rows: Int64Array, vectors: Float32Array) -> Float32Array:
         """Returns the prototypes (b, d) of the posts' own classes without the posts; zeros for a post without a class.
@@ -121,8 +147,10 @@ class ClassPrototypes:
             level: of the classes.
             kind: modality.
             rows: (b,) positions of the posts.
-            vectors: (b, d), normalised.
+            vectors: (b, d), normalised; not read if there are member_vectors.
         """
+        if self.member_vectors:
+            vectors = self.member(kind, rows)
         classes = self.classes[level][rows]
         known = classes >= 0
         result = np.zeros(vectors.shape, np.float32)

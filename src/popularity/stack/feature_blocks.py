@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float32Array
-from popularity.core.contracts import IMAGE_STATISTICS, PROTOTYPE_SCALARS, read_table
+from popularity.core.contracts import CLASS_LOSSES, IMAGE_STATISTICS, PROTOTYPE_SCALARS, empty_table, read_table
 from popularity.core.errors import ConfigError, ContractError
 from popularity.core.vectors import Block, read_block
 
@@ -27,6 +27,8 @@ PrototypePart = Literal[
     "unseen",
 ]
 
+TextVectors = Literal["title_and_tags", "post"]  # of the block `text`; post: f_T(r) of Eq 11
+
 # Stored vectors of the block `prototype`, one for each part (Eq 11 and the logits).
 PROTOTYPE_VECTORS: tuple[PrototypePart, ...] = (
     "global_prompt",
@@ -40,8 +42,11 @@ PROTOTYPE_VECTORS: tuple[PrototypePart, ...] = (
 PART_VECTORS: Mapping[str, tuple[str, ...]] = {
     "image": ("image",),
     "text": ("title", "tags"),
+    "post": ("post",),
     **{part: (part,) for part in PROTOTYPE_VECTORS},
 }
+# What a network with adapted encoders reads, f_I(x) and f_T(t) of Eq 11, takes the place of the untouched vectors.
+ADAPTED: Mapping[str, str] = {"image": "adapted_image", "title": "adapted_text", "post": "adapted_text"}
 # Part of the block `prototype`, by the prefix of its scalar columns (before the first dot).
 PROTOTYPE_SCALAR_PARTS: Mapping[str, PrototypePart] = {
     "logits": "logits",
@@ -57,8 +62,37 @@ class Blocks:
     """The dense blocks of all posts.
 
     Args:
-        vectors: `image`, `title`, `tags` and those of PROTOTYPE_VECTORS that the network has.
+        vectors: `image`, `title`, `tags`, `post` and those of PROTOTYPE_VECTORS and ADAPTED that the network has.
         scalars: columns of PROTOTYPE_SCALARS and, named image_statistics.<name>, of IMAGE_STATISTICS.
+        losses: contract CLASS_LOSSES; row selection alone reads them.
+        masked: likewise `vectors` and `scalars` of posts whose class is masked.
+        masked_pids: posts whose class is masked.
+    """
+
+    vectors: Mapping[str, Block]
+    scalars: pl.DataFrame
+    losses: pl.DataFrame = field(default_factory=lambda: empty_table(CLASS_LOSSES))
+    masked: MaskedBlocks | None = None
+    masked_pids: frozenset[str] = frozenset()
+
+    def with_masked(self, pids: Collection[str]) -> Blocks:
+        """The blocks in which the posts `pids` are read as if no training post were of their class."""
+        return replace(self, masked_pids=frozenset(pids))
+
+    def masked_rows(self, pids: Sequence[str]) -> list[int]:
+        """The positions in `pids` of posts whose class is masked; none where the blocks hold nothing of them."""
+        if self.masked is None or not self.masked_pids:
+            return []
+        return [row for row, pid in enumerate(pids) if pid in self.masked_pids]
+
+
+@dataclass(frozen=True)
+class MaskedBlocks:
+    """Values of every post as if no training post were of its class; where they do not depend on the class, none.
+
+    Args:
+        vectors: by the names of Blocks.vectors.
+        scalars: with columns of Blocks.scalars.
     """
 
     vectors: Mapping[str, Block]
@@ -84,18 +118,32 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
                 f"{'.*, '.join(PROTOTYPE_SCALAR_PARTS)}; found {column} {dtype}"
             )
     vectors = {"image": read_block(image, "pooled")}
-    vectors |= {name: read_block(text, name) for name in ("title", "tags")}
+    vectors |= {name: read_block(text, name) for name in ("title", "tags", "post")}
     # A network without visual or text prototypes in its sequence has no such attended vectors.
     vectors |= {
-        name: read_block(prototype, name) for name in PROTOTYPE_VECTORS if (prototype / f"{name}.npy").is_file()
+        name: read_block(prototype, name)
+        for name in (*PROTOTYPE_VECTORS, *sorted(set(ADAPTED.values())))
+        if (prototype / f"{name}.npy").is_file()
     }
     if (image / "statistics.parquet").is_file():  # folders of older versions have none
         statistics = read_table(image / "statistics.parquet", IMAGE_STATISTICS)
         scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
-    return Blocks(vectors, scalars)
+    masked = {
+        name: read_block(prototype, f"masked_{name}")
+        for name in PROTOTYPE_VECTORS
+        if (prototype / f"masked_{name}.npy").is_file()
+    }
+    return Blocks(
+        vectors,
+        scalars,
+        read_table(prototype / "losses.parquet", CLASS_LOSSES),
+        MaskedBlocks(masked, read_table(prototype / "masked_scalars.parquet", PROTOTYPE_SCALARS)),
+    )
 
 
-def dense_parts(block: str, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
+def dense_parts(
+    block: str, prototype_parts: Sequence[PrototypePart], text_vectors: TextVectors = "title_and_tags"
+) -> tuple[str, ...]:
     """The parts of a block that are vectors, in order; each gets components of its own.
 
     Parts of `prototype` differ in width and in kind: some are constant within a class. `metadata` has no vectors.
@@ -103,7 +151,10 @@ def dense_parts(block: str, prototype_parts: Sequence[PrototypePart]) -> tuple[s
     Args:
         block: one of `stack.columns.feature_blocks`.
         prototype_parts: of the block `prototype`.
+        text_vectors: of the block `text`.
     """
+    if block == "text" and text_vectors == "post":
+        return ("post",)
     if block == "prototype":
         return tuple(part for part in PROTOTYPE_VECTORS if part in prototype_parts)
     return (block,) if block in PART_VECTORS else ()
@@ -119,7 +170,15 @@ def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> Float32Array:
         raise ConfigError(
             f"stack.columns.prototype_parts: {name} is missing: train.network.attention.prototypes leaves it out"
         )
-    block = blocks.vectors[name]
+    result = _rows(blocks.vectors[name], pids)
+    masked = blocks.masked_rows(pids)
+    if blocks.masked is not None and masked and name in blocks.masked.vectors:
+        result[masked] = _rows(blocks.masked.vectors[name], [pids[row] for row in masked])
+    return result
+
+
+def _rows(block: Block, pids: Sequence[str]) -> Float32Array:
+    """(n, d) vectors of `pids`; NaN where the block has none."""
     rows = block.rows(pids)
     result = np.full((len(pids), block.values.shape[1]), np.nan, dtype=np.float32)
     known = rows >= 0
@@ -128,8 +187,9 @@ def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> Float32Array:
 
 
 def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> Float32Array:
-    """(n, sum of d) vectors of a part: its stored vectors joined."""
-    return np.hstack([dense_rows(blocks, name, pids) for name in PART_VECTORS[part]])
+    """(n, sum of d) vectors of a part: its stored vectors joined; adapted ones where there are such."""
+    adapted = {name: other for name, other in ADAPTED.items() if other in blocks.vectors}
+    return np.hstack([dense_rows(blocks, adapted.get(name, name), pids) for name in PART_VECTORS[part]])
 
 
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
@@ -167,11 +227,17 @@ def scalar_columns(block: str, names: Sequence[str], blocks: Blocks, pids: Seque
         title, tags = (dense_rows(blocks, part, pids) for part in ("title", "tags"))
         norms = np.linalg.norm(title, axis=1) * np.linalg.norm(tags, axis=1)
         return {"title_tags_cosine": ((title * tags).sum(axis=1) / np.maximum(norms, 1e-6)).astype(np.float32)}
-    table = prototype_scalars(blocks.scalars.select("pid", *names), pids)
-    return {name: table[name].cast(pl.Float32).fill_null(float("nan")).to_numpy() for name in names}
+    table = scalar_rows(blocks.scalars.select("pid", *names), pids)
+    found = {name: table[name].cast(pl.Float32).fill_null(float("nan")).to_numpy().copy() for name in names}
+    masked = blocks.masked_rows(pids)
+    if blocks.masked is not None and masked:
+        other = scalar_rows(blocks.masked.scalars, [pids[row] for row in masked])
+        for name in set(names) & set(other.columns):
+            found[name][masked] = other[name].cast(pl.Float32).fill_null(float("nan")).to_numpy()
+    return found
 
 
-def prototype_scalars(scalars: pl.DataFrame, pids: Sequence[str]) -> pl.DataFrame:
+def scalar_rows(scalars: pl.DataFrame, pids: Sequence[str]) -> pl.DataFrame:
     """The rows of `scalars` in the order of `pids`; null for posts that it lacks."""
     wanted = pl.DataFrame({"pid": list(pids)}, schema={"pid": pl.String})
     return wanted.join(scalars, on="pid", how="left", validate="1:1", maintain_order="left").drop("pid")

@@ -24,6 +24,7 @@ from popularity.stack.effort import Effort
 from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
+from popularity.stack.masking import rows_to_mask
 from popularity.stack.matrix import Matrix, MatrixEncoder
 from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
@@ -129,14 +130,14 @@ class EncodedFold:
 
     Args:
         fold: train and valid rows.
-        scalars: of the block `prototype`, with the losses that row selection reads.
+        losses: contract CLASS_LOSSES, which row selection reads.
         encoder: from features and blocks to the columns.
         train: (n, columns) of the train rows; columns of ridges are out of fold.
         valid: (m, columns) of the valid rows; None if there are none.
     """
 
     fold: Fold
-    scalars: pl.DataFrame
+    losses: pl.DataFrame
     encoder: MatrixEncoder
     train: Matrix
     valid: Matrix | None
@@ -160,6 +161,8 @@ class EncodedFold:
 def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
     """The columns of a fold; they depend on `detrend` and `columns` of section stack, and on no label of a valid row.
 
+    Where valid rows have a class that no train row has, a like share of the train rows is masked (`rows_to_mask`).
+
     Args:
         fold: all of its train rows are fitted, whatever rows are selected later.
         blocks: of all posts.
@@ -167,9 +170,10 @@ def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
     """
     trend = Trend.fit(fold.posted_at, fold.label, params.detrend)
     detrended = trend.detrend(fold.label, fold.posted_at)
-    encoder, train = MatrixEncoder.fit(fold.train, detrended, blocks, params.columns)
+    masked = rows_to_mask(fold.train, fold.valid)
+    encoder, train = MatrixEncoder.fit(fold.train, detrended, blocks, params.columns, masked)
     valid = None if fold.valid.is_empty() else encoder.apply(fold.valid, blocks)
-    return EncodedFold(fold, blocks.scalars, encoder, train, valid)
+    return EncodedFold(fold, blocks.losses, encoder, train, valid)
 
 
 def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> StackModel:
@@ -185,7 +189,7 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
         effort: of the stage, `Effort.full`, or of a search.
     """
     params, fold = effort.apply(params), encoded.fold
-    kept = kept_rows(fold.train["pid"].to_list(), encoded.scalars, params.row_selection, params.seed)
+    kept = kept_rows(fold.train["pid"].to_list(), encoded.losses, params.row_selection, params.seed)
     train_rows = effort.draw(np.flatnonzero(kept), params.seed)
     label, posted_at, matrix = fold.label[train_rows], fold.posted_at[train_rows], encoded.train.take(train_rows)
     trend = Trend.fit(posted_at, label, params.detrend)

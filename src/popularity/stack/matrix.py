@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 from sklearn.decomposition import PCA
 
-from popularity.core.arrays import Float32Array, Float64Array, Int64Array
+from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
 from popularity.core.errors import ContractError
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
@@ -23,11 +23,13 @@ from popularity.stack.feature_blocks import (
     IMAGE_STATISTICS_BLOCK,
     Blocks,
     PrototypePart,
+    TextVectors,
     dense_parts,
     part_rows,
     scalar_columns,
     scalar_names,
 )
+from popularity.stack.masking import CLASS, classes_of, mask_classes, without_known_class
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
 from popularity.stack.oof_ridge import BlockRidge, fit_oof_ridge
 from popularity.stack.oof_ridge_characters import CharacterRidge, fit_oof_ridge_characters
@@ -173,6 +175,7 @@ class ColumnParams(Section):
 
     feature_blocks: Annotated[tuple[Literal["metadata", "image", "text", "prototype"], ...], Field(min_length=1)]
     prototype_parts: tuple[PrototypePart, ...]
+    text_vectors: TextVectors
     feature_groups: tuple[FeatureGroup, ...]
     n_components: Annotated[int, Field(ge=0)]
     oof_ridge: tuple[Literal["image", "text", "characters", "prototype"], ...]
@@ -220,7 +223,8 @@ class DenseEncoder:
             params: section stack.columns.
         """
         pids = features["pid"].to_list()
-        parts = {part: part_rows(blocks, part, pids) for part in dense_parts(name, params.prototype_parts)}
+        names = dense_parts(name, params.prototype_parts, params.text_vectors)
+        parts = {part: part_rows(blocks, part, pids) for part in names}
         reducers = {
             part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.n_components)
             for part, vectors in parts.items()
@@ -250,6 +254,8 @@ class DenseEncoder:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
+        if name == "text" and params.text_vectors == "post":
+            scalars = ()  # they compare title and tags
         return cls(reducers, scalars, ridge, neighbours, characters), out_of_fold
 
     def columns(
@@ -304,15 +310,23 @@ class MatrixEncoder:
         numeric: columns of the features that are numbers.
         categories: codes of the categorical columns.
         dense: encoders, by block.
+        classes: of the train rows (`classes_of`); posts of other classes are read with their class masked. None: the
+            features have no class.
     """
 
     numeric: tuple[str, ...]
     categories: CategoryEncoder
     dense: Mapping[str, DenseEncoder]
+    classes: frozenset[str] | None
 
     @classmethod
     def fit(
-        cls, features: pl.DataFrame, label: Float64Array, blocks: Blocks, params: ColumnParams
+        cls,
+        features: pl.DataFrame,
+        label: Float64Array,
+        blocks: Blocks,
+        params: ColumnParams,
+        masked: BoolArray | None = None,
     ) -> tuple[MatrixEncoder, Matrix]:
         """The encoder fitted on the train rows of a fold, and their matrix.
 
@@ -323,7 +337,11 @@ class MatrixEncoder:
             label: (n,).
             blocks: of all posts.
             params: section stack.columns.
+            masked: (n,) train rows that are read as if no train row had their class (`rows_to_mask`); None: no row.
         """
+        masked = np.zeros(features.height, np.bool_) if masked is None else masked
+        classes = classes_of(features.filter(~masked)) if CLASS in features.columns else None
+        features, blocks = mask_classes(features, masked), blocks.with_masked(features["pid"].filter(masked))
         metadata = "metadata" in params.feature_blocks
         categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
         seen = (None, *params.feature_groups)
@@ -338,7 +356,7 @@ class MatrixEncoder:
         for name in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
-        fitted = cls(numeric, encoder, dense)
+        fitted = cls(numeric, encoder, dense, classes)
         return fitted, fitted._matrix(features, blocks, out_of_fold)
 
     @property
@@ -352,10 +370,13 @@ class MatrixEncoder:
         dense = {name: self.dense[name] for name in every if name != "metadata"}
         metadata = "metadata" in names
         categories = self.categories if metadata else CategoryEncoder({})
-        return MatrixEncoder(self.numeric if metadata else (), categories, dense)
+        return MatrixEncoder(self.numeric if metadata else (), categories, dense, self.classes)
 
     def apply(self, features: pl.DataFrame, blocks: Blocks) -> Matrix:
         """The matrix of other posts than the train rows: of `features` (pid, features), in its row order."""
+        if self.classes is not None:
+            masked = without_known_class(features, self.classes)
+            features, blocks = mask_classes(features, masked), blocks.with_masked(features["pid"].filter(masked))
         return self._matrix(features, blocks, {})
 
     def _matrix(

@@ -166,6 +166,7 @@ class StackModel:
                     {"block": name, "parts": list(dense.reducers), "scalars": list(dense.scalars)}
                     for name, dense in self.encoder.dense.items()
                 ],
+                "classes": None if self.encoder.classes is None else sorted(self.encoder.classes),
             },
         )
         write_json(
@@ -228,13 +229,14 @@ class StackModel:
                     neighbours = Neighbours(*(arrays[f"neighbours_{name}"] for name in names))
             dense[block["block"]] = DenseEncoder(reducers, tuple(block["scalars"]), ridge, neighbours, characters)
         categories = CategoryEncoder({column: dict(codes) for column, codes in stored["categories"]})
+        classes = None if stored["classes"] is None else frozenset(stored["classes"])
         fitted = read_json(folder / "model.json")
         models = {
             learner: [LEARNERS[learner].load(_model_file(folder, learner, position)) for position in range(count)]
             for learner, count in fitted["models"]
         }
         return cls(
-            MatrixEncoder(tuple(stored["numeric"]), categories, dense),
+            MatrixEncoder(tuple(stored["numeric"]), categories, dense, classes),
             models,
             EnsembleWeights.from_json(fitted["weights"]),
             RankGauss.from_json(fitted["target_transform"]),

@@ -13,7 +13,7 @@ from pydantic import Field
 from popularity.core.arrays import BoolArray
 from popularity.core.config import Section
 from popularity.core.errors import ConfigError
-from popularity.stack.feature_blocks import prototype_scalars
+from popularity.stack.feature_blocks import scalar_rows
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,20 @@ class RowSelectionParams(Section):
     order: Literal["low_loss", "random", "high_loss"]
 
 
-def kept_rows(pids: Sequence[str], scalars: pl.DataFrame, selection: RowSelectionParams, seed: int) -> BoolArray:
+def kept_rows(pids: Sequence[str], losses: pl.DataFrame, selection: RowSelectionParams, seed: int) -> BoolArray:
     """(n,) whether row selection keeps a train row; rows without a loss (unseen class) are always kept.
 
-    The loss of a post is the mean of its network losses (`losses.*`). Posts that have all terms are ordered as by their
-    sum (Eq 8), and a post without an image or a text does not count as easy.
+    The loss of a post is the mean of its network losses. Posts that have all terms are ordered as by their sum (Eq 8),
+    and a post without an image or a text does not count as easy.
 
     Args:
         pids: n of the train rows.
-        scalars: table with pid and `losses.*`.
+        losses: contract CLASS_LOSSES.
         selection: section stack.row_selection.
         seed: of the order `random`.
 
     Raises:
-        ConfigError: there are no losses.
+        ConfigError: no post has a loss.
     """
     kept = np.ones(len(pids), dtype=np.bool_)
     if selection.fraction == 1:
@@ -50,15 +50,13 @@ def kept_rows(pids: Sequence[str], scalars: pl.DataFrame, selection: RowSelectio
     if selection.order == "random":
         rank = np.random.default_rng(seed).random(len(pids))
     else:
-        terms = [column for column in scalars.columns if column.startswith("losses.")]
-        if not terms:
+        terms = losses.columns[1:]
+        if not any(losses[term].count() for term in terms):
             raise ConfigError(
-                f"stack.row_selection.order: {selection.order} needs the posts' losses, which are features only under "
-                "train.transductive: true; "
-                "set stack.row_selection.fraction: 1.0 or stack.row_selection.order: random"
+                f"stack.row_selection.order: {selection.order} needs the posts' losses, but train.network.weights "
+                "trains no class loss; set stack.row_selection.fraction: 1.0 or stack.row_selection.order: random"
             )
-        table = prototype_scalars(scalars.select("pid", *terms), pids)
-        loss = table.select(pl.mean_horizontal(terms)).to_series().cast(pl.Float64)
+        loss = scalar_rows(losses, pids).select(pl.mean_horizontal(terms)).to_series().cast(pl.Float64)
         rank = loss.fill_null(float("nan")).to_numpy() * (1 if selection.order == "low_loss" else -1)
     ranked = np.flatnonzero(~np.isnan(rank))
     order = ranked[np.argsort(rank[ranked], kind="stable")]

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from popularity.core.arrays import Int64Array
 from popularity.encoders.sharding import workers_that_fit
 from popularity.network.dataset import Batch, PostReader, pad_tokens, to_device
+from popularity.network.params import TrainParams
 
 TOKEN_MULTIPLE = 8
 LOADER_TIMEOUT_SECONDS = 3600
@@ -30,6 +31,18 @@ class TrainingPosts:
     reader: PostReader
     train: Int64Array
     valid: Int64Array
+
+
+def training_steps(posts: int, params: TrainParams) -> int:
+    """The optimiser steps of a training run: whole epochs, or more if there are `params.min_steps`.
+
+    Source: Sec 4.1, 4 epochs at 128 posts a step.
+
+    Args:
+        posts: number of posts that are trained on.
+        params: section train.
+    """
+    return max(params.epochs * -(-posts // params.batch_size), params.min_steps)
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class _Order(Sampler[Int64Array]):
 
 
 class BatchLoader:
-    """Reads batches, on `device`; its processes stay alive from one sequence of batches to the next.
+    """Reads batches, on `device`; its processes stay alive from one sequence of batches to the next, unless `changing`.
 
     On an accelerator the width of the tokens is padded to a multiple of TOKEN_MULTIPLE: its kernels, and compiled
     graphs, then meet a few sizes.
@@ -115,9 +128,12 @@ class BatchLoader:
         read: rows (b,) -> Batch.
         device: the batches are moved to it.
         workers: number of processes that read ahead; 0 reads in this process.
+        changing: what `read` reads may change between two sequences of batches; processes hold a copy of it.
     """
 
-    def __init__(self, read: Callable[[Int64Array], Batch], device: torch.device, workers: int) -> None:
+    def __init__(
+        self, read: Callable[[Int64Array], Batch], device: torch.device, workers: int, changing: bool = False
+    ) -> None:
         self.device, self._order = device, _Order()
         self._loader: DataLoader[Batch] = DataLoader(
             _Reading(read, 1 if device.type == "cpu" else TOKEN_MULTIPLE),
@@ -125,7 +141,7 @@ class BatchLoader:
             sampler=self._order,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0 and not changing,
             timeout=LOADER_TIMEOUT_SECONDS if workers else 0,
         )
 

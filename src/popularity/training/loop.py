@@ -22,19 +22,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import RNG_STATE_NAME, broadcast_object_list, gather_object, load
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from popularity.core.arrays import Int64Array
-from popularity.core.atomic import atomic_directory, write_json
+from popularity.core.atomic import atomic_directory, reading, write_json
 from popularity.core.errors import ContractError, DataError
+from popularity.core.tensors import write_tensors
 from popularity.encoders.sharding import loader_workers, workers_that_fit
+from popularity.network.adapted import adapted_prototypes, set_prototypes
 from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import eligible_posts, head_log_probabilities, loss_terms, rank_of_target, term_weight
 from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import TrainParams
-from popularity.training.batches import BatchLoader, BatchPlan, Step, TrainingPosts
+from popularity.training.adapted import rebuild_prototypes
+from popularity.training.batches import BatchLoader, BatchPlan, Step, TrainingPosts, training_steps
 from popularity.training.optimizer import GradientClipping, freeze_unused, make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,7 @@ OnEpoch = Callable[[int, Epoch], None]
 PROGRESS_METRICS = ("train/loss", "validation/top1/mean")
 CHECKPOINT = "checkpoint"
 AGREE_STEPS = 16  # of several processes, between two questions whether a checkpoint is due
+PROTOTYPES = "prototypes.safetensors"  # in the checkpoint: of encoders that train
 
 
 class DivergenceError(DataError):
@@ -85,7 +90,7 @@ def train_network(
         raise DataError("no post to train on has a known class", expected="at least one")
     freeze_unused(network)
     steps_in_epoch = -(-len(posts.train) // params.batch_size)
-    total = max(params.epochs * steps_in_epoch, params.min_steps)
+    total = training_steps(len(posts.train), params)
     optimizer = make_optimizer(network, params, fused=fused_optimizer(accelerator))
     schedule = make_schedule(optimizer, total, params)
     if params.compile:
@@ -94,11 +99,12 @@ def train_network(
     history, begun = _restore(accelerator, schedule, state, on_epoch)
     network.text_tower.to(accelerator.device)
     network.hold_in(COMPUTING_TYPES.get(accelerator.mixed_precision))
+    _restore_prototypes(network, posts.reader, state)
     # On a CPU, reading cached vectors costs less than copying them between processes.
     workers = loader_workers() if accelerator.device.type == "cuda" else 0
     if workers:
         workers = workers_that_fit(posts.reader.read(posts.train[: params.micro_batch]), workers)
-    loader = BatchLoader(posts.reader.read, accelerator.device, workers)
+    loader = BatchLoader(posts.reader.read, accelerator.device, workers, changing=posts.reader.live is not None)
     prompts = _fixed_prompts(network, accelerator)
     run = _Run(network, model, params, accelerator, prompts, loader, optimizer, schedule)
     clock = CheckpointClock(params.checkpoint_minutes, accelerator)
@@ -108,12 +114,15 @@ def train_network(
     ) as progress:
         for index in range(len(history), -(-total // steps_in_epoch)):
             steps = run.plan.epoch(posts.train, index, params.seed)[: total - index * steps_in_epoch]
+            if not begun.steps:  # else its prototypes were in the checkpoint
+                rebuild_prototypes(network, posts.reader, run.plan, accelerator)
             network.train()
             table = None
             for finished, table in run.epoch(posts.reader, steps, begun):
                 progress.update()
                 if finished < len(steps) and clock.is_due(finished):
-                    _save(accelerator, schedule, state, history, _Begun.of(accelerator, finished, table))
+                    unfinished = _Begun.of(accelerator, finished, table)
+                    _save(accelerator, schedule, state, _Progress(history, unfinished, network.prototype_tensors))
             assert table is not None
             epoch, begun = run.training_means(table, posts.reader, steps), _Begun()
             _refuse_divergence(index, epoch)
@@ -124,7 +133,7 @@ def train_network(
             progress.set_postfix(_progress(epoch))
             if accelerator.is_main_process:
                 on_epoch(index, epoch)
-            _save(accelerator, schedule, state, history, begun)
+            _save(accelerator, schedule, state, _Progress(history, begun, network.prototype_tensors))
             clock.restart()
     return history
 
@@ -149,6 +158,20 @@ class _Begun:
     @classmethod
     def of(cls, accelerator: Accelerator, steps: int, table: Tensor) -> _Begun:
         return cls(steps, accelerator.reduce(table[:steps].clone(), "sum").tolist())
+
+
+class _Progress(NamedTuple):
+    """How far a run is.
+
+    Args:
+        history: of the finished epochs.
+        begun: the epoch that has begun.
+        prototypes: the network's `prototype_tensors`.
+    """
+
+    history: list[Epoch]
+    begun: _Begun
+    prototypes: dict[str, Tensor] | None
 
 
 class _Terms(NamedTuple):
@@ -396,7 +419,7 @@ def _means_and_accuracies(found: Sequence[Mapping[str, Any]]) -> Epoch:
     return epoch
 
 
-def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history: list[Epoch], begun: _Begun) -> None:
+def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, progress: _Progress) -> None:
     """Replaces the checkpoint as a whole: weights, optimiser, schedule, random states of all processes, progress.
 
     The schedule is written as JSON: accelerate would pickle it, and reading a pickle can run code.
@@ -407,13 +430,25 @@ def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, history:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_json(gathering / "schedule.json", schedule.state_dict())
-        write_json(gathering / "history.json", history)
-        write_json(gathering / "begun.json", asdict(begun))
+        write_json(gathering / "history.json", progress.history)
+        write_json(gathering / "begun.json", asdict(progress.begun))
+        if progress.prototypes is not None:
+            write_tensors(progress.prototypes, None, gathering / PROTOTYPES)
         with atomic_directory(state / CHECKPOINT) as partial:
             for file in gathering.iterdir():
                 file.rename(partial / file.name)
         gathering.rmdir()
     accelerator.wait_for_everyone()
+
+
+def _restore_prototypes(network: PrototypeNetwork, reader: PostReader, state: Path) -> None:
+    """Gives network and reader the prototypes of the checkpoint's epoch, where encoders train."""
+    file = state / CHECKPOINT / PROTOTYPES
+    if reader.live is not None and file.is_file():
+        with reading(file):
+            network.prototype_tensors = load_file(file)
+        reader.live.vectors = adapted_prototypes(reader.live.vectors, network.prototype_tensors)
+        set_prototypes(network, reader.live.vectors)
 
 
 def _restore(
