@@ -19,7 +19,7 @@ from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
 from popularity.encoders.sources import find_weights
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text import network_text_params
 from popularity.text_model import FoldInputs, TextModelParams, fit_folds
 
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("text_model", TextModelParams, args.params)
-    encoder = load_params("embed_text", EmbedTextParams, args.params)
+    encoder = network_text_params(args.params)
     schemes = tuple(read_yaml(args.params)["stack"]["schemes"])
     inputs = {name: vars(args)[name] for name in ("posts", "splits", "features")}
     key = fingerprint(asdict(params), asdict(encoder), schemes, find_weights(encoder), *inputs.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from popularity.check import OTHERS, SECTIONS, main
+from popularity.check import MAPS, OTHERS, SECTIONS, main
 from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError
 from popularity.profile import read_profiles
@@ -18,7 +18,7 @@ from tests.repository import PROFILES, profile_text, write_profile
 def test_every_profile_passes_and_has_every_section(profile: str, tmp_path: Path) -> None:
     params = write_profile(tmp_path, profile)
     main(["--params", str(params)])
-    assert set(read_yaml(params)) == {*OTHERS, *SECTIONS}
+    assert set(read_yaml(params)) == {*OTHERS, *MAPS, *SECTIONS}
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
         main(["--params", str(params)])
     message = str(caught.value)
     for expected in (
-        "no stage reads section 'submitt'; known are profile, dataset, demo",
+        "no stage reads section 'submitt'; known are profile, dataset, embed_image, embed_text, demo",
         "evaluate.confidense_level: unknown key; allowed here: seed, n_resamples, confidence_level",
         "evaluate.confidence_level: missing",
         "report.thumbnail: ",

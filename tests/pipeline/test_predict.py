@@ -251,7 +251,7 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
         one_post("--date", "someday")
     with pytest.raises(DataError, match="that of a stored post"):
         one_post("--pid", read_table(project / "data/interim/posts.parquet", POSTS)["pid"][0])
-    metadata = project / "data/embeddings/text/post.json"
+    metadata = project / "data/embeddings/text/minilm/post.json"
     before = metadata.read_text(encoding="utf-8")
     metadata.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
     with pytest.raises(ContractError, match=r"(?s)text encoder .* weights .*dvc repro"):

@@ -73,6 +73,24 @@ def require_revision(params: EncoderParams) -> None:
         )
 
 
+def require_loader(kind: str, params: EncoderParams, loader: str) -> None:
+    """Refuses another loader in section encoders.network than in the entry that it names: see NetworkEncoders.
+
+    Args:
+        kind: image or text.
+        params: the entry.
+        loader: as section encoders.network has it.
+
+    Raises:
+        ConfigError: the two differ.
+    """
+    if params.loader != loader:
+        raise ConfigError(
+            f"encoders.network.{kind}_loader is {loader}, but the loader of the {kind} encoder that "
+            f"encoders.network.{kind} names is {params.loader}: set it to {params.loader}, too"
+        )
+
+
 def weights_identity(location: Path) -> str:
     """`sha256:` and the digest of the weights file; of a folder, of its safetensors in name order."""
     files = sorted(location.glob("*.safetensors")) if location.is_dir() else [location]
@@ -85,7 +103,7 @@ def describe(
     """The metadata of a block, for its .json.
 
     Args:
-        params: section embed_image or embed_text.
+        params: an entry of section embed_image or embed_text.
         location: of the weights; their digest is in the metadata.
         fields: further metadata: preprocessing and pooling.
         column: prefix of the names of the columns.
