@@ -9,10 +9,12 @@ from typing import Any
 
 from benchmarks.graph import expanded
 from popularity.core.config import read_yaml
-from popularity.profile import edited, read_profiles
+from popularity.core.params_text import edited
+from popularity.profile import read_profiles
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = REPOSITORY / "configs" / "profiles"
+OVERLAYS = REPOSITORY / "configs" / "overlays"
 GENERATED = "data/demo"  # the data set of a clean clone
 _GRAPH = read_yaml(REPOSITORY / "dvc.yaml")
 _ENCODERS = read_yaml(PROFILES / "demo.yaml")["encoders"]["network"]  # the same in every profile without an overlay

@@ -6,23 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from popularity.check import check
 from popularity.core.config import leaves, load_params, read_yaml
 from popularity.core.errors import ConfigError
 from popularity.evaluation.scores import EvaluateConfig
-from popularity.profile import main, read_profiles
-from tests.repository import PROFILES, REPOSITORY, profile_text, write_profile
+from popularity.profile import Profiles, main, read_profiles
+from tests.repository import OVERLAYS, PROFILES, REPOSITORY, profile_text, write_profile
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the repository's params.yaml, in the demo profile, and of its profiles."""
+    """A copy of the repository's params.yaml, in the demo profile, and of its sizes and overlays."""
     write_profile(tmp_path, "demo")
     shutil.copytree(PROFILES, tmp_path / "profiles")
+    shutil.copytree(OVERLAYS, tmp_path / "overlays")
     return tmp_path
 
 
-def _switch(project: Path, name: str, *more: str) -> None:
-    main([name, "--params", str(project / "params.yaml"), "--profiles", str(project / "profiles"), *more])
+def _switch(project: Path, *names: str) -> None:
+    folders = [f"--{name}={project / name}" for name in ("profiles", "overlays")]
+    main([*names, "--params", str(project / "params.yaml"), *folders])
 
 
 def _text(project: Path) -> str:
@@ -100,11 +103,75 @@ def test_a_key_that_params_lack_is_an_error(project: Path) -> None:
 
 def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
     with (project / "profiles" / "tiny.yaml").open("a") as stream:
-        stream.write("submit:\n  decimals: 5\n")
-    with pytest.raises(ConfigError, match=r"demo\.yaml: every profile must list the same keys.*submit\.decimals"):
+        stream.write("report:\n  thumbnail: 80\n")
+    with pytest.raises(ConfigError, match=r"demo\.yaml: every profile must list the same keys.*report\.thumbnail"):
         _switch(project, "tiny")
 
 
 def test_an_unknown_name_is_an_error(project: Path) -> None:
-    with pytest.raises(ConfigError, match="no profile 'huge'; there are demo, full, paper, tiny"):
+    known = "the sizes demo, full, paper, tiny and the overlays clip, dinov2, mpnet, siglip"
+    with pytest.raises(ConfigError, match=f"no profile 'huge'; there are {known}"):
         _switch(project, "huge")
+    with pytest.raises(ConfigError, match="clip full: only the first name can be a size; full is one"):
+        _switch(project, "clip", "full")
+
+
+@pytest.mark.parametrize("names", [("full", "clip"), ("tiny", "siglip"), ("demo", "dinov2", "mpnet")])
+def test_overlays_are_put_on_a_size_and_taken_back(names: tuple[str, ...], project: Path) -> None:
+    """In their order; a size alone gives the bytes that were there before."""
+    before, old = _text(project), leaves(read_yaml(project / "params.yaml"))
+    _switch(project, *names)
+    after = leaves(read_yaml(project / "params.yaml"))
+    files = [project / ("overlays" if index else "profiles") / f"{name}.yaml" for index, name in enumerate(names)]
+    expected = old | {("profile",): " ".join(names)}
+    for file in files:
+        expected |= leaves(read_yaml(file))
+    assert after == expected
+    assert len(after) > len(old)
+    check(project / "params.yaml")
+    _switch(project, "demo")
+    assert _text(project) == before
+
+
+def test_an_overlay_alone_keeps_the_size_and_the_overlays_before_it(project: Path) -> None:
+    _switch(project, "tiny", "mpnet")
+    _switch(project, "dinov2")
+    _switch(project, "dinov2")
+    values = read_yaml(project / "params.yaml")
+    assert values["profile"] == "tiny mpnet dinov2"
+    assert values["demo"]["posts"] == 300
+    assert values["encoders"]["stack"] == {"image": "dinov2", "text": "mpnet"}
+    assert set(values["embed_image"]) == {"efficientnet_lite0", "dinov2"}
+
+
+def test_an_entry_of_the_user_stays(project: Path) -> None:
+    mine = "embed_text:\n  mine:\n    model: my-bert\n"
+    (project / "mine.yaml").write_text(mine)
+    main(["--patch", str(project / "mine.yaml"), "--params", str(project / "params.yaml")])
+    for names in (("full", "clip"), ("tiny",)):
+        _switch(project, *names)
+        assert read_yaml(project / "params.yaml")["embed_text"]["mine"] == {"model": "my-bert"}
+
+
+def test_every_overlay_has_size_length_precision_and_batch() -> None:
+    """The towers of one model have its length of a text: 77 tokens of CLIP, exactly 64 of SigLIP."""
+    overlays = Profiles.read(PROFILES, OVERLAYS).overlays
+    assert set(overlays) == {"clip", "siglip", "dinov2", "mpnet"}
+    sizes = leaves(read_yaml(PROFILES / "demo.yaml"))
+    keys = {key[2:] for key in leaves(read_yaml(REPOSITORY / "params.yaml")) if key[:2] == ("embed_text", "minilm")}
+    for values in overlays.values():
+        texts = {key[1] for key in values if key[0] == "embed_text"} - {"minilm"}
+        assert all({key[2:] for key in values if key[:2] == ("embed_text", text)} == keys for text in texts)
+        assert ("submit", "external_data") in values
+        assert not {key for key in values if key[0] not in ("embed_image", "embed_text")} - set(sizes)
+    assert overlays["clip"]["embed_text", "clip", "max_tokens"] == 77
+    assert overlays["siglip"]["embed_text", "siglip", "max_tokens"] == 64
+
+
+def test_a_key_that_no_size_takes_back_is_refused(project: Path) -> None:
+    (project / "overlays/slow.yaml").write_text("train:\n  clip_norm: 2.0\n")
+    with pytest.raises(ConfigError, match=r"slow\.yaml: no size sets train\.clip_norm; list it in every size"):
+        _switch(project, "demo", "clip")
+    (project / "overlays/slow.yaml").rename(project / "overlays/tiny.yaml")
+    with pytest.raises(ConfigError, match=r"tiny\.yaml: there is a size of this name"):
+        _switch(project, "demo")

@@ -32,8 +32,9 @@ from popularity.core import paths
 from popularity.core.config import read_yaml
 from popularity.core.contracts import Column, Contract
 from popularity.core.errors import DataError
+from popularity.core.params_text import edited
 from popularity.core.stage import run
-from popularity.profile import PROFILES, edited, read_profiles
+from popularity.profile import PROFILES, read_profiles
 
 COMMAND = "python -m popularity.docs"
 PACKAGE = Path(__file__).resolve().parent

@@ -172,10 +172,10 @@ def save_bert(folder: Path, kind: str = "bert") -> Path:
     return folder
 
 
-def save_clip(folder: Path) -> Path:
+def save_clip(folder: Path, positions: int = 12) -> Path:
     tokenizer = word_tokenizer("<s>", "</s>", "</s>")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": 12, **ids}
+    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": positions, **ids}
     torch.manual_seed(1)
     config = transformers.CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=24)
     transformers.CLIPModel(config).save_pretrained(folder)
@@ -186,9 +186,9 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
-def save_siglip(folder: Path) -> Path:
+def save_siglip(folder: Path, positions: int = 8) -> Path:
     tokenizer = word_tokenizer(None, "</s>", "</s>")
-    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": 8, "projection_size": 32}
+    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": positions, "projection_size": 32}
     text |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     torch.manual_seed(2)
     config = transformers.SiglipConfig(text_config=text, vision_config=_VISION)

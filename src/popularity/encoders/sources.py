@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +30,8 @@ class EncoderParams(Section):
         loader: name of a registered encoder, such as a file of this folder that ends in _image or _text.
         model: a name that timm knows, or a hub repository (owner/name).
         weights: `package:<module>` of an installed package, `hub`, or `path:<folder>`.
-        revision: commit of the hub repository, 40 hex digits; empty for other sources.
+        revision: commit of the hub repository, 40 hex digits, or a branch of it until `make weights` has run; empty for
+            other sources.
         batch_size: rows per forward pass.
         shard_rows: rows per resumable shard.
         precision: bf16 runs under autocast, fp32 does not.
@@ -38,7 +40,7 @@ class EncoderParams(Section):
     loader: Annotated[str, Field(pattern=r"^[a-z]\w*$")]
     model: Annotated[str, Field(min_length=1)]
     weights: Annotated[str, Field(pattern=r"^(hub|package:\w+|path:.+)$")]
-    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
+    revision: Annotated[str, Field(pattern=r"^[\w./-]*$")]
     batch_size: Annotated[int, Field(gt=0)]
     shard_rows: Annotated[int, Field(gt=0)]
     precision: Precision
@@ -54,9 +56,9 @@ def find_weights(params: EncoderParams) -> Path:
     source, _, location = params.weights.partition(":")
     if source == "package":
         return _in_package(location)
-    folder = _in_hub_cache(params) if source == "hub" else Path(location)
+    folder = _in_hub_cache(params) if source == "hub" else path_of(params.weights)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        advice = "run `make weights`" if source == "hub" else "write the model there with save_pretrained"
+        advice = "run `make weights`" if source == "hub" else "run `make weights`, or write it with save_pretrained"
         raise MissingWeightsError(f"{params.model}: {folder} lacks config.json or *.safetensors; {advice}")
     return folder
 
@@ -65,12 +67,23 @@ def require_revision(params: EncoderParams) -> None:
     """Refuses a hub repository without a pinned commit: a branch may change under a result.
 
     Raises:
-        ConfigError: `params.revision` is empty.
+        ConfigError: `params.revision` is empty or a branch.
     """
-    if not params.revision:
+    if not is_commit(params.revision):
         raise ConfigError(
-            f"{params.model}: weights 'hub' need a revision of 40 hex digits (a commit of that repository)"
+            f"{params.model}: weights 'hub' need a revision of 40 hex digits (a commit of that repository), found "
+            f"{params.revision!r}; `make weights` fetches them and writes the commit into params.yaml"
         )
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit, not a branch."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def path_of(weights: str) -> Path:
+    """The folder of weights `path:<folder>`; ~ is the user's home."""
+    return Path(weights.removeprefix("path:")).expanduser()
 
 
 def require_loader(kind: str, params: EncoderParams, loader: str) -> None:
