@@ -55,3 +55,24 @@ def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
         main(["--params", str(params)])
     params.write_text(text.replace("\n  n_trials: 15 ", "\n  n_trials: 0 "), encoding="utf-8")
     main(["--params", str(params)])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("text_loader: bert_text", "text_loader: clip_text", r"network\.text_loader is clip_text, but .* is bert_text"),
+        (
+            "    image: efficientnet_lite0\n    text",
+            "    image: clip\n    text",
+            r"stack\.image is clip, but embed_image has",
+        ),
+        ("\n  minilm:\n", "\n  Mini-LM:\n", r"embed_text.*Mini-LM"),
+        ("    max_tokens: 64", "    max_token: 64", r"embed_text\.minilm\.max_token: unknown key"),
+    ],
+)
+def test_encoders_in_use_are_entries_with_their_loaders(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text, params = profile_text(), tmp_path / "params.yaml"
+    assert text.count(old) == 1
+    params.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        main(["--params", str(params)])
