@@ -31,7 +31,7 @@ $(READY): | requirements.lock
 repro: env ## run the whole graph: data to scores, result page and submission
 	@echo "==> dvc repro (profile and data set: params.yaml)"
 	@python -m popularity.check
-	dvc repro
+	dvc repro report
 	@python -m popularity.resources reports/resources
 	@echo && cat reports/scores.txt
 	@python -m popularity.submission

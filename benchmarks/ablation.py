@@ -30,7 +30,7 @@ import polars as pl
 from tqdm import tqdm
 
 from benchmarks.networks import Bench, Precision, trained_as
-from benchmarks.systems import METRICS, Scored, paired_interval
+from benchmarks.systems import METRICS, Scored, block_folders, paired_interval
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
 from popularity.core.atomic import atomic_path, fingerprint
 from popularity.core.config import load_params
@@ -237,7 +237,7 @@ def _fit_all(bench: Bench, fits: Sequence[Fit], folds: Sequence[Fold]) -> None:
 
 def _fit_one(data: Path, task: tuple[Fit, Fold]) -> pl.DataFrame:
     fit, fold = task
-    blocks = read_blocks(data / "embeddings/image", data / "embeddings/text", fit.vectors)
+    blocks = read_blocks(*block_folders(data.parent)[:2], fit.vectors)
     blocks = _without(blocks, fit.system.without_heads)
     return fit_and_predict(fold if fit.system.classes else _classless(fold), blocks, fit.stack)
 

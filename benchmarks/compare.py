@@ -53,7 +53,7 @@ from popularity.core.contracts import FORWARD, HOLDOUT, MAIN_MODEL, TEXT_PREDICT
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.stage import run
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text import network_text_params
 from popularity.ensemble.members import CONSTANT, member_weights, weighted_mean
 from popularity.ensemble.weights import weight_grid
 from popularity.features import FeaturizeParams
@@ -139,7 +139,7 @@ def chosen_rows(args: argparse.Namespace, file: Path, params: StackParams) -> di
         rows[MORE] = params_row(replace(params, n_seeds=(1 + len(args.runs)) * params.n_seeds))
     text = load_params("text_model", TextModelParams, file)
     if text.epochs:
-        rows |= {TEXT: text_row(load_params("embed_text", EmbedTextParams, file), text), WITHOUT_TEXT: rows[OURS]}
+        rows |= {TEXT: text_row(network_text_params(file), text), WITHOUT_TEXT: rows[OURS]}
         rows |= {CONSTANT: simple_row(CONSTANT)}
     return rows
 

@@ -26,6 +26,7 @@ import polars as pl
 from tqdm import tqdm
 
 import popularity
+from benchmarks.graph import expanded
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core.atomic import fingerprint, write_json
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
@@ -103,9 +104,9 @@ def stages_until(last: str) -> list[str]:
 
 
 def commands_of(stages: Sequence[str], params: Mapping[str, Any]) -> dict[str, str]:
-    """The commands of dvc.yaml by stage."""
-    graph = read_yaml(Path("dvc.yaml"))["stages"]
-    return {name: graph[name]["cmd"].replace("${dataset.root}", params["dataset"]["root"]) for name in stages}
+    """The commands of the stages as dvc.yaml has them, in its order; of an embed stage one for each encoder."""
+    graph = expanded(read_yaml(Path("dvc.yaml")), params)
+    return {name: stage["cmd"] for name, stage in graph.items() if name.partition("@")[0] in stages}
 
 
 def stage_folder(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> Path:
@@ -121,13 +122,12 @@ def run_stages(stages: Sequence[str], params: Mapping[str, Any], work: Path) -> 
     seed = params["demo"]["seed"]
     write_json(folder / PARAMS_FILE, params)  # JSON is YAML
     with chdir(folder):  # the commands of dvc.yaml name paths relative to where they run
-        for name in (progress := tqdm(stages, unit="stage")):
+        for name, command in (progress := tqdm(commands.items(), unit="stage")):
             progress.set_description(f"seed {seed} {name}")
-            if Path(f"reports/resources/{name}.json").exists():  # a stage writes its cost record last
+            if Path(f"reports/resources/{name.replace('@', '_')}.json").exists():  # a stage writes its cost record last
                 continue
-            words = shlex.split(commands[name])
-            arguments = words[words.index(f"stages.{name}") + 1 :]
-            importlib.import_module(f"stages.{name}").main(arguments)
+            words, module = shlex.split(command), f"stages.{name.partition('@')[0]}"
+            importlib.import_module(module).main(words[words.index(module) + 1 :])
     return folder
 
 

@@ -40,6 +40,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tables import add_csv_flag, text_table, write_csv
+from popularity.core import paths
 from popularity.core.arrays import BoolArray, Float64Array, Int64Array, normalize_rows
 from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
@@ -143,19 +144,23 @@ class Bench:
     def encoders(self) -> EncoderPair:
         return EncoderPair.load(self.params)
 
+    @cached_property
+    def vectors(self) -> tuple[Path, Path]:
+        """The folders of the network's vectors of images and texts."""
+        params = read_yaml(self.params)
+        image, text = (paths.resolved(name, params) for name in (paths.IMAGE_EMBEDDINGS, paths.TEXT_EMBEDDINGS))
+        return self.data.parent / image, self.data.parent / text
+
     @property
     def blocks(self) -> EncoderOutputs:
-        return EncoderOutputs.read(self.data / "embeddings/image", self.data / "embeddings/text")
+        return EncoderOutputs.read(*self.vectors)
 
     def prototypes(self, transductive: bool) -> Path:
         """A folder like models/prototypes."""
         params = load_params("prototypes", PrototypesParams, self.params)
 
         def make(out: Path) -> None:
-            image, text = (
-                read_block(self.data / "embeddings/image", "pooled"),
-                read_block(self.data / "embeddings/text", "post"),
-            )
+            image, text = read_block(self.vectors[0], "pooled"), read_block(self.vectors[1], "post")
             write_prototypes(build_prototypes(self.posts, image, text, params, transductive=transductive), out)
 
         return self._once("prototypes", make, asdict(params), transductive, self._inputs)
@@ -198,7 +203,7 @@ class Bench:
         """Folders like data/embeddings/prototype and data/explain."""
         params = load_params("embed_posts", EmbedPostsParams, self.params)
         prototypes = self.prototypes(trained_params(network).transductive)
-        folders = Folders(self.root, self.data / "embeddings/image", self.data / "embeddings/text", prototypes, network)
+        folders = Folders(self.root, *self.vectors, prototypes, network)
 
         def make(out: Path) -> None:
             accelerator = fresh_accelerator(trained_params(network).precision)
@@ -221,8 +226,7 @@ class Bench:
     def _inputs(self) -> str:
         """The fingerprint of everything that the network reads, and of its code."""
         tables = [self.data / "interim" / name for name in ("posts.parquet", "images.parquet")]
-        embeddings = [self.data / "embeddings" / name for name in ("image", "text")]
-        return fingerprint(asdict(self.encoders), code_fingerprint(*CODE), *tables, *embeddings)
+        return fingerprint(asdict(self.encoders), code_fingerprint(*CODE), *tables, *self.vectors)
 
     def _once(self, kind: str, make: Callable[[Path], None], *key: object) -> Path:
         folder = self.cache / kind / fingerprint(*key)

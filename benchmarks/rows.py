@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks import peers, systems
-from benchmarks.systems import FoldData, Project, System, ours
+from benchmarks.systems import FoldData, Project, System, block_folders, ours
 from popularity import ensemble, features, stack, target, text_model, validation
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint
@@ -273,8 +273,7 @@ class PredictionCache:
     @classmethod
     def below(cls, folder: Path) -> PredictionCache:
         """The cache in .state/benchmarks of the project `folder`."""
-        blocks = [folder / "data/embeddings" / name for name in ("image", "text", "prototype")]
-        return cls(folder / STATE_ROOT / "benchmarks/compare", fingerprint(*blocks))
+        return cls(folder / STATE_ROOT / "benchmarks/compare", fingerprint(*block_folders(folder)))
 
     def __call__(self, row: Row, data: FoldData) -> Float64Array:
         path = self.folder / f"{fingerprint(row.inputs(data), self.vectors, *row.code)}.parquet"

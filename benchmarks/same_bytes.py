@@ -30,8 +30,10 @@ import polars as pl
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
+from benchmarks.graph import expanded
 from benchmarks.measuring import REPOSITORY, execute
 from popularity.core.atomic import read_json
+from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.core.stage import run
 
 NAMES = Path(__file__).with_name("renamed.yaml")
@@ -186,10 +188,10 @@ def differences(before: Path, after: Path, renamed: Renamed) -> Iterator[str]:
 
 def outputs(clone: Path) -> list[str]:
     """Paths of all files that the graph wrote."""
-    graph = YAML(typ="safe").load((clone / "dvc.yaml").read_text(encoding="utf-8"))
+    graph = expanded(read_yaml(clone / "dvc.yaml"), read_yaml(clone / PARAMS_FILE))
     tops = [
         next(iter(out)) if isinstance(out, dict) else out
-        for stage in graph["stages"].values()
+        for stage in graph.values()
         for out in [*stage.get("outs", []), *stage.get("metrics", [])]
     ]
     files = [clone / top for top in tops if (clone / top).is_file()]

@@ -29,6 +29,7 @@ from popularity.evaluation.bootstrap import interval, resample
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.fit import fit_and_predict
+from popularity.tuning.objective import StackInputs
 from popularity.validation import SplitParams, make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 
@@ -55,6 +56,12 @@ class FoldData:
 
 
 System = Callable[[FoldData], Float64Array]
+
+
+def block_folders(folder: Path) -> tuple[Path, Path, Path]:
+    """The folders of vectors that the stack of the project in `folder` reads: image, text and prototype."""
+    inputs = StackInputs.below(folder)
+    return inputs.image, inputs.text, inputs.prototype
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Project:
             read_table(data / "interim/posts.parquet", POSTS),
             read_table(data / "interim/splits.parquet", FOLDS),
             data / "features",
-            read_blocks(*(data / "embeddings" / name for name in ("image", "text", "prototype"))),
+            read_blocks(*block_folders(folder)),
             load_params("stack", StackParams, params or folder / PARAMS_FILE),
             folder,
         )

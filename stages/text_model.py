@@ -25,7 +25,7 @@ from popularity.core.stage import record_resources, run
 from popularity.encoders.precision import resolve_precision
 from popularity.encoders.sharding import start_processes
 from popularity.encoders.sources import find_weights
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text import network_text_params
 from popularity.text_model import FoldInputs, TextModelParams, fit_folds
 
 
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("text_model", TextModelParams, args.params)
-    encoder = load_params("embed_text", EmbedTextParams, args.params)
     processes = start_processes()
+    encoder = network_text_params(args.params)
     encoder = replace(encoder, precision=resolve_precision(encoder.precision, processes.device))
     schemes = tuple(read_yaml(args.params)["stack"]["schemes"])
     inputs = {name: vars(args)[name] for name in ("posts", "splits", "features")}

@@ -51,6 +51,10 @@ class Clone:
         }
 
     def stages_run(self, output: str) -> list[str]:
+        """The stages that a `dvc repro` started, from what it printed; of a stage group@entry the group."""
+        return [name.partition("@")[0] for name in self.entries_run(output)]
+
+    def entries_run(self, output: str) -> list[str]:
         """The stages that a `dvc repro` started, from what it printed."""
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 

@@ -82,6 +82,7 @@ SLOW = {
     "encoders/test_embed_stages",
     "encoders/test_lost_processes",
     "encoders/test_prompting::test_runs_without_the_libraries_of_the_tables",
+    "encoders/test_weights::test_a_branch_without_safetensors",
     "encoders/test_weights::test_fetch_then_run_offline",
     "features/test_groups::test_the_number_of_threads_changes_no_bit",
     "features/test_text_components::test_the_number_of_threads_changes_no_bit",

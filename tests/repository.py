@@ -7,13 +7,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.graph import expanded
 from popularity.core.config import read_yaml
-from popularity.profile import edited, read_profiles
+from popularity.core.params_text import edited
+from popularity.profile import read_profiles
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILES = REPOSITORY / "configs" / "profiles"
+OVERLAYS = REPOSITORY / "configs" / "overlays"
 GENERATED = "data/demo"  # the data set of a clean clone
-STAGES: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
+_GRAPH = read_yaml(REPOSITORY / "dvc.yaml")
+_ENCODERS = read_yaml(PROFILES / "demo.yaml")["encoders"]["network"]  # the same in every profile without an overlay
+PAIR = {kind: _ENCODERS[kind] for kind in ("image", "text")}
+LOADERS = {kind: _ENCODERS[f"{kind}_loader"] for kind in ("image", "text")}
+_VALUES = {
+    "dataset": {"root": "${dataset.root}"},
+    "encoders": {"network": _ENCODERS, "stack": PAIR},
+    **{f"embed_{kind}": {PAIR[kind]: {"loader": LOADERS[kind]}} for kind in PAIR},
+}
+_EXPANDED = expanded(_GRAPH, _VALUES)
+# By name what dvc.yaml says of a stage, the embed stages under the name of the group.
+TEMPLATES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in _GRAPH["stages"].items()}
+STAGES: dict[str, dict[str, Any]] = {name.partition("@")[0]: stage for name, stage in _EXPANDED.items()}
+DVC_NAMES = dict(zip(STAGES, _EXPANDED, strict=True))  # group@entry for the embed stages
+NAMES = ("encoder",)  # flags whose value is no path
 LAUNCHER = "popularity.launch"
 
 
@@ -72,5 +89,9 @@ def stage_flags(stage: str, folder: Path, **changed: str | Path | None) -> list[
             values[flag].append(word)
     for name, path in changed.items():
         values[name] = [] if path is None else [path]
-    given = {name: [str(folder / path) for path in paths] for name, paths in values.items() if paths}
+    given = {
+        name: [str(path if name in NAMES else folder / path) for path in paths]
+        for name, paths in values.items()
+        if paths
+    }
     return [part for name, paths in given.items() for part in (f"--{name}", *paths)]

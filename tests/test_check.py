@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from popularity.check import OTHERS, SECTIONS, main
+from popularity.check import MAPS, OTHERS, SECTIONS, main
 from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError
 from popularity.profile import read_profiles
@@ -18,7 +18,7 @@ from tests.repository import PROFILES, profile_text, write_profile
 def test_every_profile_passes_and_has_every_section(profile: str, tmp_path: Path) -> None:
     params = write_profile(tmp_path, profile)
     main(["--params", str(params)])
-    assert set(read_yaml(params)) == {*OTHERS, *SECTIONS}
+    assert set(read_yaml(params)) == {*OTHERS, *MAPS, *SECTIONS}
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
         main(["--params", str(params)])
     message = str(caught.value)
     for expected in (
-        "no stage reads section 'submitt'; known are profile, dataset, demo",
+        "no stage reads section 'submitt'; known are profile, dataset, embed_image, embed_text, demo",
         "evaluate.confidense_level: unknown key; allowed here: seed, n_resamples, confidence_level",
         "evaluate.confidence_level: missing",
         "report.thumbnail: ",
@@ -55,3 +55,24 @@ def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
         main(["--params", str(params)])
     params.write_text(text.replace("\n  n_trials: 15 ", "\n  n_trials: 0 "), encoding="utf-8")
     main(["--params", str(params)])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("text_loader: bert_text", "text_loader: clip_text", r"network\.text_loader is clip_text, but .* is bert_text"),
+        (
+            "    image: efficientnet_lite0\n    text",
+            "    image: clip\n    text",
+            r"stack\.image is clip, but embed_image has",
+        ),
+        ("\n  minilm:\n", "\n  Mini-LM:\n", r"embed_text.*Mini-LM"),
+        ("    max_tokens: 64", "    max_token: 64", r"embed_text\.minilm\.max_token: unknown key"),
+    ],
+)
+def test_encoders_in_use_are_entries_with_their_loaders(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text, params = profile_text(), tmp_path / "params.yaml"
+    assert text.count(old) == 1
+    params.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        main(["--params", str(params)])

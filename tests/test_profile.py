@@ -9,26 +9,29 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.check import check
 from popularity.core.config import leaves, load_params, read_yaml
 from popularity.core.errors import ConfigError
 from popularity.evaluation.scores import EvaluateConfig
 from popularity.network.inputs import training_rows
 from popularity.network.params import TrainParams
-from popularity.profile import main, read_profiles
+from popularity.profile import Profiles, main, read_profiles
 from popularity.training.batches import BatchPlan, training_steps
-from tests.repository import PROFILES, REPOSITORY, profile_text, write_profile
+from tests.repository import OVERLAYS, PROFILES, REPOSITORY, profile_text, write_profile
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the repository's params.yaml, in the demo profile, and of its profiles."""
+    """A copy of the repository's params.yaml, in the demo profile, and of its sizes and overlays."""
     write_profile(tmp_path, "demo")
     shutil.copytree(PROFILES, tmp_path / "profiles")
+    shutil.copytree(OVERLAYS, tmp_path / "overlays")
     return tmp_path
 
 
-def _switch(project: Path, name: str, *more: str) -> None:
-    main([name, "--params", str(project / "params.yaml"), "--profiles", str(project / "profiles"), *more])
+def _switch(project: Path, *names: str) -> None:
+    folders = [f"--{name}={project / name}" for name in ("profiles", "overlays")]
+    main([*names, "--params", str(project / "params.yaml"), *folders])
 
 
 def _text(project: Path) -> str:
@@ -60,17 +63,19 @@ def test_there_and_back_gives_the_same_bytes(project: Path) -> None:
     assert _text(project) == before
 
 
+def _comments(text: str) -> list[str]:
+    return [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+
+
 @pytest.mark.parametrize("name", ["tiny", "full", "paper"])
 def test_only_listed_values_change_and_comments_stay(project: Path, name: str) -> None:
     before, old = leaves(read_yaml(project / "params.yaml")), _text(project)
     _switch(project, name)
     after = leaves(read_yaml(project / "params.yaml"))
-    assert list(after) == list(before)
+    assert [key for key in after if key in before] == list(before)
     profile = leaves(read_yaml(project / "profiles" / f"{name}.yaml"))
     assert after == {**before, **profile, ("profile",): name}
-    assert [line.partition("#")[2] for line in _text(project).splitlines()] == [
-        line.partition("#")[2] for line in old.splitlines()
-    ]
+    assert _comments(_text(project)) == _comments(old)
 
 
 def test_tiny_is_read_by_the_stages(project: Path) -> None:
@@ -106,14 +111,86 @@ def test_a_key_that_params_lack_is_an_error(project: Path) -> None:
 
 def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
     with (project / "profiles" / "tiny.yaml").open("a") as stream:
-        stream.write("submit:\n  decimals: 5\n")
-    with pytest.raises(ConfigError, match=r"demo\.yaml: every profile must list the same keys.*submit\.decimals"):
+        stream.write("report:\n  thumbnail: 80\n")
+    with pytest.raises(ConfigError, match=r"demo\.yaml: every profile must list the same keys.*report\.thumbnail"):
         _switch(project, "tiny")
 
 
 def test_an_unknown_name_is_an_error(project: Path) -> None:
-    with pytest.raises(ConfigError, match="no profile 'huge'; there are demo, full, paper, tiny"):
+    known = "the sizes demo, full, paper, tiny and the overlays clip, dinov2, mpnet, siglip"
+    with pytest.raises(ConfigError, match=f"no profile 'huge'; there are {known}"):
         _switch(project, "huge")
+    with pytest.raises(ConfigError, match="clip full: only the first name can be a size; full is one"):
+        _switch(project, "clip", "full")
+
+
+@pytest.mark.parametrize("names", [("full", "clip"), ("tiny", "siglip"), ("demo", "dinov2", "mpnet")])
+def test_overlays_are_put_on_a_size_and_taken_back(names: tuple[str, ...], project: Path) -> None:
+    """In their order; a size alone gives the bytes that were there before."""
+    before, old = _text(project), leaves(read_yaml(project / "params.yaml"))
+    _switch(project, *names)
+    after = leaves(read_yaml(project / "params.yaml"))
+    files = [project / ("overlays" if index else "profiles") / f"{name}.yaml" for index, name in enumerate(names)]
+    expected = old | {("profile",): " ".join(names)}
+    for file in files:
+        expected |= leaves(read_yaml(file))
+    assert after == expected
+    assert len(after) > len(old)
+    check(project / "params.yaml")
+    _switch(project, "demo")
+    assert _text(project) == before
+
+
+def test_an_overlay_alone_keeps_the_size_and_the_overlays_before_it(project: Path) -> None:
+    _switch(project, "tiny", "mpnet")
+    _switch(project, "dinov2")
+    _switch(project, "dinov2")
+    values = read_yaml(project / "params.yaml")
+    assert values["profile"] == "tiny mpnet dinov2"
+    assert values["demo"]["posts"] == 300
+    assert values["encoders"]["stack"] == {"image": "dinov2", "text": "mpnet"}
+    assert set(values["embed_image"]) == {"efficientnet_lite0", "dinov2"}
+
+
+def test_an_entry_of_the_user_stays(project: Path) -> None:
+    mine = "embed_text:\n  mine:\n    model: my-bert\n"
+    (project / "mine.yaml").write_text(mine)
+    main(["--patch", str(project / "mine.yaml"), "--params", str(project / "params.yaml")])
+    for names in (("full", "clip"), ("tiny",)):
+        _switch(project, *names)
+        assert read_yaml(project / "params.yaml")["embed_text"]["mine"] == {"model": "my-bert"}
+
+
+def test_every_overlay_has_size_length_precision_and_batch() -> None:
+    """The towers of one model have its length of a text: 77 tokens of CLIP, exactly 64 of SigLIP."""
+    overlays = Profiles.read(PROFILES, OVERLAYS).overlays
+    assert set(overlays) == {"clip", "siglip", "dinov2", "mpnet"}
+    sizes = leaves(read_yaml(PROFILES / "demo.yaml"))
+    keys = {key[2:] for key in leaves(read_yaml(REPOSITORY / "params.yaml")) if key[:2] == ("embed_text", "minilm")}
+    for values in overlays.values():
+        texts = {key[1] for key in values if key[0] == "embed_text"} - {"minilm"}
+        assert all({key[2:] for key in values if key[:2] == ("embed_text", text)} == keys for text in texts)
+        assert ("submit", "external_data") in values
+        assert not {key for key in values if key[0] not in ("embed_image", "embed_text")} - set(sizes)
+    assert overlays["clip"]["embed_text", "clip", "max_tokens"] == 77
+    assert overlays["siglip"]["embed_text", "siglip", "max_tokens"] == 64
+
+
+def test_an_entry_of_a_size_goes_with_it(project: Path) -> None:
+    before = _text(project)
+    _switch(project, "paper")
+    assert set(read_yaml(project / "params.yaml")["embed_text"]) == {"minilm", "clip"}
+    _switch(project, "demo")
+    assert _text(project) == before
+
+
+def test_a_key_that_no_size_takes_back_is_refused(project: Path) -> None:
+    (project / "overlays/slow.yaml").write_text("train:\n  clip_norm: 2.0\n")
+    with pytest.raises(ConfigError, match=r"slow\.yaml: no size sets train\.clip_norm; list it in every size"):
+        _switch(project, "demo", "clip")
+    (project / "overlays/slow.yaml").rename(project / "overlays/tiny.yaml")
+    with pytest.raises(ConfigError, match=r"tiny\.yaml: there is a size of this name"):
+        _switch(project, "demo")
 
 
 SMPD_POSTS = {"train": 305_613, "test": 180_581}
@@ -140,9 +217,12 @@ def test_paper_is_what_the_paper_prints(project: Path) -> None:
     assert (network["prompts"]["global_length"], network["prompts"]["local_length"]) == (16, 8)
     assert network["prompts"]["instance_length"] == 0
     assert params["prototypes"]["max_per_class"] == 256
+    assert params["encoders"]["stack"] == {"image": "clip", "text": "clip"}
+    assert params["encoders"]["network"] == {
+        "image": "clip", "image_loader": "clip_image", "text": "clip", "text_loader": "clip_text",
+    }  # fmt: skip
     for section in ("embed_image", "embed_text"):
-        assert params[section]["model"] == "openai/clip-vit-base-patch32"
-        assert params[section]["loader"] == section.replace("embed", "clip")
+        assert params[section]["clip"]["model"] == "openai/clip-vit-base-patch32"
 
     columns = stack["columns"]
     assert columns["feature_blocks"] == ["metadata", "image", "text", "prototype"]

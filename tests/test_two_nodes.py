@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.measuring import environment
 from popularity.encoders.image_blocks import embed_images
-from tests.encoders.tiny_encoders import make_images
+from tests.encoders.tiny_encoders import encoder_sections, make_images
 from tests.processes import wait_for
 from tests.repository import REPOSITORY, stage_flags
 
@@ -143,7 +143,7 @@ def test_a_stage_on_two_nodes_survives_a_lost_worker(
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     images = make_images(tmp_path)
     params = images.params(shard_rows=2, batch_size=2)
-    YAML().dump({"embed_image": asdict(params)}, Path("params.yaml"))
+    YAML().dump(encoder_sections(params), Path("params.yaml"))
     shutil.copytree(REPOSITORY / "configs", "configs")
     one, two = (Path(name, "data/embeddings/image") for name in ("one", "two"))
     flags = stage_flags("embed_image", Path(), root=images.root, images=images.table, out=two)

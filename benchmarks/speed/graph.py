@@ -9,7 +9,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from benchmarks.graph import expanded
 from benchmarks.measuring import REPOSITORY, Task, execute, measure, run_task
+from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.dataset.preparation import set_root
 
 
@@ -63,7 +65,7 @@ def edit(file: Path, section: str, **values: Any) -> None:
 def stand_in(clone: Path, root: Path) -> None:
     """Writes a small file for every output of the graph of `clone`, and sets `root` as its data set."""
     set_root(clone / "params.yaml", root)
-    stages = YAML(typ="safe").load((clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = expanded(read_yaml(clone / "dvc.yaml"), read_yaml(clone / PARAMS_FILE))
     outs: set[str] = set()
     deps: set[str] = set()
     for stage in stages.values():

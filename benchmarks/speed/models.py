@@ -28,10 +28,10 @@ from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, read_table, write_table
 from popularity.dataset import ingest
 from popularity.demo import generate
-from popularity.encoders.image import EmbedImageParams, load_image_encoder
+from popularity.encoders.image import EmbedImageParams, load_image_encoder, network_image_params
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.sharding import autocast, loader_workers, start_processes
-from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
+from popularity.encoders.text import load_text_encoder, load_tokenizer, network_text_params
 from popularity.encoders.text_blocks import distinct_texts, embed_texts, post_text
 from popularity.features import FeaturizeParams, featurize
 from popularity.stack import Blocks, StackParams
@@ -61,7 +61,7 @@ def beyond_one_batch(embed: Callable[[pl.DataFrame], object], rows: pl.DataFrame
 
 def task_images(folder: Path, count: str) -> dict[str, Any]:
     """The stage's function over `count` images of the data sets' size, in a tar shard."""
-    params = load_params("embed_image", EmbedImageParams, PARAMS)
+    params = network_image_params(PARAMS)
     with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
         root = Path(name)
         images = make_images(root, int(count) + params.batch_size, SIDE)
@@ -95,7 +95,7 @@ def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
 def task_bare_images(folder: Path, count: str) -> dict[str, float]:
     """The encoder over batches in memory, each copied to the device, its vectors copied back."""
     del folder
-    params = load_params("embed_image", EmbedImageParams, PARAMS)
+    params = network_image_params(PARAMS)
     device = start_processes().device
     encoder = load_image_encoder(params).to(device)
     pixels = torch.randint(0, 256, (params.batch_size, 3, params.image_size, params.image_size), dtype=torch.uint8)
@@ -111,7 +111,7 @@ def task_bare_images(folder: Path, count: str) -> dict[str, float]:
 
 def task_text(folder: Path, count: str) -> dict[str, Any]:
     """The stage's function over the texts of `count` posts."""
-    params = load_params("embed_text", EmbedTextParams, PARAMS)
+    params = network_text_params(PARAMS)
 
     def embed_posts(posts: pl.DataFrame) -> None:
         write_table(posts, Path("posts.parquet"), POSTS)
@@ -123,7 +123,7 @@ def task_text(folder: Path, count: str) -> dict[str, Any]:
 
 def task_bare_text(folder: Path, count: str) -> dict[str, float]:
     """The encoder over the batches of the stage, tokenised before the clock starts."""
-    params = load_params("embed_text", EmbedTextParams, PARAMS)
+    params = network_text_params(PARAMS)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         posts = posts_of(Path(name), int(count))
     texts = distinct_texts(posts.select("pid", "title", "tags", post=post_text()))["text"].to_list()

@@ -17,8 +17,10 @@ from popularity.core.config import PARAMS_FILE, parse_params, read_yaml
 from popularity.core.errors import ConfigError
 from popularity.core.stage import run
 from popularity.demo import DemoParams
-from popularity.encoders.image import EmbedImageParams
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.image import EmbedImageParams, network_image_params
+from popularity.encoders.names import EncoderName, EncodersParams
+from popularity.encoders.sources import EncoderParams
+from popularity.encoders.text import EmbedTextParams, network_text_params
 from popularity.evaluation.scores import EvaluateConfig
 from popularity.features import FeaturizeParams
 from popularity.images import IndexImagesParams
@@ -40,8 +42,7 @@ SECTIONS: Mapping[str, Any] = {
     "index_images": IndexImagesParams,
     "split": SplitParams,
     "featurize": FeaturizeParams,
-    "embed_image": EmbedImageParams,
-    "embed_text": EmbedTextParams,
+    "encoders": EncodersParams,
     "prototypes": PrototypesParams,
     "train": TrainParams,
     "embed_posts": EmbedPostsParams,
@@ -54,6 +55,7 @@ SECTIONS: Mapping[str, Any] = {
     "submit": SubmitConfig,
     "report": ReportParams,
 }
+MAPS: Mapping[str, type[EncoderParams]] = {"embed_image": EmbedImageParams, "embed_text": EmbedTextParams}
 OTHERS = ("profile", "dataset")  # sections of no stage
 
 
@@ -64,13 +66,18 @@ def check(file: Path) -> None:
         ConfigError: lists all errors of the file.
     """
     content = read_yaml(file)
-    known = (*OTHERS, *SECTIONS)
+    known = (*OTHERS, *MAPS, *SECTIONS)
     unknown = [name for name in content if name not in known]
     problems = [f"{file}: no stage reads section '{name}'; known are {', '.join(known)}" for name in unknown]
-    for name, section in SECTIONS.items():
+    entries: dict[str, Any] = dict.fromkeys(MAPS, dict[EncoderName, Any])
+    for name, section in MAPS.items():
+        found = content.get(name)
+        entries |= {f"{name}.{entry}": section for entry in (found if isinstance(found, Mapping) else ())}
+    for name, section in (entries | dict(SECTIONS)).items():
         _collect(problems, partial(parse_params, name, section, content, file))
     if not problems:
         _collect(problems, partial(_check_candidates, content, file))
+        _collect(problems, partial(_check_encoders, content, file))
     root = content.get("dataset", {}).get("root") if isinstance(content.get("dataset"), Mapping) else None
     if not isinstance(root, str):
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
@@ -95,6 +102,20 @@ def _check_candidates(content: Mapping[str, Any], file: Path) -> None:
     for start in [candidate.stack for candidate in candidates] or [stack]:
         if tune.n_trials:
             Space.parse("tune.space", tune.space, "stack", start)
+
+
+def _check_encoders(content: Mapping[str, Any], file: Path) -> None:
+    """Checks that the encoders in use are entries of their maps, and the loaders of the network's pair."""
+    used = parse_params("encoders", EncodersParams, content, file)
+    for where, pair in (("network", used.network), ("stack", used.stack)):
+        for kind in ("image", "text"):
+            name, known = getattr(pair, kind), content[f"embed_{kind}"]
+            if name not in known:
+                raise ConfigError(
+                    f"{file}: encoders.{where}.{kind} is {name}, but embed_{kind} has {', '.join(known)} alone"
+                )
+    network_image_params(file)
+    network_text_params(file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

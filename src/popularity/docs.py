@@ -19,6 +19,7 @@ import ast
 import csv
 import importlib
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,9 @@ from popularity.core import paths
 from popularity.core.config import read_yaml
 from popularity.core.contracts import Column, Contract
 from popularity.core.errors import DataError
+from popularity.core.params_text import edited
 from popularity.core.stage import run
-from popularity.profile import PROFILES, edited, read_profiles
+from popularity.profile import PROFILES, read_profiles
 
 COMMAND = "python -m popularity.docs"
 PACKAGE = Path(__file__).resolve().parent
@@ -84,14 +86,15 @@ def generate(name: str, root: Path) -> str:
 
 def stages_part(root: Path) -> str:
     """A line for every stage of dvc.yaml: its name and what it does."""
-    stages = read_yaml(root / "dvc.yaml")["stages"]
-    return markdown_table(("stage", "what it does"), [(f"`{name}`", stage["desc"]) for name, stage in stages.items()])
+    return markdown_table(
+        ("stage", "what it does"), [(f"`{name}`", stage["desc"]) for name, stage in _stages(root).items()]
+    )
 
 
 def stage_files_part(root: Path) -> str:
     """A row for every stage of dvc.yaml: sections of params.yaml, files it reads, files it writes."""
     rows = []
-    for name, stage in read_yaml(root / "dvc.yaml")["stages"].items():
+    for name, stage in _stages(root).items():
         sections = [entry for entry in stage.get("params", []) if isinstance(entry, str)]
         deps = [path for path in map(_path, stage.get("deps", [])) if path.startswith((*DATA_FOLDERS, "$"))]
         read = [path for path in deps if not path.startswith(COSTS)]
@@ -99,6 +102,15 @@ def stage_files_part(root: Path) -> str:
         kept = [path for path in written if not path.startswith(COSTS)]
         rows.append((f"`{name}`", _names(sections), _names(read), _names(kept)))
     return markdown_table(("stage", "parameters", "reads", "writes"), rows)
+
+
+def _stages(root: Path) -> dict[str, Any]:
+    """The stages of dvc.yaml; a stage for each entry of a map once, with `<name>` for the name of the entry."""
+    found = {}
+    for name, stage in read_yaml(root / "dvc.yaml")["stages"].items():
+        text = json.dumps(stage.get("do", stage)).replace("${key}", "<name>")
+        found[name] = json.loads(text)
+    return found
 
 
 def parameters_part(root: Path) -> str:

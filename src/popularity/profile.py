@@ -1,96 +1,144 @@
-"""Switches params.yaml between tiny, demo, full and paper: python -m popularity.profile NAME [--show].
+"""Sets params.yaml to a size and overlays: python -m popularity.profile NAME ... [--show].
 
-Edits only the keys that configs/profiles/NAME.yaml lists, keeps every comment, and prints what changed. The data
-set (dataset.root) is no part of a profile: `make dataset` sets it. With `--patch FILE` instead of a name the keys are
-those of any other file, such as the result of a search.
+    python -m popularity.profile full          # a size: tiny, demo, full or paper
+    python -m popularity.profile full clip     # and CLIP as encoders
+    python -m popularity.profile clip          # the overlay on the size that params.yaml has
+
+A size (configs/profiles) has a value for every key in which sizes or overlays differ, so a size alone takes every
+overlay back. An overlay (configs/overlays) has its own keys alone. Both may add entries to embed_image and embed_text.
+The files are applied in the order of their names.
+
+Edits only these keys, keeps every comment, and prints what changed. The data set (dataset.root) is no part of a
+profile: `make dataset` sets it. With `--patch FILE` instead of names the keys are those of any other file, such as the
+result of a search.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
 
 from popularity.core.atomic import write_text
 from popularity.core.config import PARAMS_FILE, Key, leaves, read_yaml
 from popularity.core.errors import ConfigError
+from popularity.core.params_text import MAPS, edited, joined
 from popularity.core.stage import run
 
 PROFILES = Path("configs/profiles")
+OVERLAYS = Path("configs/overlays")
 
 
 def read_profiles(folder: Path) -> dict[str, dict[Key, Any]]:
-    """Every profile's values by key path.
+    """Every size's values by key path.
 
     Raises:
-        ConfigError: there is no profile, or one lists other keys than the rest: switching back would lose a value.
+        ConfigError: there is no size, or one lists other keys than the rest, but for entries of its own: switching back
+            would lose a value.
     """
     profiles = {file.stem: leaves(read_yaml(file)) for file in sorted(folder.glob("*.yaml"))}
     if not profiles:
         raise ConfigError(f"{folder}: no profiles; run the command from the repository's root")
-    every = set().union(*profiles.values())
+    every = {key for values in profiles.values() for key in values} - _added(profiles.values())
     for name, values in profiles.items():
         if missing := every - set(values):
             raise ConfigError(
-                f"{folder / name}.yaml: every profile must list the same keys, this one lacks {_joined(missing)}"
+                f"{folder / name}.yaml: every profile must list the same keys, this one lacks {joined(missing)}"
             )
     return profiles
 
 
-def edited(text: str, values: dict[Key, Any], origin: str, source: str = "params.yaml") -> str:
-    """The text of params.yaml with other values; comments and order stay.
+def read_overlays(folder: Path, sizes: dict[str, dict[Key, Any]]) -> dict[str, dict[Key, Any]]:
+    """Every overlay's values by key path.
 
     Args:
-        text: of params.yaml.
-        values: key path -> new value.
-        origin: of the values, for the message.
-        source: file name of the text, for the message.
+        folder: of the overlays.
+        sizes: from `read_profiles`.
 
     Raises:
-        ConfigError: params.yaml lacks a key of `values`.
+        ConfigError: an overlay has the name of a size, or a key that no size sets and that belongs to no entry of its
+            own: a size could not take it back.
     """
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096  # never break a long line
-    content = yaml.load(text)
-    if unknown := set(values) - set(leaves(content)):
-        raise ConfigError(f"{origin}: {source} has no {_joined(unknown)}")
-    for key, value in values.items():
-        section = content
-        for name in key[:-1]:
-            section = section[name]
-        if section[key[-1]] != value:  # an equal value keeps its spelling
-            section[key[-1]] = _on_one_line(value) if _is_on_one_line(section[key[-1]]) else value
-    stream = io.StringIO()
-    yaml.dump(content, stream)
-    return stream.getvalue()
+    overlays = {file.stem: leaves(read_yaml(file)) for file in sorted(folder.glob("*.yaml"))}
+    for name, values in overlays.items():
+        if name in sizes:
+            raise ConfigError(f"{folder / name}.yaml: there is a size of this name")
+        if lost := set(values) - set(next(iter(sizes.values()))) - _added([*sizes.values(), values]):
+            raise ConfigError(f"{folder / name}.yaml: no size sets {joined(lost)}; list it in every size, too")
+    return overlays
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Values by key path, and entries of maps that go."""
+
+    values: dict[Key, Any]
+    removed: frozenset[Key] = frozenset()
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Sizes and overlays by name."""
+
+    sizes: dict[str, dict[Key, Any]]
+    overlays: dict[str, dict[Key, Any]]
+
+    @classmethod
+    def read(cls, sizes: Path, overlays: Path) -> Profiles:
+        """From their folders."""
+        found = read_profiles(sizes)
+        return cls(found, read_overlays(overlays, found))
+
+    def edit(self, names: Sequence[str], now: dict[str, Any]) -> Edit:
+        """What the command changes.
+
+        Args:
+            names: a size, overlays, or a size and overlays.
+            now: content of params.yaml.
+
+        Raises:
+            ConfigError: there is no profile of a name, or a size that is not the first name.
+        """
+        for index, name in enumerate(names):
+            if name not in self.sizes and name not in self.overlays:
+                raise ConfigError(
+                    f"no profile '{name}'; there are the sizes {', '.join(self.sizes)} and the overlays "
+                    f"{', '.join(self.overlays) or '(none)'}"
+                )
+            if index and name in self.sizes:
+                raise ConfigError(f"{' '.join(names)}: only the first name can be a size; {name} is one")
+        alone = names[0] in self.overlays
+        before = str(now.get("profile", "")).split() if alone else []
+        values = {key: value for name in names for key, value in (self.sizes | self.overlays)[name].items()}
+        values[("profile",)] = " ".join([*before, *(name for name in names if name not in before)])
+        added = {key[:2] for key in _added([*self.sizes.values(), *self.overlays.values()])}
+        return Edit(values, frozenset() if alone else frozenset(added - {key[:2] for key in values}))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m popularity.profile", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("name", nargs="?", help="tiny, demo, full or paper")
-    source.add_argument("--patch", type=Path, help="file of values, nested as in params.yaml")
+    parser = argparse.ArgumentParser(
+        prog="python -m popularity.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a size, then overlays; or overlays alone")
+    parser.add_argument("--patch", type=Path, help="file of values, nested as in params.yaml")
     parser.add_argument("--show", action="store_true", help="only print what would change")
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     parser.add_argument("--profiles", type=Path, default=PROFILES)
+    parser.add_argument("--overlays", type=Path, default=OVERLAYS)
     args = parser.parse_args(argv)
+    if bool(args.names) == (args.patch is not None):
+        parser.error("give names or --patch FILE")
+    now = read_yaml(args.params)
     if args.patch is not None:
-        origin, values = str(args.patch), leaves(read_yaml(args.patch))
+        origin, edit = str(args.patch), Edit(leaves(read_yaml(args.patch)))
     else:
-        profiles = read_profiles(args.profiles)
-        if args.name not in profiles:
-            raise ConfigError(f"no profile '{args.name}'; there are {', '.join(profiles)}")
-        origin, values = f"profile '{args.name}'", {("profile",): args.name, **profiles[args.name]}
-    read_yaml(args.params)
+        origin = f"profile '{' '.join(args.names)}'"
+        edit = Profiles.read(args.profiles, args.overlays).edit(args.names, now)
     before = args.params.read_text(encoding="utf-8")
-    after = edited(before, values, origin, str(args.params))
+    after = edited(before, edit.values, origin, str(args.params), edit.removed)
     difference = difflib.unified_diff(
         before.splitlines(keepends=True), after.splitlines(keepends=True), str(args.params), origin.replace("'", "")
     )
@@ -99,21 +147,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(args.params, after)
 
 
-def _is_on_one_line(value: Any) -> bool:
-    return isinstance(value, CommentedSeq) and (not value or bool(value.fa.flow_style()))
-
-
-def _on_one_line(values: Any) -> Any:
-    """A list in brackets; anything else as it is."""
-    if not isinstance(values, list):
-        return values
-    result = CommentedSeq(values)
-    result.fa.set_flow_style()
-    return result
-
-
-def _joined(keys: set[Key]) -> str:
-    return ", ".join(sorted(".".join(key) for key in keys))
+def _added(profiles: Collection[dict[Key, Any]]) -> set[Key]:
+    """The keys of the entries that some of the profiles add: those that not all of them have."""
+    entries = [{key[:2] for key in values} for values in profiles]
+    shared = set.intersection(*entries)
+    return {key for values in profiles for key in values if key[0] in MAPS and key[:2] not in shared}
 
 
 if __name__ == "__main__":

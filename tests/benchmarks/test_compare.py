@@ -22,8 +22,9 @@ from popularity.features.columns import FROM_LABELS, FeatureColumn
 from popularity.features.user_text import no_users
 from popularity.stack import StackParams
 from popularity.validation import make_splits, rows_of
-from tests.encoders.tiny_encoders import text_params
+from tests.encoders.tiny_encoders import encoder_sections, text_params
 from tests.random_posts import random_images, random_posts
+from tests.repository import PAIR
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
 from tests.text_model.test_text_model import PARAMS as TEXT_MODEL
 
@@ -36,9 +37,14 @@ def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
     write_table(random_images(made.sort("pid"), seed=0), interim / "images.parquet", IMAGES)
     write_table(make_splits(made, replace(SPLIT, n_origins=1))[0], interim / "splits.parquet", FOLDS)
     write_table(no_users(), interim / "users.parquet", USERS)
-    write_blocks(blocks, folder / "data/embeddings")
+    embeddings = folder / "data/embeddings"
+    write_blocks(blocks, embeddings)
+    for kind, name in PAIR.items():
+        (embeddings / kind).rename(embeddings / "moved")
+        (embeddings / kind).mkdir()
+        (embeddings / "moved").rename(embeddings / kind / name)
     params = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(STACK)}
-    params |= {"text_model": {**asdict(TEXT_MODEL), "epochs": 0}, "embed_text": asdict(text_params())}
+    params |= {"text_model": {**asdict(TEXT_MODEL), "epochs": 0}, **encoder_sections(text=text_params())}
     (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     return folder
 

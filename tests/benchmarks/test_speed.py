@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measuring import environment
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import features, graph, models, network
-from popularity.core.config import load_params
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.network.accelerator import make_accelerator
 from popularity.network.heads import loss_terms
@@ -113,10 +112,7 @@ def test_the_recorded_products_are_those_of_a_step(tmp_path: Path) -> None:
 def test_encoders_are_measured_beyond_the_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_timm("test_efficientnet", tmp_path / "model")
     params = image_params(model="test_efficientnet", weights=f"path:{tmp_path / 'model'}")
-    sections = {"embed_image": params}
-    monkeypatch.setattr(
-        models, "load_params", lambda name, kind, file: sections.get(name) or load_params(name, kind, file)
-    )
+    monkeypatch.setattr(models, "network_image_params", lambda _: params)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
     ours, bare = (part(tmp_path, "24") for part in (models.task_images, models.task_bare_images))
     assert bare["seconds"] > 0

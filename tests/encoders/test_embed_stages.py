@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,10 @@ from popularity.encoders.text import TextBatch, load_text_encoder, load_tokenize
 from popularity.encoders.text_blocks import embed_texts
 from popularity.images.statistics import image_statistics
 from stages import embed_image, embed_text
-from tests.encoders.tiny_encoders import Images, make_images, text_params
+from tests.encoders.tiny_encoders import Images, encoder_sections, make_images, text_params
 from tests.full_disk import full_disk
 from tests.processes import wait_for
-from tests.repository import REPOSITORY, stage_flags
+from tests.repository import PAIR, REPOSITORY, stage_flags
 from tests.small_tables import small_posts
 
 
@@ -56,7 +55,7 @@ def image_set(tmp_path: Path) -> Images:
 
 def arguments(stage: str, params: EncoderParams, **paths: Path) -> list[str]:
     """The flags of a stage in the working directory, whose params.yaml it writes."""
-    YAML().dump({stage: asdict(params)}, Path("params.yaml"))
+    YAML().dump(encoder_sections(**{stage.removeprefix("embed_"): params}), Path("params.yaml"))
     return stage_flags(stage, Path.cwd(), **paths)
 
 
@@ -98,7 +97,7 @@ def test_embed_image_stage(image_set: Images, caplog: pytest.LogCaptureFixture) 
     assert f"1 images have a good header but cannot be decoded, now unreadable: {image_set.broken}" in caplog.text
     assert block.metadata["encoder"] == "test_efficientnet"
     assert block.metadata["weights"].startswith("sha256:")
-    assert json.loads(Path("out.json").read_text())["stage"] == "embed_image"
+    assert json.loads(Path("out.json").read_text())["stage"] == f"embed_image@{PAIR['image']}"
     assert not list(Path(".state/embed_image").iterdir())
 
 

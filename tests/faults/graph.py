@@ -19,7 +19,7 @@ import polars as pl
 from popularity.core.config import read_yaml
 from tests.clones import Clone
 from tests.faults.server import WRITTEN, Ended, Order, digests
-from tests.repository import STAGES, stage_command
+from tests.repository import DVC_NAMES, STAGES, stage_command
 
 OLD = b"of an earlier run"
 AT_ONCE = re.compile(r'(parallel_folds"?: )1')
@@ -38,7 +38,7 @@ class Stage:
     @property
     def record(self) -> str:
         """The out that no two runs share: what the run cost."""
-        return f"reports/resources/{self.name}.json"
+        return next(out for out in self.outs if out.startswith("reports/resources/"))
 
 
 def stages_of(root: Path) -> list[Stage]:
@@ -47,7 +47,7 @@ def stages_of(root: Path) -> list[Stage]:
     found = []
     for name in STAGES:
         module, *flags = stage_command(name)  # the launcher runs a single process in place of itself
-        found.append(Stage(name, module, tuple(flags), tuple(out["path"] for out in locked[name]["outs"])))
+        found.append(Stage(name, module, tuple(flags), tuple(out["path"] for out in locked[DVC_NAMES[name]]["outs"])))
     return found
 
 

@@ -6,7 +6,6 @@ import io
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, PO
 from popularity.core.errors import DataError
 from popularity.core.vectors import read_block
 from stages import embed_image, index_images
-from tests.encoders.tiny_encoders import image_params, save_timm
+from tests.encoders.tiny_encoders import encoder_sections, image_params, save_timm
 from tests.repository import stage_flags
 from tests.small_images import image_bytes, write_tar
 from tests.small_tables import small_posts
@@ -128,7 +127,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_params(root: Path, max_bad_fraction: float) -> None:
     encoder = image_params(model="test_efficientnet", weights=f"path:{root / 'model'}")
     index = {"max_bad_fraction": max_bad_fraction, "max_pixels": MAX_PIXELS}
-    YAML().dump({"index_images": index, "embed_image": asdict(encoder)}, root / "params.yaml")
+    YAML().dump({"index_images": index, **encoder_sections(encoder)}, root / "params.yaml")
 
 
 def index(root: Path) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from popularity.core.contracts import FOLDS, read_table
 from popularity.core.errors import DataError
 from stages import embed_image, prototypes
 from tests.dataset.layout import build
-from tests.encoders.tiny_encoders import make_images
+from tests.encoders.tiny_encoders import encoder_sections, make_images
 from tests.faults.test_texts import run_ingest, run_rest
 from tests.repository import stage_flags
 
@@ -32,7 +32,7 @@ def test_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(read_table(tmp_path / "splits.parquet", FOLDS)["pid"]) == set(posts["pid"])
     (tmp_path / "other").mkdir()
     images = make_images(tmp_path / "other")
-    YAML().dump({"embed_image": vars(images.params())}, tmp_path / "image.yaml")
+    YAML().dump(encoder_sections(images.params()), tmp_path / "image.yaml")
     paths = {"params": "image.yaml", "root": "other/data", "images": "other/images.parquet", "out": "image"}
     embed_image.main(stage_flags("embed_image", tmp_path, **paths))
     sections = {

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from popularity.core.errors import ContractError, DataError
 from popularity.stack import StackModel
 from stages import train
+from tests.encoders.tiny_encoders import encoder_sections
 from tests.inference.small_world import World
 from tests.network.small_network import VALUES
 from tests.repository import stage_flags
@@ -132,8 +133,7 @@ def test_finished_parts_of_embed_posts(world: World) -> None:
 
 def train_arguments(world: World) -> list[str]:
     sections = {
-        "embed_image": vars(world.towers.image),
-        "embed_text": vars(world.towers.text),
+        **encoder_sections(world.towers.image, world.towers.text),
         "train": {**TRAIN, "epochs": 2, "network": VALUES},
     }
     YAML().dump(sections, world.folder / "train.yaml")

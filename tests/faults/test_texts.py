@@ -21,7 +21,7 @@ from popularity.features import FeaturizeParams
 from popularity.validation import SplitParams
 from stages import embed_text, featurize, ingest, split
 from tests.dataset.layout import build
-from tests.encoders.tiny_encoders import text_params
+from tests.encoders.tiny_encoders import encoder_sections, text_params
 from tests.random_posts import random_images
 from tests.repository import stage_flags
 
@@ -70,7 +70,7 @@ def run_ingest(folder: Path) -> pl.DataFrame:
 
 def run_rest(folder: Path) -> None:
     """Splits, features and vectors of the posts."""
-    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "embed_text": asdict(text_params())}
+    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), **encoder_sections(text=text_params())}
     YAML().dump(json.loads(json.dumps(sections)), folder / "params.yaml")
     posts = read_table(folder / "posts.parquet", POSTS)
     write_table(random_images(posts, 0), folder / "images.parquet", IMAGES)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from stages import embed_image
-from tests.encoders.tiny_encoders import Images, make_images
+from tests.encoders.tiny_encoders import Images, encoder_sections, make_images
 from tests.processes import wait_for
 from tests.repository import REPOSITORY, stage_flags
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def arguments(images: Images, out: str) -> list[str]:
-    YAML().dump({"embed_image": asdict(images.params())}, Path("params.yaml"))
+    YAML().dump(encoder_sections(images.params()), Path("params.yaml"))
     return stage_flags("embed_image", Path(), root=images.root, images=images.table, out=out)
 
 

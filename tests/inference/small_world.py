@@ -19,7 +19,7 @@ from popularity.network.inputs import EncoderOutputs, EncoderPair, NetworkData, 
 from popularity.network.params import TrainParams
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from stages import embed_posts
-from tests.encoders.tiny_encoders import image_params, text_params
+from tests.encoders.tiny_encoders import encoder_sections, image_params, text_params
 from tests.network.small_inputs import random_block, random_outputs
 from tests.network.small_network import total_loss
 from tests.random_posts import random_images, random_posts
@@ -63,7 +63,7 @@ class World:
 
     Args:
         folder: posts.parquet, images.parquet, image/, text/, prototypes/, network/.
-        towers: sections embed_image and embed_text.
+        towers: entries of embed_image and embed_text.
     """
 
     folder: Path
@@ -100,8 +100,7 @@ class World:
 
     def arguments(self, name: str = "out", **changes: int) -> list[str]:
         """Of the stage, with outputs <name> and <name>-explain."""
-        sections = {"embed_image": self.towers.image, "embed_text": self.towers.text}
-        values = {key: asdict(section) for key, section in sections.items()}
+        values = encoder_sections(self.towers.image, self.towers.text)
         params = self.folder / f"{name}.yaml"
         YAML().dump(values | {"embed_posts": {**asdict(EMBED), **changes}}, params)
         paths = {"params": params.name, "posts": "posts.parquet", "images": "images.parquet"}

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from popularity.core.config import read_yaml
-from tests.repository import REPOSITORY, STAGES, outs_of
+from tests.repository import REPOSITORY, STAGES, TEMPLATES, outs_of
 
 SOURCES = REPOSITORY / "src"
 ENCODERS = SOURCES / "popularity" / "encoders"
-LOADERS = {"embed_image": "_image", "embed_text": "_text"}  # section: how the names of its encoders end
+KINDS = ("image", "text")
 LAUNCHED = "python -m popularity.launch "
 
 
@@ -61,16 +60,20 @@ def encoders_of(stage: str) -> list[Path]:
     """The files of the encoders that `stage` may load: those of its sections, if it reads the registry."""
     if ENCODERS / "registry.py" not in closure(REPOSITORY / "stages" / f"{stage}.py"):
         return []
-    sections = [section for section in LOADERS if section in STAGES[stage]["params"]]
-    return [file for section in sections for file in sorted(ENCODERS.glob(f"*{LOADERS[section]}.py"))]
+    read = [entry for entry in STAGES[stage]["params"] if isinstance(entry, str)]
+    kinds = [kind for kind in KINDS if any(entry.startswith(f"embed_{kind}.") for entry in read)]
+    return [file for kind in kinds for file in sorted(ENCODERS.glob(f"*_{kind}.py"))]
 
 
 def dependencies(stage: str) -> list[Path]:
-    """The deps of `stage`, where `${section.loader}.py` stands for each encoder that it may name."""
+    """The deps of `stage`, where the name of a loader in params.yaml stands for each encoder that it may name."""
+    loaders = {"embed_image": {"${item.loader}": "image"}, "embed_text": {"${item.loader}": "text"}}.get(
+        stage, {f"${{encoders.network.{kind}_loader}}": kind for kind in KINDS}
+    )
     found: list[Path] = []
-    for path in map(str, STAGES[stage]["deps"]):
-        section = path.partition("${")[2].partition(".loader}")[0]
-        found += ENCODERS.glob(f"*{LOADERS[section]}.py") if section in LOADERS else [REPOSITORY / path]
+    for path in map(str, TEMPLATES[stage]["deps"]):
+        kind = loaders.get(Path(path).stem)
+        found += ENCODERS.glob(f"*_{kind}.py") if kind else [REPOSITORY / path]
     return found
 
 
@@ -90,20 +93,11 @@ def test_no_dep_on_code_that_is_not_imported(stage: str) -> None:
             assert any(dep == file or dep in file.parents for file in needed), f"{stage} never imports {dep}"
 
 
-@cache
-def loaders() -> dict[str, str]:
-    """Section to the loader that params.yaml names in it."""
-    params = read_yaml(REPOSITORY / "params.yaml")
-    return {section: params[section]["loader"] for section in LOADERS}
-
-
 @pytest.mark.parametrize("name", ["new_image.py", "new_text.py", "helper.py"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_new_encoder_leaves_every_stage_up_to_date(stage: str, name: str) -> None:
     """No dep is a folder that would hold the new file; a stage depends on the loader that it uses alone."""
     for path in map(str, STAGES[stage]["deps"]):
-        for section, loader in loaders().items():
-            path = path.replace(f"${{{section}.loader}}", loader)  # noqa: PLW2901
         dep = REPOSITORY / path
         assert dep not in (ENCODERS / name).parents, f"{stage} depends on the folder {dep}"
         assert "${" in path or dep.is_file() or ENCODERS not in dep.parents, f"{stage}: there is no {dep}"

@@ -251,7 +251,7 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
         one_post("--date", "someday")
     with pytest.raises(DataError, match="that of a stored post"):
         one_post("--pid", read_table(project / "data/interim/posts.parquet", POSTS)["pid"][0])
-    metadata = project / "data/embeddings/text/post.json"
+    metadata = project / "data/embeddings/text/minilm/post.json"
     before = metadata.read_text(encoding="utf-8")
     metadata.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
     with pytest.raises(ContractError, match=r"(?s)text encoder .* weights .*dvc repro"):
@@ -260,6 +260,22 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
     shutil.rmtree(project / "models/network")
     with pytest.raises(DataError, match=r"(?s)lacks models/network/network.json.*dvc repro"):
         one_post()
+
+
+def test_the_stack_may_read_another_encoder_than_the_network(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same one under another name gives the same prediction, from vectors in its own folder."""
+    (project / "dvc.lock").unlink(missing_ok=True)
+    write_jsonl(project / "posts.jsonl", [{"date": DATE, "title": "a cat", "tags": "sunset"}])
+    before = printed(capsys, "--posts", "posts.jsonl")
+    params = read_yaml(project / "params.yaml")
+    params["embed_text"]["other"] = {**params["embed_text"]["minilm"], "shard_rows": 4}
+    params["encoders"]["stack"]["text"] = "other"
+    (project / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    with pytest.raises(DataError, match=r"lacks data/embeddings/text/other/title\.npy"):
+        main(["--posts", "posts.jsonl"])
+    folder = project / "data/embeddings/text"
+    shutil.copytree(folder / "minilm", folder / "other")
+    assert printed(capsys, "--posts", "posts.jsonl") == before
 
 
 def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:

@@ -16,11 +16,11 @@ import boto3
 import numpy as np
 import pytest
 
-from popularity.core.config import load_params
 from popularity.core.contracts import ENSEMBLE_WEIGHTS_FILE, FOLDS, POSTS, PREDICTIONS, TEXT_PREDICTIONS, read_table
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text import network_text_params
 from popularity.stack import StackModel, read_blocks
 from popularity.text_model import TextModel
+from popularity.tuning.objective import StackInputs
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 from tests.clones import Clone, copy_of
@@ -147,7 +147,8 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     ((key, rows),) = rows_of(read_table(data / "interim/splits.parquet", FOLDS), ["refit"])
     fold = load_fold(key, rows, posts, data / "features")
     features = fold.valid
-    blocks = read_blocks(*(data / "embeddings" / name for name in ("image", "text", "prototype")))
+    inputs = StackInputs.below(pulled.root)
+    blocks = read_blocks(inputs.image, inputs.text, inputs.prototype)
     model = StackModel.load(pulled.root / "models/stack/stack")
     values = model.predict_each(model.encoder.apply(features, blocks), fold.valid_at)
     stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
@@ -156,7 +157,7 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     texts = stored_texts["prediction"].to_numpy()
     text_model = TextModel.load(
         pulled.root / "models/text_model/model.safetensors",
-        load_params("embed_text", EmbedTextParams, pulled.root / "params.yaml"),
+        network_text_params(pulled.root / "params.yaml"),
     )
     np.testing.assert_allclose(text_model.predict(features, fold.valid_at), texts, rtol=0, atol=1e-5)
     part = json.loads((pulled.root / "models/stack" / ENSEMBLE_WEIGHTS_FILE).read_text(encoding="utf-8"))

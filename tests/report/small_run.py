@@ -42,7 +42,7 @@ from popularity.tuning.study import Budget, Finished, Search
 from popularity.validation import SplitParams, make_splits
 from stages import evaluate, report
 from tests.network.small_inputs import random_block
-from tests.repository import stage_flags, write_profile
+from tests.repository import profile_text, stage_flags, write_profile
 from tests.small_tables import small_predictions
 
 HOSTILE = "<script>alert('post')</script> $x_1$ & \"quoted\" | `code` " + "w" * 300
@@ -72,7 +72,7 @@ class SmallRun:
     def only(self, folder: Path, names: Iterable[str]) -> SmallRun:
         """A run of params.yaml, the data set and these files and folders alone."""
         for name in {paths.PARAMS, DATASET, *names}:
-            source, target = self.folder / name, folder / name
+            source, target = self.folder / resolved(name), folder / resolved(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, target, dirs_exist_ok=True)
@@ -81,10 +81,15 @@ class SmallRun:
         return SmallRun(folder)
 
     def table(self, name: str) -> pl.DataFrame:
-        return pl.read_parquet(self.folder / name)
+        return pl.read_parquet(self.folder / resolved(name))
 
     def json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def resolved(name: str) -> str:
+    """A path of popularity.core.paths in profile demo."""
+    return paths.resolved(name, YAML(typ="safe", pure=True).load(profile_text()))
 
 
 def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: bool = True) -> SmallRun:
@@ -101,7 +106,7 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
     posts = _with_hostile_words(ingested.posts)
     write_table(posts, folder / paths.POSTS, POSTS)
     write_table(images, folder / paths.IMAGES, IMAGES)
-    write_table(images.select("pid", "status"), folder / paths.IMAGE_STATUS, IMAGE_STATUS)
+    write_table(images.select("pid", "status"), folder / resolved(paths.IMAGE_STATUS), IMAGE_STATUS)
     splits, summary = make_splits(posts, SplitParams(0, 0.15, 0.15, 2, 2, 0.5, 0.05))
     write_table(splits, folder / paths.SPLITS, FOLDS)
     write_json(folder / paths.SPLIT_SUMMARY, summary)
@@ -117,7 +122,8 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
     _models(folder)
     for stage, cost in paths.RESOURCES.items():
         child = 40 if stage == "train" else 0
-        write_json(folder / cost, {"stage": stage, "seconds": 1.25, "peak_mib": 120, "largest_child_mib": child})
+        record = {"stage": stage, "seconds": 1.25, "peak_mib": 120, "largest_child_mib": child}
+        write_json(folder / resolved(cost), record)
     return SmallRun(folder)
 
 

@@ -22,7 +22,7 @@ from popularity.evaluation.scores import collect
 from popularity.report import head, model_card
 from popularity.report.page import SECTIONS
 from tests.conftest import Dataset
-from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, SHOWN, SmallRun, make_run
+from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, SHOWN, SmallRun, make_run, resolved
 from tests.repository import STAGES
 
 
@@ -266,7 +266,7 @@ def test_the_stage_depends_on_what_it_reads() -> None:
     stage = STAGES["report"]
     deps = {dep for dep in stage["deps"] if not dep.startswith(("src/", "stages/"))}
     named = {path for one in SECTIONS for path in one.reads} | {*head.READS, *model_card.READS}
-    assert deps == {*named, "${dataset.root}"}
+    assert deps == {*map(resolved, named), "${dataset.root}"}
     assert stage["params"] == [{paths.PARAMS: None}]
 
 

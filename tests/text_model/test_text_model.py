@@ -19,7 +19,7 @@ from popularity.text_model.model import NumericFeatures, TextModel, TextModelPar
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 from stages import text_model
-from tests.encoders.tiny_encoders import text_params
+from tests.encoders.tiny_encoders import encoder_sections, text_params
 from tests.random_posts import random_images, random_posts
 from tests.repository import stage_flags
 from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
@@ -66,7 +66,7 @@ def fold_of(folder: Path, scheme: str) -> Fold:
 def run_stage(folder: Path, out: Path, params: TextModelParams = PARAMS) -> pl.DataFrame:
     """What the stage writes below `out`."""
     out.mkdir(exist_ok=True)
-    sections = {"text_model": asdict(params), "embed_text": asdict(ENCODER), "stack": {"schemes": SCHEMES}}
+    sections = {"text_model": asdict(params), "stack": {"schemes": SCHEMES}, **encoder_sections(text=ENCODER)}
     (out / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features"}
     made = {"predictions": "predicted", "models": "models", "state": "state"}

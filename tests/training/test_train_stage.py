@@ -29,7 +29,7 @@ from popularity.encoders.text_blocks import embed_texts
 from popularity.network.build import load_network
 from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_data
 from stages import prototypes, train
-from tests.encoders.tiny_encoders import image_params, make_images, save_bert, save_clip, text_params
+from tests.encoders.tiny_encoders import encoder_sections, image_params, make_images, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
 from tests.processes import wait_for
 from tests.repository import REPOSITORY, stage_flags
@@ -48,8 +48,7 @@ class Project:
         network = changed(VALUES, {name: value for name, value in changes.items() if name not in TRAIN})
         own = {name: value for name, value in changes.items() if name in TRAIN}
         sections = {
-            "embed_image": vars(self.towers.image),
-            "embed_text": vars(self.towers.text),
+            **encoder_sections(self.towers.image, self.towers.text),
             "prototypes": {"seed": 0, "max_per_class": 8, "class_name_format": "auto"},
             "train": {**TRAIN, "batch_size": 8, **own, "network": network},
         }

@@ -14,6 +14,7 @@ from popularity.core.contracts import IMAGES, POSTS, write_table
 from popularity.core.vectors import write_block
 from popularity.stack import Blocks
 from stages import featurize, select, split, tune
+from tests.encoders.tiny_encoders import encoder_sections
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, write_tables
 
@@ -37,7 +38,7 @@ def write_params(file: Path, **changes: Any) -> None:
         "seed": 1, "n_trials": 6, "timeout_hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"],
         "effort": {"n_seeds": 1, "max_train_rows": 0, "learning_rate_factor": 1.0}, "space": SPACE,
     }  # fmt: skip
-    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)}
+    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)} | encoder_sections()
     file.write_text(json.dumps({**sections, "tune": {**tune_section, **changes}}), encoding="utf-8")
 
 

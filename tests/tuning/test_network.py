@@ -21,10 +21,11 @@ from popularity.profile import main as edit_params
 from popularity.tuning.network import NetworkObjective, NetworkSearchParams, main, network_search
 from popularity.tuning.results import best_of
 from popularity.tuning.study import Search, Step, run_search
-from tests.encoders.tiny_encoders import image_params, save_bert, text_params
+from tests.encoders.tiny_encoders import encoder_sections, image_params, save_bert, text_params
 from tests.inference.small_world import readable_posts
 from tests.network.small_inputs import make_prototypes, random_outputs
 from tests.random_posts import random_images
+from tests.repository import PAIR
 from tests.stack.small_stack import tree_bytes
 from tests.training.small_training import train_params
 
@@ -39,8 +40,7 @@ TRAIN = replace(train_params(epochs=1), lr_attention=1e-4)
 def write_params(folder: Path, space: dict[str, Any], **train: Any) -> None:
     sections = {
         "dataset": {"root": "data/small"},
-        "embed_image": asdict(image_params()),
-        "embed_text": asdict(text_params(weights=f"path:{folder / 'bert'}", max_tokens=12)),
+        **encoder_sections(image_params(), text_params(weights=f"path:{folder / 'bert'}", max_tokens=12)),
         "train": {**asdict(TRAIN), **train},
         "tune_network": {"seed": 2, "n_trials": 7, "timeout_hours": 0.0, "storage": "sqlite", "space": space},
     }
@@ -58,9 +58,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     interim, embeddings = folder / "data/interim", folder / "data/embeddings"
     write_table(posts, interim / "posts.parquet", POSTS)
     write_table(random_images(posts, seed=0), interim / "images.parquet", IMAGES)
-    write_block(outputs.image, embeddings / "image", "pooled")
-    write_block(outputs.text, embeddings / "text", "post")
-    write_tokens(outputs.tokens, embeddings / "text", "tokens")
+    write_block(outputs.image, embeddings / "image" / PAIR["image"], "pooled")
+    write_block(outputs.text, embeddings / "text" / PAIR["text"], "post")
+    write_tokens(outputs.tokens, embeddings / "text" / PAIR["text"], "tokens")
     make_prototypes(posts, outputs, folder / "models/prototypes")
     return folder
 

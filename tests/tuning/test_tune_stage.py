@@ -36,7 +36,7 @@ from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
 from popularity.validation import rows_of
 from stages import featurize, stack
-from tests.repository import REPOSITORY
+from tests.repository import PAIR, REPOSITORY
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_tune, tune_flags, write_inputs, write_params
 
@@ -380,9 +380,10 @@ def project(inputs: Path, folder: Path, **changes: object) -> Path:
     for name in ("posts.parquet", "splits.parquet"):
         (folder / "data/interim").mkdir(parents=True, exist_ok=True)
         (folder / "data/interim" / name).symlink_to(inputs / name)
-    (folder / "data/embeddings").mkdir()
-    for name in ("image", "text", "prototype"):
-        (folder / "data/embeddings" / name).symlink_to(inputs / name)
+    embeddings = folder / "data/embeddings"
+    for name, path in {**{kind: f"{kind}/{name}" for kind, name in PAIR.items()}, "prototype": "prototype"}.items():
+        (embeddings / path).parent.mkdir(parents=True, exist_ok=True)
+        (embeddings / path).symlink_to(inputs / name)
     (folder / "data/features").symlink_to(inputs / "features")
     (folder / "models/selection").mkdir(parents=True)
     (folder / "models/selection/choice.yaml").write_text("{}\n", encoding="utf-8")

@@ -1,10 +1,17 @@
 """The files and folders that the stages of dvc.yaml write, relative to the project folder.
 
 This is the register of all outputs: a test demands a name here for every output of dvc.yaml, also for those that code
-knows from the command line alone.
+knows from the command line alone. As in dvc.yaml, `${a.b}` in a path stands for the value of key a.b of params.yaml:
+`resolved` puts it in.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from popularity.core.errors import ConfigError
 
 PARAMS = "params.yaml"
 
@@ -19,9 +26,11 @@ SPLITS = "data/interim/splits.parquet"
 
 FEATURES = "data/features"
 
-IMAGE_EMBEDDINGS = "data/embeddings/image"
-IMAGE_STATUS = "data/embeddings/image/status.parquet"
-TEXT_EMBEDDINGS = "data/embeddings/text"
+IMAGE_EMBEDDINGS = "data/embeddings/image/${encoders.network.image}"
+IMAGE_STATUS = "data/embeddings/image/${encoders.network.image}/status.parquet"
+TEXT_EMBEDDINGS = "data/embeddings/text/${encoders.network.text}"
+STACK_IMAGE_EMBEDDINGS = "data/embeddings/image/${encoders.stack.image}"
+STACK_TEXT_EMBEDDINGS = "data/embeddings/text/${encoders.stack.text}"
 PROTOTYPE_EMBEDDINGS = "data/embeddings/prototype"
 
 PROTOTYPES = "models/prototypes"
@@ -100,4 +109,32 @@ STAGES = (
     "submit",
     "report",
 )
-RESOURCES = {stage: f"reports/resources/{stage}.json" for stage in STAGES}  # seconds and memory of each stage
+RESOURCES = {stage: f"reports/resources/{stage}.json" for stage in STAGES} | {  # seconds and memory of each stage
+    "embed_image": "reports/resources/embed_image_${encoders.network.image}.json",
+    "embed_text": "reports/resources/embed_text_${encoders.network.text}.json",
+}
+
+
+def resolved(path: str, params: Mapping[str, Any]) -> str:
+    """`path` with the value of key a.b of params.yaml in place of each `${a.b}`, as DVC writes it.
+
+    >>> resolved("data/${a.b}/c", {"a": {"b": "minilm"}})
+    'data/minilm/c'
+
+    Args:
+        path: one of this module.
+        params: the content of params.yaml.
+
+    Raises:
+        ConfigError: params.yaml lacks the key.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
+        value: Any = params
+        for name in match[1].split("."):
+            if not isinstance(value, Mapping) or name not in value:
+                raise ConfigError(f"{PARAMS}: {match[1]} is missing, which names the folder {path}")
+            value = value[name]
+        return str(value)
+
+    return re.sub(r"\$\{([\w.]+)\}", value_of, path)

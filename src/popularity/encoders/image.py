@@ -1,6 +1,6 @@
 """The shared code of image encoders. Each encoder is a file of its own, found by name (`registry.py`).
 
-params = load_params("embed_image", EmbedImageParams)
+params = load_params("embed_image.efficientnet_lite0", EmbedImageParams)
 encoder = load_image_encoder(params)
 pixels = image_transform(encoder.preprocessing)(image)   # uint8 (3, size, size)
 features = encoder(torch.from_numpy(pixels)[None])           # (1, encoder.out_features)
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -18,14 +19,15 @@ from pydantic import Field
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
+from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.errors import ConfigError
 from popularity.encoders.registry import find_encoder
-from popularity.encoders.sources import EncoderParams, find_weights
+from popularity.encoders.sources import EncoderParams, find_weights, require_loader
 
 
 @dataclass(frozen=True)
 class EmbedImageParams(EncoderParams):
-    """Section `embed_image`; `image_size` is the side of the square input in pixels."""
+    """An entry of section `embed_image`; `image_size` is the side of the square input in pixels."""
 
     image_size: Annotated[int, Field(ge=8)]
 
@@ -110,6 +112,21 @@ class ImageEncoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Pooling and preprocessing, for the metadata of a block."""
         return {"pooling": self.pooling, "preprocessing": asdict(self.preprocessing)}
+
+
+def network_image_params(path: Path = PARAMS_FILE) -> EmbedImageParams:
+    """The entry of section embed_image that encoders.network names.
+
+    Args:
+        path: of the file of parameters.
+
+    Raises:
+        ConfigError: there is no such entry, it is not valid, or it has another loader than encoders.network.
+    """
+    name, loader = (load_params(f"encoders.network.{key}", str, path) for key in ("image", "image_loader"))
+    params = load_params(f"embed_image.{name}", EmbedImageParams, path)
+    require_loader("image", params, loader)
+    return params
 
 
 def load_image_encoder(params: EmbedImageParams) -> ImageEncoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +31,8 @@ class EncoderParams(Section):
         loader: name of a registered encoder, such as a file of this folder that ends in _image or _text.
         model: a name that timm knows, or a hub repository (owner/name).
         weights: `package:<module>` of an installed package, `hub`, or `path:<folder>`.
-        revision: commit of the hub repository, 40 hex digits; empty for other sources.
+        revision: commit of the hub repository, 40 hex digits, or a branch of it until `make weights` has run; empty for
+            other sources.
         batch_size: rows per forward pass.
         shard_rows: rows per resumable shard.
         precision: bf16 and fp16 run under autocast, fp32 does not; auto: see `precision.resolve_precision`.
@@ -39,7 +41,7 @@ class EncoderParams(Section):
     loader: Annotated[str, Field(pattern=r"^[a-z]\w*$")]
     model: Annotated[str, Field(min_length=1)]
     weights: Annotated[str, Field(pattern=r"^(hub|package:\w+|path:.+)$")]
-    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
+    revision: Annotated[str, Field(pattern=r"^[\w./-]*$")]
     batch_size: Annotated[int, Field(gt=0)]
     shard_rows: Annotated[int, Field(gt=0)]
     precision: Precision
@@ -55,9 +57,9 @@ def find_weights(params: EncoderParams) -> Path:
     source, _, location = params.weights.partition(":")
     if source == "package":
         return _in_package(location)
-    folder = _in_hub_cache(params) if source == "hub" else Path(location)
+    folder = _in_hub_cache(params) if source == "hub" else path_of(params.weights)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        advice = "run `make weights`" if source == "hub" else "write the model there with save_pretrained"
+        advice = "run `make weights`" if source == "hub" else "run `make weights`, or write it with save_pretrained"
         raise MissingWeightsError(f"{params.model}: {folder} lacks config.json or *.safetensors; {advice}")
     return folder
 
@@ -66,11 +68,40 @@ def require_revision(params: EncoderParams) -> None:
     """Refuses a hub repository without a pinned commit: a branch may change under a result.
 
     Raises:
-        ConfigError: `params.revision` is empty.
+        ConfigError: `params.revision` is empty or a branch.
     """
-    if not params.revision:
+    if not is_commit(params.revision):
         raise ConfigError(
-            f"{params.model}: weights 'hub' need a revision of 40 hex digits (a commit of that repository)"
+            f"{params.model}: weights 'hub' need a revision of 40 hex digits (a commit of that repository), found "
+            f"{params.revision!r}; `make weights` fetches them and writes the commit into params.yaml"
+        )
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit, not a branch."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def path_of(weights: str) -> Path:
+    """The folder of weights `path:<folder>`; ~ is the user's home."""
+    return Path(weights.removeprefix("path:")).expanduser()
+
+
+def require_loader(kind: str, params: EncoderParams, loader: str) -> None:
+    """Refuses another loader in section encoders.network than in the entry that it names: see NetworkEncoders.
+
+    Args:
+        kind: image or text.
+        params: the entry.
+        loader: as section encoders.network has it.
+
+    Raises:
+        ConfigError: the two differ.
+    """
+    if params.loader != loader:
+        raise ConfigError(
+            f"encoders.network.{kind}_loader is {loader}, but the loader of the {kind} encoder that "
+            f"encoders.network.{kind} names is {params.loader}: set it to {params.loader}, too"
         )
 
 
@@ -86,7 +117,7 @@ def describe(
     """The metadata of a block, for its .json.
 
     Args:
-        params: section embed_image or embed_text.
+        params: an entry of section embed_image or embed_text.
         location: of the weights; their digest is in the metadata.
         fields: further metadata: preprocessing and pooling.
         column: prefix of the names of the columns.

@@ -1,6 +1,6 @@
 """The shared code of text encoders. Each encoder is a file of its own, found by name (`registry.py`).
 
-params = load_params("embed_text", EmbedTextParams)
+params = load_params("embed_text.minilm", EmbedTextParams)
 encoder, tokenize = load_text_encoder(params), load_tokenizer(params)
 batch = tokenize(["a title", ""])
 pooled, tokens = encoder(batch.input_ids, batch.attention_mask)   # (2, d), (2, l, d)
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
 import torch
@@ -17,16 +18,17 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 
+from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders.registry import find_encoder
-from popularity.encoders.sources import EncoderParams, find_weights
+from popularity.encoders.sources import EncoderParams, find_weights, require_loader
 
 Outputs = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class EmbedTextParams(EncoderParams):
-    """Section `embed_text`; longer texts are cut to `max_tokens`, special tokens included."""
+    """An entry of section `embed_text`; longer texts are cut to `max_tokens`, special tokens included."""
 
     max_tokens: Annotated[int, Field(ge=3)]
 
@@ -101,6 +103,21 @@ class TextTokenizer:
         )
         token_mask = (coded["special_tokens_mask"] == 0) & (coded["attention_mask"] == 1)
         return TextBatch(coded["input_ids"], coded["attention_mask"], token_mask)
+
+
+def network_text_params(path: Path = PARAMS_FILE) -> EmbedTextParams:
+    """The entry of section embed_text that encoders.network names.
+
+    Args:
+        path: of the file of parameters.
+
+    Raises:
+        ConfigError: there is no such entry, it is not valid, or it has another loader than encoders.network.
+    """
+    name, loader = (load_params(f"encoders.network.{key}", str, path) for key in ("text", "text_loader"))
+    params = load_params(f"embed_text.{name}", EmbedTextParams, path)
+    require_loader("text", params, loader)
+    return params
 
 
 def load_text_encoder(params: EmbedTextParams) -> TextEncoder:

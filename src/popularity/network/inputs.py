@@ -14,14 +14,13 @@ from safetensors import safe_open
 
 from popularity.core.arrays import Int64Array
 from popularity.core.atomic import read_json, reading
-from popularity.core.config import load_params
 from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, read_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block, Tokens, read_block, read_tokens
-from popularity.encoders.image import EmbedImageParams, image_transform
+from popularity.encoders.image import EmbedImageParams, image_transform, network_image_params
 from popularity.encoders.image_blocks import ImageBatches
 from popularity.encoders.prompting import PromptTower
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text import EmbedTextParams, network_text_params
 from popularity.encoders.text_blocks import post_text
 from popularity.network.adapted import adapted_prototypes
 from popularity.network.dataset import Batch, PostReader, PostVectors, draw_folds
@@ -34,16 +33,15 @@ from popularity.prototypes.vectors import ClassPrototypes, ClassSums
 
 @dataclass(frozen=True)
 class EncoderPair:
-    """Sections embed_image and embed_text: the encoders of the cached vectors, whose last layers may train."""
+    """The entries of embed_image and embed_text behind the cached vectors; their last layers may train."""
 
     image: EmbedImageParams
     text: EmbedTextParams
 
     @classmethod
     def load(cls, path: Path) -> EncoderPair:
-        """From the file of parameters."""
-        image = load_params("embed_image", EmbedImageParams, path)
-        return cls(image, load_params("embed_text", EmbedTextParams, path))
+        """The pair that section encoders.network of the file of parameters names."""
+        return cls(network_image_params(path), network_text_params(path))
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class EncoderOutputs:
 
     @classmethod
     def read(cls, image: Path, text: Path) -> EncoderOutputs:
-        """From the folders data/embeddings/image and data/embeddings/text."""
+        """From the encoders' folders in data/embeddings."""
         return cls(read_block(image, "pooled"), read_block(text, "post"), read_tokens(text, "tokens"))
 
 

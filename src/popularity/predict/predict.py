@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +28,10 @@ from popularity.core.contracts import (
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.image_blocks import embed_images
+from popularity.encoders.names import StackEncoders
+from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import embed_texts
 from popularity.evaluation.conformal import Calibration
 from popularity.features import CATEGORIES, FeaturizeParams, further_features
@@ -48,7 +52,7 @@ from popularity.text_model import TextModel
 Notes = Mapping[str, list[str]]  # by pid
 
 # The sections of params.yaml that a prediction reads; all other parameters are stored with the models.
-SECTIONS = ("index_images", "featurize", "embed_image", "embed_text", "embed_posts")
+SECTIONS = ("index_images", "featurize", "embed_image", "embed_text", "encoders", "embed_posts")
 TEXT_BLOCK = "text model"  # its block in the SHAP values
 
 
@@ -61,8 +65,6 @@ class Project:
     posts: Path
     splits: Path
     features: Path
-    image: Path
-    text: Path
     prototypes: Path
     network: Path
     stack: Path
@@ -79,8 +81,6 @@ class Project:
             posts=root / paths.POSTS,
             splits=root / paths.SPLITS,
             features=root / paths.FEATURES,
-            image=root / paths.IMAGE_EMBEDDINGS,
-            text=root / paths.TEXT_EMBEDDINGS,
             prototypes=root / paths.PROTOTYPES,
             network=root / paths.NETWORK,
             stack=root / paths.STACK / "stack",
@@ -89,6 +89,19 @@ class Project:
             calibration=root / paths.CALIBRATION,
         )
 
+    @cached_property
+    def network_vectors(self) -> tuple[Path, Path]:
+        """Folders of the vectors of images and texts that the network reads."""
+        return self._below(paths.IMAGE_EMBEDDINGS), self._below(paths.TEXT_EMBEDDINGS)
+
+    @cached_property
+    def stack_vectors(self) -> tuple[Path, Path]:
+        """Folders of the vectors of images and texts that the stack reads."""
+        return self._below(paths.STACK_IMAGE_EMBEDDINGS), self._below(paths.STACK_TEXT_EMBEDDINGS)
+
+    def _below(self, name: str) -> Path:
+        return self.root / paths.resolved(name, read_yaml(self.params))
+
     def settings(self) -> Settings:
         """The sections of params.yaml that a prediction needs.
 
@@ -96,15 +109,17 @@ class Project:
             DataError: an output of the graph is missing.
             ConfigError: a section is not what it was when the graph ran.
         """
+        image, text = self.network_vectors
         needed = [
             *(self.posts, self.splits, self.features / "text_components.parquet", self.calibration),
-            *(self.image / "pooled.npy", self.text / "post.npy", self.text / "tokens.npy"),
+            *(image / "pooled.npy", text / "post.npy", text / "tokens.npy"),
+            *(self.stack_vectors[0] / "pooled.npy", self.stack_vectors[1] / "title.npy"),
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
             self.text_weight,
         ]
         if self.text_weight.is_file() and _text_weight(self)["weight"]:
             needed.append(self.text_model)
-        missing = [str(path.relative_to(self.root)) for path in needed if not path.is_file()]
+        missing = [str(path.relative_to(self.root)) for path in dict.fromkeys(needed) if not path.is_file()]
         if missing:
             raise DataError(
                 f"{self.root.absolute()} lacks {', '.join(missing)}",
@@ -116,6 +131,7 @@ class Project:
             index=load_params("index_images", IndexImagesParams, self.params),
             featurize=load_params("featurize", FeaturizeParams, self.params),
             encoders=EncoderPair.load(self.params),
+            stack_encoders=_stack_encoders(self.params),
             embed_posts=load_params("embed_posts", EmbedPostsParams, self.params),
         )
 
@@ -124,12 +140,20 @@ class Project:
         lock = self.root / "dvc.lock"
         if not lock.is_file():
             return
-        ran: dict[str, Any] = {}
-        for name, stage in read_yaml(lock)["stages"].items():
-            if name != "report":  # it depends on all of params.yaml, and may have run long before or after the others
-                ran |= stage.get("params", {}).get(str(PARAMS_FILE), {})
         now = read_yaml(self.params)
-        changed = [name for name in SECTIONS if name in ran and ran[name] != now.get(name)]
+        used = {
+            f"embed_{kind}@{_value_at(now, f'encoders.{user}.{kind}')}"
+            for user in ("network", "stack")
+            for kind in ("image", "text")
+        }
+        ran: dict[str, Any] = {}  # by key, such as featurize and embed_text.minilm
+        for name, stage in read_yaml(lock)["stages"].items():
+            # The report depends on all of params.yaml, and may have run long before or after the others; an encoder
+            # that no stage uses may have left params.yaml.
+            if name != "report" and ("@" not in name or name in used):
+                ran |= stage.get("params", {}).get(str(PARAMS_FILE), {})
+        known = [key for key in ran if key.partition(".")[0] in SECTIONS]
+        changed = [key for key in known if ran[key] != _value_at(now, key)]
         if changed:
             raise ConfigError(
                 f"{self.params}: {', '.join(changed)} changed since the graph ran; "
@@ -139,12 +163,27 @@ class Project:
 
 @dataclass(frozen=True)
 class Settings:
-    """Sections of params.yaml."""
+    """Sections of params.yaml, and the pairs of encoders that the network and the stack use."""
 
     index: IndexImagesParams
     featurize: FeaturizeParams
     encoders: EncoderPair
+    stack_encoders: EncoderPair
     embed_posts: EmbedPostsParams
+
+
+def _stack_encoders(params: Path) -> EncoderPair:
+    used = load_params("encoders.stack", StackEncoders, params)
+    image = load_params(f"embed_image.{used.image}", EmbedImageParams, params)
+    return EncoderPair(image, load_params(f"embed_text.{used.text}", EmbedTextParams, params))
+
+
+def _value_at(content: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None if there is none."""
+    value: Any = content
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def predict(
@@ -168,9 +207,9 @@ def predict(
     classes, notes = KnownClasses.read(project.prototypes), {request.pid: request.notes for request in new.requests}
     with TemporaryDirectory(prefix="popularity-predict-") as name:
         scratch = Path(name)
-        inputs = _encode(project, settings, new, scratch)
+        inputs, stack_vectors = _encode(project, settings, new, scratch)
         inputs = _fill_classes(inputs, classes, notes)
-        blocks, explanations = _embed(inputs, classes, scratch)
+        blocks, explanations = _embed(inputs, stack_vectors, classes, scratch)
         splits = read_table(project.splits, FOLDS)
         features = further_features(inputs.posts, inputs.images, splits, known, settings.featurize, project.features)
         fitted = _predict_stack(project, inputs, features, blocks, n_features)
@@ -178,18 +217,28 @@ def predict(
     return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
 
 
-def _encode(project: Project, settings: Settings, new: NewPosts, scratch: Path) -> NetworkInputs:
-    """The posts with the vectors of their images and texts, in folders of `scratch`."""
+def _encode(
+    project: Project, settings: Settings, new: NewPosts, scratch: Path
+) -> tuple[NetworkInputs, tuple[Path, Path]]:
+    """The posts with the vectors of their images and texts, in folders of `scratch`; and those that the stack reads."""
     images = index_files(new.table, new.root, settings.index)
     write_table(new.table, scratch / "posts.parquet", POSTS)
     write_table(images, scratch / "images.parquet", IMAGES)
-    image, text = scratch / "image", scratch / "text"
+    image, text = stack_image, stack_text = scratch / "image", scratch / "text"
     embed_images(new.root, scratch / "images.parquet", image, settings.encoders.image, scratch)
     embed_texts(scratch / "posts.parquet", text, settings.encoders.text, scratch)
-    _refuse_other_encoders(EncoderOutputs.read(image, text), EncoderOutputs.read(project.image, project.text))
+    _refuse_other_encoders(EncoderOutputs.read(image, text), EncoderOutputs.read(*project.network_vectors))
+    if settings.stack_encoders.image != settings.encoders.image:
+        stack_image = scratch / "stack_image"
+        embed_images(new.root, scratch / "images.parquet", stack_image, settings.stack_encoders.image, scratch)
+    if settings.stack_encoders.text != settings.encoders.text:
+        stack_text = scratch / "stack_text"
+        embed_texts(scratch / "posts.parquet", stack_text, settings.stack_encoders.text, scratch)
+    _refuse_other_encoders(EncoderOutputs.read(stack_image, stack_text), EncoderOutputs.read(*project.stack_vectors))
     folders = Folders(new.root, image, text, project.prototypes, project.network)
     accelerator = make_accelerator(trained_params(project.network).precision)
-    return NetworkInputs(new.table, images, folders, settings.encoders, settings.embed_posts, accelerator)
+    inputs = NetworkInputs(new.table, images, folders, settings.encoders, settings.embed_posts, accelerator)
+    return inputs, (stack_image, stack_text)
 
 
 def _fill_classes(inputs: NetworkInputs, classes: KnownClasses, notes: Notes) -> NetworkInputs:
@@ -212,11 +261,13 @@ def _fill_classes(inputs: NetworkInputs, classes: KnownClasses, notes: Notes) ->
     return replace(inputs, posts=posts)
 
 
-def _embed(inputs: NetworkInputs, classes: KnownClasses, scratch: Path) -> tuple[Blocks, _Explanations]:
+def _embed(
+    inputs: NetworkInputs, stack_vectors: tuple[Path, Path], classes: KnownClasses, scratch: Path
+) -> tuple[Blocks, _Explanations]:
     """The blocks of vectors that the stack reads, and the explanations of the network's vectors."""
     prototype, explain = scratch / "prototype", scratch / "explain"
     embed_posts(inputs, state=scratch, out=prototype, explain=explain)
-    blocks = read_blocks(inputs.folders.image, inputs.folders.text, prototype)
+    blocks = read_blocks(*stack_vectors, prototype)
     return blocks, _Explanations.read(classes, explain)
 
 

@@ -82,9 +82,13 @@ class RunFolder:
         """The last name of the data set's path; the report shows no path of the machine."""
         return PurePath(self.params["dataset"]["root"]).name
 
+    def path(self, name: str) -> Path:
+        """The path of a file or folder that `popularity.core.paths` names."""
+        return self.folder / paths.resolved(name, self.params)
+
     def has(self, *names: str) -> bool:
         """Whether all these files and folders exist."""
-        return all((self.folder / name).exists() for name in names)
+        return all(self.path(name).exists() for name in names)
 
     def json(self, name: str) -> Any:
         """The content of a JSON file.
@@ -92,11 +96,11 @@ class RunFolder:
         Raises:
             ContractError: the file holds no JSON.
         """
-        return read_json(self.folder / name)
+        return read_json(self.path(name))
 
     def csv(self, name: str, schema: dict[str, Any] | None = None) -> pl.DataFrame:
         """A CSV table, its types as in `schema` or inferred from all rows."""
-        return pl.read_csv(self.folder / name, schema_overrides=schema, infer_schema_length=None)
+        return pl.read_csv(self.path(name), schema_overrides=schema, infer_schema_length=None)
 
     def table(self, name: str, contract: Contract) -> pl.DataFrame:
         """A Parquet table.
@@ -104,7 +108,7 @@ class RunFolder:
         Raises:
             ContractError: it does not keep `contract`.
         """
-        return read_table(self.folder / name, contract)
+        return read_table(self.path(name), contract)
 
     @cached_property
     def posts(self) -> pl.DataFrame:

@@ -79,12 +79,17 @@ def network_search(params: NetworkSearchParams, folder: Path) -> Search:
     if train.valid_fraction == 0:
         raise ConfigError("train.valid_fraction is 0: the search needs valid posts to score trials on")
     space = Space.parse("tune_network.space", params.space, "train", train)
-    inputs = [folder / name for name in INPUTS]
+    inputs = _inputs(folder)
     key = fingerprint(
         code_fingerprint(), asdict(train), asdict(encoders), params.space, params.seed, *inputs,
         folder / paths.PROTOTYPES,
     )  # fmt: skip
     return Search(f"network-{key}", space, Budget(params.seed, params.n_trials, params.timeout_hours, params.storage))
+
+
+def _inputs(folder: Path) -> list[Path]:
+    params = read_yaml(folder / PARAMS_FILE)
+    return [folder / paths.resolved(name, params) for name in INPUTS]
 
 
 class NetworkObjective:
@@ -100,7 +105,7 @@ class NetworkObjective:
 
     def __init__(self, folder: Path, space: Space[TrainParams], state: Path) -> None:
         self.space, self.state, self.prototypes = space, state, folder / paths.PROTOTYPES
-        posts, images, *embeddings = (folder / name for name in INPUTS)
+        posts, images, *embeddings = _inputs(folder)
         self.posts, self.images = read_table(posts, POSTS).drop("label"), read_table(images, IMAGES)
         self.outputs, self.encoders = EncoderOutputs.read(*embeddings), EncoderPair.load(folder / PARAMS_FILE)
         self.root = folder / str(read_yaml(folder / PARAMS_FILE)["dataset"]["root"])

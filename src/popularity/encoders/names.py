@@ -1,0 +1,54 @@
+"""Section encoders of params.yaml: the entries of embed_image and embed_text that later stages use, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from popularity.core.config import Section
+
+# Also the name of a folder and the end of a stage's name.
+EncoderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+@dataclass(frozen=True)
+class NetworkEncoders(Section):
+    """The pair of the network; the text model fine-tunes its text encoder.
+
+    DVC cannot look up the loader of a named entry, and the stages that run an encoder depend on its loader's file. So
+    the loaders stand here once more.
+
+    Args:
+        image: an entry of embed_image.
+        image_loader: the entry's loader.
+        text: an entry of embed_text.
+        text_loader: the entry's loader.
+    """
+
+    image: EncoderName
+    image_loader: str
+    text: EncoderName
+    text_loader: str
+
+
+@dataclass(frozen=True)
+class StackEncoders(Section):
+    """The pair whose vectors are the blocks image and text of the stack.
+
+    Args:
+        image: an entry of embed_image.
+        text: an entry of embed_text.
+    """
+
+    image: EncoderName
+    text: EncoderName
+
+
+@dataclass(frozen=True)
+class EncodersParams(Section):
+    """Section encoders."""
+
+    network: NetworkEncoders
+    stack: StackEncoders
