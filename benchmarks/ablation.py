@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from benchmarks.networks import Bench, Precision, trained_as
+from benchmarks.networks import Bench, trained_as
 from benchmarks.systems import METRICS, Scored, block_folders, paired_interval
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
 from popularity.core.atomic import atomic_path, fingerprint
@@ -40,6 +40,7 @@ from popularity.core.parallel import ordered_map
 from popularity.core.resume import code_fingerprint
 from popularity.core.stage import run
 from popularity.core.vectors import Block
+from popularity.encoders.sources import Precision
 from popularity.network.params import LevelName, NetworkParams, TrainParams
 from popularity.stack import StackParams
 from popularity.stack.feature_blocks import Blocks, PrototypePart, read_blocks

@@ -26,11 +26,10 @@ from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, PO
 from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders import sharding
-from popularity.encoders.image import image_transform, load_image_encoder
+from popularity.encoders.image import EmbedImageParams, image_transform, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers, workers_that_fit
-from popularity.encoders.sources import EncoderParams
-from popularity.encoders.text import TextBatch, load_text_encoder, load_tokenizer
+from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.encoders.text_blocks import embed_texts
 from popularity.images.statistics import image_statistics
 from stages import embed_image, embed_text
@@ -53,9 +52,10 @@ def image_set(tmp_path: Path) -> Images:
     return make_images(tmp_path)
 
 
-def arguments(stage: str, params: EncoderParams, **paths: Path) -> list[str]:
+def arguments(stage: str, params: EmbedImageParams | EmbedTextParams, **paths: Path) -> list[str]:
     """The flags of a stage in the working directory, whose params.yaml it writes."""
-    YAML().dump(encoder_sections(**{stage.removeprefix("embed_"): params}), Path("params.yaml"))
+    given = encoder_sections(image=params) if isinstance(params, EmbedImageParams) else encoder_sections(text=params)
+    YAML().dump(given, Path("params.yaml"))
     return stage_flags(stage, Path.cwd(), **paths)
 
 

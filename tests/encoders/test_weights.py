@@ -93,7 +93,7 @@ class Hub(BaseHTTPRequestHandler):
         name = path.rpartition("/")[2]
         if path in self.revisions:
             commit, names = self.revisions[path]
-            info = {"id": "owner/tiny", "sha": commit, "cardData": {"license": "apache-2.0"}}
+            info: dict[str, Any] = {"id": "owner/tiny", "sha": commit, "cardData": {"license": "apache-2.0"}}
             info |= {"siblings": [{"rfilename": each} for each in names or self.files]}
             self.send(json.dumps(info).encode(), "application/json", with_body)
         elif path == "/api/models/owner/tiny/discussions":

@@ -156,7 +156,12 @@ def test_outputs_leave_the_device_in_one_copy_for_each_type(
     found = described(network, awkward_batch(network))
     copies: list[torch.dtype] = []
     cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (copies.append(self.dtype), cpu(self))[1])
+
+    def copied(self: torch.Tensor) -> torch.Tensor:
+        copies.append(self.dtype)
+        return cpu(self)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", copied)
     arrays = packed_arrays(found)
     on_device = [dtype for dtype in copies if dtype in (torch.float32, torch.int64)]
     assert len(on_device) == len(set(on_device)) == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,18 +131,27 @@ def test_without_instance_prompts_the_cached_text_is_read(tower: PromptTower) ->
 @pytest.mark.parametrize("kind", ["bert", "clip", "siglip"])
 def test_both_prompts_in_one_pass_are_those_of_a_pass_each(kind: str, tmp_path: Path) -> None:
     """Padding of the shorter ones changes nothing, and the layouts are made once."""
-    save = {"bert": save_bert, "clip": save_clip, "siglip": save_siglip}[kind]
+    saves: dict[str, Callable[[Path], Path]] = {"bert": save_bert, "clip": save_clip, "siglip": save_siglip}
     tokens = 8 if kind == "siglip" else 12
     tower = load_prompt_tower(
-        text_params(loader=f"{kind}_text", weights=f"path:{save(tmp_path / kind)}", max_tokens=tokens)
+        text_params(loader=f"{kind}_text", weights=f"path:{saves[kind](tmp_path / kind)}", max_tokens=tokens)
     )
     found = []
     passes: list[int] = []
     encode, layouts = PromptTower.encode, PromptTower.layouts
     made: list[int] = []
+
+    def encode_counted(self: PromptTower, *args: Any) -> Any:
+        passes.append(len(args[0]))
+        return encode(self, *args)
+
+    def layouts_counted(self: PromptTower, *args: Any) -> Any:
+        made.append(1)
+        return layouts(self, *args)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PromptTower, "encode", lambda *args: (passes.append(len(args[1])), encode(*args))[1])
-        patch.setattr(PromptTower, "layouts", lambda *args: (made.append(1), layouts(*args))[1])
+        patch.setattr(PromptTower, "encode", encode_counted)
+        patch.setattr(PromptTower, "layouts", layouts_counted)
         for together in (False, True):
             network = small_prompt_network(tower)
             network.prompts_together = together

@@ -167,7 +167,7 @@ def losses_of(scalars: pl.DataFrame) -> pl.DataFrame:
 def masked_of(vectors: Mapping[str, Block], scalars: pl.DataFrame, seed: int) -> MaskedBlocks:
     """Other vectors of the same posts, and scalars without a value of the own class."""
     rng = np.random.default_rng(seed + 50)
-    masked = {
+    masked: dict[str, Block] = {
         name: replace(vectors[name], values=rng.normal(size=vectors[name].values.shape).astype(np.float16))
         for name in PROTOTYPE_VECTORS
         if name != "attended_image"

@@ -114,7 +114,7 @@ def _from_hub(params: P) -> tuple[P, str]:
     logger.info("fetching %s at %s", params.model, revision)
     try:
         info = _with_safetensors(params.model, revision)
-        params = replace(params, revision=revision if is_commit(revision) else info.sha)
+        params = replace(params, revision=revision if is_commit(revision) else str(info.sha))
         huggingface_hub.snapshot_download(params.model, revision=params.revision, allow_patterns=list(HUB_FILES))
     except RevisionNotFoundError as error:
         raise MissingWeightsError(f"{params.model}: the hub has no revision {revision} of it") from error

@@ -173,10 +173,10 @@ def packed_arrays(found: Mapping[str, Tensor]) -> Arrays:
     values = {name: value.to(torch.float16) if name in VECTORS else value for name, value in found.items()}
     for name, value in values.items():
         kinds.setdefault(value.dtype, []).append(name)
-    arrays = {}
+    arrays: dict[str, Tensor] = {}
     for names in kinds.values():
         packed = torch.cat([values[name].flatten() for name in names]).cpu()
-        parts = packed.split([values[name].numel() for name in names])
+        parts = torch.split(packed, [values[name].numel() for name in names])
         arrays |= {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
     return {
         name: as_float16(arrays[name], "prototype network") if name in VECTORS else arrays[name].numpy()

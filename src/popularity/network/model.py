@@ -286,7 +286,7 @@ class PrototypeNetwork(nn.Module):
             out = self.attention(sequence, attention_weights)
         # One split, not a slice each: its gradient is written once.
         sizes = [kind.stop - kind.start for span in spans.values() for kind in span[:2] if kind is not None]
-        first, *rest = out.split([1, *sizes], dim=1)
+        first, *rest = torch.split(out, [1, *sizes], dim=1)
         attended, parts = first[:, 0], iter(rest)
         levels: dict[str, LevelOutputs] = {}
         for name, span in spans.items():

@@ -128,7 +128,7 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     if (image / "statistics.parquet").is_file():  # folders of older versions have none
         statistics = read_table(image / "statistics.parquet", IMAGE_STATISTICS)
         scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
-    masked = {
+    masked: dict[str, Block] = {
         name: read_block(prototype, f"masked_{name}")
         for name in PROTOTYPE_VECTORS
         if (prototype / f"masked_{name}.npy").is_file()

@@ -140,7 +140,7 @@ def train_network(
 
 def fused_optimizer(accelerator: Accelerator) -> bool:
     """Whether AdamW runs as one kernel: on CUDA, but for fp16, where a skipped step must be known on the host."""
-    return accelerator.device.type == "cuda" and accelerator.mixed_precision != "fp16"
+    return bool(accelerator.device.type == "cuda" and accelerator.mixed_precision != "fp16")
 
 
 @dataclass(frozen=True)
