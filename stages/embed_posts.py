@@ -2,13 +2,15 @@ r"""Runs the trained network on every post: vectors, class logits and losses, an
 
 Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes, models/network;
         of a network with unfrozen encoders images below the root of the data set.
-Writes: data/embeddings/prototype/ with the vectors of Eq 11, logits, scalars.parquet and losses.parquet, which row
-        selection alone reads; data/explain/ with the nearest prototypes of each post and what its image attends to.
+Writes: data/embeddings/prototype/ with the vectors of Eq 11, logits and scalars.parquet, all of them also as
+        `masked_...` for posts whose class is masked; f_I(x) and f_T(t) of adapted encoders; classes.parquet;
+        losses.parquet, which row selection alone reads; data/explain/ with the nearest prototypes of each post and what
+        its image attends to.
 
     python -m popularity.launch stages.embed_posts --root data/demo --posts data/interim/posts.parquet \
-        --images data/interim/images.parquet --image data/embeddings/image --text data/embeddings/text \
-        --prototypes models/prototypes --network models/network --out data/embeddings/prototype \
-        --explain data/explain --resources reports/resources/embed_posts.json
+        --images data/interim/images.parquet --image data/embeddings/image/efficientnet_lite0 \
+        --text data/embeddings/text/minilm --prototypes models/prototypes --network models/network \
+        --out data/embeddings/prototype --explain data/explain --resources reports/resources/embed_posts.json
 
 A killed run resumes at its last finished shard. POPULARITY_TOPOLOGY picks a file of configs/accelerate.
 """

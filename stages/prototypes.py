@@ -1,12 +1,12 @@
 r"""Class prototypes: the mean image and text vector of the representatives of each class, on three taxonomy levels.
 
-Reads:  data/interim/posts.parquet, the block `pooled` of data/embeddings/image, the block `post` of
-        data/embeddings/text; section `prototypes` and `train.transductive` of params.yaml.
+Reads:  data/interim/posts.parquet, the blocks `pooled` and `post` of the network's encoders; section `prototypes` and
+        `train.transductive` of params.yaml.
 Writes: models/prototypes/ with classes.parquet, members.parquet, prototypes.safetensors, metadata.json and
         manifest.json; a summary.
 
-    python -m stages.prototypes --posts data/interim/posts.parquet --image data/embeddings/image \
-        --text data/embeddings/text --out models/prototypes --summary reports/prototypes.json \
+    python -m stages.prototypes --posts data/interim/posts.parquet --image data/embeddings/image/efficientnet_lite0 \
+        --text data/embeddings/text/minilm --out models/prototypes --summary reports/prototypes.json \
         --resources reports/resources/prototypes.json
 """
 

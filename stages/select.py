@@ -5,7 +5,7 @@ stage takes for its start, scores.csv and selection.json. With select.candidates
 keeps the values of params.yaml.
 
     python -m stages.select --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --features data/features --image data/embeddings/image --text data/embeddings/text \
+        --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
         --prototype data/embeddings/prototype --out models/selection --resources reports/resources/select.json
 
 A killed run goes on after its last finished fit.

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from popularity.core.atomic import atomic_directory, read_json
-from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL, POSTS, PREDICTIONS, read_table
 from popularity.core.manifest import write_manifest
 from popularity.core.stage import record_resources, run
+from popularity.encoders.names import models_in_use
 from popularity.submission.write import NO_SUBMISSION, SubmitConfig, submit
+
+ENCODERS = "{encoders}"  # in submit.external_data
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     config = load_params("submit", SubmitConfig, args.params)
+    if ENCODERS in config.external_data:
+        models = " and ".join(models_in_use(read_yaml(args.params)))
+        config = replace(config, external_data=config.external_data.replace(ENCODERS, models))
     with record_resources("submit", args.resources), atomic_directory(args.out) as out:
         files = submit(read_table(args.posts, POSTS), read_table(args.predictions, PREDICTIONS), config, out)
         write_manifest(

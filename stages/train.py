@@ -6,11 +6,11 @@ Writes: models/network/ with network.safetensors, network.json and manifest.json
         DVCLive.
 
     python -m popularity.launch stages.train --root data/demo --posts data/interim/posts.parquet \
-        --images data/interim/images.parquet --image data/embeddings/image --text data/embeddings/text \
-        --prototypes models/prototypes --out models/network --live reports/training \
-        --resources reports/resources/train.json
+        --images data/interim/images.parquet --image data/embeddings/image/efficientnet_lite0 \
+        --text data/embeddings/text/minilm --prototypes models/prototypes --out models/network \
+        --live reports/training --resources reports/resources/train.json
 
-A killed run goes on after its last finished epoch. POPULARITY_TOPOLOGY picks a file of configs/accelerate.
+A killed run goes on at its last checkpoint. POPULARITY_TOPOLOGY picks a file of configs/accelerate.
 """
 
 from __future__ import annotations

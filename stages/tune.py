@@ -8,7 +8,7 @@ stage stack fits them; study.json holds these losses too. best_params.yaml holds
 and those of the best trial; with tune.n_trials 0 the former alone.
 
     python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --features data/features --image data/embeddings/image --text data/embeddings/text \
+        --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
         --prototype data/embeddings/prototype --selected models/selection/choice.yaml \
         --out models/tuning --resources reports/resources/tune.json
 

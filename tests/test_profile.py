@@ -152,6 +152,30 @@ def test_an_overlay_alone_keeps_the_size_and_the_overlays_before_it(project: Pat
     assert set(values["embed_image"]) == {"efficientnet_lite0", "dinov2"}
 
 
+def test_the_last_named_overlay_is_the_last_applied(project: Path) -> None:
+    for names in (("demo", "dinov2"), ("clip",), ("dinov2",)):
+        _switch(project, *names)
+    values = read_yaml(project / "params.yaml")
+    assert values["profile"] == "demo clip dinov2"
+    assert values["encoders"]["stack"] == {"image": "dinov2", "text": "clip"}
+
+
+def test_a_commit_that_make_weights_wrote_stays(project: Path) -> None:
+    """Unless the weights are others."""
+    _switch(project, "demo", "clip")
+    commit = "0123456789abcdef" * 2 + "01234567"
+    text = _text(project)
+    assert text.count("revision: main") == 2
+    (project / "params.yaml").write_text(text.replace("revision: main", f"revision: {commit}", 1))
+    for names in (("full", "clip"), ("clip",), ("paper",)):
+        _switch(project, *names)
+        assert read_yaml(project / "params.yaml")["embed_image"]["clip"]["revision"] == commit
+        assert read_yaml(project / "params.yaml")["embed_text"]["clip"]["revision"] == "main"
+    (project / "params.yaml").write_text(_text(project).replace("clip-vit-base-patch32", "clip-vit-large-patch14"))
+    _switch(project, "full", "clip")
+    assert read_yaml(project / "params.yaml")["embed_image"]["clip"]["revision"] == "main"
+
+
 def test_an_entry_of_the_user_stays(project: Path) -> None:
     mine = "embed_text:\n  mine:\n    model: my-bert\n"
     (project / "mine.yaml").write_text(mine)
@@ -170,7 +194,6 @@ def test_every_overlay_has_size_length_precision_and_batch() -> None:
     for values in overlays.values():
         texts = {key[1] for key in values if key[0] == "embed_text"} - {"minilm"}
         assert all({key[2:] for key in values if key[:2] == ("embed_text", text)} == keys for text in texts)
-        assert ("submit", "external_data") in values
         assert not {key for key in values if key[0] not in ("embed_image", "embed_text")} - set(sizes)
     assert overlays["clip"]["embed_text", "clip", "max_tokens"] == 77
     assert overlays["siglip"]["embed_text", "siglip", "max_tokens"] == 64

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from popularity.core.config import PARAMS_FILE, Key, leaves, read_yaml
 from popularity.core.errors import ConfigError
 from popularity.core.params_text import MAPS, edited, joined
 from popularity.core.stage import run
+from popularity.encoders.sources import is_commit
 
 PROFILES = Path("configs/profiles")
 OVERLAYS = Path("configs/overlays")
@@ -113,7 +114,8 @@ class Profiles:
         alone = names[0] in self.overlays
         before = str(now.get("profile", "")).split() if alone else []
         values = {key: value for name in names for key, value in (self.sizes | self.overlays)[name].items()}
-        values[("profile",)] = " ".join([*before, *(name for name in names if name not in before)])
+        values |= _pinned_revisions(values, leaves(now))
+        values[("profile",)] = " ".join([*(name for name in before if name not in names), *names])
         added = {key[:2] for key in _added([*self.sizes.values(), *self.overlays.values()])}
         return Edit(values, frozenset() if alone else frozenset(added - {key[:2] for key in values}))
 
@@ -145,6 +147,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("".join(difference).rstrip("\n") or f"{args.params}: has the values of {origin} already")
     if not args.show and after != before:
         write_text(args.params, after)
+
+
+def _pinned_revisions(values: Mapping[Key, Any], now: Mapping[Key, Any]) -> dict[Key, str]:
+    """The commits that `make weights` has put in place of a branch in `values`, of the same weights."""
+    pinned = {}
+    for key, value in values.items():
+        if key[0] in MAPS and key[-1] == "revision" and not is_commit(value) and is_commit(now.get(key, "")):
+            same = [(*key[:-1], name) for name in ("model", "weights")]
+            if all(values.get(one) == now.get(one) for one in same):
+                pinned[key] = now[key]
+    return pinned
 
 
 def _added(profiles: Collection[dict[Key, Any]]) -> set[Key]:

@@ -6,12 +6,12 @@ Reads the files that `popularity.core.stage.record_resources` wrote; rows are in
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from popularity.core.atomic import read_json
-from popularity.core.config import read_yaml
+from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.core.errors import DataError
 from popularity.core.stage import run
 
@@ -20,6 +20,9 @@ FIELDS = ("stage", "seconds", "peak_mib", "largest_child_mib")
 
 def read_records(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     """The records in `folder`, stages in `order` first, others after them by name.
+
+    A record of a stage for each encoder, such as embed_text@minilm, that is not in `order` is left out: it is of an
+    encoder that is no longer used.
 
     Raises:
         ContractError: a file holds no JSON.
@@ -34,7 +37,8 @@ def read_records(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     if not records:
         raise DataError("no resource records", file=folder, expected="one JSON file per stage", fix="make repro")
     rank = {stage: index for index, stage in enumerate(order)}
-    return sorted(records, key=lambda record: (rank.get(record["stage"], len(rank)), record["stage"]))
+    used = [record for record in records if "@" not in record["stage"] or record["stage"] in rank]
+    return sorted(used, key=lambda record: (rank.get(record["stage"], len(rank)), record["stage"]))
 
 
 def cost_table(records: Sequence[dict[str, Any]]) -> str:
@@ -55,8 +59,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m popularity.resources", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of resource records")
     parser.add_argument("--graph", type=Path, default=Path("dvc.yaml"), help="file that orders the stages")
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE, help="file that names the encoders in use")
     args = parser.parse_args(argv)
-    print(cost_table(read_records(args.folder, list(read_yaml(args.graph).get("stages", {})))))
+    print(cost_table(read_records(args.folder, stage_order(read_yaml(args.graph), read_yaml(args.params)))))
+
+
+def stage_order(graph: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """The stages of a graph; of the encoders' stages those in use.
+
+    Args:
+        graph: content of dvc.yaml.
+        params: content of params.yaml.
+    """
+    order: list[str] = []
+    for name, stage in graph.get("stages", {}).items():
+        if "foreach" in stage:
+            kind = name.removeprefix("embed_")
+            order += dict.fromkeys(f"{name}@{params['encoders'][pair][kind]}" for pair in ("network", "stack"))
+        else:
+            order.append(name)
+    return order
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from popularity.core.arrays import Float32Array, Int64Array, normalize_rows
+from popularity.core.atomic import read_json, write_json
 from popularity.core.contracts import IMAGES, MEMBERS, POSTS, PROTOTYPE_SCALARS, read_table, write_table
 from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders.image_blocks import embed_images
@@ -220,7 +222,8 @@ def test_the_stack_reads_the_vectors_of_trained_encoders(
     ways: dict[str, dict[str, Any]] = {"frozen": {}, "trained": TRAINED, "instance": {"prompts.instance_length": 2}}
     for way, changes in ways.items():
         train(world, tmp_path / way, **changes)
-        blocks = read_blocks(world.folder / "image", world.folder / "text", world.embed(way))
+        embedded = world.embed(way)
+        blocks = read_blocks(world.folder / "image", world.folder / "text", embedded)
         columns[way] = {part: part_rows(blocks, part, pids) for part in ("image", "post", "text")}
         if way == "trained":
             network, params = load_network(world.folder / "network", world.inputs(train_params()), world.towers)
@@ -231,6 +234,14 @@ def test_the_stack_reads_the_vectors_of_trained_encoders(
             there = ~np.isnan(columns[way]["image"]).any(axis=1)
             np.testing.assert_allclose(columns[way]["image"][there], now["visual"].numpy()[there], atol=2e-3)
             np.testing.assert_allclose(columns[way]["post"], now["text"].numpy(), atol=2e-3)
+            # They stand for the vectors of the same encoder alone: a stack with another one keeps that one's.
+            other = tmp_path / "other"
+            shutil.copytree(world.folder / "image", other)
+            about = read_json(other / "pooled.json")
+            write_json(other / "pooled.json", about | {"weights": "of another encoder"})
+            kept = read_blocks(other, world.folder / "text", embedded)
+            np.testing.assert_array_equal(part_rows(kept, "image", pids), columns["frozen"]["image"])
+            np.testing.assert_array_equal(part_rows(kept, "post", pids), columns[way]["post"])
     for part in ("image", "post", "text"):
         assert changed(columns["frozen"][part], columns["trained"][part]), part
         assert changed(columns["frozen"][part], columns["instance"][part]) == (part != "image"), part

@@ -42,7 +42,7 @@ def without(blocks: Blocks, pids: set[str]) -> Blocks:
         with_vectors(blocks, rest),
         scalars=blocks.scalars.filter(left),
         losses=blocks.losses.filter(left),
-        masked=MaskedBlocks(masked, blocks.masked.scalars.filter(left)),
+        masked=MaskedBlocks(masked, blocks.masked.scalars.filter(left), blocks.masked.classes.filter(left)),
     )
 
 
@@ -143,8 +143,21 @@ def test_names_of_the_posts_change_nothing(made: Run, tmp_path: Path) -> None:
     def renamed(frame: pl.DataFrame) -> pl.DataFrame:
         return frame.with_columns(pid=pl.col("pid").replace_strict(name))
 
-    blocks = with_vectors(made.blocks, lambda _, block: replace(block, pids=[name[pid] for pid in block.pids]))
-    blocks = replace(blocks, scalars=renamed(made.blocks.scalars))
+    def renamed_block(_: str, block: Block) -> Block:
+        return replace(block, pids=[name[pid] for pid in block.pids])
+
+    blocks, masked = made.blocks, made.blocks.masked
+    assert masked is not None
+    blocks = replace(
+        with_vectors(blocks, renamed_block),
+        scalars=renamed(blocks.scalars),
+        losses=renamed(blocks.losses),
+        masked=MaskedBlocks(
+            {part: renamed_block(part, block) for part, block in masked.vectors.items()},
+            renamed(masked.scalars),
+            renamed(masked.classes),
+        ),
+    )
     images = renamed(random_images(made.posts, seed=0))
     run = run_all(
         renamed(made.posts), blocks, tmp_path, given=Tables(renamed(made.splits), images), fitted=("holdout",)

@@ -48,6 +48,19 @@ def test_tokens_of_the_sequence(changes: dict[str, Any], concepts: int, tower: P
         assert levels[name].logits.shape == (7, count)
 
 
+@pytest.mark.parametrize("kinds", [["visual", "text"], ["text", "visual"], ["text"]], ids=str)
+def test_shared_tokens_give_the_levels_that_all_pairs_give(kinds: list[str], tower: PromptTower) -> None:
+    network = make_network(tower, {**THREE_LEVELS, "attention.prototypes": kinds}).train()
+    batch = small_batch(network)
+    found = []
+    for shared in (False, True):
+        network.shared_attention = shared
+        found.append(network(batch).levels)
+    for name in ALL_LEVELS:
+        torch.testing.assert_close(found[0][name].logits, found[1][name].logits, atol=1e-5, rtol=1e-5)
+        assert (found[0][name].visual is None) == (found[1][name].visual is None) == ("visual" not in kinds)
+
+
 def test_the_attention_loss_is_a_sum_over_levels(tower: PromptTower) -> None:
     network = make_network(tower, THREE_LEVELS)
     batch = small_batch(network)

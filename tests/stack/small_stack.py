@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.contracts import CLASS_LOSSES, PROTOTYPE_SCALARS, FoldKey, check_table, write_table
+from popularity.core.contracts import CLASS_LOSSES, POST_CLASSES, PROTOTYPE_SCALARS, FoldKey, check_table, write_table
 from popularity.core.vectors import Block, check_block, write_block
 from popularity.features import FeaturizeParams, featurize
 from popularity.stack import (
@@ -154,7 +154,7 @@ def random_blocks(posts: pl.DataFrame, seed: int = 0) -> Blocks:
     widths["post"] = 5
     vectors = {name: random_block(pids, width, seed + index) for index, (name, width) in enumerate(widths.items())}
     scalars = random_scalars(pids, seed)
-    return Blocks(vectors, scalars, losses_of(scalars), masked_of(vectors, scalars, seed))
+    return Blocks(vectors, scalars, losses_of(scalars), masked_of(vectors, scalars, posts, seed))
 
 
 def losses_of(scalars: pl.DataFrame) -> pl.DataFrame:
@@ -164,8 +164,8 @@ def losses_of(scalars: pl.DataFrame) -> pl.DataFrame:
     return losses
 
 
-def masked_of(vectors: Mapping[str, Block], scalars: pl.DataFrame, seed: int) -> MaskedBlocks:
-    """Other vectors of the same posts, and scalars without a value of the own class."""
+def masked_of(vectors: Mapping[str, Block], scalars: pl.DataFrame, posts: pl.DataFrame, seed: int) -> MaskedBlocks:
+    """Other vectors of the same posts, scalars without a value of the own class, and the classes of `posts`."""
     rng = np.random.default_rng(seed + 50)
     masked: dict[str, Block] = {
         name: replace(vectors[name], values=rng.normal(size=vectors[name].values.shape).astype(np.float16))
@@ -173,7 +173,13 @@ def masked_of(vectors: Mapping[str, Block], scalars: pl.DataFrame, seed: int) ->
         if name != "attended_image"
     }
     nothing = [pl.lit(None, pl.Float32).alias(name) for name in SCALARS if name.startswith("losses.")]
-    return MaskedBlocks(masked, scalars.with_columns(*nothing, class_unseen=pl.lit(1.0, pl.Float32)))
+    scalars = scalars.with_columns(*nothing, class_unseen=pl.lit(1.0, pl.Float32))
+    return MaskedBlocks(masked, scalars, post_classes(posts))
+
+
+def post_classes(posts: pl.DataFrame) -> pl.DataFrame:
+    """The class of each post (contract POST_CLASSES): the names of one level are unique."""
+    return posts.select("pid", pl.col("subcategory").alias("class")).sort("pid")
 
 
 def with_vectors(blocks: Blocks, change: Callable[[str, Block], Block]) -> Blocks:
@@ -291,6 +297,7 @@ def write_tables(blocks: Blocks, prototype: Path) -> None:
         write_block(block, prototype, f"masked_{name}")
     write_table(blocks.scalars, prototype / "scalars.parquet", PROTOTYPE_SCALARS)
     write_table(blocks.masked.scalars, prototype / "masked_scalars.parquet", PROTOTYPE_SCALARS)
+    write_table(blocks.masked.classes, prototype / "classes.parquet", POST_CLASSES)
     write_table(blocks.losses, prototype / "losses.parquet", CLASS_LOSSES)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.arrays import Float32Array
+from popularity.core.arrays import BoolArray, Float32Array
 from popularity.features import FeatureColumn, featurize
 from popularity.stack import Blocks, StackModel
 from popularity.stack.effort import Effort
@@ -19,7 +19,7 @@ from popularity.stack.matrix import MatrixEncoder
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 from tests.random_posts import random_images
-from tests.stack.small_stack import ALL_PARTS, FEATURIZE, SPLIT, STACK, posts_with_signal
+from tests.stack.small_stack import ALL_PARTS, FEATURIZE, SPLIT, STACK, post_classes, posts_with_signal
 
 NEW = "C1/new"
 RAW = replace(STACK, columns=replace(STACK.columns, n_components=0, feature_groups=("class_time", "user_target")))
@@ -37,7 +37,17 @@ def fold_of(folder: Path, share: float) -> tuple[Fold, Blocks]:
         pl.when(new).then(pl.lit(value)).otherwise(name).alias(name) for name, value in keys.items()
     )
     featurize(posts, random_images(posts.sort("pid"), seed=0), splits, FEATURIZE, folder)
-    return load_fold(key, rows, posts, folder), blocks
+    assert blocks.masked is not None
+    return load_fold(key, rows, posts, folder), replace(
+        blocks, masked=replace(blocks.masked, classes=post_classes(posts))
+    )
+
+
+def masked_rows(fold: Fold, blocks: Blocks) -> BoolArray:
+    train, valid = (blocks.classes_of(rows["pid"]) for rows in (fold.train, fold.valid))
+    assert train is not None
+    assert valid is not None
+    return rows_to_mask(train, valid)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,7 @@ def test_masked_train_rows_are_read_as_valid_rows_of_an_unseen_class(made: tuple
     encoded = encode_fold(fold, blocks, RAW)
     assert encoded.valid is not None
     new = (fold.valid["subcategory"] == NEW).to_numpy()
-    masked = rows_to_mask(fold.train, fold.valid)
+    masked = masked_rows(fold, blocks)
     assert masked.sum() == round(new.mean() * len(masked)) > 20
     flags = {"train": (encoded.train, masked), "valid": (encoded.valid, new)}
     for matrix, rows in flags.values():
@@ -76,6 +86,7 @@ def test_masked_train_rows_are_read_as_valid_rows_of_an_unseen_class(made: tuple
         names
     )
     assert {"class_time.theme_age", "class_time.concept_level", "day_subcategory_share"} <= set(names)
+    assert "user_subcategory_share" in names
     assert "category" not in names
     for name in names:
         expected = 0.0 if FeatureColumn.named(name).counts_class_past else np.nan
@@ -101,7 +112,7 @@ def test_masked_train_rows_are_read_as_valid_rows_of_an_unseen_class(made: tuple
 
 def test_without_a_row_of_an_unseen_class_none_is_masked(folder: Path) -> None:
     fold, blocks = fold_of(folder / "none", share=0.0)
-    assert not rows_to_mask(fold.train, fold.valid).any()
+    assert not masked_rows(fold, blocks).any()
     encoded = encode_fold(fold, blocks, RAW)
     encoder, matrix = MatrixEncoder.fit(fold.train, fold.label, replace(blocks, masked=None), RAW.columns)
     np.testing.assert_array_equal(encoded.train.values, matrix.values)
@@ -110,9 +121,8 @@ def test_without_a_row_of_an_unseen_class_none_is_masked(folder: Path) -> None:
 
 
 def test_the_empty_class_is_a_class() -> None:
-    train = pl.DataFrame({"subcategory": ["a"] * 60 + ["b"] * 30})
-    train = pl.concat([pl.DataFrame({"subcategory": [None] * 10}, schema=train.schema), train])
-    valid = pl.DataFrame({"subcategory": ["a", "a", "a", "a", "a", "a", "a", "a", None, "c"]})
+    train = pl.Series([""] * 10 + ["a"] * 60 + ["b"] * 30)
+    valid = pl.Series(["a"] * 8 + ["", "c"])
     masked = rows_to_mask(train, valid)
     assert masked.sum() == 10
     assert not masked[:10].any()
@@ -121,10 +131,24 @@ def test_the_empty_class_is_a_class() -> None:
     np.testing.assert_array_equal(rows_to_mask(train, valid), masked)
 
 
+def test_a_class_under_another_first_level_is_the_one_that_the_network_knows(made: tuple[Fold, Blocks]) -> None:
+    """The class is that of the network, whose names may start below the first level, and not the published path."""
+    fold, blocks = made
+    assert blocks.masked is not None
+    known = blocks.masked.classes.with_columns(pl.col("class").replace(NEW, fold.train["subcategory"][0]))
+    blocks = replace(blocks, masked=replace(blocks.masked, classes=known))
+    assert not masked_rows(fold, blocks).any()
+    encoded = encode_fold(fold, blocks, RAW)
+    assert encoded.valid is not None
+    new = (fold.valid["subcategory"] == NEW).to_numpy()
+    assert not np.nansum(column(encoded.valid.values, encoded, "class_unseen")[new])
+    assert not np.isnan(column(encoded.valid.values, encoded, "day_subcategory_share")[new]).all()
+
+
 def test_what_an_unseen_class_is_worth_is_learned(made: tuple[Fold, Blocks], tmp_path: Path) -> None:
     """Posts without a known class are 3 above the others: without masked rows the stack could not know."""
     fold, blocks = made
-    masked = rows_to_mask(fold.train, fold.valid)
+    masked = masked_rows(fold, blocks)
     fold = replace(fold, label=fold.label + 3.0 * masked)
     params = replace(ALL_PARTS, detrend="none", learners=("lightgbm",), num_boost_round=80)
     encoded = encode_fold(fold, blocks, params)

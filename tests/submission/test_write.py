@@ -74,6 +74,20 @@ def test_the_manifest_says_what_was_submitted_and_what_the_model_scored(tmp_path
     assert set(manifest["inputs"]) == {"posts", "predictions"}
 
 
+def test_the_encoders_in_use_are_declared(tmp_path: Path) -> None:
+    params = """\
+submit: {version: VERSION 1.2, decimals: 4, external_data: "Weights of {encoders}"}
+encoders:
+  network: {image: lite, image_loader: timm_image, text: clip, text_loader: clip_text}
+  stack: {image: lite, text: mpnet}
+embed_image: {lite: {model: lite0}, unused: {model: other}}
+embed_text: {clip: {model: owner/clip}, mpnet: {model: mpnet-base}}
+"""
+    submit.main(_write(tmp_path, *_small(), params))
+    content = read_json(tmp_path / "submissions/submission.json")
+    assert content["external_data"]["details"] == "Weights of lite0 and owner/clip and mpnet-base"
+
+
 def test_no_test_part_leaves_only_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     submit.main(_write(tmp_path, *_small()))
     submit.main(_write(tmp_path, *_small(test=0)))

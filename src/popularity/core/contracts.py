@@ -164,6 +164,13 @@ FEATURES = Contract("features", {"pid": Column(pl.String)}, key=("pid",), extra=
 # logits.own_global, distance.visual_own) and class_unseen.
 PROTOTYPE_SCALARS = Contract("prototype scalars", {"pid": Column(pl.String)}, key=("pid",), extra=True)
 
+# The class of each post as the network names classes (`class_name_format`); null for an empty class.
+POST_CLASSES = Contract(
+    "post classes",
+    {"pid": Column(pl.String), "class": Column(pl.String, nullable=True)},
+    key=("pid",),
+)
+
 # Losses of the network for each post, by which row selection orders train rows; null where a post has no such loss.
 CLASS_LOSSES = Contract(
     "class losses",

@@ -114,6 +114,12 @@ RESOURCES = {stage: f"reports/resources/{stage}.json" for stage in STAGES} | {  
     "embed_text": "reports/resources/embed_text_${encoders.network.text}.json",
 }
 
+# Of the stack's encoders, where they are others than the network's.
+STACK_RESOURCES = (
+    "reports/resources/embed_image_${encoders.stack.image}.json",
+    "reports/resources/embed_text_${encoders.stack.text}.json",
+)
+
 
 def resolved(path: str, params: Mapping[str, Any]) -> str:
     """`path` with the value of key a.b of params.yaml in place of each `${a.b}`, as DVC writes it.

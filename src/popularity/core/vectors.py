@@ -39,6 +39,9 @@ class Block:
 BLOCK_FIELDS = ("encoder", "weights", "preprocessing", "pooling", "columns")
 
 
+ADAPTED_FROM = "adapted_from"  # in the preprocessing of vectors: weights of the encoder that they were adapted from
+
+
 def check_block(block: Block) -> None:
     """Checks shape, type, order, finiteness and metadata.
 

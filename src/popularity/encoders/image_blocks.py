@@ -45,7 +45,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
         root: of the data set, which the shards of `images` are relative to.
         images: table of contract IMAGES.
         out: replaced as a whole when all is done.
-        params: section embed_image.
+        params: an entry of embed_image.
         state_root: folder below which finished shards are kept for a run that resumes.
 
     Raises:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -52,3 +53,13 @@ class EncodersParams(Section):
 
     network: NetworkEncoders
     stack: StackEncoders
+
+
+def models_in_use(params: Mapping[str, Any]) -> list[str]:
+    """The models of the encoders that network and stack use, each once, images first.
+
+    Args:
+        params: content of params.yaml.
+    """
+    used = [(kind, params["encoders"][pair][kind]) for kind in ("image", "text") for pair in ("network", "stack")]
+    return list(dict.fromkeys(params[f"embed_{kind}"][name]["model"] for kind, name in used))

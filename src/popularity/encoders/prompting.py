@@ -1,6 +1,6 @@
 """Text towers that read soft prompts (paper, Sec 3.2, Eq 1-3), and the layers of a tower that train.
 
-tower = load_prompt_tower(load_params("embed_text", EmbedTextParams))
+tower = load_prompt_tower(network_text_params())
 names = tower.tokenize(["new year", "beach"], max_tokens=16)
 context = nn.Parameter(torch.randn(16, tower.spec.token_width) * tower.spec.context_deviation)
 pooled = tower(context, names).pooled   # (2, d), differentiable in `context`
@@ -190,13 +190,12 @@ class PromptTower(nn.Module):
                 f"prompts: {vectors} context vectors leave no position for a text among the {spec.longest} positions "
                 f"of the tower; at most {vectors + room - 1} do"
             )
-        lengths = tokens.lengths.clamp(max=room).to(device)
+        ids = tokens.ids.to(device, non_blocking=True)
+        lengths = tokens.lengths.clamp(max=room).to(device, non_blocking=True)
         position = torch.arange(width, device=device)
         token_mask = (position >= start) & (position < start + lengths[:, None])  # (n, width)
         used = position < start + lengths[:, None] + len(spec.suffix)
-        return PromptLayout(
-            self._after_context(tokens.ids.to(device), lengths, token_mask[:, start:]), token_mask, used
-        )
+        return PromptLayout(self._after_context(ids, lengths, token_mask[:, start:]), token_mask, used)
 
     def encode(
         self, contexts: Sequence[Tensor | None], layouts: Sequence[PromptLayout], pool: Literal["all", "name"] = "all"
@@ -271,8 +270,8 @@ def is_aligned(image: EmbedImageParams, text: EmbedTextParams) -> bool:
     That is: their names are `<model>_image` and `<model>_text`, and they load the same weights.
 
     Args:
-        image: section embed_image.
-        text: section embed_text.
+        image: an entry of embed_image.
+        text: an entry of embed_text.
     """
     halves = image.loader.removesuffix("_image") == text.loader.removesuffix("_text")
     same = (image.weights, image.revision) == (text.weights, text.revision)

@@ -55,7 +55,7 @@ def register_encoder(name: str, load: Load, *, prompt: PromptReading | None = No
     Args:
         name: value of the key `loader` of params.yaml; for an encoder of this folder the name of its file. It ends in
             _image or _text; before that end the two encoders of a dual model have the same name.
-        load: (location of the weights, section embed_image or embed_text) -> ImageEncoder or TextEncoder, on the CPU.
+        load: (location of the weights, entry of embed_image or embed_text) -> ImageEncoder or TextEncoder, on the CPU.
         prompt: of a text encoder: how it reads soft prompts; None for one that does not.
         fixed_length: of a text encoder: every text is padded to its full length, because it attends to the padding.
 

@@ -50,7 +50,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
     Args:
         posts: table of contract POSTS.
         out: replaced as a whole when all is done.
-        params: section embed_text.
+        params: an entry of embed_text.
         state_root: folder below which finished shards are kept for a run that resumes.
 
     Raises:

@@ -21,7 +21,7 @@ def load_timm(location: Path, params: EmbedImageParams) -> ImageEncoder:
     Args:
         location: a folder that timm wrote (config.json, model.safetensors), or a .pth file of tensors in the order of
             the model's definition.
-        params: section embed_image.
+        params: an entry of embed_image.
 
     Raises:
         MissingWeightsError: the folder lacks model.safetensors.

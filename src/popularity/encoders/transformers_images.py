@@ -40,7 +40,7 @@ class ImageTower:
 
         Args:
             folder: config.json, safetensors and preprocessor_config.json.
-            params: section embed_image.
+            params: an entry of embed_image.
 
         Raises:
             MissingWeightsError: the folder lacks one of them, or tensors.

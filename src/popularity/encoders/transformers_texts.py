@@ -35,7 +35,7 @@ class TextTower:
 
         Args:
             folder: config.json and safetensors.
-            params: section embed_text.
+            params: an entry of embed_text.
 
         Raises:
             MissingWeightsError: the folder lacks tensors.

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import huggingface_hub
 import torch
@@ -86,14 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     path = parser.parse_args(argv).params
-    content, licences = read_yaml(path), dict[tuple[Any, ...], str]()
+    content = read_yaml(path)
     for kind, section in SECTIONS.items():
         for name in content.get(kind) or {}:
             params = load_params(f"{kind}.{name}", section, path)
-            source = (params.model, params.weights, params.revision)
             found, licence = fetch_weights(params)
             check_weights(found)
-            licences[source] = licence
             if found.revision != params.revision:
                 text = edited(path.read_text(encoding="utf-8"), {(kind, name, "revision"): found.revision}, kind)
                 write_text(path, text)

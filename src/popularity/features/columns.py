@@ -25,7 +25,7 @@ FROM_LABELS = frozenset(
 
 # Ids, counts and target statistics of the class or of one below it. The first level stays: that of an unseen class may
 # be known.
-OF_CLASS = re.compile(r"(subcategory|concept)(_.*)?|day_subcategory_share|class_time\..*|user_target\.own_class")
+OF_CLASS = re.compile(r"(subcategory|concept)(_.*)?|(user|day)_subcategory_share|class_time\..*|user_target\.own_class")
 CLASS_PASTS = ("subcategory_target_posts", "concept_target_posts")
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from popularity.core.arrays import Float32Array, Int64Array
-from popularity.core.atomic import atomic_directory
+from popularity.core.atomic import atomic_directory, read_json
 from popularity.core.config import Section
 from popularity.core.contracts import (
     ATTENTION,
@@ -25,12 +25,13 @@ from popularity.core.contracts import (
     CLASSES,
     MODALITIES,
     NEAREST,
+    POST_CLASSES,
     PROTOTYPE_SCALARS,
     Contract,
     read_table,
     write_table,
 )
-from popularity.core.vectors import Block, write_block
+from popularity.core.vectors import ADAPTED_FROM, Block, write_block
 from popularity.encoders.prompting import is_aligned
 from popularity.encoders.sharding import (
     Arrays,
@@ -56,6 +57,7 @@ from popularity.network.dataset import Batch, PostVectors, to_device
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
 from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
+from popularity.prototypes.classes import level_keys
 
 OF_CLASS = {
     "global_prompt": "G_y",
@@ -94,8 +96,8 @@ class Folders:
 
     Args:
         root: of the data set; unfrozen encoders read its images.
-        image: data/embeddings/image.
-        text: data/embeddings/text.
+        image: of the network's image encoder in data/embeddings/image.
+        text: of its text encoder in data/embeddings/text.
         prototypes: models/prototypes.
         network: models/network.
     """
@@ -136,7 +138,8 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
     Args:
         inputs: posts of both splits, and the network.
         state: folder of finished shards, shared by all processes.
-        out: replaced as a whole: the vectors of VECTORS, scalars.parquet, masked_scalars.parquet and losses.parquet.
+        out: replaced as a whole: the vectors of VECTORS, scalars.parquet, masked_scalars.parquet, losses.parquet and
+            classes.parquet.
         explain: likewise: nearest.parquet, attention.parquet and attention_mass.parquet.
 
     Raises:
@@ -162,9 +165,17 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
             for array in ("scalars", f"{MASKED}scalars"):
                 shards.write_scalars(array, inputs.posts["pid"], names, partial)
             shards.write_losses(inputs.posts["pid"], trained_heads(reader.trained), partial)
+            write_table(_post_classes(inputs), partial / "classes.parquet", POST_CLASSES)
         with atomic_directory(explain) as partial:
             shards.write_explanation(inputs.posts["pid"], reader.network, partial)
     processes.wait_for_everyone()
+
+
+def _post_classes(inputs: NetworkInputs) -> pl.DataFrame:
+    """The class of each post (contract POST_CLASSES)."""
+    class_name_format = read_json(inputs.folders.prototypes / "metadata.json")["class_name_format"]
+    keys = level_keys(inputs.posts, class_name_format)[CLASS_LEVEL]
+    return pl.DataFrame({"pid": inputs.posts["pid"], "class": keys})
 
 
 def packed_arrays(found: Mapping[str, Tensor]) -> Arrays:
@@ -230,13 +241,23 @@ def trained_heads(trained: TrainParams) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _NetworkReader:
-    """The trained network, on the accelerator, and the reader of its posts."""
+    """The trained network, on the accelerator, and the reader of its posts.
+
+    Args:
+        network: in evaluation mode.
+        trained: section train, as it was trained.
+        vectors: of the posts.
+        prompts: G and L.
+        read: rows (b,) -> Batch.
+        adapted_from: for adapted_image and adapted_text, the weights of the encoder before the network adapted it.
+    """
 
     network: PrototypeNetwork
     trained: TrainParams
     vectors: PostVectors
     prompts: tuple[Tensor, Tensor]
     read: Callable[[Int64Array], Batch]
+    adapted_from: Mapping[str, Mapping[str, str]]
 
     @classmethod
     def load(cls, inputs: NetworkInputs) -> _NetworkReader:
@@ -250,7 +271,9 @@ class _NetworkReader:
         network.hold_in(COMPUTING_TYPES.get(inputs.accelerator.mixed_precision))
         with torch.inference_mode(), inputs.accelerator.autocast():
             prompts = network.class_prompts()
-        return cls(network, trained, data.vectors, prompts, read)
+        blocks = {"adapted_image": outputs.image, "adapted_text": outputs.text}
+        adapted_from = {name: {ADAPTED_FROM: block.metadata["weights"]} for name, block in blocks.items()}
+        return cls(network, trained, data.vectors, prompts, read, adapted_from)
 
 
 @dataclass(frozen=True)
@@ -302,7 +325,7 @@ class _Shards:
             metadata = {
                 "encoder": "prototype network",
                 "weights": identity,
-                "preprocessing": {},
+                "preprocessing": reader.adapted_from.get(array, {}),
                 "pooling": symbol,
                 "columns": columns,
             }

@@ -27,6 +27,6 @@ def make_accelerator(precision: Precision) -> Accelerator:
     return Accelerator(
         mixed_precision="no" if resolved == "fp32" else resolved,
         cpu=device.type == "cpu",
-        # Buffers are prototypes, which never change.
+        # Buffers are prototypes, which all processes change alike.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )

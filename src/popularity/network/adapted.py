@@ -54,7 +54,7 @@ def set_prototypes(network: PrototypeNetwork, vectors: PostVectors) -> None:
             whole = prototypes([found.sums[name, kind] for name in above])
             network.get_buffer(f"{level}_{kind}").copy_(torch.from_numpy(whole))
             of_folds: Tensor | None = getattr(network, f"{level}_fold_{kind}")
-            if of_folds is not None and len(found.member_rows[kind]):
+            if of_folds is not None:
                 read = partial(found.member, kind)
                 without = found.without_folds(level, kind, vectors.fold, len(of_folds), read)
                 of_folds.copy_(torch.from_numpy(without))

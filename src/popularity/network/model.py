@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from popularity.core.contracts import MODALITIES
 from popularity.core.errors import ConfigError
 from popularity.encoders.prompting import PromptLayout, PromptTokens, PromptTower
 from popularity.network.attention import CrossModalAttention, SharedTokens
@@ -157,7 +158,7 @@ class PrototypeNetwork(nn.Module):
             if not len(levels[name].parent):
                 raise ConfigError(f"train.network.prototypes.levels: no training post has a {name}")
             for kind, values in levels[name]._asdict().items():
-                self.register_buffer(f"{name}_{kind}", values, persistent=False)
+                self.register_buffer(f"{name}_{kind}", None if values is None else values.clone(), persistent=False)
         self.names = names
         trains = any(parameter.requires_grad for parameter in tower.parameters())
         self.tower = tower if trains else None
@@ -342,7 +343,9 @@ class PrototypeNetwork(nn.Module):
         fold = torch.zeros_like(batch.fold)
         for index, name in enumerate(self.level_names):
             slices: dict[str, slice | None] = {"visual": None, "text": None}
-            for kind in self.params.attention.prototypes:
+            for kind in MODALITIES:
+                if kind not in self.params.attention.prototypes:
+                    continue
                 prototypes, fold = self._shared(name, kind, batch)
                 parts.append(self.attention.project(prototypes, kind))
                 slices[kind] = slice(start, start + prototypes.shape[1])

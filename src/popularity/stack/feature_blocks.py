@@ -11,9 +11,16 @@ import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float32Array
-from popularity.core.contracts import CLASS_LOSSES, IMAGE_STATISTICS, PROTOTYPE_SCALARS, empty_table, read_table
+from popularity.core.contracts import (
+    CLASS_LOSSES,
+    IMAGE_STATISTICS,
+    POST_CLASSES,
+    PROTOTYPE_SCALARS,
+    empty_table,
+    read_table,
+)
 from popularity.core.errors import ConfigError, ContractError
-from popularity.core.vectors import Block, read_block
+from popularity.core.vectors import ADAPTED_FROM, Block, read_block
 
 PrototypePart = Literal[
     "global_prompt",  # G_y
@@ -45,7 +52,8 @@ PART_VECTORS: Mapping[str, tuple[str, ...]] = {
     "post": ("post",),
     **{part: (part,) for part in PROTOTYPE_VECTORS},
 }
-# What a network with adapted encoders reads, f_I(x) and f_T(t) of Eq 11, takes the place of the untouched vectors.
+# What a network with adapted encoders reads, f_I(x) and f_T(t) of Eq 11, takes the place of the vectors that the same
+# encoder gave before.
 ADAPTED: Mapping[str, str] = {"image": "adapted_image", "title": "adapted_text", "post": "adapted_text"}
 # Part of the block `prototype`, by the prefix of its scalar columns (before the first dot).
 PROTOTYPE_SCALAR_PARTS: Mapping[str, PrototypePart] = {
@@ -79,6 +87,13 @@ class Blocks:
         """The blocks in which the posts `pids` are read as if no training post were of their class."""
         return replace(self, masked_pids=frozenset(pids))
 
+    def classes_of(self, pids: pl.Series) -> pl.Series | None:
+        """(n,) the classes of n posts; "" for an empty one. None where the blocks hold nothing of masked posts."""
+        if self.masked is None:
+            return None
+        known = self.masked.classes
+        return pids.replace_strict(known["pid"], known["class"], default=None, return_dtype=pl.String).fill_null("")
+
     def masked_rows(self, pids: Sequence[str]) -> list[int]:
         """The positions in `pids` of posts whose class is masked; none where the blocks hold nothing of them."""
         if self.masked is None or not self.masked_pids:
@@ -93,10 +108,12 @@ class MaskedBlocks:
     Args:
         vectors: by the names of Blocks.vectors.
         scalars: with columns of Blocks.scalars.
+        classes: contract POST_CLASSES: the class that is meant.
     """
 
     vectors: Mapping[str, Block]
     scalars: pl.DataFrame
+    classes: pl.DataFrame
 
 
 def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
@@ -121,10 +138,13 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     vectors |= {name: read_block(text, name) for name in ("title", "tags", "post")}
     # A network without visual or text prototypes in its sequence has no such attended vectors.
     vectors |= {
-        name: read_block(prototype, name)
-        for name in (*PROTOTYPE_VECTORS, *sorted(set(ADAPTED.values())))
-        if (prototype / f"{name}.npy").is_file()
+        name: read_block(prototype, name) for name in PROTOTYPE_VECTORS if (prototype / f"{name}.npy").is_file()
     }
+    for name, adapted in ADAPTED.items():
+        if (prototype / f"{adapted}.npy").is_file():
+            block = read_block(prototype, adapted)
+            if block.metadata["preprocessing"].get(ADAPTED_FROM) == vectors[name].metadata["weights"]:
+                vectors[adapted] = block
     if (image / "statistics.parquet").is_file():  # folders of older versions have none
         statistics = read_table(image / "statistics.parquet", IMAGE_STATISTICS)
         scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
@@ -137,7 +157,11 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
         vectors,
         scalars,
         read_table(prototype / "losses.parquet", CLASS_LOSSES),
-        MaskedBlocks(masked, read_table(prototype / "masked_scalars.parquet", PROTOTYPE_SCALARS)),
+        MaskedBlocks(
+            masked,
+            read_table(prototype / "masked_scalars.parquet", PROTOTYPE_SCALARS),
+            read_table(prototype / "classes.parquet", POST_CLASSES),
+        ),
     )
 
 
@@ -198,7 +222,7 @@ def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[Prototype
         names = tuple(column for column in blocks.scalars.columns if _prefix(column) == block)
         if not names:
             raise ConfigError(
-                "stack.columns.feature_groups: image needs data/embeddings/image/statistics.parquet, which is missing; "
+                "stack.columns.feature_groups: image needs statistics.parquet of the image encoder, which is missing; "
                 "run `dvc repro embed_image`"
             )
         return names

@@ -170,7 +170,8 @@ def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
     """
     trend = Trend.fit(fold.posted_at, fold.label, params.detrend)
     detrended = trend.detrend(fold.label, fold.posted_at)
-    masked = rows_to_mask(fold.train, fold.valid)
+    classes = [blocks.classes_of(rows["pid"]) for rows in (fold.train, fold.valid)]
+    masked = None if classes[0] is None or classes[1] is None else rows_to_mask(classes[0], classes[1])
     encoder, train = MatrixEncoder.fit(fold.train, detrended, blocks, params.columns, masked)
     valid = None if fold.valid.is_empty() else encoder.apply(fold.valid, blocks)
     return EncodedFold(fold, blocks.losses, encoder, train, valid)

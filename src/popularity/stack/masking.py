@@ -14,27 +14,15 @@ import polars as pl
 from popularity.core.arrays import BoolArray
 from popularity.features import FeatureColumn
 
-CLASS = "subcategory"
 
-
-def classes_of(features: pl.DataFrame) -> frozenset[str]:
-    """The classes of posts; "" stands for the empty one.
-
-    Args:
-        features: (subcategory, ...) of the posts.
-    """
-    return frozenset(features[CLASS].fill_null(""))
-
-
-def without_known_class(features: pl.DataFrame, known: Collection[str]) -> BoolArray:
+def without_known_class(classes: pl.Series, known: Collection[str]) -> BoolArray:
     """(n,) whether the class of a post is none of `known`.
 
     Args:
-        features: (subcategory, ...) of n posts.
-        known: classes of the train rows, of `classes_of`.
+        classes: (n,) of n posts, from `Blocks.classes_of`.
+        known: classes of the train rows.
     """
-    values = pl.Series(sorted(known), dtype=pl.String).implode()
-    return (~features[CLASS].fill_null("").is_in(values)).to_numpy()
+    return (~classes.is_in(pl.Series(sorted(known), dtype=pl.String).implode())).to_numpy()
 
 
 def mask_classes(features: pl.DataFrame, masked: BoolArray) -> pl.DataFrame:
@@ -52,20 +40,19 @@ def mask_classes(features: pl.DataFrame, masked: BoolArray) -> pl.DataFrame:
     return features.with_columns(pl.col(column.name).fill_null(0) for column in columns if column.counts_class_past)
 
 
-def rows_to_mask(train: pl.DataFrame, valid: pl.DataFrame, seed: int = 0) -> BoolArray:
+def rows_to_mask(train: pl.Series, valid: pl.Series, seed: int = 0) -> BoolArray:
     """(n,) train rows to mask: as large a share as that of the valid rows whose class no train row has.
 
     Where every valid row has a class of a train row, no row is masked.
 
     Args:
-        train: (subcategory, ...) of the n train rows.
-        valid: likewise of the valid rows.
+        train: (n,) classes of the train rows, from `Blocks.classes_of`.
+        valid: (m,) those of the valid rows.
         seed: of the draw, among rows whose class is not empty.
     """
-    masked = np.zeros(train.height, dtype=np.bool_)
-    if valid.is_empty() or CLASS not in train.columns:
-        return masked
-    share = float(without_known_class(valid, classes_of(train)).mean())
-    candidates = np.flatnonzero(train[CLASS].is_not_null().to_numpy())
-    masked[np.random.default_rng(seed).permutation(candidates)[: round(share * train.height)]] = True
+    masked = np.zeros(len(train), dtype=np.bool_)
+    if len(valid):
+        share = float(without_known_class(valid, frozenset(train)).mean())
+        candidates = np.flatnonzero((train != "").to_numpy())
+        masked[np.random.default_rng(seed).permutation(candidates)[: round(share * len(train))]] = True
     return masked

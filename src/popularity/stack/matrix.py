@@ -29,7 +29,7 @@ from popularity.stack.feature_blocks import (
     scalar_columns,
     scalar_names,
 )
-from popularity.stack.masking import CLASS, classes_of, mask_classes, without_known_class
+from popularity.stack.masking import mask_classes, without_known_class
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
 from popularity.stack.oof_ridge import BlockRidge, fit_oof_ridge
 from popularity.stack.oof_ridge_characters import CharacterRidge, fit_oof_ridge_characters
@@ -310,8 +310,8 @@ class MatrixEncoder:
         numeric: columns of the features that are numbers.
         categories: codes of the categorical columns.
         dense: encoders, by block.
-        classes: of the train rows (`classes_of`); posts of other classes are read with their class masked. None: the
-            features have no class.
+        classes: of the train rows (`Blocks.classes_of`); posts of other classes are read with their class masked. None:
+            the blocks hold nothing of masked posts.
     """
 
     numeric: tuple[str, ...]
@@ -340,7 +340,7 @@ class MatrixEncoder:
             masked: (n,) train rows that are read as if no train row had their class (`rows_to_mask`); None: no row.
         """
         masked = np.zeros(features.height, np.bool_) if masked is None else masked
-        classes = classes_of(features.filter(~masked)) if CLASS in features.columns else None
+        classes = blocks.classes_of(features["pid"].filter(~masked))
         features, blocks = mask_classes(features, masked), blocks.with_masked(features["pid"].filter(masked))
         metadata = "metadata" in params.feature_blocks
         categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
@@ -356,7 +356,7 @@ class MatrixEncoder:
         for name in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
             if name != "metadata":
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
-        fitted = cls(numeric, encoder, dense, classes)
+        fitted = cls(numeric, encoder, dense, None if classes is None else frozenset(classes))
         return fitted, fitted._matrix(features, blocks, out_of_fold)
 
     @property
@@ -374,8 +374,9 @@ class MatrixEncoder:
 
     def apply(self, features: pl.DataFrame, blocks: Blocks) -> Matrix:
         """The matrix of other posts than the train rows: of `features` (pid, features), in its row order."""
-        if self.classes is not None:
-            masked = without_known_class(features, self.classes)
+        classes = blocks.classes_of(features["pid"])
+        if self.classes is not None and classes is not None:
+            masked = without_known_class(classes, self.classes)
             features, blocks = mask_classes(features, masked), blocks.with_masked(features["pid"].filter(masked))
         return self._matrix(features, blocks, {})
 

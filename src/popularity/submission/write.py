@@ -29,7 +29,8 @@ class SubmitConfig(Section):
     Args:
         version: of the official JSON form.
         decimals: number of decimals.
-        external_data: data used in addition to the data set; empty if none.
+        external_data: data used in addition to the data set; empty if none. {encoders} stands for the models of
+            the encoders in use.
     """
 
     version: Annotated[str, Field(min_length=1)]

@@ -38,7 +38,7 @@ class FoldInputs:
     Args:
         posts: contract POSTS.
         features: folder that featurize wrote.
-        encoder: section embed_text.
+        encoder: an entry of embed_text.
         params: section text_model.
         device: of this process.
         state: folder of finished folds, which are not fitted again; on a disk that all processes share.

@@ -44,7 +44,7 @@ Rate = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class TextModelParams(Section):
-    """Section text_model: how the encoder of section embed_text is fine-tuned.
+    """Section text_model: how the encoder, an entry of embed_text, is fine-tuned.
 
     Args:
         seed: of the initial weights of the head and of the order of posts.
@@ -125,7 +125,7 @@ class TextModel(nn.Module):
     """From the text, classes and numeric features of a post to its label.
 
     Args:
-        encoder: section embed_text, whose encoder is loaded.
+        encoder: an entry of embed_text, which is loaded.
         unfreeze_layers: number of its last layers that are trained.
         numeric: features that the head reads with the pooled vector.
         trend: of the labels in time.
@@ -198,7 +198,7 @@ class TextModel(nn.Module):
 
     @classmethod
     def load(cls, path: Path, encoder: EmbedTextParams) -> TextModel:
-        """The model that `save` wrote, on the encoder of section embed_text."""
+        """The model that `save` wrote, on the encoder of an entry of embed_text."""
         state, metadata = read_tensors(path)
         mean, scale = (state.pop(name).numpy() for name in ("mean", "scale"))
         numeric = NumericFeatures(tuple(metadata["numeric"]), mean, scale)
@@ -234,7 +234,7 @@ def fit(
         features: (pid, features).
         label: (n,).
         posted_at: (n,) microseconds.
-        encoder: section embed_text.
+        encoder: an entry of embed_text.
         params: section text_model.
         device: on which it is fitted, and stays.
 

@@ -143,12 +143,13 @@ class BatchLoader:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0 and not changing,
             timeout=LOADER_TIMEOUT_SECONDS if workers else 0,
+            generator=torch.Generator(),  # else iterations would draw from that of the training
         )
 
     def batches(self, passes: Sequence[Int64Array]) -> Iterator[Batch]:
         """The batches of `passes`, each of rows (b,), in order; reading starts at once.
 
-        Draws a number from torch's generator. The batches of an earlier call are lost.
+        The batches of an earlier call are lost.
         """
         self._order.passes = passes
         batches = iter(self._loader)

@@ -254,9 +254,7 @@ class _Run:
         (steps, terms) are this process's summands of the means over the posts of all processes and passes that are
         eligible for them.
         """
-        # The number that an iteration draws was drawn when the epoch began.
-        with torch.random.fork_rng(devices=[], enabled=begun.steps > 0):
-            batches = self.loader.batches([rows for step in steps[begun.steps :] for rows in step.passes])
+        batches = self.loader.batches([rows for step in steps[begun.steps :] for rows in step.passes])
         counts = self.eligible_counts(reader, steps)
         weights = torch.tensor([term_weight(self.network, name) for name in counts], device=self.accelerator.device)
         of_steps = torch.tensor(list(zip(*counts.values(), strict=True)), device=self.accelerator.device)

@@ -30,11 +30,18 @@ def build(run: RunFolder) -> Section:
         "run",
         "Run and submission",
         [
-            *_costs([run.json(path) for path in RESOURCES]),
+            *_costs(_records(run)),
             *_origins({path: run.json(path) for path in (*MANIFESTS, paths.SUBMISSION_MANIFEST)}),
             Table("Submission files", ["file", "sha256"], files, names=2),
         ],
     )
+
+
+def _records(run: RunFolder) -> list[Mapping[str, Any]]:
+    """Time and memory of the stages before the report."""
+    found = [run.json(path) for path in RESOURCES]
+    own = {run.path(path) for path in RESOURCES}
+    return found + [run.json(path) for path in paths.STACK_RESOURCES if run.has(path) and run.path(path) not in own]
 
 
 def submission_digests(run: RunFolder) -> dict[str, str]:
