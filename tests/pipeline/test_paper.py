@@ -32,8 +32,8 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     sizes: dict[str, Any] = {
         "demo": {"posts": 400, "users": 90, "subcategories": 8, "image_size": 32},
         "split": {"n_origins": 1},
-        "embed_image": {**weights, "image_size": 32},
-        "embed_text": weights,
+        "embed_image": {"clip": {**weights, "image_size": 32}},
+        "embed_text": {"clip": weights},
         "evaluate": {"n_resamples": 50},
         "stack": {"num_boost_round": 60, "early_stopping_rounds": 20},
     }
@@ -42,7 +42,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.run("python", "-m", "popularity.profile", "paper")
     clone.run("python", "-m", "popularity.profile", "--patch", str(folder / "sizes.yaml"))
     clone.run("git", "commit", "-q", "-a", "-m", "paper", more=DATED)
-    (clone.root / ".git" / "first-run").write_text(clone.run("dvc", "repro").stdout, encoding="utf-8")
+    (clone.root / ".git" / "first-run").write_text(clone.run("dvc", "repro", "report").stdout, encoding="utf-8")
     return clone
 
 
