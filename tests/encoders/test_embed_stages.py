@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
 from ruamel.yaml import YAML
 from torch.utils.data import DataLoader
@@ -299,6 +301,35 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "allocated_cores", lambda: 128)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     assert loader_workers() == 8
+
+
+def test_a_batch_starts_before_the_one_before_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So copies from the device and the writing of shards overlap with the encoder."""
+    events: list[str] = []
+    save = sharding._save_shard
+
+    def encode(rows: range) -> Callable[[], sharding.Arrays]:
+        events.append(f"start {rows.start}")
+
+        def arrays() -> sharding.Arrays:
+            events.append(f"wait {rows.start}")
+            return {"row": np.arange(rows.start, rows.stop)}
+
+        return arrays
+
+    def saved(path: Path, batches: Sequence[sharding.Arrays]) -> None:
+        events.append("written aside" if threading.current_thread() is not threading.main_thread() else "written")
+        save(path, batches)
+
+    monkeypatch.setattr(sharding, "_save_shard", saved)
+    plan = ShardPlan(rows=6, shard_rows=4, batch_size=2)
+    sharding.encode_shards(tmp_path, plan, lambda rows: rows, encode, PartialState(cpu=True), "test")
+    assert [event for event in events if "written" not in event] == [
+        "start 0", "start 2", "wait 0", "start 4", "wait 2", "wait 4",
+    ]  # fmt: skip
+    assert [event for event in events if "written" in event] == ["written aside"] * 2
+    found = np.concatenate(list(sharding.read_shards(tmp_path, plan, "row")))
+    np.testing.assert_array_equal(found, np.arange(6))
 
 
 def test_batches_fit_into_shared_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -162,7 +162,7 @@ def test_outputs_leave_the_device_in_one_copy_for_each_type(
         return cpu(self)
 
     monkeypatch.setattr(torch.Tensor, "cpu", copied)
-    arrays = packed_arrays(found)
+    arrays = packed_arrays(found)()
     on_device = [dtype for dtype in copies if dtype in (torch.float32, torch.int64)]
     assert len(on_device) == len(set(on_device)) == 2
     assert arrays.keys() == found.keys()

@@ -29,6 +29,7 @@ from popularity.encoders.sharding import (
     encode_shards,
     gather,
     read_shards,
+    start_copy,
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
@@ -61,14 +62,14 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
     plan = ShardPlan(stored.height, params.shard_rows, params.batch_size)
     prepare = ImageBatches(root, stored, params.image_size, image_transform(encoder.preprocessing))
 
-    def encode(batch: ImageBatch) -> Arrays:
+    def encode(batch: ImageBatch) -> Callable[[], Arrays]:
         decoded = batch.decoded.cpu().numpy()
         rest = {"statistics": batch.statistics.cpu().numpy(), "decoded": decoded}
         if not decoded.any():
-            return {"vectors": np.zeros((0, encoder.out_features), np.float16), **rest}
+            return lambda: {"vectors": np.zeros((0, encoder.out_features), np.float16), **rest}
         with torch.inference_mode(), autocast(state.device, params.precision):
-            vectors = encoder(batch.pixels.to(state.device, non_blocking=True))
-        return {"vectors": as_float16(vectors, params.model), **rest}
+            copy = start_copy(encoder(batch.pixels.to(state.device, non_blocking=True)).to(torch.float16))
+        return lambda: {"vectors": as_float16(copy(), params.model), **rest}
 
     with resume_state("embed_image", fingerprint(asdict(params), location, images), state_root) as directory:
         encode_shards(directory, plan, prepare, encode, state, "embed_image")

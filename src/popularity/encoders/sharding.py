@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -138,6 +139,25 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def start_copy(values: Tensor) -> Callable[[], Tensor]:
+    """Starts the copy of `values` to the CPU; the result waits for it and returns it.
+
+    On CUDA the device computes on meanwhile, and so does this process.
+    """
+    if values.device.type != "cuda":
+        return values.cpu
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
+
+
 def as_float16(values: Tensor, encoder: str) -> Float16Array:
     """The values on the CPU in float16.
 
@@ -201,11 +221,14 @@ def encode_shards(
     directory: Path,
     plan: ShardPlan,
     prepare: Callable[[range], B],
-    encode: Callable[[B], Arrays],
+    encode: Callable[[B], Callable[[], Arrays]],
     state: PartialState,
     title: str,
 ) -> None:
     """Leaves every shard of `plan` in `directory`; computes those that are not there yet.
+
+    Reading, encoding, copying from the device and writing overlap: batches are read ahead, a batch starts before the
+    one before it is waited for, and a thread writes the shards.
 
     Process k of n takes every n-th missing shard from the k-th on, so shards that a lost process or an earlier run left
     undone are divided anew. `directory` lies on a disk that all processes share.
@@ -214,7 +237,7 @@ def encode_shards(
         directory: of finished shards, from `resume_state`.
         plan: shards and batches of the rows.
         prepare: rows -> batch; runs in loader processes, so it must hold no model and no open file.
-        encode: batch -> arrays, concatenated within a shard.
+        encode: starts a batch, and returns what waits for its arrays; they are concatenated within a shard.
         state: of this process.
         title: of the progress bar.
     """
@@ -228,16 +251,34 @@ def encode_shards(
     batches = [(index, rows) for index in mine for rows in plan.batches(shards[index])]
     loaded = _read_ahead(_Prepared([rows for _, rows in batches], prepare), state)
     total, finished = sum(len(shards[index]) for index in mine), list[Arrays]()
-    with tqdm(total=total, desc=title, unit="post", disable=not state.is_main_process) as progress:
-        for (index, rows), batch in zip(batches, loaded, strict=True):
-            if isinstance(batch, PopularityError):
-                raise batch
-            finished.append(encode(batch))
+    with (
+        ThreadPoolExecutor(max_workers=1) as writer,
+        tqdm(total=total, desc=title, unit="post", disable=not state.is_main_process) as progress,
+    ):
+        written: Future[Any] = writer.submit(int)
+        for (index, rows), arrays in zip(batches, _one_ahead(loaded, encode), strict=True):
+            finished.append(arrays)
             progress.update(len(rows))
             if rows.stop == shards[index].stop:
-                _save_shard(_shard_path(directory, index), finished)
+                written.result()  # one shard waits at most
+                written = writer.submit(_save_shard, _shard_path(directory, index), finished)
                 finished = []
+        written.result()
     state.wait_for_everyone()
+
+
+def _one_ahead(batches: Iterable[B | PopularityError], encode: Callable[[B], Callable[[], Arrays]]) -> Iterator[Arrays]:
+    """The arrays of the batches in order; the next batch is started before a batch is waited for."""
+    started: Callable[[], Arrays] | None = None
+    for batch in batches:
+        if isinstance(batch, PopularityError):
+            raise batch
+        following = encode(batch)
+        if started is not None:
+            yield started()
+        started = following
+    if started is not None:
+        yield started()
 
 
 def _read_ahead(prepared: _Prepared[B], state: PartialState) -> Iterable[B | PopularityError]:

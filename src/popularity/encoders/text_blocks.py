@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from popularity.encoders.sharding import (
     encode_shards,
     gather,
     read_shards,
+    start_copy,
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
@@ -65,14 +66,15 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
     plan = ShardPlan(texts.height, params.shard_rows, params.batch_size)
     prepare = _TextBatches(texts["text"].to_list(), texts["is_post"].to_numpy(), load_tokenizer(params))
 
-    def encode(batch: TextBatch) -> Arrays:
+    def encode(batch: TextBatch) -> Callable[[], Arrays]:
+        ids, mask = (each.to(state.device, non_blocking=True) for each in (batch.input_ids, batch.attention_mask))
+        wanted = batch.token_mask.flatten().nonzero()[:, 0].to(state.device, non_blocking=True)
         with torch.inference_mode(), autocast(state.device, params.precision):
-            pooled, tokens = encoder(batch.input_ids.to(state.device), batch.attention_mask.to(state.device))
-        return {
-            "vectors": as_float16(pooled, params.model),
-            "tokens": as_float16(tokens[batch.token_mask.to(state.device)], params.model),
-            "lengths": batch.token_mask.sum(dim=1).cpu().numpy(),
-        }
+            pooled, tokens = encoder(ids, mask)
+            values = {"vectors": pooled, "tokens": tokens.flatten(0, 1)[wanted]}
+            copies = {name: start_copy(value.to(torch.float16)) for name, value in values.items()}
+        lengths = batch.token_mask.sum(dim=1).cpu().numpy()
+        return lambda: {name: as_float16(copy(), params.model) for name, copy in copies.items()} | {"lengths": lengths}
 
     with resume_state("embed_text", fingerprint(asdict(params), location, posts), state_root) as directory:
         encode_shards(directory, plan, prepare, encode, state, "embed_text")

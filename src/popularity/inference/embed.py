@@ -40,6 +40,7 @@ from popularity.encoders.sharding import (
     encode_shards,
     gather,
     read_shards,
+    start_copy,
     start_processes,
 )
 from popularity.encoders.sources import weights_identity
@@ -147,7 +148,7 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
     """
     reader, params, accelerator = _NetworkReader.load(inputs), inputs.params, inputs.accelerator
 
-    def encode(batch: Batch) -> Arrays:
+    def encode(batch: Batch) -> Callable[[], Arrays]:
         batch = to_device(batch, accelerator.device)
         found = describe_posts(reader.network, reader.prompts, batch, params.nearest, accelerator.autocast())
         return packed_arrays(found)
@@ -178,21 +179,28 @@ def _post_classes(inputs: NetworkInputs) -> pl.DataFrame:
     return pl.DataFrame({"pid": inputs.posts["pid"], "class": keys})
 
 
-def packed_arrays(found: Mapping[str, Tensor]) -> Arrays:
-    """The outputs of `describe_posts` on the CPU, the vectors in float16; one copy from the device for each type."""
+def packed_arrays(found: Mapping[str, Tensor]) -> Callable[[], Arrays]:
+    """Starts the copy of the outputs of `describe_posts` to the CPU; the result waits for it and returns them.
+
+    The vectors are float16. There is one copy from the device for each type.
+    """
     kinds: dict[torch.dtype, list[str]] = {}
     values = {name: value.to(torch.float16) if name in VECTORS else value for name, value in found.items()}
     for name, value in values.items():
         kinds.setdefault(value.dtype, []).append(name)
-    arrays: dict[str, Tensor] = {}
-    for names in kinds.values():
-        packed = torch.cat([values[name].flatten() for name in names]).cpu()
-        parts = torch.split(packed, [values[name].numel() for name in names])
-        arrays |= {name: part.view(values[name].shape) for name, part in zip(names, parts, strict=True)}
-    return {
-        name: as_float16(arrays[name], "prototype network") if name in VECTORS else arrays[name].numpy()
-        for name in found
-    }
+    copies = [start_copy(torch.cat([values[name].flatten() for name in names])) for names in kinds.values()]
+
+    def arrays() -> Arrays:
+        parts: dict[str, Tensor] = {}
+        for names, copy in zip(kinds.values(), copies, strict=True):
+            split = torch.split(copy(), [values[name].numel() for name in names])
+            parts |= {name: part.view(values[name].shape) for name, part in zip(names, split, strict=True)}
+        return {
+            name: as_float16(parts[name], "prototype network") if name in VECTORS else parts[name].numpy()
+            for name in found
+        }
+
+    return arrays
 
 
 def probable_classes(inputs: NetworkInputs) -> Float32Array:
