@@ -14,8 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 
 from popularity.core import paths
+from popularity.core.atomic import write_json
 from popularity.core.contracts import PREDICTIONS
 from popularity.core.errors import ContractError
 from popularity.evaluation.scores import collect
@@ -259,6 +261,18 @@ def test_a_missing_file_takes_away_the_sections_that_read_it(small_run: SmallRun
         expected = [anchor for anchor in ANCHORS if name not in SECTION_OF[anchor].reads]
         assert len(expected) < len(ANCHORS)
         assert re.findall(r'<section id="(\w+)"', page) == expected
+
+
+def test_an_encoder_of_the_stack_alone_has_its_time_in_the_table(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copy(tmp_path / "run")
+    params = YAML().load(run.folder / paths.PARAMS)
+    params["encoders"]["stack"]["text"] = "mpnet"
+    YAML().dump(params, run.folder / paths.PARAMS)
+    record = {"stage": "embed_text@mpnet", "seconds": 77.0, "peak_mib": 120, "largest_child_mib": 0}
+    write_json(run.folder / "reports/resources/embed_text_mpnet.json", record)
+    page, _ = run.write(tmp_path)
+    assert "77.0 s" in section(page, "run")
+    assert "embed_text@mpnet" in section(page, "run")
 
 
 def test_the_stage_depends_on_what_it_reads() -> None:
