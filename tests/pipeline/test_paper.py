@@ -67,7 +67,6 @@ def test_the_stack_has_eq_11_as_printed_and_nothing_fitted_on_top(paper: Clone) 
     widths = dict(parts.iter_rows())
     assert widths == {
         "image": WIDTH,
-        "image_norm": 1,
         "post": WIDTH,
         "global_prompt": WIDTH,
         "local_prompt": WIDTH,
@@ -91,7 +90,8 @@ def test_77_percent_of_the_training_rows_are_kept(paper: Clone) -> None:
     assert total[kept].max() <= total[~kept].min()
     (model,) = (paper.root / "models/stack/stack").glob("lightgbm_*.txt")
     tree = lightgbm.Booster(model_file=model).dump_model()["tree_info"][0]["tree_structure"]
-    assert tree["internal_count"] == pytest.approx(BAGGING * kept.sum(), abs=1)
+    # Each row is drawn by itself: four standard deviations. All 280 rows would be 51 more.
+    assert tree["internal_count"] == pytest.approx(BAGGING * kept.sum(), abs=24)
 
 
 def test_the_score_is_of_the_stack_alone(paper: Clone) -> None:

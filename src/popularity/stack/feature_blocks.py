@@ -244,6 +244,8 @@ def scalar_columns(block: str, names: Sequence[str], blocks: Blocks, pids: Seque
         blocks: of all posts.
         pids: of n posts.
     """
+    if not names:
+        return {}
     if block == "image":
         vectors = dense_rows(blocks, "image", pids)
         return {"image_norm": np.linalg.norm(vectors, axis=1).astype(np.float32)}

@@ -254,8 +254,8 @@ class DenseEncoder:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
-        if name == "text" and params.text_vectors == "post":
-            scalars = ()  # they compare title and tags
+        if (name == "text" and params.text_vectors == "post") or (name == "image" and not params.n_components):
+            scalars = ()  # they compare title and tags; the raw vectors of an image have their norm
         return cls(reducers, scalars, ridge, neighbours, characters), out_of_fold
 
     def columns(
