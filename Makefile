@@ -54,7 +54,7 @@ dataset: env ## check and use a data set in the official layout: make dataset RO
 	@test -n "$(ROOT)" || { echo "error: no ROOT; expected: make dataset ROOT=path/to/data" >&2; exit 1; }
 	python -m popularity.dataset "$(ROOT)"
 
-weights: env ## download the hub encoders that params.yaml names (once)
+weights: env ## get the encoders of params.yaml ready: download or join, pin, check (once)
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights
 
 # One thread for each process: two processes already use both cores.
