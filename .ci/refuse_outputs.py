@@ -22,17 +22,18 @@ MAX_BYTES = 1_000_000
 def cached_outs(stages: Mapping[str, Any]) -> set[PurePosixPath]:
     """The outs of the stages that DVC keeps, so that git must not."""
     outs = set()
-    for stage in stages.values():
+    for named in stages.values():
+        stage = named.get("do", named)  # of a stage for each entry of a map
         for entry in [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]:
             path, options = next(iter(entry.items())) if isinstance(entry, Mapping) else (entry, {})
             if options.get("cache", True):
-                outs.add(PurePosixPath(path))
+                outs.add(PurePosixPath(path.replace("${key}", "*")))
     return outs
 
 
 def reason(file: PurePosixPath, outs: set[PurePosixPath]) -> str | None:
     """Why git must not have `file`; None if it may."""
-    if any(out == file or out in file.parents for out in outs):
+    if any(one.match(str(out)) for out in outs for one in (file, *file.parents)):
         return "is an out of a stage in dvc.yaml"
     if file.parts[0] in FOLDERS and file.name not in NOTES:
         return f"lies below {file.parts[0]}/, which DVC versions"

@@ -6,7 +6,7 @@ statistics of train and valid rows.
 
     python -m stages.featurize --posts data/interim/posts.parquet --images data/interim/images.parquet \
         --splits data/interim/splits.parquet --users data/interim/users.parquet --out data/features \
-        --summary reports/target_statistics.json
+        --summary reports/target_statistics.json --resources reports/resources/featurize.json
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Reads posts.parquet; writes splits.parquet (scheme, fold, pid, role) and a summary.
 
     python -m stages.split --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --summary reports/split.json
+        --summary reports/split.json --resources reports/resources/split.json
 """
 
 import argparse

@@ -7,7 +7,7 @@ writes predictions.parquet and importance.csv, and the models of the scheme `ref
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
         --prototype data/embeddings/prototype --member data/text_model --tuned models/tuning/best_params.yaml \
-        --predictions data/stack --models models/stack
+        --predictions data/stack --models models/stack --resources reports/resources/stack.json
 """
 
 import argparse

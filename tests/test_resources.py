@@ -40,7 +40,7 @@ def test_rows_in_graph_order_with_a_total(tmp_path: Path, capsys: pytest.Capture
 
 def test_of_the_encoders_those_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "resources"
-    for stage in ("evaluate", "embed_text@old", "embed_text@mpnet", "ingest", "embed_text@minilm"):
+    for stage in ("evaluate", "embed_text@old", "embed_text@mpnet", "ingest", "embed_text@minilm", "embed_text"):
         _record(folder, stage, 1.0, 10)
     main([str(folder), *_graph(tmp_path)])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]

@@ -21,8 +21,8 @@ FIELDS = ("stage", "seconds", "peak_mib", "largest_child_mib")
 def read_records(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     """The records in `folder`, stages in `order` first, others after them by name.
 
-    A record of a stage for each encoder, such as embed_text@minilm, that is not in `order` is left out: it is of an
-    encoder that is no longer used.
+    Left out are records of encoders that are no longer used: those of a group of stages, such as embed_text or
+    embed_text@minilm, that are not in `order`.
 
     Raises:
         ContractError: a file holds no JSON.
@@ -37,7 +37,8 @@ def read_records(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     if not records:
         raise DataError("no resource records", file=folder, expected="one JSON file per stage", fix="make repro")
     rank = {stage: index for index, stage in enumerate(order)}
-    used = [record for record in records if "@" not in record["stage"] or record["stage"] in rank]
+    groups = {stage.partition("@")[0] for stage in order if "@" in stage}
+    used = [one for one in records if one["stage"] in rank or one["stage"].partition("@")[0] not in groups]
     return sorted(used, key=lambda record: (rank.get(record["stage"], len(rank)), record["stage"]))
 
 

@@ -113,7 +113,7 @@ class PromptTower(nn.Module):
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
         if registered.prompt is None:
-            raise ConfigError(f"embed_text.loader: {registered.name} reads no soft prompts, which stage train needs")
+            raise ConfigError(f"encoders.network.text: {registered.name} reads no soft prompts; stage train needs them")
         self.reading = registered.prompt
         # The own tokens of a text are between the special ones.
         coded = TextTokenizer(tokenizer.tokenizer, tokenizer.max_tokens, fixed_length=False)(["a"])

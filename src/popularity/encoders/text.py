@@ -134,9 +134,7 @@ def load_text_encoder(params: EmbedTextParams) -> TextEncoder:
     longest = encoder.longest
     if params.max_tokens > longest or (registered.fixed_length and params.max_tokens < longest):
         wanted = "exactly" if registered.fixed_length else "at most"
-        raise ConfigError(
-            f"embed_text.max_tokens: {params.model} reads {wanted} {longest} tokens, not {params.max_tokens}"
-        )
+        raise ConfigError(f"max_tokens: {params.model} reads {wanted} {longest} tokens, not {params.max_tokens}")
     return encoder
 
 

@@ -144,7 +144,7 @@ class TextModel(nn.Module):
     def forward(self, texts: TextBatch, numeric: Tensor) -> Tensor:
         """(n,) standardised detrended labels.
 
-        Only training uses half precision (if `embed_text.precision` says so). So the prediction of a post is the same
+        Only training uses half precision, if the encoder's `precision` says so. So the prediction of a post is the same
         to the sixth digit in any batch. Padding beyond the longest text is left out where the tower does not read it.
 
         Args:
