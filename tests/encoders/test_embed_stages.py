@@ -19,7 +19,6 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 import torch
-from accelerate import PartialState
 from PIL import Image
 from ruamel.yaml import YAML
 from torch.utils.data import DataLoader
@@ -303,33 +302,41 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader_workers() == 8
 
 
-def test_a_batch_starts_before_the_one_before_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So copies from the device and the writing of shards overlap with the encoder."""
+def test_a_batch_starts_before_the_one_before_it_is_waited_for() -> None:
+    """So copies from the device overlap with the encoder; an error comes after the batches before it."""
     events: list[str] = []
-    save = sharding._save_shard
 
-    def encode(rows: range) -> Callable[[], sharding.Arrays]:
-        events.append(f"start {rows.start}")
+    def encode(batch: int) -> Callable[[], sharding.Arrays]:
+        events.append(f"start {batch}")
 
         def arrays() -> sharding.Arrays:
-            events.append(f"wait {rows.start}")
-            return {"row": np.arange(rows.start, rows.stop)}
+            events.append(f"wait {batch}")
+            return {"batch": np.array([batch])}
 
         return arrays
 
+    found = sharding._in_order([0, 1, 2, DataError("broken"), 4], encode, ahead=1)
+    assert [int(next(found)["batch"][0]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match="broken"):
+        next(found)
+    assert events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "wait 2"]
+    events.clear()
+    assert len(list(sharding._in_order([0, 1], encode, ahead=0))) == 2
+    assert events == ["start 0", "wait 0", "start 1", "wait 1"]
+
+
+def test_a_thread_writes_the_shards(image_set: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    save = sharding._save_shard
+
     def saved(path: Path, batches: Sequence[sharding.Arrays]) -> None:
-        events.append("written aside" if threading.current_thread() is not threading.main_thread() else "written")
+        threads.append(threading.current_thread())
         save(path, batches)
 
     monkeypatch.setattr(sharding, "_save_shard", saved)
-    plan = ShardPlan(rows=6, shard_rows=4, batch_size=2)
-    sharding.encode_shards(tmp_path, plan, lambda rows: rows, encode, PartialState(cpu=True), "test")
-    assert [event for event in events if "written" not in event] == [
-        "start 0", "start 2", "wait 0", "start 4", "wait 2", "wait 4",
-    ]  # fmt: skip
-    assert [event for event in events if "written" in event] == ["written aside"] * 2
-    found = np.concatenate(list(sharding.read_shards(tmp_path, plan, "row")))
-    np.testing.assert_array_equal(found, np.arange(6))
+    embed_images(image_set.root, image_set.table, Path("out"), image_set.params())
+    assert len(threads) == 4
+    assert threading.main_thread() not in threads
 
 
 def test_batches_fit_into_shared_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

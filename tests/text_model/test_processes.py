@@ -17,7 +17,7 @@ import torch
 
 from popularity.core.contracts import TEXT_PREDICTIONS, read_table
 from popularity.text_model.folds import FoldInputs, parallel_fits
-from tests.encoders.tiny_encoders import save_bert, text_params
+from tests.encoders.tiny_encoders import encoder_sections, save_bert, text_params
 from tests.processes import kill_everything, wait_for
 from tests.random_posts import random_posts
 from tests.repository import REPOSITORY, stage_flags
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     posts = random_posts(3, train=200, test=40, users=60)
     write_inputs(posts, tmp_path)
     params = replace(PARAMS, epochs=1)
-    sections = {"text_model": asdict(params), "embed_text": asdict(encoder), "stack": {"schemes": SCHEMES}}
+    sections = {**encoder_sections(text=encoder), "text_model": asdict(params), "stack": {"schemes": SCHEMES}}
     Path("params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     shutil.copytree(REPOSITORY / "configs" / "accelerate", "configs/accelerate")
     return tmp_path

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -227,8 +228,8 @@ def encode_shards(
 ) -> None:
     """Leaves every shard of `plan` in `directory`; computes those that are not there yet.
 
-    Reading, encoding, copying from the device and writing overlap: batches are read ahead, a batch starts before the
-    one before it is waited for, and a thread writes the shards.
+    Reading, encoding, copying from the device and writing overlap: batches are read ahead, on an accelerator a batch
+    starts before the one before it is waited for, and a thread writes the shards.
 
     Process k of n takes every n-th missing shard from the k-th on, so shards that a lost process or an earlier run left
     undone are divided anew. `directory` lies on a disk that all processes share.
@@ -250,13 +251,14 @@ def encode_shards(
         logger.info("%s: process %d of %d has %d shards", title, state.process_index, state.num_processes, len(mine))
     batches = [(index, rows) for index in mine for rows in plan.batches(shards[index])]
     loaded = _read_ahead(_Prepared([rows for _, rows in batches], prepare), state)
+    ahead = 0 if state.device.type == "cpu" else 1  # a CPU has finished a batch when it is started
     total, finished = sum(len(shards[index]) for index in mine), list[Arrays]()
     with (
         ThreadPoolExecutor(max_workers=1) as writer,
         tqdm(total=total, desc=title, unit="post", disable=not state.is_main_process) as progress,
     ):
         written: Future[Any] = writer.submit(int)
-        for (index, rows), arrays in zip(batches, _one_ahead(loaded, encode), strict=True):
+        for (index, rows), arrays in zip(batches, _in_order(loaded, encode, ahead), strict=True):
             finished.append(arrays)
             progress.update(len(rows))
             if rows.stop == shards[index].stop:
@@ -267,18 +269,19 @@ def encode_shards(
     state.wait_for_everyone()
 
 
-def _one_ahead(batches: Iterable[B | PopularityError], encode: Callable[[B], Callable[[], Arrays]]) -> Iterator[Arrays]:
-    """The arrays of the batches in order; the next batch is started before a batch is waited for."""
-    started: Callable[[], Arrays] | None = None
+def _in_order(
+    batches: Iterable[B | PopularityError], encode: Callable[[B], Callable[[], Arrays]], ahead: int
+) -> Iterator[Arrays]:
+    """The arrays of the batches in order; a batch is waited for when `ahead` more have been started."""
+    started: deque[Callable[[], Arrays]] = deque()
     for batch in batches:
         if isinstance(batch, PopularityError):
+            yield from (arrays() for arrays in started)
             raise batch
-        following = encode(batch)
-        if started is not None:
-            yield started()
-        started = following
-    if started is not None:
-        yield started()
+        started.append(encode(batch))
+        if len(started) > ahead:
+            yield started.popleft()()
+    yield from (arrays() for arrays in started)
 
 
 def _read_ahead(prepared: _Prepared[B], state: PartialState) -> Iterable[B | PopularityError]:
