@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from torch.utils.data import DataLoader
 
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
-from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.errors import ConfigError, ContractError, DataError, PopularityError
 from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders import sharding
 from popularity.encoders.image import EmbedImageParams, image_transform, load_image_encoder
@@ -315,7 +315,8 @@ def test_a_batch_starts_before_the_one_before_it_is_waited_for() -> None:
 
         return arrays
 
-    found = sharding._in_order([0, 1, 2, DataError("broken"), 4], encode, ahead=1)
+    batches: list[int | PopularityError] = [0, 1, 2, DataError("broken"), 4]
+    found = sharding._in_order(batches, encode, ahead=1)
     assert [int(next(found)["batch"][0]) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(DataError, match="broken"):
         next(found)

@@ -49,6 +49,14 @@ def test_stages_are_expanded_as_dvc_does(names: tuple[str, ...], tmp_path: Path)
         ]
 
 
+def test_the_lock_names_stages_of_the_graph_alone() -> None:
+    """`dvc repro` leaves a stage in the lock that has left the graph, and `popularity.predict` reads the lock."""
+    for name in read_yaml(REPOSITORY / "dvc.lock")["stages"]:
+        group, entry, _ = name.partition("@")
+        assert group in STAGES
+        assert bool(entry) == ("foreach" in GRAPH["stages"][group]), name
+
+
 def test_another_encoder_costs_its_own_stage_alone(tmp_path: Path) -> None:
     """Every other stage has the command, the inputs and the parameters that it had; one output is new."""
     before = params_of(tmp_path)

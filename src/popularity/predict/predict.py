@@ -52,6 +52,7 @@ from popularity.text_model import TextModel
 Notes = Mapping[str, list[str]]  # by pid
 
 # The sections of params.yaml that a prediction reads; all other parameters are stored with the models.
+ENCODER_STAGES = ("embed_image", "embed_text")
 SECTIONS = ("index_images", "featurize", "embed_image", "embed_text", "encoders", "embed_posts")
 TEXT_BLOCK = "text model"  # its block in the SHAP values
 
@@ -149,8 +150,8 @@ class Project:
         ran: dict[str, Any] = {}  # by key, such as featurize and embed_text.minilm
         for name, stage in read_yaml(lock)["stages"].items():
             # The report depends on all of params.yaml, and may have run long before or after the others; an encoder
-            # that no stage uses may have left params.yaml.
-            if name != "report" and ("@" not in name or name in used):
+            # that no stage uses may have left params.yaml, and a lock may be older than the encoders' names.
+            if name != "report" and (name.partition("@")[0] not in ENCODER_STAGES or name in used):
                 ran |= stage.get("params", {}).get(str(PARAMS_FILE), {})
         known = [key for key in ran if key.partition(".")[0] in SECTIONS]
         changed = [key for key in known if ran[key] != _value_at(now, key)]
