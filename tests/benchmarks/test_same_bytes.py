@@ -16,6 +16,7 @@ def run(folder: Path, files: dict[str, pl.DataFrame]) -> Path:
     """A finished graph with one folder of tables."""
     (folder / "data").mkdir(parents=True)
     (folder / "dvc.yaml").write_text(GRAPH, encoding="utf-8")
+    (folder / "params.yaml").write_text("profile: demo\n", encoding="utf-8")
     for name, table in files.items():
         table.write_parquet(folder / "data" / name)
     return folder

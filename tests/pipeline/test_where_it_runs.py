@@ -17,7 +17,7 @@ from popularity.encoders.sharding import start_processes
 from popularity.network.accelerator import make_accelerator
 from popularity.network.inputs import EncoderPair
 from stages import embed_posts, text_model
-from tests.encoders.tiny_encoders import make_images, save_bert, text_params
+from tests.encoders.tiny_encoders import encoder_sections, make_images, save_bert, text_params
 from tests.random_posts import random_posts
 from tests.repository import REPOSITORY, STAGES, stage_flags
 from tests.text_model.test_text_model import PARAMS, write_inputs
@@ -76,7 +76,7 @@ def test_encoders_and_network_run_on_the_cpu(folder: Path) -> None:
 
 
 def _embed_posts(project: Project) -> None:
-    sections = {"embed_image": vars(project.towers.image), "embed_text": vars(project.towers.text)}
+    sections = encoder_sections(project.towers.image, project.towers.text)
     sections |= {"embed_posts": {"batch_size": 8, "shard_rows": 16, "nearest": 3}}
     (project.folder / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     given = {"root": "data", "posts": "posts.parquet", "images": "images.parquet", "network": "first/network"}
@@ -92,7 +92,7 @@ def test_the_text_model_runs_on_the_cpu(folder: Path) -> None:
     encoder = text_params(weights=f"path:{save_bert(folder / 'bert')}", max_tokens=12, precision="auto")
     write_inputs(random_posts(3, train=120, test=30, users=40), folder)
     params = asdict(replace(PARAMS, epochs=1))
-    sections = {"text_model": params, "embed_text": asdict(encoder), "stack": {"schemes": []}}
+    sections = {**encoder_sections(text=encoder), "text_model": params, "stack": {"schemes": []}}
     Path("params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features", "state": "state"}
     text_model.main(stage_flags("text_model", folder, **given, predictions="predicted", models="models"))

@@ -133,7 +133,7 @@ def fold() -> Fold:
 
 
 def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
-    posts = pl.concat([fold.train, fold.valid]).select("pid")
+    posts = pl.concat([fold.train, fold.valid]).select("pid", subcategory=pl.lit("a"))
     blocks = random_blocks(posts)
     columns = replace(STACK.columns, feature_blocks=("metadata", "text"), oof_ridge=("text",))
 
@@ -154,7 +154,7 @@ def test_a_group_is_seen_only_when_it_is_named(fold: Fold) -> None:
 
 def test_a_saved_model_with_signals_predicts_alike(fold: Fold, tmp_path: Path) -> None:
     """Neighbours and statistics of images are columns of the fitted and of the loaded model."""
-    posts = pl.concat([fold.train, fold.valid]).select("pid")
+    posts = pl.concat([fold.train, fold.valid]).select("pid", subcategory=pl.lit("a"))
     image, text, prototype = write_blocks(random_blocks(posts), tmp_path)
     statistics = posts.with_columns(
         pl.Series("image_statistics.text", np.random.default_rng(5).random(posts.height), pl.Float32)

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from popularity.core.contracts import MODALITIES
 from popularity.network.dataset import PostVectors
 from popularity.network.model import PrototypeNetwork
+from popularity.network.params import MODALITIES
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 
 

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from popularity.core.contracts import MODALITIES
 from popularity.core.errors import ConfigError
 from popularity.encoders.prompting import PromptLayout, PromptTokens, PromptTower
 from popularity.network.attention import CrossModalAttention, SharedTokens
 from popularity.network.dataset import Batch
 from popularity.network.losses import attention_logits, cosines, global_logits, local_logits
-from popularity.network.params import CLASS_LEVEL, MIN_TEMPERATURE, NetworkParams, TemperatureParams
+from popularity.network.params import CLASS_LEVEL, MIN_TEMPERATURE, MODALITIES, NetworkParams, TemperatureParams
 from popularity.network.prompts import InstancePrompt, SoftPrompt
 
 COMPUTING_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of a precision, for `PrototypeNetwork.hold_in`

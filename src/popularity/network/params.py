@@ -14,6 +14,8 @@ MIN_TEMPERATURE = 0.005
 
 LevelName = Literal["category", "subcategory", "concept"]
 Modality = Literal["visual", "text"]
+# Names of the same; those of the contracts need polars, which training does without.
+MODALITIES: tuple[str, ...] = get_args(Modality)
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from popularity.core.arrays import Float16Array, Int64Array
-from popularity.core.contracts import MODALITIES
 from popularity.encoders.sharding import loader_workers
 from popularity.network.adapted import prototype_tensors, set_prototypes
 from popularity.network.dataset import PostReader
 from popularity.network.model import PrototypeNetwork
+from popularity.network.params import MODALITIES
 from popularity.training.batches import BatchPlan, load_batches
 
 
