@@ -14,6 +14,7 @@ from popularity.core.atomic import read_json
 from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.core.errors import DataError
 from popularity.core.stage import run
+from popularity.encoders.names import names_in_use
 
 FIELDS = ("stage", "seconds", "peak_mib", "largest_child_mib")
 
@@ -75,8 +76,7 @@ def stage_order(graph: Mapping[str, Any], params: Mapping[str, Any]) -> list[str
     order: list[str] = []
     for name, stage in graph.get("stages", {}).items():
         if "foreach" in stage:
-            kind = name.removeprefix("embed_")
-            order += dict.fromkeys(f"{name}@{params['encoders'][pair][kind]}" for pair in ("network", "stack"))
+            order += [f"{name}@{entry}" for entry in names_in_use(params, name.removeprefix("embed_"))]
         else:
             order.append(name)
     return order

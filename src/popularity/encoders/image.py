@@ -19,10 +19,10 @@ from pydantic import Field
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
-from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE
 from popularity.core.errors import ConfigError
 from popularity.encoders.registry import find_encoder
-from popularity.encoders.sources import EncoderParams, find_weights, require_loader
+from popularity.encoders.sources import EncoderParams, find_weights, network_entry
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,8 @@ class ImageEncoder(nn.Module):
 
 
 def network_image_params(path: Path = PARAMS_FILE) -> EmbedImageParams:
-    """The entry of section embed_image that encoders.network names.
-
-    Args:
-        path: of the file of parameters.
-
-    Raises:
-        ConfigError: there is no such entry, it is not valid, or it has another loader than encoders.network.
-    """
-    name, loader = (load_params(f"encoders.network.{key}", str, path) for key in ("image", "image_loader"))
-    params = load_params(f"embed_image.{name}", EmbedImageParams, path)
-    require_loader("image", params, loader)
-    return params
+    """The entry of section embed_image that encoders.network names: see `network_entry`."""
+    return network_entry("image", EmbedImageParams, path)
 
 
 def load_image_encoder(params: EmbedImageParams) -> ImageEncoder:

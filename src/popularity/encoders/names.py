@@ -55,11 +55,21 @@ class EncodersParams(Section):
     stack: StackEncoders
 
 
+def names_in_use(params: Mapping[str, Any], kind: str) -> list[str]:
+    """The names of the encoders that network and stack use, each once.
+
+    Args:
+        params: content of params.yaml.
+        kind: image or text.
+    """
+    return list(dict.fromkeys(params["encoders"][pair][kind] for pair in ("network", "stack")))
+
+
 def models_in_use(params: Mapping[str, Any]) -> list[str]:
     """The models of the encoders that network and stack use, each once, images first.
 
     Args:
         params: content of params.yaml.
     """
-    used = [(kind, params["encoders"][pair][kind]) for kind in ("image", "text") for pair in ("network", "stack")]
-    return list(dict.fromkeys(params[f"embed_{kind}"][name]["model"] for kind, name in used))
+    used = [params[f"embed_{kind}"][name] for kind in ("image", "text") for name in names_in_use(params, kind)]
+    return list(dict.fromkeys(entry["model"] for entry in used))

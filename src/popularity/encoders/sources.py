@@ -6,14 +6,14 @@ import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import Field
 
 from popularity.core.atomic import sha256_of
-from popularity.core.config import Section
+from popularity.core.config import Section, load_params
 from popularity.core.errors import ConfigError, MissingWeightsError
 
 # The files that loading needs; none of them can run code.
@@ -45,6 +45,9 @@ class EncoderParams(Section):
     batch_size: Annotated[int, Field(gt=0)]
     shard_rows: Annotated[int, Field(gt=0)]
     precision: Precision
+
+
+P = TypeVar("P", bound=EncoderParams)
 
 
 def find_weights(params: EncoderParams) -> Path:
@@ -87,22 +90,26 @@ def path_of(weights: str) -> Path:
     return Path(weights.removeprefix("path:")).expanduser()
 
 
-def require_loader(kind: str, params: EncoderParams, loader: str) -> None:
-    """Refuses another loader in section encoders.network than in the entry that it names: see NetworkEncoders.
+def network_entry(kind: Literal["image", "text"], section: type[P], path: Path) -> P:
+    """The encoder that encoders.network names: an entry of section embed_image or embed_text.
 
     Args:
-        kind: image or text.
-        params: the entry.
-        loader: as section encoders.network has it.
+        kind: of the encoder.
+        section: what the entry is parsed as.
+        path: of the file of parameters.
 
     Raises:
-        ConfigError: the two differ.
+        ConfigError: there is no such entry, it is not valid, or it has another loader than encoders.network (see
+            NetworkEncoders).
     """
+    name, loader = (load_params(f"encoders.network.{key}", str, path) for key in (kind, f"{kind}_loader"))
+    params = load_params(f"embed_{kind}.{name}", section, path)
     if params.loader != loader:
         raise ConfigError(
             f"encoders.network.{kind}_loader is {loader}, but the loader of the {kind} encoder that "
             f"encoders.network.{kind} names is {params.loader}: set it to {params.loader}, too"
         )
+    return params
 
 
 def weights_identity(location: Path) -> str:

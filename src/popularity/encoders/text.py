@@ -18,10 +18,10 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 
-from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE
 from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders.registry import find_encoder
-from popularity.encoders.sources import EncoderParams, find_weights, require_loader
+from popularity.encoders.sources import EncoderParams, find_weights, network_entry
 
 Outputs = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -106,18 +106,8 @@ class TextTokenizer:
 
 
 def network_text_params(path: Path = PARAMS_FILE) -> EmbedTextParams:
-    """The entry of section embed_text that encoders.network names.
-
-    Args:
-        path: of the file of parameters.
-
-    Raises:
-        ConfigError: there is no such entry, it is not valid, or it has another loader than encoders.network.
-    """
-    name, loader = (load_params(f"encoders.network.{key}", str, path) for key in ("text", "text_loader"))
-    params = load_params(f"embed_text.{name}", EmbedTextParams, path)
-    require_loader("text", params, loader)
-    return params
+    """The entry of section embed_text that encoders.network names: see `network_entry`."""
+    return network_entry("text", EmbedTextParams, path)
 
 
 def load_text_encoder(params: EmbedTextParams) -> TextEncoder:
