@@ -19,6 +19,10 @@ from popularity.tuning.space import Space
 Keys = Mapping[str, Any]  # values by dotted key of section stack
 FILE = "file"  # the group of the candidates of a file
 
+WITH_CATBOOST: Mapping[str, Keys] = {
+    "catboost": {"learners": ["catboost"]},
+    "catboost, squared error": {"learners": ["catboost"], "catboost.loss_function": "RMSE"},
+}
 CANDIDATES: Mapping[str, Mapping[str, Keys]] = {
     "vectors": {  # what is read of texts and images
         "title or tags": {"columns.text_vectors": "post"},
@@ -80,14 +84,7 @@ CANDIDATES: Mapping[str, Mapping[str, Keys]] = {
         },
         "7 leaves": {"lightgbm.num_leaves": 7},
         "63 leaves": {"lightgbm.num_leaves": 63, "lightgbm.min_data_in_leaf": 20},
-        **(
-            {
-                "catboost": {"learners": ["catboost"]},
-                "catboost, squared error": {"learners": ["catboost"], "catboost.loss_function": "RMSE"},
-            }
-            if find_spec("catboost")
-            else {}
-        ),
+        **(WITH_CATBOOST if find_spec("catboost") else {}),
     },
 }  # fmt: skip
 
@@ -104,7 +101,9 @@ def chosen_candidates(names: Sequence[str], file: Path | None, taken: Sequence[s
         ConfigError: a name is neither a candidate nor a group, or the file holds something else than candidates.
     """
     added = {} if file is None else read_candidates(file, taken)
-    groups = {**CANDIDATES, **({FILE: added} if added else {})}
+    groups = dict(CANDIDATES)
+    if added:
+        groups[FILE] = added
     every = {name: keys for group in groups.values() for name, keys in group.items()}
     unknown = set(names) - {*every, *groups}
     if unknown:

@@ -180,7 +180,7 @@ def _scores_and_draws(
     user = np.unique(rows["uid"].to_numpy(), return_inverse=True)[1]
     drawn = resample(labels, each, user, resamples=resamples, seed=seed, folds=splits)
     scored = [score(labels, column, splits) for column in each.T]
-    whole = {metric: np.array([one[metric] or 0.0 for one in scored]) for metric in METRICS}
+    whole: dict[str, Float64Array] = {metric: np.array([one[metric] or 0.0 for one in scored]) for metric in METRICS}
     return _means(whole), _means(drawn)
 
 

