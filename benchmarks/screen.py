@@ -53,7 +53,7 @@ DEFAULT, MEAN = "default", "mean"
 SHARE, LOSS = "mae_share", "loss"  # MAE over the constant's; that less SRC
 MEANS = ("src", SHARE, LOSS)  # what is averaged over the sets
 CONFIDENCE = 0.95  # of the intervals, as in benchmarks.systems.compare
-ROUNDS = 400
+ROUNDS = 300  # of a fit, at the learning rate of section stack
 
 RULE = """\
 Rule: a candidate may become the default if it gains on the mean over the sets (MAE / constant - SRC falls) and loses on
