@@ -18,7 +18,7 @@ in .state/benchmarks/screen of the folder, by everything that they depend on, co
 
 Intervals are over users, of the difference to `default` on the same draws. A score is the mean over the forward
 splits; the mean over the sets is of SRC and of MAE as a share of the constant's MAE. --holdout scores scheme `holdout`
-too, after the last choice: it refuses code or parameters that are not committed, and logs the look.
+too, after the last choice: it refuses code or parameters that are not committed, and logs the scores.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def holdout_note(stacks: Mapping[str, StackParams], args: argparse.Namespace) ->
     """Whether holdout was scored, as text."""
     if not args.holdout:
         return "holdout was not scored."
-    looks = f"{len(stacks)} stacks on {len(args.folders)} sets"
+    scored = f"{len(stacks)} stacks on {len(args.folders)} sets"
     return (
-        f"holdout was scored for {looks}; reports/holdout.log of each folder has the look.\n"
-        "Choose on forward alone, and list the look with the result."
+        f"holdout was scored for {scored}; reports/holdout.log of each folder has the scores.\n"
+        "Choose on forward alone, and say with the result that holdout was scored."
     )
 
 
