@@ -233,7 +233,7 @@ def printed_mean(over_sets: pl.DataFrame, scored: Mapping[str, pl.DataFrame], *,
 def outside(scored: Mapping[str, pl.DataFrame], system: str, word: str) -> list[str]:
     """The sets, with the metric, on which a candidate is `better` or `worse` than the default outside its interval."""
     return [
-        f"{name} ({row['metric']})"
+        f"{Path(name).resolve().name} ({row['metric']})"
         for name, table in scored.items()
         for row in table.filter(pl.col("metric").is_in(METRICS), system=system).iter_rows(named=True)
         if verdict(row["metric"], row["low"], row["high"]) == word
