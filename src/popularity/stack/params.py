@@ -29,6 +29,8 @@ class LightGBMParams(Section):
     num_leaves: Annotated[int, Field(ge=2)]
     min_data_in_leaf: Positive
     feature_fraction: Fraction
+    feature_fraction_bynode: Fraction
+    extra_trees: bool
     bagging_fraction: Fraction
     lambda_l2: Annotated[float, Field(ge=0)]
     cat_smooth: Annotated[float, Field(ge=0)]
