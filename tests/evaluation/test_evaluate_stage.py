@@ -7,12 +7,13 @@ import polars as pl
 import pytest
 from dvc_render.vega import VegaRenderer  # type: ignore[import-untyped]
 
+from popularity.core.atomic import write_json
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.errors import ContractError
 from popularity.evaluation.scores import SCORES
 from stages import evaluate
 from tests.repository import stage_flags
-from tests.small_tables import small_posts, small_predictions, small_splits, with_forward
+from tests.small_tables import SPLIT_SUMMARY, small_posts, small_predictions, small_splits, with_forward
 
 # plot -> template, x and the y fields, as declared in dvc.yaml
 PLOTS = {
@@ -35,6 +36,7 @@ def _arguments(folder: Path) -> list[str]:
     write_table(splits, folder / "data/interim/splits.parquet", FOLDS)
     write_table(small_predictions(posts, splits), folder / PREDICTED, PREDICTIONS)
     (folder / IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6\nimage,pc_0,1\nimage,pc_1,1\n")
+    write_json(folder / "reports/split.json", SPLIT_SUMMARY)
     (folder / "params.yaml").write_text("evaluate:\n  seed: 0\n  n_resamples: 40\n  confidence_level: 0.95\n")
     return stage_flags("evaluate", folder)
 
