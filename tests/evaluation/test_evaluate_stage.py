@@ -73,6 +73,33 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     assert not any("nan" in line.lower() for line in lines)
 
 
+def test_the_table_says_how_far_each_split_looks_ahead_and_which_scheme_to_quote(tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path)
+    evaluate.main(arguments)
+    text = (tmp_path / "reports/scores.txt").read_text()
+    lines = text.splitlines()
+    (holdout,) = (line.split() for line in lines if line.startswith("holdout") and line.endswith("23.0%"))
+    assert holdout == ["holdout", "-", "0.40", "20.0", "91.0", "64.0%", "36.0%", "23.0%"]
+    assert any(line.startswith("refit (test)") for line in lines)
+    assert "valid span / training span = 0.40 (source: test part)." in text
+    assert "quote scheme" not in text
+    holdout_fold, refit = SPLIT_SUMMARY["schemes"]
+    among = {
+        **SPLIT_SUMMARY,
+        "interleaved": True,
+        "quote": "random",
+        "wanted_span_ratio": None,
+        "wanted_span_from": "split.holdout_fraction",
+        "schemes": [{**holdout_fold, "note": "lowered to .40"}, {**refit, "span_ratio": None}],
+    }
+    write_json(tmp_path / "reports/split.json", among)
+    evaluate.main(arguments)
+    text = (tmp_path / "reports/scores.txt").read_text()
+    assert "The test posts lie among the training posts in time: quote scheme 'random', not 'holdout'" in text
+    assert "The length of the splits in time comes from split.holdout_fraction." in text
+    assert "holdout 0: lowered to .40." in text
+
+
 def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = _arguments(tmp_path)
     for name, contract in (("splits", FOLDS), ("predictions", PREDICTIONS)):

@@ -23,6 +23,7 @@ from popularity.core.errors import ContractError
 from popularity.evaluation.scores import collect
 from popularity.report import head, model_card
 from popularity.report.page import SECTIONS
+from popularity.report.sections.splits import SCHEME_SHOWS, scheme_shows
 from tests.conftest import Dataset
 from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, SHOWN, SmallRun, make_run, resolved
 from tests.repository import STAGES
@@ -144,11 +145,22 @@ def test_the_splits_are_drawn_and_explained(small_run: SmallRun, page: str) -> N
             assert f"holdout 1 {counts} " in text
     assert re.search(r"holdout no The last posts in time.* quote this score\.", text)
     assert re.search(r"forward yes Earlier splits", text)
+    (holdout,) = (fold for fold in folds if fold["scheme"] == "holdout")
+    assert f"holdout - {holdout['span_ratio']:.2f} {holdout['days_ahead_median']:.1f} " in text
+    assert re.search(r"refit \(test\) - \d+\.\d\d ", text)
     assert "random not scored" in text
     (drawn,) = re.findall(r"<svg.*?</svg>", section(page, "splits"), flags=re.DOTALL)
     assert all(
         f">{name}<" in drawn for name in ("holdout", "forward 1 of 2", "group 1 of 2", "refit", "train", "excluded")
     )
+
+
+def test_where_the_test_part_is_interleaved_another_scheme_is_to_be_quoted(small_run: SmallRun) -> None:
+    summary = small_run.json(paths.SPLIT_SUMMARY)
+    assert scheme_shows(summary) == SCHEME_SHOWS
+    shown = scheme_shows({**summary, "interleaved": True, "quote": "random"})
+    assert shown["random"].endswith("quote this score.")
+    assert shown["holdout"].endswith("quote random.")
 
 
 def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:

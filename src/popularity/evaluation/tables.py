@@ -16,6 +16,7 @@ from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration, calibrate_on, coverage_table
 from popularity.evaluation.distance import HEADER, distance_rows, distance_sentences
+from popularity.evaluation.promise import CONFIDENCE, promises
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect, score_groups, score_overall
 
 MAX_SCATTER_ROWS = 2_000  # a sample that a browser draws quickly
@@ -85,6 +86,7 @@ def evaluate(
             _table(scored, scores, groups, config.confidence_level),
             _coverage_table(calibration, coverage),
             _distance_table(split_summary),
+            _promise_table(scores, config.confidence_level),
         ]
     )
     return Evaluation(_metrics(overall), scores, groups, calibration, coverage, plots, table)
@@ -232,6 +234,26 @@ def _distance_table(split_summary: Mapping[str, Any]) -> str:
     table = _fixed_width(list(HEADER), distance_rows(split_summary))
     title = "How far each split looks ahead; a past is an older label of the user"
     return "\n".join([title, *distance_sentences(split_summary), table])
+
+
+def _promise_table(scores: pl.DataFrame, confidence: float) -> str:
+    """What the splits before each part promised, beside the result."""
+    lines = [
+        [
+            one.part,
+            one.metric.upper(),
+            f"{one.origins}",
+            f"{one.value:.4f} [{one.low:.3f}, {one.high:.3f}]",
+            f"{one.high - one.low:.3f}",
+            "-" if one.result is None else f"{one.result:.4f}",
+            "-" if one.kept is None else "yes" if one.kept else "no",
+        ]
+        for one in promises(scores, confidence)
+    ]
+    title = f"Promise of '{MAIN_MODEL}': the mean of the splits before, with a {CONFIDENCE:.0%} interval"
+    if not lines:
+        return f"{title}\nNone: a split in time has no score with an interval"
+    return f"{title}\n{_fixed_width(['for', 'metric', 'splits', 'promise', 'width', 'result', 'inside'], lines)}"
 
 
 def _score_lines(scores: pl.DataFrame, names: list[str]) -> list[list[str]]:
