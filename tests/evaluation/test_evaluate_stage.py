@@ -114,7 +114,7 @@ def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.Capture
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.split()[:2] == ["forward", "yes"] for line in lines) == 4  # one a model: the means
     assert sum(line.split()[:3] == ["forward", fold, "stack"] for line in lines for fold in "01") == 2
-    assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 5  # four models, and the mean label
+    assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 7  # four models, mean label, two promises
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
