@@ -1,4 +1,4 @@
-"""What the splits in time promise for a later part, with an interval, beside the result where there is one.
+"""What the splits in time promise for a later part, with an interval, next to the result where there is one.
 
 The promise for a split is the mean score of the splits before it; that for the test part is the mean of all, `holdout`
 included. A part's score differs from this mean because other users are scored and because the time is another one. With

@@ -230,14 +230,14 @@ def _coverage_table(calibration: Calibration, coverage: pl.DataFrame) -> str:
 
 
 def _distance_table(split_summary: Mapping[str, Any]) -> str:
-    """How far each scheme looks ahead, beside the test part."""
+    """How far each scheme looks ahead, next to the test part."""
     table = _fixed_width(list(HEADER), distance_rows(split_summary))
     title = "How far each split looks ahead; a past is an older label of the user"
     return "\n".join([title, *distance_sentences(split_summary), table])
 
 
 def _promise_table(scores: pl.DataFrame, confidence: float) -> str:
-    """What the splits before each part promised, beside the result."""
+    """What the splits before each part promised, next to the result."""
     lines = [
         [
             one.part,
