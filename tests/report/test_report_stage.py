@@ -23,7 +23,6 @@ from popularity.core.errors import ContractError
 from popularity.evaluation.scores import collect
 from popularity.report import head, model_card
 from popularity.report.page import SECTIONS
-from popularity.report.sections.splits import SCHEME_SHOWS, scheme_shows
 from tests.conftest import Dataset
 from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, SHOWN, SmallRun, make_run, resolved
 from tests.repository import STAGES
@@ -155,12 +154,16 @@ def test_the_splits_are_drawn_and_explained(small_run: SmallRun, page: str) -> N
     )
 
 
-def test_where_the_test_part_is_interleaved_another_scheme_is_to_be_quoted(small_run: SmallRun) -> None:
-    summary = small_run.json(paths.SPLIT_SUMMARY)
-    assert scheme_shows(summary) == SCHEME_SHOWS
-    shown = scheme_shows({**summary, "interleaved": True, "quote": "random"})
-    assert shown["random"].endswith("quote this score.")
-    assert shown["holdout"].endswith("quote random.")
+def test_where_the_test_part_is_interleaved_another_scheme_is_to_be_quoted(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copy(tmp_path / "run")
+    summary = run.json(paths.SPLIT_SUMMARY) | {"interleaved": True, "quote": "random"}
+    (run.folder / paths.SPLIT_SUMMARY).write_text(json.dumps(summary))
+    page, card = run.write(tmp_path)
+    for text in (words(page.split('id="splits"', maxsplit=1)[0]), card):
+        assert "The test posts lie among the training posts in time: quote scheme random instead." in text
+    text = words(section(page, "splits"))
+    assert re.search(r"holdout no The last posts in time\. .*: quote random\.", text)
+    assert re.search(r"random not scored The test posts lie among .*: quote this score\.", text)
 
 
 def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:

@@ -21,7 +21,6 @@ from popularity.report.wording import class_label, estimate, number, percent
 READS = (
     *head.READS,
     *errors.READS,
-    paths.SPLIT_SUMMARY,
     paths.SELECTION_SUMMARY,
     paths.TUNING_STUDY,
     paths.SUBMISSIONS,
