@@ -144,9 +144,8 @@ def test_a_number_sets_the_span_by_hand() -> None:
 def test_fractions_of_the_posts_where_they_are_wanted_and_where_there_is_no_test_part() -> None:
     posts = posts_at(evenly(0, 400, 4000), evenly(400.1, 500, 1000))
     train = posts.filter(split="train")
-    by_hand, alone = (
-        make_splits(part, replace(PARAMS, span=span)) for part, span in ((posts, "fractions"), (train, "auto"))
-    )
+    by_hand = make_splits(posts, replace(PARAMS, span="fractions"))
+    alone = make_splits(train, PARAMS)
     for splits, summary in (by_hand, alone):
         assert summary["wanted_span_ratio"] is None
         assert [fold["scheme"] for fold in in_time(summary)] == ["forward"] * 3 + ["holdout"]

@@ -13,13 +13,13 @@ test part's own dates do to the trend.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import polars as pl
 
+from popularity.core.arrays import Float64Array
 from popularity.core.contracts import FORWARD, HOLDOUT, MAIN_MODEL
 
 TEST = "test"
@@ -87,9 +87,7 @@ def _name(row: dict[str, object]) -> str:
     return f"{row['scheme']} {row['fold']}" if row["fold"] is not None else f"{row['scheme']}"
 
 
-def _promise(
-    what: tuple[str, str], values: Sequence[float], variances: Sequence[float], result: float | None
-) -> Promise:
+def _promise(what: tuple[str, str], values: Float64Array, variances: Float64Array, result: float | None) -> Promise:
     count = len(values)
     value, of_users = float(np.mean(values)), float(np.mean(variances))
     between = max(0.0, float(np.var(values, ddof=1)) - of_users) if count > 1 else 0.0
