@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def truncated(folder: Path, params: Path, index: int) -> Project:
     """The run in `folder` as it was before the forward split of that index."""
     project = Project.read(folder, params)
-    split = replace(load_params("split", SplitParams, params), n_origins=N_SPLITS)
+    split = replace(load_params("split", SplitParams, params), span="fractions", n_origins=N_SPLITS)
     splits = make_splits(project.posts, split)[0].filter(scheme="forward")
     if splits["fold"].n_unique() < N_SPLITS:
         raise DataError("too few posts for the forward splits", expected=f"{N_SPLITS} splits")

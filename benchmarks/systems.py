@@ -269,5 +269,5 @@ def reshaped(project: Project, shape: str, split: SplitParams) -> Project:
     start = holdout.join(project.posts, on="pid", how="left", validate="1:1")["posted_at"].min()
     train = posts.filter(split="train")
     later = train.filter(pl.col("posted_at") >= start).height
-    wanted = replace(split, holdout_fraction=later / train.height)
+    wanted = replace(split, span="fractions", holdout_fraction=later / train.height)
     return replace(project, posts=posts, splits=make_splits(posts, wanted)[0])

@@ -1,12 +1,13 @@
 r"""Scores the predictions of every scheme, with intervals, and prints the score table.
 
-Reads data/interim/posts.parquet, data/interim/splits.parquet, data/stack/predictions.parquet and
-data/stack/importance.csv; writes reports/metrics.json, reports/scores.txt (the table
+Reads data/interim/posts.parquet, data/interim/splits.parquet, data/stack/predictions.parquet,
+data/stack/importance.csv and reports/split.json; writes reports/metrics.json, reports/scores.txt (the table
 it prints), reports/scores.csv, reports/scores_by_group.csv, reports/calibration.json and reports/coverage.csv (of the
 intervals around the predictions) and reports/plots/.
 
     python -m stages.evaluate --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --predictions data/stack/predictions.parquet --importance data/stack/importance.csv \
+        --split-summary reports/split.json \
         --metrics reports/metrics.json --table reports/scores.txt --scores reports/scores.csv \
         --groups reports/scores_by_group.csv --calibration reports/calibration.json --coverage reports/coverage.csv \
         --plots reports/plots --resources reports/resources/evaluate.json
@@ -18,6 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from popularity.core.atomic import read_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table
 from popularity.core.stage import record_resources, run
@@ -27,7 +29,7 @@ from popularity.evaluation.tables import EvaluationPaths, evaluate, read_importa
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("posts", "splits", "predictions", "importance"):
+    for name in ("posts", "splits", "predictions", "importance", "split-summary"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="input")
     for name in ("metrics", "table", "scores", "groups", "calibration", "coverage", "plots", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="output")
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             read_table(args.predictions, PREDICTIONS),
             read_importance(args.importance),
             config,
+            read_json(args.split_summary),
         )
         write_evaluation(
             evaluation,

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, check_table
 
+SPLIT_SUMMARY: dict[str, Any] = {  # what evaluate and the report read of reports/split.json
+    "wanted_span_ratio": 0.4,
+    "wanted_span_from": "test part",
+    "interleaved": False,
+    "quote": "holdout",
+    "schemes": [
+        {
+            "scheme": scheme,
+            "fold": 0,
+            "note": "",
+            "span_ratio": 0.4,
+            "days_ahead_median": 20.0,
+            "days_ahead_max": 91.0,
+            "unseen_post_share": 0.64,
+            "valid_past_share": 0.36,
+            "train_past_share": 0.23,
+        }
+        for scheme in ("holdout", "refit")
+    ],
+}
 MODEL_NOISE = {"stack": 0.5, "metadata": 1.0, "user_mean": 2.0}
 
 

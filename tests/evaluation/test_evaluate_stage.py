@@ -7,12 +7,13 @@ import polars as pl
 import pytest
 from dvc_render.vega import VegaRenderer  # type: ignore[import-untyped]
 
+from popularity.core.atomic import write_json
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.errors import ContractError
 from popularity.evaluation.scores import SCORES
 from stages import evaluate
 from tests.repository import stage_flags
-from tests.small_tables import small_posts, small_predictions, small_splits, with_forward
+from tests.small_tables import SPLIT_SUMMARY, small_posts, small_predictions, small_splits, with_forward
 
 # plot -> template, x and the y fields, as declared in dvc.yaml
 PLOTS = {
@@ -35,6 +36,7 @@ def _arguments(folder: Path) -> list[str]:
     write_table(splits, folder / "data/interim/splits.parquet", FOLDS)
     write_table(small_predictions(posts, splits), folder / PREDICTED, PREDICTIONS)
     (folder / IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6\nimage,pc_0,1\nimage,pc_1,1\n")
+    write_json(folder / "reports/split.json", SPLIT_SUMMARY)
     (folder / "params.yaml").write_text("evaluate:\n  seed: 0\n  n_resamples: 40\n  confidence_level: 0.95\n")
     return stage_flags("evaluate", folder)
 
@@ -71,6 +73,33 @@ def test_writes_everything_and_prints_the_table(tmp_path: Path, capsys: pytest.C
     assert not any("nan" in line.lower() for line in lines)
 
 
+def test_the_table_says_how_far_each_split_looks_ahead_and_which_scheme_to_quote(tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path)
+    evaluate.main(arguments)
+    text = (tmp_path / "reports/scores.txt").read_text()
+    lines = text.splitlines()
+    (holdout,) = (line.split() for line in lines if line.startswith("holdout") and line.endswith("23.0%"))
+    assert holdout == ["holdout", "-", "0.40", "20.0", "91.0", "64.0%", "36.0%", "23.0%"]
+    assert any(line.startswith("refit (test)") for line in lines)
+    assert "valid span / training span = 0.40 (source: test part)." in text
+    assert "quote scheme" not in text
+    holdout_fold, refit = SPLIT_SUMMARY["schemes"]
+    among = {
+        **SPLIT_SUMMARY,
+        "interleaved": True,
+        "quote": "random",
+        "wanted_span_ratio": None,
+        "wanted_span_from": "split.holdout_fraction",
+        "schemes": [{**holdout_fold, "note": "lowered to .40"}, {**refit, "span_ratio": None}],
+    }
+    write_json(tmp_path / "reports/split.json", among)
+    evaluate.main(arguments)
+    text = (tmp_path / "reports/scores.txt").read_text()
+    assert "The test posts lie among the training posts in time: quote scheme 'random', not 'holdout'" in text
+    assert "The length of the splits in time comes from split.holdout_fraction." in text
+    assert "holdout 0: lowered to .40." in text
+
+
 def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = _arguments(tmp_path)
     for name, contract in (("splits", FOLDS), ("predictions", PREDICTIONS)):
@@ -85,7 +114,7 @@ def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.Capture
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.split()[:2] == ["forward", "yes"] for line in lines) == 4  # one a model: the means
     assert sum(line.split()[:3] == ["forward", fold, "stack"] for line in lines for fold in "01") == 2
-    assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 5  # four models, and the mean label
+    assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 7  # four models, mean label, two promises
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

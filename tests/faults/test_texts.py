@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 SPLIT = SplitParams(
     seed=0,
+    span="fractions",
     holdout_fraction=0.15,
     forward_fraction=0.15,
     n_origins=1,

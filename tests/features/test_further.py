@@ -19,7 +19,14 @@ PARAMS = FeaturizeParams(
     seed=0, n_text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
 )
 SPLIT = SplitParams(
-    seed=0, holdout_fraction=0.2, forward_fraction=0.2, n_origins=1, n_folds=2, unseen_user_fraction=0.5, tolerance=0.05
+    seed=0,
+    span="fractions",
+    holdout_fraction=0.2,
+    forward_fraction=0.2,
+    n_origins=1,
+    n_folds=2,
+    unseen_user_fraction=0.5,
+    tolerance=0.05,
 )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.core.as_of import as_of_dates
 from popularity.features import FeatureColumn
-from popularity.features.as_of import as_of_dates
 from popularity.features.classes import CLASSES, with_themes
 from popularity.features.groups import count_groups, label_groups
 from popularity.features.past_labels import HALF_LIVES, code_names

@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from popularity.core.as_of import as_of_dates
 from popularity.core.contracts import UTC as UTC_TYPE
-from popularity.features.as_of import as_of_dates
 from popularity.features.target_statistics import target_statistics
 from tests.random_posts import random_posts
 

@@ -144,11 +144,26 @@ def test_the_splits_are_drawn_and_explained(small_run: SmallRun, page: str) -> N
             assert f"holdout 1 {counts} " in text
     assert re.search(r"holdout no The last posts in time.* quote this score\.", text)
     assert re.search(r"forward yes Earlier splits", text)
+    (holdout,) = (fold for fold in folds if fold["scheme"] == "holdout")
+    assert f"holdout - {holdout['span_ratio']:.2f} {holdout['days_ahead_median']:.1f} " in text
+    assert re.search(r"refit \(test\) - \d+\.\d\d ", text)
     assert "random not scored" in text
     (drawn,) = re.findall(r"<svg.*?</svg>", section(page, "splits"), flags=re.DOTALL)
     assert all(
         f">{name}<" in drawn for name in ("holdout", "forward 1 of 2", "group 1 of 2", "refit", "train", "excluded")
     )
+
+
+def test_where_the_test_part_is_interleaved_another_scheme_is_to_be_quoted(small_run: SmallRun, tmp_path: Path) -> None:
+    run = small_run.copy(tmp_path / "run")
+    summary = run.json(paths.SPLIT_SUMMARY) | {"interleaved": True, "quote": "random"}
+    (run.folder / paths.SPLIT_SUMMARY).write_text(json.dumps(summary))
+    page, card = run.write(tmp_path)
+    for text in (words(page.split('id="splits"', maxsplit=1)[0]), card):
+        assert "The test posts lie among the training posts in time: quote scheme random instead." in text
+    text = words(section(page, "splits"))
+    assert re.search(r"holdout no The last posts in time\. .*: quote random\.", text)
+    assert re.search(r"random not scored The test posts lie among .*: quote this score\.", text)
 
 
 def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:

@@ -37,6 +37,7 @@ from tests.random_posts import random_images, random_posts
 
 SPLIT = SplitParams(
     seed=0,
+    span="fractions",
     holdout_fraction=0.15,
     forward_fraction=0.15,
     n_origins=2,

@@ -21,6 +21,7 @@ from tests.repository import stage_flags, write_profile
 
 PARAMS = SplitParams(
     seed=0,
+    span="fractions",
     holdout_fraction=0.15,
     forward_fraction=0.15,
     n_origins=3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from popularity.core.contracts import HOLDOUT, MAIN_MODEL
 from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration, calibrate_on, coverage_table
+from popularity.evaluation.distance import HEADER, distance_rows, distance_sentences
+from popularity.evaluation.promise import CONFIDENCE, promises
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect, score_groups, score_overall
 
 MAX_SCATTER_ROWS = 2_000  # a sample that a browser draws quickly
@@ -52,8 +55,17 @@ def evaluate(
     predictions: pl.DataFrame,
     importance: pl.DataFrame,
     config: EvaluateConfig,
+    split_summary: Mapping[str, Any],
 ) -> Evaluation:
     """Returns scores of every model in every labelled scheme and coverage of the intervals, with tables and plot data.
+
+    Args:
+        posts: contract POSTS.
+        splits: contract FOLDS.
+        predictions: contract PREDICTIONS.
+        importance: (block, feature, gain) of the stack.
+        config: section evaluate.
+        split_summary: reports/split.json.
 
     Raises:
         ContractError: predictions do not match the valid rows one to one, see `collect`, or lack an error_scale.
@@ -70,7 +82,12 @@ def evaluate(
         "score_by_scheme": _score_by_scheme(overall),
     }
     table = "\n\n".join(
-        [_table(scored, scores, groups, config.confidence_level), _coverage_table(calibration, coverage)]
+        [
+            _table(scored, scores, groups, config.confidence_level),
+            _coverage_table(calibration, coverage),
+            _distance_table(split_summary),
+            _promise_table(scores, config.confidence_level),
+        ]
     )
     return Evaluation(_metrics(overall), scores, groups, calibration, coverage, plots, table)
 
@@ -210,6 +227,33 @@ def _coverage_table(calibration: Calibration, coverage: pl.DataFrame) -> str:
     ]
     header = ["nominal", "users are", "posts", "users", "coverage", "mean width"]
     return f"{title}\n{_fixed_width(header, lines)}"
+
+
+def _distance_table(split_summary: Mapping[str, Any]) -> str:
+    """How far each scheme looks ahead, next to the test part."""
+    table = _fixed_width(list(HEADER), distance_rows(split_summary))
+    title = "How far each split looks ahead; a past is an older label of the user"
+    return "\n".join([title, *distance_sentences(split_summary), table])
+
+
+def _promise_table(scores: pl.DataFrame, confidence: float) -> str:
+    """What the splits before each part promised, next to the result."""
+    lines = [
+        [
+            one.part,
+            one.metric.upper(),
+            f"{one.origins}",
+            f"{one.value:.4f} [{one.low:.3f}, {one.high:.3f}]",
+            f"{one.high - one.low:.3f}",
+            "-" if one.result is None else f"{one.result:.4f}",
+            "-" if one.kept is None else "yes" if one.kept else "no",
+        ]
+        for one in promises(scores, confidence)
+    ]
+    title = f"Promise of '{MAIN_MODEL}': the mean of the splits before, with a {CONFIDENCE:.0%} interval"
+    if not lines:
+        return f"{title}\nNone: a split in time has no score with an interval"
+    return f"{title}\n{_fixed_width(['for', 'metric', 'splits', 'promise', 'width', 'result', 'inside'], lines)}"
 
 
 def _score_lines(scores: pl.DataFrame, names: list[str]) -> list[list[str]]:

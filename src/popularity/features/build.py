@@ -22,9 +22,9 @@ import polars as pl
 from pydantic import Field
 from tqdm import tqdm
 
+from popularity.core.as_of import as_of_dates, interleaved_horizon
 from popularity.core.config import Section
-from popularity.core.contracts import FEATURES, FORWARD, REFIT, SCHEMES, FoldKey, read_table, write_table
-from popularity.features.as_of import as_of_dates
+from popularity.core.contracts import FEATURES, REFIT, SCHEMES, FoldKey, read_table, write_table
 from popularity.features.context import context_features, count_features
 from popularity.features.groups import label_groups
 from popularity.features.past_labels import SOURCES, code_names
@@ -104,7 +104,7 @@ def _write_context(
 
 def _write_labels(posts: pl.DataFrame, splits: pl.DataFrame, params: FeaturizeParams, folder: Path) -> None:
     """Label features of each fold."""
-    horizon, inputs = _valid_span(posts, splits), label_inputs(posts)
+    horizon, inputs = interleaved_horizon(posts, splits), label_inputs(posts)
     folder.mkdir(exist_ok=True)
     for _, folds in _by_scheme(splits, "label"):
         for rows in folds:
@@ -141,7 +141,7 @@ def further_features(
     tables.append(known_user_text(posts, known, read_context(folder, FoldKey(REFIT, 0))))
     # A later post does not move the origin, at which the pasts of others end.
     timed_by = known_rows.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    tables.append(fold_label_features(rows, label_inputs(both), params, _valid_span(known, splits), timed_by))
+    tables.append(fold_label_features(rows, label_inputs(both), params, interleaved_horizon(known, splits), timed_by))
     table = row_features(posts.lazy(), images.lazy()).collect()
     for features in tables:
         table = join_by_pid(table, features)
@@ -186,15 +186,3 @@ def _by_scheme(splits: pl.DataFrame, kind: str) -> Iterator[tuple[str, list[pl.D
 def _key_of(rows: pl.DataFrame) -> FoldKey:
     """The key of a fold's rows (contract FOLDS)."""
     return FoldKey(str(rows["scheme"][0]), int(rows["fold"][0]))
-
-
-def _valid_span(posts: pl.DataFrame, splits: pl.DataFrame) -> timedelta:
-    """The length of the last forward split's valid span: the horizon of blocks where train and valid rows interleave.
-
-    The schemes that interleave contain those rows; they do not contain the valid rows of `holdout`.
-    """
-    last = splits.filter(pl.col("scheme") == FORWARD).filter(pl.col("fold") == pl.col("fold").max())
-    valid = last.filter(pl.col("role") == "valid").select("pid").unique()
-    times = valid.join(posts.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    span: timedelta = times.select(pl.col("posted_at").max() - pl.col("posted_at").min()).item()
-    return max(span, timedelta(days=1))

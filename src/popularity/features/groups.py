@@ -2,7 +2,7 @@
 
 A column is named <group>.<quantity>; columns without a dot are always used. `rhythm` and the activity of classes in
 `class_time` count posts and read no label. `user_target`, `words` and the mean residuals of classes in `class_time`
-use labels older than a row's as-of date (`as_of.py`). `user_text` is made of users' descriptions of themselves.
+use labels older than a row's as-of date (`core/as_of.py`). `user_text` is made of users' descriptions of themselves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Target statistics of users and classes: shrunk means, last labels and counts of past train rows.
 
-The past of a row ends at its as-of date (`as_of.py`). `compare_target_statistics` compares the statistics of train rows
-with those of valid rows: a model that learns on the former assumes that the latter are distributed alike.
+The past of a row ends at its as-of date (`core/as_of.py`). `compare_target_statistics` compares the statistics of train
+rows with those of valid rows: a model that learns on the former assumes that the latter are distributed alike.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import polars as pl
 from scipy.stats import ks_2samp
 
 from popularity.core.arrays import rounded
+from popularity.core.as_of import as_of_dates
 from popularity.core.contracts import FOLDS, FoldKey
-from popularity.features.as_of import as_of_dates
 from popularity.features.rows import days, join_by_pid
 
 COMPARED = ("posts", "age")

@@ -16,6 +16,7 @@ READS = (
     paths.POSTS,
     paths.STACK_PREDICTIONS,
     paths.INGEST_SUMMARY,
+    paths.SPLIT_SUMMARY,
     paths.PROTOTYPE_CLASSES,
     paths.PROTOTYPE_FIELDS,
     paths.STACK_MANIFEST,
@@ -26,7 +27,7 @@ NOMINAL = 0.8  # coverage of the interval in the tiles
 
 
 def summary(run: RunFolder) -> str:
-    """The scores of scheme HOLDOUT and the comparison with the baselines, in two sentences."""
+    """The scores of scheme HOLDOUT and the comparison with the baselines, in sentences."""
     found = _metrics(run)
     if MAIN_MODEL not in found:
         return NO_SCORE
@@ -44,7 +45,12 @@ def summary(run: RunFolder) -> str:
     words = {"better": "lower than that of", "worse": "higher than that of"}
     words["no clear difference"] = "not clearly different from that of"
     clauses = [f"{words[name]} {listed(rows)}" for name, rows in groups.items() if rows and name in words]
-    return f"{sentence} Its MAE is {', and '.join(clauses)}." if clauses else sentence
+    if clauses:
+        sentence += f" Its MAE is {', and '.join(clauses)}."
+    split = run.json(paths.SPLIT_SUMMARY) if run.has(paths.SPLIT_SUMMARY) else {"interleaved": False}
+    if split["interleaved"]:
+        sentence += f" The test posts lie among the training posts in time: quote scheme {split['quote']} instead."
+    return sentence
 
 
 def _metrics(run: RunFolder) -> dict[str, Metrics]:

@@ -15,13 +15,12 @@ from popularity.report import head
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import by_metric, metric_cells, overall
 from popularity.report.sections import errors, provenance
-from popularity.report.sections.splits import SCHEME_SHOWS
+from popularity.report.sections.splits import SCHEME_SHOWS, scheme_shows
 from popularity.report.wording import class_label, estimate, number, percent
 
 READS = (
     *head.READS,
     *errors.READS,
-    paths.SPLIT_SUMMARY,
     paths.SELECTION_SUMMARY,
     paths.TUNING_STUDY,
     paths.SUBMISSIONS,
@@ -80,9 +79,10 @@ def _scores(run: RunFolder) -> dict[str, Any]:
     if scores is None:
         return {"schemes": [], "scores": [], "bias": "", "subgroups": _subgroups(run), "coverage": _coverage(run)}
     used = dict(scores.select("scheme", "used_in_selection").unique(maintain_order=True).iter_rows())
+    shows = scheme_shows(run.json(paths.SPLIT_SUMMARY)) if run.has(paths.SPLIT_SUMMARY) else SCHEME_SHOWS
     bias = scores.filter(scheme=HOLDOUT, model=MAIN_MODEL, metric="bias").to_dicts()
     return {
-        "schemes": [(scheme, used_for_selection, SCHEME_SHOWS[scheme]) for scheme, used_for_selection in used.items()],
+        "schemes": [(scheme, used_for_selection, shows[scheme]) for scheme, used_for_selection in used.items()],
         "scores": [
             (scheme, model, metrics["src"]["posts"], metrics["src"]["users"], *metric_cells(metrics))
             for (scheme, model), metrics in by_metric(scores, ["scheme", "model"])

@@ -11,59 +11,36 @@
 
 An excluded post is neither trained on, nor counted in any feature, nor scored. A forward split starts at its origin:
 posts from there to the next origin are valid, posts before it are train. Splits are numbered in order of time, and
-each excludes users of its own.
+each excludes users of its own. `spans.py` says where they start.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 from sklearn.model_selection import GroupKFold, KFold
 
-from popularity.core.arrays import Int64Array
-from popularity.core.config import Section
-from popularity.core.contracts import FOLDS, FoldKey
+from popularity.core.arrays import Int64Array, rounded
+from popularity.core.as_of import interleaved_horizon, lies_among
+from popularity.core.contracts import FOLDS, HOLDOUT, FoldKey
 from popularity.core.errors import DataError
+from popularity.validation.spans import SplitParams, SplitSpan, split_spans, wanted_span, whole_ratio
+from popularity.validation.summary import DIGITS, count_rows, distance, scheme_to_quote
 
 logger = logging.getLogger(__name__)
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 Roles = npt.NDArray[np.str_]
 
 SCHEME_SEED = {"holdout": 1, "forward": 2, "group": 3, "random": 4}
 MIN_TRAIN_FRACTION = 0.25  # of the rows before an origin that stays train, however many users should be excluded
-
-
-@dataclass(frozen=True)
-class SplitParams(Section):
-    """Section `split` of params.yaml.
-
-    Args:
-        seed: of the excluded users and of the folds of `group` and `random`.
-        holdout_fraction: of the training part, valid in `holdout`.
-        forward_fraction: of the posts before the next origin, valid in a forward split.
-        n_origins: of the forward splits.
-        n_folds: of `group` and `random`.
-        unseen_user_fraction: of the valid posts, by unseen users, where there is no test part.
-        tolerance: by which the share of posts by unseen users may miss its target.
-    """
-
-    seed: int
-    holdout_fraction: Fraction
-    forward_fraction: Fraction
-    n_origins: Annotated[int, Field(ge=1)]
-    n_folds: Annotated[int, Field(ge=2)]
-    unseen_user_fraction: Fraction
-    tolerance: Annotated[float, Field(gt=0, lt=0.5)]
 
 
 @dataclass(frozen=True)
@@ -75,12 +52,14 @@ class Split:
         pids: (n,).
         roles: (n,) train, valid or excluded.
         note: what the reader of the summary must know; empty as a rule.
+        span_ratio: valid span / training span of a split in time.
     """
 
     key: FoldKey
     pids: pl.Series
     roles: Roles
     note: str = ""
+    span_ratio: float | None = None
 
     def table(self) -> pl.DataFrame:
         """Returns (scheme, fold, pid, role), a row a post."""
@@ -127,35 +106,56 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
         )
     target, source = _unseen_target(train, test, params)
     unseen = UnseenShare(target, params.tolerance)
-    holdout_start = _origin(train, params.holdout_fraction)
-    before = train.filter(pl.col("posted_at") < holdout_start)
+    wanted = wanted_span(train, test, params.span)
+    holdout, forward = split_spans(train, wanted, params)
+    before = train.filter(pl.col("posted_at") < holdout.start)
     if before["posted_at"].n_unique() < 2 or before["uid"].n_unique() < params.n_folds:
         raise DataError(
-            f"{before.height} posts before the holdout, which starts at {holdout_start}",
+            f"{before.height} posts before the holdout, which starts at {holdout.start}",
             expected="training posts spread over time, with more users than split.n_folds",
             fix="check the Postdate column, or lower split.holdout_fraction in params.yaml",
         )
     splits = [
-        holdout_split(train, holdout_start, unseen, params),
-        *forward_splits(train, holdout_start, unseen, params),
-        *group_folds(train, holdout_start, params),
-        *random_folds(train, holdout_start, params),
+        holdout_split(train, holdout, unseen, params),
+        *forward_splits(train, forward, unseen, params),
+        *group_folds(train, holdout.start, params),
+        *random_folds(train, holdout.start, params),
         _refit(train, test),
     ]
     tables = [split.table() for split in splits]
+    roles = pl.concat(tables).sort(FOLDS.key)
+    horizon = interleaved_horizon(posts, roles)
+    folds = [
+        {
+            "scheme": split.key.scheme,
+            "fold": split.key.fold,
+            "note": split.note,
+            "span_ratio": rounded(split.span_ratio, DIGITS),
+            **count_rows(rows),
+            **distance(rows, horizon),
+        }
+        for split, table in zip(splits, tables, strict=True)
+        for rows in [table.join(posts, on="pid", how="left", validate="1:1")]
+    ]
+    interleaved = lies_among(test["posted_at"], train["posted_at"])
     summary = {
         "wanted_unseen_post_share": round(target, 4),
         "wanted_from": source,
         "tolerance": params.tolerance,
-        "schemes": [
-            {"scheme": split.key.scheme, "fold": split.key.fold, "note": split.note, **_counts(table, posts)}
-            for split, table in zip(splits, tables, strict=True)
-        ],
+        "wanted_span_ratio": rounded(wanted.ratio, DIGITS),
+        "wanted_span_from": wanted.source,
+        "interleaved": interleaved,
+        "quote": scheme_to_quote(folds, target) if interleaved else HOLDOUT,
+        "schemes": folds,
     }
     for split in splits:
         if split.note:
             logger.info("scheme %s: %s", split.key.scheme, split.note)
-    return pl.concat(tables).sort(FOLDS.key), summary
+    if interleaved:
+        logger.warning(
+            "the test posts lie among the training posts in time: quote the score of scheme %s", summary["quote"]
+        )
+    return roles, summary
 
 
 def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[FoldKey, pl.DataFrame]]:
@@ -165,48 +165,33 @@ def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[FoldKey,
         yield FoldKey(str(scheme), int(str(fold))), rows.select("pid", "role")
 
 
-def holdout_split(train: pl.DataFrame, start: datetime, unseen: UnseenShare, params: SplitParams) -> Split:
-    """Returns the holdout: posts from `start` on are valid, posts before it are train, some users are excluded.
+def holdout_split(train: pl.DataFrame, span: SplitSpan, unseen: UnseenShare, params: SplitParams) -> Split:
+    """Returns the holdout: posts of the span are valid, posts before it are train, some users are excluded.
 
     Args:
         train: (pid, uid, posted_at) of the training part.
-        start: of the holdout.
+        span: of the holdout.
         unseen: share of valid posts by unseen users.
         params: section split.
     """
-    rng = _split_rng(params, "holdout", later=0)
-    return _time_split(FoldKey("holdout", 0), train, (start, None), unseen, rng)
+    return _time_split(FoldKey("holdout", 0), train, span, unseen, _split_rng(params, "holdout", later=0))
 
 
-def forward_splits(train: pl.DataFrame, end: datetime, unseen: UnseenShare, params: SplitParams) -> list[Split]:
-    """Returns the forward splits in order of time; each is valid up to the next origin, the last one up to `end`.
-
-    The first split's note says so if there was no room for all `n_origins`.
+def forward_splits(
+    train: pl.DataFrame, spans: Sequence[SplitSpan], unseen: UnseenShare, params: SplitParams
+) -> list[Split]:
+    """Returns the forward splits in order of time; each is valid up to the next origin, the last one up to the holdout.
 
     Args:
         train: (pid, uid, posted_at) of the training part, sorted by time.
-        end: the start of the holdout.
+        spans: of the splits, in order of time.
         unseen: share of valid posts by unseen users.
         params: section split.
     """
-    spans: list[tuple[datetime, datetime]] = []
-    rows, span_end = train.filter(pl.col("posted_at") < end), end
-    while (
-        len(spans) < params.n_origins and rows["posted_at"].n_unique() > 1 and rows["uid"].n_unique() >= params.n_folds
-    ):
-        origin = _origin(rows, params.forward_fraction)
-        spans.insert(0, (origin, span_end))
-        rows, span_end = rows.filter(pl.col("posted_at") < origin), origin
     splits = []
     for fold, span in enumerate(spans):
         rng = _split_rng(params, "forward", later=len(spans) - 1 - fold)
         splits.append(_time_split(FoldKey("forward", fold), train, span, unseen, rng))
-    missing = params.n_origins - len(spans)
-    if missing:
-        fewer = f"too few posts or users for {missing} more of split.n_origins = {params.n_origins}"
-        splits[0] = Split(
-            splits[0].key, splits[0].pids, splits[0].roles, "; ".join(filter(None, (fewer, splits[0].note)))
-        )
     return splits
 
 
@@ -241,7 +226,8 @@ def random_folds(train: pl.DataFrame, end: datetime, params: SplitParams) -> lis
 def _refit(train: pl.DataFrame, test: pl.DataFrame) -> Split:
     both = pl.concat([train, test])
     roles = np.where(both["split"].to_numpy() == "train", "train", "valid")
-    return Split(FoldKey("refit", 0), both["pid"], roles, "" if test.height else "no test part: nothing to score")
+    note = "" if test.height else "no test part: nothing to score"
+    return Split(FoldKey("refit", 0), both["pid"], roles, note, whole_ratio(train, test))
 
 
 def _split_rng(params: SplitParams, scheme: str, *, later: int) -> np.random.Generator:
@@ -261,34 +247,23 @@ def _unseen_target(train: pl.DataFrame, test: pl.DataFrame, params: SplitParams)
     return 1.0 - float(known.sum()) / test.height, "test part"
 
 
-def _origin(rows: pl.DataFrame, fraction: float) -> Any:
-    """The time from which the last `fraction` of `rows` (sorted by time) was posted.
-
-    Posts of one second stay together; where times differ, the first posts lie before the origin.
-    """
-    times = rows["posted_at"]
-    start, after_first = times[-max(1, round(fraction * rows.height))], times.filter(times > times[0])
-    return start if after_first.is_empty() else max(start, after_first[0])
-
-
 def _time_split(
     key: FoldKey,
     train: pl.DataFrame,
-    span: tuple[datetime, datetime | None],
+    span: SplitSpan,
     unseen: UnseenShare,
     rng: np.random.Generator,
 ) -> Split:
-    """Posts in `span` (start, end) are valid, earlier ones train, later ones excluded; some users are excluded, too."""
-    start, end = span
+    """Posts in `span` are valid, earlier ones train, later ones excluded; some users are excluded, too."""
     times = train["posted_at"]
-    after = (times >= end).to_numpy() if end is not None else np.zeros(train.height, dtype=bool)
-    is_valid = (times >= start).to_numpy() & ~after
+    after = (times >= span.end).to_numpy() if span.end is not None else np.zeros(train.height, dtype=bool)
+    is_valid = (times >= span.start).to_numpy() & ~after
     is_train = ~is_valid & ~after
     uids = train["uid"].to_numpy()
     users, note = users_to_exclude(uids[is_train], uids[is_valid], unseen, rng)
     excluded = after | (is_train & train["uid"].is_in(users).to_numpy())
     roles = np.where(excluded, "excluded", np.where(is_valid, "valid", "train"))
-    return Split(key, train["pid"], roles, note)
+    return Split(key, train["pid"], roles, "; ".join(filter(None, (span.note, note))), span.ratio)
 
 
 def users_to_exclude(
@@ -365,20 +340,3 @@ def _fold_splits(
         roles[before[valid]] = "valid"
         splits.append(Split(FoldKey(scheme, fold), train["pid"], roles))
     return splits
-
-
-def _counts(table: pl.DataFrame, posts: pl.DataFrame) -> dict[str, Any]:
-    """Counts of a fold's rows, its time span and its share of valid posts by unseen users."""
-    rows = table.join(posts, on="pid", how="left", validate="1:1")
-    train, valid = (rows.filter(pl.col("role") == role) for role in ("train", "valid"))
-    unseen = (~valid["uid"].is_in(train["uid"].unique().to_list())).mean()
-    return {
-        "train": train.height,
-        "valid": valid.height,
-        "excluded": rows.height - train.height - valid.height,
-        "train_users": train["uid"].n_unique(),
-        "valid_users": valid["uid"].n_unique(),
-        "unseen_post_share": None if unseen is None else round(float(str(unseen)), 4),
-        "valid_from": str(valid["posted_at"].min()) if valid.height else None,
-        "valid_to": str(valid["posted_at"].max()) if valid.height else None,
-    }

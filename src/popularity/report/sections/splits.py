@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from popularity.core import paths
-from popularity.core.contracts import REFIT, ROLES, TIME_SCHEMES
+from popularity.core.contracts import HOLDOUT, REFIT, ROLES, TIME_SCHEMES
+from popularity.evaluation.distance import HEADER, distance_rows, distance_sentences
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import SplitRow
@@ -44,8 +45,32 @@ def build(run: RunFolder) -> Section:
         f"{percent(summary['wanted_unseen_post_share'])} (source: {summary['wanted_from']}). Excluded posts are "
         "neither trained on nor scored."
     )
-    elements: list[Element] = [Text(text), Charts([_timeline(run)]), _counts(schemes), _meaning(schemes, run.scores)]
+    elements: list[Element] = [
+        Text(text),
+        Charts([_timeline(run)]),
+        _counts(schemes),
+        Text(" ".join(distance_sentences(summary))),
+        _distances(summary),
+        _meaning(summary, schemes, run.scores),
+    ]
     return Section("splits", "Validation splits", elements)
+
+
+def scheme_shows(summary: Mapping[str, Any]) -> Mapping[str, str]:
+    """Returns what the scores of each scheme mean for the data set; SCHEME_SHOWS unless the test part is interleaved.
+
+    Args:
+        summary: reports/split.json.
+    """
+    if not summary["interleaved"]:
+        return SCHEME_SHOWS
+    quoted = summary["quote"]
+    why = "The test posts lie among the training posts in time"
+    return {
+        **SCHEME_SHOWS,
+        HOLDOUT: f"The last posts in time. {why}, so it is harder than the test part: quote {quoted}.",
+        quoted: f"{why}, as the validation posts do here: quote this score.",
+    }
 
 
 def _timeline(run: RunFolder) -> Chart:
@@ -73,14 +98,16 @@ def _per_month(counts: pl.DataFrame, months: Sequence[str]) -> list[int]:
     return [found.get(month, 0) for month in months]
 
 
-def _meaning(schemes: Mapping[str, Sequence[Mapping[str, Any]]], scores: pl.DataFrame) -> Table:
+def _meaning(
+    summary: Mapping[str, Any], schemes: Mapping[str, Sequence[Mapping[str, Any]]], scores: pl.DataFrame
+) -> Table:
     """A row a scheme: whether choices were made on it, and what its scores mean."""
     used = dict(scores.select("scheme", "used_in_selection").unique().iter_rows())
-    rows = []
+    rows, shows = [], scheme_shows(summary)
     for scheme, folds in schemes.items():
         notes = dict.fromkeys(f"{fold['note']}." for fold in folds if fold["note"])
         answer = NONE if scheme == REFIT else used.get(scheme, "not scored")
-        rows.append([scheme, answer, " ".join([SCHEME_SHOWS[scheme], *notes])])
+        rows.append([scheme, answer, " ".join([shows[scheme], *notes])])
     return Table("What the schemes show", ["scheme", "used for selection?", "what it shows"], rows, names=3)
 
 
@@ -92,6 +119,12 @@ def _counts(schemes: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         rows.append([scheme, f"{len(folds)}", *counts, percent(unseen_share(folds))])
     header = ["scheme", "folds", *ROLES, "valid, by new users"]
     return Table("Posts of each scheme, mean over its folds", header, rows)
+
+
+def _distances(summary: Mapping[str, Any]) -> Table:
+    """A row for each split in time, for each other scheme and for the test part."""
+    title = "How far each split looks ahead; a past is an older label of the user"
+    return Table(title, HEADER, distance_rows(summary), names=2)
 
 
 def unseen_share(folds: Sequence[Mapping[str, Any]]) -> float | None:
