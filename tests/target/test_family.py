@@ -67,7 +67,7 @@ def test_counts_that_accumulate_until_one_day_are_followed(seed: int) -> None:
     family = fitted(accumulating, seed)
     line = Line.fit(*posts(accumulating, seed=seed)).at(at(*AHEAD))
     assert min(coefficients(family)) > 0.7
-    assert abs(miss(accumulating, family.members["exposure_2"].at(at(*AHEAD)))) < 0.3
+    assert abs(miss(accumulating, family.members["exposure_2"].at(at(*AHEAD)))) < 0.4 * abs(miss(accumulating, line))
     assert abs(miss(accumulating, family.at(at(*AHEAD)))) < 0.75 * abs(miss(accumulating, line))
 
 
@@ -75,9 +75,10 @@ def test_counts_that_accumulate_until_one_day_are_followed(seed: int) -> None:
 def test_a_fall_that_stopped_is_not_followed(seed: int) -> None:
     """Less than half of the error of a fall that goes on."""
     goes_on = 9 - 4 * np.array(AHEAD) / 312
-    family = fitted(stopped, seed)
-    assert abs(miss(stopped, family.at(at(*AHEAD)))) < 0.5 * abs(miss(stopped, goes_on))
-    assert max(coefficients(family)) < 0.7
+    found = fitted(stopped, seed).at(at(*AHEAD))
+    assert abs(miss(stopped, found)) < 0.5 * abs(miss(stopped, goes_on))
+    clear = Family.fit(*posts(stopped, noise=0.3, seed=seed), COLLECTED_AT)
+    assert max(coefficients(clear)) < 0.3
 
 
 @pytest.mark.parametrize("seed", range(5))

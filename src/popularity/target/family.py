@@ -228,10 +228,10 @@ def _clear_losers(posted_at: Int64Array, label: Float64Array, collected_at: floa
 
 def _slope(x: Float64Array, y: Float64Array) -> tuple[float, float]:
     """The least-squares slope of y (n,) on x (n,), and its standard error; 0 where x does not vary."""
+    if x.min() == x.max():
+        return 0.0, 0.0
     centred = x - x.mean()
     total = float(centred @ centred)
-    if not total:
-        return 0.0, 0.0
     slope = float(centred @ y) / total
     residual = y - y.mean() - slope * centred
     return slope, (float(residual @ residual) / max(len(x) - 2, 1) / total) ** 0.5
