@@ -324,9 +324,7 @@ def days_until_read(trend: Trend, posts: pl.DataFrame, notes: Notes) -> Float64A
     days = (posts["collected_at"] - posts["posted_at"]).dt.total_microseconds().to_numpy() / MICROSECONDS_A_DAY
     if family is None:
         for pid in posts.filter(pl.col("collected_at").is_not_null())["pid"]:
-            notes[pid].append(
-                "unused value: the models were fitted without stack.detrend: family, and read no days_after"
-            )
+            notes[pid].append("unused value: days_after, which models without stack.detrend: family do not read")
         return days
     later = posts["posted_at"].to_physical().to_numpy() / MICROSECONDS_A_DAY > family.collected_at
     drafts = later & np.isnan(days)
