@@ -62,13 +62,18 @@ def miss(drift: Drift, found: Float64Array) -> float:
     return float((found - drift(np.array(AHEAD))).mean())
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_counts_that_accumulate_until_one_day_are_followed(seed: int) -> None:
-    family = fitted(accumulating, seed)
-    line = Line.fit(*posts(accumulating, seed=seed)).at(at(*AHEAD))
-    assert min(coefficients(family)) > 0.7
-    assert abs(miss(accumulating, family.members["exposure_2"].at(at(*AHEAD)))) < 0.4 * abs(miss(accumulating, line))
-    assert abs(miss(accumulating, family.at(at(*AHEAD)))) < 0.75 * abs(miss(accumulating, line))
+def test_counts_that_accumulate_until_one_day_are_followed() -> None:
+    """On the mean over five draws: a line misses the last days, the least margin does not, the family in part."""
+    families = [fitted(accumulating, seed) for seed in range(5)]
+    lines = [Line.fit(*posts(accumulating, seed=seed)) for seed in range(5)]
+    least = [family.members["exposure_2"] for family in families]
+    of_line, of_least, of_family = (
+        np.mean([miss(accumulating, one.at(at(*AHEAD))) for one in ones]) for ones in (lines, least, families)
+    )
+    assert all(min(coefficients(family)) > 0.7 for family in families)
+    assert of_line > 1
+    assert abs(of_least) < 0.2 * of_line
+    assert abs(of_family) < 0.75 * of_line
 
 
 @pytest.mark.parametrize("seed", range(5))
