@@ -23,7 +23,8 @@ Drift = Callable[[Float64Array], Float64Array]
 
 def accumulating(days: Float64Array) -> Float64Array:
     """Each post gains as many views a day, until the day of collection."""
-    return np.log2(np.maximum(COLLECTED_AT - days, 0) + 5)
+    label: Float64Array = np.log2(np.maximum(COLLECTED_AT - days, 0) + 5)
+    return label
 
 
 def constant(days: Float64Array) -> Float64Array:

@@ -12,7 +12,7 @@ day. Lines keep their whole slope here: the mean over the family shrinks them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,4 +240,6 @@ def _slope(x: Float64Array, y: Float64Array) -> tuple[float, float]:
 def _member(kind: type[Member], fields: Mapping[str, Any]) -> Member:
     if kind is Exposure:
         return Exposure(**{**fields, "rest": Line(**fields["rest"])})
-    return kind(**{name: tuple(value) if isinstance(value, Sequence) else value for name, value in fields.items()})
+    if kind is Level:
+        return Level(tuple(fields["days"]), tuple(fields["values"]))
+    return Line(**fields)
