@@ -42,7 +42,7 @@ from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
 from popularity.stack.matrix import FeatureGroup
 from popularity.text_model import TextModelParams
-from popularity.text_model.model import fit
+from popularity.text_model.model import Labels, fit
 
 OURS, BASELINE, NO_FEATURE_GROUPS = "ours", "baseline", "no feature groups"
 FEATURE_GROUPS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
@@ -230,7 +230,7 @@ def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
     def system(data: FoldData) -> Float64Array:
         with torch_threads(params.num_threads):
             device = start_processes().device
-            fitted = fit(data.fold.train, data.fold.label, data.fold.posted_at, encoder, params, device)
+            fitted = fit(data.fold.train, Labels.of(data.fold), encoder, params, device)
             return fitted.predict(data.fold.valid, data.fold.valid_at)
 
     def inputs(data: FoldData) -> tuple[object, ...]:
@@ -242,7 +242,7 @@ def text_row(encoder: EmbedTextParams, params: TextModelParams) -> Row:
 def fold_digests(data: FoldData) -> list[str]:
     """A digest of each table and array of the fold."""
     parts = [part for part in vars(data.fold).values() if isinstance(part, pl.DataFrame | np.ndarray)]
-    return [digest(pl.DataFrame(part)) for part in parts]
+    return [str(data.fold.collected_at), *(digest(pl.DataFrame(part)) for part in parts)]
 
 
 def digest(table: pl.DataFrame) -> str:

@@ -27,6 +27,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
         ("  confidence_level: 0.95", "  confidense_level: 95"),
         ("\nsubmit:", "\nsubmitt:"),
         ("  root: data/demo", "  root: /no/such/folder"),
+        ("  collected_at: last_post", "  collected_at: yesterday"),
         ("  thumbnail: 160", "  thumbnail: many"),
     ):
         assert old in text
@@ -43,6 +44,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
         "report.thumbnail: ",
         "submit",
         "dataset.root is /no/such/folder, which is no folder; make dataset ROOT=",
+        "dataset.collected_at is 'yesterday'",
     ):
         assert expected in message
 

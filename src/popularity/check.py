@@ -14,8 +14,9 @@ from typing import Any
 
 from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, parse_params, read_yaml
-from popularity.core.errors import ConfigError
+from popularity.core.errors import ConfigError, DataError
 from popularity.core.stage import run
+from popularity.dataset.ingestion import LAST_POST, collection_date
 from popularity.demo import DemoParams
 from popularity.encoders.image import EmbedImageParams, network_image_params
 from popularity.encoders.names import EncoderName, EncodersParams
@@ -83,6 +84,7 @@ def check(file: Path) -> None:
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
     elif root != paths.DEMO and not (file.parent / root).is_dir():
         problems.append(f"{file}: dataset.root is {root}, which is no folder; make dataset ROOT=path/to/data sets it")
+    _collect(problems, partial(_check_collection_date, content, file))
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -92,6 +94,19 @@ def _collect(problems: list[str], step: Callable[[], object]) -> None:
         step()
     except ConfigError as error:
         problems.append(str(error))
+
+
+def _check_collection_date(content: Mapping[str, Any], file: Path) -> None:
+    """Checks dataset.collected_at, which stage ingest reads as a flag."""
+    dataset = content.get("dataset")
+    if not isinstance(dataset, Mapping) or "collected_at" not in dataset:
+        raise ConfigError(
+            f"{file}: dataset.collected_at is missing; add `collected_at: {LAST_POST}` to section dataset"
+        )
+    try:
+        collection_date(str(dataset["collected_at"]))
+    except DataError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _check_candidates(content: Mapping[str, Any], file: Path) -> None:

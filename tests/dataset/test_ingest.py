@@ -14,8 +14,10 @@ import pytest
 
 from popularity.core.atomic import read_json
 from popularity.core.contracts import POSTS, QUARANTINE, USERS, check_table
+from popularity.core.errors import DataError
 from popularity.dataset import Ingested, ingest
 from popularity.dataset import reading as reading_module
+from popularity.dataset.ingestion import collection_date
 from popularity.dataset.parsing import strip_html
 from stages import ingest as stage
 from tests.dataset.layout import OLD_NAMES, Layout, build, vector
@@ -52,6 +54,7 @@ def test_form_b_becomes_posts(tmp_path: Path) -> None:
         "tags": "red green",
         "media_type": "photo",
         "posted_at": datetime.fromtimestamp(1_430_000_000 + 3 * 86_400, UTC),
+        "collected_at": None,
         "latitude": 48.137,
         "longitude": 11.575,
         "geo_accuracy": 16,
@@ -73,6 +76,19 @@ def test_form_b_becomes_posts(tmp_path: Path) -> None:
     assert ingested.users["uid"].to_list() == ["70@N00", "71@N01", "72@N02", "73@N03", "74@N04"]
     assert ingested.users["description_vector"].null_count() == 5
     assert ingested.quarantine.is_empty()
+
+
+def test_the_day_of_collection_is_that_of_every_post(tmp_path: Path) -> None:
+    posts = ingest(build("B").write(tmp_path), collection_date("2016-05-01")).posts
+    check_table(posts, POSTS)
+    assert posts["collected_at"].unique().to_list() == [datetime(2016, 5, 1, tzinfo=UTC)]
+
+
+def test_a_day_of_collection_is_a_date_or_that_of_the_last_post() -> None:
+    assert collection_date("last_post") is None
+    assert collection_date("2016-05-01T14:00+02:00") == datetime(2016, 5, 1, 12, tzinfo=UTC)
+    with pytest.raises(DataError, match=r"dataset\.collected_at is 'yesterday'[\s\S]*last_post, or a date such as"):
+        collection_date("yesterday")
 
 
 def test_form_a_becomes_posts_and_one_pair_of_vectors_a_user(tmp_path: Path) -> None:

@@ -182,7 +182,11 @@ TWO = replace(WITH_SECOND, seed=4, columns=replace(STACK.columns, oof_ridge=("im
 
 @pytest.mark.parametrize(
     "params",
-    [pytest.param(TWO, id="two learners", marks=needs_catboost), pytest.param(ALL_PARTS, id="all parts")],
+    [
+        pytest.param(TWO, id="two learners", marks=needs_catboost),
+        pytest.param(ALL_PARTS, id="all parts"),
+        pytest.param(replace(ALL_PARTS, detrend="family"), id="family"),
+    ],
 )
 @pytest.mark.parametrize("scheme", ["holdout", "forward"])
 def test_labels_of_scored_rows_change_nothing_in_the_model(
@@ -202,7 +206,8 @@ def test_labels_of_scored_rows_change_nothing_in_the_model(
     before = saved(made.posts, "before")
     facts = json.loads(before["model.json"])
     assert all(0 < weight < 1 for weight in facts["weights"]["weights"])
-    assert (facts["trend"]["line"]["slope"] != 0) == (params.detrend != "none")
+    assert (facts["trend"]["line"]["slope"] != 0) == (params.detrend == "linear")
+    assert (facts["trend"]["family"] is not None) == (params.detrend == "family")
     assert saved(with_other_labels(made.posts, scored(made, scheme)), "scored") == before
     fitted = rows.filter(pl.col("role") == "train")["pid"].to_list()
     after = saved(with_other_labels(made.posts, fitted[::5]), "fitted")

@@ -51,6 +51,19 @@ def test_every_field(tmp_path: Path) -> None:
     assert new.requests[0].notes == ["unknown user: none given; user fields are empty"]
 
 
+def test_the_count_is_read_so_many_days_after_the_post() -> None:
+    assert only(days_after="1.5")[0]["collected_at"] == datetime(2016, 5, 3, tzinfo=UTC)
+    assert only(days_after="0")[0]["collected_at"] == datetime(2016, 5, 1, 12, tzinfo=UTC)
+    assert only()[0]["collected_at"] is None
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", "1e9"])
+def test_days_that_are_none_get_a_note(text: str) -> None:
+    post, notes = only(days_after=text)
+    assert post["collected_at"] is None
+    assert f"unusable value: days_after {text} is no number of days from 0 to 36500; left out" in notes
+
+
 def test_a_known_user_brings_the_fields_of_the_latest_stored_post() -> None:
     uid = KNOWN["uid"].mode().sort()[0]
     latest = KNOWN.filter(uid=uid).sort("posted_at", "pid").row(-1, named=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from popularity.stack.fit import encode_fold, fit_fold
 from popularity.stack.row_selection import kept_rows
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
+from popularity.validation.inner_cv import MICROSECONDS_A_DAY
 from tests.stack.small_stack import (
     ALL_PARTS,
     STACK,
@@ -302,6 +304,47 @@ def test_a_level_that_falls_is_forecast(trending: Run, tmp_path: Path) -> None:
     assert found.kind == "linear"
     assert found.line.slope < 0
     assert found.shift.spread is not None
+
+
+@pytest.fixture(scope="module")
+def accumulating(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Counts that grow until the date of the last post, and what the family makes of them."""
+    posts, blocks = posts_with_signal(3, train=500, test=60, users=120)
+    days = (pl.col("posted_at").max() - pl.col("posted_at")).dt.total_seconds() / 86_400
+    posts = posts.with_columns(label=(pl.col("label") + (days + 2).log(2)).round(2))
+    params = replace(LONG, detrend="family")
+    return run_all(posts, blocks, tmp_path_factory.mktemp("accumulating"), params=params, fitted=("holdout",))
+
+
+def test_the_family_knows_the_date_of_the_last_post(accumulating: Run) -> None:
+    found = StackModel.load(accumulating.models / "stack").trend
+    assert found.family is not None
+    last = accumulating.posts["posted_at"].max()
+    assert isinstance(last, datetime)
+    assert found.family.collected_at == pytest.approx(last.timestamp() / 86_400)
+    # The train rows of the split know the same day, though the posts between have no label there.
+    (key, split) = next(iter(rows_of(accumulating.splits, ["holdout"])))
+    fold = load_fold(key, split, accumulating.posts, accumulating.features)
+    assert fold.collected_at == pytest.approx(found.family.collected_at)
+
+
+def test_a_training_post_entered_as_a_draft_for_tomorrow(accumulating: Run) -> None:
+    """One of median exposure gets its own prediction again, one that is read after a day gets less."""
+    (key, split) = next(iter(rows_of(accumulating.splits, ["refit"])))
+    fold = load_fold(key, split, accumulating.posts, accumulating.features)
+    model = StackModel.load(accumulating.models / "stack")
+    family = model.trend.family
+    assert family is not None
+    exposures = family.collected_at - fold.posted_at / MICROSECONDS_A_DAY
+    row = int(np.argmin(np.abs(exposures - family.median_exposure)))
+    one, tomorrow = fold.train[row : row + 1], np.array([int((family.collected_at + 1) * MICROSECONDS_A_DAY)])
+    matrix = encode_fold(fold, accumulating.blocks, replace(LONG, detrend="family")).train.take(np.array([row]))
+    assert list(matrix.pids) == one["pid"].to_list()
+    own = model.predict_each(matrix, fold.posted_at[row : row + 1]).mean()
+    draft = model.predict_each(matrix, tomorrow, np.array([family.median_exposure])).mean()
+    soon = model.predict_each(matrix, tomorrow, np.array([1.0])).mean()
+    assert abs(own - draft) < 0.3
+    assert soon < draft - 0.5
 
 
 def test_the_linear_learner_alone(trending: Run, tmp_path: Path) -> None:

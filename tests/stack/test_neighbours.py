@@ -124,7 +124,7 @@ def small_fold() -> Fold:
     )
     label = rng.normal(6, 1, FIT)
     fitted_at, scored_at = np.split(np.arange(FIT + NEW, dtype=np.int64), [FIT])
-    return Fold(FoldKey("holdout", 0), features.head(FIT), features.tail(NEW), label, fitted_at, scored_at)
+    return Fold(FoldKey("holdout", 0), features.head(FIT), features.tail(NEW), label, fitted_at, scored_at, 1.0)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.features import featurize
-from popularity.text_model.model import NumericFeatures, TextModel, TextModelParams, batches, fit, sentences
+from popularity.text_model.model import Labels, NumericFeatures, TextModel, TextModelParams, batches, fit, sentences
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 from stages import text_model
@@ -26,7 +26,7 @@ from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
     seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01,
-    warmup_fraction=0.1, num_threads=1, parallel_folds=1,
+    warmup_fraction=0.1, detrend="family", num_threads=1, parallel_folds=1,
 )  # fmt: skip
 ENCODER = text_params()
 SCHEMES = ["holdout", "forward"]
@@ -91,9 +91,9 @@ def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFra
     assert np.ptp(untrained.predict(fold.valid, fold.valid_at)) < np.ptp(scored["prediction"].to_numpy())
 
 
-def _given(folder: Path) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+def _given(folder: Path) -> tuple[pl.DataFrame, Labels]:
     fold = fold_of(folder, "forward")
-    return fold.train, fold.label, fold.posted_at
+    return fold.train, Labels.of(fold)
 
 
 def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:
@@ -163,12 +163,13 @@ def test_without_epochs_there_is_no_model(folder: Path, tmp_path: Path) -> None:
 
 
 def test_of_many_posts_it_sees_the_latest(folder: Path) -> None:
-    features, label, posted_at = _given(folder)
+    features, labels = _given(folder)
+    posted_at = labels.posted_at
     late = posted_at >= np.sort(posted_at)[-100]
-    alone = fit(features.filter(pl.Series(late)), label[late], posted_at[late], ENCODER, PARAMS)
-    capped = fit(features, label, posted_at, ENCODER, replace(PARAMS, max_train_posts=int(late.sum())))
+    alone = fit(features.filter(pl.Series(late)), labels.take(np.flatnonzero(late)), ENCODER, PARAMS)
+    capped = fit(features, labels, ENCODER, replace(PARAMS, max_train_posts=int(late.sum())))
     assert np.array_equal(alone.predict(features, posted_at), capped.predict(features, posted_at))
-    more = fit(features, label, posted_at, ENCODER, PARAMS)
+    more = fit(features, labels, ENCODER, PARAMS)
     assert not np.array_equal(more.predict(features, posted_at), capped.predict(features, posted_at))
 
 

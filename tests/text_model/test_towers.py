@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from popularity.core.arrays import Float64Array, Int64Array
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
-from popularity.text_model.model import TextModelParams, fit, sentences
+from popularity.text_model.model import Labels, TextModelParams, fit, sentences
 from tests.encoders.tiny_encoders import pretrained, save_bert, save_clip, save_siglip, text_params
 
 PARAMS = TextModelParams(
     seed=0, epochs=1, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=1e-4, lr_head=1e-3, weight_decay=0.01,
-    warmup_fraction=0.1, num_threads=1, parallel_folds=1,
+    warmup_fraction=0.1, detrend="linear", num_threads=1, parallel_folds=1,
 )  # fmt: skip
 # A first step of AdamW moves a prediction by the rate, the width and the length of the vector: here as far as with the
 # vectors of CLIP ViT-B/32, which are 512 wide and about 10 long.
@@ -68,6 +68,11 @@ def days(count: int) -> Int64Array:
     return np.arange(count) * 86_400_000_000
 
 
+def labels(label: Float64Array) -> Labels:
+    """One a day, and read on the day after the last."""
+    return Labels(label, days(len(label)), len(label))
+
+
 def vectors(encoder: EmbedTextParams, features: pl.DataFrame) -> Float64Array:
     """(n, d) normalised pooled vectors of the untrained tower."""
     batch = load_tokenizer(encoder)(sentences(features))
@@ -79,7 +84,7 @@ def vectors(encoder: EmbedTextParams, features: pl.DataFrame) -> Float64Array:
 def test_a_post_is_predicted_alike_alone_and_among_others(encoder: EmbedTextParams) -> None:
     train, valid = posts(64, seed=0), posts(30, seed=1)
     label = np.random.default_rng(0).normal(size=64)
-    model = fit(train, label, days(64), encoder, PARAMS)
+    model = fit(train, labels(label), encoder, PARAMS)
     together = model.predict(valid, days(30))
     assert np.ptp(together) > 0.05  # else all posts would be alike
     for row in range(30):
@@ -90,7 +95,7 @@ def test_a_post_is_predicted_alike_alone_and_among_others(encoder: EmbedTextPara
 def test_the_vector_is_the_one_of_the_encoder(encoder: EmbedTextParams) -> None:
     """At the tower's own length and position; a batch of short texts too."""
     train = posts(64, seed=0)
-    model = fit(train, np.random.default_rng(0).normal(size=64), days(64), encoder, replace(PARAMS, epochs=0))
+    model = fit(train, labels(np.random.default_rng(0).normal(size=64)), encoder, replace(PARAMS, epochs=0))
     seen: list[torch.Tensor] = []
     model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     short = train.filter(pl.col("text").str.len_chars() < 4)
@@ -107,7 +112,7 @@ def test_a_label_that_is_linear_in_the_vector_is_learned(encoder: EmbedTextParam
     label, wanted = (vectors(encoder, features) @ direction for features in (train, valid))
     wanted = (wanted - label.mean()) / label.std()
     label = (label - label.mean()) / label.std()
-    model = fit(train, label, days(400), encoder, replace(PARAMS, epochs=8, lr_head=1e-2))
+    model = fit(train, labels(label), encoder, replace(PARAMS, epochs=8, lr_head=1e-2))
     error = np.abs(model.predict(valid, days(100)) - wanted).mean()
     assert error < 0.4 * np.abs(wanted - np.median(label)).mean()
 
@@ -133,7 +138,7 @@ def test_a_step_that_overflows_in_fp16_is_skipped_and_moves_no_schedule(
     moved, taken = counted(monkeypatch, torch.optim.lr_scheduler.LambdaLR), counted(monkeypatch, torch.optim.AdamW)
     train = posts(96, seed=0)
     label = np.random.default_rng(0).normal(size=96)
-    model = fit(train, label, days(96), half, replace(PARAMS, epochs=2))
+    model = fit(train, labels(label), half, replace(PARAMS, epochs=2))
     steps = 12
     assert len(moved) - 1 == len(taken)  # the schedule takes one step when it is made
     assert 0 < len(taken) <= steps
@@ -150,6 +155,6 @@ def test_a_step_that_overflows_in_fp16_is_skipped_and_moves_no_schedule(
         unscale(scaler, optimizer)
 
     monkeypatch.setattr(torch.amp.GradScaler, "unscale_", overflow)
-    fit(train, label, days(96), half, replace(PARAMS, epochs=2))
+    fit(train, labels(label), half, replace(PARAMS, epochs=2))
     assert not taken
     assert len(moved) == 1

@@ -61,6 +61,7 @@ POSTS = Contract(
         "tags": Column(pl.String),  # separated by spaces, as published
         "media_type": Column(pl.String),
         "posted_at": Column(UTC),
+        "collected_at": Column(UTC, nullable=True),  # when the counts were read; null: when the last post was made
         "latitude": Column(pl.Float64, nullable=True),  # degrees
         "longitude": Column(pl.Float64, nullable=True),
         "geo_accuracy": Column(pl.Int8),  # 0 none, 1 world, 3 country, 6 region, 11 city, 16 street

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from popularity.dataset.users import USER_FIELDS, UserVectors, holds_vectors, us
 log = logging.getLogger(__name__)
 
 FINEST_GEO_ACCURACY = 16
+LAST_POST = "last_post"  # dataset.collected_at: the counts were read when the last post was made
 
 _IDS = {"uid": ("Uid",), "pid": ("Pid",)}
 _FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -42,11 +44,15 @@ class Ingested:
     summary: dict[str, Any]
 
 
-def ingest(root: Path) -> Ingested:
+def ingest(root: Path, collected_at: datetime | None = None) -> Ingested:
     """The data set under `root`, checked.
 
     A value that is only implausible becomes null (a date becomes the median of its split) and gets a row in
     `quarantine`; no post is lost. The test labels are never opened.
+
+    Args:
+        root: of the data set.
+        collected_at: when the counts of all posts were read, UTC; None: not known.
 
     Raises:
         DataError: unknown layout, a missing file, broken JSON, files whose rows are not of the same posts,
@@ -59,7 +65,8 @@ def ingest(root: Path) -> Ingested:
     with tqdm(total=files, desc="ingest", unit="file") as progress:
         for source in splits:
             posts.append(_read_split(source, quarantine, notes, users, progress))
-    table = pl.concat(posts).sort(POSTS.key)
+    collected = pl.lit(collected_at).cast(POSTS.columns["collected_at"].dtype)
+    table = pl.concat(posts).sort(POSTS.key).with_columns(collected_at=collected).select(list(POSTS.columns))
     _refuse_shared_pids(table, splits)
     user_table, differing = users.table()
     entries = quarantine.table()
@@ -71,6 +78,25 @@ def ingest(root: Path) -> Ingested:
         log.info("%d values could not be used as published; see the summary and the quarantine table", len(entries))
     notes.users_with_differing_vectors = differing
     return Ingested(table, user_table, entries, summarise(root, splits, table, entries, notes))
+
+
+def collection_date(text: str) -> datetime | None:
+    """The date of `dataset.collected_at`, UTC; None for `last_post`.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if text == LAST_POST:
+        return None
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        raise DataError(
+            f"dataset.collected_at is {text!r}",
+            expected=f"{LAST_POST}, or a date such as 2016-05-01 or 2016-05-01T12:00 (UTC)",
+            fix="set dataset.collected_at in params.yaml",
+        ) from None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
 
 
 def _read_split(
@@ -94,7 +120,7 @@ def _read_split(
     frame = pl.DataFrame(columns).with_columns(
         pl.lit(source.split).alias("split"), pl.int_range(pl.len(), dtype=pl.Int64).alias("source_index")
     )
-    return frame.select(list(POSTS.columns))
+    return frame.select([name for name in POSTS.columns if name in frame.columns])
 
 
 class _SplitReader:

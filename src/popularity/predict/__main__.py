@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m popularity.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name in FIELDS:
-        parser.add_argument(f"--{name}", help=_HELP.get(name))
+        parser.add_argument(f"--{name.replace('_', '-')}", help=_HELP.get(name))
     parser.add_argument("--posts", type=Path, help="file of posts, .csv or .jsonl")
     parser.add_argument("--out", type=Path, help="file of predictions to write, .csv or .jsonl")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -82,6 +82,7 @@ _HELP = {
     "category": "first-level class, as the data set names it",
     "subcategory": "second-level class",
     "concept": "third-level class",
+    "days_after": "days from the post until its count is read; without it, those of the median training post",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from popularity.core import paths
@@ -47,7 +48,9 @@ from popularity.predict.requests import NewPosts
 from popularity.stack import StackModel, read_blocks
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.model import Predicted, ShapValues
+from popularity.target.trend import Trend
 from popularity.text_model import TextModel
+from popularity.validation.inner_cv import MICROSECONDS_A_DAY
 
 Notes = Mapping[str, list[str]]  # by pid
 
@@ -213,7 +216,7 @@ def predict(
         blocks, explanations = _embed(inputs, stack_vectors, classes, scratch)
         splits = read_table(project.splits, FOLDS)
         features = further_features(inputs.posts, inputs.images, splits, known, settings.featurize, project.features)
-        fitted = _predict_stack(project, inputs, features, blocks, n_features)
+        fitted = _predict_stack(project, inputs, features, blocks, n_features, notes)
         _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
     return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
 
@@ -288,21 +291,48 @@ class _Fitted:
 
 
 def _predict_stack(
-    project: Project, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, n_features: int
+    project: Project, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, n_features: int, notes: Notes
 ) -> _Fitted:
     model = StackModel.load(project.stack)
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()
-    predicted = model.predict(features, blocks, posted_at)
-    shap_values = model.explain(features, blocks, posted_at, n_features)
+    days_after = days_until_read(model.trend, dates, notes)
+    predicted = model.predict(features, blocks, posted_at, days_after)
+    shap_values = model.explain(features, blocks, posted_at, n_features, days_after)
     in_label_units = model.target_transform.kind == "none"
     text = _text_weight(project)
     if text["weight"]:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
-        predictions = text_model.predict(features, posted_at) - text["offset"]
+        predictions = text_model.predict(features, posted_at, days_after) - text["offset"]
         weight = text["weight"]
         predicted, shap_values = with_text(predicted, shap_values, predictions, weight, add_block=in_label_units)
     return _Fitted(predicted, shap_values, "popularity" if in_label_units else "normal score of popularity")
+
+
+def days_until_read(trend: Trend, posts: pl.DataFrame, notes: Notes) -> Float64Array:
+    """(n,) days from each post until its count is read; nan: until the collection, as that of the stored posts.
+
+    A post that says nothing is read at the collection; if it is later, it is read after as many days as the median
+    train row. Further notes go to the requests.
+
+    Args:
+        trend: of the stack.
+        posts: (pid, posted_at, collected_at) of n posts; collected_at is null where the request says nothing.
+        notes: of the requests.
+    """
+    family = trend.family
+    days = (posts["collected_at"] - posts["posted_at"]).dt.total_microseconds().to_numpy() / MICROSECONDS_A_DAY
+    if family is None:
+        for pid in posts.filter(pl.col("collected_at").is_not_null())["pid"]:
+            notes[pid].append("unused value: days_after, which models without stack.detrend: family do not read")
+        return days
+    later = posts["posted_at"].to_physical().to_numpy() / MICROSECONDS_A_DAY > family.collected_at
+    drafts = later & np.isnan(days)
+    for pid in posts["pid"].filter(pl.Series(drafts)):
+        notes[pid].append(
+            f"no days_after: {family.median_exposure:.0f} days taken, as the median train post had until its count"
+        )
+    return np.where(drafts, family.median_exposure, days)
 
 
 def _assemble(

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 FIELDS = (
     *("pid", "image", "title", "tags", "user", "date"),
-    *("category", "subcategory", "concept", "latitude", "longitude"),
+    *("category", "subcategory", "concept", "latitude", "longitude", "days_after"),
 )
+MAX_DAYS_AFTER = 36_500.0
 # Of a known user these are taken from the latest stored post; of an unknown user they are empty.
 USER_FIELDS = (
     *("has_path_alias", "photo_count", "is_pro", "can_buy_pro", "first_photo_at", "first_taken_at"),
@@ -234,6 +235,7 @@ class _Maker:
             "title": request.fields.get("title", ""),
             "tags": request.fields.get("tags", ""),
             "posted_at": date,
+            "collected_at": _read_at(request, date),
             "latitude": latitude,
             "longitude": longitude,
             "geo_accuracy": UNPLACED if latitude is None else PLACED,
@@ -288,6 +290,21 @@ def _date(text: str) -> datetime:
     if not EARLIEST <= date <= LATEST:
         raise _UnusableError(f"date {text} lies outside {EARLIEST.year} to {LATEST.year}")
     return date.astimezone(UTC)
+
+
+def _read_at(request: Request, posted_at: datetime) -> datetime | None:
+    """When the count is read, `days_after` the post; None where it is not said."""
+    text = request.get("days_after")
+    try:
+        days = float(text) if text else None
+    except ValueError:
+        days = -1.0
+    if days is None or 0 <= days <= MAX_DAYS_AFTER:
+        return None if days is None else posted_at + timedelta(days=days)
+    request.notes.append(
+        f"unusable value: days_after {text} is no number of days from 0 to {MAX_DAYS_AFTER:.0f}; left out"
+    )
+    return None
 
 
 def _degrees(request: Request, name: str, limit: float) -> float | None:

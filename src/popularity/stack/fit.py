@@ -168,7 +168,7 @@ def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
         blocks: of all posts.
         params: section stack.
     """
-    trend = Trend.fit(fold.posted_at, fold.label, params.detrend)
+    trend = Trend.fit(fold.posted_at, fold.label, params.detrend, fold.collected_at)
     detrended = trend.detrend(fold.label, fold.posted_at)
     classes = [blocks.classes_of(rows["pid"]) for rows in (fold.train, fold.valid)]
     masked = None if classes[0] is None or classes[1] is None else rows_to_mask(classes[0], classes[1])
@@ -193,7 +193,7 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     kept = kept_rows(fold.train["pid"].to_list(), encoded.losses, params.row_selection, params.seed)
     train_rows = effort.draw(np.flatnonzero(kept), params.seed)
     label, posted_at, matrix = fold.label[train_rows], fold.posted_at[train_rows], encoded.train.take(train_rows)
-    trend = Trend.fit(posted_at, label, params.detrend)
+    trend = Trend.fit(posted_at, label, params.detrend, fold.collected_at)
     detrended = trend.detrend(label, posted_at)
     transform = RankGauss.fit(detrended, params.target_transform)
     sample_weight = recency_sample_weight(posted_at, params.sample_weight_half_life_days)
@@ -203,7 +203,7 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     rows, sizes = valid_rows(splits), [len(valid) for _, valid in splits]
     learned = {learner: LEARNERS[learner].learn(sample, splits, params) for learner in params.learners}
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner valid rows)
-    expected = inner_trends(posted_at, label, splits, params.detrend)
+    expected = inner_trends(posted_at, label, splits, params.detrend, fold.collected_at)
     truth = label[rows] - expected
     weights = fit_weights(each, truth, transform, centred=trend.shifts)
     out_of_fold = transform.invert(weights.apply(each))

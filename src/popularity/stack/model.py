@@ -78,26 +78,33 @@ class StackModel:
     trend: Trend
     error_scale: ErrorScale
 
-    def predict_each(self, matrix: Matrix, posted_at: Int64Array) -> Float64Array:
+    def predict_each(
+        self, matrix: Matrix, posted_at: Int64Array, days_after: Float64Array | None = None
+    ) -> Float64Array:
         """(seeds, n) predicted labels.
 
         Args:
             matrix: of n posts.
             posted_at: (n,) microseconds.
+            days_after: (n,) days from the post until its count is read; None or nan: until the collection.
         """
-        each = predict_targets(self.models, self.weights, matrix)
-        return np.stack([self.trend.retrend(self.target_transform.invert(row), posted_at) for row in each])
+        targets = predict_targets(self.models, self.weights, matrix)
+        each = [self.target_transform.invert(row) for row in targets]
+        return np.stack([self.trend.retrend(row, posted_at, days_after) for row in each])
 
-    def predict(self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array) -> Predicted:
+    def predict(
+        self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array, days_after: Float64Array | None = None
+    ) -> Predicted:
         """Predictions of n posts, in the row order of `features`.
 
         Args:
             features: (pid, features).
             blocks: of all posts.
             posted_at: (n,) microseconds.
+            days_after: (n,) days from the post until its count is read; None or nan: until the collection.
         """
         matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
-        values = self.predict_each(matrix, posted_at).mean(axis=0)
+        values = self.predict_each(matrix, posted_at, days_after).mean(axis=0)
         return Predicted(values, self.error_scale.predict(matrix, values))
 
     def shap_values(self, matrix: Matrix) -> Float64Array:
@@ -109,7 +116,14 @@ class StackModel:
         total: Float64Array = np.sum(weighted, axis=0)
         return total
 
-    def explain(self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array, largest: int) -> ShapValues:
+    def explain(
+        self,
+        features: pl.DataFrame,
+        blocks: Blocks,
+        posted_at: Int64Array,
+        largest: int,
+        days_after: Float64Array | None = None,
+    ) -> ShapValues:
         """SHAP values of n posts, in the row order of `features`.
 
         Args:
@@ -117,12 +131,13 @@ class StackModel:
             blocks: of all posts.
             posted_at: (n,) microseconds.
             largest: how many features of each post are listed.
+            days_after: (n,) days from the post until its count is read; None or nan: until the collection.
         """
         matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
         values = self.shap_values(matrix)
         expected_value, values = values[:, -1], values[:, :-1]
         if self.target_transform.kind == "none":
-            expected_value = self.trend.retrend(expected_value, posted_at)
+            expected_value = self.trend.retrend(expected_value, posted_at, days_after)
         order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :largest]
         rows = np.arange(len(values))[:, None]
         kept = order.shape[1]

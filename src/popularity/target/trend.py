@@ -1,12 +1,13 @@
 """Detrend: the label's trend leaves it before the learners fit, and returns at the date of a prediction.
 
 Views fall or rise with the date, and trees predict a later date as they predict the last days of the train rows. So a
-line through time is fitted on the train rows, the learners fit the label less that line, and a prediction gets the
-line back at the post's own date. What line and learners miss together is estimated on the inner CV.
+trend is fitted on the train rows, the learners fit the label less that trend, and a prediction gets the trend back at
+the post's own date. What trend and learners miss together is estimated on the inner CV: predictions for dates after the
+train rows are shifted by it.
 
     none    the learners fit the label
-    linear  the learners fit the label less the line; predictions for dates after the train rows are shifted by what
-            the predictions of the inner CV missed
+    linear  a line through time (`line`)
+    family  the mean of several forecasts (`family`)
 """
 
 from __future__ import annotations
@@ -19,73 +20,13 @@ import numpy as np
 from scipy.stats import t as student
 
 from popularity.core.arrays import Float64Array, Int64Array
+from popularity.target.family import Family
+from popularity.target.line import FLAT, Line
 from popularity.validation.inner_cv import MICROSECONDS_A_DAY, InnerSplit
 
-Detrend = Literal["none", "linear"]
+Detrend = Literal["none", "linear", "family"]
 
-N_PERIODS = 10  # of equal numbers of posts; the line goes through their means, whose scatter is the slope's error
-DAMPING_FRACTION = 0.25  # of the time span: the length after which a forecast has almost stopped to change
 FORECAST_CONFIDENCE = 0.9  # of the interval of a forecast
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line through time that ends in a damped forecast.
-
-    Args:
-        value: label units, at the day `middle`.
-        slope: label units a day.
-        middle: days since 1970.
-        start: the day before which it is flat.
-        end: the day from which it is a forecast.
-        trust: share of the slope that the forecast keeps, 0 to 1.
-    """
-
-    value: float
-    slope: float
-    middle: float
-    start: float
-    end: float
-    trust: float
-
-    @classmethod
-    def fit(cls, posted_at: Int64Array, label: Float64Array) -> Line:
-        """Returns the least-squares line through the mean labels of N_PERIODS; flat where there are too few posts.
-
-        The forecast keeps 1 - (error of the slope / slope)^2 of the slope, none where the slope is within its error
-        (James-Stein), and ever less with distance (a damped trend). The ends are the 1 % and 99 % quantiles of the
-        dates, so that one odd date does not stretch the line.
-
-        Args:
-            posted_at: (n,) microseconds.
-            label: (n,).
-        """
-        days = posted_at / MICROSECONDS_A_DAY
-        start, end = (float(np.quantile(days, fraction)) for fraction in (0.01, 0.99))
-        periods = np.array_split(np.argsort(days, kind="stable"), N_PERIODS)
-        if len(days) < 2 * N_PERIODS or start == end:
-            return cls(float(label.mean()), 0.0, start, start, end, 0.0)
-        x = np.array([np.median(days[rows]) for rows in periods])
-        y = np.array([label[rows].mean() for rows in periods])
-        centred = x - x.mean()
-        slope = float(centred @ y / (centred @ centred))
-        residual = y - y.mean() - slope * centred
-        variance = float(residual @ residual) / (N_PERIODS - 2) / float(centred @ centred)
-        trust = max(0.0, 1 - variance / slope**2) if slope else 0.0
-        return cls(float(y.mean()), slope, float(x.mean()), start, end, trust)
-
-    def at(self, posted_at: Int64Array) -> Float64Array:
-        """Returns the trend (n,) at the dates (n,)."""
-        days = posted_at / MICROSECONDS_A_DAY
-        reach = DAMPING_FRACTION * (self.end - self.start)
-        beyond = np.maximum(days - self.end, 0.0)
-        ahead = reach * -np.expm1(-beyond / reach) if reach else 0 * beyond
-        along = np.clip(days, self.start, self.end) - self.middle + self.trust * ahead
-        trend: Float64Array = self.value + self.slope * along
-        return trend
-
-
-FLAT = Line(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -131,34 +72,71 @@ class Trend:
     """The label's trend: what the learners do not fit, and what their predictions get back.
 
     Args:
-        kind: none or linear.
-        line: through time; FLAT for none.
+        kind: none, linear or family.
+        line: through time; FLAT for none and family.
+        family: None for none and linear.
         shift: of predictions for dates after the train rows.
     """
 
     kind: Detrend
     line: Line
+    family: Family | None
     shift: Shift
 
     @classmethod
-    def fit(cls, posted_at: Int64Array, label: Float64Array, kind: Detrend) -> Trend:
+    def fit(cls, posted_at: Int64Array, label: Float64Array, kind: Detrend, collected_at: float | None = None) -> Trend:
         """Returns the trend of the train rows, without a shift.
 
         Args:
             posted_at: (n,) microseconds.
             label: (n,).
-            kind: none or linear.
+            kind: none, linear or family.
+            collected_at: days since 1970 on which the counts were read; None: on the last of the dates.
         """
         line = Line.fit(posted_at, label)
-        return cls(kind, line if kind == "linear" else FLAT, Shift(0.0, line.end, None, 0))
+        family = None
+        if kind == "family":
+            last = float(posted_at.max()) / MICROSECONDS_A_DAY
+            family = Family.fit(posted_at, label, last if collected_at is None else collected_at)
+        return cls(kind, line if kind == "linear" else FLAT, family, Shift(0.0, line.end, None, 0))
+
+    def at(self, posted_at: Int64Array, days_after: Float64Array | None = None) -> Float64Array:
+        """Returns the trend (n,), without the shift.
+
+        Args:
+            posted_at: (n,) microseconds.
+            days_after: (n,) days from the post until its count is read; None or nan: until the collection. Only a
+                family tells them apart.
+        """
+        return self.line.at(posted_at) if self.family is None else self.family.at(posted_at, days_after)
+
+    def members_at(self, posted_at: Int64Array) -> dict[str, Float64Array]:
+        """Returns the trend (n,) of every member by its name, at the dates (n,); how far they differ is not known.
+
+        Args:
+            posted_at: (n,) microseconds.
+        """
+        return {self.kind: self.at(posted_at)} if self.family is None else self.family.members_at(posted_at)
 
     def detrend(self, label: Float64Array, posted_at: Int64Array) -> Float64Array:
         """Returns labels (n,) less the trend at their dates (n,)."""
-        return label - self.line.at(posted_at)
+        return label - self.at(posted_at)
 
-    def retrend(self, predicted: Float64Array, posted_at: Int64Array) -> Float64Array:
-        """Returns labels (n,): the learners' predictions (n,) plus trend and shift at their dates (n,)."""
-        label: Float64Array = predicted + self.line.at(posted_at) + self.shift.at(posted_at)
+    def retrend(
+        self, predicted: Float64Array, posted_at: Int64Array, days_after: Float64Array | None = None
+    ) -> Float64Array:
+        """Returns labels (n,): the learners' predictions (n,) plus trend and shift.
+
+        Args:
+            predicted: (n,).
+            posted_at: (n,) microseconds.
+            days_after: (n,) days from the post until its count is read; None or nan: until the collection. A family's
+                other predictions have no shift: it is what those missed that were read at the collection.
+        """
+        shift = self.shift.at(posted_at)
+        if days_after is not None and self.family is not None:
+            shift = np.where(np.isnan(days_after), shift, 0.0)
+        label: Float64Array = predicted + self.at(posted_at, days_after) + shift
         return label
 
     @property
@@ -193,11 +171,16 @@ class Trend:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Trend:
         """Returns the trend that `to_json` described."""
-        return cls(content["kind"], Line(**content["line"]), Shift(**content["shift"]))
+        family = None if content["family"] is None else Family.from_json(content["family"])
+        return cls(content["kind"], Line(**content["line"]), family, Shift(**content["shift"]))
 
 
 def inner_trends(
-    posted_at: Int64Array, label: Float64Array, splits: Sequence[InnerSplit], kind: Detrend
+    posted_at: Int64Array,
+    label: Float64Array,
+    splits: Sequence[InnerSplit],
+    kind: Detrend,
+    collected_at: float | None = None,
 ) -> Float64Array:
     """Returns (m,) the trend at the valid rows of every inner split, fitted on the split's train rows alone.
 
@@ -205,7 +188,12 @@ def inner_trends(
         posted_at: (n,) microseconds.
         label: (n,).
         splits: of `inner_splits`.
-        kind: none or linear.
+        kind: none, linear or family.
+        collected_at: days since 1970 on which the counts were read; None: on the last of the n dates.
     """
-    trends = [Trend.fit(posted_at[train], label[train], kind).line.at(posted_at[valid]) for train, valid in splits]
+    if collected_at is None and len(posted_at):
+        collected_at = float(posted_at.max()) / MICROSECONDS_A_DAY
+    trends = [
+        Trend.fit(posted_at[train], label[train], kind, collected_at).at(posted_at[valid]) for train, valid in splits
+    ]
     return np.concatenate(trends) if trends else np.empty(0)

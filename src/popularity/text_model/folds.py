@@ -22,7 +22,7 @@ from popularity.core.contracts import REFIT, TEXT_PREDICTIONS, FoldKey, empty_ta
 from popularity.core.parallel import ordered_map, torch_threads
 from popularity.encoders.sharding import missing_files
 from popularity.encoders.text import EmbedTextParams
-from popularity.text_model.model import TextModelParams, fit
+from popularity.text_model.model import Labels, TextModelParams, fit
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 
@@ -97,7 +97,7 @@ def _fit_fold(inputs: FoldInputs, task: Task) -> None:
     key, rows = task
     fold = load_fold(key, rows, inputs.posts, inputs.features)
     with torch_threads(inputs.params.num_threads):
-        model = fit(fold.train, fold.label, fold.posted_at, inputs.encoder, inputs.params, inputs.device)
+        model = fit(fold.train, Labels.of(fold), inputs.encoder, inputs.params, inputs.device)
         predicted = model.predict(fold.valid, fold.valid_at)
     keys = fold.valid.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32))
     if key.scheme == REFIT:

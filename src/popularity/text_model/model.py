@@ -31,7 +31,8 @@ from popularity.encoders.prompting import unfreeze_last
 from popularity.encoders.sharding import autocast
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
-from popularity.target.trend import Trend
+from popularity.target.trend import Detrend, Trend
+from popularity.validation.folds import Fold
 
 MAX_ABS_Z = 5.0  # standard deviations to which a numeric feature is clipped
 POOL_BATCHES = 16  # texts are sorted by length inside so many batches: little padding, and still a random order
@@ -56,6 +57,7 @@ class TextModelParams(Section):
         lr_head: peak learning rate of the head.
         weight_decay: of layers and head.
         warmup_fraction: of the steps, in which the rates rise; then they fall linearly to 0.
+        detrend: what the label is less of, see `popularity.target.trend`.
         num_threads: of a fit on a CPU; part of the result: another number may change the last bits.
         parallel_folds: fits at the same time on a machine, no part of the result; one a process on an accelerator.
     """
@@ -69,6 +71,7 @@ class TextModelParams(Section):
     lr_head: Rate
     weight_decay: Rate
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    detrend: Detrend
     num_threads: Annotated[int, Field(ge=1)]
     parallel_folds: Annotated[int, Field(ge=1)]
 
@@ -164,12 +167,15 @@ class TextModel(nn.Module):
         return standardised
 
     @torch.inference_mode()
-    def predict(self, features: pl.DataFrame, posted_at: Int64Array) -> Float64Array:
+    def predict(
+        self, features: pl.DataFrame, posted_at: Int64Array, days_after: Float64Array | None = None
+    ) -> Float64Array:
         """(n,) predicted labels.
 
         Args:
             features: (pid, features) of n posts.
             posted_at: (n,) microseconds.
+            days_after: (n,) days from the post until its count is read; None or nan: until the collection.
         """
         if features.is_empty():
             return np.empty(0)
@@ -181,7 +187,7 @@ class TextModel(nn.Module):
         predicted = np.empty(len(inputs.order))
         predicted[inputs.order] = np.concatenate(outputs)
         detrended = predicted * float(self.get_buffer("spread")) + float(self.get_buffer("centre"))
-        return self.trend.retrend(detrended, posted_at)
+        return self.trend.retrend(detrended, posted_at, days_after)
 
     def save(self, path: Path) -> None:
         """Writes the trained parameters, one safetensors file; the frozen layers are in their own package or folder."""
@@ -220,10 +226,33 @@ class _Inputs:
         return TextBatch(*(tokens[rows] for tokens in self.texts)), self.numeric[rows]
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Labels of n posts and what their trend is fitted on.
+
+    Args:
+        label: (n,).
+        posted_at: (n,) microseconds.
+        collected_at: days since 1970 on which the counts were read.
+    """
+
+    label: Float64Array
+    posted_at: Int64Array
+    collected_at: float
+
+    @classmethod
+    def of(cls, fold: Fold) -> Labels:
+        """Those of the train rows."""
+        return cls(fold.label, fold.posted_at, fold.collected_at)
+
+    def take(self, rows: Int64Array) -> Labels:
+        """Those of some rows."""
+        return Labels(self.label[rows], self.posted_at[rows], self.collected_at)
+
+
 def fit(
     features: pl.DataFrame,
-    label: Float64Array,
-    posted_at: Int64Array,
+    labels: Labels,
     encoder: EmbedTextParams,
     params: TextModelParams,
     device: torch.device = CPU,
@@ -232,8 +261,7 @@ def fit(
 
     Args:
         features: (pid, features).
-        label: (n,).
-        posted_at: (n,) microseconds.
+        labels: of the same posts.
         encoder: an entry of embed_text.
         params: section text_model.
         device: on which it is fitted, and stays.
@@ -241,10 +269,10 @@ def fit(
     Raises:
         DataError: the loss is not finite.
     """
-    latest = np.sort(np.argsort(posted_at, kind="stable")[-params.max_train_posts :])
-    features, label, posted_at = features[latest], label[latest], posted_at[latest]
-    trend = Trend.fit(posted_at, label, "linear")
-    detrended = trend.detrend(label, posted_at)
+    latest = np.sort(np.argsort(labels.posted_at, kind="stable")[-params.max_train_posts :])
+    features, labels = features[latest], labels.take(latest)
+    trend = Trend.fit(labels.posted_at, labels.label, params.detrend, labels.collected_at)
+    detrended = trend.detrend(labels.label, labels.posted_at)
     model = TextModel(encoder, params.unfreeze_layers, NumericFeatures.fit(features), trend)
     torch.manual_seed(params.seed)  # after the encoder, whose loading may draw too
     model.head.reset_parameters()

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.contracts import FoldKey
 from popularity.features import read_features
+from popularity.validation.inner_cv import MICROSECONDS_A_DAY
+
+LATE_DATES = 0.1  # of the time span: a date farther after the 99 % quantile does not say when the counts were read
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Fold:
         label: (train rows,).
         posted_at: (train rows,) microseconds.
         valid_at: (valid rows,) microseconds.
+        collected_at: days since 1970, on which the counts of all posts were read.
     """
 
     key: FoldKey
@@ -31,6 +36,7 @@ class Fold:
     label: Float64Array
     posted_at: Int64Array
     valid_at: Int64Array
+    collected_at: float
 
 
 def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
@@ -59,4 +65,21 @@ def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Pat
         label=train_labels["label"].to_numpy(),
         posted_at=train_labels["posted_at"].to_physical().to_numpy(),
         valid_at=valid_labels["posted_at"].to_physical().to_numpy(),
+        collected_at=collection_day(posts),
     )
+
+
+def collection_day(posts: pl.DataFrame) -> float:
+    """Returns the day since 1970 on which the counts were read: `collected_at`, or the date of the last post.
+
+    A date far after all others does not count.
+
+    Args:
+        posts: contract POSTS, with and without labels.
+    """
+    given = posts["collected_at"].to_physical().drop_nulls()
+    if len(given):
+        return float(given[0]) / MICROSECONDS_A_DAY
+    days = posts["posted_at"].to_physical().to_numpy() / MICROSECONDS_A_DAY
+    start, end = np.quantile(days, (0.01, 0.99))
+    return float(days[days <= end + LATE_DATES * (end - start)].max())
