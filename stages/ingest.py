@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.core.atomic import write_json
+from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import POSTS, QUARANTINE, USERS, write_table
 from popularity.core.stage import record_resources, run
-from popularity.dataset import ingest
+from popularity.dataset import DatasetParams, ingest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quarantine", type=Path, required=True)
     parser.add_argument("--summary", type=Path, required=True)
     parser.add_argument("--resources", type=Path, required=True)
+    parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
+    params = load_params("dataset", DatasetParams, args.params)
     with record_resources("ingest", args.resources):
-        ingested = ingest(args.root)
+        ingested = ingest(args.root, params.labels, without_user_file=params.without_user_file)
         write_table(ingested.posts, args.posts, POSTS)
         write_table(ingested.users, args.users, USERS)
         write_table(ingested.quarantine, args.quarantine, QUARANTINE)

@@ -19,7 +19,7 @@ from popularity.dataset import reading as reading_module
 from popularity.dataset.parsing import strip_html
 from stages import ingest as stage
 from tests.dataset.layout import OLD_NAMES, Layout, build, vector
-from tests.repository import stage_flags
+from tests.repository import stage_flags, write_profile
 
 
 def read(layout: Layout, root: Path) -> Ingested:
@@ -386,7 +386,9 @@ def test_stage_writes_equal_bytes_twice(tmp_path: Path) -> None:
     contents = []
     for attempt in ("first", "second"):
         folder = tmp_path / attempt
+        folder.mkdir()
         names = {name: folder / f"{name}.parquet" for name in ("posts", "users", "quarantine")}
+        write_profile(folder)
         stage.main(stage_flags("ingest", folder, root=root, **names, summary="r.json", resources="c.json"))
         contents.append([path.read_bytes() for path in (*names.values(), folder / "r.json")])
         assert orjson.loads((folder / "c.json").read_bytes())["stage"] == "ingest"

@@ -11,7 +11,8 @@ import pytest
 
 from popularity.core.errors import DataError
 from popularity.submission.__main__ import main
-from popularity.submission.validate import expected_ids, validate
+from popularity.submission.ids import expected_ids
+from popularity.submission.validate import validate
 
 PIDS = ["775", "007", "31", "4"]
 IDS = [f"post{pid}" for pid in PIDS]
@@ -154,12 +155,12 @@ def test_faults_of_the_metadata_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no file with Pids"):
         expected_ids(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"test_category.json, row 1: Pid 4.5\n  expected: text or an integer"):
-        expected_ids(_folder(tmp_path, content=[{"Pid": "4"}, {"Pid": 4.5}]))
+    with pytest.raises(DataError, match=r"test_category.json, row 1: Pid None\n  expected: text or an integer"):
+        expected_ids(_folder(tmp_path, content=[{"Pid": "4"}, {"Pid": None}]))
     with pytest.raises(DataError, match="row 2: Pid 4 again, first in row 0"):
         expected_ids(_folder(tmp_path, content=[{"Pid": "4"}, {"Pid": "5"}, {"Pid": 4}]))
     (tmp_path / "test_allmetadata_json/test_category.json").write_text("[{")
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match="broken JSON"):
         expected_ids(tmp_path / "test_allmetadata_json")
 
 

@@ -19,6 +19,7 @@ from popularity.predict.requests import Request
 LINE_WIDTH = 100  # characters
 MAX_LISTED_CLASSES = 3  # in a line
 MAX_LISTED_PROBLEMS = 10  # in a summary
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a formula
 LISTS = {
     "nearest by image": ("nearest", "visual", "cosine", ".2f"),
     "nearest by text": ("nearest", "text", "cosine", ".2f"),
@@ -173,7 +174,12 @@ def write_file(path: Path, requests: Sequence[Request], predictions: Mapping[str
         names = list(dict.fromkeys(name for row in rows for name in row if name not in ("notes", "problem")))
         writer = csv.DictWriter(stream, [*names, "notes", "problem"], restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)
+
+
+def plain_cell(value: Any) -> Any:
+    """A cell for CSV that people open: a text that a table program would run as a formula gets a leading quote."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def refuse_other_suffix(path: Path) -> None:
