@@ -14,8 +14,10 @@ from typing import Any
 
 from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, parse_params, read_yaml
-from popularity.core.errors import ConfigError
+from popularity.core.errors import ConfigError, DataError
 from popularity.core.stage import run
+from popularity.dataset import DatasetParams
+from popularity.dataset.preparation import refuse_unquotable
 from popularity.demo import DemoParams
 from popularity.encoders.image import EmbedImageParams, network_image_params
 from popularity.encoders.names import EncoderName, EncodersParams
@@ -38,6 +40,7 @@ from popularity.tuning.space import Space
 from popularity.validation import SplitParams
 
 SECTIONS: Mapping[str, Any] = {
+    "dataset": DatasetParams,
     "demo": DemoParams,
     "index_images": IndexImagesParams,
     "split": SplitParams,
@@ -56,7 +59,7 @@ SECTIONS: Mapping[str, Any] = {
     "report": ReportParams,
 }
 MAPS: Mapping[str, type[EncoderParams]] = {"embed_image": EmbedImageParams, "embed_text": EmbedTextParams}
-OTHERS = ("profile", "dataset")  # sections of no stage
+OTHERS = ("profile",)  # sections of no stage
 
 
 def check(file: Path) -> None:
@@ -79,6 +82,8 @@ def check(file: Path) -> None:
         _collect(problems, partial(_check_candidates, content, file))
         _collect(problems, partial(_check_encoders, content, file))
     root = content.get("dataset", {}).get("root") if isinstance(content.get("dataset"), Mapping) else None
+    if isinstance(root, str):
+        _collect(problems, partial(refuse_unquotable, Path(root)))
     if not isinstance(root, str):
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
     elif root != paths.DEMO and not (file.parent / root).is_dir():
@@ -90,7 +95,7 @@ def check(file: Path) -> None:
 def _collect(problems: list[str], step: Callable[[], object]) -> None:
     try:
         step()
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         problems.append(str(error))
 
 

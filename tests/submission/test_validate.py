@@ -12,7 +12,8 @@ import pytest
 from popularity.core.errors import DataError
 from popularity.submission.__main__ import main
 from popularity.submission.ids import expected_ids
-from popularity.submission.validate import validate
+from popularity.submission.validate import read_scores, validate
+from popularity.submission.write import SubmitConfig, write_files
 
 PIDS = ["775", "007", "31", "4"]
 IDS = [f"post{pid}" for pid in PIDS]
@@ -182,3 +183,20 @@ def test_the_command_exits_with_one_message(tmp_path: Path) -> None:
     assert bad.returncode == 1
     assert bad.stderr.startswith("error: ")
     assert "Traceback" not in bad.stderr
+
+
+def test_the_order_is_that_of_ingest(tmp_path: Path) -> None:
+    """Columns whose keys are sorted as texts, beside what a Mac leaves behind."""
+    pids = [f"p{row:02}" for row in range(12)]
+    keys = sorted(range(12), key=str)
+    folder = _folder(tmp_path, content={"Pid": {str(row): pids[row] for row in keys}})
+    (folder / "._test_category.json").write_bytes(b"\0\5\x16\7")
+    assert expected_ids(folder) == [f"post{pid}" for pid in pids]
+
+
+def test_ids_with_separators_go_through_csv_and_back(tmp_path: Path) -> None:
+    ids = [f"post{pid}" for pid in ("a,b", 'a"b', "a;b", " a ", "a\tb", "a\u2028b", "a\x0bb", "'a", "=a", "\u00e9")]
+    config = SubmitConfig("VERSION 1.2", 4, "")
+    write_files(ids, [float(row) for row in range(len(ids))], config, tmp_path)
+    for name in ("submission.csv", "submission.json"):
+        assert read_scores(tmp_path / name, ids, in_order=True) == {post: float(row) for row, post in enumerate(ids)}
