@@ -311,6 +311,7 @@ def test_links_that_lead_to_no_image_of_the_shard_are_missing(tmp_path: Path, ta
 
 def test_the_named_suffix_goes_before_another(tmp_path: Path) -> None:
     others = [("train/7@N/0.png", image_bytes(7)), ("train/7@N/1.JPG", image_bytes(8))]
+    others.append(("thumbnails/train/7@N/0.jpg", image_bytes(6)))
     write_tar(tmp_path / "train_images.tar", [members("train")[0], *others, *members("train")[2:]])
     images, report = index_images(posts(test=0), tmp_path, STRICT)
     reader = ImageReader(tmp_path)

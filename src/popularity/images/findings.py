@@ -58,7 +58,7 @@ def printable(name: str) -> str:
 def image_lines(summary: Mapping[str, Any]) -> list[str]:
     """What a summary of `index_images` says, as lines for people."""
     lines = []
-    for split, counts in summary["statuses"].items():
+    for split, counts in sorted(summary["statuses"].items(), reverse=True):  # train, test
         nothing = summary["no_picture"][split]
         extra = f"; {nothing} more posts name no picture" if nothing else ""
         lines.append(f"images of {split}: {counts['ok']} of {sum(counts.values()) - nothing} can be used{extra}")

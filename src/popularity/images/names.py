@@ -24,6 +24,11 @@ class Match:
     exact: bool
     prefix: str
 
+    @property
+    def rank(self) -> tuple[bool, bool]:
+        """The match of higher rank is the picture: one without a prefix, then one with the suffix that is named."""
+        return not self.prefix, self.exact
+
 
 class Wanted:
     """The image paths of posts, found under the names that they may have: Unicode forms, suffixes, a folder deeper."""

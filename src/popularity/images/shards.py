@@ -48,23 +48,24 @@ class _Found(NamedTuple):
 def places(shards: list[Path], wanted: Wanted, findings: Findings) -> dict[str, Place]:
     """Where each image lies, by image_path.
 
-    Of several with one name the last counts, as tar extracts; one with the suffix that the post names goes before.
+    Of several with one name the last counts, as tar extracts; one that is named exactly so goes before the others.
     """
-    result: dict[str, tuple[Place, bool]] = {}
+    result: dict[str, _Found] = {}
     for number, shard in enumerate(shards):
         for name, found in _found(number, shard, wanted, findings).items():
             before = result.get(found.match.path)
             if found.place is None:
                 findings.not_a_file.add(name)
-            elif before is not None and before[1] and not found.match.exact:
+            elif before is not None and before.match.rank > found.match.rank:
                 findings.unexpected.add(name)
             else:
                 if before is not None:
                     findings.replaced.add(name)
-                result[found.match.path] = found.place, found.match.exact
-                findings.links += found.is_link
-                findings.note(found.match)
-    return {path: place for path, (place, _) in result.items()}
+                result[found.match.path] = found
+    for found in result.values():
+        findings.links += found.is_link
+        findings.note(found.match)
+    return {path: found.place for path, found in result.items() if found.place is not None}
 
 
 def _found(number: int, shard: Path, wanted: Wanted, findings: Findings) -> dict[str, _Found]:
