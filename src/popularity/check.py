@@ -7,6 +7,7 @@ hours. This command reads every section at once, finds sections that no stage re
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ from popularity.tuning.network import NetworkSearchParams
 from popularity.tuning.objective import TuneParams
 from popularity.tuning.space import Space
 from popularity.validation import SplitParams
+
+logger = logging.getLogger(__name__)
 
 SECTIONS: Mapping[str, Any] = {
     "dataset": DatasetParams,
@@ -130,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     check(args.params)
+    if not str(Path().absolute()).isascii():
+        logger.warning(
+            "`dvc exp run --temp` and --queue need a folder whose path is ASCII (DVC writes it so); others work"
+        )
 
 
 if __name__ == "__main__":

@@ -97,6 +97,6 @@ def test_no_cell_is_a_formula(tmp_path: Path, text: str) -> None:
     write_file(file, [Request(0, {"pid": text}, problem=text), Request(1, {}, pid=text)], {text: changed})
     with file.open(encoding="utf-8", newline="") as stream:
         aside, good = csv.DictReader(stream)
-    assert (aside["pid"], aside["problem"]) == (f"'{text}", f"'{text}")
+    assert (aside["pid"], aside["problem"]) == (f"'{text.strip()}", f"'{text}")
     assert (good["pid"], good["notes"], good["nearest_visual"]) == (f"'{text}",) * 3
     assert good["shap_metadata"] == "-0.25"  # a number is none

@@ -141,7 +141,10 @@ def test_faults_of_the_file_itself(tmp_path: Path) -> None:
     [
         ("test_tags.json", [{"Pid": "775"}, {"Pid": "007"}, {"Pid": "31"}, {"Pid": "4"}]),
         ("test_category.json", [{"Pid": "775"}, {"Pid": "007"}, {"Pid": 31}, {"Pid": 4}]),
-        ("test_user_data.json", {"Pid": {"0": "775", "1": "007", "2": "31", "3": 4}, "Uid": {"0": "1@N1"}}),
+        (
+            "test_user_data.json",
+            {"Pid": {"0": "775", "1": "007", "2": "31", "3": 4}, "Uid": dict.fromkeys("0123", "1@N1")},
+        ),
     ],
 )
 def test_ids_from_any_file_with_pids(tmp_path: Path, name: str, content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ from popularity.images.reading import ImageDecodeError, Slice, content_name, rea
 from popularity.images.shards import packed_images, places
 
 log = logging.getLogger(__name__)
+
+MAX_LISTED = 1000  # entries of a folder that are looked at for a hint
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,8 @@ def _hints(summary: Mapping[str, Any], root: Path, split: str) -> list[str]:
     if summary["ignored_members"]["leads_out"]["count"]:
         hints.append("links lead out of the folder (below); make dataset ROOT=... FOLLOW_LINKS=1 takes them")
     if (root / split).is_dir() and not hints[1:]:
-        others = [path for path in sorted((root / split).rglob("*"))[:1000] if path.is_file()][:2]
+        some = itertools.islice((root / split).rglob("*"), MAX_LISTED)
+        others = sorted(path for path in some if path.is_file())[:2]
         hints += [f"the folder {root / split} has {', '.join(str(path.relative_to(root)) for path in others)}"] * bool(
             others
         )

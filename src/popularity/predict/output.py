@@ -13,13 +13,13 @@ from textwrap import wrap
 from typing import Any
 
 from popularity.core.atomic import atomic_path
+from popularity.core.csv_cells import plain_cell
 from popularity.core.errors import DataError
 from popularity.predict.requests import Request
 
 LINE_WIDTH = 100  # characters
 MAX_LISTED_CLASSES = 3  # in a line
 MAX_LISTED_PROBLEMS = 10  # in a summary
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is a formula
 LISTS = {
     "nearest by image": ("nearest", "visual", "cosine", ".2f"),
     "nearest by text": ("nearest", "text", "cosine", ".2f"),
@@ -175,11 +175,6 @@ def write_file(path: Path, requests: Sequence[Request], predictions: Mapping[str
         writer = csv.DictWriter(stream, [*names, "notes", "problem"], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)
-
-
-def plain_cell(value: Any) -> Any:
-    """A cell for CSV that people open: a text that a table program would run as a formula gets a leading quote."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def refuse_other_suffix(path: Path) -> None:

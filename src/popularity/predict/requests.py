@@ -187,7 +187,7 @@ def _lines_of_csv(path: Path) -> tuple[list[str], str]:
     The separator is a comma, unless the first line says `sep=;` or has a column `date` only with another one.
     """
     lines = list(io.StringIO(read_text(path), newline=""))
-    head = lines[0].strip() if lines else ""
+    head = lines[0].rstrip("\r\n") if lines else ""
     if len(head) == len("sep=,") and head.startswith("sep="):
         return lines[1:], head[-1]
     found = [
