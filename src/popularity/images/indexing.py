@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
@@ -133,7 +134,7 @@ def _from_tars(
                     stream.close()
                 at, stream = place.shard, shards[place.shard].open("rb")
             findings.shards[names[at]] += 1
-            content = Slice(stream, place.offset, place.length)
+            content = io.BufferedReader(Slice(stream, place.offset, place.length))
             yield path, _image(content, _Image(names[at], place.offset, place.length), findings, max_pixels)
     finally:
         if stream is not None:
