@@ -2,7 +2,19 @@
 VENV ?= .venv
 PYTHON ?= python3.11
 
+# Make would expand a $, and it divides names at spaces. Other characters of ROOT reach no shell: see `dataset`.
+ifneq ($(findstring $$,$(value ROOT)$(value VENV)$(value PYTHON)),)
+$(error ROOT, VENV and PYTHON may hold no dollar sign: choose another path, or make a link to it)
+endif
+ifneq ($(words $(VENV)),1)
+$(error VENV=$(VENV): expected a path without spaces: choose another path, or make a link to it)
+endif
+ifneq ($(strip $(foreach character,; & | < > ( ) " ' ` * ? \ #,$(findstring $(character),$(VENV)))),)
+$(error VENV=$(VENV): expected a path without quotes and characters of the shell)
+endif
+
 export PATH := $(abspath $(VENV))/bin:$(PATH)
+export ROOT
 export PYTHONPATH := $(CURDIR)/src
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -11,7 +23,7 @@ export TOKENIZERS_PARALLELISM ?= false
 READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro trials leaks bench dataset weights test test-fast faults lint clean
+.PHONY: help env checkout repro trials leaks bench dataset weights test test-fast faults lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,13 +34,24 @@ env: $(READY) ## create the environment (6 GB; once)
 # An order-only dependency: the marker's name has the checksum of the lock, so dates need not be compared.
 $(READY): | requirements.lock
 	@echo "==> creating the environment in $(VENV) from requirements.lock"
-	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
+	@command -v "$(PYTHON)" > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "error: Python 3.11 is needed, $(PYTHON) is $$("$(PYTHON)" --version); set PYTHON=..." >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch "$@"
 
-repro: env ## run the whole graph: data to scores, result page and submission
+# DVC and the manifests need the history: found before gigabytes are installed.
+checkout:
+	@message=$$(git rev-parse --git-dir 2>&1) || { \
+		case "$$message" in \
+		*"dubious ownership"*) echo "error: git refuses a folder of another owner: $$message" ;; \
+		*) echo "error: no git repository: git clone brings the history (an archive has none); or git init," \
+			"git add . and git commit" ;; \
+		esac >&2; exit 1; }
+
+repro: checkout env ## run the whole graph: data to scores, result page and submission
 	@echo "==> dvc repro (profile and data set: params.yaml)"
 	@python -m popularity.check
 	dvc repro report
@@ -51,8 +74,9 @@ bench: env ## time and memory at three sizes, with the ratio to a baseline (up t
 	@python -m benchmarks.speed all --csv reports/bench.csv
 
 dataset: env ## check and use a data set in the official layout: make dataset ROOT=path
-	@test -n "$(ROOT)" || { echo "error: no ROOT; expected: make dataset ROOT=path/to/data" >&2; exit 1; }
-	python -m popularity.dataset "$(ROOT)"
+	@test -n "$$ROOT" || { echo "error: no ROOT; expected: make dataset ROOT=path/to/data" >&2; exit 1; }
+	@echo "==> python -m popularity.dataset ROOT"
+	@python -m popularity.dataset $(if $(filter 1,$(FOLLOW_LINKS)),--follow-links) -- "$$ROOT"
 
 weights: env ## get the encoders of params.yaml ready: download or join, pin, check (once)
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights

@@ -21,7 +21,7 @@ _ENCODERS = read_yaml(PROFILES / "demo.yaml")["encoders"]["network"]  # the same
 PAIR = {kind: _ENCODERS[kind] for kind in ("image", "text")}
 LOADERS = {kind: _ENCODERS[f"{kind}_loader"] for kind in ("image", "text")}
 _VALUES = {
-    "dataset": {"root": "${dataset.root}", "collected_at": "${dataset.collected_at}"},
+    "dataset": {"root": "${dataset.root}"},
     "encoders": {"network": _ENCODERS, "stack": PAIR},
     **{f"embed_{kind}": {PAIR[kind]: {"loader": LOADERS[kind]}} for kind in PAIR},
 }
@@ -30,7 +30,7 @@ _EXPANDED = expanded(_GRAPH, _VALUES)
 TEMPLATES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in _GRAPH["stages"].items()}
 STAGES: dict[str, dict[str, Any]] = {name.partition("@")[0]: stage for name, stage in _EXPANDED.items()}
 DVC_NAMES = dict(zip(STAGES, _EXPANDED, strict=True))  # group@entry for the embed stages
-NAMES = ("encoder", "collected-at")  # flags whose value is no path
+NAMES = ("encoder",)  # flags whose value is no path
 LAUNCHER = "popularity.launch"
 
 
@@ -63,8 +63,7 @@ def outs_of(stage: str, *kinds: str) -> list[str]:
 
 def stage_command(stage: str) -> list[str]:
     """The words of the command in dvc.yaml: the module, then its flags; without Python and the launcher."""
-    command = STAGES[stage]["cmd"].replace("${dataset.root}", GENERATED)
-    words = shlex.split(command.replace("${dataset.collected_at}", "last_post"))
+    words = shlex.split(STAGES[stage]["cmd"].replace("${dataset.root}", GENERATED))
     python, option, *command = words
     assert (python, option) == ("python", "-m"), words
     return command[1:] if command[0] == LAUNCHER else command

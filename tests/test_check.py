@@ -38,7 +38,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
         main(["--params", str(params)])
     message = str(caught.value)
     for expected in (
-        "no stage reads section 'submitt'; known are profile, dataset, embed_image, embed_text, demo",
+        "no stage reads section 'submitt'; known are profile, embed_image, embed_text, dataset, demo",
         "evaluate.confidense_level: unknown key; allowed here: seed, n_resamples, confidence_level",
         "evaluate.confidence_level: missing",
         "report.thumbnail: ",

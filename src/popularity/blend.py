@@ -30,7 +30,8 @@ from popularity.core.errors import DataError
 from popularity.core.metrics import score
 from popularity.core.stage import run
 from popularity.ensemble.weights import EnsembleWeights, fit_weights
-from popularity.submission.validate import ID_PREFIX, expected_ids, read_scores
+from popularity.submission.ids import expected_ids
+from popularity.submission.validate import ID_PREFIX, read_scores
 from popularity.submission.write import SubmitConfig, write_files
 from popularity.target.rank_gauss import RankGauss
 

@@ -7,6 +7,7 @@ hours. This command reads every section at once, finds sections that no stage re
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, parse_params, read_yaml
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.stage import run
-from popularity.dataset.ingestion import LAST_POST, collection_date
+from popularity.dataset import DatasetParams
+from popularity.dataset.ingestion import collection_date
+from popularity.dataset.preparation import refuse_unquotable
 from popularity.demo import DemoParams
 from popularity.encoders.image import EmbedImageParams, network_image_params
 from popularity.encoders.names import EncoderName, EncodersParams
@@ -38,7 +41,10 @@ from popularity.tuning.objective import TuneParams
 from popularity.tuning.space import Space
 from popularity.validation import SplitParams
 
+logger = logging.getLogger(__name__)
+
 SECTIONS: Mapping[str, Any] = {
+    "dataset": DatasetParams,
     "demo": DemoParams,
     "index_images": IndexImagesParams,
     "split": SplitParams,
@@ -57,7 +63,7 @@ SECTIONS: Mapping[str, Any] = {
     "report": ReportParams,
 }
 MAPS: Mapping[str, type[EncoderParams]] = {"embed_image": EmbedImageParams, "embed_text": EmbedTextParams}
-OTHERS = ("profile", "dataset")  # sections of no stage
+OTHERS = ("profile",)  # sections of no stage
 
 
 def check(file: Path) -> None:
@@ -79,12 +85,16 @@ def check(file: Path) -> None:
     if not problems:
         _collect(problems, partial(_check_candidates, content, file))
         _collect(problems, partial(_check_encoders, content, file))
-    root = content.get("dataset", {}).get("root") if isinstance(content.get("dataset"), Mapping) else None
+    dataset = content["dataset"] if isinstance(content.get("dataset"), Mapping) else {}
+    root, collected_at = dataset.get("root"), dataset.get("collected_at")
+    if isinstance(collected_at, str):
+        _collect(problems, partial(collection_date, collected_at))
+    if isinstance(root, str):
+        _collect(problems, partial(refuse_unquotable, Path(root)))
     if not isinstance(root, str):
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
     elif root != paths.DEMO and not (file.parent / root).is_dir():
         problems.append(f"{file}: dataset.root is {root}, which is no folder; make dataset ROOT=path/to/data sets it")
-    _collect(problems, partial(_check_collection_date, content, file))
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -92,21 +102,8 @@ def check(file: Path) -> None:
 def _collect(problems: list[str], step: Callable[[], object]) -> None:
     try:
         step()
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         problems.append(str(error))
-
-
-def _check_collection_date(content: Mapping[str, Any], file: Path) -> None:
-    """Checks dataset.collected_at, which stage ingest reads as a flag."""
-    dataset = content.get("dataset")
-    if not isinstance(dataset, Mapping) or "collected_at" not in dataset:
-        raise ConfigError(
-            f"{file}: dataset.collected_at is missing; add `collected_at: {LAST_POST}` to section dataset"
-        )
-    try:
-        collection_date(str(dataset["collected_at"]))
-    except DataError as error:
-        raise ConfigError(f"{file}: {error}") from error
 
 
 def _check_candidates(content: Mapping[str, Any], file: Path) -> None:
@@ -140,6 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     check(args.params)
+    if not str(Path().absolute()).isascii():
+        logger.warning(
+            "`dvc exp run --temp` and --queue need a folder whose path is ASCII (DVC writes it so); others work"
+        )
 
 
 if __name__ == "__main__":

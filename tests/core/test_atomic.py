@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,16 @@ def test_state_has_one_owner_until_he_ends(tmp_path: Path, monkeypatch: pytest.M
         assert (state / "part").read_text() == "finished"
     assert not list((tmp_path / "stage").iterdir())
     owner.communicate()
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755)])
+def test_modes_are_what_the_umask_leaves(tmp_path: Path, mask: int, file: int, folder: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "new" / "a.txt", "a")
+        with atomic_directory(tmp_path / "new" / "b") as partial:
+            (partial / "c").touch()
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / "new" / name).stat().st_mode) for name in ("a.txt", "b", "b/c")]
+    assert modes == [file, folder, file]

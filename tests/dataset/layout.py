@@ -147,7 +147,7 @@ def _part(split: str, start: int, count: int, form: str) -> Part:
             )
         part.image_paths.append(f"{split}/{ids['Uid']}/{ids['Pid']}.jpg")
         if split == "train":
-            part.labels.append(f"{1.25 + number / 2:.2f}")
+            part.labels.append(f"{1.25 + number % 60 / 2:.2f}")
     return part
 
 

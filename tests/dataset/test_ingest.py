@@ -21,7 +21,7 @@ from popularity.dataset.ingestion import collection_date
 from popularity.dataset.parsing import strip_html
 from stages import ingest as stage
 from tests.dataset.layout import OLD_NAMES, Layout, build, vector
-from tests.repository import stage_flags
+from tests.repository import stage_flags, write_profile
 
 
 def read(layout: Layout, root: Path) -> Ingested:
@@ -79,7 +79,7 @@ def test_form_b_becomes_posts(tmp_path: Path) -> None:
 
 
 def test_the_day_of_collection_is_that_of_every_post(tmp_path: Path) -> None:
-    posts = ingest(build("B").write(tmp_path), collection_date("2016-05-01")).posts
+    posts = ingest(build("B").write(tmp_path), collected_at=collection_date("2016-05-01")).posts
     check_table(posts, POSTS)
     assert posts["collected_at"].unique().to_list() == [datetime(2016, 5, 1, tzinfo=UTC)]
 
@@ -402,7 +402,9 @@ def test_stage_writes_equal_bytes_twice(tmp_path: Path) -> None:
     contents = []
     for attempt in ("first", "second"):
         folder = tmp_path / attempt
+        folder.mkdir()
         names = {name: folder / f"{name}.parquet" for name in ("posts", "users", "quarantine")}
+        write_profile(folder)
         stage.main(stage_flags("ingest", folder, root=root, **names, summary="r.json", resources="c.json"))
         contents.append([path.read_bytes() for path in (*names.values(), folder / "r.json")])
         assert orjson.loads((folder / "c.json").read_bytes())["stage"] == "ingest"

@@ -15,10 +15,10 @@ import pytest
 from popularity.core.atomic import read_json
 from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError, DataError
+from popularity.dataset import DatasetParams, ingest, packing
 from popularity.dataset import __main__ as command
-from popularity.dataset import ingest, packing
-from popularity.dataset.preparation import prepare, summary_text
-from popularity.images import ImageReader, IndexImagesParams, index_images
+from popularity.dataset.preparation import Options, prepare, summary_text
+from popularity.images import ImageFolder, ImageReader, IndexImagesParams, index_images
 from tests.dataset.layout import Layout, build, write_folder, write_tars
 from tests.repository import profile_text, write_profile
 
@@ -28,6 +28,10 @@ profile: demo
 dataset:
   # Folder in the official layout.
   root: data/demo
+  labels: log2
+  without_user_file: false
+
+index_images: {max_bad_fraction: 1.0, max_part_difference: 1.0, max_pixels: 1000}
 
 training:
   rate: 1.0e-4   # per step
@@ -35,6 +39,13 @@ training:
   long: "a text that is a good deal longer than the eighty characters at which YAML writers like to break a line"
 """
 SHARD_BYTES = 30_000
+IMAGES = IndexImagesParams(max_bad_fraction=0.0, max_part_difference=1.0, max_pixels=1000)
+LENIENT = IndexImagesParams(max_bad_fraction=1.0, max_part_difference=1.0, max_pixels=1000)
+
+
+def options(packed: Path, shard_bytes: int = SHARD_BYTES, *, follow_links: bool = False) -> Options:
+    dataset = DatasetParams("", "last_post", "log2", without_user_file=False)
+    return Options(dataset, LENIENT, packed, shard_bytes, follow_links)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +79,7 @@ def rewritten_shards(before: dict[str, tuple[bytes, int]], after: dict[str, tupl
 def test_a_folder_is_packed(tmp_path: Path, folder: Path) -> None:
     before = snapshot(folder)
     (folder / "test_allmetadata_json" / "test_label.txt").write_text("1\n")
-    root, summary = prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    root, summary = prepare(folder, options(tmp_path / "raw"))
     assert root == tmp_path / "raw" / "flickr"
     assert summary["posts"] == 60
     (folder / "test_allmetadata_json" / "test_label.txt").unlink()
@@ -88,44 +99,44 @@ def test_a_folder_is_packed(tmp_path: Path, folder: Path) -> None:
     assert sum(entry["members"] for entry in manifest["shards"]) == 60
     posts = ingest(root).posts
     assert posts.equals(ingest(folder).posts)
-    images, _ = index_images(posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
+    images, _ = index_images(posts, root, IMAGES)
     reader = ImageReader(root)
     for row in images.join(posts, on="pid").iter_rows(named=True):
         assert reader.read(row["shard"], row["offset"], row["bytes"]) == (folder / row["image_path"]).read_bytes()
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, folder: Path) -> None:
-    first, _ = prepare(folder, tmp_path / "first", SHARD_BYTES)
-    second, _ = prepare(folder, tmp_path / "second", SHARD_BYTES)
+    first, _ = prepare(folder, options(tmp_path / "first"))
+    second, _ = prepare(folder, options(tmp_path / "second"))
     assert contents(snapshot(first)) == contents(snapshot(second))
 
 
 def test_finished_shards_are_kept_and_only_what_changed_is_packed_again(tmp_path: Path, folder: Path) -> None:
-    root, _ = prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    root, _ = prepare(folder, options(tmp_path / "raw"))
     first = snapshot(root)
-    prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    prepare(folder, options(tmp_path / "raw"))
     assert rewritten_shards(first, snapshot(root)) == set()
     damaged = root / "train_images_0001.tar"  # same size, other content
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     (root / "test_images_0000.tar").unlink()
-    prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    prepare(folder, options(tmp_path / "raw"))
     second = snapshot(root)
     assert rewritten_shards(first, second) == {damaged.name, "test_images_0000.tar"}
     assert contents(first) == contents(second)
     touched = folder / ingest(folder).posts.filter(split="train", source_index=0)["image_path"][0]
     touched.write_bytes(bytes(reversed(touched.read_bytes())))
-    prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    prepare(folder, options(tmp_path / "raw"))
     assert rewritten_shards(second, snapshot(root)) == {"train_images_0000.tar"}
 
 
 def test_shards_of_an_earlier_state_go(tmp_path: Path, folder: Path) -> None:
-    root, _ = prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    root, _ = prepare(folder, options(tmp_path / "raw"))
     many = len(list(root.glob("*.tar")))
-    prepare(folder, tmp_path / "raw", 10 * SHARD_BYTES)
+    prepare(folder, options(tmp_path / "raw", 10 * SHARD_BYTES))
     assert len(list(root.glob("*.tar"))) == 2 < many
     assert len(read_json(root / "manifest.json")["shards"]) == 2
-    _, summary = index_images(ingest(root).posts, root, IndexImagesParams(max_bad_fraction=0.0, max_pixels=1000))
-    assert summary["ignored_members"]["duplicate"]["count"] == 0
+    _, summary = index_images(ingest(root).posts, root, IMAGES)
+    assert summary["ignored_members"]["replaced"]["count"] == 0
 
 
 def test_an_error_leaves_finished_shards_and_no_broken_one(
@@ -133,19 +144,19 @@ def test_an_error_leaves_finished_shards_and_no_broken_one(
 ) -> None:
     whole = packing._write_shard
 
-    def failing(root: Path, shard: Path, *rest: object) -> None:
+    def failing(source: ImageFolder, shard: Path, *rest: object) -> None:
         if shard.name == "train_images_0002.tar":
             raise OSError("no space left on device")
-        whole(root, shard, *rest)  # type: ignore[arg-type]
+        whole(source, shard, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(packing, "_write_shard", failing)
     with pytest.raises(OSError, match="no space"):
-        prepare(folder, tmp_path / "raw", SHARD_BYTES)
+        prepare(folder, options(tmp_path / "raw"))
     monkeypatch.undo()
     root = tmp_path / "raw" / "flickr"
     before = snapshot(root)
     assert {name for name in before if name.endswith(".tar")} == {"train_images_0000.tar", "train_images_0001.tar"}
-    prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    prepare(folder, options(tmp_path / "raw"))
     assert not rewritten_shards(before, snapshot(root)) & set(before)
 
 
@@ -160,7 +171,8 @@ def add_or_die(*arguments):
     if len(added) == 50:
         os.kill(os.getpid(), signal.SIGKILL)
 tarfile.TarFile.addfile = add_or_die
-prepare(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+from tests.dataset.test_prepare import options
+prepare(Path(sys.argv[1]), options(Path(sys.argv[2]), int(sys.argv[3])))
 """
 
 
@@ -174,10 +186,10 @@ def test_a_killed_run_goes_on(tmp_path: Path, folder: Path) -> None:
     finished = {name for name in before if name.endswith(".tar")}
     assert finished == {entry["shard"] for entry in read_json(root / "manifest.json")["shards"]}
     assert len(finished) >= 2
-    prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    prepare(folder, options(tmp_path / "raw"))
     after = snapshot(root)
     assert not rewritten_shards(before, after) & finished
-    uninterrupted, _ = prepare(folder, tmp_path / "again", SHARD_BYTES)
+    uninterrupted, _ = prepare(folder, options(tmp_path / "again"))
     assert contents(after) == contents(snapshot(uninterrupted))
 
 
@@ -194,7 +206,8 @@ def test_shards_are_used_where_they_are(tmp_path: Path, capsys: pytest.CaptureFi
     assert params.read_text() == PARAMS.replace("data/demo", str(root))
     printed = capsys.readouterr().out
     assert "train: 12 posts of 3 users" in printed
-    assert "images: 18 of 18 are there\nvalues" in printed
+    assert "images of train: 12 of 12 can be used\n" in printed
+    assert "images of test: 6 of 6 can be used\nvalues" in printed
     assert f"dataset.root: data/demo -> {root}" in printed
     assert "dvc repro" in printed
 
@@ -209,14 +222,15 @@ def test_missing_and_empty_images_are_counted(
     for path in (*paths[:2], *paths[-3:]):
         (folder / path).unlink()
     (folder / paths[2]).write_bytes(b"")
-    root = prepare(folder, tmp_path / "shards", SHARD_BYTES)[0] if packed else folder
+    root = prepare(folder, options(tmp_path / "shards"))[0] if packed else folder
     capsys.readouterr()
     command.main([str(root), "--params", str(params), "--packed", str(tmp_path / "raw")])
     printed = capsys.readouterr().out
-    assert "images: 54 of 60 are there\n" in printed
+    assert "images of train: 37 of 40 can be used\n" in printed
+    assert "images of test: 17 of 20 can be used\n" in printed
     assert f"  5 missing: {paths[0]}, {paths[1]}, {paths[-3]}, ...\n" in printed
-    assert f"  1 empty: {paths[2]}\n" in printed
-    assert "index_images.max_bad_fraction" in printed
+    assert f"  1 unreadable: {paths[2]}\n" in printed
+    assert "  of the unreadable, 1 are empty\n" in printed
 
 
 def test_a_shard_that_was_cut_off_is_named(tmp_path: Path) -> None:
@@ -225,8 +239,8 @@ def test_a_shard_that_was_cut_off_is_named(tmp_path: Path) -> None:
     write_tars(layout, root)
     shard = root / "test_images.tar"
     os.truncate(shard, 1000)
-    _, summary = prepare(root, tmp_path / "raw", SHARD_BYTES)
-    assert summary["images"]["missing"] == sorted(path for part in layout.parts[1:] for path in part.image_paths)
+    _, summary = prepare(root, options(tmp_path / "raw"))
+    assert summary["images"]["examples"]["missing"] == sorted(layout.parts[1].image_paths)
     assert f"  {shard.name} is cut off within" in summary_text(summary)
 
 
@@ -242,8 +256,8 @@ def test_params_keep_every_other_byte(tmp_path: Path, folder: Path) -> None:
 
 def test_params_without_the_key(tmp_path: Path, folder: Path) -> None:
     params = tmp_path / "params.yaml"
-    params.write_text("profile: demo\n")
-    with pytest.raises(ConfigError, match=r"dataset\.root is missing"):
+    params.write_text(PARAMS.replace("  root: data/demo\n", ""))
+    with pytest.raises(ConfigError, match=r"dataset\.root: missing"):
         command.main([str(folder), "--params", str(params), "--packed", str(tmp_path / "raw")])
 
 
@@ -251,7 +265,7 @@ def test_params_without_the_key(tmp_path: Path, folder: Path) -> None:
 def test_without_images(tmp_path: Path, tests: int) -> None:
     root = build("B", test=tests).write(tmp_path / "bare")
     with pytest.raises(DataError) as caught:
-        prepare(root, tmp_path / "raw", SHARD_BYTES)
+        prepare(root, options(tmp_path / "raw"))
     assert "the train split has no images" in str(caught.value)
     assert f"{root}/train_images*.tar, or a folder {root}/train/<Uid>/<Pid>.jpg" in str(caught.value)
 
@@ -262,22 +276,22 @@ def test_half_packed(tmp_path: Path) -> None:
     write_folder(layout, root)
     write_tars(Layout(layout.train, None), root)
     with pytest.raises(DataError, match="shards for the split train only"):
-        prepare(root, tmp_path / "raw", SHARD_BYTES)
+        prepare(root, options(tmp_path / "raw"))
 
 
 def test_another_data_set_of_the_same_name(tmp_path: Path, folder: Path) -> None:
-    prepare(folder, tmp_path / "raw", SHARD_BYTES)
+    prepare(folder, options(tmp_path / "raw"))
     other = tmp_path / "other" / "flickr"
     layout = build("B")
     write_folder(layout, layout.write(other))
     with pytest.raises(DataError, match="--packed"):
-        prepare(other, tmp_path / "raw", SHARD_BYTES)
+        prepare(other, options(tmp_path / "raw"))
 
 
 def test_the_copy_may_not_lie_inside_the_data_set(tmp_path: Path, folder: Path) -> None:
     before = snapshot(folder)
     with pytest.raises(DataError, match="inside the data set"):
-        prepare(folder, folder / "raw", SHARD_BYTES)
+        prepare(folder, options(folder / "raw"))
     assert snapshot(folder) == before
 
 

@@ -93,9 +93,16 @@ def label(value: str) -> Change:
     return change
 
 
-def milliseconds(layout: Layout) -> None:
-    for row in layout.train.records["temporalspatial"]:
-        row["Postdate"] = int(row["Postdate"]) * 1000
+def several(name: str, value: object) -> Change:
+    def change(layout: Layout) -> None:
+        for row in (3, 8):
+            layout.train.records["temporalspatial"][row][name] = value
+
+    return change
+
+
+def counts(layout: Layout) -> None:
+    layout.train.labels = ["12", "90817", *(str(number) for number in range(30, 40))]
 
 
 REFUSED: list[tuple[str, Change, str, int | None, str]] = [
@@ -119,15 +126,15 @@ REFUSED: list[tuple[str, Change, str, int | None, str]] = [
     ("label text", label("4,5"), "train_label.txt", 6, "label '4,5'"),
     ("label empty", label(""), "train_label.txt", 6, "label ''"),
     (
-        "date fraction",
-        put("temporalspatial", 3, "Postdate", 1430000000.5),
-        "train_temporalspatial",
+        "dates unusable",
+        several("Postdate", "yesterday"),
+        "train_temporal",
         3,
-        "not an integer",
+        "2 of 12 values of Postdate cannot be used",
     ),
-    ("date text", put("temporalspatial", 3, "Postdate", "yesterday"), "train_temporalspatial", 3, "'yesterday'"),
-    ("date missing", put("temporalspatial", 3, "Postdate", None), "train_temporal", 3, "not an integer"),
-    ("milliseconds", milliseconds, "train_temporalspatial", 0, "not milliseconds"),
+    ("label negative", label("-0.5"), "train_label.txt", 6, "label -0.5 cannot be log2(views + 1)\n"),
+    ("labels are counts", counts, "train_label.txt", 1, "label 90817 cannot be log2(views + 1); are these raw counts?"),
+    ("nested value", put("text", 4, "Alltags", [["a"]]), "train_text.json", 4, 'Alltags is [["a"]]'),
     ("field missing", drop_field("text", "Alltags"), "train_text.json", None, "no row has the field Alltags"),
     ("not a number token", put("temporalspatial", 3, "Latitude", float("nan")), "train_temporal", 3, "NaN is not JSON"),
     (

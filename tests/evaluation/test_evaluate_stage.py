@@ -176,3 +176,14 @@ def test_the_scatter_is_a_seeded_sample(tmp_path: Path, monkeypatch: pytest.Monk
     sample = pl.read_csv(file).rows()
     assert len(sample) == 10
     assert set(sample) < everything
+
+
+def test_no_class_is_a_formula_in_the_tables_that_people_open(tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path)
+    posts = read_table(tmp_path / "data/interim/posts.parquet", POSTS)
+    renamed = posts.with_columns(pl.concat_str(pl.lit("=1+"), name).alias(name) for name in ("category", "subcategory"))
+    write_table(renamed, tmp_path / "data/interim/posts.parquet", POSTS)
+    evaluate.main(arguments)
+    text = (tmp_path / "reports/scores_by_group.csv").read_text(encoding="utf-8")
+    assert "'=1+" in text
+    assert ",=1+" not in text

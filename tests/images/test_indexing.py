@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,24 @@ from popularity.core.config import load_params
 from popularity.core.contracts import IMAGES, POSTS, check_table, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
 from popularity.dataset import ingest
-from popularity.images import ImageReader, IndexImagesParams, index_files, index_images
+from popularity.images import (
+    ImageReader,
+    IndexImagesParams,
+    decode_image,
+    image_lines,
+    index_files,
+    index_images,
+)
 from stages import index_images as stage
 from tests.repository import stage_flags
 from tests.small_images import image_bytes, write_tar
 
-LENIENT = IndexImagesParams(max_bad_fraction=1.0, max_pixels=10_000)
-STRICT = IndexImagesParams(max_bad_fraction=0.0, max_pixels=10_000)
+
+def limits(max_bad_fraction: float, max_part_difference: float = 1.0) -> IndexImagesParams:
+    return IndexImagesParams(max_bad_fraction, max_part_difference, max_pixels=10_000)
+
+
+LENIENT, STRICT = limits(1.0), limits(0.0)
 
 
 def posts(train: int = 4, test: int = 2) -> pl.DataFrame:
@@ -93,7 +105,7 @@ def test_only_regular_expected_members_count(tmp_path: Path) -> None:
         tmp_path / "train_images.tar",
         [
             link("train/7@N/0.jpg", tarfile.SYMTYPE, "/etc/passwd"),
-            link("train/7@N/0.jpg", tarfile.LNKTYPE),
+            link("train/7@N/0.jpg", tarfile.LNKTYPE, "../7@N/1.jpg"),
             link("train/7@N/0.jpg", tarfile.CHRTYPE),
             link("train/7@N/0.jpg", tarfile.FIFOTYPE),
             link("train/7@N", tarfile.DIRTYPE),
@@ -110,18 +122,21 @@ def test_only_regular_expected_members_count(tmp_path: Path) -> None:
     images, report = index_images(posts(test=0), tmp_path, LENIENT)
     assert statuses(images) == {"0": "missing", "1": "ok", "2": "ok", "3": "ok"}
     counts = {kind: found["count"] for kind, found in report["ignored_members"].items()}
-    assert counts == {"duplicate": 1, "not_a_file": 4, "unsafe_name": 3, "unexpected": 3}
-    first = images.row(by_predicate=pl.col("pid") == "1", named=True)
-    assert ImageReader(tmp_path).read(first["shard"], first["offset"], first["bytes"]) == image_bytes(1)
+    assert counts == {
+        **{"replaced": 1, "not_a_file": 3, "unsafe_name": 3, "unexpected": 3},
+        **{"of_systems": 0, "leads_out": 0},
+    }
+    last = images.row(by_predicate=pl.col("pid") == "1", named=True)
+    assert ImageReader(tmp_path).read(last["shard"], last["offset"], last["bytes"]) == content
     orjson.dumps(report)  # names that are no text do not break the report
 
 
-def test_a_duplicate_in_a_later_shard_is_ignored(tmp_path: Path) -> None:
+def test_a_copy_in_a_later_shard_replaces_the_image(tmp_path: Path) -> None:
     write_tar(tmp_path / "train_images_0.tar", members("train"))
     write_tar(tmp_path / "train_images_1.tar", [("train/7@N/2.jpg", image_bytes(50))])
     images, report = index_images(posts(test=0), tmp_path, STRICT)
-    assert set(images["shard"]) == {"train_images_0.tar"}
-    assert report["ignored_members"]["duplicate"] == {"count": 1, "examples": ["train/7@N/2.jpg"]}
+    assert images["shard"].to_list() == [*["train_images_0.tar"] * 2, "train_images_1.tar", "train_images_0.tar"]
+    assert report["ignored_members"]["replaced"] == {"count": 1, "examples": ["train/7@N/2.jpg"]}
 
 
 @pytest.mark.parametrize(
@@ -145,9 +160,9 @@ def test_headers(tmp_path: Path, content: bytes, status: str) -> None:
 def test_a_bomb_is_too_large(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(stream, "PNG")
-    write_tar(tmp_path / "train_images.tar", [("train/7@N/0.jpg", stream.getvalue())])
-    images, _ = index_images(posts(1, 0), tmp_path, LENIENT)
-    assert statuses(images) == {"0": "too_large"}
+    write_tar(tmp_path / "train_images.tar", [("train/7@N/0.jpg", stream.getvalue()), *members("train")[1:2]])
+    images, _ = index_images(posts(2, 0), tmp_path, LENIENT)
+    assert statuses(images) == {"0": "too_large", "1": "ok"}
 
 
 def test_only_headers_are_read(tmp_path: Path) -> None:
@@ -183,9 +198,10 @@ def test_truncated_tar(tmp_path: Path, cut: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not a tar" * 200, bytes(10_240)])
 def test_a_shard_that_is_no_tar(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "train_images.tar").write_bytes(content)
+    (tmp_path / "train_images_0.tar").write_bytes(content)
+    write_tar(tmp_path / "train_images_1.tar", members("train")[3:])
     images, report = index_images(posts(test=0), tmp_path, LENIENT)
-    assert set(images["status"]) == {"missing"}
+    assert images["status"].to_list() == [*["missing"] * 3, "ok"]
     assert bool(report["damaged_shards"]) == (content != bytes(10_240))  # that one is an empty archive
 
 
@@ -203,23 +219,26 @@ def test_a_damaged_header_in_the_middle(tmp_path: Path) -> None:
 def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
     write_tar(tmp_path / "train_images.tar", [*members("train")[1:], ("elsewhere/0.jpg", image_bytes())])
     write_tar(tmp_path / "test_images.tar", [members("test")[0], ("test/7@N/91.jpg", b"broken")])
-    index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=2 / 6, max_pixels=10_000))
+    index_images(posts(), tmp_path, limits(1 / 2))
     with pytest.raises(DataError) as caught:
-        index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=0.33, max_pixels=10_000))
+        index_images(posts(), tmp_path, limits(0.49))
     message = str(caught.value)
-    for part in ("2 of 6", "1 missing, 1 unreadable", "train/7@N/0.jpg", "test/7@N/91.jpg", "elsewhere/0.jpg"):
+    for part in ("1 of 2 images of the test part", "(1 unreadable)", "test/7@N/91.jpg", "elsewhere/0.jpg"):
         assert part in message
-    assert "index_images.max_bad_fraction = 0.33" in str(caught.value.expected)
+    assert "index_images.max_bad_fraction = 0.49" in str(caught.value.expected)
     assert "params.yaml" in str(caught.value.fix)
 
 
 def test_no_images_at_all(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="6 of 6 images cannot be used"):
-        index_images(posts(), tmp_path, IndexImagesParams(max_bad_fraction=0.99, max_pixels=10_000))
+    with pytest.raises(DataError, match="2 of 2 images of the test part cannot be used"):
+        index_images(posts(), tmp_path, limits(0.99))
+    with pytest.raises(DataError, match="no post has a usable image") as caught:
+        index_images(posts(), tmp_path, LENIENT)
+    assert "encoders.stack.image" in str(caught.value.expected)
 
 
 def write_params(path: Path, **values: Any) -> Path:
-    path.write_text(orjson.dumps({"index_images": {"max_bad_fraction": 0.05, "max_pixels": 10_000, **values}}).decode())
+    path.write_text(orjson.dumps({"index_images": {**asdict(limits(0.05)), **values}}).decode())
     return path
 
 
@@ -256,3 +275,92 @@ def test_files_of_any_name_and_place(tmp_path: Path) -> None:
     assert list(statuses(images).values()) == ["ok", "ok", "unreadable", "missing", "ok", "missing"]
     row = images.row(1, named=True)
     assert ImageReader(tmp_path).read(row["shard"], row["offset"], row["bytes"]) == image_bytes()
+
+
+def test_a_copy_that_was_appended_replaces_the_image(tmp_path: Path) -> None:
+    mended = image_bytes(9, size=(333, 222))
+    write_tar(tmp_path / "train_images.tar", [*members("train"), ("train/7@N/1.jpg", mended)])
+    params = IndexImagesParams(0.0, 1.0, max_pixels=100_000)
+    images, report = index_images(posts(test=0), tmp_path, params)
+    row = images.row(by_predicate=pl.col("pid") == "1", named=True)
+    assert (row["width"], row["height"]) == (333, 222)
+    assert report["ignored_members"]["replaced"]["count"] == 1
+    assert "  1 (train/7@N/1.jpg): replaced by a later copy" in image_lines(report)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_within_a_shard_are_the_linked_image(tmp_path: Path, kind: bytes) -> None:
+    targets = ("train/7@N/0.jpg", "train/7@N/1.jpg") if kind == tarfile.LNKTYPE else ("0.jpg", "../7@N/1.jpg")
+    links = [link(f"train/7@N/{number}.jpg", kind, target) for number, target in enumerate(targets, 1)]
+    write_tar(tmp_path / "train_images.tar", [*links[1:], *members("train")[:1], *links[:1], *members("train")[3:]])
+    images, report = index_images(posts(test=0), tmp_path, STRICT)
+    assert statuses(images) == dict.fromkeys("0123", "ok")
+    assert report["links"] == 2
+    reader = ImageReader(tmp_path)
+    contents = [reader.read(row["shard"], row["offset"], row["bytes"]) for row in images.iter_rows(named=True)]
+    assert contents[0] == contents[1] == contents[2] == image_bytes(0)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../secret.jpg", "train/7@N/0.jpg", "train/7@N/9.jpg", ""])
+def test_links_that_lead_to_no_image_of_the_shard_are_missing(tmp_path: Path, target: str) -> None:
+    write_tar(tmp_path / "train_images.tar", [link("train/7@N/0.jpg", tarfile.LNKTYPE, target), *members("train")[1:]])
+    images, report = index_images(posts(test=0), tmp_path, LENIENT)
+    assert statuses(images)["0"] == "missing"
+    assert report["ignored_members"]["not_a_file"]["count"] == 1
+
+
+def test_the_named_suffix_goes_before_another(tmp_path: Path) -> None:
+    others = [("train/7@N/0.png", image_bytes(7)), ("train/7@N/1.JPG", image_bytes(8))]
+    others.append(("thumbnails/train/7@N/0.jpg", image_bytes(6)))
+    write_tar(tmp_path / "train_images.tar", [members("train")[0], *others, *members("train")[2:]])
+    images, report = index_images(posts(test=0), tmp_path, STRICT)
+    reader = ImageReader(tmp_path)
+    rows = images.head(2).iter_rows(named=True)
+    assert [reader.read(row["shard"], row["offset"], row["bytes"]) for row in rows] == [image_bytes(0), image_bytes(8)]
+    assert report["other_suffix"]["examples"] == ["train/7@N/1.jpg"]
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (100, 60)), (3, (100, 60)), (6, (60, 100)), (8, (60, 100))])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_sizes_are_those_of_the_upright_image(
+    tmp_path: Path, kind: str, orientation: int, size: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(image_bytes(size=(100, 60)))).save(stream, kind, exif=exif)
+    write_tar(tmp_path / "train_images.tar", [("train/7@N/0.jpg", stream.getvalue())])
+    images, _ = index_images(posts(1, 0), tmp_path, STRICT)
+    assert images.select("width", "height").row(0) == size == decode_image(stream.getvalue(), 10_000).size
+
+
+def test_unreadable_formats_are_counted_by_name(tmp_path: Path) -> None:
+    contents = [b"\x00\x00\x00\x0cjP  \r\n\x87\n", b" <!DOCTYPE html><p>", b"\x00\x00\x00\x18ftypheic0000", b""]
+    paths = posts(test=0)["image_path"]
+    write_tar(tmp_path / "train_images.tar", [*zip(paths, contents, strict=True)])
+    write_tar(tmp_path / "test_images.tar", members("test"))
+    images, report = index_images(posts(), tmp_path, LENIENT)
+    assert images["status"].to_list()[:4] == ["unreadable"] * 4
+    assert report["unreadable_formats"] == {"HEIC": 1, "HTML": 1, "JPEG 2000": 1, "empty": 1}
+    assert "1 are HEIC" in "\n".join(image_lines(report))
+
+
+def test_a_part_without_usable_images_stops_the_run_unless_a_key_allows_it(tmp_path: Path) -> None:
+    named = posts().with_columns(image_path=pl.when(split="train").then("image_path").otherwise(pl.lit("")))
+    write_tar(tmp_path / "train_images.tar", members("train"))
+    with pytest.raises(
+        DataError, match=r"100\.0% of the test posts have no usable image, but 0\.0% of the train"
+    ) as caught:
+        index_images(named, tmp_path, limits(0.0, 0.99))
+    assert "index_images.max_part_difference = 0.99" in str(caught.value.expected)
+    images, report = index_images(named, tmp_path, limits(0.0, 1.0))
+    assert (report["no_picture"], report["bad_share"]["test"]) == ({"train": 0, "test": 2}, 0.0)
+    assert set(images.filter(pl.col("pid").is_in(["90", "91"]))["status"]) == {"missing"}
+
+
+def test_the_error_says_where_the_images_seem_to_be(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train_images.tar", members("train"))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/90.jpg").write_bytes(image_bytes())
+    with pytest.raises(DataError, match=r"the folder .*test has test/90\.jpg"):
+        index_images(posts(), tmp_path, STRICT)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from torch.utils.data import DataLoader, Dataset
 
 from popularity.core.errors import DataError
@@ -193,3 +193,25 @@ def test_a_shard_that_changed(tmp_path: Path, shard: list[tuple[int, int]]) -> N
     path.write_bytes(path.read_bytes()[: shard[5][0] + 10])
     with pytest.raises(DataError, match="before the end of the image"):
         reader.read("images.tar", *shard[5])
+
+
+def ramp(low: float, high: float) -> Image.Image:
+    """128 x 128 samples with fractions, from `low` on the left to `high` on the right."""
+    return Image.fromarray(np.tile(np.linspace(low, high, 128, dtype=np.float32), (128, 1)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (-3, 5), (0, 65_535), (0, 1e6)])
+def test_a_ramp_of_fractions_stays_a_ramp(low: float, high: float) -> None:
+    image = np.asarray(decode_image(encoded(ramp(low, high), "TIFF"), 128 * 128), dtype=np.float64)
+    assert np.abs(image - np.linspace(0, 255, 128)[None, :, None]).max() <= 2
+
+
+def test_the_range_that_a_file_states_goes_before() -> None:
+    content = encoded(ramp(0, 1), "TIFF", tiffinfo={340: 0.0, 341: 2.0})
+    assert np.asarray(decode_image(content, 128 * 128)).max() in (127, 128)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow reads no AVIF here")
+def test_avif() -> None:
+    image = decode_image(encoded(colour(), "AVIF", quality=95), LIMIT)
+    assert image.getpixel((4, 10)) == pytest.approx(RED, abs=10)

@@ -10,7 +10,8 @@ import polars as pl
 
 from popularity.core.config import read_yaml
 from popularity.demo import DemoParams, generate
-from popularity.submission.validate import expected_ids, validate
+from popularity.submission.ids import expected_ids
+from popularity.submission.validate import validate
 from tests.clones import Clone, copy_of, files_below
 from tests.repository import STAGES
 

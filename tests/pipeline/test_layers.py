@@ -17,9 +17,9 @@ from tests.repository import REPOSITORY
 # The lowest first. Packages of one layer do not import one another.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),  # every package may use it
-    ("demo", "evaluation", "features", "images", "prototypes", "submission"),
+    ("demo", "evaluation", "features", "images", "prototypes"),
     ("dataset", "encoders", "validation"),
-    ("network", "target"),
+    ("network", "submission", "target"),
     ("ensemble", "inference", "text_model", "training"),
     ("stack",),
     ("tuning",),

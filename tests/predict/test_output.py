@@ -87,3 +87,16 @@ def test_summary_counts_what_was_predicted_how() -> None:
 
 def test_views_are_never_negative() -> None:
     assert [views(popularity) for popularity in (6.0, 0.0, -3.0)] == [63.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-x", "@SUM(A1)", "\t=1"])
+def test_no_cell_is_a_formula(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "out.csv"
+    shap = {"metadata": -0.25}
+    changed = replace(PREDICTION, pid=text, notes=[text], shap_by_block=shap, nearest={"visual": [{"class": text}]})
+    write_file(file, [Request(0, {"pid": text}, problem=text), Request(1, {}, pid=text)], {text: changed})
+    with file.open(encoding="utf-8", newline="") as stream:
+        aside, good = csv.DictReader(stream)
+    assert (aside["pid"], aside["problem"]) == (f"'{text.strip()}", f"'{text}")
+    assert (good["pid"], good["notes"], good["nearest_visual"]) == (f"'{text}",) * 3
+    assert good["shap_metadata"] == "-0.25"  # a number is none

@@ -12,6 +12,7 @@ import pytest
 
 from popularity.core.errors import DataError
 from popularity.predict import NewPosts, Request, make_posts, read_requests
+from popularity.predict.__main__ import joined_values
 from popularity.predict.requests import FIELDS, USER_FIELDS
 from tests.random_posts import random_posts
 from tests.small_images import image_bytes
@@ -220,3 +221,65 @@ def test_posts_keep_the_contract_and_leave_the_stored_ones_alone() -> None:
     assert KNOWN.equals(before)
     assert set(FIELDS) >= set(new.requests[0].fields)
     assert new.table.select(pl.col("label").is_null().all()).item()
+
+
+STRAY = """pid,title,date
+a,"Best" sunset,2016-05-01
+b,"Sea,2016-05-02
+c,Sky,2016-05-03
+d,Good night",2016-05-04
+e,Sand,2016-05-05
+"""
+
+
+def test_a_quote_that_nobody_closed_takes_no_other_post_with_it(tmp_path: Path) -> None:
+    (tmp_path / "posts.csv").write_text(STRAY, encoding="utf-8")
+    rows = read_requests(tmp_path / "posts.csv")
+    assert [row.get("pid") for row in rows] == ["a", "b", "c", "d", "e"]
+    assert [row.row for row in rows] == list(range(5))
+    assert [bool(row.problem) for row in rows] == [False, True, True, True, False]
+    assert all("quote opened in line 3" in row.problem for row in rows[1:4])
+    new = make_posts(rows, KNOWN, tmp_path)
+    assert new.table.select("pid", "title").rows() == [("a", "Best sunset"), ("e", "Sand")]
+
+
+@pytest.mark.parametrize(
+    "closed", ['x,"Sea,2016-05-01\ny,Night",2016-05-02\n', 'x,"Sea,2016-05-01\ny,Night,2016-05-02\n']
+)
+def test_two_posts_that_a_quote_joins_and_one_that_nothing_closes(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "posts.csv").write_text("pid,title,date\n" + closed, encoding="utf-8")
+    rows = read_requests(tmp_path / "posts.csv")
+    assert [(row.get("pid"), bool(row.problem)) for row in rows] == [("x", True), ("y", True)]
+
+
+def test_texts_of_several_lines_stay(tmp_path: Path) -> None:
+    (tmp_path / "posts.csv").write_text('pid,title,date\na,"one\ntwo, three\n\nfour",2016-05-01\n', encoding="utf-8")
+    (row,) = read_requests(tmp_path / "posts.csv")
+    assert (row.problem, row.get("title")) == ("", "one\ntwo, three\n\nfour")
+
+
+@pytest.mark.parametrize("first", ["", "sep={}\n"])
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_other_separators_and_encodings(tmp_path: Path, separator: str, encoding: str, first: str) -> None:
+    text = first.format(separator) + "pid,title,date\na,S\u00e9a,2016-05-01\nb,Sky,2016-05-02\n".replace(",", separator)
+    (tmp_path / "posts.csv").write_text(text, encoding=encoding)
+    rows = read_requests(tmp_path / "posts.csv")
+    assert [(row.get("pid"), row.get("title"), row.get("date")) for row in rows] == [
+        ("a", "S\u00e9a", "2016-05-01"),
+        ("b", "Sky", "2016-05-02"),
+    ]
+
+
+def test_the_point_zero_is_no_place() -> None:
+    post, notes = only(latitude="0", longitude="0.0")
+    assert (post["latitude"], post["longitude"], post["geo_accuracy"]) == (None, None, 0)
+    assert any(note.startswith("no place") for note in notes)
+
+
+def test_values_may_begin_with_a_dash() -> None:
+    given = ["--tags", "-sea", "--latitude", "-1e1", "--title", "--what", "--json", "--user=-x", "--date", "2016-05-01"]
+    assert joined_values(given) == [
+        *("--tags=-sea", "--latitude=-1e1", "--title=--what", "--json", "--user=-x", "--date=2016-05-01"),
+    ]
+    assert joined_values(["--title", "--tags", "x"]) == ["--title", "--tags=x"]

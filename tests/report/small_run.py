@@ -101,7 +101,7 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     ingested = ingest(root)
     write_json(folder / paths.INGEST_SUMMARY, ingested.summary)
-    images, found = index_images(ingested.posts, root, IndexImagesParams(max_bad_fraction=1.0, max_pixels=10**6))
+    images, found = index_images(ingested.posts, root, IndexImagesParams(1.0, 1.0, max_pixels=10**6))
     write_json(folder / paths.IMAGE_SUMMARY, found)
     posts = _with_hostile_words(ingested.posts)
     write_table(posts, folder / paths.POSTS, POSTS)

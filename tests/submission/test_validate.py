@@ -11,7 +11,9 @@ import pytest
 
 from popularity.core.errors import DataError
 from popularity.submission.__main__ import main
-from popularity.submission.validate import expected_ids, validate
+from popularity.submission.ids import expected_ids
+from popularity.submission.validate import read_scores, validate
+from popularity.submission.write import SubmitConfig, write_files
 
 PIDS = ["775", "007", "31", "4"]
 IDS = [f"post{pid}" for pid in PIDS]
@@ -139,7 +141,10 @@ def test_faults_of_the_file_itself(tmp_path: Path) -> None:
     [
         ("test_tags.json", [{"Pid": "775"}, {"Pid": "007"}, {"Pid": "31"}, {"Pid": "4"}]),
         ("test_category.json", [{"Pid": "775"}, {"Pid": "007"}, {"Pid": 31}, {"Pid": 4}]),
-        ("test_user_data.json", {"Pid": {"0": "775", "1": "007", "2": "31", "3": 4}, "Uid": {"0": "1@N1"}}),
+        (
+            "test_user_data.json",
+            {"Pid": {"0": "775", "1": "007", "2": "31", "3": 4}, "Uid": dict.fromkeys("0123", "1@N1")},
+        ),
     ],
 )
 def test_ids_from_any_file_with_pids(tmp_path: Path, name: str, content: Any) -> None:
@@ -154,12 +159,12 @@ def test_faults_of_the_metadata_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no file with Pids"):
         expected_ids(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"test_category.json, row 1: Pid 4.5\n  expected: text or an integer"):
-        expected_ids(_folder(tmp_path, content=[{"Pid": "4"}, {"Pid": 4.5}]))
+    with pytest.raises(DataError, match=r"test_category.json, row 1: Pid None\n  expected: text or an integer"):
+        expected_ids(_folder(tmp_path, content=[{"Pid": "4"}, {"Pid": None}]))
     with pytest.raises(DataError, match="row 2: Pid 4 again, first in row 0"):
         expected_ids(_folder(tmp_path, content=[{"Pid": "4"}, {"Pid": "5"}, {"Pid": 4}]))
     (tmp_path / "test_allmetadata_json/test_category.json").write_text("[{")
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match="broken JSON"):
         expected_ids(tmp_path / "test_allmetadata_json")
 
 
@@ -181,3 +186,20 @@ def test_the_command_exits_with_one_message(tmp_path: Path) -> None:
     assert bad.returncode == 1
     assert bad.stderr.startswith("error: ")
     assert "Traceback" not in bad.stderr
+
+
+def test_the_order_is_that_of_ingest(tmp_path: Path) -> None:
+    """Columns whose keys are sorted as texts, beside what a Mac leaves behind."""
+    pids = [f"p{row:02}" for row in range(12)]
+    keys = sorted(range(12), key=str)
+    folder = _folder(tmp_path, content={"Pid": {str(row): pids[row] for row in keys}})
+    (folder / "._test_category.json").write_bytes(b"\0\5\x16\7")
+    assert expected_ids(folder) == [f"post{pid}" for pid in pids]
+
+
+def test_ids_with_separators_go_through_csv_and_back(tmp_path: Path) -> None:
+    ids = [f"post{pid}" for pid in ("a,b", 'a"b', "a;b", " a ", "a\tb", "a\u2028b", "a\x0bb", "'a", "=a", "\u00e9")]
+    config = SubmitConfig("VERSION 1.2", 4, "")
+    write_files(ids, [float(row) for row in range(len(ids))], config, tmp_path)
+    for name in ("submission.csv", "submission.json"):
+        assert read_scores(tmp_path / name, ids, in_order=True) == {post: float(row) for row, post in enumerate(ids)}

@@ -296,3 +296,31 @@ def test_workers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(WORKERS_VARIABLE, text)
         with pytest.raises(ConfigError, match="POPULARITY_TUNE_WORKERS: expected a whole number"):
             workers_here()
+
+
+def journal(tmp_path: Path) -> tuple[Search, Path]:
+    """A search of three trials in a journal file, and the file."""
+    file = tmp_path / "trials.log"
+    search = bowl_search(f"journal:{file}", 3)
+    run(search, tmp_path)
+    return search, file
+
+
+@pytest.mark.parametrize("kept", [1, 60])
+def test_half_a_line_at_the_end_of_a_journal_is_left_out(tmp_path: Path, kept: int) -> None:
+    _, file = journal(tmp_path)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:kept])
+    again = bowl_search(f"journal:{file}", 4)
+    trials = run(again, tmp_path)
+    assert [trial.state for trial in trials].count("COMPLETE") == 4
+    assert all(json.loads(line) for line in file.read_bytes().splitlines())
+
+
+def test_a_damaged_line_of_a_journal_is_named(tmp_path: Path) -> None:
+    search, file = journal(tmp_path)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:2], b"{half\n", *lines[3:]]))
+    with pytest.raises(DataError, match="a damaged line") as caught:
+        study_of(search, tmp_path)
+    assert (caught.value.file, caught.value.row) == (str(file), 2)

@@ -35,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
-        partial.chmod(0o644)
+        partial.chmod(left_by_umask(0o666))
         os.replace(partial, path)
 
 
@@ -47,9 +47,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         if not stat.S_ISDIR(path.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     with _partial(path, tempfile.mkdtemp) as partial:
-        partial.chmod(0o755)
+        partial.chmod(left_by_umask(0o777))
         yield partial
         _put_in_place(partial, path)
+
+
+def left_by_umask(mode: int) -> int:
+    """The mode that a new file of `mode` gets in this process."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mode & ~mask
 
 
 @contextmanager

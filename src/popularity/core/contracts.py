@@ -68,7 +68,7 @@ POSTS = Contract(
         "has_path_alias": Column(pl.Boolean),  # the alias itself is a personal handle: never stored
         "is_public": Column(pl.Boolean, nullable=True),
         "media_status": Column(pl.String),
-        "image_path": Column(pl.String),  # split/Uid/Pid.jpg as listed
+        "image_path": Column(pl.String),  # split/Uid/Pid.jpg; "" for a post without a picture
         "photo_count": Column(pl.Int64, nullable=True),
         "is_pro": Column(pl.Boolean, nullable=True),
         "can_buy_pro": Column(pl.Boolean, nullable=True),
@@ -102,7 +102,7 @@ IMAGES = Contract(
         "shard": Column(pl.String),  # tar file or image file, relative to the data set's root; "" if missing
         "offset": Column(pl.Int64),  # of the image's first byte in the shard
         "bytes": Column(pl.Int64),
-        "width": Column(pl.Int32, nullable=True),  # pixels
+        "width": Column(pl.Int32, nullable=True),  # pixels of the upright image
         "height": Column(pl.Int32, nullable=True),
         "mode": Column(pl.String, nullable=True),  # Pillow's name: RGB, L, CMYK, ...
         "status": Column(pl.String, values=IMAGE_STATUSES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import resource
@@ -56,19 +57,43 @@ def run(main: Callable[[], None]) -> None:
 
     Such an error is a PopularityError, or the system's error for a full disk or a folder that cannot be written.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     set_up_logging()
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except PopularityError as error:
         _refuse(f"error: {error}")
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
+        if (
+            error.errno == errno.EACCES
+            and error.filename
+            and (closed := _unreadable(Path(os.fsdecode(error.filename))))
+        ):
+            _refuse(
+                f"error: {closed}: cannot be read: {error.strerror}\n"
+                "  expected: files and folders that you may read\n"
+                "  next: see to its owner and mode (ls -ld), and run the command again: finished work is kept"
+            )
         _refuse(
             f"error: {error.filename or 'a file'}: {error.strerror}\n"
             "  expected: folders that can be written, on a disk with space left\n"
             "  next: make room, or make the folder writable, and run the command again: finished work is kept"
         )
+
+
+def _unreadable(path: Path) -> Path | None:
+    """`path`, or the nearest folder above it that exists, if it may not be read; None if only writing is refused."""
+    nearest = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    needed = os.R_OK | (os.X_OK if nearest.is_dir() else 0)
+    return None if os.access(nearest, needed) else nearest
 
 
 def _refuse(message: str) -> NoReturn:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from tqdm import tqdm
 
+from popularity.core.config import Section
 from popularity.core.contracts import LEVELS, POSTS, QUARANTINE, USERS, check_table, class_key
 from popularity.core.errors import DataError
+from popularity.dataset.dates import post_dates
 from popularity.dataset.layout import SplitFiles, find_splits
-from popularity.dataset.parsing import EARLIEST, LATEST, MISSING, Parser, Quarantine, Rows, from_seconds, integers
-from popularity.dataset.reading import JsonTable, read_lines
+from popularity.dataset.parsing import MISSING, Parser, Quarantine, Rows, from_seconds
+from popularity.dataset.reading import JsonTable, read_lines, stored_as
 from popularity.dataset.summary import Notes, summarise
 from popularity.dataset.users import USER_FIELDS, UserVectors, holds_vectors, user_columns
 
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FINEST_GEO_ACCURACY = 16
 LAST_POST = "last_post"  # dataset.collected_at: the counts were read when the last post was made
+MAX_LABEL = 40  # log2(views + 1) of no picture; a larger one is a count
+IMAGE_SUFFIX = r"(?i)\.(jpe?g|png|webp)$"
 
 _IDS = {"uid": ("Uid",), "pid": ("Pid",)}
 _FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -32,6 +36,23 @@ _FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "temporalspatial": {name: (name,) for name in ("Postdate", "Latitude", "Longitude", "Geoaccuracy")},
     "additional": {name: (name,) for name in ("Pathalias", "Ispublic", "Mediastatus")},
 }
+
+
+@dataclass(frozen=True)
+class DatasetParams(Section):
+    """Section `dataset` of params.yaml.
+
+    Args:
+        root: of the data set.
+        collected_at: when the counts were read, UTC; `last_post`: on the date of the last post.
+        labels: what train_label.txt holds: log2(views + 1), or the counts of views themselves.
+        without_user_file: True if the data set may lack its user files.
+    """
+
+    root: str
+    collected_at: str
+    labels: Literal["log2", "counts"]
+    without_user_file: bool
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,13 @@ class Ingested:
     summary: dict[str, Any]
 
 
-def ingest(root: Path, collected_at: datetime | None = None) -> Ingested:
+def ingest(
+    root: Path,
+    labels: Literal["log2", "counts"] = "log2",
+    *,
+    without_user_file: bool = False,
+    collected_at: datetime | None = None,
+) -> Ingested:
     """The data set under `root`, checked.
 
     A value that is only implausible becomes null (a date becomes the median of its split) and gets a row in
@@ -52,19 +79,22 @@ def ingest(root: Path, collected_at: datetime | None = None) -> Ingested:
 
     Args:
         root: of the data set.
+        labels: as in DatasetParams.
+        without_user_file: as in DatasetParams.
         collected_at: when the counts of all posts were read, UTC; None: not known.
 
     Raises:
         DataError: unknown layout, a missing file, broken JSON, files whose rows are not of the same posts,
-            a duplicate pid, a label that is no finite number, or a Postdate that is no integer.
+            a duplicate pid, a label that cannot be log2(views + 1), or too many unusable dates.
     """
-    splits = find_splits(root)
+    splits = find_splits(root, without_user_file=without_user_file)
     quarantine, notes, users = Quarantine(), Notes(), UserVectors()
     posts = []
     files = sum(len(source.files) for source in splits)
     with tqdm(total=files, desc="ingest", unit="file") as progress:
         for source in splits:
-            posts.append(_read_split(source, quarantine, notes, users, progress))
+            reader = _SplitReader(source, quarantine, notes, counts=labels == "counts")
+            posts.append(_read_split(reader, users, progress))
     collected = pl.lit(collected_at).cast(POSTS.columns["collected_at"].dtype)
     table = pl.concat(posts).sort(POSTS.key).with_columns(collected_at=collected).select(list(POSTS.columns))
     _refuse_shared_pids(table, splits)
@@ -99,11 +129,9 @@ def collection_date(text: str) -> datetime | None:
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
 
 
-def _read_split(
-    source: SplitFiles, quarantine: Quarantine, notes: Notes, users: UserVectors, progress: tqdm[Any]
-) -> pl.DataFrame:
+def _read_split(reader: _SplitReader, users: UserVectors, progress: tqdm[Any]) -> pl.DataFrame:
     """The posts of one split in file order. Each file is parsed to typed columns before the next is opened."""
-    reader = _SplitReader(source, quarantine, notes)
+    source = reader.source
     columns: dict[str, pl.Series] = {}
     for role, read in (
         ("category", reader.categories),
@@ -126,8 +154,8 @@ def _read_split(
 class _SplitReader:
     """Reads the files of one split; the category file comes first, and all others must follow its rows."""
 
-    def __init__(self, source: SplitFiles, quarantine: Quarantine, notes: Notes) -> None:
-        self.source, self.quarantine, self.notes = source, quarantine, notes
+    def __init__(self, source: SplitFiles, quarantine: Quarantine, notes: Notes, *, counts: bool) -> None:
+        self.source, self.quarantine, self.notes, self.counts = source, quarantine, notes, counts
         self.uids = self.pids = pl.Series(dtype=pl.String)
 
     def categories(self) -> dict[str, pl.Series]:
@@ -167,35 +195,17 @@ class _SplitReader:
     def times_and_places(self) -> dict[str, pl.Series]:
         frame, parser = self._aligned_table("temporalspatial"), self._parser("temporalspatial")
         accuracy = parser.integer("Geoaccuracy", frame["Geoaccuracy"], 0, FINEST_GEO_ACCURACY, "set to 0")
+        latitude = parser.number("Latitude", frame["Latitude"], -90, 90)
+        longitude = parser.number("Longitude", frame["Longitude"], -180, 180)
+        # Where nothing is known, sites write the point in the Gulf of Guinea, at times with a fine accuracy.
+        nowhere = ((latitude == 0) & (longitude == 0)).fill_null(False)
+        self.notes.places_at_zero[self.source.split] = int(nowhere.sum())
         return {
-            "posted_at": self._post_dates(frame["Postdate"], parser),
-            "latitude": parser.number("Latitude", frame["Latitude"], -90, 90),
-            "longitude": parser.number("Longitude", frame["Longitude"], -180, 180),
-            "geo_accuracy": accuracy.fill_null(0).cast(pl.Int8),
+            "posted_at": from_seconds(post_dates(frame["Postdate"], parser, self.source)),
+            "latitude": latitude.set(nowhere, None),
+            "longitude": longitude.set(nowhere, None),
+            "geo_accuracy": accuracy.fill_null(0).set(nowhere, 0).cast(pl.Int8),
         }
-
-    def _post_dates(self, texts: pl.Series, parser: Parser) -> pl.Series:
-        path = self.source.files["temporalspatial"]
-        seconds = integers(texts)
-        if seconds.null_count():
-            row = int(seconds.is_null().arg_true()[0])
-            raise DataError(
-                f"Postdate {texts[row]!r} is not an integer", file=path, row=row, expected="unix time in seconds"
-            )
-        low, high = int(EARLIEST.timestamp()), int(LATEST.timestamp())
-        plausible = seconds.is_between(low, high)
-        if not plausible.any():
-            raise DataError(
-                f"no Postdate lies between 1970 and 2100; the first is {texts[0]}",
-                file=path,
-                row=0,
-                expected="unix time in seconds (not milliseconds)",
-            )
-        valid = seconds.filter(plausible).sort()
-        median = int(valid[len(valid) // 2])
-        action = f"set to the median date of the {self.source.split} split"
-        parser.quarantine.add(parser.rows, "Postdate", texts, ~plausible, "outside 1970 to 2100", action)
-        return from_seconds(seconds.set(~plausible, median))
 
     def additional(self) -> dict[str, pl.Series]:
         frame, parser = self._aligned_table("additional"), self._parser("additional")
@@ -207,29 +217,69 @@ class _SplitReader:
         }
 
     def image_paths(self) -> dict[str, pl.Series]:
-        paths = self._lines("images")
+        """The paths split/Uid/Pid.jpg; "" for a post whose line is empty: it has no picture.
+
+        A line may spell it otherwise: back slashes, a leading "./", another suffix of a picture. `index_images` finds
+        the file under each suffix.
+        """
+        lines = self._lines("images", header=lambda line: ~line.str.contains(r"[/\\]"))
         frame = pl.DataFrame({"uid": self.uids, "pid": self.pids})
         expected = frame.select(pl.format(f"{self.source.split}/{{}}/{{}}.jpg", "uid", "pid")).to_series()
-        _refuse_difference(paths, expected, "image path", self.source.files["images"], self.source.files["category"])
-        return {"image_path": expected}
+        named = lines != ""
+        plain = lines.str.replace(r"^(\./)+", "").str.replace(IMAGE_SUFFIX, ".jpg")
+        plain = pl.select(
+            pl.when(plain == expected)
+            .then(plain)
+            .otherwise(plain.str.replace_all("\\", "/", literal=True).str.replace(r"^(\./)+", ""))
+        ).to_series()
+        path, reference = self.source.files["images"], self.source.files["category"]
+        differing = (named & (plain != expected)).arg_true()
+        if len(differing):
+            row = int(differing[0])
+            _refuse_difference(lines[row : row + 1], expected[row : row + 1], "image path", path, reference, row)
+        spelled = int((named & (lines != expected)).sum())
+        self.notes.files[str(path)] |= {"without_picture": int((~named).sum()), "spelled_otherwise": spelled}
+        return {"image_path": expected.set(~named, "")}
 
     def labels(self) -> dict[str, pl.Series]:
         if "label" not in self.source.files:
             return {"label": pl.repeat(None, len(self.pids), dtype=pl.Float64, eager=True)}
-        texts = self._lines("label")
+        texts = self._lines("label", header=lambda line: line.cast(pl.Float64, strict=False).is_null())
         labels = texts.cast(pl.Float64, strict=False)
+        file = self.source.files["label"]
         unusable = ~labels.is_finite().fill_null(False)
         if unusable.any():
             row = int(unusable.arg_true()[0])
             raise DataError(
                 f"label {texts[row]!r} is no finite number",
-                file=self.source.files["label"],
+                file=file,
                 row=row,
                 expected="one number a line: log2(views + 1)",
             )
-        return {"label": labels}
+        beyond = labels < 0 if self.counts else ~labels.is_between(0, MAX_LABEL, closed="left")
+        if beyond.any():
+            row = int(beyond.arg_true()[0])
+            raw = not self.counts and (labels == labels.floor()).all() and labels.min() >= 0  # type: ignore[operator]
+            raise DataError(
+                f"label {texts[row]} cannot be log2(views + 1)" + ("; are these raw counts?" if raw else ""),
+                file=file,
+                row=row,
+                expected=(
+                    "counts of views, 0 or more"
+                    if self.counts
+                    else f"log2(views + 1), which lies between 0 and {MAX_LABEL} for every picture"
+                ),
+                fix=(
+                    "dataset.labels: counts in params.yaml takes the logarithm"
+                    if raw
+                    else "write a label that can be one, or remove the post from every file"
+                ),
+            )
+        return {"label": (labels + 1).log(2) if self.counts else labels}
 
     def user_columns(self, users: UserVectors) -> dict[str, pl.Series]:
+        if "user" not in self.source.files:
+            return self._no_user_columns(users)
         path = self.source.files["user"]
         table = JsonTable(path, {**_IDS, **USER_FIELDS}, required=())
         ids = pl.DataFrame({"uid": self.uids, "pid": self.pids})
@@ -254,6 +304,15 @@ class _SplitReader:
             )
         return {column.name: column for column in pl.concat(frames)}
 
+    def _no_user_columns(self, users: UserVectors) -> dict[str, pl.Series]:
+        """The user columns of a split without a user file: all null."""
+        self.notes.without_user_file.append(self.source.split)
+        nothing = pl.Series([None] * len(self.pids), dtype=pl.String)
+        rows = pl.DataFrame(dict.fromkeys(USER_FIELDS, nothing))
+        parser = Parser(Rows("", 0, self.pids), self.quarantine)
+        users.add(self.uids, rows, parser, vectors=False)
+        return {column.name: column for column in user_columns(rows, parser, vectors=False)}
+
     def _table(self, role: str) -> pl.DataFrame:
         table = JsonTable(self.source.files[role], {**_IDS, **_FIELDS[role]}, required=[*_IDS, *_FIELDS[role]])
         frame = table.read()
@@ -267,10 +326,16 @@ class _SplitReader:
         _refuse_other_ids(frame, ids, path, self.source.files["category"], 0)
         return frame
 
-    def _lines(self, role: str) -> pl.Series:
+    def _lines(self, role: str, header: Callable[[pl.Series], pl.Series]) -> pl.Series:
+        """The lines of a file; a first one too many is left out if `header` is true of it and of no second."""
         path = self.source.files[role]
-        lines = read_lines(path)
-        self.notes.files[str(path)] = {"role": role, "layout": "lines", "rows": len(lines)}
+        lines = read_lines(path, len(self.pids))
+        entry = {"role": role, "layout": "lines", "rows": len(lines), "stored_as": stored_as(path)}
+        if len(lines) == len(self.pids) + 1 and header(lines.head(2)).to_list() == [True, False]:
+            log.info("%s: line 1 is a header, %r: left out", path, lines[0])
+            entry |= {"rows": len(lines) - 1, "header": lines[0]}
+            lines = lines[1:]
+        self.notes.files[str(path)] = entry
         self._refuse_row_count(len(lines), path)
         return lines
 
@@ -281,6 +346,7 @@ class _SplitReader:
         self.notes.files[str(table.path)] = {
             "role": role,
             "layout": layout,
+            "stored_as": stored_as(table.path),
             "rows": table.rows,
             "ignored_fields": table.unknown,
             "absent_fields": [name for name in table.absent if name not in _IDS],

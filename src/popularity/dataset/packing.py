@@ -7,6 +7,7 @@ import logging
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint, read_json, write_json
 from popularity.core.errors import DataError
 from popularity.dataset.layout import SplitFiles
+from popularity.images import ImageFolder
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +25,32 @@ MANIFEST = "manifest.json"
 _END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE  # the largest end of an archive
 
 
-def has_shards(root: Path, split: str) -> bool:
-    return any(root.glob(f"{split}_images*.tar"))
+@dataclass(frozen=True)
+class Packed:
+    """The packed copy of a data set.
+
+    Args:
+        target: its folder.
+        shard_bytes: largest size of a shard, unless a single image is larger.
+        follow_links: True to pack images that are links to files outside of the data set.
+    """
+
+    target: Path
+    shard_bytes: int
+    follow_links: bool
 
 
-def pack(root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, target: Path, shard_bytes: int) -> None:
-    """Writes the metadata files that are read, tar shards of the images in file order, and manifest.json into `target`.
+def pack(root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, packed: Packed) -> None:
+    """Writes the metadata files that are read, tar shards of the images in file order, and manifest.json into the copy.
 
-    A shard holds at most `shard_bytes`, unless a single image is larger. The same folder gives the same bytes. A shard
-    that the manifest lists is kept if it is intact and was made from the same images, so a killed run goes on where it
-    stopped. Nothing is written into `root`.
+    Every image gets the name that its post names, whatever its suffix and folder. The same folder gives the same bytes.
+    A shard that the manifest lists is kept if it is intact and was made from the same images, so a killed run goes on
+    where it stopped. Nothing is written into `root`.
 
     Raises:
         DataError: `target` holds another data set or lies inside `root`.
     """
+    target = packed.target
     if target.is_relative_to(root):
         raise DataError(
             f"the packed copy {target} would lie inside the data set", file=root, fix="choose another --packed folder"
@@ -49,10 +63,11 @@ def pack(root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, target: 
         with atomic_directory(target / source.folder.name) as folder:
             for file in source.files.values():
                 shutil.copyfile(file, folder / file.name)
+    folders = {source.split: ImageFolder.of(root, source.split, follow_links=packed.follow_links) for source in splits}
     plans = {
-        f"{source.split}_images_{number:04d}.tar": members
-        for source in splits
-        for number, members in enumerate(_plan(root, posts.filter(split=source.split), shard_bytes))
+        f"{split}_images_{number:04d}.tar": members
+        for split, folder in folders.items()
+        for number, members in enumerate(_plan(folder, posts.filter(split=split), packed.shard_bytes))
     }
     finished = {entry["shard"]: entry for entry in manifest["shards"] if entry["shard"] in plans}
     with tqdm(total=sum(map(len, plans.values())), desc="pack", unit="image") as progress:
@@ -61,7 +76,7 @@ def pack(root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, target: 
             if name in finished and finished[name]["made_from"] == made_from and _is_intact(target, finished[name]):
                 progress.update(len(members))
                 continue
-            _write_shard(root, target / name, members, progress)
+            _write_shard(folders[name.partition("_")[0]], target / name, members, progress)
             finished[name] = {
                 "shard": name,
                 "bytes": (target / name).stat().st_size,
@@ -93,18 +108,18 @@ def _manifest_of(target: Path, root: Path) -> dict[str, Any]:
     return manifest
 
 
-Member = tuple[str, int, int]  # path below the root, bytes, time of last change (ns)
+Member = tuple[str, int, int]  # image path, bytes, time of last change (ns)
 
 
-def _plan(root: Path, posts: pl.DataFrame, shard_bytes: int) -> Iterator[list[Member]]:
+def _plan(folder: ImageFolder, posts: pl.DataFrame, shard_bytes: int) -> Iterator[list[Member]]:
     """The images that exist, in file order, divided into shards of at most `shard_bytes`."""
     members: list[Member] = []
     size = _END
     for path in posts.sort("source_index")["image_path"]:
-        try:
-            status = (root / path).stat()
-        except OSError:
+        file = folder.usable(path)
+        if file is None:
             continue  # index_images counts the missing images
+        status = file.stat()
         blocks = -(-status.st_size // tarfile.BLOCKSIZE)
         cost = len(_member(path, status.st_size).tobuf(tarfile.GNU_FORMAT)) + blocks * tarfile.BLOCKSIZE
         if members and size + cost > shard_bytes:
@@ -116,10 +131,13 @@ def _plan(root: Path, posts: pl.DataFrame, shard_bytes: int) -> Iterator[list[Me
         yield members
 
 
-def _write_shard(root: Path, shard: Path, members: list[Member], progress: tqdm[Any]) -> None:
+def _write_shard(folder: ImageFolder, shard: Path, members: list[Member], progress: tqdm[Any]) -> None:
     with atomic_path(shard) as partial, tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
         for path, size, _ in members:
-            with (root / path).open("rb") as content:
+            file = folder.find(path)
+            if file is None:
+                raise DataError("is gone", file=folder.start / path, expected="the file that was there before")
+            with file.open("rb") as content:
                 archive.addfile(_member(path, size), content)
             progress.update()
 

@@ -13,12 +13,14 @@ from popularity.core.contracts import QUARANTINE
 
 MISSING = ("", "None")  # and null; the publishers' tools write the second
 SET_TO_NULL = "set to null"
+CONVERTED = ("milliseconds", "converted to seconds")  # reason, action
 VALUE_SHOWN = 80  # characters of a bad value kept for the summary
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 _INLINE_TAGS = "a|abbr|b|big|code|em|font|i|q|s|small|span|strike|strong|sub|sup|tt|u"
 MAX_OFFSET = 14 * 60  # minutes: no time zone is farther than UTC+14
+MILLISECONDS = (10**11, int(LATEST.timestamp()) * 1000)  # unix times in milliseconds, 1973 to 2100; no time in seconds
 
 
 @dataclass
@@ -109,23 +111,38 @@ class Parser:
     def flag(self, name: str, texts: pl.Series) -> pl.Series:
         """Boolean from 0, 1, true or false, else null."""
         words = {"0": False, "1": True, "false": False, "true": True}
-        values = _present(texts).str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean)
+        values = present(texts).str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean)
         return self._known(name, texts, values, "neither 0 nor 1")
 
     def moment(self, name: str, texts: pl.Series, earliest: datetime, latest: datetime) -> pl.Series:
         """UTC time from unix seconds or "YYYY-MM-DD HH:MM:SS", else null."""
-        seconds = integers(texts)
-        written = _present(texts).str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False).dt.epoch("s")
+        seconds = self.seconds(name, texts)
+        written = present(texts).str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False).dt.epoch("s")
         seconds = seconds.fill_null(written) if seconds.null_count() else seconds
         years = (earliest.year, latest.year)
         bounds = _Bounds("a time", int(earliest.timestamp()), int(latest.timestamp()), years)
         return from_seconds(self._limited(name, texts, seconds, bounds))
 
+    def seconds(self, name: str, texts: pl.Series) -> pl.Series:
+        """Int64 unix seconds where the text is an integer, else null; milliseconds are converted and noted."""
+        seconds, fine = to_seconds(integers(texts))
+        self.quarantine.add(self.rows, name, texts, fine, *CONVERTED)
+        return seconds
+
     def offset(self, name: str, texts: pl.Series) -> pl.Series:
-        """Int32 minutes east of UTC from "-08:00", minutes or (where too large for these) seconds, else null."""
-        present = _present(texts)
-        hours, minutes = (present.str.extract(r"^[+-]?(\d{1,2}):(\d{2})$", group).cast(pl.Int64) for group in (1, 2))
-        clock = (hours * 60 + minutes) * (1 - 2 * present.str.starts_with("-").cast(pl.Int64))
+        """Int32 minutes east of UTC from "-08:00", "-0800", minutes or (where too large for these) seconds, else null.
+
+        A sign and four digits are hours and minutes if such a zone can exist, else a number.
+        """
+        given = present(texts)
+        hours, minutes = (
+            given.str.extract(rf"^(?:{pattern})$", 1).fill_null(given.str.extract(rf"^(?:{signed})$", 1)).cast(pl.Int64)
+            for pattern, signed in (
+                (r"[+-]?(\d{1,2}):\d{2}", r"[+-](0\d|1[0-4])[0-5]\d"),
+                (r"[+-]?\d{1,2}:(\d{2})", r"[+-](?:0\d|1[0-4])([0-5]\d)"),
+            )
+        )
+        clock = (hours * 60 + minutes) * (1 - 2 * given.str.starts_with("-").cast(pl.Int64))
         counted = integers(texts)
         values = pl.select(
             pl.when(clock.is_not_null())
@@ -140,7 +157,7 @@ class Parser:
 
     def vector(self, name: str, texts: pl.Series, length: int) -> pl.Series:
         """List(Float32) of `length` finite numbers separated by commas, else null."""
-        values = _present(texts).str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Float32, strict=False))
+        values = present(texts).str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Float32, strict=False))
         finite = values.list.eval(pl.element().is_finite().fill_null(False)).list.all()
         usable = finite & (values.list.len() == length)
         values = pl.select(pl.when(usable).then(values)).to_series()
@@ -158,20 +175,26 @@ class Parser:
     def _known(
         self, name: str, texts: pl.Series, values: pl.Series, reason: str, action: str = SET_TO_NULL
     ) -> pl.Series:
-        bad = values.is_null() & _present(texts).is_not_null()
+        bad = values.is_null() & present(texts).is_not_null()
         self.quarantine.add(self.rows, name, texts, bad, reason, action)
         return values
 
 
 def integers(texts: pl.Series) -> pl.Series:
     """Int64 where the text is an integer, else null; "2.0" is one: numbers in a column with gaps are written so."""
-    present = _present(texts)
-    values = present.cast(pl.Int64, strict=False)
-    if values.null_count() == present.null_count():
+    given = present(texts)
+    values = given.cast(pl.Int64, strict=False)
+    if values.null_count() == given.null_count():
         return values
     numbers = _numbers(texts)
     whole = (numbers == numbers.floor()) & (numbers.abs() < 2.0**53)
     return values.fill_null(pl.select(pl.when(whole).then(numbers)).to_series().cast(pl.Int64))
+
+
+def to_seconds(times: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Unix times in seconds, and where they were in milliseconds."""
+    fine = times.is_between(*MILLISECONDS).fill_null(False)
+    return pl.select(pl.when(fine).then(times // 1000).otherwise(times)).to_series(), fine
 
 
 def from_seconds(seconds: pl.Series) -> pl.Series:
@@ -194,8 +217,8 @@ def strip_html(texts: pl.Series) -> pl.Series:
     return _blank_to_null(plain.str.replace_all(r"\s+", " ").str.strip_chars())
 
 
-def _present(texts: pl.Series) -> pl.Series:
-    """Stripped texts, null where the value is missing."""
+def present(texts: pl.Series) -> pl.Series:
+    """The stripped texts, null where the value is missing."""
     return _blank_to_null(texts.str.strip_chars())
 
 
@@ -205,5 +228,5 @@ def _blank_to_null(texts: pl.Series) -> pl.Series:
 
 def _numbers(texts: pl.Series) -> pl.Series:
     """Float64 where the text is a finite number, else null."""
-    values = _present(texts).cast(pl.Float64, strict=False)
+    values = present(texts).cast(pl.Float64, strict=False)
     return values.set(~values.is_finite().fill_null(False), None)

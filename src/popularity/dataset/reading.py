@@ -2,15 +2,22 @@
 
 Every JSON value becomes text first (1.5 and "1.5" are the same), and `popularity.dataset.parsing` gives each
 column its one declared type. A reader that infers types from the first rows silently turns 1.5 into 1.
+
+A file may be compressed with gzip, be in UTF-16 with its mark, and hold JSON lines: its first bytes show it.
 """
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import io
 import itertools
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import polars as pl
@@ -28,6 +35,62 @@ _ESCAPES = re.compile(
 _COMMA = re.compile(rb"\s*,")
 _NOT_A_NUMBER = re.compile(r"-?(NaN|Infinity)")
 MAX_ENDS_TRIED = 8
+MAX_LINE = 1 << 24  # bytes of the first line; a longer one is no line of JSON lines
+GZIP = b"\x1f\x8b"
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+@contextmanager
+def open_utf8(path: Path) -> Iterator[Readable]:
+    """The file as a stream of UTF-8 without a mark, whatever it is stored as: gzip, UTF-16 with its mark, or neither.
+
+    Raises:
+        DataError: it cannot be read, or is damaged, within the block.
+    """
+    try:
+        with path.open("rb") as raw:
+            stream: Any = gzip.GzipFile(fileobj=raw) if raw.peek(len(GZIP)).startswith(GZIP) else raw
+            buffered = io.BufferedReader(stream) if stream is not raw else raw
+            mark = buffered.peek(len(BOM))[: len(BOM)]
+            if mark[:2] in UTF16:
+                yield _Utf8(io.TextIOWrapper(buffered, "utf-16", newline=""))
+                return
+            if mark == BOM:
+                buffered.read(len(BOM))
+            yield buffered
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"damaged gzip: {error}", file=path, expected="the whole file", fix="download the file again"
+        ) from error
+    except UnicodeDecodeError as error:
+        if error.encoding not in ("utf-16", "utf-16-le", "utf-16-be"):
+            raise
+        raise DataError(f"not UTF-16: {error.reason}", file=path, expected="UTF-8, or UTF-16 with its mark") from error
+
+
+class _Utf8:
+    """The characters of a text as bytes in UTF-8; `read` may return a few more bytes than asked for."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self.text = text
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self.text.read(size).encode()
+
+
+def stored_as(path: Path) -> str:
+    """How a file is stored, for the summary: "gzip", "UTF-16", both, or "" for plain UTF-8."""
+    with path.open("rb") as raw:
+        packed = raw.peek(len(GZIP)).startswith(GZIP)
+        stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        names = ["gzip"] if packed else []
+        return ", ".join([*names, "UTF-16"] if stream.read(2) in UTF16 else names)
 
 
 class JsonTable:
@@ -59,15 +122,13 @@ class JsonTable:
         Raises:
             DataError: broken JSON, another layout, or a required field that no row has.
         """
-        with self.path.open("rb") as stream:
-            first = stream.read(4096).removeprefix(BOM).lstrip()[:1]
-        if first == b"{":
-            self.layout = "columnar"
+        self.layout = _layout(self.path)
+        if self.layout == "columnar":
             yield self._columnar()
         else:
-            self.layout = "list"
+            iterate = _iterate_records if self.layout == "list" else _iterate_lines
             waiting: list[Any] = []
-            for records in _iterate_records(self.path, CHUNK_BYTES):
+            for records in iterate(self.path, CHUNK_BYTES):
                 waiting += records
                 if len(waiting) >= FRAME_ROWS:
                     yield self._listed(waiting)
@@ -107,11 +168,34 @@ class JsonTable:
                 values = [record.get(present[0]) for record in records]
             else:
                 values = [next((record[name] for name in present if name in record), None) for record in records]
-            columns[field] = _texts(field, values)
+            columns[field] = self._texts(field, values, self.rows - len(records))
         return pl.DataFrame(columns)
 
+    def _texts(self, name: str, values: list[Any], start: int = 0) -> pl.Series:
+        """The values of a field as text; `start` is the row of the first.
+
+        Raises:
+            DataError: a value that is nested and no plain list.
+        """
+        try:
+            return pl.Series(name, values, dtype=pl.String, strict=True)
+        except TypeError:
+            pass
+        texts: list[str | None] = []
+        for row, value in enumerate(values, start):
+            try:
+                texts.append(_text(value))
+            except ValueError:
+                raise DataError(
+                    f"{self.fields[name][0]} is {_shortened(value)}",
+                    file=self.path,
+                    row=row,
+                    expected="a text, a number, a list of texts or a list of numbers",
+                ) from None
+        return pl.Series(name, texts, dtype=pl.String, strict=True)
+
     def _columnar(self) -> pl.DataFrame:
-        content = _decode(self.path.read_bytes().removeprefix(BOM), self.path)
+        content = _decode(_content(self.path), self.path)
         self._names = set(content)
         expected = 'columns {"0": value, "1": value, ...} with the same row numbers in each'
         row_keys: list[str] | None = None
@@ -135,24 +219,90 @@ class JsonTable:
                     )
                 values = {key: values[key] for key in row_keys}
             if name in wanted and wanted[name] not in columns:
-                columns[wanted[name]] = _texts(wanted[name], list(values.values()))
+                columns[wanted[name]] = self._texts(wanted[name], list(values.values()))
         empty = pl.Series([None] * self.rows, dtype=pl.String)
         return pl.DataFrame({field: columns.get(field, empty) for field in self.fields})
 
 
-def read_lines(path: Path) -> pl.Series:
-    """The lines of a text file, stripped; empty lines at its end do not count.
+def read_lines(path: Path, rows: int = 0) -> pl.Series:
+    """The lines of a text file, stripped.
+
+    Args:
+        path: the file.
+        rows: empty lines at the end of the file count as far as so many lines are expected, and no further.
 
     Raises:
-        DataError: the file is not UTF-8 or is empty.
+        DataError: the file is neither UTF-8 nor UTF-16, or is empty.
+    """
+    lines = [line.strip() for line in read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")]
+    if not any(lines):
+        raise DataError("holds no lines", file=path, expected="one line per post")
+    while len(lines) > rows and not lines[-1]:
+        lines.pop()
+    return pl.Series(lines, dtype=pl.String)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file as `open_utf8` reads it.
+
+    Raises:
+        DataError: the file is neither UTF-8 nor UTF-16.
     """
     try:
-        lines = path.read_bytes().removeprefix(BOM).decode("utf-8").replace("\r\n", "\n").rstrip("\n \t\r").split("\n")
+        return _content(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 at byte {error.start}", file=path, expected="a text file in UTF-8") from error
-    if lines == [""]:
-        raise DataError("holds no lines", file=path, expected="one line per post")
-    return pl.Series([line.strip() for line in lines], dtype=pl.String)
+
+
+def _content(path: Path) -> bytes:
+    with open_utf8(path) as stream:
+        return stream.read()
+
+
+def _layout(path: Path) -> str:
+    """`columnar`, `list` or `lines of JSON`: JSON lines, whose first line is an object while others follow."""
+    with open_utf8(path) as stream:
+        first = stream.read(4096).lstrip()
+        if first[:1] != b"{":
+            return "list"
+        while b"\n" not in first and len(first) < MAX_LINE and (more := stream.read(1 << 16)):
+            first += more
+        line, _, rest = first.partition(b"\n")
+        while not rest.strip() and (more := stream.read(1 << 16)):
+            rest += more
+    if not rest.strip():
+        return "columnar"
+    try:
+        return "lines of JSON" if isinstance(_loads(line), dict) else "columnar"
+    except orjson.JSONDecodeError:
+        return "columnar"
+
+
+def _iterate_lines(path: Path, chunk_bytes: int) -> Iterator[list[Any]]:
+    """The records of JSON lines, a chunk of the file at a time; blank lines do not count."""
+    pending, row = b"", 0
+    with open_utf8(path) as stream:
+        while True:
+            chunk = stream.read(chunk_bytes)
+            *lines, pending = (pending + chunk).split(b"\n") if chunk else (pending, b"")
+            records: list[Any] = []
+            for line in lines:
+                if line.strip():
+                    try:
+                        records.append(_loads(line))
+                    except orjson.JSONDecodeError as error:
+                        raise DataError(
+                            f"not JSON: {error.msg}",
+                            file=path,
+                            row=row + len(records),
+                            expected="JSON lines: one record in each line, as in the first",
+                            fix="repair the line, or write the file as one JSON list",
+                        ) from error
+            row += len(records)
+            if records:
+                yield records
+            if not chunk:
+                return
 
 
 def _iterate_records(path: Path, chunk_bytes: int) -> Iterator[list[Any]]:
@@ -162,10 +312,8 @@ def _iterate_records(path: Path, chunk_bytes: int) -> Iterator[list[Any]]:
     a nested value: every file gives the records that parsing it as a whole would give.
     """
     opening, pending, done = b"", b"", 0
-    with path.open("rb") as stream:
-        if stream.read(len(BOM)) != BOM:
-            stream.seek(0)
-        while len(chunk := stream.read(chunk_bytes)) == chunk_bytes:
+    with open_utf8(path) as stream:
+        while chunk := stream.read(chunk_bytes):
             pending += chunk
             for end, following in itertools.islice(_record_ends(pending), MAX_ENDS_TRIED):
                 try:
@@ -175,14 +323,13 @@ def _iterate_records(path: Path, chunk_bytes: int) -> Iterator[list[Any]]:
                 yield records
                 opening, pending, done = b"[", pending[following:], done + len(records)
                 break
-        pending += chunk
     try:
         records = _loads(opening + pending)
     except orjson.JSONDecodeError:
         records = None
     if records is None or (done and not records):  # the latter: a comma before the closing bracket
         # Line and column are known only in the whole file.
-        records = _decode(path.read_bytes().removeprefix(BOM), path)[done:]
+        records = _decode(_content(path), path)[done:]
     if not isinstance(records, list):
         expected = "a list of records, or columns {column: {row: value}}"
         raise DataError(f"the file holds {_shortened(records)}", file=path, expected=expected)
@@ -248,19 +395,29 @@ def _record_at(before: bytes) -> int | None:
     return 0
 
 
-def _texts(name: str, values: list[Any]) -> pl.Series:
-    try:
-        return pl.Series(name, values, dtype=pl.String, strict=True)
-    except TypeError:
-        return pl.Series(name, [_text(value) for value in values], dtype=pl.String, strict=True)
-
-
 def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))  # a column with gaps comes out of pandas as 2.0
+    if isinstance(value, list):
+        return _joined(value)
+    if isinstance(value, dict):
+        raise ValueError(value)
     return repr(value) if isinstance(value, float) else orjson.dumps(value).decode()
+
+
+def _joined(values: list[Any]) -> str:
+    """A list of texts as words, a list of numbers with commas, as the publishers write both.
+
+    Raises:
+        ValueError: a list of other values.
+    """
+    if all(isinstance(value, str) for value in values):
+        return " ".join(values)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return ",".join(str(_text(value)) for value in values)
+    raise ValueError(values)
 
 
 def _shortened(value: Any) -> str:

@@ -23,6 +23,8 @@ class Notes:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     empty_class_names: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LEVELS, 0))
     users_with_differing_vectors: int = 0
+    places_at_zero: dict[str, int] = field(default_factory=dict)  # posts whose place is (0, 0), read as none
+    without_user_file: list[str] = field(default_factory=list)  # splits
 
 
 def summarise(
@@ -43,6 +45,8 @@ def summarise(
         "users": posts["uid"].n_unique(),
         "users_with_differing_vectors": notes.users_with_differing_vectors,
         "empty_class_names": notes.empty_class_names,
+        "places_at_zero": notes.places_at_zero,
+        "without_user_file": notes.without_user_file,
         "label": {
             "mean": rounded(labels.mean(), DIGITS),
             "sd": rounded(labels.std(), DIGITS),
@@ -58,6 +62,7 @@ def summarise(
     }
     if "test" in frames:
         summary["test_part"] = "present"
+        summary["test_posts_before_training_ends"] = _share_before(frames["train"], frames["test"])
         summary["unseen_in_training"] = _unseen(frames["train"], frames["test"])
     else:
         summary["test_part"] = "absent: no submission can be made"
@@ -78,6 +83,11 @@ def _counts_of(frame: pl.DataFrame) -> dict[str, Any]:
         "to": frame["posted_at"].max().isoformat(),  # type: ignore[union-attr]
         "missing_share": {name: rounded(share, DIGITS) for name, share in shares.items()},
     }
+
+
+def _share_before(train: pl.DataFrame, test: pl.DataFrame) -> float:
+    """Share of the test posts that are older than the last training post; 0 for a split by time."""
+    return float(rounded((test["posted_at"] < train["posted_at"].max()).mean(), DIGITS) or 0.0)
 
 
 def _unseen(train: pl.DataFrame, test: pl.DataFrame) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import polars as pl
 
 from popularity.core.atomic import atomic_directory, atomic_path, write_json, write_text
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL
+from popularity.core.csv_cells import plain_cells
 from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration, calibrate_on, coverage_table
@@ -120,7 +121,7 @@ def write_evaluation(evaluation: Evaluation, paths: EvaluationPaths) -> None:
     evaluation.calibration.write(paths.calibration)
     for name in ("scores", "groups", "coverage"):
         with atomic_path(getattr(paths, name)) as partial:
-            getattr(evaluation, name).write_csv(partial)
+            plain_cells(getattr(evaluation, name)).write_csv(partial)
     with atomic_directory(paths.plots) as partial:
         for name, frame in evaluation.plots.items():
             frame.write_csv(partial / f"{name}.csv")

@@ -1,14 +1,20 @@
 """Images of a data set: location, header and decoded content."""
 
-from popularity.images.indexing import IndexImagesParams, image_sizes, index_files, index_images
+from popularity.images.findings import image_lines
+from popularity.images.folder import ImageFolder, find_shards
+from popularity.images.indexing import IndexImagesParams, index_files, index_images
 from popularity.images.reading import ImageDecodeError, ImageReader, decode_image
+from popularity.images.shards import packed_images
 
 __all__ = [
     "ImageDecodeError",
+    "ImageFolder",
     "ImageReader",
     "IndexImagesParams",
     "decode_image",
-    "image_sizes",
+    "find_shards",
+    "image_lines",
     "index_files",
     "index_images",
+    "packed_images",
 ]

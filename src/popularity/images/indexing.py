@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
-import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, NamedTuple
 
@@ -17,12 +18,15 @@ from tqdm import tqdm
 from popularity.core.config import Section
 from popularity.core.contracts import IMAGE_STATUSES, IMAGES
 from popularity.core.errors import DataError
-from popularity.images.reading import ImageDecodeError, read_header
+from popularity.images.findings import EXAMPLES, Findings, image_lines
+from popularity.images.folder import ImageFolder, find_shards
+from popularity.images.names import Wanted
+from popularity.images.reading import ImageDecodeError, Slice, content_name, read_header
+from popularity.images.shards import packed_images, places
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 10  # names shown for each kind of fault
-_BLOCK = 512  # bytes of a tar header
+MAX_LISTED = 1000  # entries of a folder that are looked at for a hint
 
 
 @dataclass(frozen=True)
@@ -30,37 +34,15 @@ class IndexImagesParams(Section):
     """Section `index_images` of params.yaml.
 
     Args:
-        max_bad_fraction: largest accepted fraction of missing, unreadable or too large images.
+        max_bad_fraction: of each part, largest accepted fraction of posts whose image is named and cannot be used:
+            missing, unreadable or too large. A post that names no image is not bad.
+        max_part_difference: largest accepted difference between the parts' fractions of posts without a usable image.
         max_pixels: an image whose header announces more is never decoded; Pillow itself opens no more than the limit.
     """
 
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
+    max_part_difference: Annotated[float, Field(ge=0, le=1)]
     max_pixels: Annotated[int, Field(gt=0, le=178_956_970)]
-
-
-@dataclass
-class _Tally:
-    """A count, with the names of the first few cases."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(_printable(name))
-
-
-@dataclass
-class _Findings:
-    """Members of the shards that are none of the expected images, and damaged shards."""
-
-    duplicate: _Tally = field(default_factory=_Tally)
-    not_a_file: _Tally = field(default_factory=_Tally)  # links, devices, pipes, sparse files
-    unsafe_name: _Tally = field(default_factory=_Tally)  # absolute, or with '..'
-    unexpected: _Tally = field(default_factory=_Tally)
-    damaged_shards: dict[str, str] = field(default_factory=dict)  # shard -> fault
-    shards: dict[str, int] = field(default_factory=dict)  # shard -> number of images used
 
 
 class _Image(NamedTuple):
@@ -69,44 +51,50 @@ class _Image(NamedTuple):
     shard: str
     offset: int
     bytes: int
-    width: int | None
-    height: int | None
-    mode: str | None
-    status: str
+    width: int | None = None
+    height: int | None = None
+    mode: str | None = None
+    status: str = "missing"
 
 
-_MISSING = _Image("", 0, 0, None, None, None, "missing")
+_MISSING = _Image("", 0, 0)
 
 
-def index_images(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> tuple[pl.DataFrame, dict[str, Any]]:
+def index_images(
+    posts: pl.DataFrame, root: Path, params: IndexImagesParams, *, follow_links: bool = False
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The images of all posts, one row a post in the form of the contract IMAGES, and a summary.
 
     The images of a split come from its tar shards `<root>/{split}_images*.tar` or, where there are none, from the
-    folder `<root>/{split}/<Uid>/<Pid>.jpg`.
+    folder `<root>/{split}/<Uid>/<Pid>.jpg`; both may lie one folder deeper, and a suffix may be another one of
+    `images.names.SUFFIXES`.
 
     Args:
         posts: contract POSTS.
         root: of the data set.
         params: section index_images.
+        follow_links: True to take images of a folder that are links to files outside of it.
 
     Raises:
-        DataError: the fraction of images that cannot be used is above `params.max_bad_fraction`.
+        DataError: too many images of a part cannot be used, or the parts differ in them: see `params`.
     """
     found: dict[str, _Image] = {}
-    findings = _Findings()
+    findings = Findings()
     with tqdm(total=len(posts), desc="index_images", unit="image") as progress:
         for split in sorted(set(posts["split"])):
-            expected = set(posts.filter(split=split)["image_path"])
-            shards = _shards(root, split)
-            found_here = (
-                _from_tars(shards, expected, findings, params) if shards else _from_folder(root, expected, params)
-            )
+            expected = set(posts.filter(split=split)["image_path"]) - {""}
+            shards = find_shards(root, split)
+            if shards:
+                found_here = _from_tars(shards, root, Wanted(expected), findings, params.max_pixels)
+            else:
+                folder = ImageFolder.of(root, split, follow_links=follow_links)
+                found_here = _from_folder(folder, expected, findings, params.max_pixels)
             for path, image in found_here:
                 found[path] = image
                 progress.update()
     images = _table(posts, found)
     summary = _summary_of(images, posts, findings)
-    _refuse_too_many_bad(summary, root, params)
+    _refuse_unusable(summary, root, params)
     return images, summary
 
 
@@ -118,31 +106,11 @@ def index_files(posts: pl.DataFrame, root: Path, params: IndexImagesParams) -> p
         root: that relative paths start from.
         params: section index_images.
     """
-    return _table(posts, dict(_from_folder(root, set(posts["image_path"]), params)))
-
-
-def image_sizes(posts: pl.DataFrame, root: Path) -> tuple[dict[str, int], dict[str, str]]:
-    """Bytes of each post's image in the tar shards, by image_path, and the faults of damaged shards.
-
-    Only the headers of the tar members are read: a file in this list may still be no image.
-
-    Args:
-        posts: contract POSTS.
-        root: of the data set.
-    """
-    sizes: dict[str, int] = {}
-    findings = _Findings()
-    with tqdm(total=len(posts), desc="find images", unit="image") as progress:
-        for split in sorted(set(posts["split"])):
-            expected = set(posts.filter(split=split)["image_path"])
-            for path, _, _, member in _expected_members(_shards(root, split), expected, findings):
-                sizes[path] = member.size
-                progress.update()
-    return sizes, findings.damaged_shards
-
-
-def _shards(root: Path, split: str) -> list[Path]:
-    return sorted(root.glob(f"{split}_images*.tar"))
+    findings, found = Findings(), {}
+    for path in sorted(set(posts["image_path"]) - {""}):
+        if (root / path).is_file():
+            found[path] = _file_image(root / path, path, findings, params.max_pixels)
+    return _table(posts, found)
 
 
 def _table(posts: pl.DataFrame, found: Mapping[str, _Image]) -> pl.DataFrame:
@@ -152,109 +120,82 @@ def _table(posts: pl.DataFrame, found: Mapping[str, _Image]) -> pl.DataFrame:
 
 
 def _from_tars(
-    shards: list[Path], expected: set[str], findings: _Findings, params: IndexImagesParams
+    shards: list[Path], root: Path, wanted: Wanted, findings: Findings, max_pixels: int
 ) -> Iterator[tuple[str, _Image]]:
-    for path, shard, archive, member in _expected_members(shards, expected, findings):
-        content = archive.extractfile(member)
-        assert content is not None  # a regular file has content
-        yield path, _image(content, shard, member.offset_data, member.size, params)
+    """The expected images in the order of the shards, each once."""
+    by_place = sorted(places(shards, wanted, findings).items(), key=lambda item: item[1])
+    names = [str(shard.relative_to(root)) for shard in shards]
+    findings.shards |= dict.fromkeys(names, 0)
+    at, stream = -1, None
+    try:
+        for path, place in by_place:
+            if place.shard != at or stream is None:
+                if stream is not None:
+                    stream.close()
+                at, stream = place.shard, shards[place.shard].open("rb")
+            findings.shards[names[at]] += 1
+            content = io.BufferedReader(Slice(stream, place.offset, place.length))
+            yield path, _image(content, _Image(names[at], place.offset, place.length), findings, max_pixels)
+    finally:
+        if stream is not None:
+            stream.close()
 
 
-def _expected_members(
-    shards: list[Path], expected: set[str], findings: _Findings
-) -> Iterator[tuple[str, str, tarfile.TarFile, tarfile.TarInfo]]:
-    """Path, shard and member of the expected images; the first of several with one name counts."""
-    seen: set[str] = set()
-    for shard in shards:
-        findings.shards[shard.name] = 0
-        for archive, member in _members(shard, findings):
-            path = _normalised(member.name)
-            if path is None:
-                findings.unsafe_name.add(member.name)
-            elif not member.isreg() or member.issparse():
-                findings.not_a_file.add(member.name)
-            elif path not in expected:
-                findings.unexpected.add(member.name)
-            elif path in seen:
-                findings.duplicate.add(member.name)
-            else:
-                seen.add(path)
-                findings.shards[shard.name] += 1
-                yield path, shard.name, archive, member
-
-
-def _members(shard: Path, findings: _Findings) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members, without folders, that lie wholly in the shard; a shard that ends early is noted as damaged.
-
-    tarfile takes a damaged header in the middle for the end of the archive: the bytes after it are checked.
-    """
-    size = shard.stat().st_size
-    with shard.open("rb") as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
-                while (member := archive.next()) is not None:
-                    archive.members = []  # type: ignore[attr-defined]  # it would keep every member
-                    if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
-                        findings.damaged_shards[shard.name] = f"cut off within {_printable(member.name)}"
-                        return
-                    if not member.isdir():
-                        yield archive, member
-                end = archive.offset
-        except (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError) as error:
-            findings.damaged_shards[shard.name] = f"damaged: {error}"
-            return
-        stream.seek(end)
-        if stream.read(_BLOCK) != bytes(_BLOCK):
-            findings.damaged_shards[shard.name] = f"cut off or damaged at byte {end} of {size}: no end mark"
-
-
-def _from_folder(root: Path, expected: set[str], params: IndexImagesParams) -> Iterator[tuple[str, _Image]]:
-    """The expected images that are files below the root; each is its own shard."""
+def _from_folder(
+    folder: ImageFolder, expected: set[str], findings: Findings, max_pixels: int
+) -> Iterator[tuple[str, _Image]]:
+    """The expected images that are files; each is its own shard."""
     for path in sorted(expected):
-        file = root / path
-        if file.is_file():
-            with file.open("rb") as stream:
-                yield path, _image(stream, path, 0, file.stat().st_size, params)
+        file = folder.find(path)
+        if file is None:
+            continue
+        if folder.leads_out(file):
+            findings.leads_out.add(path)
+            if not folder.follow_links:
+                continue
+        if file.name != path.rpartition("/")[2]:
+            findings.other_suffix.add(path)
+        yield path, _file_image(file, str(file.relative_to(folder.root)), findings, max_pixels)
 
 
-def _image(stream: IO[bytes], shard: str, offset: int, length: int, params: IndexImagesParams) -> _Image:
+def _file_image(file: Path, name: str, findings: Findings, max_pixels: int) -> _Image:
+    with file.open("rb") as stream:
+        return _image(stream, _Image(name, 0, file.stat().st_size), findings, max_pixels)
+
+
+def _image(stream: IO[bytes], image: _Image, findings: Findings, max_pixels: int) -> _Image:
+    """`image` with what its header says."""
     try:
         header = read_header(stream)
     except ImageDecodeError:
-        return _Image(shard, offset, length, None, None, None, "unreadable")
+        stream.seek(0)
+        findings.formats[content_name(stream.read(64))] += 1
+        return image._replace(status="unreadable")
     except Image.DecompressionBombError:
-        return _Image(shard, offset, length, None, None, None, "too_large")
-    status = "ok" if header.width * header.height <= params.max_pixels else "too_large"
-    return _Image(shard, offset, length, header.width, header.height, header.mode, status)
+        return image._replace(status="too_large")
+    status = "ok" if header.width * header.height <= max_pixels else "too_large"
+    return image._replace(width=header.width, height=header.height, mode=header.mode, status=status)
 
 
-def _normalised(name: str) -> str | None:
-    """A member's name without './' and double '/'; None when it is absolute or climbs with '..'."""
-    names = name.split("/")
-    return None if name.startswith("/") or ".." in names else "/".join(each for each in names if each not in ("", "."))
-
-
-def _printable(name: str) -> str:
-    """The name without lone surrogates, which stand for bytes that are no UTF-8 and cannot be written as JSON."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _summary_of(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) -> dict[str, Any]:
+def _summary_of(images: pl.DataFrame, posts: pl.DataFrame, findings: Findings) -> dict[str, Any]:
     joined = images.join(posts.select("pid", "split", "image_path"), on="pid", validate="1:1")
+    splits = {split: joined.filter(split=split) for split in sorted(set(joined["split"]))}
     statuses = {
-        split: {status: len(rows.filter(status=status)) for status in IMAGE_STATUSES}
-        for split in sorted(set(joined["split"]))
-        for rows in [joined.filter(split=split)]
+        split: {status: len(rows.filter(status=status)) for status in IMAGE_STATUSES} for split, rows in splits.items()
     }
-    bad = joined.filter(pl.col("status") != "ok").sort("image_path")
+    bad = joined.filter((pl.col("status") != "ok") & (pl.col("image_path") != "")).sort("image_path")
     usable = joined.filter(status="ok")
+    ignored = ("replaced", "not_a_file", "unsafe_name", "unexpected", "of_systems", "leads_out")
     return {
         "images": len(images),
         "statuses": statuses,
-        "bad_share": len(bad) / len(images),
+        "no_picture": {split: len(rows.filter(image_path="")) for split, rows in splits.items()},
+        "bad_share": {split: len(bad.filter(split=split)) / len(rows) for split, rows in splits.items()},
+        "without_usable_image": {split: 1 - statuses[split]["ok"] / len(rows) for split, rows in splits.items()},
         "examples": {
             status: bad.filter(status=status)["image_path"].head(EXAMPLES).to_list() for status in IMAGE_STATUSES[1:]
         },
+        "unreadable_formats": dict(sorted(findings.formats.items())),
         "modes": dict(usable.group_by("mode").len().sort("mode").iter_rows()),
         "pixels": {
             side: {"min": usable[side].min(), "median": usable[side].median(), "max": usable[side].max()}
@@ -262,38 +203,74 @@ def _summary_of(images: pl.DataFrame, posts: pl.DataFrame, findings: _Findings) 
         },
         "shards": findings.shards,
         "damaged_shards": findings.damaged_shards,
-        "ignored_members": {
-            "duplicate": asdict(findings.duplicate),
-            "not_a_file": asdict(findings.not_a_file),
-            "unsafe_name": asdict(findings.unsafe_name),
-            "unexpected": asdict(findings.unexpected),
-        },
+        "prefixes": dict(sorted(findings.prefixes.items())),
+        "links": findings.links,
+        "other_suffix": asdict(findings.other_suffix),
+        "ignored_members": {name: asdict(getattr(findings, name)) for name in ignored},
     }
 
 
-def _refuse_too_many_bad(summary: Mapping[str, Any], root: Path, params: IndexImagesParams) -> None:
-    counts = {status: sum(by_status[status] for by_status in summary["statuses"].values()) for status in IMAGE_STATUSES}
-    bad = summary["images"] - counts["ok"]
-    if bad:
-        log.info("%d of %d images cannot be used: %s", bad, summary["images"], counts)
-    for shard, fault in summary["damaged_shards"].items():
-        log.info("%s: %s", root / shard, fault)
-    if summary["bad_share"] <= params.max_bad_fraction:
-        return
+def _refuse_unusable(summary: Mapping[str, Any], root: Path, params: IndexImagesParams) -> None:
+    """Raises DataError if a part has too many bad images, if the parts differ too much, or if no image is there."""
+    for line in image_lines(summary):
+        log.info("%s", line.strip())
+    worst = max(summary["bad_share"], key=summary["bad_share"].__getitem__)
+    hints = _hints(summary, root, worst)
+    if summary["bad_share"][worst] > params.max_bad_fraction:
+        raise DataError(
+            f"{_counts_text(summary, worst)}: {'; '.join(hints)}",
+            file=root,
+            expected=(
+                f"in each part a fraction of at most index_images.max_bad_fraction = {params.max_bad_fraction}, found "
+                f"{summary['bad_share'][worst]:.4f} of the {worst} part; "
+                "images are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
+            ),
+            fix="complete the images, or raise index_images.max_bad_fraction in params.yaml to continue without them",
+        )
+    shares = summary["without_usable_image"]
+    least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    if shares[most] - shares[least] > params.max_part_difference:
+        raise DataError(
+            f"{shares[most]:.1%} of the {most} posts have no usable image, but {shares[least]:.1%} of the {least} "
+            "posts: " + "; ".join(_hints(summary, root, most)),
+            file=root,
+            expected=f"a difference of at most index_images.max_part_difference = {params.max_part_difference}",
+            fix=(
+                f"complete the images of the {most} part, or raise index_images.max_part_difference in params.yaml: "
+                "what is learned with images would then be applied without them"
+            ),
+        )
+    if not any(counts["ok"] for counts in summary["statuses"].values()):
+        raise DataError(
+            "no post has a usable image: " + "; ".join(hints),
+            file=root,
+            expected="images: the network and the image block of the stack (encoders.stack.image) need them",
+            fix="put the images there",
+        )
+
+
+def _counts_text(summary: Mapping[str, Any], split: str) -> str:
+    counts = dict(summary["statuses"][split])
+    named = sum(counts.values()) - summary["no_picture"][split]
+    counts["missing"] -= summary["no_picture"][split]
     found = [f"{count} {status}" for status, count in counts.items() if status != "ok" and count]
-    examples = [path for paths in summary["examples"].values() for path in paths[:3]]
-    damaged = [f"{shard} is {fault}" for shard, fault in summary["damaged_shards"].items()]
-    stray = summary["ignored_members"]["unexpected"]["examples"][:3]
-    hints = [f"such as {', '.join(examples)}", *damaged]
-    if stray:
+    return f"{named - counts['ok']} of {named} images of the {split} part cannot be used ({', '.join(found)})"
+
+
+def _hints(summary: Mapping[str, Any], root: Path, split: str) -> list[str]:
+    """Where the images of a split seem to be."""
+    examples = [path for paths in summary["examples"].values() for path in paths if path.startswith(f"{split}/")]
+    hints = [f"such as {', '.join(examples[:5])}"] if examples else []
+    hints += [f"{shard} is {fault}" for shard, fault in summary["damaged_shards"].items()]
+    hints += packed_images(root, split)
+    if stray := summary["ignored_members"]["unexpected"]["examples"][:3]:
         hints.append(f"the shards hold members with other names, such as {', '.join(stray)}")
-    raise DataError(
-        f"{bad} of {summary['images']} images cannot be used ({', '.join(found)}): {'; '.join(hints)}",
-        file=root,
-        expected=(
-            f"a fraction of at most index_images.max_bad_fraction = {params.max_bad_fraction}, found "
-            f"{summary['bad_share']:.4f}; "
-            "images are members split/Uid/Pid.jpg of <split>_images*.tar or files of that path in the folder"
-        ),
-        fix="complete the images, or raise index_images.max_bad_fraction in params.yaml to continue without them",
-    )
+    if summary["ignored_members"]["leads_out"]["count"]:
+        hints.append("links lead out of the folder (below); make dataset ROOT=... FOLLOW_LINKS=1 takes them")
+    if (root / split).is_dir() and not hints[1:]:
+        some = itertools.islice((root / split).rglob("*"), MAX_LISTED)
+        others = sorted(path for path in some if path.is_file())[:2]
+        hints += [f"the folder {root / split} has {', '.join(str(path.relative_to(root)) for path in others)}"] * bool(
+            others
+        )
+    return hints or ["no shards and no folder of images are there"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from io import StringIO
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--posts", type=Path, help="file of posts, .csv or .jsonl")
     parser.add_argument("--out", type=Path, help="file of predictions to write, .csv or .jsonl")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(joined_values(sys.argv[1:] if argv is None else argv))
     given = {name: value for name in FIELDS if (value := vars(args)[name]) is not None}
     if (args.posts is None) == (not given):
         parser.error("give either the fields of one post or a file of --posts")
@@ -72,6 +73,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n\n".join(text_of(request, predictions.get(request.pid)) for request in requests))
     if args.posts is not None and not args.json:
         print(("" if args.out else "\n") + summary(requests, predictions, args.out))
+
+
+def joined_values(argv: Sequence[str]) -> list[str]:
+    """The arguments with the value of each field joined to its flag, so that it may begin with a dash."""
+    words, result = list(argv), []
+    while words:
+        word = words.pop(0)
+        if word.startswith("--") and word[2:] in FIELDS and words and not _is_flag(words[0]):
+            word = f"{word}={words.pop(0)}"
+        result.append(word)
+    return result
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and word[2:].partition("=")[0] in (*FIELDS, "posts", "out", "json", "help")
 
 
 _HELP = {

@@ -13,6 +13,7 @@ from textwrap import wrap
 from typing import Any
 
 from popularity.core.atomic import atomic_path
+from popularity.core.csv_cells import plain_cell
 from popularity.core.errors import DataError
 from popularity.predict.requests import Request
 
@@ -173,7 +174,7 @@ def write_file(path: Path, requests: Sequence[Request], predictions: Mapping[str
         names = list(dict.fromkeys(name for row in rows for name in row if name not in ("notes", "problem")))
         writer = csv.DictWriter(stream, [*names, "notes", "problem"], restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)
 
 
 def refuse_other_suffix(path: Path) -> None:

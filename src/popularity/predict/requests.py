@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ import polars as pl
 from popularity.core.contracts import POSTS, check_table, class_key
 from popularity.core.errors import DataError
 from popularity.dataset.parsing import EARLIEST, LATEST
+from popularity.dataset.reading import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ USER_FIELDS = (
 # Columns of POSTS that no request has: filled with the mode over the stored posts.
 MODE_FIELDS = ("media_type", "media_status", "is_public", "has_path_alias")
 PLACED, UNPLACED = 16, 0  # geo_accuracy of coordinates that were given, and of none
+SEPARATORS = (",", ";", "\t", "|")
 _UNIX_SECONDS = re.compile(r"\d{9,10}")
 _UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, as in a data set
 
@@ -88,8 +91,8 @@ def read_requests(path: Path) -> list[Request]:
         path: of the file.
 
     Raises:
-        DataError: no such file, of another kind, not UTF-8, without a column `date`, with a column whose name is
-            nearly one of FIELDS, or without a post.
+        DataError: no such file, of another kind, neither UTF-8 nor UTF-16, without a column `date`, with a column
+            whose name is nearly one of FIELDS, or without a post.
     """
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
@@ -120,40 +123,100 @@ def _refuse_misspelt(names: Iterable[str], file: Path) -> None:
 
 
 def _read_csv(path: Path) -> Iterator[Request]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        rows = (row for row in csv.reader(stream) if row)
-        names = [name.strip() for name in next(rows, [])]
-        if len(set(names)) < len(names) or "date" not in names:
-            raise DataError(
-                f"columns {', '.join(names) or '(none)'}",
-                file=path,
-                expected=f"each name once, `date` among them; known are {', '.join(FIELDS)}",
+    lines, separator = _lines_of_csv(path)
+    records = (record for record in _records(lines, separator) if record.cells)
+    first = next(records, _Record(0, [], []))
+    names = [name.strip() for name in first.cells]
+    if len(set(names)) < len(names) or "date" not in names:
+        raise DataError(
+            f"columns {', '.join(names) or '(none)'}",
+            file=path,
+            expected=f"each name once, `date` among them; known are {', '.join(FIELDS)}",
+        )
+    _refuse_misspelt(names, path)
+    index = 0
+    for record in records:
+        if record.has_open_quote(len(names), separator):
+            reason = (
+                f"quote opened in line {record.line + 1} is closed in a later line: write a quote within a text twice"
             )
-        _refuse_misspelt(names, path)
-        for index, row in enumerate(rows):
-            if len(row) != len(names):
-                yield Request(index, {}, problem=f"{len(row)} fields where the file has {len(names)} columns")
-            else:
-                yield Request(index, {name: text for name, text in zip(names, row, strict=True) if name in FIELDS})
+            for line in record.lines:
+                cells = next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE), [])
+                known = dict(zip(names, cells, strict=True)) if len(cells) == len(names) else {}
+                yield Request(index, {name: text for name, text in known.items() if name in FIELDS}, problem=reason)
+                index += 1
+            continue
+        if len(record.cells) != len(names):
+            problem = f"{len(record.cells)} fields where the file has {len(names)} columns"
+            yield Request(index, {}, problem=problem)
+        else:
+            yield Request(index, {name: text for name, text in zip(names, record.cells, strict=True) if name in FIELDS})
+        index += 1
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record of a CSV file: its first line (from 0), its lines as written, and its cells."""
+
+    line: int
+    lines: list[str]
+    cells: list[str]
+
+    def has_open_quote(self, columns: int, separator: str) -> bool:
+        """True if its lines seem to be posts of their own, joined by a quote that nobody closed.
+
+        That is so if a line within it, or both its first and its last, have a cell for each column.
+        """
+        whole = [
+            len(next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE), [])) == columns
+            for line in self.lines
+        ]
+        return len(whole) > 1 and (any(whole[1:-1]) or (whole[0] and whole[-1]))
+
+
+def _records(lines: Sequence[str], separator: str) -> Iterator[_Record]:
+    csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines)) + 1))
+    reader, start = csv.reader(lines, delimiter=separator), 0
+    for cells in reader:
+        yield _Record(start, list(lines[start : reader.line_num]), cells)
+        start = reader.line_num
+
+
+def _lines_of_csv(path: Path) -> tuple[list[str], str]:
+    """The lines of a CSV file with their ends, and its separator.
+
+    The separator is a comma, unless the first line says `sep=;` or has a column `date` only with another one.
+    """
+    lines = list(io.StringIO(read_text(path), newline=""))
+    head = lines[0].rstrip("\r\n") if lines else ""
+    if len(head) == len("sep=,") and head.startswith("sep="):
+        return lines[1:], head[-1]
+    found = [
+        separator
+        for separator in SEPARATORS
+        if "date" in [name.strip() for name in next(csv.reader([head], delimiter=separator), [])]
+    ]
+    if found and found[0] != SEPARATORS[0]:
+        logger.warning("%s: separated by %r, not by commas", path, found[0])
+    return lines, found[0] if found else SEPARATORS[0]
 
 
 def _read_jsonl(path: Path) -> Iterator[Request]:
     seen: dict[str, None] = {}
-    with path.open(encoding="utf-8-sig") as stream:
-        for index, line in enumerate(line for line in stream if line.strip()):
-            try:
-                content = json.loads(line)
-            except ValueError as error:
-                yield Request(index, {}, problem=f"not JSON: {error}")
-                continue
-            if not isinstance(content, dict):
-                yield Request(index, {}, problem=f"expected an object, found {type(content).__name__}")
-                continue
-            seen |= dict.fromkeys(content)
-            texts = {name: _as_text(content.get(name)) for name in FIELDS}
-            wrong = [name for name, text in texts.items() if text is None]
-            problem = f"{', '.join(wrong)}: expected a text or a number" if wrong else ""
-            yield Request(index, {name: text for name, text in texts.items() if text is not None}, problem)
+    for index, line in enumerate(line for line in io.StringIO(read_text(path)) if line.strip()):
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            yield Request(index, {}, problem=f"not JSON: {error}")
+            continue
+        if not isinstance(content, dict):
+            yield Request(index, {}, problem=f"expected an object, found {type(content).__name__}")
+            continue
+        seen |= dict.fromkeys(content)
+        texts = {name: _as_text(content.get(name)) for name in FIELDS}
+        wrong = [name for name, text in texts.items() if text is None]
+        problem = f"{', '.join(wrong)}: expected a text or a number" if wrong else ""
+        yield Request(index, {name: text for name, text in texts.items() if text is not None}, problem)
     _refuse_misspelt(seen, path)
 
 
@@ -219,6 +282,9 @@ class _Maker:
         )
         if (latitude is None) != (longitude is None):
             request.notes.append("unusable value: a latitude or a longitude alone is no position")
+            latitude = longitude = None
+        if latitude == 0 == longitude:
+            request.notes.append("no place: latitude 0 and longitude 0 stand for none, as in a data set")
             latitude = longitude = None
         names = [request.get(name) for name in ("category", "subcategory", "concept")]
         levels = {

@@ -15,7 +15,8 @@ from pathlib import Path
 from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.core.stage import run
-from popularity.submission.validate import expected_ids, validate
+from popularity.submission.ids import expected_ids
+from popularity.submission.validate import validate
 from popularity.submission.write import NO_SUBMISSION
 
 OUT = Path(paths.SUBMISSIONS)

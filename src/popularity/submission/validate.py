@@ -7,6 +7,7 @@ that is wrong and the expected content.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -96,48 +97,6 @@ def read_scores(file: Path, ids: Sequence[str], *, in_order: bool) -> dict[str, 
     return {post: by_id[post] for post in ids}
 
 
-def expected_ids(folder: Path) -> list[str]:
-    """The ids of a submission in order: "post" + Pid of each row of the test metadata.
-
-    They come from any JSON file of the folder with Pids (test_category.json first), under its old or new name.
-
-    Raises:
-        DataError: no such file, broken JSON, or a Pid that is missing, doubled or neither text nor an integer.
-    """
-    expected = "a folder such as data/demo/test_allmetadata_json, with test_category.json or another file with Pids"
-    if not folder.is_dir():
-        raise DataError("no such folder", file=folder, expected=expected)
-    for file in sorted(folder.glob("*.json"), key=lambda path: ("category" not in path.name, path.name)):
-        try:
-            # Numbers stay as written: a Pid may be published as text or as a number.
-            content = json.loads(file.read_bytes(), parse_int=_Number)
-        except ValueError as error:
-            raise DataError(f"not valid JSON: {error}", file=file, expected="the published file, unchanged") from error
-        pids = _pids(file, content)
-        if pids:
-            return [ID_PREFIX + pid for pid in pids]
-    raise DataError("no file with Pids", file=folder, expected=expected)
-
-
-def _pids(file: Path, content: Any) -> list[str]:
-    """Pids of a row-wise or columnar file; empty if it has no such field (user data of form A)."""
-    if isinstance(content, dict) and isinstance(content.get("Pid"), dict):
-        pids = list(content["Pid"].items())
-    elif isinstance(content, list) and content and isinstance(content[0], dict) and "Pid" in content[0]:
-        pids = [(row, post.get("Pid") if isinstance(post, dict) else None) for row, post in enumerate(content)]
-    else:
-        return []
-    first: dict[str, Any] = {}
-    for row, published in pids:
-        pid = published.text if isinstance(published, _Number) else published
-        if not isinstance(pid, str) or not pid:
-            raise DataError(f"Pid {_shown(pid)}", file=file, row=row, expected="text or an integer")
-        if pid in first:
-            raise DataError(f"Pid {pid} again, first in row {first[pid]}", file=file, row=row, expected="each Pid once")
-        first[pid] = row
-    return list(first)
-
-
 def _read_json(file: Path, text: str) -> list[_Row]:
     try:
         content = json.loads(
@@ -173,15 +132,16 @@ def _read_json(file: Path, text: str) -> list[_Row]:
 def _read_csv(file: Path, text: str) -> list[_Row]:
     expected = ",".join(CSV_HEADER)
     try:
-        lines = list(csv.reader(text.splitlines(), strict=True))
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        numbered = [(cells, reader.line_num) for cells in reader]
     except csv.Error as error:
         raise DataError(f"not valid CSV: {error}", file=file, expected=f"lines of {expected}") from error
-    if not lines or tuple(lines[0]) != CSV_HEADER:
-        raise DataError(f"header {','.join(lines[0]) if lines else ''!r}", file=file, expected=expected)
-    for index, cells in enumerate(lines[1:]):
+    if not numbered or tuple(numbered[0][0]) != CSV_HEADER:
+        raise DataError(f"header {','.join(numbered[0][0]) if numbered else ''!r}", file=file, expected=expected)
+    for index, (cells, line) in enumerate(numbered[1:]):
         if len(cells) != len(CSV_HEADER):
-            raise DataError(f"{len(cells)} cells", file=file, row=f"{index} (line {index + 2})", expected=expected)
-    return [_Row(f"{index} (line {index + 2})", *cells) for index, cells in enumerate(lines[1:])]
+            raise DataError(f"{len(cells)} cells", file=file, row=f"{index} (line {line})", expected=expected)
+    return [_Row(f"{index} (line {line})", *cells) for index, (cells, line) in enumerate(numbered[1:])]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

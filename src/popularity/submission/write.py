@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -78,7 +80,7 @@ def write_files(ids: Sequence[str], scores: Sequence[float], config: SubmitConfi
     written = [f"{score:.{config.decimals}f}" for score in scores]
     files = {"submission.json": _json_text(ids, written, config), "submission.csv": _csv_text(ids, written)}
     for name, text in files.items():
-        (directory / name).write_text(text, encoding="utf-8")
+        (directory / name).write_text(text, encoding="utf-8", newline="")
         logger.info("%s: %s", name, validate(directory / name, ids))
     return [directory / name for name in files]
 
@@ -122,5 +124,8 @@ def _json_text(ids: Sequence[str], scores: Sequence[str], config: SubmitConfig) 
 
 
 def _csv_text(ids: Sequence[str], scores: Sequence[str]) -> str:
-    lines = (f"{post},{score}" for post, score in zip(ids, scores, strict=True))
-    return "\n".join((",".join(CSV_HEADER), *lines)) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    writer.writerows(zip(ids, scores, strict=True))
+    return text.getvalue()

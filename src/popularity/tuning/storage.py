@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import MedianPruner
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, ProgrammingError, SQLAlchemyError
 
 from popularity.core.errors import ConfigError, DataError
 
 SQLITE, JOURNAL = "sqlite", "journal:"
+BLOCK = 1 << 16  # bytes that are read at a time from the end of a journal
 N_UNPRUNED_TRIALS = 5  # completed trials before the first pruning
 
 
@@ -83,9 +88,71 @@ def open_study(name: str, where: str, state: Path, *, create: bool, heartbeat: H
         ) from error
 
 
+class _Journal(JournalFileBackend):
+    """A journal file that a full disk or a kill may have left with half a line at its end."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, lock_obj=_MendingLock(path))
+        self.path = path
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """The entries from a number on, without half a line at the end.
+
+        Raises:
+            DataError: another line is damaged.
+        """
+        try:
+            yield from super().read_logs(log_number_from)
+        except ValueError as error:
+            raise DataError(
+                f"a damaged line: {error}",
+                file=self.path,
+                row=_damaged_line(Path(self.path)),
+                expected="a JSON record in each line",
+                fix="remove the line, or choose another storage in params.yaml",
+            ) from error
+
+
+class _MendingLock(JournalFileSymlinkLock):
+    """The lock for appending: who holds it cuts off half a line, which would spoil the line after it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def acquire(self) -> bool:
+        """Takes the lock; the last line then ends with a line break."""
+        taken = super().acquire()
+        if taken:
+            with Path(self.path).open("rb+") as stream:
+                end = stream.seek(0, os.SEEK_END)
+                start = end
+                while start:
+                    start = max(0, start - BLOCK)
+                    stream.seek(start)
+                    block = stream.read(min(BLOCK, end - start))
+                    if (last := block.rfind(b"\n")) >= 0:
+                        start += last + 1
+                        break
+                if start < end:
+                    stream.truncate(start)
+        return taken
+
+
+def _damaged_line(path: Path) -> int:
+    """The first line that is no JSON, from 0."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream):
+            try:
+                json.loads(line)
+            except ValueError:
+                return number
+    return 0
+
+
 def _open_storage(where: str, state: Path, create: bool, heartbeat: Heartbeat) -> BaseStorage:
     if where.startswith(JOURNAL):
-        return JournalStorage(JournalFileBackend(where.removeprefix(JOURNAL)))
+        return JournalStorage(_Journal(where.removeprefix(JOURNAL)))
     if where != SQLITE and make_url(where).password is not None:
         raise ConfigError(
             "the URL of the storage holds a password, which would be written to dvc.lock and git; put it where the "

@@ -1,0 +1,97 @@
+"""Paths given to make: each is one word, or refused in one sentence; nothing of it is run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.repository import REPOSITORY
+
+STANDIN = """#!/bin/sh
+printf '%s\\n' "$0 $*" >> "$CALLS"
+if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with the Makefile, and a stand-in for Python that writes down how it is called."""
+    root = tmp_path / "a clone"
+    (root / "tools").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(REPOSITORY / name, root / name)
+    for name in ("python3.11", "python"):
+        (root / "tools" / name).write_text(STANDIN)
+        (root / "tools" / name).chmod(0o755)
+    return root
+
+
+def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{clone}/tools:{os.environ['PATH']}", "CALLS": str(clone / "tools/calls")}
+    for name in ("VENV", "ROOT", "PYTHON", "MAKEFLAGS", "MAKELEVEL"):
+        environment.pop(name, None)
+    return subprocess.run(["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True, check=False)
+
+
+def calls(clone: Path) -> list[str]:
+    file = clone / "tools/calls"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.parametrize("name", ["my env", "a;touch x", "a'b", 'a"b', "a$HOME", "a`id`", "a(b"])
+def test_an_environment_that_cannot_be_quoted_is_refused(clone: Path, name: str) -> None:
+    before = sorted(clone.iterdir())
+    done = make(clone, "env", f"VENV={clone.parent}/{name}")
+    assert done.returncode == 2
+    assert "VENV" in done.stderr
+    assert calls(clone) == []
+    assert sorted(clone.iterdir()) == before
+
+
+def test_an_environment_is_filled_by_its_own_python(clone: Path) -> None:
+    venv = clone.parent / "\u00e9nv"
+    done = make(clone, "env", f"VENV={venv}")
+    assert done.returncode == 0, done.stderr
+    assert [call.partition(" ")[0] for call in calls(clone) if "pip" in call] == [f"{venv}/bin/python"] * 2
+    assert not (clone / "env").exists()
+
+
+def test_another_version_of_python_is_named(clone: Path) -> None:
+    (clone / "tools/python3").write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.8.1\nexit 1\n')
+    (clone / "tools/python3").chmod(0o755)
+    done = make(clone, "env", "PYTHON=python3")
+    assert "Python 3.11 is needed, python3 is Python 3.8.1" in done.stderr
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", ["My Data", "a; touch x", "it's", 'a"b', "a`touch x`", "\u00e9"])
+def test_a_root_reaches_the_command_as_one_word(clone: Path, name: str) -> None:
+    assert make(clone, "dataset", f"ROOT=/data/{name}", f"VENV={clone.parent}/env").returncode == 0
+    assert calls(clone)[-1].endswith(f"-m popularity.dataset -- /data/{name}")
+    assert not (clone / "x").exists()
+
+
+def test_the_switch_for_links(clone: Path) -> None:
+    make(clone, "dataset", "ROOT=/data/a", "FOLLOW_LINKS=1", f"VENV={clone.parent}/env")
+    assert calls(clone)[-1].endswith("popularity.dataset --follow-links -- /data/a")
+
+
+def test_an_archive_without_history_is_refused_before_anything_is_installed(clone: Path) -> None:
+    done = make(clone, "repro")
+    assert done.returncode == 2
+    assert "no git repository: git clone brings the history" in done.stderr
+    assert calls(clone) == []
+
+
+def test_a_checkout_of_another_owner_is_told_what_git_says(clone: Path) -> None:
+    advice = "git config --global --add safe.directory /a"
+    (clone / "tools/git").write_text(f"#!/bin/sh\necho 'fatal: detected dubious ownership\n\t{advice}' >&2\nexit 128\n")
+    (clone / "tools/git").chmod(0o755)
+    done = make(clone, "repro")
+    assert done.returncode == 2
+    assert advice in done.stderr
+    assert "another owner" in done.stderr
