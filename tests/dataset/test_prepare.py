@@ -28,6 +28,7 @@ profile: demo
 dataset:
   # Folder in the official layout.
   root: data/demo
+  collected_at: last_post
   labels: log2
   without_user_file: false
 
