@@ -2,7 +2,7 @@
 
 Data sets differ in size, classes, users and trend, so the best configuration of one need not be the best of another.
 Each candidate is fitted as stage `stack` fits, on the forward splits, which hold no valid row of `holdout`. The choice
-is the simplest candidate whose loss is within one standard error of the best.
+is the first candidate whose loss is within one standard error of the best, so the default stands first.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SelectParams(Section):
     """Section select of params.yaml.
 
     Args:
-        candidates: names of the configurations that are fitted, simplest first; if there are none, nothing is chosen. A
+        candidates: names of the configurations that are fitted, the default first; if there are none, nothing is chosen. A
             list of its own, because neither DVC nor an override keeps the order of a mapping.
         configurations: values by dotted key of section stack, by name.
     """
@@ -88,7 +88,7 @@ class CandidatePredictions:
     """Predictions of the candidates for the n valid rows of all forward splits, split after split.
 
     Args:
-        names: of the candidates, simplest first.
+        names: of the candidates, the default first.
         folds: fold number of each split.
         fold_index: (n,) position of the row's split in `folds`.
         labels: (n,).
@@ -155,7 +155,7 @@ def predict_candidates(candidates: Sequence[Candidate], inputs: StackInputs, sta
     """Predictions of every candidate in every forward split, fitted with one seed.
 
     Args:
-        candidates: simplest first.
+        candidates: the default first.
         inputs: files that the stack is fitted on.
         state: folder of finished fits, which are not fitted again.
 
@@ -252,7 +252,7 @@ def choose(values: Float64Array, draws: Float64Array) -> Choice:
     users; it does not cover the differences between splits.
 
     Args:
-        values: (candidates,) losses, of the simplest candidate first.
+        values: (candidates,) losses, of the default first.
         draws: (draws, candidates) losses; draws with a NaN are left out.
     """
     best = int(np.argmin(values))
@@ -274,7 +274,7 @@ def write_selection(
     the splits, loss, difference to the best and its standard error.
 
     Args:
-        candidates: simplest first.
+        candidates: the default first.
         predicted: their predictions; None if there are no candidates.
         seed: of the draws of users.
         folder: of the files.

@@ -36,7 +36,7 @@ def _selection(selection: Mapping[str, Any], scores: pl.DataFrame) -> list[Eleme
     chosen, best = selection["chosen"], selection["best"]
     lead = "It is the best one." if chosen == best else f"The best one is {best}."
     text = (
-        f"Chosen configuration: {chosen}. {lead} The rule takes the first, simplest configuration whose loss is within "
+        f"Chosen configuration: {chosen}. {lead} The rule takes the first configuration whose loss is within "
         f"one standard error of the best, on scheme {selection['scheme']}. The standard error is that of the "
         f"difference, over {selection['draws']:,} draws of users that are the same for all configurations."
     )
@@ -50,7 +50,7 @@ def _selection(selection: Mapping[str, Any], scores: pl.DataFrame) -> list[Eleme
         for one in selection["configurations"]
     ]
     header = ["configuration", "instead of params.yaml", "SRC", "MAE", "loss", "difference to the best"]
-    elements: list[Element] = [Text(text), Table("Configurations, the simplest first", header, rows, names=2)]
+    elements: list[Element] = [Text(text), Table("Configurations, the default first", header, rows, names=2)]
     return [*elements, _by_split(scores)] if scores["fold"].n_unique() > 1 else elements
 
 
