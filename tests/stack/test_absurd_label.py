@@ -58,7 +58,8 @@ def test_one_absurd_label_bends_neither_the_out_of_fold_ridge_nor_the_trend() ->
         return fit_oof_ridge(vectors, target, users, folds=5, alphas=(1.0, 10.0), seed=0)[1][other].astype(np.float64)
 
     def trend(target: Float64Array) -> Float64Array:
-        return Trend.fit(posted_at, target, "family").at(posted_at + 300 * 86_400_000_000)
+        fitted: Float64Array = Trend.fit(posted_at, target, "family").at(posted_at + 300 * 86_400_000_000)
+        return fitted
 
     for fitted, most in ((ridge, 0.08), (trend, 0.25)):
         moved = np.abs(fitted(clipped_labels(wrong)) - fitted(label)).mean()

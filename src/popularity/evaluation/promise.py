@@ -20,6 +20,7 @@ time: then tau is 0 and `origins` is 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -137,7 +138,7 @@ class TimeSplit:
 
     def shared(self, other: TimeSplit) -> float:
         """Returns the share of posts that two splits have in common, of the geometric mean of their numbers."""
-        return len(self.pids & other.pids) / (len(self.pids) * len(other.pids)) ** 0.5
+        return len(self.pids & other.pids) / math.sqrt(len(self.pids) * len(other.pids))
 
     def changes(self, metric: str, forecasts: Forecasts) -> Float64Array:
         """Returns (members,) by how much the score would change, were one member right in place of their mean.
@@ -153,7 +154,8 @@ class TimeSplit:
         if metric == "mae":
             error = self.label - self.prediction
             error = error - np.median(error)
-            return np.abs(error + apart).mean(axis=1) - np.abs(error).mean()
+            changed: Float64Array = np.abs(error + apart).mean(axis=1) - np.abs(error).mean()
+            return changed
         own = spearman(self.label, self.prediction) or 0.0
         return np.array([(spearman(self.label + one, self.prediction) or 0.0) - own for one in apart])
 

@@ -143,7 +143,7 @@ def trend_members(fold: Fold, trend: Trend) -> pl.DataFrame:
     if fold.valid.is_empty() or fold.key.scheme not in (*TIME_SCHEMES, REFIT):
         return empty_table(TRENDS)
     earlier = np.linspace(0, 1, N_DATES)
-    dates = np.quantile(fold.valid_at, earlier, method="nearest")
+    dates = np.quantile(fold.valid_at, earlier, method="nearest").astype(np.int64)
     tables = [
         pl.DataFrame({"earlier": earlier, "posted_at": dates, "value": value, "member": member})
         for member, value in trend.members_at(dates).items()

@@ -291,7 +291,8 @@ def _with_room(growth: float, wanted: float, n_origins: int) -> tuple[int, float
 
     def ratio(count: int) -> float:
         """With the valid spans of `holdout`, of a forward split, and of a part of it for each further one."""
-        return max(min(wanted, growth ** (1 / (2 + MIN_STEP * (count - 1))) - 1), 0.0)
+        room = float(growth ** (1 / (2 + MIN_STEP * (count - 1)))) - 1
+        return max(min(wanted, room), 0.0)
 
     enough = (count for count in range(n_origins, 1, -1) if ratio(count) >= MIN_RATIO_SHARE * ratio(1))
     count = next(enough, 1)
