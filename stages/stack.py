@@ -1,8 +1,9 @@
 """Fits the stack and its baselines in every fold, then on all training posts.
 
 Reads posts, splits, features, the blocks of both encoders and of the network, and the predictions of the text model;
-writes predictions.parquet and importance.csv, and the models of the scheme `refit` with their manifest. The scheme
-`random`, whose scores are too good, is fitted only with --all-schemes or if stack.schemes names it.
+writes predictions.parquet, trends.parquet (the members of the trend at the dates of the valid posts) and
+importance.csv, and the models of the scheme `refit` with their manifest. The scheme `random`, whose scores are too
+good, is fitted only with --all-schemes or if stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint, write_json
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.contracts import ENSEMBLE_WEIGHTS_FILE, FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.core.contracts import ENSEMBLE_WEIGHTS_FILE, FOLDS, POSTS, PREDICTIONS, TRENDS, read_table, write_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
@@ -55,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_directory(args.predictions) as out,
     ):
         data = StackData(posts, read_table(args.splits, FOLDS), args.features, blocks)
-        predictions, importance = fit_schemes(data, params, state=state, model_folder=models)
-        predictions, weights = add_member(predictions, read_member(args.member), posts, params.text_model_weights)
+        fits = fit_schemes(data, params, state=state, model_folder=models)
+        predictions, weights = add_member(fits.predictions, read_member(args.member), posts, params.text_model_weights)
         write_json(models / ENSEMBLE_WEIGHTS_FILE, weights)
         write_table(predictions, out / "predictions.parquet", PREDICTIONS)
+        write_table(fits.trends, out / "trends.parquet", TRENDS)
         with atomic_path(out / "importance.csv") as partial:
-            importance.write_csv(partial)
+            fits.importance.write_csv(partial)
         scores = scheme_scores(posts, predictions)
         write_manifest(models, params={"stack": asdict(params)}, inputs=inputs, metrics=scores)
 

@@ -289,13 +289,13 @@ def run_all(
     splits = make_splits(posts, SPLIT)[0] if given.splits is None else given.splits
     featurize(posts, images, splits, FEATURIZE, folder / "features")
     (folder / "state").mkdir(exist_ok=True)
-    predictions, importance = fit_schemes(
+    fits = fit_schemes(
         StackData(posts, splits, folder / "features", blocks),
         replace(params, schemes=fitted),  # type: ignore[arg-type]
         state=folder / "state",
         model_folder=folder / "models",
     )
-    return Run(posts, blocks, splits, folder, predictions, importance)
+    return Run(posts, blocks, splits, folder, fits.predictions, fits.importance)
 
 
 def fit_stack(fold: Fold, blocks: Blocks, params: StackParams) -> StackModel:

@@ -195,7 +195,21 @@ PREDICTIONS = Contract(
         "prediction": Column(pl.Float64),
         "error_scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
     },
-    key=("scheme", "model", "seed", "pid"),
+    key=("scheme", "model", "seed", "pid", "fold"),  # a post may be valid in several splits of `forward`
+)
+
+# What each member of the stack's trend forecasts at the dates of a split's valid posts.
+TRENDS = Contract(
+    "trends",
+    {
+        "scheme": Column(pl.String, values=SCHEMES),
+        "fold": Column(pl.Int32),
+        "member": Column(pl.String),
+        "earlier": Column(pl.Float64),  # share of the valid posts that are not later than the date, 0 to 1
+        "posted_at": Column(UTC),
+        "value": Column(pl.Float64),  # label units
+    },
+    key=("scheme", "fold", "member", "earlier"),
 )
 
 TEXT_PREDICTIONS = Contract(

@@ -65,6 +65,7 @@ STACK_MANIFEST = "models/stack/manifest.json"
 STACK_OUTPUTS = "data/stack"
 STACK_IMPORTANCE = "data/stack/importance.csv"
 STACK_PREDICTIONS = "data/stack/predictions.parquet"
+STACK_TRENDS = "data/stack/trends.parquet"
 ENSEMBLE_WEIGHTS = "models/stack/ensemble_weights.json"  # the text model's weight in the stack's predictions
 
 SUBMISSIONS = "submissions"
@@ -85,6 +86,8 @@ SCORES_BY_GROUP = "reports/scores_by_group.csv"
 SCORES_TEXT = "reports/scores.txt"
 CALIBRATION = "reports/calibration.json"
 COVERAGE = "reports/coverage.csv"
+PROMISE = "reports/promise.csv"
+PROMISE_METRICS = "reports/promise.json"
 PLOTS = "reports/plots"
 
 REPORT = "reports/report.html"

@@ -11,6 +11,7 @@ import polars as pl
 
 from popularity.core.arrays import rounded
 from popularity.core.contracts import LEVELS, POSTS
+from popularity.core.outliers import clipped_labels
 from popularity.dataset.layout import SplitFiles
 
 DIGITS = 6
@@ -33,8 +34,8 @@ def summarise(
     """Counts, time spans and shares of a data set, as values for JSON.
 
     For each split: posts, users, classes per level, time span, share of missing values (null or empty) per column;
-    label statistics of the training split; users and classes of the test split that training lacks; quarantined values
-    by reason.
+    label statistics of the training split, `clipped` among them: how many labels lie so far from all others that fits
+    read them clipped; users and classes of the test split that training lacks; quarantined values by reason.
     """
     frames = {source.split: posts.filter(split=source.split) for source in splits}
     labels = frames["train"]["label"]
@@ -52,6 +53,7 @@ def summarise(
             "sd": rounded(labels.std(), DIGITS),
             "min": rounded(labels.min(), DIGITS),
             "max": rounded(labels.max(), DIGITS),
+            "clipped": int((clipped_labels(labels.to_numpy()) != labels.to_numpy()).sum()),
         },
         "quarantine": {
             "values": len(quarantine),

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from popularity.core.as_of import as_of_dates, interleaved_horizon
 from popularity.core.config import Section
 from popularity.core.contracts import FEATURES, REFIT, SCHEMES, FoldKey, read_table, write_table
+from popularity.core.outliers import clipped_labels
 from popularity.features.context import context_features, count_features
 from popularity.features.groups import label_groups
 from popularity.features.past_labels import SOURCES, code_names
@@ -170,6 +171,9 @@ def fold_label_features(
         timed_by: see `as_of_dates`.
     """
     frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
+    is_train = (frame["role"] == "train") & frame["label"].is_not_null()
+    clipped = pl.Series(clipped_labels(frame["label"].filter(is_train).to_numpy()))
+    frame = frame.with_columns(label=frame["label"].scatter(is_train.arg_true(), clipped))
     statistics = target_statistics(frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by)
     dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
     return join_by_pid(statistics, label_groups(dated, params.target_statistics_prior))

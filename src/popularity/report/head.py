@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popularity.core import paths
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL
+from popularity.evaluation.promise import TEST, promise_sentences
 from popularity.evaluation.scores import MODELS
 from popularity.report.document import Tile
 from popularity.report.run_folder import RunFolder
@@ -13,6 +14,7 @@ from popularity.report.wording import counted, estimate, listed, number, percent
 READS = (
     paths.SCORES,
     paths.COVERAGE,
+    paths.PROMISE,
     paths.POSTS,
     paths.STACK_PREDICTIONS,
     paths.INGEST_SUMMARY,
@@ -50,7 +52,20 @@ def summary(run: RunFolder) -> str:
     split = run.json(paths.SPLIT_SUMMARY) if run.has(paths.SPLIT_SUMMARY) else {"interleaved": False}
     if split["interleaved"]:
         sentence += f" The test posts lie among the training posts in time: quote scheme {split['quote']} instead."
-    return sentence
+    return " ".join([sentence, *_promise_sentences(run)])
+
+
+def _promise_sentences(run: RunFolder) -> list[str]:
+    """What is promised for the test part, and whether its level is known; nothing where it is not promised."""
+    if not run.has(paths.PROMISE):
+        return []
+    found = {row["metric"]: row for row in run.promise.filter(part=TEST).iter_rows(named=True)}
+    if not found:
+        return []
+    both = " and ".join(
+        f"{metric.upper()} {estimate(row['promise'], row['low'], row['high'])}" for metric, row in found.items()
+    )
+    return [f"The splits in time promise {both} for the test part.", *promise_sentences(run.promise)]
 
 
 def _metrics(run: RunFolder) -> dict[str, Metrics]:

@@ -26,6 +26,7 @@ from popularity.core.contracts import (
     Contract,
     read_table,
 )
+from popularity.evaluation.promise import PROMISES
 from popularity.evaluation.scores import GROUPS, SCORES, EvaluateConfig, Scored, collect
 from popularity.images import IndexImagesParams
 from popularity.report.thumbnails import Thumbnails
@@ -147,6 +148,11 @@ class RunFolder:
     def scores(self) -> pl.DataFrame:
         """All rows of the score table, columns SCORES of the evaluation."""
         return self.csv(paths.SCORES, SCORES)
+
+    @cached_property
+    def promise(self) -> pl.DataFrame:
+        """What the splits in time promise, columns PROMISES of the evaluation."""
+        return self.csv(paths.PROMISE, PROMISES)
 
     @cached_property
     def group_scores(self) -> pl.DataFrame:

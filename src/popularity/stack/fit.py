@@ -16,7 +16,17 @@ import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float64Array
-from popularity.core.contracts import MAIN_MODEL, PREDICTIONS, REFIT, FoldKey, check_table, empty_table, write_table
+from popularity.core.contracts import (
+    MAIN_MODEL,
+    PREDICTIONS,
+    REFIT,
+    TIME_SCHEMES,
+    TRENDS,
+    FoldKey,
+    check_table,
+    empty_table,
+    write_table,
+)
 from popularity.core.parallel import ordered_map
 from popularity.ensemble.weights import fit_weights
 from popularity.stack import catboost
@@ -38,6 +48,7 @@ from popularity.validation.inner_cv import inner_splits, valid_rows
 
 logger = logging.getLogger(__name__)
 
+N_DATES = 101  # of a fold's valid posts, at which the members of the trend are written
 USER_MEAN_PRIOR = 1.0  # posts with the overall mean that `user_mean` adds to each user
 
 
@@ -58,10 +69,23 @@ class StackData:
     blocks: Blocks
 
 
-def fit_schemes(
-    data: StackData, params: StackParams, *, state: Path, model_folder: Path
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Predictions (contract PREDICTIONS) of every model in every scheme, and importance (block, feature, gain).
+@dataclass(frozen=True)
+class StackFits:
+    """What the fits of all folds give.
+
+    Args:
+        predictions: contract PREDICTIONS, of every model in every scheme.
+        trends: contract TRENDS, of the main model in the splits in time and in `refit`.
+        importance: (block, feature, gain) of the main model in `refit`.
+    """
+
+    predictions: pl.DataFrame
+    trends: pl.DataFrame
+    importance: pl.DataFrame
+
+
+def fit_schemes(data: StackData, params: StackParams, *, state: Path, model_folder: Path) -> StackFits:
+    """Fits every model in every scheme.
 
     Models: `stack` (its blocks, on the selected train rows), `metadata` (this block only), `user_mean`, `constant`.
 
@@ -77,33 +101,56 @@ def fit_schemes(
     if "catboost" in params.learners:
         catboost.library()
 
-    def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]:
         key, rows = task
         finished = state / key.file_name
+        finished_trends = finished.with_suffix(".trends.parquet")
         if finished.exists():
-            return pl.read_parquet(finished), None
+            return pl.read_parquet(finished), pl.read_parquet(finished_trends), None
         fold = load_fold(key, rows, data.posts, data.features)
         predicted = [predict_simple(fold, params, name) for name in ("user_mean", "constant")]
-        importance = None
+        importance, trends = None, empty_table(TRENDS)
         for name, own in _systems(params).items():
             started = time.perf_counter()
             encoded = encode_fold(fold, data.blocks, own)
             model = fit_fold(encoded, own, Effort.full(own))
             predicted.append(_predict_model(encoded, model, own, name))
             _log(encoded, model, name, time.perf_counter() - started)
+            if name == MAIN_MODEL:
+                trends = trend_members(fold, model.trend)
             if key.scheme == REFIT:
                 model.save(model_folder / name)
                 importance = _importance(encoded, model) if name == MAIN_MODEL else importance
         predictions = pl.concat(predicted)
         if key.scheme != REFIT:
+            write_table(trends, finished_trends, TRENDS)
             write_table(predictions, finished, PREDICTIONS)
-        return predictions, importance
+        return predictions, trends, importance
 
     folds = rows_of(data.splits, [*params.schemes, REFIT])
     results = list(ordered_map(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
-    predictions = pl.concat(predicted for predicted, _ in results).sort(PREDICTIONS.key)
+    predictions = pl.concat(predicted for predicted, _, _ in results).sort(PREDICTIONS.key)
     check_table(predictions, PREDICTIONS)
-    return predictions, next(importance for _, importance in results if importance is not None)
+    trends = pl.concat(own for _, own, _ in results).sort(TRENDS.key)
+    return StackFits(predictions, trends, next(found for _, _, found in results if found is not None))
+
+
+def trend_members(fold: Fold, trend: Trend) -> pl.DataFrame:
+    """What each member of a trend forecasts at the dates of the fold's valid posts (contract TRENDS), without a shift.
+
+    At N_DATES dates with equal numbers of posts between them; no row where no post lies in the future.
+    """
+    if fold.valid.is_empty() or fold.key.scheme not in (*TIME_SCHEMES, REFIT):
+        return empty_table(TRENDS)
+    earlier = np.linspace(0, 1, N_DATES)
+    dates = np.quantile(fold.valid_at, earlier, method="nearest").astype(np.int64)
+    tables = [
+        pl.DataFrame({"earlier": earlier, "posted_at": dates, "value": value, "member": member})
+        for member, value in trend.members_at(dates).items()
+    ]
+    keys = {"scheme": pl.lit(fold.key.scheme), "fold": pl.lit(fold.key.fold)}
+    table = pl.concat(tables).with_columns(**keys)
+    return table.select(pl.col(name).cast(rule.dtype) for name, rule in TRENDS.columns.items()).sort(TRENDS.key)
 
 
 def _systems(params: StackParams) -> dict[str, StackParams]:

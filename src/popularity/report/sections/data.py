@@ -41,6 +41,7 @@ def build(run: RunFolder) -> Section:
             Text(text),
             Tables([_counts(summary["parts"], statuses), *_missing_values(summary["parts"])]),
             *_quarantine(summary["quarantine"]),
+            *_clipped(summary["label"]),
             Text(trend),
             Charts(_charts_by_month(run)),
             _mean_labels(run, summary["label"]["mean"]),
@@ -80,6 +81,14 @@ def _quarantine(quarantine: Mapping[str, Any]) -> list[Element]:
     rows = [[one["field"], one["reason"], one["action"], f"{one['values']:,}"] for one in quarantine["by_reason"]]
     title = f"Quarantine: {counted(quarantine['values'], 'value')} that could not be used"
     return [Table(title, ["field", "reason", "action", "values"], rows, names=3)]
+
+
+def _clipped(label: Mapping[str, Any]) -> list[Element]:
+    if not label["clipped"]:
+        return []
+    lie = "lies" if label["clipped"] == 1 else "lie"
+    text = f"{counted(label['clipped'], 'label')} {lie} far from all others and count as nearer ones in every fit."
+    return [Text(text)]
 
 
 @dataclass(frozen=True)
