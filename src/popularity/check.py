@@ -22,7 +22,7 @@ from popularity.dataset.ingestion import collection_date
 from popularity.dataset.preparation import refuse_unquotable
 from popularity.demo import DemoParams
 from popularity.encoders.image import EmbedImageParams, network_image_params
-from popularity.encoders.names import EncoderName, EncodersParams
+from popularity.encoders.names import EncoderName, EncodersParams, as_names
 from popularity.encoders.sources import EncoderParams
 from popularity.encoders.text import EmbedTextParams, network_text_params
 from popularity.evaluation.scores import EvaluateConfig
@@ -121,11 +121,12 @@ def _check_encoders(content: Mapping[str, Any], file: Path) -> None:
     used = parse_params("encoders", EncodersParams, content, file)
     for where, pair in (("network", used.network), ("stack", used.stack)):
         for kind in ("image", "text"):
-            name, known = getattr(pair, kind), content[f"embed_{kind}"]
-            if name not in known:
-                raise ConfigError(
-                    f"{file}: encoders.{where}.{kind} is {name}, but embed_{kind} has {', '.join(known)} alone"
-                )
+            known = content[f"embed_{kind}"]
+            for name in as_names(getattr(pair, kind)):
+                if name not in known:
+                    raise ConfigError(
+                        f"{file}: encoders.{where}.{kind} is {name}, but embed_{kind} has {', '.join(known)} alone"
+                    )
     network_image_params(file)
     network_text_params(file)
 

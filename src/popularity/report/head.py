@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popularity.core import paths
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL
+from popularity.encoders.names import as_names
 from popularity.evaluation.scores import MODELS
 from popularity.report.document import Tile
 from popularity.report.run_folder import RunFolder
@@ -126,7 +127,11 @@ def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
         rows.append(("Classes", f"{len(run.classes):,} of the second taxonomy level"))
     if run.has(paths.PROTOTYPE_FIELDS):
         encoders = run.json(paths.PROTOTYPE_FIELDS)["encoders"]
-        rows += [(f"{kind.capitalize()} encoder", str(fields["encoder"])) for kind, fields in sorted(encoders.items())]
+        for kind, fields in sorted(encoders.items()):
+            own = str(fields["encoder"])
+            names = as_names(run.params["encoders"]["stack"][kind])
+            further = [model for name in names if (model := run.params[f"embed_{kind}"][name]["model"]) != own]
+            rows.append((f"{kind.capitalize()} encoder", own + (f"; the stack: {listed(further)}" if further else "")))
     return rows
 
 
