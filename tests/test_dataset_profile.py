@@ -115,13 +115,13 @@ def test_encoders_that_the_user_chose_stay(project: Path) -> None:
     assert now["profile"] == "standard clip"
     assert now["encoders"]["stack"] == {"image": "clip", "text": "clip"}
     set_profile(["demo", *folders(project)])
-    change(
-        project,
-        "    image: efficientnet_lite0\n    text: minilm\n\n",
-        "    image: efficientnet_lite0\n    text: own\n\n",
+    pair = "    image: efficientnet_lite0\n    text: {}\n\n"
+    change(project, pair.format("minilm"), pair.format("own"))
+    own = (
+        "{loader: bert_text, model: own, weights: 'path:/own', revision: '', max_tokens: 9, batch_size: 3, "
+        "shard_rows: 5, precision: fp32}"
     )
-    change(project, "  minilm:\n", "  own: {loader: bert_text, model: own, weights: 'path:/own', revision: '', max_tokens: 9, "
-           "batch_size: 3, shard_rows: 5, precision: fp32}\n  minilm:\n")  # fmt: skip
+    change(project, "  minilm:\n", f"  own: {own}\n  minilm:\n")
     now = chosen(project)
     assert now["encoders"]["stack"]["text"] == "own"
     assert set(now["embed_text"]) == {"own", "minilm"}  # and no MPNet, which nothing would use

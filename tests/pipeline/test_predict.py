@@ -284,7 +284,7 @@ def test_the_stack_may_read_another_encoder_than_the_network(project: Path, caps
 def test_several_encoders_of_the_stack_predict_as_the_batch(
     clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tiny tower beside MiniLM: both blocks reach the stack, and posts of the test part get their predictions again."""
+    """A tiny tower beside MiniLM: both blocks reach the stack, and posts of the test part get their predictions."""
     (project / "dvc.lock").unlink(missing_ok=True)
     params = read_yaml(project / "params.yaml")
     tower = {"model": "tiny-bert", "weights": f"path:{save_bert(project / 'tower')}", "max_tokens": 12}
