@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from popularity.core.vectors import ADAPTED_FROM, write_block
+from popularity.features import CATEGORIES, TEXT
 from popularity.stack import Blocks, read_blocks
 from popularity.stack.feature_blocks import part_rows
 from popularity.stack.matrix import MatrixEncoder
@@ -33,12 +34,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def features() -> pl.DataFrame:
-    rng = np.random.default_rng(0)
-    rows = POSTS.select("pid", "uid", posted_at=pl.col("posted_at").to_physical(), text=pl.lit("a title"))
-    return rows.with_columns(
-        pl.Series("number", rng.normal(size=rows.height), dtype=pl.Float32),
-        **{name: pl.lit("x") for name in ("category", "subcategory", "concept", "media_type")},
-    )
+    text = pl.concat_str("title", "tags", separator=" ").alias(TEXT)
+    return POSTS.select("pid", *CATEGORIES, text, "photo_count", "latitude").sort("pid")
 
 
 def test_each_encoder_is_a_block_with_its_own_components_and_ridge(folders: tuple[Path, Path, Path]) -> None:
