@@ -23,6 +23,7 @@ READS = (
     paths.STACK_MANIFEST,
     paths.ENSEMBLE_WEIGHTS,
 )
+MODALITIES = {"visual": "image", "text": "text"}  # of the prototypes -> of the encoders
 NO_SCORE = "This run has no score on posts that were kept out of every choice."
 NOMINAL = 0.8  # coverage of the interval in the tiles
 
@@ -129,8 +130,9 @@ def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
         encoders = run.json(paths.PROTOTYPE_FIELDS)["encoders"]
         for kind, fields in sorted(encoders.items()):
             own = str(fields["encoder"])
-            names = as_names(run.params["encoders"]["stack"][kind])
-            further = [model for name in names if (model := run.params[f"embed_{kind}"][name]["model"]) != own]
+            used = MODALITIES[kind]
+            names = as_names(run.params["encoders"]["stack"][used])
+            further = [model for name in names if (model := run.params[f"embed_{used}"][name]["model"]) != own]
             rows.append((f"{kind.capitalize()} encoder", own + (f"; the stack: {listed(further)}" if further else "")))
     return rows
 
