@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3.11
 
 # Make would expand a $, and it divides names at spaces. Other characters of ROOT reach no shell: see `dataset`.
-ifneq ($(findstring $$,$(value ROOT)$(value VENV)$(value PYTHON)),)
-$(error ROOT, VENV and PYTHON may hold no dollar sign: choose another path, or make a link to it)
+ifneq ($(findstring $$,$(value ROOT)$(value PROFILE)$(value VENV)$(value PYTHON)),)
+$(error ROOT, PROFILE, VENV and PYTHON may hold no dollar sign: choose another path, or make a link to it)
 endif
 ifneq ($(words $(VENV)),1)
 $(error VENV=$(VENV): expected a path without spaces: choose another path, or make a link to it)
@@ -14,7 +14,7 @@ $(error VENV=$(VENV): expected a path without quotes and characters of the shell
 endif
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-export ROOT
+export ROOT PROFILE
 export PYTHONPATH := $(CURDIR)/src
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -73,10 +73,12 @@ leaks: env ## validation gain and test loss of seven leaks
 bench: env ## time and memory at three sizes, with the ratio to a baseline (up to 40 minutes)
 	@python -m benchmarks.speed all --csv reports/bench.csv
 
-dataset: env ## check and use a data set in the official layout: make dataset ROOT=path
+dataset: env ## check and use a data set in the official layout: make dataset ROOT=path [PROFILE=name]
 	@test -n "$$ROOT" || { echo "error: no ROOT; expected: make dataset ROOT=path/to/data" >&2; exit 1; }
 	@echo "==> python -m popularity.dataset ROOT"
 	@python -m popularity.dataset $(if $(filter 1,$(FOLLOW_LINKS)),--follow-links) -- "$$ROOT"
+	@set -f; python -m popularity.dataset_profile -- $$PROFILE
+	@echo "next: dvc repro"
 
 weights: env ## get the encoders of params.yaml ready: download or join, pin, check (once)
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights

@@ -71,13 +71,20 @@ def test_another_version_of_python_is_named(clone: Path) -> None:
 @pytest.mark.parametrize("name", ["My Data", "a; touch x", "it's", 'a"b', "a`touch x`", "\u00e9"])
 def test_a_root_reaches_the_command_as_one_word(clone: Path, name: str) -> None:
     assert make(clone, "dataset", f"ROOT=/data/{name}", f"VENV={clone.parent}/env").returncode == 0
-    assert calls(clone)[-1].endswith(f"-m popularity.dataset -- /data/{name}")
+    assert calls(clone)[-2].endswith(f"-m popularity.dataset -- /data/{name}")
     assert not (clone / "x").exists()
 
 
 def test_the_switch_for_links(clone: Path) -> None:
     make(clone, "dataset", "ROOT=/data/a", "FOLLOW_LINKS=1", f"VENV={clone.parent}/env")
-    assert calls(clone)[-1].endswith("popularity.dataset --follow-links -- /data/a")
+    assert calls(clone)[-2].endswith("popularity.dataset --follow-links -- /data/a")
+
+
+def test_the_profile_is_chosen_or_named(clone: Path) -> None:
+    make(clone, "dataset", "ROOT=/data/a", f"VENV={clone.parent}/env")
+    assert calls(clone)[-1].endswith("-m popularity.dataset_profile --")
+    make(clone, "dataset", "ROOT=/data/a", "PROFILE=full clip", f"VENV={clone.parent}/env")
+    assert calls(clone)[-1].endswith("-m popularity.dataset_profile -- full clip")
 
 
 def test_an_archive_without_history_is_refused_before_anything_is_installed(clone: Path) -> None:

@@ -48,7 +48,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 def test_every_stage_runs_and_the_submission_is_valid(paper: Clone) -> None:
     output = (paper.root / ".git" / "first-run").read_text(encoding="utf-8")
-    assert sorted(paper.stages_run(output)) == sorted(STAGES)
+    assert set(paper.stages_run(output)) == set(STAGES)
     assert "valid submission: submissions/submission.csv" in output
 
 

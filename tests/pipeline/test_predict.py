@@ -30,7 +30,10 @@ from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
+from stages import embed_text, stack, stack_vectors
 from tests.clones import Clone, files_below
+from tests.encoders.tiny_encoders import save_bert
+from tests.repository import stage_flags
 from tests.small_images import image_bytes
 
 DATE = "2016-05-01T12:00"
@@ -271,11 +274,49 @@ def test_the_stack_may_read_another_encoder_than_the_network(project: Path, caps
     params["embed_text"]["other"] = {**params["embed_text"]["minilm"], "shard_rows": 4}
     params["encoders"]["stack"]["text"] = "other"
     (project / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
-    with pytest.raises(DataError, match=r"lacks data/embeddings/text/other/title\.npy"):
+    with pytest.raises(DataError, match=r"lacks data/embeddings/stack/text/other/title\.npy"):
         main(["--posts", "posts.jsonl"])
-    folder = project / "data/embeddings/text"
+    folder = project / "data/embeddings/stack/text"
     shutil.copytree(folder / "minilm", folder / "other")
     assert printed(capsys, "--posts", "posts.jsonl") == before
+
+
+def test_several_encoders_of_the_stack_predict_as_the_batch(
+    clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny tower beside MiniLM: both blocks reach the stack, and posts of the test part get their predictions."""
+    (project / "dvc.lock").unlink(missing_ok=True)
+    params = read_yaml(project / "params.yaml")
+    tower = {"model": "tiny-bert", "weights": f"path:{save_bert(project / 'tower')}", "max_tokens": 12}
+    params["embed_text"]["bert"] = {**params["embed_text"]["minilm"], **tower}
+    params["encoders"]["stack"]["text"] = ["minilm", "bert"]
+    (project / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    own = {"out": "data/embeddings/text/bert", "resources": "reports/resources/embed_text_bert.json"}
+    embed_text.main(stage_flags("embed_text", project, encoder="bert", **own))
+    stack_vectors.main(stage_flags("stack_vectors", project))
+    member = clone.root / "data/text_model"
+    stack.main(stage_flags("stack", project, member=member, tuned=None))
+    blocks = pl.read_csv(project / "data/stack/importance.csv")["block"].unique()
+    assert {"text.minilm", "text.bert"} <= set(blocks)
+    stored = read_table(project / "data/stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
+    values = dict(stored.group_by("pid").agg(pl.col("prediction").mean()).iter_rows())
+    interim = project / "data/interim"
+    posts = read_table(interim / "posts.parquet", POSTS)
+    chosen = repeatable(posts).head(2)
+    others = ~pl.col("pid").is_in(chosen["pid"].implode())
+    write_table(posts.filter(others), interim / "posts.parquet", POSTS)
+    write_table(read_table(interim / "splits.parquet", FOLDS).filter(others), interim / "splits.parquet", FOLDS)
+    requests = []
+    for post in chosen.iter_rows(named=True):
+        file = project / "pictures" / f"{post['pid']}.jpg"
+        write_image(clone, post["pid"], file)
+        requests.append(as_request(post, file.relative_to(project)))
+    found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
+    assert len(found) == 2
+    for one in found:
+        assert one["popularity"] == pytest.approx(values[one["pid"]], abs=1e-3)
+        assert {"text.minilm", "text.bert"} <= set(one["shap_by_block"])
+        check_shap_values(one)
 
 
 def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:

@@ -29,8 +29,10 @@ FEATURES = "data/features"
 IMAGE_EMBEDDINGS = "data/embeddings/image/${encoders.network.image}"
 IMAGE_STATUS = "data/embeddings/image/${encoders.network.image}/status.parquet"
 TEXT_EMBEDDINGS = "data/embeddings/text/${encoders.network.text}"
-STACK_IMAGE_EMBEDDINGS = "data/embeddings/image/${encoders.stack.image}"
-STACK_TEXT_EMBEDDINGS = "data/embeddings/text/${encoders.stack.text}"
+STACK_EMBEDDINGS = "data/embeddings/stack"  # of the encoders that encoders.stack names
+STACK_IMAGE_EMBEDDINGS = "data/embeddings/stack/image"
+STACK_TEXT_EMBEDDINGS = "data/embeddings/stack/text"
+STACK_MODELS = "data/embeddings/stack/models.json"
 PROTOTYPE_EMBEDDINGS = "data/embeddings/prototype"
 
 PROTOTYPES = "models/prototypes"
@@ -101,6 +103,7 @@ STAGES = (
     "featurize",
     "embed_image",
     "embed_text",
+    "stack_vectors",
     "prototypes",
     "train",
     "embed_posts",
@@ -117,11 +120,15 @@ RESOURCES = {stage: f"reports/resources/{stage}.json" for stage in STAGES} | {  
     "embed_text": "reports/resources/embed_text_${encoders.network.text}.json",
 }
 
-# Of the stack's encoders, where they are others than the network's.
-STACK_RESOURCES = (
-    "reports/resources/embed_image_${encoders.stack.image}.json",
-    "reports/resources/embed_text_${encoders.stack.text}.json",
-)
+
+def encoder_resources(kind: str, name: str) -> str:
+    """The path of the seconds and memory of an encoder's stage.
+
+    Args:
+        kind: image or text.
+        name: an entry of embed_image or embed_text.
+    """
+    return f"reports/resources/embed_{kind}_{name}.json"
 
 
 def resolved(path: str, params: Mapping[str, Any]) -> str:

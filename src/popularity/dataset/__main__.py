@@ -2,6 +2,8 @@
 
     python -m popularity.dataset ROOT [--params params.yaml] [--packed data/raw] [--shard-mb 1000] [--follow-links]
 
+The command `popularity.dataset_profile`, which `make dataset` calls next, chooses the profile.
+
 ROOT is in the official layout and is never written to. A folder of images is packed into tar shards below
 --packed, once; then the absolute path of the prepared data set goes into params.yaml as dataset.root.
 """
@@ -44,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     before = set_root(args.params, root)
     print(summary_text(summary))
     print(f"{args.params}: dataset.root: {before} -> {root}")
-    print("next: dvc repro")
 
 
 if __name__ == "__main__":

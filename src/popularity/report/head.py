@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popularity.core import paths
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL
+from popularity.encoders.names import as_names
 from popularity.evaluation.promise import TEST, promise_sentences
 from popularity.evaluation.scores import MODELS
 from popularity.report.document import Tile
@@ -24,6 +25,7 @@ READS = (
     paths.STACK_MANIFEST,
     paths.ENSEMBLE_WEIGHTS,
 )
+MODALITIES = {"visual": "image", "text": "text"}  # of the prototypes -> of the encoders
 NO_SCORE = "This run has no score on posts that were kept out of every choice."
 NOMINAL = 0.8  # coverage of the interval in the tiles
 
@@ -141,7 +143,12 @@ def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
         rows.append(("Classes", f"{len(run.classes):,} of the second taxonomy level"))
     if run.has(paths.PROTOTYPE_FIELDS):
         encoders = run.json(paths.PROTOTYPE_FIELDS)["encoders"]
-        rows += [(f"{kind.capitalize()} encoder", str(fields["encoder"])) for kind, fields in sorted(encoders.items())]
+        for kind, fields in sorted(encoders.items()):
+            own = str(fields["encoder"])
+            used = MODALITIES[kind]
+            names = as_names(run.params["encoders"]["stack"][used])
+            further = [model for name in names if (model := run.params[f"embed_{used}"][name]["model"]) != own]
+            rows.append((f"{kind.capitalize()} encoder", own + (f"; the stack: {listed(further)}" if further else "")))
     return rows
 
 

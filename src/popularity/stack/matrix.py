@@ -24,6 +24,7 @@ from popularity.stack.feature_blocks import (
     Blocks,
     PrototypePart,
     TextVectors,
+    block_kind,
     dense_parts,
     part_rows,
     scalar_columns,
@@ -195,7 +196,7 @@ class DenseEncoder:
         scalars: names of the columns that are used as they are.
         ridge: on all parts together, or None.
         neighbours: in the components of all parts, or None.
-        characters: the ridge on character n-grams, for the block `text` only, or None.
+        characters: the ridge on character n-grams, for the first block of texts only, or None.
     """
 
     reducers: Mapping[str, BlockReducer]
@@ -231,7 +232,8 @@ class DenseEncoder:
         }
         out_of_fold: dict[str, Float32Array] = {}
         ridge = characters = None
-        if parts and name in params.oof_ridge:
+        kind = block_kind(name)
+        if parts and kind in params.oof_ridge:
             ridge, out_of_fold[f"{name}_oof_ridge"] = fit_oof_ridge(
                 np.hstack(list(parts.values())),
                 label,
@@ -240,7 +242,7 @@ class DenseEncoder:
                 alphas=params.oof_ridge_alphas,
                 seed=0,
             )
-        if name == "text" and "characters" in params.oof_ridge:
+        if name == blocks.blocks_of("text")[0] and "characters" in params.oof_ridge:  # they have no encoder
             characters, out_of_fold[oof_ridge_characters.COLUMN] = fit_oof_ridge_characters(
                 features[TEXT].to_list(),
                 label,
@@ -254,7 +256,7 @@ class DenseEncoder:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
-        if (name == "text" and params.text_vectors == "post") or (name == "image" and not params.n_components):
+        if (kind == "text" and params.text_vectors == "post") or (kind == "image" and not params.n_components):
             scalars = ()  # they compare title and tags; the raw vectors of an image have their norm
         return cls(reducers, scalars, ridge, neighbours, characters), out_of_fold
 
@@ -353,8 +355,8 @@ class MatrixEncoder:
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, Float32Array]] = {}
-        for name in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
-            if name != "metadata":
+        for kind in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
+            for name in () if kind == "metadata" else blocks.blocks_of(kind):
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense, None if classes is None else frozenset(classes))
         return fitted, fitted._matrix(features, blocks, out_of_fold)
@@ -366,8 +368,8 @@ class MatrixEncoder:
 
     def with_blocks(self, names: Sequence[str]) -> MatrixEncoder:
         """The encoder that `fit` makes for these `feature_blocks` alone; blocks are fitted independently."""
-        every = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS_BLOCK))
-        dense = {name: self.dense[name] for name in every if name != "metadata"}
+        kinds = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS_BLOCK))
+        dense = {name: own for kind in kinds for name, own in self.dense.items() if block_kind(name) == kind}
         metadata = "metadata" in names
         categories = self.categories if metadata else CategoryEncoder({})
         return MatrixEncoder(self.numeric if metadata else (), categories, dense, self.classes)

@@ -22,7 +22,6 @@ from threadpoolctl import threadpool_limits
 from popularity.core import paths
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import fingerprint
-from popularity.core.config import read_yaml
 from popularity.core.contracts import FOLDS, POSTS, FoldKey, read_table
 from popularity.core.errors import ConfigError, ContractError
 from popularity.core.metrics import selection_loss
@@ -72,13 +71,12 @@ class StackInputs:
     @classmethod
     def below(cls, folder: Path) -> StackInputs:
         """The files in the project `folder`, at their places of dvc.yaml."""
-        params = read_yaml(folder / paths.PARAMS)
         return cls(
             folder / paths.POSTS,
             folder / paths.SPLITS,
             folder / paths.FEATURES,
-            folder / paths.resolved(paths.STACK_IMAGE_EMBEDDINGS, params),
-            folder / paths.resolved(paths.STACK_TEXT_EMBEDDINGS, params),
+            folder / paths.STACK_IMAGE_EMBEDDINGS,
+            folder / paths.STACK_TEXT_EMBEDDINGS,
             folder / paths.PROTOTYPE_EMBEDDINGS,
         )
 
