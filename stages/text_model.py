@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = start_processes()
     encoder = network_text_params(args.params)
     encoder = replace(encoder, precision=resolve_precision(encoder.precision, processes.device))
-    schemes = tuple(read_yaml(args.params)["stack"]["schemes"])
+    schemes = tuple(scheme for scheme in read_yaml(args.params)["stack"]["schemes"] if scheme in params.schemes)
     inputs = {name: vars(args)[name] for name in ("posts", "splits", "features")}
     part_of_the_result = asdict(replace(params, parallel_folds=1))
     key = fingerprint(part_of_the_result, asdict(encoder), schemes, find_weights(encoder), *inputs.values())

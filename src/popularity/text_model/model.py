@@ -1,6 +1,7 @@
 """The text model: a text encoder whose last layers are trained on the label, with a linear head.
 
-The head reads the pooled vector and the numeric features of the post. The model learns the detrended label
+The head reads the pooled vector and the numeric features of the post. It starts from a ridge on the vectors of the
+untouched encoder (`head`); the epochs go on from there. The model learns the detrended label
 (`popularity.target.trend`), so that it orders posts of any date. A text is read and pooled as its encoder does it: with
 its full length where the tower attends to padding (SigLIP). The pooled vector is normalised, because those of CLIP and
 SigLIP have any length, and the rate of the head is made for values of about 1.
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
@@ -28,10 +29,11 @@ from popularity.core.errors import DataError
 from popularity.core.tensors import read_tensors, write_tensors
 from popularity.encoders.precision import resolve_precision
 from popularity.encoders.prompting import unfreeze_last
-from popularity.encoders.sharding import autocast
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.target.trend import Detrend, Trend
+from popularity.text_model.frozen import CPU, FrozenVectors, cut_padding, frozen_vectors, pooled_vectors
+from popularity.text_model.head import fit_ridge
 from popularity.validation.folds import Fold
 
 MAX_ABS_Z = 5.0  # standard deviations to which a numeric feature is clipped
@@ -39,7 +41,6 @@ POOL_BATCHES = 16  # texts are sorted by length inside so many batches: little p
 PREDICT_BATCH_SIZE = 256
 SMOOTH_L1_BETA = 0.3  # standard deviations of the label; the loss of smaller errors is quadratic
 MAX_GRADIENT_NORM = 1.0
-CPU = torch.device("cpu")
 Rate = Annotated[float, Field(ge=0)]
 
 
@@ -48,8 +49,9 @@ class TextModelParams(Section):
     """Section text_model: how the encoder, an entry of embed_text, is fine-tuned.
 
     Args:
-        seed: of the initial weights of the head and of the order of posts.
-        epochs: over the train rows; 0: no text model.
+        seed: of the order of posts.
+        schemes: of those of `stack.schemes`, in which it is fitted; the stack has the others alone.
+        epochs: over the train rows, from the ridge on; 0: no text model.
         max_train_posts: of a fold, the latest; 0: all.
         unfreeze_layers: number of the last layers of the encoder that are trained.
         batch_size: posts of a step.
@@ -63,6 +65,7 @@ class TextModelParams(Section):
     """
 
     seed: int
+    schemes: tuple[Literal["holdout", "forward", "group", "random"], ...]
     epochs: Annotated[int, Field(ge=0)]
     max_train_posts: Annotated[int, Field(ge=0)]
     unfreeze_layers: Annotated[int, Field(ge=1)]
@@ -155,14 +158,9 @@ class TextModel(nn.Module):
             numeric: (n, k) of NumericFeatures.
         """
         device = self.head.weight.device
-        width = texts.input_ids.shape[1]
-        if not self.tokenizer.fixed_length:
-            width = int(texts.attention_mask.sum(dim=1).max())
-        ids, mask = (tokens[:, :width].to(device) for tokens in (texts.input_ids, texts.attention_mask))
-        with autocast(device, self.encoder.precision if torch.is_grad_enabled() else "fp32"):
-            pooled = self.tower(ids, mask)[0]
-        direction = functional.normalize(pooled.float(), dim=1) * self.tower.out_features**0.5  # values of about 1
-        joined = torch.cat([direction, numeric.to(device)], dim=1)
+        precision = self.encoder.precision if torch.is_grad_enabled() else "fp32"
+        vectors = pooled_vectors(self.tower, cut_padding(texts, self.tokenizer.fixed_length), precision)
+        joined = torch.cat([vectors, numeric.to(device)], dim=1)
         standardised: Tensor = self.head(joined)[:, 0]
         return standardised
 
@@ -250,12 +248,23 @@ class Labels:
         return Labels(self.label[rows], self.posted_at[rows], self.collected_at)
 
 
+def latest_rows(posted_at: Int64Array, count: int) -> Int64Array:
+    """The rows of the `count` latest posts, in their order; 0 for all.
+
+    Args:
+        posted_at: (n,) microseconds.
+        count: `max_train_posts`.
+    """
+    return np.sort(np.argsort(posted_at, kind="stable")[-count:])
+
+
 def fit(
     features: pl.DataFrame,
     labels: Labels,
     encoder: EmbedTextParams,
     params: TextModelParams,
     device: torch.device = CPU,
+    frozen: FrozenVectors | None = None,
 ) -> TextModel:
     """The text model fitted on n posts.
 
@@ -265,33 +274,40 @@ def fit(
         encoder: an entry of embed_text.
         params: section text_model.
         device: on which it is fitted, and stays.
+        frozen: vectors of these posts; if not given, they are computed here.
 
     Raises:
         DataError: the loss is not finite.
     """
-    latest = np.sort(np.argsort(labels.posted_at, kind="stable")[-params.max_train_posts :])
+    latest = latest_rows(labels.posted_at, params.max_train_posts)
     features, labels = features[latest], labels.take(latest)
     trend = Trend.fit(labels.posted_at, labels.label, params.detrend, labels.collected_at)
     detrended = trend.detrend(labels.label, labels.posted_at)
     model = TextModel(encoder, params.unfreeze_layers, NumericFeatures.fit(features), trend)
-    torch.manual_seed(params.seed)  # after the encoder, whose loading may draw too
-    model.head.reset_parameters()
-    model.get_buffer("centre").fill_(float(np.median(detrended)))
-    model.get_buffer("spread").fill_(float(detrended.std()) or 1.0)
-    model.to(device)
+    centre, spread = float(np.median(detrended)), float(detrended.std()) or 1.0
+    standardised = (detrended - centre) / spread
+    model.get_buffer("centre").fill_(centre)
+    model.get_buffer("spread").fill_(spread)
     inputs = _Inputs(model, features)
-    target = torch.from_numpy(detrended).to(model.head.weight) - model.get_buffer("centre")
-    target = target / model.get_buffer("spread")
+    vectors = frozen.take(features["pid"]) if frozen else frozen_vectors(sentences(features), encoder, device)
+    ridge = fit_ridge(np.concatenate([vectors, inputs.numeric.numpy()], axis=1), standardised, labels.posted_at)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(ridge.coef_)[None])
+        model.head.bias.fill_(float(ridge.intercept_))
+    model.to(device)
+    target = torch.from_numpy(standardised).to(model.head.weight)
     trained = [parameter for parameter in model.tower.parameters() if parameter.requires_grad]
+    half = resolve_precision(encoder.precision, device) == "fp16"
     optimizer = torch.optim.AdamW(
         [{"params": trained, "lr": params.lr}, {"params": model.head.parameters(), "lr": params.lr_head}],
         weight_decay=params.weight_decay,
+        fused=not half and device.type in ("cpu", "cuda"),  # in fp16 the fused one would count skipped steps
     )
     steps = params.epochs * -(-len(detrended) // params.batch_size)
     schedule = transformers.get_scheduler(
         "linear", optimizer, num_warmup_steps=round(params.warmup_fraction * steps), num_training_steps=steps
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(encoder.precision, device) == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
     for rows in batches(inputs.lengths, params):
         loss = functional.smooth_l1_loss(model(*inputs.batch(rows)), target[rows], beta=SMOOTH_L1_BETA)
         if not bool(torch.isfinite(loss)):
