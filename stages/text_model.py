@@ -1,7 +1,7 @@
 """Fine-tunes the text encoder on the label in every fold; the network, another model, never sees a label.
 
-Reads posts, splits and features; writes predictions.parquet for the valid rows of every fold, and the model of the
-scheme `refit` with its manifest.
+Reads posts, splits and features; writes predictions.parquet for the valid rows of the schemes `text_model.schemes` and
+`refit`, and the model of `refit` with its manifest.
 
     python -m popularity.launch stages.text_model --posts data/interim/posts.parquet \
         --splits data/interim/splits.parquet --features data/features --predictions data/text_model \

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from popularity.core.arrays import Float64Array, Int64Array
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
-from popularity.text_model.frozen import frozen_vectors
 from popularity.text_model.model import Labels, TextModelParams, fit, sentences
 from tests.encoders.tiny_encoders import pretrained, save_bert, save_clip, save_siglip, text_params
 
@@ -105,16 +104,6 @@ def test_the_vector_is_the_one_of_the_encoder(encoder: EmbedTextParams) -> None:
     width, by_length = model.tower.out_features, np.argsort(lengths, kind="stable")
     found = np.asarray(seen[0][:, :width].double()) / width**0.5
     np.testing.assert_allclose(found, vectors(encoder, short)[by_length], rtol=0, atol=1e-5)
-
-
-def test_the_frozen_vectors_are_those_of_the_encoder_in_any_order(encoder: EmbedTextParams) -> None:
-    some = posts(200, seed=0)
-    found = frozen_vectors(sentences(some), encoder)
-    wanted = vectors(encoder, some) * found.shape[1] ** 0.5
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
-    order = np.random.default_rng(0).permutation(200)
-    np.testing.assert_allclose(frozen_vectors(sentences(some[order]), encoder), found[order], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(frozen_vectors(sentences(some[:1]), encoder), found[:1], rtol=0, atol=2e-5)
 
 
 def test_a_label_that_is_linear_in_the_vector_is_learned(encoder: EmbedTextParams) -> None:

@@ -22,9 +22,7 @@ from popularity.core.contracts import REFIT, TEXT_PREDICTIONS, FoldKey, empty_ta
 from popularity.core.parallel import ordered_map, torch_threads
 from popularity.encoders.sharding import missing_files
 from popularity.encoders.text import EmbedTextParams
-from popularity.features import read_features
-from popularity.text_model.frozen import SHARD_POSTS, FrozenVectors
-from popularity.text_model.model import Labels, TextModelParams, fit, latest_rows, sentences
+from popularity.text_model.model import Labels, TextModelParams, fit
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 
@@ -76,12 +74,11 @@ def fit_folds(
         return empty_table(TEXT_PREDICTIONS)
     folds = list(rows_of(splits, [*schemes, REFIT]))
     missing = missing_files(inputs.state, [key.file_name for key, _ in folds], processes)
-    frozen = _encode(inputs, folds, processes) if missing else None
     mine = [folds[index] for index in missing[processes.process_index :: processes.num_processes]]
     if processes.num_processes > 1:
         logger.info("process %d of %d has %d folds", processes.process_index, processes.num_processes, len(mine))
     fits = ordered_map(
-        partial(_fit_fold, inputs, frozen), mine, parallel=parallel_fits(inputs), threads=inputs.params.num_threads
+        partial(_fit_fold, inputs), mine, parallel=parallel_fits(inputs), threads=inputs.params.num_threads
     )
     for _ in tqdm(fits, "text model", len(mine), unit="fold", disable=not processes.is_main_process):
         pass
@@ -95,43 +92,12 @@ def parallel_fits(inputs: FoldInputs) -> int:
     return max(1, inputs.params.parallel_folds // local_processes()) if inputs.device.type == "cpu" else 1
 
 
-def _encode(inputs: FoldInputs, folds: Sequence[Task], processes: PartialState) -> FrozenVectors:
-    """The vectors of all posts that a fold is fitted on; the processes divide their shards as they divide the folds."""
-    dates = inputs.posts.select("pid", posted_at=pl.col("posted_at").to_physical())
-    used: set[str] = set()
-    for _, rows in folds:
-        train = rows.filter(role="train").join(dates, on="pid", how="left", validate="1:1").sort("pid")
-        used.update(train["pid"].gather(latest_rows(train["posted_at"].to_numpy(), inputs.params.max_train_posts)))
-    key, rows = next(fold for fold in folds if fold[0].scheme == REFIT)
-    posts = read_features(inputs.features, key, rows).filter(pl.col("pid").is_in(used)).sort("pid")
-    frozen, texts = FrozenVectors(inputs.state, posts["pid"]), sentences(posts)
-    missing = missing_files(inputs.state, frozen.files, processes)
-    mine = missing[processes.process_index :: processes.num_processes]
-    shards = ((shard, texts[shard * SHARD_POSTS : (shard + 1) * SHARD_POSTS]) for shard in mine)
-    finished = ordered_map(
-        partial(_encode_shard, inputs, frozen),
-        shards,
-        parallel=parallel_fits(inputs),
-        threads=inputs.params.num_threads,
-    )
-    for _ in tqdm(finished, "untouched encoder", len(mine), unit="shard", disable=not processes.is_main_process):
-        pass
-    processes.wait_for_everyone()
-    return frozen
-
-
-def _encode_shard(inputs: FoldInputs, frozen: FrozenVectors, task: tuple[int, Sequence[str]]) -> None:
-    shard, texts = task
-    with torch_threads(inputs.params.num_threads):
-        frozen.write(shard, texts, inputs.encoder, inputs.device)
-
-
-def _fit_fold(inputs: FoldInputs, frozen: FrozenVectors | None, task: Task) -> None:
+def _fit_fold(inputs: FoldInputs, task: Task) -> None:
     """Writes the predictions (contract TEXT_PREDICTIONS) of one fold, and the model if it is that of `refit`."""
     key, rows = task
     fold = load_fold(key, rows, inputs.posts, inputs.features)
     with torch_threads(inputs.params.num_threads):
-        model = fit(fold.train, Labels.of(fold), inputs.encoder, inputs.params, inputs.device, frozen)
+        model = fit(fold.train, Labels.of(fold), inputs.encoder, inputs.params, inputs.device)
         predicted = model.predict(fold.valid, fold.valid_at)
     keys = fold.valid.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32))
     if key.scheme == REFIT:

@@ -1,7 +1,6 @@
 """The text model: a text encoder whose last layers are trained on the label, with a linear head.
 
-The head reads the pooled vector and the numeric features of the post. It starts from a ridge on the vectors of the
-untouched encoder (`head`); the epochs go on from there. The model learns the detrended label
+The head reads the pooled vector and the numeric features of the post. The model learns the detrended label
 (`popularity.target.trend`), so that it orders posts of any date. A text is read and pooled as its encoder does it: with
 its full length where the tower attends to padding (SigLIP). The pooled vector is normalised, because those of CLIP and
 SigLIP have any length, and the rate of the head is made for values of about 1.
@@ -10,6 +9,7 @@ SigLIP have any length, and the rate of the head is made for values of about 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +22,7 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
@@ -29,11 +30,10 @@ from popularity.core.errors import DataError
 from popularity.core.tensors import read_tensors, write_tensors
 from popularity.encoders.precision import resolve_precision
 from popularity.encoders.prompting import unfreeze_last
+from popularity.encoders.sharding import autocast
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.target.trend import Detrend, Trend
-from popularity.text_model.frozen import CPU, FrozenVectors, cut_padding, frozen_vectors, pooled_vectors
-from popularity.text_model.head import fit_ridge
 from popularity.validation.folds import Fold
 
 MAX_ABS_Z = 5.0  # standard deviations to which a numeric feature is clipped
@@ -41,6 +41,7 @@ POOL_BATCHES = 16  # texts are sorted by length inside so many batches: little p
 PREDICT_BATCH_SIZE = 256
 SMOOTH_L1_BETA = 0.3  # standard deviations of the label; the loss of smaller errors is quadratic
 MAX_GRADIENT_NORM = 1.0
+CPU = torch.device("cpu")
 Rate = Annotated[float, Field(ge=0)]
 
 
@@ -49,9 +50,9 @@ class TextModelParams(Section):
     """Section text_model: how the encoder, an entry of embed_text, is fine-tuned.
 
     Args:
-        seed: of the order of posts.
-        schemes: of those of `stack.schemes`, in which it is fitted; the stack has the others alone.
-        epochs: over the train rows, from the ridge on; 0: no text model.
+        seed: of the initial weights of the head and of the order of posts.
+        schemes: those of `stack.schemes` in which it is fitted, besides refit; in the others the stack is alone.
+        epochs: over the train rows; 0: no text model.
         max_train_posts: of a fold, the latest; 0: all.
         unfreeze_layers: number of the last layers of the encoder that are trained.
         batch_size: posts of a step.
@@ -158,9 +159,17 @@ class TextModel(nn.Module):
             numeric: (n, k) of NumericFeatures.
         """
         device = self.head.weight.device
-        precision = self.encoder.precision if torch.is_grad_enabled() else "fp32"
-        vectors = pooled_vectors(self.tower, cut_padding(texts, self.tokenizer.fixed_length), precision)
-        joined = torch.cat([vectors, numeric.to(device)], dim=1)
+        width = texts.input_ids.shape[1]
+        if not self.tokenizer.fixed_length:
+            width = int(texts.attention_mask.sum(dim=1).max())
+        ids, mask = (tokens[:, :width].to(device) for tokens in (texts.input_ids, texts.attention_mask))
+        precision = resolve_precision(self.encoder.precision, device) if torch.is_grad_enabled() else "fp32"
+        # Texts are short: on a CPU the fused attention is slower for them in bf16, and its gradient by far.
+        plain = device.type == "cpu" and precision == "bf16"
+        with autocast(device, precision), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            pooled = self.tower(ids, mask)[0]
+        direction = functional.normalize(pooled.float(), dim=1) * self.tower.out_features**0.5  # values of about 1
+        joined = torch.cat([direction, numeric.to(device)], dim=1)
         standardised: Tensor = self.head(joined)[:, 0]
         return standardised
 
@@ -248,23 +257,12 @@ class Labels:
         return Labels(self.label[rows], self.posted_at[rows], self.collected_at)
 
 
-def latest_rows(posted_at: Int64Array, count: int) -> Int64Array:
-    """The rows of the `count` latest posts, in their order; 0 for all.
-
-    Args:
-        posted_at: (n,) microseconds.
-        count: `max_train_posts`.
-    """
-    return np.sort(np.argsort(posted_at, kind="stable")[-count:])
-
-
 def fit(
     features: pl.DataFrame,
     labels: Labels,
     encoder: EmbedTextParams,
     params: TextModelParams,
     device: torch.device = CPU,
-    frozen: FrozenVectors | None = None,
 ) -> TextModel:
     """The text model fitted on n posts.
 
@@ -274,34 +272,29 @@ def fit(
         encoder: an entry of embed_text.
         params: section text_model.
         device: on which it is fitted, and stays.
-        frozen: vectors of these posts; if not given, they are computed here.
 
     Raises:
         DataError: the loss is not finite.
     """
-    latest = latest_rows(labels.posted_at, params.max_train_posts)
+    latest = np.sort(np.argsort(labels.posted_at, kind="stable")[-params.max_train_posts :])
     features, labels = features[latest], labels.take(latest)
     trend = Trend.fit(labels.posted_at, labels.label, params.detrend, labels.collected_at)
     detrended = trend.detrend(labels.label, labels.posted_at)
     model = TextModel(encoder, params.unfreeze_layers, NumericFeatures.fit(features), trend)
-    centre, spread = float(np.median(detrended)), float(detrended.std()) or 1.0
-    standardised = (detrended - centre) / spread
-    model.get_buffer("centre").fill_(centre)
-    model.get_buffer("spread").fill_(spread)
-    inputs = _Inputs(model, features)
-    vectors = frozen.take(features["pid"]) if frozen else frozen_vectors(sentences(features), encoder, device)
-    ridge = fit_ridge(np.concatenate([vectors, inputs.numeric.numpy()], axis=1), standardised, labels.posted_at)
-    with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(ridge.coef_)[None])
-        model.head.bias.fill_(float(ridge.intercept_))
+    torch.manual_seed(params.seed)  # after the encoder, whose loading may draw too
+    model.head.reset_parameters()
+    model.get_buffer("centre").fill_(float(np.median(detrended)))
+    model.get_buffer("spread").fill_(float(detrended.std()) or 1.0)
     model.to(device)
-    target = torch.from_numpy(standardised).to(model.head.weight)
+    inputs = _Inputs(model, features)
+    target = torch.from_numpy(detrended).to(model.head.weight) - model.get_buffer("centre")
+    target = target / model.get_buffer("spread")
     trained = [parameter for parameter in model.tower.parameters() if parameter.requires_grad]
     half = resolve_precision(encoder.precision, device) == "fp16"
     optimizer = torch.optim.AdamW(
         [{"params": trained, "lr": params.lr}, {"params": model.head.parameters(), "lr": params.lr_head}],
         weight_decay=params.weight_decay,
-        fused=not half and device.type in ("cpu", "cuda"),  # in fp16 the fused one would count skipped steps
+        fused=device.type == "cpu" and not half,  # which skips no step that overflows in fp16
     )
     steps = params.epochs * -(-len(detrended) // params.batch_size)
     schedule = transformers.get_scheduler(
