@@ -66,6 +66,15 @@ def test_a_post_that_the_text_model_lacks_is_named() -> None:
         weighted_mean(rows("stack"), member().filter(~((pl.col("pid") == "b") & (pl.col("fold") == 1))), weights(0.3))
 
 
+def test_a_scheme_without_the_text_model_keeps_the_stack() -> None:
+    group = rows("stack").with_columns(scheme=pl.lit("group"))
+    both = pl.concat([rows("stack"), group])
+    every = both.select("scheme", "fold").unique().with_columns(weight=pl.lit(0.3))
+    found = weighted_mean(both, member(), every)
+    assert found.filter(scheme="group").equals(group)
+    assert found.filter(scheme="forward").equals(weighted_mean(rows("stack"), member(), weights(0.3)))
+
+
 def test_a_split_does_not_choose_its_own_weight() -> None:
     """Labels of the first split follow the text model, those of the second the stack."""
     rng = np.random.default_rng(0)

@@ -25,8 +25,8 @@ from tests.repository import stage_flags
 from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
-    seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01,
-    warmup_fraction=0.1, detrend="family", num_threads=1, parallel_folds=1,
+    seed=0, schemes=("holdout", "forward"), epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4,
+    lr_head=1e-2, weight_decay=0.01, warmup_fraction=0.1, detrend="family", num_threads=1, parallel_folds=1,
 )  # fmt: skip
 ENCODER = text_params()
 SCHEMES = ["holdout", "forward"]
@@ -66,7 +66,8 @@ def fold_of(folder: Path, scheme: str) -> Fold:
 def run_stage(folder: Path, out: Path, params: TextModelParams = PARAMS) -> pl.DataFrame:
     """What the stage writes below `out`."""
     out.mkdir(exist_ok=True)
-    sections = {"text_model": asdict(params), "stack": {"schemes": SCHEMES}, **encoder_sections(text=ENCODER)}
+    schemes = {"schemes": [*SCHEMES, "group"]}  # of the stack; the text model is fitted in its own ones
+    sections = {"text_model": asdict(params), "stack": schemes, **encoder_sections(text=ENCODER)}
     (out / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features"}
     made = {"predictions": "predicted", "models": "models", "state": "state"}

@@ -46,7 +46,8 @@ def add_member(
 def weighted_mean(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.DataFrame) -> pl.DataFrame:
     """Returns the predictions (contract PREDICTIONS), in their order; MAIN_MODEL's are averaged with the member's.
 
-    Both are taken as differences from their medians over the fold's valid posts.
+    Both are taken as differences from their medians over the fold's valid posts. Schemes in which the member was not
+    fitted stay as they are.
 
     Args:
         predictions: of any folds and models.
@@ -54,14 +55,14 @@ def weighted_mean(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.D
         weights: (scheme, fold, weight) of the member, 0 to 1.
 
     Raises:
-        DataError: the member lacks a post of MAIN_MODEL.
+        DataError: the member has the scheme, but lacks a post of MAIN_MODEL.
     """
     if member.is_empty():
         return predictions
     joined = _joined(predictions, member).join(weights, on=FOLD, how="left", validate="m:1", maintain_order="left")
     own, other = (pl.col(name) - _centre(name) for name in ("prediction", MEMBER))
     mean = pl.col("prediction") + pl.col("weight") * (other - own)
-    is_model = pl.col("model") == MAIN_MODEL
+    is_model = (pl.col("model") == MAIN_MODEL) & _has_scheme(member)
     return joined.with_columns(prediction=pl.when(is_model).then(mean).otherwise("prediction")).drop(MEMBER, "weight")
 
 
@@ -137,10 +138,14 @@ def _centre(column: str) -> pl.Expr:
     return pl.col(column).filter(pl.col("model") == MAIN_MODEL).median().over(FOLD)
 
 
+def _has_scheme(member: pl.DataFrame) -> pl.Expr:
+    return pl.col("scheme").is_in(member["scheme"].unique().to_list())
+
+
 def _joined(predictions: pl.DataFrame, member: pl.DataFrame) -> pl.DataFrame:
     member = member.select(*TEXT_PREDICTIONS.key, pl.col("prediction").alias(MEMBER))
     joined = predictions.join(member, on=TEXT_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
-    missing = joined.filter(pl.col("model") == MAIN_MODEL, pl.col(MEMBER).is_null())
+    missing = joined.filter(pl.col("model") == MAIN_MODEL, pl.col(MEMBER).is_null(), _has_scheme(member))
     if missing.height:
         scheme, fold, pid = missing.select(*FOLD, "pid").row(0)
         raise DataError(
