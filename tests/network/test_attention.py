@@ -210,8 +210,10 @@ def own_tokens(attention: CrossModalAttention, posts: int, shared: int) -> OwnTo
 
 def sharpened(attention: CrossModalAttention, factor: float) -> CrossModalAttention:
     """With queries and keys of the first layer times `factor`."""
+    layer = attention.layers[0]
+    assert isinstance(layer, Layer)
     with torch.no_grad():
-        attention.layers[0].attention.in_proj_weight[:32] *= factor  # type: ignore[index, union-attr]
+        layer.attention.in_proj_weight[:32] *= factor
     return attention
 
 

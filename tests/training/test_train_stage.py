@@ -210,7 +210,7 @@ def is_within_an_epoch(name: str) -> bool:
     """Whether the checkpoint is of the second epoch or a later one, between its first step and its last."""
     found = list(Path(name).glob("state/train/*/checkpoint/begun.json"))
     try:
-        return bool(found) and finished_epochs(name) > 0 and json.loads(found[0].read_text())["steps"] > 0
+        return bool(found and finished_epochs(name) > 0 and json.loads(found[0].read_text())["steps"] > 0)
     except FileNotFoundError:  # it is being replaced
         return False
 

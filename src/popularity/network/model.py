@@ -356,8 +356,8 @@ class PrototypeNetwork(nn.Module):
                 slices[kind] = slice(start, start + prototypes.shape[1])
                 start += prototypes.shape[1]
             spans[name] = LevelTokens(**slices, classes=None, target=batch.target[:, index])
-        fields = [torch.stack(part, dim=1) for part in zip(*own, strict=True)]
-        return SharedTokens(image, torch.cat(parts, dim=1), fold, OwnTokens(*fields) if fields else None), spans
+        own_tokens = OwnTokens(*(torch.stack(part, dim=1) for part in zip(*own, strict=True))) if own else None
+        return SharedTokens(image, torch.cat(parts, dim=1), fold, own_tokens), spans
 
     def _shared(self, level: str, kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """(folds, k, d) prototypes that the posts of each fold share, and the posts' folds (b,).
