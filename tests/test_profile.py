@@ -224,7 +224,7 @@ def test_paper_is_what_the_paper_prints(project: Path) -> None:
     params = read_yaml(project / "params.yaml")
     train, network, stack = params["train"], params["train"]["network"], params["stack"]
     assert not train["transductive"]
-    assert train["valid_fraction"] == train["min_steps"] == 0
+    assert train["valid_fraction"] == train["min_steps"] == train["patience"] == 0
     assert (train["epochs"], train["batch_size"], train["weight_decay"]) == (4, 128, 1e-5)
     assert train["lr_prompt"] == train["lr_attention"] == 1e-4
     assert train["unfreeze_layers"] == 0

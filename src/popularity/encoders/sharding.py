@@ -292,7 +292,7 @@ def _read_ahead(prepared: _Prepared[B], state: PartialState) -> Iterable[B | Pop
     wanted = min(loader_workers(), len(rest))
     workers = workers_that_fit(first, wanted) if wanted else 0
     loader = DataLoader(rest, batch_size=None, num_workers=workers, pin_memory=state.device.type == "cuda")
-    return chain([first], loader)
+    return chain([first], iter(loader))  # its processes start now, and not only when the first batch is encoded
 
 
 def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> list[int]:
