@@ -117,10 +117,13 @@ FIRST = (
     "faults/test_stages",
     "tuning/test_tune_stage",
     "encoders/test_lost_processes",
+    "pipeline/test_paper",
     "pipeline/test_experiments",
-    "pipeline/test_reruns",
     "pipeline/test_graph",
+    "pipeline/test_other_encoders",
     "pipeline/test_documents",
+    "pipeline/test_reruns",
+    "training/test_processes",
 )
 TESTS = Path(__file__).parent
 

@@ -30,6 +30,8 @@ _EXPANDED = expanded(_GRAPH, _VALUES)
 TEMPLATES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in _GRAPH["stages"].items()}
 STAGES: dict[str, dict[str, Any]] = {name.partition("@")[0]: stage for name, stage in _EXPANDED.items()}
 DVC_NAMES = dict(zip(STAGES, _EXPANDED, strict=True))  # group@entry for the embed stages
+# They read no encoder: a change of encoders runs none of them.
+BEFORE_ENCODERS = ("demo_data", "ingest", "index_images", "split", "featurize")
 NAMES = ("encoder",)  # flags whose value is no path
 LAUNCHER = "popularity.launch"
 
