@@ -59,8 +59,8 @@ class SelectParams(Section):
     """Section select of params.yaml.
 
     Args:
-        candidates: names of the configurations that are fitted, the default first; if there are none, nothing is chosen. A
-            list of its own, because neither DVC nor an override keeps the order of a mapping.
+        candidates: names of the configurations that are fitted, the default first; if there are none, nothing is
+            chosen. A list of its own, because neither DVC nor an override keeps the order of a mapping.
         configurations: values by dotted key of section stack, by name.
     """
 
