@@ -28,6 +28,7 @@ from popularity.core.config import PARAMS_FILE, load_params, read_yaml
 from popularity.core.contracts import FORWARD, MAIN_MODEL, POSTS, PREDICTIONS, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import score
+from popularity.core.run_chain import refuse_mixed_run
 from popularity.core.stage import run
 from popularity.ensemble.weights import EnsembleWeights, fit_weights
 from popularity.submission.ids import expected_ids
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--out {args.out}: it exists already")
     ids = expected_ids(Path(read_yaml(args.params)["dataset"]["root"]) / "test_allmetadata_json")
     folders = {OURS: Path(), **{str(folder): folder for folder in args.runs}}
+    for folder in folders.values():
+        refuse_mixed_run(folder, (paths.SUBMISSIONS,))
     files = {name: folder / SUBMISSION for name, folder in folders.items()} | ({THEIRS: args.add} if args.add else {})
     each = np.array([list(read_scores(file, ids, in_order=True).values()) for file in files.values()])
     if args.weight is not None:

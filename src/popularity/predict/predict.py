@@ -29,6 +29,7 @@ from popularity.core.contracts import (
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.run_chain import refuse_mixed_run
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.names import StackEncoders
@@ -112,6 +113,7 @@ class Project:
         Raises:
             DataError: an output of the graph is missing.
             ConfigError: a section is not what it was when the graph ran.
+            ContractError: the outputs are of different runs.
         """
         image, text = self.network_vectors
         needed = [
@@ -131,6 +133,7 @@ class Project:
                 fix="dvc repro (or dvc pull, where its outputs were pushed)",
             )
         self._refuse_changed_sections()
+        refuse_mixed_run(self.root, (paths.STACK, paths.CALIBRATION))
         return Settings(
             index=load_params("index_images", IndexImagesParams, self.params),
             featurize=load_params("featurize", FeaturizeParams, self.params),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, read_yaml
+from popularity.core.run_chain import refuse_mixed_run
 from popularity.core.stage import run
 from popularity.submission.ids import expected_ids
 from popularity.submission.validate import validate
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.file is not None and args.folder is None:
         parser.error("the folder of the test metadata is missing")
+    if args.file is None:
+        refuse_mixed_run(Path(), (paths.SUBMISSIONS,))
     if args.file is None and (OUT / NO_SUBMISSION).exists():
         print((OUT / NO_SUBMISSION).read_text(encoding="utf-8").strip())
         return
