@@ -87,7 +87,7 @@ def _attention(run: RunFolder) -> Bars | None:
     masses = run.table(paths.ATTENTION_MASS, ATTENTION_MASS)
     if masses.is_empty():
         return None
-    keys = level_keys(run.posts, run.json(paths.PROTOTYPE_SUMMARY)["class_name_format"])["subcategory"]
+    keys = level_keys(run.classified_posts, run.json(paths.PROTOTYPE_SUMMARY)["class_name_format"])["subcategory"]
     joined = masses.join(run.posts.select("pid", key=keys), on="pid", how="left", validate="1:1")
     means = joined.group_by("key").agg(pl.mean(*ATTENDED))
     shown = run.classes.head(CLASSES_SHOWN).join(means, on="key", how="inner", validate="1:1", maintain_order="left")
