@@ -1,6 +1,6 @@
 """Classes for posts that have none of their own: clusters of their text vectors, or else of their image vectors.
 
-The clusters are made of training posts without a label; every post gets the nearest one. A cluster is named by the words
+The clusters are made of training posts without a label; every post gets the nearest one. A cluster is named by words
 that are commoner in its training posts than elsewhere, so that its prompt says something.
 """
 
