@@ -364,7 +364,7 @@ def _with_classes(table: pl.DataFrame, own: OwnTable, notes: _Notes) -> pl.DataF
     return table.with_columns(joined[f"key_{level}"].alias(level) for level in LEVELS)
 
 
-def test_date(text: str) -> datetime | None:
+def date_of_test_part(text: str) -> datetime | None:
     """The date of `dataset.test_from`, UTC; None for "".
 
     Raises:
@@ -393,4 +393,4 @@ def own_table(root: Path, table: str, test_table: str, columns: TableColumns, fr
     """
     files = [TableFile(Path(root, name).resolve()) for name in (table, test_table or table)]
     pictures = any(root.iterdir()) if root.is_dir() else False
-    return OwnTable(files[0], files[1], columns, test_date(from_date), pictures)
+    return OwnTable(files[0], files[1], columns, date_of_test_part(from_date), pictures)

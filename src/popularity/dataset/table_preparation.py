@@ -13,7 +13,7 @@ from popularity.core.errors import DataError
 from popularity.core.params_text import edited
 from popularity.dataset.parsing import present
 from popularity.dataset.preparation import refuse_unquotable, summary_text
-from popularity.dataset.table import IngestedTable, OwnTable, further_name, ingest_table, test_date
+from popularity.dataset.table import IngestedTable, OwnTable, further_name, ingest_table, date_of_test_part
 from popularity.dataset.table_columns import TableColumns, find_columns, mapping_text, parse_map
 from popularity.dataset.table_file import TableFile
 from popularity.images import IndexImagesParams, index_images
@@ -70,7 +70,7 @@ def prepare_table(request: TableRequest, images: IndexImagesParams, packed: Path
     for path in (root, table.path, test.path):
         refuse_unquotable(path)
     found = find_columns(table, parse_map(request.mapping), with_pictures=request.images is not None)
-    own = OwnTable(table, test, found.columns, test_date(request.test_from), request.images is not None)
+    own = OwnTable(table, test, found.columns, date_of_test_part(request.test_from), request.images is not None)
     ingested = ingest_table(own)
     if late := _only_in_training(ingested, found.columns):
         reason = "only training posts have it: it may have come after the count"

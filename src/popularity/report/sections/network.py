@@ -15,7 +15,14 @@ from popularity.report.document import Bar, Bars, Chart, Charts, Element, Sectio
 from popularity.report.drawing import SERIES, Line, XAxis
 from popularity.report.run_folder import RunFolder
 
-READS = (paths.TRAINING_PLOTS, paths.ATTENTION_MASS, paths.POSTS, paths.PROTOTYPE_CLASSES, paths.PROTOTYPE_SUMMARY)
+READS = (
+    paths.TRAINING_PLOTS,
+    paths.ATTENTION_MASS,
+    paths.POSTS,
+    paths.PROTOTYPE_CLASSES,
+    paths.PROTOTYPE_CLUSTERS,
+    paths.PROTOTYPE_SUMMARY,
+)
 HEADS = {"global_prompt": "global prompt", "local_prompt": "local prompt", "attention": "attention", "mean": "mean"}
 COLOURS = dict(zip(HEADS, SERIES, strict=True))
 ATTENDED = {
