@@ -19,7 +19,7 @@ from popularity.core.contracts import COLUMNS, POSTS, UNCLASSIFIED, check_table,
 from popularity.core.errors import DataError
 from popularity.dataset import DatasetParams
 from popularity.dataset.__main__ import main
-from popularity.dataset.table import IngestedTable, OwnTable, ingest_table, date_of_test_part
+from popularity.dataset.table import IngestedTable, OwnTable, date_of_test_part, ingest_table
 from popularity.dataset.table_columns import TableColumns, find_columns, parse_map
 from popularity.dataset.table_dates import date_format, refuse_unknown_dates, to_unix
 from popularity.dataset.table_file import TableFile

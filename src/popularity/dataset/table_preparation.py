@@ -13,7 +13,7 @@ from popularity.core.errors import DataError
 from popularity.core.params_text import edited
 from popularity.dataset.parsing import present
 from popularity.dataset.preparation import refuse_unquotable, summary_text
-from popularity.dataset.table import IngestedTable, OwnTable, further_name, ingest_table, date_of_test_part
+from popularity.dataset.table import IngestedTable, OwnTable, date_of_test_part, further_name, ingest_table
 from popularity.dataset.table_columns import TableColumns, find_columns, mapping_text, parse_map
 from popularity.dataset.table_file import TableFile
 from popularity.images import IndexImagesParams, index_images
