@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from popularity.core.contracts import (
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.run_chain import checksum
 from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
@@ -293,6 +295,26 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
         one_post()
     finally:
         lock.unlink() if before is None else lock.write_bytes(before)
+
+
+def test_outputs_of_different_runs_are_refused(project: Path) -> None:
+    """`dvc repro -s train` with another seed, or a run that ended behind it: the stack is that of the network before."""
+    lock, network = project / "dvc.lock", project / "models/network"
+    if not lock.exists():
+        pytest.skip("a graph that ran without DVC has no lock")
+    file = max(network.iterdir(), key=lambda path: path.suffix == ".safetensors")
+    content = file.read_bytes()
+    file.unlink()  # which may be a link to DVC's cache
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, (2**32, 2**32))
+    with pytest.raises(ContractError, match=r"models/network is not what stage train wrote(?s:.*)to run is train"):
+        one_post()
+    stages = read_yaml(lock)["stages"]
+    (out,) = (out for out in stages["train"]["outs"] if out["path"] == "models/network")
+    out["md5"] = checksum(network)
+    lock.write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
+    with pytest.raises(ContractError, match=r"outputs of different runs(?s:.*)first stage to run is embed_posts"):
+        one_post()
 
 
 def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -> None:
