@@ -298,7 +298,7 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
 
 
 def test_outputs_of_different_runs_are_refused(project: Path) -> None:
-    """`dvc repro -s train` with another seed, or a run that ended behind it: the stack is that of the network before."""
+    """`dvc repro -s train` with another seed, or a run that ended behind it: the stack is of the network before."""
     lock, network = project / "dvc.lock", project / "models/network"
     if not lock.exists():
         pytest.skip("a graph that ran without DVC has no lock")

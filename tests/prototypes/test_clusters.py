@@ -12,7 +12,8 @@ import pytest
 from popularity.core.contracts import CLUSTERS, check_table, class_names, unclassified, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block
-from popularity.prototypes.clusters import FILE, classified, clusters_of, with_clusters
+from popularity.prototypes.classes import CLUSTERS_FILE, classified, with_clusters
+from popularity.prototypes.clusters import clusters_of
 from tests.small_tables import small_posts
 
 TOPICS = ("sea beach", "dog park", "bread oven", "snow ski")
@@ -76,7 +77,7 @@ def test_posts_with_classes_keep_them(tmp_path: Path) -> None:
     text = block(posts, np.zeros(len(posts), int))
     clusters = clusters_of(posts, text, text, seed=0)
     assert clusters.is_empty()
-    write_table(clusters, tmp_path / FILE, CLUSTERS)
+    write_table(clusters, tmp_path / CLUSTERS_FILE, CLUSTERS)
     assert with_clusters(posts, tmp_path).equals(posts)
 
 

@@ -58,8 +58,7 @@ from popularity.network.dataset import Batch, PostVectors, to_device
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
 from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
-from popularity.prototypes.classes import level_keys
-from popularity.prototypes.clusters import with_clusters
+from popularity.prototypes.classes import level_keys, with_clusters
 
 OF_CLASS = {
     "global_prompt": "G_y",

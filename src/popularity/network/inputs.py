@@ -27,8 +27,7 @@ from popularity.network.dataset import Batch, PostReader, PostVectors, draw_fold
 from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import member_classes, member_rows
-from popularity.prototypes.classes import ClassIndex
-from popularity.prototypes.clusters import with_clusters
+from popularity.prototypes.classes import ClassIndex, with_clusters
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums
 
 

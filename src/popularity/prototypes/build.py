@@ -22,14 +22,15 @@ from popularity.core.contracts import CLASSES, CLUSTERS, LEVELS, MEMBERS, MODALI
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block
 from popularity.prototypes.classes import (
+    CLUSTERS_FILE,
     ClassIndex,
     ClassNameFormat,
     choose_class_name_format,
+    classified,
     level_keys,
     make_classes,
 )
-from popularity.prototypes.clusters import FILE as CLUSTERS_FILE
-from popularity.prototypes.clusters import classified, clusters_of
+from popularity.prototypes.clusters import clusters_of
 from popularity.prototypes.sampling import diverse_sample
 from popularity.prototypes.vectors import ClassSums, prototypes
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -17,11 +16,9 @@ from popularity.core.arrays import BoolArray, Float32Array, Int64Array, normaliz
 from popularity.core.contracts import (
     CLUSTERS,
     LEVELS,
-    UNCLASSIFIED,
     class_key,
     empty_table,
     is_unclassified,
-    read_table,
 )
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block
@@ -35,7 +32,6 @@ ROUNDS = 25
 CHUNK = 8192  # posts at a time
 N_WORDS = 3  # in the name of a cluster
 MIN_LETTERS = 3  # of such a word
-FILE = "clusters.parquet"
 
 
 def clusters_of(posts: pl.DataFrame, image: Block, text: Block, seed: int) -> pl.DataFrame:
@@ -76,28 +72,6 @@ def clusters_of(posts: pl.DataFrame, image: Block, text: Block, seed: int) -> pl
     keys = {level: [class_key(*path[: depth + 1]) for path in paths] for depth, level in enumerate(LEVELS)}
     return pl.DataFrame(
         {"pid": posts["pid"], **{level: pl.Series(own).gather(found % len(paths)) for level, own in keys.items()}}
-    )
-
-
-def with_clusters(posts: pl.DataFrame, folder: Path) -> pl.DataFrame:
-    """`posts` (contract POSTS) with the classes that `clusters_of` gave them, if it gave any.
-
-    Args:
-        posts: that may have classes of their own.
-        folder: models/prototypes.
-    """
-    return classified(posts, read_table(folder / FILE, CLUSTERS))
-
-
-def classified(posts: pl.DataFrame, clusters: pl.DataFrame) -> pl.DataFrame:
-    """`posts` with the classes of `clusters` (contract CLUSTERS) in place of UNCLASSIFIED."""
-    if clusters.is_empty():
-        return posts
-    own = pl.col("concept") == UNCLASSIFIED["concept"]
-    joined = posts.select("pid").join(clusters, on="pid", how="left", validate="1:1", maintain_order="left")
-    known = joined["concept"].is_not_null()
-    return posts.with_columns(
-        pl.when(own & known).then(joined[level]).otherwise(pl.col(level)).alias(level) for level in LEVELS
     )
 
 

@@ -29,7 +29,7 @@ from popularity.core.contracts import (
 )
 from popularity.evaluation.scores import GROUPS, SCORES, EvaluateConfig, Scored, collect
 from popularity.images import IndexImagesParams
-from popularity.prototypes.clusters import classified
+from popularity.prototypes.classes import classified
 from popularity.report.thumbnails import Thumbnails
 
 
