@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.graph import expanded
-from popularity.core.config import read_yaml
+from popularity.core.config import Key, read_yaml
 from popularity.core.params_text import edited
 from popularity.profile import read_profiles
 
@@ -45,8 +45,8 @@ def profile_text(profile: str = "demo") -> str:
 @cache
 def _on_profile(text: str, profile: str) -> str:
     # A data set of the official layout: no table.
-    official = {("dataset", name): "" for name in ("table", "test_table", "test_from")}
-    values = {("profile",): profile, ("dataset", "root"): GENERATED, **official, **read_profiles(PROFILES)[profile]}
+    values: dict[Key, Any] = {("dataset", name): "" for name in ("table", "test_table", "test_from")}
+    values |= {("profile",): profile, ("dataset", "root"): GENERATED, **read_profiles(PROFILES)[profile]}
     return edited(text, values, f"profile '{profile}'")
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -392,7 +392,7 @@ def without_room(worker: int) -> None:
     """As `end_where_memory_is_full`, in a process in which no tensor can be shared."""
     sharding.end_where_memory_is_full(worker)
 
-    def full(*_: object) -> None:
+    def full(*_: object) -> NoReturn:
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     torch.multiprocessing.reductions.reduce_storage = full

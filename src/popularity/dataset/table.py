@@ -342,7 +342,7 @@ def _with_classes(table: pl.DataFrame, own: OwnTable, notes: _Notes) -> pl.DataF
     """`table` with the keys of the classes; deeper levels that the table lacks repeat the one above."""
     given = [level for level in LEVELS if getattr(own.columns, level)]
     names = table.select(given).with_columns(pl.all().str.strip_chars()) if given else pl.DataFrame()
-    train = (table["split"] == "train") if given else None
+    train = table["split"] == "train"
     if not given or names.filter(train)[given[min(1, len(given) - 1)]].n_unique() < 2:
         why = "no column of classes" if not given else "the training posts have one class"
         notes.lines.append(f"{why}: the network learns clusters of posts, and features by class are left out")

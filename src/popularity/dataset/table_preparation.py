@@ -74,9 +74,14 @@ def prepare_table(request: TableRequest, images: IndexImagesParams, packed: Path
     ingested = ingest_table(own)
     if late := _only_in_training(ingested, found.columns):
         reason = "only training posts have it: it may have come after the count"
-        kept = {kind: tuple(name for name in getattr(found.columns, kind) if name not in late) for kind in FURTHER}
+        numbers, categories = (
+            tuple(name for name in names if name not in late)
+            for names in (found.columns.numbers, found.columns.categories)
+        )
         found = replace(
-            found, columns=replace(found.columns, **kept), left_out={**found.left_out, **dict.fromkeys(late, reason)}
+            found,
+            columns=replace(found.columns, numbers=numbers, categories=categories),
+            left_out={**found.left_out, **dict.fromkeys(late, reason)},
         )
         ingested = ingest_table(replace(own, columns=found.columns))
     _, pictures = index_images(ingested.posts, root, images)
@@ -91,11 +96,8 @@ def prepare_table(request: TableRequest, images: IndexImagesParams, packed: Path
     summary = {**ingested.summary, "images": pictures}
     lines = [mapping_text(found, counts), *ingested.summary["table"]["notes"], summary_text(summary)]
     if found.columns.count:
-        lines.append(f"popularity is log2({found.columns.count} + 1); predictions also say {found.columns.count}")
+        lines.append(f"popularity is log2({found.columns.count} + 1); predictions say the count, too")
     return PreparedTable(values, "\n".join(lines))
-
-
-FURTHER = ("numbers", "categories")
 
 
 def write_section(params: Path, prepared: PreparedTable) -> None:
