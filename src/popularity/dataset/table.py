@@ -108,7 +108,7 @@ def ingest_table(own: OwnTable, collected_at: datetime | None = None) -> Ingeste
         "test_file": own.test.path.name,
         "columns": own.columns.as_values(),
         "unclassified": bool((posts["concept"] == UNCLASSIFIED["concept"]).all()),
-        "notes": notes.lines,
+        "notes": list(dict.fromkeys(notes.lines)),
     }
     return IngestedTable(posts, users, further, entries, summary)
 
