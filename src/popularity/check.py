@@ -96,6 +96,10 @@ def check(file: Path) -> None:
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
     elif root != paths.DEMO and not (file.parent / root).is_dir():
         problems.append(f"{file}: dataset.root is {root}, which is no folder; make dataset ROOT=path/to/data sets it")
+    for name in ("table", "test_table"):
+        table = dataset.get(name)
+        if isinstance(root, str) and isinstance(table, str) and table and not (file.parent / root / table).is_file():
+            problems.append(f"{file}: dataset.{name} is {table}, which is no file: make dataset TABLE=... sets it")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from popularity.core.contracts import (
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.run_chain import checksum
 from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
@@ -106,6 +108,7 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     members = read_table(project / "models/prototypes/members.parquet", MEMBERS)
     assert members["pid"].is_in(chosen["pid"].implode()).any()
     others = ~pl.col("pid").is_in(chosen["pid"].implode())
+    (project / "dvc.lock").unlink(missing_ok=True)  # it has the checksums of the tables
     write_table(posts.filter(others), interim / "posts.parquet", POSTS)
     write_table(read_table(interim / "splits.parquet", FOLDS).filter(others), interim / "splits.parquet", FOLDS)
     requests = []
@@ -148,6 +151,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     )
     text_json = project / paths.ENSEMBLE_WEIGHTS
     chosen = json.loads(text_json.read_text(encoding="utf-8"))
+    (project / "dvc.lock").unlink(missing_ok=True)  # it has the checksums of the tables
     text_json.unlink()  # which may be a link to DVC's cache
     text_json.write_text(json.dumps({"weight": 0.4, "offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
@@ -254,6 +258,7 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
         one_post("--date", "someday")
     with pytest.raises(DataError, match="that of a stored post"):
         one_post("--pid", read_table(project / "data/interim/posts.parquet", POSTS)["pid"][0])
+    (project / "dvc.lock").unlink(missing_ok=True)  # it has the checksums of the vectors
     metadata = project / "data/embeddings/text/minilm/post.json"
     before = metadata.read_text(encoding="utf-8")
     metadata.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
@@ -331,6 +336,26 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
         one_post()
     finally:
         lock.unlink() if before is None else lock.write_bytes(before)
+
+
+def test_outputs_of_different_runs_are_refused(project: Path) -> None:
+    """`dvc repro -s train` with another seed, or a run that ended behind it: the stack is of the network before."""
+    lock, network = project / "dvc.lock", project / "models/network"
+    if not lock.exists():
+        pytest.skip("a graph that ran without DVC has no lock")
+    file = max(network.iterdir(), key=lambda path: path.suffix == ".safetensors")
+    content = file.read_bytes()
+    file.unlink()  # which may be a link to DVC's cache
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, (2**32, 2**32))
+    with pytest.raises(ContractError, match=r"models/network is not what stage train wrote(?s:.*)to run is train"):
+        one_post()
+    stages = read_yaml(lock)["stages"]
+    (out,) = (out for out in stages["train"]["outs"] if out["path"] == "models/network")
+    out["md5"] = checksum(network)
+    lock.write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
+    with pytest.raises(ContractError, match=r"outputs of different runs(?s:.*)first stage to run is embed_posts"):
+        one_post()
 
 
 def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -> None:

@@ -20,6 +20,7 @@ DEMO_TRUTH = "data/demo_truth"
 
 POSTS = "data/interim/posts.parquet"
 USERS = "data/interim/users.parquet"
+COLUMNS = "data/interim/columns.parquet"  # further columns of a user's own table
 QUARANTINE = "data/interim/quarantine.parquet"
 IMAGES = "data/interim/images.parquet"
 SPLITS = "data/interim/splits.parquet"
@@ -37,6 +38,7 @@ PROTOTYPE_EMBEDDINGS = "data/embeddings/prototype"
 
 PROTOTYPES = "models/prototypes"
 PROTOTYPE_CLASSES = "models/prototypes/classes.parquet"
+PROTOTYPE_CLUSTERS = "models/prototypes/clusters.parquet"
 PROTOTYPE_FIELDS = "models/prototypes/metadata.json"
 PROTOTYPE_MANIFEST = "models/prototypes/manifest.json"
 PROTOTYPE_VECTORS = "models/prototypes/prototypes.safetensors"

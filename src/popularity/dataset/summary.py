@@ -12,9 +12,17 @@ import polars as pl
 from popularity.core.arrays import rounded
 from popularity.core.contracts import LEVELS, POSTS
 from popularity.core.outliers import clipped_labels
-from popularity.dataset.layout import SplitFiles
 
 DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the posts of a split come from: the folder of its files, and the names of those that were not read."""
+
+    split: str
+    folder: Path
+    unread: tuple[str, ...]
 
 
 @dataclass
@@ -29,7 +37,7 @@ class Notes:
 
 
 def summarise(
-    root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, quarantine: pl.DataFrame, notes: Notes
+    root: Path, splits: Sequence[Source], posts: pl.DataFrame, quarantine: pl.DataFrame, notes: Notes
 ) -> dict[str, Any]:
     """Counts, time spans and shares of a data set, as values for JSON.
 
@@ -59,7 +67,7 @@ def summarise(
             "values": len(quarantine),
             "by_reason": _counts(quarantine, "field", "reason", "action"),
         },
-        "files": {str(Path(name).relative_to(root)): entry for name, entry in notes.files.items()},
+        "files": {_below(Path(name), root): entry for name, entry in notes.files.items()},
         "files_not_read": {source.folder.name: list(source.unread) for source in splits},
     }
     if "test" in frames:
@@ -69,6 +77,11 @@ def summarise(
     else:
         summary["test_part"] = "absent: no submission can be made"
     return summary
+
+
+def _below(file: Path, root: Path) -> str:
+    """The path of a file below `root`; of another one its name: reports show no path of the machine."""
+    return str(file.relative_to(root)) if file.is_relative_to(root) else file.name
 
 
 def _counts_of(frame: pl.DataFrame) -> dict[str, Any]:

@@ -25,17 +25,20 @@ from popularity.core.contracts import (
     LEVELS,
     NEAREST,
     POSTS,
+    is_unclassified,
     read_table,
+    unclassified,
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.run_chain import refuse_mixed_run
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.names import StackEncoders, as_names, names_in_use
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import embed_texts
 from popularity.evaluation.conformal import Calibration
-from popularity.features import CATEGORIES, FeaturizeParams, further_features
+from popularity.features import FeaturizeParams, categories_of, further_features
 from popularity.images import IndexImagesParams, index_files
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts, probable_classes
 from popularity.network.accelerator import make_accelerator
@@ -112,6 +115,7 @@ class Project:
         Raises:
             DataError: an output of the graph is missing.
             ConfigError: a section is not what it was when the graph ran.
+            ContractError: the outputs are of different runs.
         """
         image, text = self.network_vectors
         stack_encoders = StackEncoderParams.load(self.params)
@@ -134,6 +138,7 @@ class Project:
                 fix="dvc repro (or dvc pull, where its outputs were pushed)",
             )
         self._refuse_changed_sections()
+        refuse_mixed_run(self.root, (paths.STACK, paths.CALIBRATION))
         return Settings(
             index=load_params("index_images", IndexImagesParams, self.params),
             featurize=load_params("featurize", FeaturizeParams, self.params),
@@ -225,7 +230,8 @@ def predict(
         inputs = _fill_classes(inputs, classes, notes)
         blocks, explanations = _embed(inputs, stack_vectors, classes, scratch)
         splits = read_table(project.splits, FOLDS)
-        features = further_features(inputs.posts, inputs.images, splits, known, settings.featurize, project.features)
+        own = unclassified(inputs.posts) if is_unclassified(known) else inputs.posts
+        features = further_features(own, inputs.images, splits, known, settings.featurize, project.features)
         fitted = _predict_stack(project, inputs, features, blocks, n_features, notes)
         _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
     return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
@@ -463,10 +469,11 @@ def _shap_by_pid(
     found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]] = {pid: ({}, []) for pid in features["pid"]}
     for pid, block, value in shap_values.blocks.iter_rows():
         found[pid][0][block] = value
-    categories = {row["pid"]: row for row in features.select("pid", *CATEGORIES).iter_rows(named=True)}
+    names = categories_of(features)
+    categories = {row["pid"]: row for row in features.select("pid", *names).iter_rows(named=True)}
     for row in shap_values.features.drop("rank").iter_rows(named=True):
         pid = row.pop("pid")
-        if row["block"] == "metadata" and row["feature"] in CATEGORIES:
+        if row["block"] == "metadata" and row["feature"] in names:
             row["value"] = categories[pid][row["feature"]]
         found[pid][1].append(row)
     return found

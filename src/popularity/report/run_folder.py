@@ -16,6 +16,7 @@ from popularity.core.atomic import read_json
 from popularity.core.config import Section, load_params, read_yaml
 from popularity.core.contracts import (
     CLASSES,
+    CLUSTERS,
     FOLDS,
     HOLDOUT,
     IMAGES,
@@ -29,6 +30,7 @@ from popularity.core.contracts import (
 from popularity.evaluation.promise import PROMISES
 from popularity.evaluation.scores import GROUPS, SCORES, EvaluateConfig, Scored, collect
 from popularity.images import IndexImagesParams
+from popularity.prototypes.classes import classified
 from popularity.report.thumbnails import Thumbnails
 
 
@@ -115,6 +117,11 @@ class RunFolder:
     def posts(self) -> pl.DataFrame:
         """Contract POSTS."""
         return self.table(paths.POSTS, POSTS)
+
+    @cached_property
+    def classified_posts(self) -> pl.DataFrame:
+        """Contract POSTS, with clusters where posts have no classes of their own."""
+        return classified(self.posts, self.table(paths.PROTOTYPE_CLUSTERS, CLUSTERS))
 
     @cached_property
     def splits(self) -> pl.DataFrame:

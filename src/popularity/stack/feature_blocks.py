@@ -257,6 +257,11 @@ def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> Float32Array:
     return np.hstack([dense_rows(blocks, name, pids) for name in names])
 
 
+def has_vectors(blocks: Blocks, part: str) -> bool:
+    """False if no post of the data set has the vectors of a part: no post has a picture, or none has tags."""
+    return all(len(blocks.vectors[name].values) for name in PART_VECTORS[part] if name in blocks.vectors)
+
+
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
     """The columns that `scalar_columns` can give of a block, or of IMAGE_STATISTICS_BLOCK, in order."""
     if block == IMAGE_STATISTICS_BLOCK:

@@ -39,6 +39,7 @@ def build(run: RunFolder) -> Section:
         "Data",
         [
             Text(text),
+            *_table_notes(summary.get("table")),
             Tables([_counts(summary["parts"], statuses), *_missing_values(summary["parts"])]),
             *_quarantine(summary["quarantine"]),
             *_clipped(summary["label"]),
@@ -47,6 +48,22 @@ def build(run: RunFolder) -> Section:
             _mean_labels(run, summary["label"]["mean"]),
         ],
     )
+
+
+def _table_notes(table: Mapping[str, Any] | None) -> list[Element]:
+    """What the columns of a user's own table are, and what was done with them."""
+    if table is None:
+        return []
+    columns = table["columns"]
+    roles = [f"{role}: {name}" for role, name in columns.items() if isinstance(name, str) and name]
+    further = [*columns["numbers"], *columns["categories"]]
+    found = f"The posts are rows of {table['file']} ({', '.join(roles)})."
+    if columns["count"]:
+        found += f" Popularity is log2({columns['count']} + 1)."
+    if further:
+        found += f" Further columns are features: {', '.join(further)}."
+    notes = [f"{note[0].upper()}{note[1:]}." for note in table["notes"]]
+    return [Text(" ".join([found, *notes]))]
 
 
 def _counts(parts: Mapping[str, Any], statuses: Mapping[str, Any]) -> Table:
