@@ -55,7 +55,8 @@ def test_one_absurd_label_bends_neither_the_out_of_fold_ridge_nor_the_trend() ->
     other = np.arange(300) != 290
 
     def ridge(target: Float64Array) -> Float64Array:
-        return fit_oof_ridge(vectors, target, users, folds=5, alphas=(1.0, 10.0), seed=0)[1][other].astype(np.float64)
+        out_of_fold = fit_oof_ridge(vectors, target, users, folds=5, alphas=(1.0, 10.0), seed=0)[1]
+        return np.asarray(out_of_fold[other], dtype=np.float64)
 
     def trend(target: Float64Array) -> Float64Array:
         fitted: Float64Array = Trend.fit(posted_at, target, "family").at(posted_at + 300 * 86_400_000_000)
