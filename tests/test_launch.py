@@ -418,6 +418,10 @@ def test_what_another_launch_left_in_the_shell(variables: dict[str, str]) -> Non
     code, lines, messages = finish(launch("cpu", "probe", OMP_NUM_THREADS="1", **variables))
     assert (code, lines) == (0, ["probe 0 1 1 1 PASSIVE False cpu"]), messages
     assert messages.count("put aside") == 1
-    code, lines, messages = finish(launch("two_cpu_processes", "probe", OMP_NUM_THREADS="1", **variables))
+
+
+def test_several_processes_do_not_see_what_another_launch_left_in_the_shell() -> None:
+    left = {name: value for variables in FOREIGN.values() for name, value in variables.items()}
+    code, lines, messages = finish(launch("two_cpu_processes", "probe", OMP_NUM_THREADS="1", **left))
     assert code == 0, messages
     assert lines == [f"probe {index} 2 3 1 PASSIVE False cpu" for index in range(2)]
