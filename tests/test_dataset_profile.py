@@ -18,13 +18,11 @@ from popularity.profile import main as set_profile
 from tests.dataset.layout import build
 from tests.repository import OVERLAYS, PROFILES, profile_text
 
-POSTS = {"train": 40, "test": 20}
-
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """params.yaml of profile demo that points at a small data set; no weights are fetched."""
-    root = build("B", **POSTS).write(tmp_path / "flickr")
+    root = build("B", train=40, test=20).write(tmp_path / "flickr")
     text = profile_text("demo").replace("  root: data/demo\n", f"  root: {root}\n")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(dataset_profile, "_fetch", lambda model, folder: None)

@@ -60,7 +60,8 @@ def test_the_encoders_of_a_kind_come_and_go_together(folders: tuple[Path, Path, 
     label = np.random.default_rng(1).normal(size=table.height)
     encoder, train = MatrixEncoder.fit(table, label, blocks, STACK.columns)
     for kinds in (("metadata", "text"), ("metadata", "image", "prototype")):
-        alone, matrix = MatrixEncoder.fit(table, label, blocks, replace(STACK.columns, feature_blocks=kinds))
+        columns = replace(STACK.columns, feature_blocks=kinds)  # type: ignore[arg-type]
+        alone, matrix = MatrixEncoder.fit(table, label, blocks, columns)
         cut = encoder.with_blocks(kinds)
         assert cut.blocks == alone.blocks
         assert train.with_blocks(cut.blocks).names == matrix.names
