@@ -60,7 +60,7 @@ def test_the_encoders_of_a_kind_come_and_go_together(folders: tuple[Path, Path, 
     label = np.random.default_rng(1).normal(size=table.height)
     encoder, train = MatrixEncoder.fit(table, label, blocks, STACK.columns)
     for kinds in (("metadata", "text"), ("metadata", "image", "prototype")):
-        columns = replace(STACK.columns, feature_blocks=kinds)  # type: ignore[arg-type]
+        columns = replace(STACK.columns, feature_blocks=kinds)
         alone, matrix = MatrixEncoder.fit(table, label, blocks, columns)
         cut = encoder.with_blocks(kinds)
         assert cut.blocks == alone.blocks

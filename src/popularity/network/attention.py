@@ -40,12 +40,12 @@ class OwnTokens(NamedTuple):
 
     Args:
         tokens: (b, e, D).
-        index: (b, e) the shared token that each replaces.
+        place: (b, e) of the shared token that each replaces.
         found: (b, e) bool; where false, the token replaces nothing and is not in the sequence.
     """
 
     tokens: Tensor
-    index: Tensor
+    place: Tensor
     found: Tensor
 
 
@@ -81,13 +81,13 @@ class SharedTokens(NamedTuple):
     def exchanged(self, values: Tensor, own: Tensor) -> Tensor:
         """`values` (b, m, D) of the shared tokens, with `own` (b, e, D) where a post's own tokens replace them."""
         assert self.own is not None
-        index = self.own.index[:, :, None].expand(-1, -1, values.shape[2])
+        index = self.own.place[:, :, None].expand(-1, -1, values.shape[2])
         return values.scatter(1, index, torch.where(self.own.found[:, :, None], own, values.gather(1, index)))
 
     def replaced(self, values: Tensor) -> Tensor:
         """(b, e, ...) of values (folds, m, ...): those of the tokens that a post's own tokens replace."""
         assert self.own is not None
-        rows = self.fold[:, None] * values.shape[1] + self.own.index
+        rows = self.fold[:, None] * values.shape[1] + self.own.place
         return nn.functional.embedding(rows, values.flatten(0, 1).flatten(1)).view(*rows.shape, *values.shape[2:])
 
 
@@ -149,7 +149,7 @@ class _Projected(NamedTuple):
             present = nn.functional.pad(own.found, (1, 0), value=True)
             among = among.masked_fill(~present[:, None], -torch.inf)
             replaced = torch.zeros(posts, to_shared.shape[3], dtype=torch.bool, device=query.device)
-            replaced = replaced.scatter(1, own.index, own.found)
+            replaced = replaced.scatter(1, own.place, own.found)
             to_shared = to_shared.masked_fill(replaced[:, None], -torch.inf)
         weights = torch.cat([among, to_shared], dim=3).softmax(dim=3)
         half = weights.to(value.dtype)
@@ -249,7 +249,7 @@ class Layer(nn.Module):
         if tokens.own is not None:
             rows = torch.cat([rows, tokens.own.tokens], dim=1)
         shared, of_rows = (
-            [part.unflatten(2, (heads, -1)) for part in self._project(self.attention_norm(each))]
+            [part.reshape(*part.shape[:2], heads, -1) for part in self._project(self.attention_norm(each))]
             for each in (tokens.prototypes, rows)
         )
         scale = shared[0].shape[3] ** -0.5
