@@ -259,7 +259,8 @@ def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> Float32Array:
 
 def has_vectors(blocks: Blocks, part: str) -> bool:
     """False if no post of the data set has the vectors of a part: no post has a picture, or none has tags."""
-    return all(len(blocks.vectors[name].values) for name in PART_VECTORS[part] if name in blocks.vectors)
+    names = [name + _ending(part) for name in PART_VECTORS[block_kind(part)]]
+    return all(len(blocks.vectors[name].values) for name in names if name in blocks.vectors)
 
 
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
