@@ -121,6 +121,7 @@ class Workspace:
     def make_old(self, stage: Stage) -> None:
         """The outs of a run with other parameters: no byte of them may stay."""
         for name in self._files_of(stage):
+            (self.root / name).unlink()  # it may be a link to another stage's file
             (self.root / name).write_bytes(OLD)
         for out in map(self.root.joinpath, stage.outs):
             if out.is_dir() and stage.name != "train":  # DVCLive clears what is its own in its folder

@@ -59,7 +59,8 @@ def test_a_disk_that_is_read_only_or_full_costs_no_output(
     workspace: Workspace, stages: dict[str, Stage], name: str
 ) -> None:
     stage = stages[name]
-    ran = workspace.server.on_bad_disk(workspace.order(stage), stage.outs, SHARES)
+    shares = () if name == "stack_vectors" else SHARES  # its outs are links, which need no room
+    ran = workspace.server.on_bad_disk(workspace.order(stage), stage.outs, shares)
     BAD_DISKS.extend(bad["disk"] for bad in ran["bad"])
     for bad in ran["bad"]:
         expected = {"read-only": "Read-only file system"}.get(bad["disk"], "No space left on device")

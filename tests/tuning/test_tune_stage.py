@@ -36,7 +36,7 @@ from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
 from popularity.validation import rows_of
 from stages import featurize, stack
-from tests.repository import PAIR, REPOSITORY
+from tests.repository import REPOSITORY
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_tune, tune_flags, write_inputs, write_params
 
@@ -198,7 +198,8 @@ def test_search_and_stage_differ_in_effort_alone(inputs: Path) -> None:
     params = replace(SMALL, n_seeds=3, learners=("lightgbm", "catboost"))
     assert Effort.full(params).apply(params) == params
     cheap = Effort(n_seeds=1, max_train_rows=0, learning_rate_factor=2.0).apply(params)
-    rates = {name: replace(getattr(params, name), learning_rate=0.4) for name in ("lightgbm", "catboost")}
+    boosted = ("lightgbm", "extra_trees", "catboost")
+    rates = {name: replace(getattr(params, name), learning_rate=0.4) for name in boosted}
     assert cheap == replace(
         params,
         n_seeds=1,
@@ -381,7 +382,7 @@ def project(inputs: Path, folder: Path, **changes: object) -> Path:
         (folder / "data/interim").mkdir(parents=True, exist_ok=True)
         (folder / "data/interim" / name).symlink_to(inputs / name)
     embeddings = folder / "data/embeddings"
-    for name, path in {**{kind: f"{kind}/{name}" for kind, name in PAIR.items()}, "prototype": "prototype"}.items():
+    for name, path in {"image": "stack/image", "text": "stack/text", "prototype": "prototype"}.items():
         (embeddings / path).parent.mkdir(parents=True, exist_ok=True)
         (embeddings / path).symlink_to(inputs / name)
     (folder / "data/features").symlink_to(inputs / "features")
