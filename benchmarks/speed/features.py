@@ -49,7 +49,7 @@ def task_data(root: Path, posts: str, user_file: str, images: str, side: str) ->
 
 
 def task_ingest(root: Path) -> None:
-    names = ("posts", "users", "quarantine")
+    names = ("posts", "users", "columns", "quarantine")
     tables = [word for name in names for word in (f"--{name}", str(root / f"{name}.parquet"))]
     summaries = ["--summary", str(root / "ingest.json"), "--resources", str(root / "resources.json")]
     ingest.main(["--root", str(root / "data"), *tables, *summaries])

@@ -40,9 +40,8 @@ def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
     embeddings = folder / "data/embeddings"
     write_blocks(blocks, embeddings)
     for kind, name in PAIR.items():
-        (embeddings / kind).rename(embeddings / "moved")
-        (embeddings / kind).mkdir()
-        (embeddings / "moved").rename(embeddings / kind / name)
+        (embeddings / "stack" / kind).mkdir(parents=True)
+        (embeddings / kind).rename(embeddings / "stack" / kind / name)
     params = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(STACK)}
     params |= {"text_model": {**asdict(TEXT_MODEL), "epochs": 0}, **encoder_sections(text=text_params())}
     (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")

@@ -149,9 +149,9 @@ def shards_of(stage: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted(Path(".state").glob(f"{stage}/*/shard-*.npz"))}
 
 
-def start(module: str, given: Sequence[str], launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+def start(module: str, given: Sequence[str]) -> subprocess.Popen[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, *launcher, "-m", module, *given]
+    command = [sys.executable, "-m", module, *given]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -207,11 +207,11 @@ def test_an_interrupted_run_ends_in_the_same_bytes(image_set: Images, monkeypatc
     assert contents(Path("out")) == contents(Path("whole"))
 
 
-def test_two_processes_equal_one(image_set: Images, posts: Path) -> None:
-    """`accelerate launch` with two CPU processes, through the stages' command lines."""
-    topology = REPOSITORY / "configs" / "accelerate" / "two_cpu_processes.yaml"
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(topology)]
-    process = start("stages.embed_image", image_arguments(image_set, Path("two")), launcher)
+def test_two_processes_equal_one(image_set: Images, posts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher with two CPU processes, through the stages' command lines."""
+    Path("configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.setenv("POPULARITY_TOPOLOGY", "two_cpu_processes")
+    process = start("popularity.launch", ["stages.embed_image", *image_arguments(image_set, Path("two"))])
     _, messages = process.communicate(timeout=150)
     assert process.returncode == 0, messages
     assert "process 0 of 2 has 2 shards" in messages

@@ -19,7 +19,7 @@ from popularity.core.contracts import FOLDS, IMAGES, POSTS, FoldKey, read_table,
 from stages import featurize, ingest, split
 from tests.dataset.layout import build
 from tests.faults.test_texts import FEATURIZE, SPLIT
-from tests.repository import stage_flags
+from tests.repository import stage_flags, write_profile
 from tests.small_tables import small_posts
 from tests.work import Work, work_of
 
@@ -36,6 +36,7 @@ def test_ingest(tmp_path: Path) -> None:
             row["Uid"] = HEAVY
     layout.train.image_paths = [f"train/{HEAVY}/{row['Pid']}.jpg" for row in layout.train.records["category"]]
     layout.write(tmp_path / "data")
+    write_profile(tmp_path)
     ingest.main(stage_flags("ingest", tmp_path, root="data", posts="posts.parquet", summary="ingest.json"))
     posts = read_table(tmp_path / "posts.parquet", POSTS)
     assert posts.filter(uid=HEAVY).sort("source_index")["pid"].to_list() == [
@@ -58,7 +59,7 @@ def work(folder: Path, train: int) -> Work:
     sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE)}
     YAML().dump(json.loads(json.dumps(sections)), folder / "params.yaml")
     tables = {"posts": "posts.parquet", "splits": "splits.parquet"}
-    more = {"images": "images.parquet", "users": None, "out": "features"}
+    more = {"images": "images.parquet", "users": None, "columns": None, "out": "features"}
 
     def run() -> None:
         split.main(stage_flags("split", folder, **tables))

@@ -23,7 +23,7 @@ from stages import embed_text, featurize, ingest, split
 from tests.dataset.layout import build
 from tests.encoders.tiny_encoders import encoder_sections, text_params
 from tests.random_posts import random_images
-from tests.repository import stage_flags
+from tests.repository import stage_flags, write_profile
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_ingest(folder: Path) -> pl.DataFrame:
     names = {"posts": "posts.parquet", "quarantine": "quarantine.parquet", "summary": "ingest.json"}
+    write_profile(folder)
     ingest.main(stage_flags("ingest", folder, root="data", **names))
     return read_table(folder / "posts.parquet", POSTS)
 

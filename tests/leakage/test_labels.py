@@ -212,7 +212,7 @@ def test_labels_of_scored_rows_change_nothing_in_the_model(
     assert saved(with_other_labels(made.posts, scored(made, scheme)), "scored") == before
     fitted = rows.filter(pl.col("role") == "train")["pid"].to_list()
     after = saved(with_other_labels(made.posts, fitted[::5]), "fitted")
-    models = [name for name in before if name.partition("_")[0] in params.learners]
+    models = [name for name in before if name.rpartition("_")[0] in params.learners]
     assert len(models) == 2
     assert all(after[name] != before[name] for name in (*models, "model.json", "error_scale.txt"))
 

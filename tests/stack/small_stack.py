@@ -121,12 +121,13 @@ STACK = StackParams(
 
 
 WITH_SECOND = replace(STACK, target_transform="rank_gauss", num_boost_round=40, learners=("lightgbm", "catboost"))
-ALL_PARTS = replace(STACK, detrend="linear", num_boost_round=40, learners=("lightgbm", "extra_trees", "linear"))
+ALL_PARTS = replace(STACK, detrend="linear", num_boost_round=40, learners=("lightgbm", "linear"))
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
 EITHER = [
     pytest.param(STACK, id="one learner"),
     pytest.param(WITH_SECOND, id="two learners", marks=needs_catboost),
     pytest.param(ALL_PARTS, id="level and linear"),
+    pytest.param(replace(ALL_PARTS, learners=("lightgbm", "extra_trees", "linear")), id="extra trees"),
 ]
 
 
