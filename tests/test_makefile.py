@@ -92,7 +92,7 @@ def test_a_table_and_what_belongs_to_it_reach_the_command_as_words(clone: Path, 
     given = [f"TABLE=/data/{name}.csv", f"IMAGES=/data/{name}", f"MAP=text={name}", "TEST_FROM=2024-06-01"]
     assert make(clone, "dataset", *given, f"VENV={clone.parent}/env").returncode == 0
     words = f"--table=/data/{name}.csv --images=/data/{name} --map=text={name} --test-from=2024-06-01"
-    assert calls(clone)[-1].endswith(f"-m popularity.dataset {words}")
+    assert calls(clone)[-2].endswith(f"-m popularity.dataset {words}")
     assert not (clone / "x").exists()
 
 

@@ -94,7 +94,7 @@ def resolved(name: str) -> str:
 
 
 def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: bool = True) -> SmallRun:
-    """A run on a copy of `dataset`, without its test part or its images if the flags say so."""
+    """A run on a copy of `dataset`, without its test part or any image named by a post if the flags say so."""
     root = folder / DATASET
     shutil.copytree(dataset, root)
     for path in root.glob("*"):
@@ -102,6 +102,8 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     ingested = ingest(root)
     write_json(folder / paths.INGEST_SUMMARY, ingested.summary)
+    if not with_images:
+        ingested = replace(ingested, posts=ingested.posts.with_columns(image_path=pl.lit("")))
     images, found = index_images(ingested.posts, root, IndexImagesParams(1.0, 1.0, max_pixels=10**6))
     write_json(folder / paths.IMAGE_SUMMARY, found)
     posts = _with_hostile_words(ingested.posts)
