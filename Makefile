@@ -65,7 +65,7 @@ trials: ## compare experiments: scores on forward and group, changed parameters
 		echo "No finished trial of this commit yet; to make one: dvc exp run --name NAME -S KEY=VALUE (docs/experiments.md)"; \
 		exit 0; }; \
 	dvc exp show --no-pager --md --only-changed --sort-by forward.stack.mae --drop 'Created|State|Executor|step$$' \
-		--drop '(holdout|random|validation)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
+		--drop '(holdout|random|validation|test)\.' --drop 'train\.(loss|attention|global_prompt|local_prompt)$$' \
 		--drop '\w+\.(metadata|user_mean|constant)\.' --drop '\w+\.stack\.(bias|mape)$$' --drop '.*/|submissions$$'
 
 leaks: env ## validation gain and test loss of seven leaks

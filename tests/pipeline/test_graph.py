@@ -126,7 +126,7 @@ def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, t
 
 
 def test_a_user_error_is_one_message_without_a_traceback(clone: Clone) -> None:
-    flags = [f"--{name}=x" for name in ("root", "posts", "users", "quarantine", "summary", "resources")]
+    flags = [f"--{name}=x" for name in ("root", "posts", "users", "columns", "quarantine", "summary", "resources")]
     done = clone.run("python", "-m", "stages.ingest", *flags, check=False)
     assert done.returncode == 1
     assert "error: " in done.stderr

@@ -125,9 +125,16 @@ def _started_by_us() -> bool:
 
 
 def refuse_other_code(folder: Path) -> None:
-    """Exits with 1 if `folder` holds this package and the running one is another: a change there would not be seen."""
+    """Exits with 1 if `folder` holds this package and the running one is another: a change there would not be seen.
+
+    A copy below the running one's repository is taken: `dvc exp run --temp` makes it of the workspace.
+    """
     here, running = folder / "src" / "popularity", Path(__file__).resolve().parents[1]
-    if (here / "__init__.py").is_file() and here.resolve() != running:
+    if (
+        (here / "__init__.py").is_file()
+        and here.resolve() != running
+        and running.parents[1] not in here.resolve().parents
+    ):
         sys.exit(
             f"error: {running} would run, not the code of this folder\n"
             f"  expected: {here.resolve()}\n"
