@@ -25,7 +25,7 @@ from popularity.report import head, model_card
 from popularity.report.page import SECTIONS
 from tests.conftest import Dataset
 from tests.report.small_run import DATASET, HOSTILE, HOSTILE_CLASS, SHOWN, SmallRun, make_run, resolved
-from tests.repository import STAGES
+from tests.repository import PAIR, STAGES
 
 
 class Elements(HTMLParser):
@@ -292,6 +292,7 @@ def test_an_encoder_of_the_stack_alone_has_its_time_in_the_table(small_run: Smal
     run = small_run.copy(tmp_path / "run")
     params = YAML().load(run.folder / paths.PARAMS)
     params["encoders"]["stack"]["text"] = "mpnet"
+    params["embed_text"]["mpnet"] = dict(params["embed_text"][PAIR["text"]], model="all-mpnet-base-v2")
     YAML().dump(params, run.folder / paths.PARAMS)
     record = {"stage": "embed_text@mpnet", "seconds": 77.0, "peak_mib": 120, "largest_child_mib": 0}
     write_json(run.folder / "reports/resources/embed_text_mpnet.json", record)
