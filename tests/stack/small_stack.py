@@ -48,6 +48,21 @@ SPLIT = SplitParams(
 FEATURIZE = FeaturizeParams(
     seed=0, n_text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0
 )
+_TREES = LightGBMParams(
+    objective="regression_l1",
+    learning_rate=0.2,
+    num_leaves=6,
+    min_data_in_leaf=10,
+    feature_fraction=0.5,
+    feature_fraction_bynode=1.0,
+    extra_trees=False,
+    bagging_fraction=0.8,
+    lambda_l2=1.0,
+    cat_smooth=5.0,
+    cat_l2=5.0,
+    min_data_per_group=10,
+    max_bin=63,
+)
 STACK = StackParams(
     seed=5,
     n_seeds=1,
@@ -77,35 +92,9 @@ STACK = StackParams(
     parallel_folds=1,
     cluster=ClusterParams(workers=0, scheduler="local"),
     learners=("lightgbm",),
-    lightgbm=LightGBMParams(
-        objective="regression_l1",
-        learning_rate=0.2,
-        num_leaves=6,
-        min_data_in_leaf=10,
-        feature_fraction=0.5,
-        feature_fraction_bynode=1.0,
-        extra_trees=False,
-        bagging_fraction=0.8,
-        lambda_l2=1.0,
-        cat_smooth=5.0,
-        cat_l2=5.0,
-        min_data_per_group=10,
-        max_bin=63,
-    ),
-    extra_trees=LightGBMParams(
-        objective="regression",
-        learning_rate=0.2,
-        num_leaves=6,
-        min_data_in_leaf=10,
-        feature_fraction=1.0,
-        feature_fraction_bynode=0.5,
-        extra_trees=True,
-        bagging_fraction=0.8,
-        lambda_l2=1.0,
-        cat_smooth=5.0,
-        cat_l2=5.0,
-        min_data_per_group=10,
-        max_bin=63,
+    lightgbm=_TREES,
+    extra_trees=replace(
+        _TREES, objective="regression", feature_fraction=1.0, feature_fraction_bynode=0.5, extra_trees=True
     ),
     catboost=CatBoostParams(
         loss_function="MAE",
