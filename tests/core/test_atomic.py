@@ -187,6 +187,27 @@ def test_state_has_one_owner_until_he_ends(tmp_path: Path, monkeypatch: pytest.M
     owner.communicate()
 
 
+KILLED_AT_ITS_END = """
+import os, sys
+from pathlib import Path
+from popularity.core.resume import resume_state
+with resume_state("stage", "key", Path(sys.argv[1])) as state:
+    for name in "abc":
+        (state / name).write_text("finished")
+    sys.addaudithook(lambda event, path: event == "os.remove" and "lock" not in str(path[0]) and os._exit(9))
+"""
+
+
+def test_a_kill_while_finished_work_is_removed_leaves_no_part_of_it(tmp_path: Path) -> None:
+    assert start(KILLED_AT_ITS_END, tmp_path).wait() == 9
+    (left,) = (tmp_path / "stage").iterdir()
+    assert len(list(left.iterdir())) >= 3
+    with resume_state("stage", "key", tmp_path) as state:
+        assert state != left
+        assert [path.name for path in state.iterdir()] == ["lock"]
+    assert not list((tmp_path / "stage").iterdir())
+
+
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755)])
 def test_modes_are_what_the_umask_leaves(tmp_path: Path, mask: int, file: int, folder: int) -> None:
     before = os.umask(mask)

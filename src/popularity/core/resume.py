@@ -41,10 +41,19 @@ def resume_state(stage: str, key: str, root: Path = STATE_ROOT) -> Iterator[Path
         directory.mkdir(parents=True, exist_ok=True)
         with reporting_full_disk(directory):
             yield directory
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _remove(directory: Path) -> None:
+    """Removes finished work under another name, so that a kill on the way leaves no part of it to go on from."""
+    finished = directory.with_name(f"{directory.name}.finished")
+    shutil.rmtree(finished, ignore_errors=True)
+    with suppress(OSError):  # another process of the launch was faster
+        directory.rename(finished)
+    shutil.rmtree(finished, ignore_errors=True)
 
 
 def _own(directory: Path) -> int:
