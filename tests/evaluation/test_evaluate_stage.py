@@ -24,7 +24,7 @@ PLOTS = {
 }
 
 
-PREDICTED, IMPORTANCE = "data/stack/predictions.parquet", "data/stack/importance.csv"
+PREDICTED, IMPORTANCE = "data/ensemble/predictions.parquet", "data/ensemble/importance.csv"
 
 
 def _arguments(folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ def test_the_network_learns_from_the_training_part_alone(paper: Clone) -> None:
 
 
 def test_the_stack_has_eq_11_as_printed_and_nothing_fitted_on_top(paper: Clone) -> None:
-    features = pl.read_csv(paper.root / paths.STACK_IMPORTANCE)
+    features = pl.read_csv(paper.root / paths.ENSEMBLE_IMPORTANCE)
     dense = features.filter(pl.col("block") != "metadata")["feature"]
     parts = dense.str.replace(r"_component_\d+$", "").value_counts()
     widths = dict(parts.iter_rows())

@@ -111,7 +111,7 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
         write_image(clone, post["pid"], file)
         requests.append(as_request(post, file.relative_to(project)))
     found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
-    stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
+    stored = read_table(clone.root / "data/ensemble/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
     expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("error_scale").first())
@@ -137,7 +137,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a weight that the demo's splits may not choose."""
-    stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
+    stored = read_table(clone.root / "data/ensemble/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(

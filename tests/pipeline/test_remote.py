@@ -137,7 +137,7 @@ def test_a_clean_clone_pulls_and_has_nothing_to_run(pushed: Clone, pulled: Clone
     print(f"stages that ran after dvc pull && dvc repro in a clean clone: {len(ran)}")
     assert "up to date" in pulled.run("dvc", "status").stdout
     assert pulled.run("git", "status", "--porcelain").stdout == ""
-    for name in ("data/stack/predictions.parquet", "submissions/submission.csv", "models/network/network.safetensors"):
+    for name in ("data/ensemble/predictions.parquet", "submissions/submission.csv", "models/network/network.safetensors"):
         assert (pulled.root / name).read_bytes() == (pushed.root / name).read_bytes()
 
 

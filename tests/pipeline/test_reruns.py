@@ -26,7 +26,7 @@ def changed(clone: Clone, old_line: str, new_line: str) -> Iterator[None]:
 
 def test_a_changed_parameter_reruns_only_what_follows(clone: Clone, tmp_path: Path) -> None:
     copy = copy_of(clone, tmp_path / "clone")
-    predictions = copy.root / "data/stack/predictions.parquet"
+    predictions = copy.root / "data/ensemble/predictions.parquet"
     old = read_table(predictions, PREDICTIONS)
     with changed(copy, "lr_prompt: 0.005\n", "lr_prompt: 0.01\n"):
         assert copy.stages_run(copy.run("dvc", "repro").stdout) == [

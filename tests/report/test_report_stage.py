@@ -167,7 +167,7 @@ def test_where_the_test_part_is_interleaved_another_scheme_is_to_be_quoted(small
 
 
 def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:
-    tables = (small_run.table(name) for name in (paths.POSTS, paths.SPLITS, paths.STACK_PREDICTIONS))
+    tables = (small_run.table(name) for name in (paths.POSTS, paths.SPLITS, paths.ENSEMBLE_PREDICTIONS))
     rows = next(one for one in collect(*tables) if one.scheme == "holdout").rows
     errors = rows.select(pl.col("prediction:stack") - pl.col("label")).to_series().sort()
     expected = [*errors.tail(3).reverse(), *errors.head(3)]
@@ -340,8 +340,8 @@ def test_a_data_set_without_images(tiny_dataset: Dataset, tmp_path: Path) -> Non
 
 def test_without_scored_posts_of_the_holdout_there_is_no_section_of_errors(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
-    run.table(paths.STACK_PREDICTIONS).filter(pl.col("scheme") != "holdout").write_parquet(
-        run.folder / paths.STACK_PREDICTIONS
+    run.table(paths.ENSEMBLE_PREDICTIONS).filter(pl.col("scheme") != "holdout").write_parquet(
+        run.folder / paths.ENSEMBLE_PREDICTIONS
     )
     for name in (paths.SCORES, paths.SCORES_BY_GROUP):
         pl.read_csv(run.folder / name).filter(pl.col("scheme") != "holdout").write_csv(run.folder / name)
@@ -363,8 +363,8 @@ def test_a_damaged_image_is_left_out(small_run: SmallRun, tmp_path: Path) -> Non
 
 def test_a_table_of_another_shape_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
-    file = run.folder / paths.STACK_PREDICTIONS
-    run.table(paths.STACK_PREDICTIONS).drop("error_scale").write_parquet(file)
+    file = run.folder / paths.ENSEMBLE_PREDICTIONS
+    run.table(paths.ENSEMBLE_PREDICTIONS).drop("error_scale").write_parquet(file)
     with pytest.raises(ContractError, match="predictions: expected columns"):
         run.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
