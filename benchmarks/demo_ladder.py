@@ -36,7 +36,7 @@ from popularity.core.stage import run
 from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.scores import COMPARED, MODELS, EvaluateConfig, check_predictions
 
-LAST_STAGE = "stack"  # later stages score and report
+LAST_STAGE = "ensemble"  # later stages score and report
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
 PREDICTIONS_FILE = Path("data/ensemble/predictions.parquet")
 TRUTH = Path("data/demo_truth")

@@ -120,7 +120,9 @@ def another_run(root: Path, name: str, noise: float) -> Path:
     test = {post[4:]: value for post, value in zip(ids(root), rng.normal(6, 1, len(ids(root))), strict=True)}
     write_scores(folder / "submissions/submission.csv", test)
     labels = pl.read_parquet(root / "data/interim/posts.parquet").select("pid", "label")
-    predictions = pl.read_parquet(root / "data/ensemble/predictions.parquet").join(labels, on="pid", maintain_order="left")
+    predictions = pl.read_parquet(root / "data/ensemble/predictions.parquet").join(
+        labels, on="pid", maintain_order="left"
+    )
     predictions = predictions.with_columns(
         prediction=pl.col("label") + pl.Series(rng.normal(0, noise, len(predictions)))
     )

@@ -88,7 +88,7 @@ def test_77_percent_of_the_training_rows_are_kept(paper: Clone) -> None:
     loss = pl.DataFrame({"pid": pids}).join(losses, on="pid", how="left", maintain_order="left", validate="1:1")
     total = loss.select(pl.mean_horizontal(pl.exclude("pid"))).to_series().to_numpy()
     assert total[kept].max() <= total[~kept].min()
-    (model,) = (paper.root / "models/stack/stack").glob("lightgbm_*.txt")
+    (model,) = (paper.root / "models/stack/start").glob("lightgbm_*.txt")
     tree = lightgbm.Booster(model_file=model).dump_model()["tree_info"][0]["tree_structure"]
     # Each row is drawn by itself: four standard deviations. All 280 rows would be 51 more.
     assert tree["internal_count"] == pytest.approx(BAGGING * kept.sum(), abs=24)
@@ -96,5 +96,5 @@ def test_77_percent_of_the_training_rows_are_kept(paper: Clone) -> None:
 
 def test_the_score_is_of_the_stack_alone(paper: Clone) -> None:
     weights = json.loads((paper.root / paths.ENSEMBLE_WEIGHTS).read_text(encoding="utf-8"))
-    assert weights["weight"] == 0.0
+    assert weights["weights"] == {"start": 1.0}
     assert not (paper.root / Path("models/text_model/model.safetensors")).exists()

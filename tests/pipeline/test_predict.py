@@ -124,13 +124,9 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
 
 
 def check_shap_values(found: dict[str, Any]) -> None:
-    """They add up to the popularity; where the search chose rank_gauss, to its normal score."""
+    """They add up to the popularity."""
     total = found["expected_value"] + sum(found["shap_by_block"].values())
-    if found["shap_unit"] == "popularity":
-        assert total == pytest.approx(found["popularity"], abs=1e-6)
-    else:
-        assert found["shap_unit"] == "normal score of popularity"
-        assert abs(total) < 5
+    assert total == pytest.approx(found["popularity"], abs=1e-6)
 
 
 def test_the_text_model_is_merged_as_the_stage_merges_it(
@@ -143,10 +139,12 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
         scheme="refit"
     )
-    text_json = project / paths.ENSEMBLE_WEIGHTS
-    chosen = json.loads(text_json.read_text(encoding="utf-8"))
-    text_json.unlink()  # which may be a link to DVC's cache
-    text_json.write_text(json.dumps({"weight": 0.4, "offset": 0.5}), encoding="utf-8")
+    file = project / paths.ENSEMBLE_WEIGHTS
+    chosen = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()  # which may be a link to DVC's cache
+    share = 1 - chosen["weights"]["text_model"]
+    weights = {name: 0.6 * weight / share for name, weight in chosen["weights"].items()} | {"text_model": 0.4}
+    file.write_text(json.dumps({"weights": weights, "text_model_offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
     write_image(clone, pid, project / "photo.jpg")
@@ -158,11 +156,10 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [request])))
     theirs = text_predictions.filter(pid=pid)["prediction"].item()
     merged = stored.filter(pid=pid)["prediction"].mean()
-    own = (merged - chosen["weight"] * (theirs - chosen["offset"])) / (1 - chosen["weight"])
+    own = (merged - chosen["weights"]["text_model"] * (theirs - chosen["text_model_offset"])) / share
     assert found["popularity"] == pytest.approx(0.6 * own + 0.4 * (theirs - 0.5), abs=1e-3)
     check_shap_values(found)
-    if found["shap_unit"] == "popularity":  # a normal score has no part of the text model
-        assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
+    assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
 
 
 def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:

@@ -30,12 +30,12 @@ def test_a_changed_parameter_reruns_only_what_follows(clone: Clone, tmp_path: Pa
     old = read_table(predictions, PREDICTIONS)
     with changed(copy, "lr_prompt: 0.005\n", "lr_prompt: 0.01\n"):
         assert copy.stages_run(copy.run("dvc", "repro").stdout) == [
-            "train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report",
+            "train", "embed_posts", "tune", "stack", "ensemble", "evaluate", "submit", "report",
         ]  # fmt: skip
     assert not read_table(predictions, PREDICTIONS).equals(old)
 
 
 def test_a_parameter_of_the_stack_is_read_by_those_that_fit_and_show_it(clone: Clone) -> None:
     with changed(clone, "max_bin: 255\n", "max_bin: 31\n"):
-        assert sorted(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["report", "select", "stack", "tune"]
+        assert sorted(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["report", "stack", "tune"]
     assert json.loads(clone.run("dvc", "status", "--json").stdout) == {}

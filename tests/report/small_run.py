@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from popularity.tuning.candidates import CandidatePredictions, SelectParams, candidates_of, write_selection
 from ruamel.yaml import YAML
 
 from popularity.core import paths
@@ -35,7 +36,6 @@ from popularity.dataset import ingest
 from popularity.images import IndexImagesParams, index_images
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.stack import StackParams
-from popularity.tuning.candidates import CandidatePredictions, SelectParams, candidates_of, write_selection
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space
 from popularity.tuning.study import Budget, Finished, Search
@@ -112,7 +112,9 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
     write_json(folder / paths.SPLIT_SUMMARY, summary)
     predictions = small_predictions(posts, splits.filter(pl.col("scheme") != "random"))
     write_table(predictions, folder / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS)
-    (folder / paths.ENSEMBLE_IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n")
+    (folder / paths.ENSEMBLE_IMPORTANCE).write_text(
+        "block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n"
+    )
     _params(folder)
     _evaluation(folder)
     _explanations(folder, posts, images)

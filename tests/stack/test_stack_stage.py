@@ -69,14 +69,13 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     scored = splits.filter((pl.col("role") == "valid") & (pl.col("scheme") != "random"))
     assert predictions.filter(pl.col("model") == "stack").height == scored.height
     importance = pl.read_csv(tmp_path / "stack" / "importance.csv")
-    assert importance.columns == ["block", "feature", "gain"]
+    assert importance.columns == ["model", "block", "feature", "gain"]
     assert importance["gain"][0] > 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
-        "ensemble_weights.json", "manifest.json", "metadata", "stack",
+        "manifest.json", "metadata", "stack",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
-    assert set(manifest["metrics"]) == {"forward", "holdout", "group"}
-    assert manifest["params"]["stack"]["lightgbm"]["num_leaves"] == STACK.lightgbm.num_leaves
+    assert manifest["params"]["members"]["stack"]["lightgbm"]["num_leaves"] == STACK.lightgbm.num_leaves
     dense = StackModel.load(tmp_path / "models" / "stack").encoder.dense
     assert list(dense) == ["image", "text", "prototype"]
     assert all(one.ridge is not None for one in dense.values())

@@ -88,7 +88,7 @@ class Space(Generic[S]):
             axes[key] = parse_section(name, spec[key], Choices) if listed else parse_section(name, spec[key], Range)
             _check(name, axes[key])
             if checked is None or key in checked:
-                _check_value(name, axes[key], known[key])
+                _check_value(name, axes[key], known[key], f"{section}.{key}")
         space = cls(section, base, axes)
         for key, axis in axes.items():
             for value in axis.choices if isinstance(axis, Choices) else _ends(axis):
@@ -124,7 +124,7 @@ class Space(Generic[S]):
         Raises:
             ConfigError: the axis does not have the value.
         """
-        _check_value(name, self.axes[key], value)
+        _check_value(name, self.axes[key], value, "the value")
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the axes; `encode` and `decode` convert between its values and ours."""
@@ -187,22 +187,22 @@ def _check(name: str, axis: Range | Choices) -> None:
         raise ConfigError(f"{name}: an integer range has whole ends, found {axis.low:g} to {axis.high:g}")
 
 
-def _check_value(name: str, axis: Range | Choices, value: Any) -> None:
+def _check_value(name: str, axis: Range | Choices, value: Any, what: str) -> None:
     """Refuses a value outside the axis: it is one of the first trials."""
     if isinstance(axis, Choices):
         if _label(value) not in [_label(choice) for choice in axis.choices]:
             raise ConfigError(
-                f"{name}: the value is {_label(value)}, which is not among the choices; it belongs to one of the first "
+                f"{name}: {what} is {_label(value)}, which is not among the choices; it belongs to one of the first "
                 "trials, so add it"
             )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(
-            f"{name}: the value is {_label(value)}, which is not a number: list choices instead of a range"
+            f"{name}: {what} is {_label(value)}, which is not a number: list choices instead of a range"
         )
     if not axis.low <= value <= axis.high:
         raise ConfigError(
-            f"{name}: the value is {value:g}, outside {axis.low:g} to {axis.high:g}; it belongs to one of the first "
+            f"{name}: {what} is {value:g}, outside {axis.low:g} to {axis.high:g}; it belongs to one of the first "
             "trials, so widen the range"
         )
 
