@@ -124,7 +124,8 @@ def test_ours_with_and_without_a_part_are_ensembles_with_the_text_model(
         assert score["ensemble"][name] != score["alone"][name]
     made = pl.DataFrame(
         {
-            "pid": list("abc"), "uid": list("abc"), "scheme": "forward", "fold": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
+            "pid": list("abc"), "uid": list("abc"), "scheme": "forward", "fold": 0, "label": [1.0, 2.0, 3.0],
+            "constant": 0.0,
             "ours": [2.0, 4.0, 6.0], "- image": [0.0, 1.0, 5.0], "metadata": [7.0, 8.0, 9.0],
             "text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
         }
