@@ -51,7 +51,7 @@ def trial_predictions(objective: StackObjective, trials: Sequence[Finished]) -> 
     each = [np.column_stack([objective.predict(fold, trial.values) for trial in completed]) for fold in folds]
     users = dict(objective.posts.select("pid", "uid").iter_rows())
     uids = [users[pid] for fold in folds for pid in fold.valid["pid"]]
-    sizes = [fold.valid.height for fold in folds]
+    sizes = np.array([fold.valid.height for fold in folds], dtype=np.int64)
     table = OutOfFold(
         names=[name_of(trial) for trial in completed],
         fold=np.repeat(np.array([fold.key.fold for fold in folds], dtype=np.int64), sizes),
