@@ -319,7 +319,7 @@ def _predict_ensemble(
     weights = _MemberWeights.read(project.weights)
     if not weights.stack:
         raise ContractError(f"{project.weights}: no member of the stack has a weight\n  next: dvc repro")
-    models = {name: StackModel.load(project.stack / name) for name in weights.stack}
+    models: Mapping[str, StackModel] = {name: StackModel.load(project.stack / name) for name in weights.stack}
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()
     trends = [model.trend for model in models.values()]

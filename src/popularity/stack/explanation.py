@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
-from popularity.core.arrays import Float64Array
+from popularity.core.arrays import Float32Array, Float64Array
 from popularity.stack.model import Explained, Predicted
 
 
@@ -63,23 +63,27 @@ def weighted_mean(
         shap_values[:, own] += weight * one.shap_values
         values[:, own] = one.matrix.values
     pids = members[order[0]].matrix.pids
-    features = _largest(pids, shap_values, values, (np.array(blocks), np.array(list(columns))), largest)
+    features = _largest(pids, shap_values, values, blocks, list(columns), largest)
     return predicted, ShapValues(expected_value, _by_block(pids, shap_values, blocks), features)
 
 
 def _largest(
-    pids: object, shap_values: Float64Array, values: Float64Array, names: tuple[np.ndarray, np.ndarray], largest: int
+    pids: Sequence[str],
+    shap_values: Float64Array,
+    values: Float32Array,
+    blocks: Sequence[str],
+    columns: Sequence[str],
+    largest: int,
 ) -> pl.DataFrame:
-    blocks, columns = names
     order = np.argsort(-np.abs(shap_values), axis=1, kind="stable")[:, :largest]
     rows = np.arange(len(shap_values))[:, None]
     kept = order.shape[1]
     return pl.DataFrame(
         {
-            "pid": np.repeat(np.array(pids, dtype=object), kept),
+            "pid": np.repeat(pids, kept),
             "rank": np.tile(np.arange(kept, dtype=np.int32), len(shap_values)),
-            "block": blocks.astype(object)[order].ravel(),
-            "feature": columns.astype(object)[order].ravel(),
+            "block": np.array(blocks, dtype=object)[order].ravel(),
+            "feature": np.array(columns, dtype=object)[order].ravel(),
             "value": values[rows, order].ravel(),
             "shap_value": shap_values[rows, order].ravel(),
         },
@@ -87,7 +91,7 @@ def _largest(
     ).with_columns(pl.col("value").fill_nan(None))
 
 
-def _by_block(pids: object, shap_values: Float64Array, blocks: list[str]) -> pl.DataFrame:
+def _by_block(pids: Sequence[str], shap_values: Float64Array, blocks: Sequence[str]) -> pl.DataFrame:
     names = list(dict.fromkeys(blocks))
     sums = [shap_values[:, [block == name for block in blocks]].sum(axis=1) for name in names]
     return (

@@ -197,9 +197,7 @@ def _check_value(name: str, axis: Range | Choices, value: Any, what: str) -> Non
             )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(
-            f"{name}: {what} is {_label(value)}, which is not a number: list choices instead of a range"
-        )
+        raise ConfigError(f"{name}: {what} is {_label(value)}, which is not a number: list choices instead of a range")
     if not axis.low <= value <= axis.high:
         raise ConfigError(
             f"{name}: {what} is {value:g}, outside {axis.low:g} to {axis.high:g}; it belongs to one of the first "
