@@ -63,7 +63,7 @@ def trial_predictions(objective: StackObjective, trials: Sequence[Finished]) -> 
     rows = [
         pl.DataFrame(
             {"trial": trial.number, "fold": fold.key.fold, "pid": fold.valid["pid"], "prediction": own[:, index]},
-            schema_overrides={"fold": pl.Int32},
+            schema_overrides={"trial": pl.Int64, "fold": pl.Int32},
         )
         for index, trial in enumerate(completed)
         for fold, own in zip(folds, each, strict=True)
