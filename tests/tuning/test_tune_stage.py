@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from popularity.core.config import load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TRIAL_PREDICTIONS, read_table, write_table
-from popularity.core.errors import ConfigError
+from popularity.core.errors import ConfigError, DataError
 from popularity.core.metrics import spearman
 from popularity.stack import StackModel, StackParams
 from popularity.stack.effort import Effort
@@ -271,6 +271,15 @@ def test_a_finished_fit_of_a_trial_is_not_fitted_again(
     assert list(again(again.space.default)) == steps
     with pytest.raises(TypeError):
         next(again({**again.space.default, "lightgbm.num_leaves": 2}))
+
+
+def test_without_a_fold_no_trial_is_scored(inputs: Path, tmp_path: Path) -> None:
+    splits = read_table(inputs / "splits.parquet", FOLDS).filter(pl.col("scheme") != "forward")
+    write_table(splits, tmp_path / "splits.parquet", FOLDS)
+    objective = small_objective(inputs)
+    paths = replace(objective.inputs, splits=tmp_path / "splits.parquet")
+    with pytest.raises(DataError, match=r"no fold of forward, so no trial has a loss"):
+        next(StackObjective(paths, ("forward",), objective.space, FULL)(objective.space.default))
 
 
 def test_linear_algebra_takes_no_more_threads_than_the_trees(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_path, fingerprint
 from popularity.core.config import read_yaml
 from popularity.core.contracts import FOLDS, POSTS, read_table
-from popularity.core.errors import ConfigError, ContractError
+from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.metrics import selection_loss
 from popularity.core.resume import code_fingerprint
 from popularity.stack.effort import Effort
@@ -190,7 +190,14 @@ class StackObjective:
 
     @cached_property
     def folds(self) -> list[Fold]:
-        return self.folds_of(self.schemes)
+        if found := self.folds_of(self.schemes):
+            return found
+        raise DataError(
+            f"no fold of {', '.join(self.schemes)}, so no trial has a loss",
+            file=self.inputs.splits,
+            expected="at least one fold of tune.schemes",
+            fix="name group in tune.schemes, or switch the search off: tune.candidates [] and tune.n_trials 0",
+        )
 
     def folds_of(self, schemes: Sequence[str]) -> list[Fold]:
         """The folds of some schemes."""
