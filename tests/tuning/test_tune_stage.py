@@ -78,8 +78,8 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
         assert row["value"] == pytest.approx(np.mean([np.mean(own) for own in schemes]))
         assert (row["state"] == "COMPLETE") == (len(seen) == len(folds))
     study = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    assert list(study["registered"]) == ["same", "images"]
-    assert study["registered"]["images"]["columns.feature_blocks"] == ["image"]
+    assert [one["name"] for one in study["registered"]] == ["same", "images"]
+    assert study["registered"][1]["params"]["columns.feature_blocks"] == ["image"]
     assert study["best"]["value"] == trials.filter(state="COMPLETE")["value"].min() == study["history"][-1]["best"]
     assert study["space"] == SPACE
     assert set(study["importance"]) == set(SPACE)

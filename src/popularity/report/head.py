@@ -133,8 +133,8 @@ def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
 def _model_properties(run: RunFolder) -> list[tuple[str, str]]:
     rows = []
     if run.has(paths.ENSEMBLE_WEIGHTS):
-        weights = run.json(paths.ENSEMBLE_WEIGHTS)["weights"]
-        rows.append(("Ensemble", ", ".join(f"{name} {percent(weight, 0)}" for name, weight in weights.items())))
+        weights = sorted(run.json(paths.ENSEMBLE_WEIGHTS)["weights"].items(), key=lambda item: -item[1])
+        rows.append(("Ensemble", ", ".join(f"{name} {percent(weight, 0)}" for name, weight in weights)))
     if run.has(paths.STACK_MANIFEST):
         code = run.json(paths.STACK_MANIFEST)["code"]
         modified = " (modified)" if code["modified"] else ""

@@ -34,8 +34,8 @@ def write_results(
 
     trials.csv: number, name, state, value, a column for each parameter (lists as JSON), then the metrics of the last
     step.
-    study.json: the space, the first trials by name, the best one, the members, the importance of the parameters (fANOVA
-    over completed trials), and the least value after each trial.
+    study.json: the space, the registered trials in their order, the best one, the members, the importance of the
+    parameters (fANOVA over completed trials), and the least value after each trial.
 
     Args:
         trials: finished ones, in order.
@@ -52,7 +52,7 @@ def write_results(
             "space": {key: _axis(search.space, key) for key in search.space.axes},
             "trials": {state: Counter(trial.state for trial in trials)[state] for state in ("COMPLETE", "PRUNED")},
             "best": _described(best_of(trials)),
-            "registered": search.registered,
+            "registered": [{"name": name, "params": values} for name, values in search.registered.items()],
             "members": list(members),
             "importance": _importance(trials, search),
             "history": _history(trials),

@@ -78,7 +78,7 @@ def _configurations(study: Mapping[str, Any], trials: pl.DataFrame, start: Mappi
             "; ".join(f"{key}: {_shown(value)}" for key, value in values.items() if value != start[key]),
             number(losses[name], 4) if name in losses else "",
         ]
-        for name, values in study["registered"].items()
+        for name, values in ((one["name"], one["params"]) for one in study["registered"])
     ]
     return Table("Registered configurations", ["configuration", "instead of tune.start", "loss"], rows, names=2)
 
