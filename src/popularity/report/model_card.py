@@ -131,7 +131,7 @@ def _choices(run: RunFolder) -> dict[str, Any]:
     """Name, weight and parameters of each member; empty where there is none."""
     weights = run.json(paths.ENSEMBLE_WEIGHTS)["weights"] if run.has(paths.ENSEMBLE_WEIGHTS) else {}
     values = read_yaml(run.path(paths.TUNING_MEMBERS)) if run.has(paths.TUNING_MEMBERS) else {}
-    return {"members": [(name, percent(weight), values.get(name, {})) for name, weight in weights.items()]}
+    return {"members": [(name, percent(weight, 0), values.get(name, {})) for name, weight in weights.items()]}
 
 
 def _without_machine(run: RunFolder) -> dict[str, Any]:

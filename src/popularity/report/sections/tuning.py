@@ -42,7 +42,7 @@ def _ensemble(ensemble: Mapping[str, Any]) -> list[Element]:
         text += "There is no forward split to choose weights on, so the stack's members have equal weights."
     losses = ensemble["losses"]
     rows = [
-        [name, percent(weight), number(losses[name], 4) if name in losses else ""]
+        [name, percent(weight, 0), number(losses[name], 4) if name in losses else ""]
         for name, weight in sorted(ensemble["weights"].items(), key=lambda item: -item[1])
     ]
     if ensemble["ensemble_loss"] is not None:
