@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3.11
 
 # Make would expand a $, and it divides names at spaces. Other characters of ROOT reach no shell: see `dataset`.
-ifneq ($(findstring $$,$(value ROOT)$(value VENV)$(value PYTHON)),)
-$(error ROOT, VENV and PYTHON may hold no dollar sign: choose another path, or make a link to it)
+NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON
+ifneq ($(findstring $$,$(foreach name,$(NO_DOLLAR),$(value $(name)))),)
+$(error $(NO_DOLLAR) may hold no dollar sign: choose another path, or make a link to it)
 endif
 ifneq ($(words $(VENV)),1)
 $(error VENV=$(VENV): expected a path without spaces: choose another path, or make a link to it)
@@ -14,7 +15,7 @@ $(error VENV=$(VENV): expected a path without quotes and characters of the shell
 endif
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-export ROOT
+export ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM
 export PYTHONPATH := $(CURDIR)/src
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -73,10 +74,19 @@ leaks: env ## validation gain and test loss of seven leaks
 bench: env ## time and memory at three sizes, with the ratio to a baseline (up to 40 minutes)
 	@python -m benchmarks.speed all --csv reports/bench.csv
 
-dataset: env ## check and use a data set in the official layout: make dataset ROOT=path
-	@test -n "$$ROOT" || { echo "error: no ROOT; expected: make dataset ROOT=path/to/data" >&2; exit 1; }
+dataset: env ## check and use a data set: make dataset ROOT=path, or TABLE=posts.csv IMAGES=folder [PROFILE=name]
+	@test -n "$$ROOT$$TABLE" || { echo "error: no ROOT and no TABLE; expected: make dataset ROOT=path/to/data," \
+		"or make dataset TABLE=posts.csv IMAGES=folder" >&2; exit 1; }
+ifeq ($(TABLE),)
 	@echo "==> python -m popularity.dataset ROOT"
 	@python -m popularity.dataset $(if $(filter 1,$(FOLLOW_LINKS)),--follow-links) -- "$$ROOT"
+else
+	@echo "==> python -m popularity.dataset --table TABLE"
+	@python -m popularity.dataset --table="$$TABLE" $(if $(IMAGES),--images="$$IMAGES") $(if $(MAP),--map="$$MAP") \
+		$(if $(TEST),--test="$$TEST") $(if $(TEST_FROM),--test-from="$$TEST_FROM")
+endif
+	@set -f; python -m popularity.dataset_profile -- $$PROFILE
+	@echo "next: dvc repro"
 
 weights: env ## get the encoders of params.yaml ready: download or join, pin, check (once)
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights

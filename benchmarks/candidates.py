@@ -61,6 +61,7 @@ CANDIDATES: Mapping[str, Mapping[str, Keys]] = {
     "target": {
         "no trend": {"detrend": "none"},
         "line": {"detrend": "linear"},
+        "family of trends": {"detrend": "family"},
         "rank_gauss": {"target_transform": "rank_gauss"},
     },
     "rows": {

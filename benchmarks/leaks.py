@@ -15,7 +15,7 @@ nothing can leak, as on a real test part. A line of the table is a metric of a p
     optimism         validation against pseudo-test; above 0: the validation score was too good
 
 The learner is ours, with one seed, short training, and the columns of metadata and text. Scheme `holdout` is not read.
-Needs `dvc repro embed_posts`.
+Needs `dvc repro embed_posts`, with `split.span: fractions` where forward splits share posts: a pseudo-test must be new.
 """
 
 from __future__ import annotations

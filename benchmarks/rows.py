@@ -33,8 +33,8 @@ from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, USERS, read_table
-from popularity.core.parallel import torch_threads
 from popularity.core.resume import STATE_ROOT
+from popularity.core.tensors import torch_threads
 from popularity.encoders.sharding import start_processes
 from popularity.encoders.text import EmbedTextParams
 from popularity.features import FeaturizeParams, featurize

@@ -1,9 +1,10 @@
 """Fits the members of the stack and the baselines in every fold, then on all training posts.
 
-Reads posts, splits, features, the blocks of both encoders and of the network, and members.yaml of stage tune; writes
-predictions.parquet and importance.csv, and the models of the scheme `refit` with their manifest. Without members.yaml
-there is one member, section stack with the values of tune.start. The scheme
-`random`, whose scores are too good, is fitted only with --all-schemes or if stack.schemes names it.
+Reads posts, splits, features, the blocks of the encoders and of the network, and members.yaml of stage tune; writes
+predictions.parquet, trends.parquet (the members of the trend at the dates of the valid posts) and importance.csv, and
+the models of the scheme `refit` with their manifest. Without members.yaml there is one member, section stack with the
+values of tune.start. The scheme `random`, whose scores are too good, is fitted only with --all-schemes or if
+stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint
 from popularity.core.config import PARAMS_FILE
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TRENDS, read_table, write_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
@@ -53,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         atomic_directory(args.predictions) as out,
     ):
         data = StackData(posts, read_table(args.splits, FOLDS), args.features, blocks)
-        predictions, importance = fit_schemes(data, members, state=state, model_folder=models)
-        write_table(predictions, out / "predictions.parquet", PREDICTIONS)
+        fits = fit_schemes(data, members, state=state, model_folder=models)
+        write_table(fits.predictions, out / "predictions.parquet", PREDICTIONS)
+        write_table(fits.trends, out / "trends.parquet", TRENDS)
         with atomic_path(out / "importance.csv") as partial:
-            importance.write_csv(partial)
+            fits.importance.write_csv(partial)
         write_manifest(models, params={"members": sections}, inputs=inputs, metrics={})
 
 

@@ -1,7 +1,7 @@
 """Fine-tunes the text encoder on the label in every fold; the network, another model, never sees a label.
 
-Reads posts, splits and features; writes predictions.parquet for the valid rows of every fold, and the model of the
-scheme `refit` with its manifest.
+Reads posts, splits and features; writes predictions.parquet for the valid rows of the schemes `text_model.schemes` and
+`refit`, and the model of `refit` with its manifest.
 
     python -m popularity.launch stages.text_model --posts data/interim/posts.parquet \
         --splits data/interim/splits.parquet --features data/features --predictions data/text_model \
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = start_processes()
     encoder = network_text_params(args.params)
     encoder = replace(encoder, precision=resolve_precision(encoder.precision, processes.device))
-    schemes = tuple(read_yaml(args.params)["stack"]["schemes"])
+    schemes = tuple(scheme for scheme in read_yaml(args.params)["stack"]["schemes"] if scheme in params.schemes)
     inputs = {name: vars(args)[name] for name in ("posts", "splits", "features")}
     part_of_the_result = asdict(replace(params, parallel_folds=1))
     key = fingerprint(part_of_the_result, asdict(encoder), schemes, find_weights(encoder), *inputs.values())

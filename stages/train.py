@@ -3,7 +3,8 @@ r"""Trains the prototype network (prompts, projections, attention) on the posts'
 Reads:  data/interim/posts.parquet and images.parquet, the blocks of both encoders, models/prototypes; with
         train.unfreeze_layers images below the root of the data set.
 Writes: models/network/ with network.safetensors, network.json and manifest.json; curves and the last epoch's values by
-        DVCLive.
+        DVCLive. A training that stopped early (train.patience) writes the weights and the manifest's values of
+        its best epoch.
 
     python -m popularity.launch stages.train --root data/demo --posts data/interim/posts.parquet \
         --images data/interim/images.parquet --image data/embeddings/image/efficientnet_lite0 \
@@ -33,6 +34,7 @@ from popularity.network.params import TrainParams
 from popularity.training.batches import TrainingPosts
 from popularity.training.curves import curves
 from popularity.training.loop import train_network
+from popularity.training.stopping import kept_epoch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with curves(args.live, writes=accelerator.is_main_process) as on_epoch:
             history = train_network(network, rows, params, accelerator, state=state, on_epoch=on_epoch)
         if accelerator.is_main_process:
+            kept = history[kept_epoch(history, params.patience)]
             with atomic_directory(args.out) as out:
                 save_network(network, params, history, out)
                 write_manifest(
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         "embed_text": asdict(encoders.text),
                     },
                     inputs={name: vars(args)[name] for name in inputs if name != "root"},
-                    metrics={name: value for name, value in history[-1].items() if name.startswith("validation/")},
+                    metrics={name: value for name, value in kept.items() if name.startswith("validation/")},
                 )
         accelerator.wait_for_everyone()
 

@@ -107,7 +107,6 @@ SLOW = {
     "training/test_processes",
     "training/test_train_stage",
     "tuning/test_network",
-    "tuning/test_candidates",
     "tuning/test_study",
     "tuning/test_tune_stage",
 }
@@ -117,10 +116,13 @@ FIRST = (
     "faults/test_stages",
     "tuning/test_tune_stage",
     "encoders/test_lost_processes",
+    "pipeline/test_paper",
     "pipeline/test_experiments",
-    "pipeline/test_reruns",
     "pipeline/test_graph",
+    "pipeline/test_other_encoders",
     "pipeline/test_documents",
+    "pipeline/test_reruns",
+    "training/test_processes",
 )
 TESTS = Path(__file__).parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.graph import expanded
-from popularity.core.config import read_yaml
+from popularity.core.config import Key, read_yaml
 from popularity.core.params_text import edited
 from popularity.profile import read_profiles
 
@@ -21,7 +21,7 @@ _ENCODERS = read_yaml(PROFILES / "demo.yaml")["encoders"]["network"]  # the same
 PAIR = {kind: _ENCODERS[kind] for kind in ("image", "text")}
 LOADERS = {kind: _ENCODERS[f"{kind}_loader"] for kind in ("image", "text")}
 _VALUES = {
-    "dataset": {"root": "${dataset.root}"},
+    "dataset": {"root": "${dataset.root}", "table": "", "test_table": ""},
     "encoders": {"network": _ENCODERS, "stack": PAIR},
     **{f"embed_{kind}": {PAIR[kind]: {"loader": LOADERS[kind]}} for kind in PAIR},
 }
@@ -30,6 +30,8 @@ _EXPANDED = expanded(_GRAPH, _VALUES)
 TEMPLATES: dict[str, dict[str, Any]] = {name: stage.get("do", stage) for name, stage in _GRAPH["stages"].items()}
 STAGES: dict[str, dict[str, Any]] = {name.partition("@")[0]: stage for name, stage in _EXPANDED.items()}
 DVC_NAMES = dict(zip(STAGES, _EXPANDED, strict=True))  # group@entry for the embed stages
+# They read no encoder: a change of encoders runs none of them.
+BEFORE_ENCODERS = ("demo_data", "ingest", "index_images", "split", "featurize")
 NAMES = ("encoder",)  # flags whose value is no path
 LAUNCHER = "popularity.launch"
 
@@ -44,7 +46,9 @@ def profile_text(profile: str = "demo") -> str:
 
 @cache
 def _on_profile(text: str, profile: str) -> str:
-    values = {("profile",): profile, ("dataset", "root"): GENERATED, **read_profiles(PROFILES)[profile]}
+    # A data set of the official layout: no table.
+    values: dict[Key, Any] = {("dataset", name): "" for name in ("table", "test_table", "test_from")}
+    values |= {("profile",): profile, ("dataset", "root"): GENERATED, **read_profiles(PROFILES)[profile]}
     return edited(text, values, f"profile '{profile}'")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, check_table
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TIME_SCHEMES, TRENDS, check_table
 
 SPLIT_SUMMARY: dict[str, Any] = {  # what evaluate and the report read of reports/split.json
     "wanted_span_ratio": 0.4,
@@ -102,6 +102,24 @@ def small_predictions(posts: pl.DataFrame, splits: pl.DataFrame, seeds: tuple[in
     predictions = pl.concat(frames).sort(PREDICTIONS.key)
     check_table(predictions, PREDICTIONS)
     return predictions
+
+
+def small_trends(posts: pl.DataFrame, splits: pl.DataFrame, apart: float = 0.0) -> pl.DataFrame:
+    """Two members of a trend in every split in time and in `refit`: one stays at 5, one ends `apart` higher."""
+    valid = splits.filter(pl.col("role") == "valid", pl.col("scheme").is_in([*TIME_SCHEMES, "refit"]))
+    dates = valid.join(posts.select("pid", "posted_at"), on="pid").group_by("scheme", "fold")
+    rows = [
+        (scheme, fold, member, step / 10, start + step / 10 * (end - start), 5.0 + last * step / 10)
+        for scheme, fold, start, end in dates.agg(
+            start=pl.col("posted_at").min(), end=pl.col("posted_at").max()
+        ).iter_rows()
+        for member, last in (("level", 0.0), ("line", apart))
+        for step in range(11)
+    ]
+    table = pl.DataFrame(rows, schema={name: rule.dtype for name, rule in TRENDS.columns.items()}, orient="row")
+    table = table.sort(TRENDS.key)
+    check_table(table, TRENDS)
+    return table
 
 
 def with_forward(frame: pl.DataFrame) -> pl.DataFrame:

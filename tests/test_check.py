@@ -49,6 +49,16 @@ def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
         assert expected in message
 
 
+def test_a_table_that_is_gone(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    text = profile_text().replace("root: data/demo", f"root: {tmp_path}").replace('  table: ""', "  table: gone.csv", 1)
+    params.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"dataset\.table is gone\.csv, which is no file: make dataset TABLE="):
+        main(["--params", str(params)])
+    (tmp_path / "gone.csv").touch()
+    main(["--params", str(params)])
+
+
 def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
     text = profile_text().replace("    lightgbm.num_leaves: 15", "    lightgbm.num_leaves: 640")

@@ -21,6 +21,7 @@ from popularity.core.config import read_yaml
 from popularity.core.errors import ConfigError
 from popularity.launch import Launch
 from tests.core.test_gpus import Driver
+from tests.core.test_stage import FOREIGN
 from tests.repository import REPOSITORY
 
 PROBE = """
@@ -410,3 +411,17 @@ def test_topologies_say_nothing_about_the_model() -> None:
         topology = read_yaml(file)
         assert topology["mixed_precision"] == "no"
         assert topology["compute_environment"] == "LOCAL_MACHINE"
+
+
+@pytest.mark.parametrize("variables", FOREIGN.values(), ids=FOREIGN)
+def test_what_another_launch_left_in_the_shell(variables: dict[str, str]) -> None:
+    code, lines, messages = finish(launch("cpu", "probe", OMP_NUM_THREADS="1", **variables))
+    assert (code, lines) == (0, ["probe 0 1 1 1 PASSIVE False cpu"]), messages
+    assert messages.count("put aside") == 1
+
+
+def test_several_processes_do_not_see_what_another_launch_left_in_the_shell() -> None:
+    left = {name: value for variables in FOREIGN.values() for name, value in variables.items()}
+    code, lines, messages = finish(launch("two_cpu_processes", "probe", OMP_NUM_THREADS="1", **left))
+    assert code == 0, messages
+    assert lines == [f"probe {index} 2 3 1 PASSIVE False cpu" for index in range(2)]

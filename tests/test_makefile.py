@@ -32,7 +32,7 @@ def clone(tmp_path: Path) -> Path:
 
 def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{clone}/tools:{os.environ['PATH']}", "CALLS": str(clone / "tools/calls")}
-    for name in ("VENV", "ROOT", "PYTHON", "MAKEFLAGS", "MAKELEVEL"):
+    for name in ("VENV", "ROOT", "TABLE", "IMAGES", "MAP", "TEST", "TEST_FROM", "PYTHON", "MAKEFLAGS", "MAKELEVEL"):
         environment.pop(name, None)
     return subprocess.run(["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True, check=False)
 
@@ -71,13 +71,37 @@ def test_another_version_of_python_is_named(clone: Path) -> None:
 @pytest.mark.parametrize("name", ["My Data", "a; touch x", "it's", 'a"b', "a`touch x`", "\u00e9"])
 def test_a_root_reaches_the_command_as_one_word(clone: Path, name: str) -> None:
     assert make(clone, "dataset", f"ROOT=/data/{name}", f"VENV={clone.parent}/env").returncode == 0
-    assert calls(clone)[-1].endswith(f"-m popularity.dataset -- /data/{name}")
+    assert calls(clone)[-2].endswith(f"-m popularity.dataset -- /data/{name}")
     assert not (clone / "x").exists()
 
 
 def test_the_switch_for_links(clone: Path) -> None:
     make(clone, "dataset", "ROOT=/data/a", "FOLLOW_LINKS=1", f"VENV={clone.parent}/env")
-    assert calls(clone)[-1].endswith("popularity.dataset --follow-links -- /data/a")
+    assert calls(clone)[-2].endswith("popularity.dataset --follow-links -- /data/a")
+
+
+def test_the_profile_is_chosen_or_named(clone: Path) -> None:
+    make(clone, "dataset", "ROOT=/data/a", f"VENV={clone.parent}/env")
+    assert calls(clone)[-1].endswith("-m popularity.dataset_profile --")
+    make(clone, "dataset", "ROOT=/data/a", "PROFILE=full clip", f"VENV={clone.parent}/env")
+    assert calls(clone)[-1].endswith("-m popularity.dataset_profile -- full clip")
+
+
+@pytest.mark.parametrize("name", ["My Posts, new", "a; touch x", "it's", 'a"b', "a`touch x`"])
+def test_a_table_and_what_belongs_to_it_reach_the_command_as_words(clone: Path, name: str) -> None:
+    given = [f"TABLE=/data/{name}.csv", f"IMAGES=/data/{name}", f"MAP=text={name}", "TEST_FROM=2024-06-01"]
+    assert make(clone, "dataset", *given, f"VENV={clone.parent}/env").returncode == 0
+    words = f"--table=/data/{name}.csv --images=/data/{name} --map=text={name} --test-from=2024-06-01"
+    assert calls(clone)[-1].endswith(f"-m popularity.dataset {words}")
+    assert not (clone / "x").exists()
+
+
+def test_a_data_set_needs_a_root_or_a_table(clone: Path) -> None:
+    done = make(clone, "dataset", f"VENV={clone.parent}/env")
+    assert done.returncode == 2
+    assert "make dataset TABLE=posts.csv IMAGES=folder" in done.stderr
+    done = make(clone, "dataset", "TABLE=/data/$HOME.csv", f"VENV={clone.parent}/env")
+    assert "may hold no dollar sign" in done.stderr
 
 
 def test_an_archive_without_history_is_refused_before_anything_is_installed(clone: Path) -> None:

@@ -55,13 +55,13 @@ def test_the_committed_parameters_are_those_of_profile_demo() -> None:
 
 def test_the_profiles_exist_and_leave_the_data_set_alone() -> None:
     profiles = read_profiles(PROFILES)
-    assert set(profiles) == {"tiny", "demo", "full", "paper"}
+    assert set(profiles) == {"tiny", "demo", "standard", "full", "paper"}
     assert not any(key[0] in ("dataset", "profile") for values in profiles.values() for key in values)
 
 
 def test_there_and_back_gives_the_same_bytes(project: Path) -> None:
     before = _text(project)
-    for name in ("tiny", "full", "paper", "tiny", "demo"):
+    for name in ("tiny", "standard", "full", "paper", "standard", "tiny", "demo"):
         _switch(project, name)
     assert _text(project) == before
 
@@ -70,7 +70,7 @@ def _comments(text: str) -> list[str]:
     return [line.partition("#")[2] for line in text.splitlines() if "#" in line]
 
 
-@pytest.mark.parametrize("name", ["tiny", "full", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "standard", "full", "paper"])
 def test_only_listed_values_change_and_comments_stay(project: Path, name: str) -> None:
     before, old = leaves(read_yaml(project / "params.yaml")), _text(project)
     _switch(project, name)
@@ -120,7 +120,7 @@ def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
 
 
 def test_an_unknown_name_is_an_error(project: Path) -> None:
-    known = "the sizes demo, full, paper, tiny and the overlays clip, dinov2, mpnet, siglip"
+    known = "the sizes demo, full, paper, standard, tiny and the overlays clip, dinov2, mpnet, siglip"
     with pytest.raises(ConfigError, match=f"no profile 'huge'; there are {known}"):
         _switch(project, "huge")
     with pytest.raises(ConfigError, match="clip full: only the first name can be a size; full is one"):
@@ -228,7 +228,7 @@ def test_paper_is_what_the_paper_prints(project: Path) -> None:
     train, network = params["train"], params["train"]["network"]
     stack = json.loads(json.dumps(asdict(load_params("stack", StackParams, project / "params.yaml"))))
     assert not train["transductive"]
-    assert train["valid_fraction"] == train["min_steps"] == 0
+    assert train["valid_fraction"] == train["min_steps"] == train["patience"] == 0
     assert (train["epochs"], train["batch_size"], train["weight_decay"]) == (4, 128, 1e-5)
     assert train["lr_prompt"] == train["lr_attention"] == 1e-4
     assert train["unfreeze_layers"] == 0

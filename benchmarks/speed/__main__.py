@@ -22,7 +22,8 @@ on a busy machine CPU and the ratio are reliable. The ratio is CPU of the baseli
 exponent of the CPU time in the number of posts. `network` needs torch, transformers and accelerate alone, and runs on
 the accelerator if there is one: then the ratio is of seconds. `launches` counts the operations that a training step
 launches on an accelerator, and how often the host waits for it: with G, L and each parameter's update apart, then as
-they are taken. `attention` times a training step on a CPU, with the first layer in linear time and over all pairs.
+they are taken. `attention` times a training step, and the columns of a batch in `embed_posts`, on a CPU, with the first
+layer in linear time and over all pairs.
 """
 
 from __future__ import annotations
@@ -98,11 +99,14 @@ def step_table(task: str, flags: dict[str, Any]) -> str:
         given = {name: value for name, value in flags.items() if value is not None}
         words = [*([str(STEP_POSTS)] if task == "attention" else []), json.dumps(given)]
         found = measure("speed.step", task, Path(folder), *words)
-    kinds = {"launches": ("apart", "joint"), "attention": ("pairs", "shared")}[task]
+    pairs = {
+        "launches": [("apart", "joint")],
+        "attention": [("pairs", "shared"), ("embed_pairs", "embed_shared")],
+    }[task]
     value = {"launches": "launched", "attention": "cpu"}[task]
-    first, second = (found[kind] for kind in kinds)
-    rows = [{"step": kind, **found[kind]} for kind in kinds]
-    return f"{text_table(rows, digits=2)}\n\nratio of {value}: {first[value] / second[value]:.2f}"
+    rows = [{"step": kind, **found[kind]} for kinds in pairs for kind in kinds]
+    ratios = [f"ratio of {value}, {two}: {found[one][value] / found[two][value]:.2f}" for one, two in pairs]
+    return "\n".join([text_table(rows, digits=2), "", *ratios])
 
 
 def add_network_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:

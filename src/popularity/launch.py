@@ -51,7 +51,7 @@ from popularity.core.gpus import (
     usable_gpus,
     warn_of_unusable_gpus,
 )
-from popularity.core.stage import LAUNCHER_VARIABLE, PROCESSES_VARIABLE, REFUSED, run
+from popularity.core.stage import LAUNCHER_VARIABLE, PROCESSES_VARIABLE, REFUSED, put_aside_variables, run
 
 NODES_VARIABLE = "POPULARITY_NODES"
 RANK_VARIABLE = "POPULARITY_NODE_RANK"
@@ -226,6 +226,7 @@ def main() -> None:
     command = sys.argv[1:]
     if not command or command[0].startswith("-"):
         raise ConfigError("name the module: python -m popularity.launch stages.train --flag ...")
+    put_aside_variables()  # also in a launch within a launch
     everywhere = shlex.split(os.environ.pop(COMMAND_VARIABLE, ""))
     if everywhere:
         os.execvp(everywhere[0], [*everywhere, sys.executable, "-m", "popularity.launch", *command])

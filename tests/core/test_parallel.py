@@ -114,3 +114,14 @@ def test_how_many_folds_are_fitted_at_a_time_is_no_part_of_the_result(tmp_path: 
         run = run_all(posts, blocks, tmp_path / str(parallel), params=replace(ALL_PARTS, parallel_folds=parallel))
         found.append((run.predictions.to_dicts(), run.importance.to_dicts(), tree_bytes(run.folder)))
     assert found[0] == found[1]
+
+
+def test_the_stack_needs_no_torch() -> None:
+    """It takes seconds to load, in each of the stages and in each process of a fit."""
+    code = "import sys, stages.tune, stages.stack, stages.ensemble, stages.evaluate; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), check=True, capture_output=True, text=True, timeout=120
+    )
+    loaded = set(done.stdout.split())
+    assert "lightgbm" in loaded
+    assert not loaded & {"torch", "transformers", "timm", "accelerate"}

@@ -293,7 +293,7 @@ def test_gzip_called_tar_is_refused_before_the_graph(shards: Path, tmp_path: Pat
     (shards / "train_images.tar").write_bytes(gzip.compress((shards / "train_images.tar").read_bytes()))
     params = tmp_path / "params.yaml"
     text = (
-        "dataset: {root: data/demo, labels: log2, without_user_file: false}\n"
+        "dataset: {root: data/demo, collected_at: last_post, labels: log2, without_user_file: false}\n"
         "index_images: {max_bad_fraction: 0.02, max_part_difference: 0.05, max_pixels: 10000}\n"
     )
     params.write_text(text)

@@ -386,6 +386,7 @@ def test_summary_counts(tmp_path: Path) -> None:
     assert summary["unseen_in_training"]["classes"] == {"category": 0, "subcategory": 0, "concept": 1}
     assert (summary["label"]["min"], summary["label"]["max"]) == (1.25, 6.75)
     assert summary["label"]["mean"] == pytest.approx(4.0)
+    assert summary["label"]["clipped"] == 0
     assert summary["parts"]["train"]["from"] == "2015-04-25T22:13:20+00:00"
 
 

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
 from popularity.core.errors import ConfigError, ContractError, DataError, PopularityError
@@ -375,6 +376,42 @@ def test_a_container_with_little_shared_memory_gets_the_same_bytes(
     assert workers == [0]
     assert "0 loader processes instead of 2" in caplog.text
     assert contents(Path("small")) == contents(Path("whole"))
+
+
+class Lost(Dataset[torch.Tensor]):
+    """Batches whose loader process finds shared memory full."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.zeros(4)
+
+
+def without_room(worker: int) -> None:
+    """As `end_where_memory_is_full`, in a process in which no tensor can be shared."""
+    sharding.end_where_memory_is_full(worker)
+
+    def full(*_: object) -> NoReturn:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    torch.multiprocessing.reductions.reduce_storage = full
+    ForkingPickler.register(torch.UntypedStorage, full)
+
+
+def test_a_loader_that_finds_shared_memory_full_is_an_error_and_no_sleep() -> None:
+    loader = DataLoader(Lost(), batch_size=None, num_workers=1, worker_init_fn=without_room)
+    with pytest.raises(ConfigError, match=r"loader process has ended(?s:.*)--shm-size(?s:.*)POPULARITY_WORKERS=0"):
+        list(sharding.from_loader(loader))
+
+
+def test_small_tensors_take_whole_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 kB, as some containers have: also one number would fill a page, and queues need semaphores."""
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 64 * 2**10)
+    assert workers_that_fit(torch.zeros(1), 2) == 0
+    monkeypatch.setattr(sharding, "free_shared_memory", lambda: 256 * 2**10)
+    assert workers_that_fit([torch.zeros(1)] * 4, 2) == 2
+    assert workers_that_fit([torch.zeros(1)] * 40, 2) == 0
 
 
 def test_values_that_float16_cannot_hold() -> None:

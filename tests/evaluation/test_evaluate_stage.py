@@ -8,12 +8,13 @@ import pytest
 from dvc_render.vega import VegaRenderer  # type: ignore[import-untyped]
 
 from popularity.core.atomic import write_json
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TRENDS, read_table, write_table
 from popularity.core.errors import ContractError
+from popularity.evaluation.promise import PROMISES
 from popularity.evaluation.scores import SCORES
 from stages import evaluate
 from tests.repository import stage_flags
-from tests.small_tables import SPLIT_SUMMARY, small_posts, small_predictions, small_splits, with_forward
+from tests.small_tables import SPLIT_SUMMARY, small_posts, small_predictions, small_splits, small_trends, with_forward
 
 # plot -> template, x and the y fields, as declared in dvc.yaml
 PLOTS = {
@@ -25,6 +26,8 @@ PLOTS = {
 
 
 PREDICTED, IMPORTANCE = "data/ensemble/predictions.parquet", "data/ensemble/importance.csv"
+TRENDS_FILE = "data/stack/trends.parquet"
+TABLES = (("posts", POSTS), ("splits", FOLDS))
 
 
 def _arguments(folder: Path) -> list[str]:
@@ -35,6 +38,7 @@ def _arguments(folder: Path) -> list[str]:
     write_table(posts, folder / "data/interim/posts.parquet", POSTS)
     write_table(splits, folder / "data/interim/splits.parquet", FOLDS)
     write_table(small_predictions(posts, splits), folder / PREDICTED, PREDICTIONS)
+    write_table(small_trends(posts, splits), folder / TRENDS_FILE, TRENDS)
     (folder / IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6\nimage,pc_0,1\nimage,pc_1,1\n")
     write_json(folder / "reports/split.json", SPLIT_SUMMARY)
     (folder / "params.yaml").write_text("evaluate:\n  seed: 0\n  n_resamples: 40\n  confidence_level: 0.95\n")
@@ -98,6 +102,7 @@ def test_the_table_says_how_far_each_split_looks_ahead_and_which_scheme_to_quote
     assert "The test posts lie among the training posts in time: quote scheme 'random', not 'holdout'" in text
     assert "The length of the splits in time comes from split.holdout_fraction." in text
     assert "holdout 0: lowered to .40." in text
+    assert not any(line.startswith("test ") for line in text.splitlines())  # the splits do not resemble it
 
 
 def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +110,7 @@ def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.Capture
     for name, contract in (("splits", FOLDS), ("predictions", PREDICTIONS)):
         path = Path(arguments[arguments.index(f"--{name}") + 1])
         write_table(with_forward(read_table(path, contract)), path, contract)
+    _with_trends(tmp_path, apart=3.0)
     evaluate.main(arguments)
     scores = pl.read_csv(tmp_path / "reports/scores.csv", schema_overrides=SCORES)
     by_fold = scores.filter(scheme="forward", model="stack", metric="mae").filter(pl.col("minus").is_null())
@@ -115,6 +121,26 @@ def test_each_split_of_forward_has_scores(tmp_path: Path, capsys: pytest.Capture
     assert sum(line.split()[:2] == ["forward", "yes"] for line in lines) == 4  # one a model: the means
     assert sum(line.split()[:3] == ["forward", fold, "stack"] for line in lines for fold in "01") == 2
     assert sum(line.split()[:2] == ["forward", "1"] for line in lines) == 7  # four models, mean label, two promises
+    promise = pl.read_csv(tmp_path / "reports/promise.csv", schema_overrides=PROMISES)
+    assert promise["part"].unique(maintain_order=True).to_list() == ["forward 0", "forward 1", "holdout", "test"]
+    assert promise.filter(part="test")["result"].to_list() == [None, None]
+    assert promise["members_differ_by"].to_list() == pytest.approx([1.5] * 8)
+    numbers = json.loads((tmp_path / "reports/promise.json").read_text())
+    row = promise.row(by_predicate=(pl.col("part") == "holdout") & (pl.col("metric") == "mae"), named=True)
+    assert numbers["holdout"]["mae"] == {name: row[name] for name in ("promise", "low", "high", "width", "result")}
+    assert metrics["holdout"]["stack"]["mae"] == row["result"]
+    assert any(line.startswith("The level of the test part is not known: at its dates the members") for line in lines)
+    _with_trends(tmp_path, apart=0.1)
+    evaluate.main(arguments)
+    text = (tmp_path / "reports/scores.txt").read_text()
+    assert "agree on the level of the test part: their means at its dates differ by 0.05 label units" in text
+    assert "not known" not in text
+
+
+def _with_trends(folder: Path, apart: float) -> None:
+    """Trends of the splits that lie in the folder, whose members differ by `apart` at the last date."""
+    posts, splits = (read_table(folder / f"data/interim/{name}.parquet", contract) for name, contract in TABLES)
+    write_table(small_trends(posts, splits, apart), folder / TRENDS_FILE, TRENDS)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.core.contracts import TRENDS, empty_table
 from popularity.core.errors import ContractError
 from popularity.evaluation.conformal import COVERAGE, COVERAGES, Calibration, calibrate, calibrate_on, coverage_table
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect
-from popularity.evaluation.tables import evaluate
+from popularity.evaluation.tables import EvaluationInputs, evaluate
 from tests.small_tables import SPLIT_SUMMARY, small_posts, small_predictions, small_splits, with_forward
 
 CONFIG = EvaluateConfig(seed=0, n_resamples=60, confidence_level=0.9)
@@ -115,7 +116,8 @@ def test_infinite_intervals_are_null_and_named_infinite() -> None:
     gone = (pl.col("scheme") == "forward") & ~pl.col("pid").is_in(kept.to_list())
     few = splits.with_columns(role=pl.when(gone & (pl.col("role") == "valid")).then(pl.lit("train")).otherwise("role"))
     importance = pl.DataFrame({"block": ["metadata"], "feature": ["hour"], "gain": [1.0]})
-    result = evaluate(POSTS, few, predictions.filter(~gone), importance, CONFIG, SPLIT_SUMMARY)
+    inputs = EvaluationInputs(POSTS, few, predictions.filter(~gone), empty_table(TRENDS), importance, SPLIT_SUMMARY)
+    result = evaluate(inputs, CONFIG)
     assert result.calibration.posts == 5
     assert result.calibration.quantiles[0.8] is not None
     assert result.calibration.quantiles[0.9] is None

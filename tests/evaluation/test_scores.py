@@ -4,7 +4,10 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
+from popularity.core.contracts import PREDICTIONS as PREDICTIONS_CONTRACT
+from popularity.core.contracts import check_table
 from popularity.core.errors import ContractError
+from popularity.evaluation.scheme_scores import scheme_scores
 from popularity.evaluation.scores import EvaluateConfig, collect, score_groups, score_overall
 from tests.small_tables import small_posts, small_predictions, small_splits, with_forward
 
@@ -39,6 +42,30 @@ def test_seeds_are_averaged_before_scoring() -> None:
     assert found == pytest.approx(expected, abs=1e-6)
     mae = (rows["label"] - rows["prediction"]).abs().mean()
     assert _value(scores, scheme="holdout", model="stack", minus=None, metric="mae") == pytest.approx(mae, abs=1e-6)
+
+
+def test_a_post_that_is_valid_in_two_splits_is_scored_in_each() -> None:
+    """With the prediction of that split; a scheme's manifest scores agree."""
+    splits, predictions = with_forward(SPLITS), with_forward(PREDICTIONS)
+    both = splits.filter(scheme="forward", fold=0, role="valid")["pid"].head(20).implode()
+    is_both, second = pl.col("pid").is_in(both), pl.col("scheme").eq("forward") & pl.col("fold").eq(1)
+    role = pl.when(second & is_both).then(pl.lit("valid")).otherwise("role")
+    again = predictions.filter(is_both, scheme="forward", fold=0).with_columns(
+        fold=pl.lit(1, pl.Int32), prediction=pl.col("prediction") + 2
+    )
+    predictions = pl.concat([predictions, again]).sort(PREDICTIONS_CONTRACT.key)
+    check_table(predictions, PREDICTIONS_CONTRACT)
+    scored = collect(POSTS, splits.with_columns(role=role), predictions)
+    (forward,) = (one.rows for one in scored if one.scheme == "forward")
+    twice = forward.filter(pl.col("pid").is_in(both)).sort("pid", "fold").partition_by("fold", maintain_order=True)
+    assert [len(rows) for rows in twice] == [20, 20]
+    for model in ("stack", "constant"):
+        apart = twice[1][f"prediction:{model}"] - twice[0][f"prediction:{model}"]
+        assert apart.to_list() == pytest.approx([2.0] * 20)
+    scores = score_overall(scored, CONFIG).filter(pl.col("minus").is_null(), scheme="forward", model="stack")
+    means = {row["metric"]: row["value"] for row in scores.filter(pl.col("fold").is_null()).iter_rows(named=True)}
+    assert scheme_scores(POSTS, predictions)["forward"] == {name: means[name] for name in ("mae", "src")}
+    assert score_groups(scored, CONFIG).filter(scheme="forward", group="seen").height > 0
 
 
 def test_scores_of_forward_are_means_over_its_splits() -> None:

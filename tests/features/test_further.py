@@ -10,7 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from popularity.core.contracts import FoldKey
-from popularity.features import FeaturizeParams, featurize, further_features, read_features
+from popularity.features import FeaturizeParams, add_columns, featurize, further_features, read_features
 from popularity.features.context import count_features
 from popularity.validation import SplitParams, make_splits
 from tests.random_posts import random_images, random_posts
@@ -65,6 +65,21 @@ def test_posts_taken_out_of_the_tables_get_the_features_that_the_graph_gave_them
     assert_frame_equal(found, expected, check_row_order=True, rel_tol=0, abs_tol=1e-6)
     exact = [name for name in found.columns if not name.startswith("text_component")]
     assert_frame_equal(found.select(exact), expected.select(exact), rel_tol=1e-12, abs_tol=0)
+
+
+def test_columns_of_a_users_own_table(tmp_path: Path) -> None:
+    """Stored posts have them as row features; a later post has none of them."""
+    posts, _, splits, folder = run_graph(random_posts(2), tmp_path)
+    columns = posts.select("pid", table_price=pl.lit(2.0), table_kind=pl.lit("a"))
+    add_columns(columns, folder)
+    row = read_features(folder, FoldKey("refit", 0), posts)
+    assert row.select("table_price", "table_kind").unique().rows() == [(2.0, "a")]
+    new = posts.filter(split="test").head(2).with_columns(pid=pl.format("new-{}", "pid"))
+    found = further_features(new, random_images(new, seed=2), splits, posts, PARAMS, folder)
+    assert found.select("table_price", "table_kind").rows() == [(None, None)] * 2
+    assert found.schema["table_kind"] == pl.String
+    add_columns(posts.select("pid"), folder)  # the official layout has none
+    assert read_features(folder, FoldKey("refit", 0), posts).equals(row)
 
 
 def test_without_a_test_part_the_label_of_every_earlier_post_counts(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def test_labels_of_report_rows_influence_nothing_but_the_final_fit(made: Run, tm
     assert changed.table("context", *schemes, "refit").equals(made.table("context", *schemes, "refit"))
     assert changed.table("label", *schemes).equals(made.table("label", *schemes))
     assert changed.finished(*VALIDATED) == made.finished(*VALIDATED)
-    assert len(made.finished(*VALIDATED)) == 1 + len(FORWARD_SPLITS) + len(USER_FOLDS)
+    n_folds = 1 + len(FORWARD_SPLITS) + len(USER_FOLDS)
+    assert len(made.finished(*VALIDATED)) == 2 * n_folds  # predictions and members of the trend
     assert not final(changed).equals(final(made))
 
 

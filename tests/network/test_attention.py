@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from popularity.core.config import parse_section
 from popularity.core.errors import ConfigError
-from popularity.network.attention import CrossModalAttention, Dropout, Layer, SharedTokens
+from popularity.network.attention import CrossModalAttention, Dropout, Layer, OwnTokens, SharedTokens
 from popularity.network.params import AttentionParams
 from tests.network.small_network import VALUES, network_params, unit_rows
 
@@ -197,3 +197,86 @@ def test_shared_prototypes_need_no_product_of_all_pairs_for_every_post() -> None
     rest = 32 * 2 * 16 * 16 * (3 + 1 + 4) * 201
     assert dense == pairs + rest
     assert linear < 0.75 * rest
+
+
+def own_tokens(attention: CrossModalAttention, posts: int, shared: int) -> OwnTokens:
+    """Three for each post, which replace different shared tokens. The first post has none, the second all of them."""
+    generator = torch.Generator().manual_seed(7)
+    index = torch.stack([torch.randperm(shared, generator=generator)[:3] for _ in range(posts)])
+    found = torch.rand(posts, 3, generator=generator) < 0.6
+    found[0], found[1] = False, True
+    return OwnTokens(attention.project(unit_rows(posts, 3, 6, seed=5), "visual"), index, found)
+
+
+def sharpened(attention: CrossModalAttention, factor: float) -> CrossModalAttention:
+    """With queries and keys of the first layer times `factor`."""
+    layer = attention.layers[0]
+    assert isinstance(layer, Layer)
+    with torch.no_grad():
+        layer.attention.in_proj_weight[:32] *= factor
+    return attention
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("sharpness", [1.0, 4.0])
+def test_own_tokens_are_exchanged_exactly(sharpness: float, folds: int, depth: int) -> None:
+    """In float32, against all pairs: the tokens, and what the image attends to in every layer."""
+    attention = sharpened(module(depth=depth), sharpness)
+    image = attention.project(unit_rows(40, 6, seed=2), "image")
+    prototypes = attention.project(unit_rows(folds, 11, 6, seed=3), "visual")
+    shared = SharedTokens(image, prototypes, torch.arange(40) % folds, own_tokens(attention, 40, 11))
+    each: list[Tensor] = []
+    found_each: list[Tensor] = []
+    with torch.inference_mode():
+        expected, found = attention(shared.sequence(), each), attention.forward_shared(shared, found_each)
+        without = attention.forward_shared(shared._replace(own=None))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(found_each), torch.stack(each), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[0], without[0], atol=1e-5, rtol=1e-5)
+    assert (found - without)[1:].abs().amax(dim=(1, 2)).max() > 0.1  # the exchange matters
+
+
+def test_where_nearly_everything_is_subtracted_all_pairs_are_computed() -> None:
+    """Weights so near to 1 that nothing is left of the shared output: the subtraction alone would be wrong."""
+    attention = sharpened(module(depth=1), 12.0)
+    image = attention.project(unit_rows(200, 6, seed=2), "image")
+    prototypes = attention.project(unit_rows(1, 11, 6, seed=3), "visual")
+    own = own_tokens(attention, 200, 11)
+    shared = SharedTokens(image, prototypes, torch.zeros(200, dtype=torch.int64), own)
+    layer = attention.layers[0]
+    assert isinstance(layer, Layer)
+    with torch.inference_mode():
+        inexact = layer._mixed_values(shared).inexact
+        expected, found = attention(shared.sequence()), attention.forward_shared(shared)
+    assert inexact is not None
+    assert 0 < int(inexact.sum()) < 200
+    assert not inexact[0]  # nothing is subtracted
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_own_tokens_need_no_product_of_all_pairs_for_every_post() -> None:
+    attention = module(depth=1, dim=16).train()  # else all pairs are one kernel, which is not counted
+
+    def flops(posts: int, *, shared: bool) -> int:
+        tokens = SharedTokens(torch.randn(posts, 16), torch.randn(1, 200, 16), torch.zeros(posts, dtype=torch.int64))
+        index, found = torch.tensor([[3, 150]]).expand(posts, -1), torch.ones(posts, 2, dtype=torch.bool)
+        tokens = tokens._replace(own=OwnTokens(torch.randn(posts, 2, 16), index, found))
+        with torch.no_grad(), FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+            attention.forward_shared(tokens) if shared else attention(tokens.sequence())
+        return int(counted.get_total_flops())
+
+    dense, linear = (flops(64, shared=shared) - flops(32, shared=shared) for shared in (False, True))
+    assert linear < 0.3 * dense
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_the_image_attends_to_is_read_off_its_query_alone(autocast: bool) -> None:
+    """No key of every token is computed, and the weights are those of the whole attention."""
+    attention = module(depth=1)
+    tokens, layer = sequence(attention), attention.layers[0]
+    assert isinstance(layer, Layer)
+    expected = manual_layer(layer, tokens)[1][:, :, 0].mean(dim=1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = layer.image_weights(tokens)
+    torch.testing.assert_close(found, expected, atol=0.01 if autocast else 1e-6, rtol=0)

@@ -61,6 +61,29 @@ def test_shared_tokens_give_the_levels_that_all_pairs_give(kinds: list[str], tow
         assert (found[0][name].visual is None) == (found[1][name].visual is None) == ("visual" not in kinds)
 
 
+@pytest.mark.parametrize("kinds", [["visual", "text"], ["text"]], ids=str)
+def test_outside_of_training_too_shared_tokens_give_what_all_pairs_give(kinds: list[str], tower: PromptTower) -> None:
+    """A post sees the prototypes of its classes without itself; some posts have no class, or one at some levels."""
+    network = make_network(tower, {**THREE_LEVELS, "attention.prototypes": kinds}).eval()
+    batch = small_batch(network, 12)
+    target = batch.target.clone()
+    target[0], target[1, 2], target[2, 1] = -1, -1, -1
+    batch = batch._replace(target=target)
+    found, weights = [], []
+    with torch.inference_mode():
+        for shared in (False, True):
+            network.shared_attention, own = shared, list[torch.Tensor]()
+            found.append(network(batch, attention_weights=own))
+            weights.append(torch.stack(own))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[0].attended, found[1].attended, atol=1e-5, rtol=1e-5)
+    for name in ALL_LEVELS:
+        one, other = (outputs.levels[name] for outputs in found)
+        torch.testing.assert_close(one.logits, other.logits, atol=1e-5 / 0.05, rtol=1e-5)  # by the least temperature
+        torch.testing.assert_close(one.text, other.text, atol=1e-5, rtol=1e-5)
+        assert torch.equal(one.tokens.target, other.tokens.target)
+
+
 def test_the_attention_loss_is_a_sum_over_levels(tower: PromptTower) -> None:
     network = make_network(tower, THREE_LEVELS)
     batch = small_batch(network)

@@ -123,7 +123,8 @@ def test_every_path_on_the_command_line_is_a_dep_or_an_out(stage: str) -> None:
     live = {str(Path(path).parent) for path in outs if Path(path).name == "plots"}  # DVCLive's folder, as a whole
     for path in paths:
         tuned = [file for entry in STAGES[stage].get("params", []) if isinstance(entry, dict) for file in entry]
-        declared = [*map(str, STAGES[stage]["deps"]), *tuned, *outs, *live]
+        # The root of a data set without a table is a dep as "<root>/".
+        declared = [*(str(dep).rstrip("/") for dep in STAGES[stage]["deps"]), *tuned, *outs, *live]
         files = {str(Path(entry).parent) for entry in declared if entry.startswith("models/")}
         assert path in files or any(path == entry or path.startswith(f"{entry}/") for entry in declared), (
             f"{stage}: {path}"

@@ -77,7 +77,7 @@ def test_another_encoder_costs_its_own_stage_alone(tmp_path: Path) -> None:
 
 
 def test_the_pair_in_use_is_what_later_stages_read(tmp_path: Path) -> None:
-    """The network's pair for its stages and the text model, the stack's pair for the stack and its search."""
+    """The network's pair for its stages and the text model, the gathered vectors for the stack and its search."""
     params = params_of(tmp_path, "clip")
     params["encoders"]["stack"] = {"image": "efficientnet_lite0", "text": "minilm"}
     stages = expanded(GRAPH, params)

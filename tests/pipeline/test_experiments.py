@@ -34,11 +34,19 @@ def searched(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     try:
         while any(word in (status := copy.run("dvc", "queue", "status").stdout) for word in ("Queued", "Running")):
             assert time.monotonic() < deadline, status
+            next_look = time.monotonic() + 30  # starting DVC takes seconds of a core that the trials need
+            while len(finished(copy)) < len(RATES) and time.monotonic() < next_look:
+                time.sleep(0.5)
             time.sleep(1)
     finally:
         copy.run("dvc", "queue", "stop", "--kill")
     assert status.count("Success") == len(RATES), status
     yield copy, {rate: name for name in names(copy) if (rate := learning_rate(copy, name))}
+
+
+def finished(clone: Clone) -> list[str]:
+    """References of the finished trials, which git lists in milliseconds."""
+    return clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/*").stdout.split()
 
 
 def names(clone: Clone) -> list[str]:

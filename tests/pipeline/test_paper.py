@@ -1,4 +1,4 @@
-"""Profile `paper` from raw files to a submission: the whole graph with real DVC, on the towers of a tiny CLIP."""
+"""Profile `paper` from features to a submission: the graph with real DVC, on the towers of a tiny CLIP."""
 
 from __future__ import annotations
 
@@ -12,44 +12,63 @@ import pytest
 from ruamel.yaml import YAML
 
 from popularity.core import paths
+from popularity.core.config import read_yaml
 from popularity.core.contracts import CLASS_LOSSES, FOLDS, POSTS, PROTOTYPE_SCALARS, REFIT, read_table
 from popularity.stack.row_selection import RowSelectionParams, kept_rows
-from tests.clones import DATED, Clone, make_clone
+from tests.clones import DATED, Clone, copy_of
 from tests.encoders.tiny_encoders import save_clip
-from tests.repository import STAGES
+from tests.repository import BEFORE_ENCODERS, DVC_NAMES, PROFILES
 
-pytestmark = pytest.mark.slow
 WIDTH = 24  # of the tiny CLIP's vectors, both f_I(x) and f_T(t)
 DIM = 512  # of the attention
 BAGGING = 0.8
+AS_TINY = ("demo", "split")  # sections whose sizes stay those of the fixture's run
 
 
 @pytest.fixture(scope="module")
-def paper(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which profile `paper` has run; only sizes and the towers' weights are other than listed."""
+def paper(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A copy of the finished run in which profile `paper` has run; only sizes and the towers' weights are other than
+    listed. The data set and its splits are those of the copy."""
     folder = tmp_path_factory.mktemp("paper")
     weights = {"model": "tiny", "weights": f"path:{save_clip(folder / 'clip', positions=77)}", "revision": ""}
     sizes: dict[str, Any] = {
-        "demo": {"posts": 400, "users": 90, "subcategories": 8, "image_size": 32},
-        "split": {"n_origins": 1},
+        **{section: read_yaml(PROFILES / "tiny.yaml")[section] for section in AS_TINY},
         "embed_image": {"clip": {**weights, "image_size": 32}},
         "embed_text": {"clip": weights},
         "evaluate": {"n_resamples": 50},
         "stack": {"num_boost_round": 60, "early_stopping_rounds": 20},
     }
     YAML().dump(sizes, folder / "sizes.yaml")
-    clone = make_clone(folder / "clone")
-    clone.run("python", "-m", "popularity.profile", "paper")
-    clone.run("python", "-m", "popularity.profile", "--patch", str(folder / "sizes.yaml"))
-    clone.run("git", "commit", "-q", "-a", "-m", "paper", more=DATED)
-    (clone.root / ".git" / "first-run").write_text(clone.run("dvc", "repro", "report").stdout, encoding="utf-8")
-    return clone
+    copy = copy_of(clone, folder / "clone")
+    copy.run("python", "-m", "popularity.profile", "paper")
+    copy.run("python", "-m", "popularity.profile", "--patch", str(folder / "sizes.yaml"))
+    copy.run("git", "commit", "-q", "-a", "-m", "paper", more=DATED)
+    copy.run("python", "-m", "popularity.check")
+    (copy.root / ".git" / "first-run").write_text(copy.run("dvc", "repro", "report").stdout, encoding="utf-8")
+    return copy
 
 
 def test_every_stage_runs_and_the_submission_is_valid(paper: Clone) -> None:
+    """Of the stages before the encoders that alone whose parameters differ from the fixture's."""
     output = (paper.root / ".git" / "first-run").read_text(encoding="utf-8")
-    assert sorted(paper.stages_run(output)) == sorted(STAGES)
+    own = {"embed_image": "embed_image@clip", "embed_text": "embed_text@clip"}
+    expected = {stage: entry for stage, entry in (DVC_NAMES | own).items() if stage not in BEFORE_ENCODERS}
+    assert sorted(paper.entries_run(output)) == sorted([*expected.values(), "featurize"])
     assert "valid submission: submissions/submission.csv" in output
+    assert paper.run("python", "-m", "popularity.submission").stdout.count("valid: 90 posts") == 2  # both forms
+
+
+def test_the_vectors_are_those_of_clip_and_a_second_run_does_nothing(paper: Clone) -> None:
+    params = read_yaml(paper.root / "params.yaml")
+    for kind, block in (("image", "pooled"), ("text", "post")):
+        metadata = json.loads((paper.root / f"data/embeddings/{kind}/clip/{block}.json").read_text("utf-8"))
+        assert metadata["encoder"] == params[f"embed_{kind}"]["clip"]["model"]
+    assert paper.entries_run(paper.run("dvc", "repro", "report").stdout) == []
+
+
+def test_a_new_post_is_predicted(paper: Clone) -> None:
+    predicted = paper.run("python", "-m", "popularity.predict", "--date", "2016-03-01T12:00:00", "--title", "a cat")
+    assert "popularity" in predicted.stdout
 
 
 def test_the_network_learns_from_the_training_part_alone(paper: Clone) -> None:
@@ -90,7 +109,7 @@ def test_77_percent_of_the_training_rows_are_kept(paper: Clone) -> None:
     assert total[kept].max() <= total[~kept].min()
     (model,) = (paper.root / "models/stack/start").glob("lightgbm_*.txt")
     tree = lightgbm.Booster(model_file=model).dump_model()["tree_info"][0]["tree_structure"]
-    # Each row is drawn by itself: four standard deviations. All 280 rows would be 51 more.
+    # Each row is drawn by itself: four standard deviations are 20. All 210 rows would be 39 more.
     assert tree["internal_count"] == pytest.approx(BAGGING * kept.sum(), abs=24)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,14 @@ from popularity.core.contracts import (
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.run_chain import checksum
 from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
+from stages import embed_text, stack, stack_vectors
 from tests.clones import Clone, files_below
+from tests.encoders.tiny_encoders import save_bert
+from tests.repository import stage_flags
 from tests.small_images import image_bytes
 
 DATE = "2016-05-01T12:00"
@@ -103,6 +108,7 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
     members = read_table(project / "models/prototypes/members.parquet", MEMBERS)
     assert members["pid"].is_in(chosen["pid"].implode()).any()
     others = ~pl.col("pid").is_in(chosen["pid"].implode())
+    (project / "dvc.lock").unlink(missing_ok=True)  # it has the checksums of the tables
     write_table(posts.filter(others), interim / "posts.parquet", POSTS)
     write_table(read_table(interim / "splits.parquet", FOLDS).filter(others), interim / "splits.parquet", FOLDS)
     requests = []
@@ -141,6 +147,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     )
     file = project / paths.ENSEMBLE_WEIGHTS
     chosen = json.loads(file.read_text(encoding="utf-8"))
+    (project / "dvc.lock").unlink(missing_ok=True)  # it has the checksums of the tables
     file.unlink()  # which may be a link to DVC's cache
     share = 1 - chosen["weights"]["text_model"]
     weights = {name: 0.6 * weight / share for name, weight in chosen["weights"].items()} | {"text_model": 0.4}
@@ -248,6 +255,7 @@ def test_faults_of_a_project_name_the_next_command(project: Path) -> None:
         one_post("--date", "someday")
     with pytest.raises(DataError, match="that of a stored post"):
         one_post("--pid", read_table(project / "data/interim/posts.parquet", POSTS)["pid"][0])
+    (project / "dvc.lock").unlink(missing_ok=True)  # it has the checksums of the vectors
     metadata = project / "data/embeddings/text/minilm/post.json"
     before = metadata.read_text(encoding="utf-8")
     metadata.write_text(json.dumps({**json.loads(before), "weights": "sha256:0"}), encoding="utf-8")
@@ -268,11 +276,49 @@ def test_the_stack_may_read_another_encoder_than_the_network(project: Path, caps
     params["embed_text"]["other"] = {**params["embed_text"]["minilm"], "shard_rows": 4}
     params["encoders"]["stack"]["text"] = "other"
     (project / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
-    with pytest.raises(DataError, match=r"lacks data/embeddings/text/other/title\.npy"):
+    with pytest.raises(DataError, match=r"lacks data/embeddings/stack/text/other/title\.npy"):
         main(["--posts", "posts.jsonl"])
-    folder = project / "data/embeddings/text"
+    folder = project / "data/embeddings/stack/text"
     shutil.copytree(folder / "minilm", folder / "other")
     assert printed(capsys, "--posts", "posts.jsonl") == before
+
+
+def test_several_encoders_of_the_stack_predict_as_the_batch(
+    clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny tower beside MiniLM: both blocks reach the stack, and posts of the test part get their predictions."""
+    (project / "dvc.lock").unlink(missing_ok=True)
+    params = read_yaml(project / "params.yaml")
+    tower = {"model": "tiny-bert", "weights": f"path:{save_bert(project / 'tower')}", "max_tokens": 12}
+    params["embed_text"]["bert"] = {**params["embed_text"]["minilm"], **tower}
+    params["encoders"]["stack"]["text"] = ["minilm", "bert"]
+    (project / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    own = {"out": "data/embeddings/text/bert", "resources": "reports/resources/embed_text_bert.json"}
+    embed_text.main(stage_flags("embed_text", project, encoder="bert", **own))
+    stack_vectors.main(stage_flags("stack_vectors", project))
+    member = clone.root / "data/text_model"
+    stack.main(stage_flags("stack", project, member=member, tuned=None))
+    blocks = pl.read_csv(project / "data/stack/importance.csv")["block"].unique()
+    assert {"text.minilm", "text.bert"} <= set(blocks)
+    stored = read_table(project / "data/stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
+    values = dict(stored.group_by("pid").agg(pl.col("prediction").mean()).iter_rows())
+    interim = project / "data/interim"
+    posts = read_table(interim / "posts.parquet", POSTS)
+    chosen = repeatable(posts).head(2)
+    others = ~pl.col("pid").is_in(chosen["pid"].implode())
+    write_table(posts.filter(others), interim / "posts.parquet", POSTS)
+    write_table(read_table(interim / "splits.parquet", FOLDS).filter(others), interim / "splits.parquet", FOLDS)
+    requests = []
+    for post in chosen.iter_rows(named=True):
+        file = project / "pictures" / f"{post['pid']}.jpg"
+        write_image(clone, post["pid"], file)
+        requests.append(as_request(post, file.relative_to(project)))
+    found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
+    assert len(found) == 2
+    for one in found:
+        assert one["popularity"] == pytest.approx(values[one["pid"]], abs=1e-3)
+        assert {"text.minilm", "text.bert"} <= set(one["shap_by_block"])
+        check_shap_values(one)
 
 
 def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
@@ -287,6 +333,26 @@ def test_a_report_of_an_earlier_run_does_not_matter(project: Path) -> None:
         one_post()
     finally:
         lock.unlink() if before is None else lock.write_bytes(before)
+
+
+def test_outputs_of_different_runs_are_refused(project: Path) -> None:
+    """`dvc repro -s train` with another seed, or a run that ended behind it: the stack is of the network before."""
+    lock, network = project / "dvc.lock", project / "models/network"
+    if not lock.exists():
+        pytest.skip("a graph that ran without DVC has no lock")
+    file = max(network.iterdir(), key=lambda path: path.suffix == ".safetensors")
+    content = file.read_bytes()
+    file.unlink()  # which may be a link to DVC's cache
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, (2**32, 2**32))
+    with pytest.raises(ContractError, match=r"models/network is not what stage train wrote(?s:.*)to run is train"):
+        one_post()
+    stages = read_yaml(lock)["stages"]
+    (out,) = (out for out in stages["train"]["outs"] if out["path"] == "models/network")
+    out["md5"] = checksum(network)
+    lock.write_text(json.dumps({"schema": "2.0", "stages": stages}), encoding="utf-8")
+    with pytest.raises(ContractError, match=r"outputs of different runs(?s:.*)first stage to run is embed_posts"):
+        one_post()
 
 
 def test_parameters_that_the_graph_did_not_run_with_are_refused(project: Path) -> None:

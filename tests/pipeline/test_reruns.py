@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from popularity.core.config import read_yaml
 from popularity.core.contracts import PREDICTIONS, read_table
 from tests.clones import Clone, copy_of
 
@@ -33,6 +34,23 @@ def test_a_changed_parameter_reruns_only_what_follows(clone: Clone, tmp_path: Pa
             "train", "embed_posts", "tune", "stack", "ensemble", "evaluate", "submit", "report",
         ]  # fmt: skip
     assert not read_table(predictions, PREDICTIONS).equals(old)
+
+
+def test_another_encoder_runs_its_own_stage(clone: Clone, tmp_path: Path) -> None:
+    """And the links of stack_vectors, whose bytes stay, so that no stage after it runs but the report."""
+    copy = copy_of(clone, tmp_path / "clone")
+    params = copy.root / "params.yaml"
+    entry = read_yaml(params)["embed_text"]["minilm"] | {"max_tokens": 8}
+    text = params.read_text(encoding="utf-8")
+    params.write_text(text.replace("  minilm:\n", f"  other: {json.dumps(entry)}\n  minilm:\n", 1), encoding="utf-8")
+    ran = copy.entries_run(copy.run("dvc", "repro", "report").stdout)
+    assert ran == ["embed_text@other", "stack_vectors", "report"]
+    with changed(copy, "    text: minilm\n\nprototypes", "    text: [minilm, other]\n\nprototypes"):
+        found = json.loads(copy.run("dvc", "status", "--json").stdout)
+        assert sorted(found) == ["report", "stack_vectors", "submit"]
+        copy.run("dvc", "repro", "stack_vectors")
+        found = json.loads(copy.run("dvc", "status", "--json").stdout)
+        assert sorted(found) == ["report", "stack", "submit", "tune"]
 
 
 def test_a_parameter_of_the_stack_is_read_by_those_that_fit_and_show_it(clone: Clone) -> None:

@@ -97,6 +97,7 @@ def test_stage_writes_what_the_contracts_say(posts: pl.DataFrame, tmp_path: Path
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "classes.parquet",
+        "clusters.parquet",
         "members.parquet",
         "prototypes.safetensors",
         "metadata.json",

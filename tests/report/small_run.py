@@ -28,6 +28,7 @@ from popularity.core.contracts import (
     NEAREST,
     POSTS,
     PREDICTIONS,
+    TRENDS,
     write_table,
 )
 from popularity.core.manifest import write_manifest
@@ -43,7 +44,7 @@ from popularity.validation import SplitParams, make_splits
 from stages import evaluate, report
 from tests.network.small_inputs import random_block
 from tests.repository import profile_text, stage_flags, write_profile
-from tests.small_tables import small_predictions
+from tests.small_tables import small_predictions, small_trends
 
 HOSTILE = "<script>alert('post')</script> $x_1$ & \"quoted\" | `code` " + "w" * 300
 HOSTILE_CLASS = '<img src=x onerror="alert(1)">$|'
@@ -112,6 +113,7 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
     write_json(folder / paths.SPLIT_SUMMARY, summary)
     predictions = small_predictions(posts, splits.filter(pl.col("scheme") != "random"))
     write_table(predictions, folder / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS)
+    write_table(small_trends(posts, splits, apart=3.0), folder / paths.STACK_TRENDS, TRENDS)
     (folder / paths.ENSEMBLE_IMPORTANCE).write_text(
         "block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n"
     )

@@ -121,6 +121,16 @@ def test_the_class_of_a_table_row_cannot_break_the_card(small_run: SmallRun, tmp
     assert "<i>" not in card
 
 
+def test_the_head_and_the_scores_say_what_is_promised(page: str, card: str, small_run: SmallRun) -> None:
+    promise = pl.read_csv(small_run.folder / paths.PROMISE)
+    row = promise.row(by_predicate=(pl.col("part") == "test") & (pl.col("metric") == "mae"), named=True)
+    promised = f"MAE {row['promise']:.3f} [{row['low']:.3f}, {row['high']:.3f}] for the test part"
+    for text in (words(page.split("<main>", maxsplit=1)[0]), card.replace("\\", "")):
+        assert promised in text
+        assert "The level of the test part is not known" in text
+    assert "Promise with a 90 % interval" in words(section(page, "scores"))
+
+
 def test_scores_are_those_of_evaluate(small_run: SmallRun, page: str, card: str) -> None:
     metrics = small_run.json(paths.METRICS)
     for text in (words(section(page, "scores")), card):

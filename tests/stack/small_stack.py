@@ -99,6 +99,21 @@ STACK = StackParams(
         min_data_per_group=10,
         max_bin=63,
     ),
+    extra_trees=LightGBMParams(
+        objective="regression",
+        learning_rate=0.2,
+        num_leaves=6,
+        min_data_in_leaf=10,
+        feature_fraction=1.0,
+        feature_fraction_bynode=0.5,
+        extra_trees=True,
+        bagging_fraction=0.8,
+        lambda_l2=1.0,
+        cat_smooth=5.0,
+        cat_l2=5.0,
+        min_data_per_group=10,
+        max_bin=63,
+    ),
     catboost=CatBoostParams(
         loss_function="MAE",
         learning_rate=0.2,
@@ -113,7 +128,7 @@ STACK = StackParams(
 
 
 WITH_SECOND = replace(STACK, target_transform="rank_gauss", num_boost_round=40, learners=("lightgbm", "catboost"))
-ALL_PARTS = replace(STACK, detrend="linear", num_boost_round=40, learners=("lightgbm", "linear"))
+ALL_PARTS = replace(STACK, detrend="linear", num_boost_round=40, learners=("lightgbm", "extra_trees", "linear"))
 needs_catboost = pytest.mark.skipif(find_spec("catboost") is None, reason="the optional extra catboost is missing")
 EITHER = [
     pytest.param(STACK, id="one learner"),
@@ -281,13 +296,13 @@ def run_all(
     splits = make_splits(posts, SPLIT)[0] if given.splits is None else given.splits
     featurize(posts, images, splits, FEATURIZE, folder / "features")
     (folder / "state").mkdir(exist_ok=True)
-    predictions, importance = fit_schemes(
+    fits = fit_schemes(
         StackData(posts, splits, folder / "features", blocks),
         {MAIN_MODEL: replace(params, schemes=fitted)},  # type: ignore[arg-type]
         state=folder / "state",
         model_folder=folder / "models",
     )
-    return Run(posts, blocks, splits, folder, predictions, importance)
+    return Run(posts, blocks, splits, folder, fits.predictions, fits.importance)
 
 
 def fit_stack(fold: Fold, blocks: Blocks, params: StackParams) -> StackModel:

@@ -14,14 +14,14 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from popularity.core.errors import ConfigError
-from popularity.stack import LinearParams, StackParams, catboost, lightgbm, linear
+from popularity.stack import LinearParams, StackParams, catboost, extra_trees, lightgbm, linear
 from popularity.stack.columns import metadata_columns
 from popularity.stack.matrix import Matrix
 from popularity.stack.sample import Learned, Sample
 from popularity.validation.inner_cv import InnerCvParams, InnerSplit, inner_splits, valid_rows
 from tests.stack.small_stack import STACK, needs_catboost
 
-TREES = [lightgbm, pytest.param(catboost, marks=needs_catboost)]
+TREES = [lightgbm, extra_trees, pytest.param(catboost, marks=needs_catboost)]
 LEARNERS = [*TREES, linear]
 
 
@@ -52,12 +52,13 @@ def part(sample: Sample, rows: npt.NDArray[np.int64]) -> Sample:
 
 def slow_learned(learner: ModuleType, sample: Sample, splits: list[InnerSplit], params: StackParams) -> Learned:
     """All rounds on the rows before each slice, one round at a time; the round with the least mean error."""
-    options = lightgbm.lightgbm_params(params, params.seed)
+    own = replace(params, lightgbm=params.extra_trees) if learner is extra_trees else params
+    options = lightgbm.lightgbm_params(own, params.seed)
     whole = lightgbm.dataset(sample, options)
     curves = []
     for fit, scored in splits:
         mine, other = part(sample, fit), part(sample, scored)
-        if learner is lightgbm:
+        if learner is not catboost:
             inner = whole.subset([int(row) for row in fit])  # bins of all train rows, as lgb.cv has them
             model = lgb.train(options, inner, params.num_boost_round)
             each = [
@@ -68,7 +69,8 @@ def slow_learned(learner: ModuleType, sample: Sample, splits: list[InnerSplit], 
             pool = catboost._pool(other.matrix)
             each = [model.predict(pool, ntree_end=end) for end in range(1, params.num_boost_round + 1)]
         curves.append((np.array(each), other))
-    errors = [np.average(np.abs(each - other.target), axis=1, weights=other.weight) for each, other in curves]
+    power = 2 if learner is extra_trees else 1  # the squared error, as its objective
+    errors = [np.average(np.abs(each - other.target) ** power, axis=1, weights=other.weight) for each, other in curves]
     best = int(np.argmin(np.mean(errors, axis=0)))
     return Learned(best + 1, np.concatenate([each[best] for each, _ in curves]))
 

@@ -12,6 +12,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from popularity.core.arrays import Float32Array
+from popularity.core.contracts import unclassified
 from popularity.core.errors import ContractError
 from popularity.core.vectors import Block
 from popularity.features import CATEGORIES, TEXT
@@ -265,3 +266,37 @@ def test_encoders_are_fitted_on_fit_rows_alone(fold: Fold) -> None:
         assert same is not None
         np.testing.assert_array_equal(ridge.weights, same.weights)
     assert not np.array_equal(before.apply(score, blocks).values, after.apply(score, changed).values, equal_nan=True)
+
+
+def test_a_users_own_columns_are_numbers_and_categories(fold: Fold) -> None:
+    fit, _, label, blocks = fold
+    own = fit.with_columns(table_price=pl.lit(1.5), table_kind=pl.Series(["a", "b"] * (len(fit) // 2)))
+    encoder, matrix = MatrixEncoder.fit(own, label, blocks, replace(STACK.columns, feature_blocks=("metadata",)))
+    assert matrix.names == (*NAMES[:5], "table_kind", "photo_count", "latitude", "table_price")
+    assert matrix.categorical == (0, 1, 2, 3, 4, 5)
+    assert encoder.categories.codes["table_kind"] == {"a": 1, "b": 2}
+
+
+def test_columns_about_classes_are_left_out_where_posts_have_none(fold: Fold) -> None:
+    fit, _, label, blocks = fold
+    named = ("category_posts", "concept_target_level", "user_subcategory_share", "day_subcategory_share", "day_posts")
+    own = fit.with_columns(pl.lit(0.5).alias(name) for name in named)
+    params = replace(STACK.columns, feature_blocks=("metadata",))
+    assert set(named) <= set(MatrixEncoder.fit(own, label, blocks, params)[1].names)
+    names = MatrixEncoder.fit(unclassified(own), label, blocks, params)[1].names
+    assert names == ("media_type", "timezone_id", "photo_count", "latitude", "day_posts")
+
+
+def test_a_block_without_a_vector_has_no_columns(fold: Fold) -> None:
+    """A table without pictures: the image block and what the network makes of images are left out."""
+    fit, score, label, blocks = fold
+    images = ("image", "attended_image", "attended_visual", "attended_text")
+
+    def empty(name: str, block: Block) -> Block:
+        return Block(block.values[:0], [], block.metadata) if name in images else block
+
+    encoder, matrix = MatrixEncoder.fit(fit, label, with_vectors(blocks, empty), STACK.columns)
+    assert not any(name.startswith(images) for name in matrix.names)
+    assert "text_component_000" in matrix.names
+    assert "global_prompt_component_000" in matrix.names
+    assert encoder.apply(score, with_vectors(blocks, empty)).names == matrix.names

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.contracts import FOLDS, IMAGES, POSTS, PREDICTIONS, FoldKey, read_table, write_table
+from popularity.core.contracts import FOLDS, IMAGES, POSTS, PREDICTIONS, TRENDS, FoldKey, read_table, write_table
 from popularity.core.errors import ConfigError, ContractError
 from popularity.stack import StackModel
 from popularity.stack.lightgbm_dask import ClusterParams
@@ -68,6 +68,9 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     splits = read_table(inputs / "splits.parquet", FOLDS)
     scored = splits.filter((pl.col("role") == "valid") & (pl.col("scheme") != "random"))
     assert predictions.filter(pl.col("model") == "stack").height == scored.height
+    trends = read_table(tmp_path / "stack" / "trends.parquet", TRENDS)
+    assert sorted(trends["scheme"].unique()) == ["forward", "holdout", "refit"]
+    assert trends.group_by("scheme", "fold", "member").len()["len"].unique().to_list() == [101]
     importance = pl.read_csv(tmp_path / "stack" / "importance.csv")
     assert importance.columns == ["model", "block", "feature", "gain"]
     assert importance["gain"][0] > 0
@@ -130,7 +133,7 @@ def test_a_failed_run_leaves_the_old_outs_and_its_finished_folds(inputs: Path, t
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "resources.json", "stack", "state", "torn"]
     finished = [path.name for path in (tmp_path / "state").rglob("*.parquet")]
-    assert sorted(finished) == ["forward-0.parquet", "forward-1.parquet"]
+    assert sorted(finished) == [f"forward-{fold}{kind}" for fold in (0, 1) for kind in (".parquet", ".trends.parquet")]
     run_stack(inputs, tmp_path)  # sound inputs have another fingerprint: nothing of the torn run is picked up
     assert {out: tree_bytes(tmp_path / out) for out in ("stack", "models")} == before
 

@@ -14,21 +14,21 @@ from scipy.stats import spearmanr
 
 from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
 from popularity.core.errors import DataError
+from popularity.encoders.text import EmbedTextParams
 from popularity.features import featurize
 from popularity.text_model.model import Labels, NumericFeatures, TextModel, TextModelParams, batches, fit, sentences
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
 from stages import text_model
-from tests.encoders.tiny_encoders import encoder_sections, text_params
+from tests.encoders.tiny_encoders import encoder_sections, save_bert, text_params
 from tests.random_posts import random_images, random_posts
 from tests.repository import stage_flags
 from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
-    seed=0, epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4, lr_head=1e-2, weight_decay=0.01,
-    warmup_fraction=0.1, detrend="family", num_threads=1, parallel_folds=1,
+    seed=0, schemes=("holdout", "forward"), epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4,
+    lr_head=1e-2, weight_decay=0.01, warmup_fraction=0.1, detrend="family", num_threads=1, parallel_folds=1,
 )  # fmt: skip
-ENCODER = text_params()
 SCHEMES = ["holdout", "forward"]
 
 
@@ -39,8 +39,14 @@ def posts() -> pl.DataFrame:
     rng = np.random.default_rng(0)
     liked = rng.random(made.height) < 0.5
     label = pl.Series(6 + 3 * liked + rng.normal(0, 0.3, made.height)).round(2)
-    title = pl.Series(np.where(liked, "a kitten asleep on a sofa", "the annual tax report of a bank"))
+    title = pl.Series(np.where(liked, "cat of the sea", "dog of the sunset"))  # words of the tiny tower
     return made.with_columns(title=title, label=pl.when(split="train").then(label))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> EmbedTextParams:
+    """A tiny tower with random weights: the graph of the tests of pipeline/ fine-tunes MiniLM itself."""
+    return text_params(weights=f"path:{save_bert(tmp_path_factory.mktemp('bert'))}", max_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +69,11 @@ def fold_of(folder: Path, scheme: str) -> Fold:
     return load_fold(key, rows, posts, folder / "features")
 
 
-def run_stage(folder: Path, out: Path, params: TextModelParams = PARAMS) -> pl.DataFrame:
+def run_stage(folder: Path, out: Path, encoder: EmbedTextParams, params: TextModelParams = PARAMS) -> pl.DataFrame:
     """What the stage writes below `out`."""
     out.mkdir(exist_ok=True)
-    sections = {"text_model": asdict(params), "stack": {"schemes": SCHEMES}, **encoder_sections(text=ENCODER)}
+    schemes = {"schemes": [*SCHEMES, "group"]}  # of the stack; the text model is fitted in its own ones
+    sections = {"text_model": asdict(params), "stack": schemes, **encoder_sections(text=encoder)}
     (out / "params.yaml").write_text(json.dumps(sections), encoding="utf-8")
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features"}
     made = {"predictions": "predicted", "models": "models", "state": "state"}
@@ -75,18 +82,18 @@ def run_stage(folder: Path, out: Path, params: TextModelParams = PARAMS) -> pl.D
 
 
 @pytest.fixture(scope="module")
-def ran(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ran(folder: Path, encoder: EmbedTextParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ran") / "out"
-    run_stage(folder, out)
+    run_stage(folder, out, encoder)
     return out
 
 
-def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFrame) -> None:
+def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFrame, encoder: EmbedTextParams) -> None:
     predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
     scored = predicted.filter(scheme="forward").join(posts.select("pid", "label"), on="pid", validate="m:1")
     assert spearmanr(scored["label"], scored["prediction"]).statistic > 0.6
     assert np.abs(scored["label"].to_numpy() - scored["prediction"].to_numpy()).mean() < 1.0
-    untrained = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=0))
+    untrained = fit(*_given(folder), encoder, replace(PARAMS, epochs=0))
     fold = fold_of(folder, "forward")
     assert np.ptp(untrained.predict(fold.valid, fold.valid_at)) < np.ptp(scored["prediction"].to_numpy())
 
@@ -103,18 +110,20 @@ def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Pat
     assert predicted.select(TEXT_PREDICTIONS.key).equals(wanted.select(TEXT_PREDICTIONS.key).sort(TEXT_PREDICTIONS.key))
 
 
-def test_labels_of_scored_posts_change_nothing(posts: pl.DataFrame, ran: Path, tmp_path: Path) -> None:
+def test_labels_of_scored_posts_change_nothing(
+    posts: pl.DataFrame, ran: Path, encoder: EmbedTextParams, tmp_path: Path
+) -> None:
     predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
     holdout = predicted.filter(scheme="holdout")["pid"]
     blank = pl.when(pl.col("pid").is_in(holdout.implode())).then(pl.col("label") - 5).otherwise("label")
-    other = run_stage(write_inputs(posts.with_columns(label=blank), tmp_path), tmp_path / "out")
+    other = run_stage(write_inputs(posts.with_columns(label=blank), tmp_path), tmp_path / "out", encoder)
     for scheme in SCHEMES:
         assert other.filter(scheme=scheme).equals(predicted.filter(scheme=scheme))
     assert not other.filter(scheme="refit").equals(predicted.filter(scheme="refit"))
 
 
 def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
-    folder: Path, ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, ran: Path, encoder: EmbedTextParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
     fitted = 0
@@ -128,54 +137,56 @@ def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
 
     monkeypatch.setattr("popularity.text_model.folds.fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(folder, tmp_path / "killed")
+        run_stage(folder, tmp_path / "killed", encoder)
     assert len(list((tmp_path / "killed/state").rglob("*.parquet"))) == 2
-    assert run_stage(folder, tmp_path / "killed").equals(first)
+    assert run_stage(folder, tmp_path / "killed", encoder).equals(first)
     assert fitted == 1 + first.select("scheme", "fold").n_unique()
     once, twice = (tree_bytes(out / "models")["model.safetensors"] for out in (ran, tmp_path / "killed"))
     assert once == twice
 
 
-def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path) -> None:
+def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path, encoder: EmbedTextParams) -> None:
     final = fold_of(folder, "refit")
     predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
-    model = TextModel.load(ran / "models/model.safetensors", ENCODER)
+    model = TextModel.load(ran / "models/model.safetensors", encoder)
     np.testing.assert_allclose(model.predict(final.valid, final.valid_at), predicted["prediction"], rtol=0, atol=1e-5)
     alone = model.predict(final.valid.head(1), final.valid_at[:1])
     np.testing.assert_allclose(alone, predicted["prediction"][:1], rtol=0, atol=1e-5)
 
 
-def test_in_half_precision_too_a_post_is_predicted_alike_with_any_others(folder: Path) -> None:
-    half = replace(ENCODER, precision="bf16")
+def test_in_half_precision_too_a_post_is_predicted_alike_with_any_others(
+    folder: Path, encoder: EmbedTextParams
+) -> None:
+    half = replace(encoder, precision="bf16")
     model = fit(*_given(folder), half, replace(PARAMS, epochs=1))
     fold = fold_of(folder, "forward")
     together = model.predict(fold.valid, fold.valid_at)
     for row in range(5):
         alone = model.predict(fold.valid[row : row + 1], fold.valid_at[row : row + 1])
         np.testing.assert_allclose(alone, together[row : row + 1], rtol=0, atol=1e-5)
-    whole = fit(*_given(folder), ENCODER, replace(PARAMS, epochs=1))
+    whole = fit(*_given(folder), encoder, replace(PARAMS, epochs=1))
     assert not np.array_equal(whole.predict(fold.valid, fold.valid_at), together)
 
 
-def test_without_epochs_there_is_no_model(folder: Path, tmp_path: Path) -> None:
-    assert run_stage(folder, tmp_path / "out", replace(PARAMS, epochs=0)).is_empty()
+def test_without_epochs_there_is_no_model(folder: Path, encoder: EmbedTextParams, tmp_path: Path) -> None:
+    assert run_stage(folder, tmp_path / "out", encoder, replace(PARAMS, epochs=0)).is_empty()
     assert sorted(tree_bytes(tmp_path / "out/models")) == ["manifest.json"]
 
 
-def test_of_many_posts_it_sees_the_latest(folder: Path) -> None:
+def test_of_many_posts_it_sees_the_latest(folder: Path, encoder: EmbedTextParams) -> None:
     features, labels = _given(folder)
     posted_at = labels.posted_at
     late = posted_at >= np.sort(posted_at)[-100]
-    alone = fit(features.filter(pl.Series(late)), labels.take(np.flatnonzero(late)), ENCODER, PARAMS)
-    capped = fit(features, labels, ENCODER, replace(PARAMS, max_train_posts=int(late.sum())))
+    alone = fit(features.filter(pl.Series(late)), labels.take(np.flatnonzero(late)), encoder, PARAMS)
+    capped = fit(features, labels, encoder, replace(PARAMS, max_train_posts=int(late.sum())))
     assert np.array_equal(alone.predict(features, posted_at), capped.predict(features, posted_at))
-    more = fit(features, labels, ENCODER, PARAMS)
+    more = fit(features, labels, encoder, PARAMS)
     assert not np.array_equal(more.predict(features, posted_at), capped.predict(features, posted_at))
 
 
-def test_a_rate_that_diverges_is_an_error(folder: Path) -> None:
+def test_a_rate_that_diverges_is_an_error(folder: Path, encoder: EmbedTextParams) -> None:
     with pytest.raises(DataError, match=r"loss of the text model is not finite[\s\S]*text_model\.lr"):
-        fit(*_given(folder), ENCODER, replace(PARAMS, lr=1e30))
+        fit(*_given(folder), encoder, replace(PARAMS, lr=1e30))
 
 
 def test_numbers_are_standardised_by_fit_rows_alone(folder: Path) -> None:

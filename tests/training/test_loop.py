@@ -309,6 +309,7 @@ def test_precision_of_the_device(
 ) -> None:
     single_accelerator()  # the processes keep the device, and the precision is chosen anew
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     AcceleratorState._reset_state()
     assert make_accelerator(wanted).mixed_precision == given

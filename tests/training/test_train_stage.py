@@ -31,7 +31,7 @@ from popularity.network.inputs import EncoderOutputs, EncoderPair, read_network_
 from stages import prototypes, train
 from tests.encoders.tiny_encoders import encoder_sections, image_params, make_images, save_bert, save_clip, text_params
 from tests.network.small_network import VALUES, changed
-from tests.processes import wait_for
+from tests.processes import PATIENCE, wait_for
 from tests.repository import REPOSITORY, stage_flags
 from tests.small_tables import small_posts
 from tests.training.small_training import TRAIN, train_params
@@ -63,9 +63,13 @@ class Project:
         return stage_flags("train", self.folder, **given)
 
     def train(self, name: str) -> dict[str, bytes]:
-        """The bytes of what the stage wrote below `name`."""
+        """The bytes of what the stage writes below `name`."""
         AcceleratorState._reset_state()
         train.main(self.arguments(name))
+        return self.written(name)
+
+    def written(self, name: str) -> dict[str, bytes]:
+        """The bytes of what the stage wrote below `name`."""
         written = [*self.folder.glob(f"{name}/network/*"), *self.folder.glob(f"{name}/live/**/*")]
         return {str(file.relative_to(self.folder / name)): file.read_bytes() for file in written if file.is_file()}
 
@@ -172,6 +176,42 @@ def test_a_killed_run_goes_on_after_its_last_epoch(project: Project) -> None:
     assert stopped.keys() == whole.keys()
     assert [name for name in whole if stopped[name] != whole[name]] == []
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("made", ["clip"], indirect=True)
+def test_a_run_that_is_killed_within_an_epoch_ends_in_the_same_bytes(project: Project) -> None:
+    """Killed by the system, after a checkpoint within an epoch: nothing of the process is asked or cleaned up."""
+    # A checkpoint after every step.
+    project.write_params(
+        batch_size=2, valid_fraction=0.2, epochs=4, checkpoint_minutes=1e-6, **{"attention.dropout": 0.2}
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "stages.train", *project.arguments("killed")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while True:
+        wait_for(lambda: is_within_an_epoch("killed"), process)
+        process.send_signal(signal.SIGSTOP)  # else it might end the epoch before the kill
+        if is_within_an_epoch("killed"):
+            break
+        process.send_signal(signal.SIGCONT)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not Path("killed/network").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch" in done.stderr
+    killed, whole = project.written("killed"), project.train("whole")
+    assert killed.keys() == whole.keys()
+    assert [name for name in whole if killed[name] != whole[name]] == []
+
+
+def is_within_an_epoch(name: str) -> bool:
+    """Whether the checkpoint is of the second epoch or a later one, between its first step and its last."""
+    found = list(Path(name).glob("state/train/*/checkpoint/begun.json"))
+    try:
+        return bool(found and finished_epochs(name) > 0 and json.loads(found[0].read_text())["steps"] > 0)
+    except FileNotFoundError:  # it is being replaced
+        return False
 
 
 def finished_epochs(name: str) -> int:

@@ -85,31 +85,54 @@ def test_every_split_looks_as_far_ahead_as_the_test_part() -> None:
     assert (refit["days_ahead_median"], refit["days_ahead_max"]) == pytest.approx((50, 100), abs=0.2)
 
 
+def shared(splits: pl.DataFrame, one: int, other: int) -> float:
+    """The share of posts that are valid in two forward splits, of the smaller one."""
+    first, second = (set(splits.filter(scheme="forward", role="valid", fold=fold)["pid"]) for fold in (one, other))
+    return len(first & second) / min(len(first), len(second))
+
+
 def test_a_ratio_is_lowered_where_too_few_posts_would_lie_before_an_origin() -> None:
     """A test part as long as the training part: a third of the posts stay before the first origin, and it is said."""
     posts = posts_at(evenly(0, 400, 3000), evenly(401, 800, 1000))
     splits, summary = make_splits(posts, PARAMS)
     assert summary["wanted_span_ratio"] == pytest.approx(1.0, abs=0.01)
     folds = in_time(summary)
-    assert [fold["scheme"] for fold in folds] == ["forward", "holdout"]  # a second one would see less than half as far
-    for fold in folds:
-        assert fold["span_ratio"] == pytest.approx(np.sqrt(3) - 1, abs=0.02)
+    assert [fold["scheme"] for fold in folds] == ["forward", "forward", "forward", "holdout"]
+    for fold in folds:  # room for the holdout, for one forward split and for two quarters of one
+        assert fold["span_ratio"] == pytest.approx(3 ** (1 / 2.5) - 1, abs=0.02)
         assert f"is {fold['span_ratio']:.2f}, not 1.00, so that at least 1,000 posts lie before" in fold["note"]
-        assert 3000 - splits.filter(scheme=fold["scheme"], role="valid").height >= 1000
-        rows = splits.filter(scheme=fold["scheme"]).join(posts, on="pid")
+        rows = splits.filter(scheme=fold["scheme"], fold=fold["fold"]).join(posts, on="pid")
         assert rows.filter(pl.col("posted_at") < rows.filter(role="valid")["posted_at"].min()).height >= 1000
-    assert "too few posts or users for 2 more of split.n_origins = 3" in folds[0]["note"]
+    assert [shared(splits, 0, 1), shared(splits, 1, 2)] == pytest.approx([0.75, 0.75], abs=0.1)
+    single, holdout = in_time(make_splits(posts, replace(PARAMS, n_origins=1))[1])
+    assert [single["span_ratio"], holdout["span_ratio"]] == pytest.approx([np.sqrt(3) - 1] * 2, abs=0.02)
 
 
-def test_splits_that_see_more_than_half_as_far_share_the_room() -> None:
-    posts = posts_at(evenly(0, 400, 3000), evenly(401, 640, 1000))
-    *forward, holdout = in_time(make_splits(posts, PARAMS)[1])
-    assert holdout["span_ratio"] == pytest.approx(0.6, abs=0.01)
-    assert [fold["span_ratio"] for fold in forward] == pytest.approx([np.sqrt(3 / 1.6) - 1] * 2, abs=0.01)
-    for fold in forward:
-        assert f"is {fold['span_ratio']:.2f}, not 0.60" in fold["note"]
-    single, _ = in_time(make_splits(posts, replace(PARAMS, n_origins=1))[1])
-    assert single["span_ratio"] == pytest.approx(0.6, abs=0.01)
+def test_further_forward_splits_do_not_cost_more_than_a_quarter_of_the_ratio() -> None:
+    """Few posts at the beginning: a third of them is there early, so there is room for far splits, and three of them
+    would be much nearer."""
+    posts = posts_at([*evenly(0, 40, 1100), *evenly(41, 400, 1900)], evenly(401, 2400, 1000))
+    _, summary = make_splits(posts, PARAMS)
+    (first, *_), single = in_time(summary), in_time(make_splits(posts, replace(PARAMS, n_origins=1))[1])[0]
+    assert len(in_time(summary)) == 3
+    assert "too few posts or users for 1 more of split.n_origins = 3" in first["note"]
+    assert first["span_ratio"] >= 0.7 * single["span_ratio"]
+
+
+def test_forward_splits_overlap_where_they_have_no_room_one_after_another() -> None:
+    posts = posts_at(evenly(0, 400, 3000), evenly(401, 580, 1000))
+    splits, summary = make_splits(posts, PARAMS)
+    folds = in_time(summary)
+    assert [fold["scheme"] for fold in folds] == ["forward", "forward", "forward", "holdout"]
+    for fold in folds:
+        assert fold["span_ratio"] == pytest.approx(0.45, abs=0.01)
+        assert "span" not in fold["note"]
+        assert fold["valid"] >= 400
+    assert 0.3 < shared(splits, 0, 1) < 0.9
+    ends = [fold["valid_to"] for fold in folds]
+    assert ends == sorted(set(ends))
+    holdout = splits.filter(scheme="holdout", role="valid")["pid"]
+    assert splits.filter(pl.col("pid").is_in(holdout.implode()), scheme="forward", role="valid").is_empty()
 
 
 def test_a_ratio_is_raised_where_too_few_posts_would_be_valid() -> None:

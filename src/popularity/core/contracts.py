@@ -93,6 +93,10 @@ USERS = Contract(
     key=("uid",),
 )
 
+# Further columns of a user's own table: Float64 numbers and String categories, named table_<name>; see FURTHER.
+COLUMNS = Contract("columns", {"pid": Column(pl.String)}, key=("pid",), extra=True)
+FURTHER = "table_"  # a column of the features that came from there
+
 IMAGE_STATUSES = ("ok", "missing", "unreadable", "too_large")
 
 IMAGES = Contract(
@@ -197,7 +201,21 @@ PREDICTIONS = Contract(
         "prediction": Column(pl.Float64),
         "error_scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; not of baselines
     },
-    key=("scheme", "model", "seed", "pid"),
+    key=("scheme", "model", "seed", "pid", "fold"),  # a post may be valid in several splits of `forward`
+)
+
+# What each member of the stack's trend forecasts at the dates of a split's valid posts.
+TRENDS = Contract(
+    "trends",
+    {
+        "scheme": Column(pl.String, values=SCHEMES),
+        "fold": Column(pl.Int32),
+        "member": Column(pl.String),
+        "earlier": Column(pl.Float64),  # share of the valid posts that are not later than the date, 0 to 1
+        "posted_at": Column(UTC),
+        "value": Column(pl.Float64),  # label units
+    },
+    key=("scheme", "fold", "member", "earlier"),
 )
 
 TEXT_PREDICTIONS = Contract(
@@ -237,6 +255,13 @@ CLASSES = Contract(
         "posts": Column(pl.Int64),  # training posts
     },
     key=("level", "index"),
+)
+
+# The classes that stage `prototypes` gives to posts that have none of their own; no rows where posts have classes.
+CLUSTERS = Contract(
+    "clusters",
+    {"pid": Column(pl.String), **{level: Column(pl.String) for level in LEVELS}},
+    key=("pid",),
 )
 
 MODALITIES = ("visual", "text")
@@ -315,6 +340,20 @@ def class_key(*names: str) -> str:
     'Food/Sea\\/Lake'
     """
     return "/".join(name.replace("\\", "\\\\").replace("/", "\\/") for name in names)
+
+
+# The classes of every post of a table without classes: its network learns clusters (prototypes/clusters.py).
+UNCLASSIFIED = {level: class_key(*["posts"] * (depth + 1)) for depth, level in enumerate(LEVELS)}
+
+
+def is_unclassified(posts: pl.DataFrame) -> bool:
+    """True if the posts (contract POSTS) have no classes of their own."""
+    return bool((posts["concept"] == UNCLASSIFIED["concept"]).all())
+
+
+def unclassified(posts: pl.DataFrame) -> pl.DataFrame:
+    """`posts` (contract POSTS) as posts that have no classes of their own."""
+    return posts.with_columns(pl.lit(key).alias(level) for level, key in UNCLASSIFIED.items())
 
 
 def class_names(key: str) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Runs several fits at a time: a single one keeps few cores busy."""
+"""Runs several fits at a time: a single one keeps few cores busy.
+
+Torch, which takes seconds to load, is not needed here: the stages of the stack and their processes do without it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import cache
 from threading import Thread
 from typing import TypeVar
 
-import torch
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
@@ -57,17 +58,6 @@ def ordered_map(
             ) from error
         finally:
             get_reusable_executor().shutdown()  # so that their memory is in this process's resource record
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Limits torch to `threads` threads in the block: more would sum in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_worker(work: Callable[[Task], Result], task: Task, parent: int) -> Result:

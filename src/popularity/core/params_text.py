@@ -72,10 +72,10 @@ def joined(keys: Collection[Key]) -> str:
 
 
 def _in_style_of(old: Any, value: Any) -> Any:
-    """The value, in brackets if the old one is a list in brackets, and in quotes if it is a text in quotes."""
+    """The value, in brackets unless the old one is a list without, and in quotes if it is a text in quotes."""
     if isinstance(value, str) and isinstance(old, ScalarString):
         return type(old)(value)
-    on_one_line = isinstance(old, CommentedSeq) and (not old or old.fa.flow_style())
+    on_one_line = not isinstance(old, CommentedSeq) or not old or old.fa.flow_style()
     if not isinstance(value, list) or not on_one_line:
         return value
     result = CommentedSeq(value)

@@ -20,6 +20,7 @@ DEMO_TRUTH = "data/demo_truth"
 
 POSTS = "data/interim/posts.parquet"
 USERS = "data/interim/users.parquet"
+COLUMNS = "data/interim/columns.parquet"  # further columns of a user's own table
 QUARANTINE = "data/interim/quarantine.parquet"
 IMAGES = "data/interim/images.parquet"
 SPLITS = "data/interim/splits.parquet"
@@ -29,12 +30,15 @@ FEATURES = "data/features"
 IMAGE_EMBEDDINGS = "data/embeddings/image/${encoders.network.image}"
 IMAGE_STATUS = "data/embeddings/image/${encoders.network.image}/status.parquet"
 TEXT_EMBEDDINGS = "data/embeddings/text/${encoders.network.text}"
-STACK_IMAGE_EMBEDDINGS = "data/embeddings/image/${encoders.stack.image}"
-STACK_TEXT_EMBEDDINGS = "data/embeddings/text/${encoders.stack.text}"
+STACK_EMBEDDINGS = "data/embeddings/stack"  # of the encoders that encoders.stack names
+STACK_IMAGE_EMBEDDINGS = "data/embeddings/stack/image"
+STACK_TEXT_EMBEDDINGS = "data/embeddings/stack/text"
+STACK_MODELS = "data/embeddings/stack/models.json"
 PROTOTYPE_EMBEDDINGS = "data/embeddings/prototype"
 
 PROTOTYPES = "models/prototypes"
 PROTOTYPE_CLASSES = "models/prototypes/classes.parquet"
+PROTOTYPE_CLUSTERS = "models/prototypes/clusters.parquet"
 PROTOTYPE_FIELDS = "models/prototypes/metadata.json"
 PROTOTYPE_MANIFEST = "models/prototypes/manifest.json"
 PROTOTYPE_VECTORS = "models/prototypes/prototypes.safetensors"
@@ -60,6 +64,7 @@ STACK = "models/stack"
 STACK_MANIFEST = "models/stack/manifest.json"
 STACK_OUTPUTS = "data/stack"
 STACK_PREDICTIONS = "data/stack/predictions.parquet"  # of every member, and of the baselines
+STACK_TRENDS = "data/stack/trends.parquet"  # of the first member
 
 ENSEMBLE = "models/ensemble"
 ENSEMBLE_MANIFEST = "models/ensemble/manifest.json"
@@ -86,6 +91,8 @@ SCORES_BY_GROUP = "reports/scores_by_group.csv"
 SCORES_TEXT = "reports/scores.txt"
 CALIBRATION = "reports/calibration.json"
 COVERAGE = "reports/coverage.csv"
+PROMISE = "reports/promise.csv"
+PROMISE_METRICS = "reports/promise.json"
 PLOTS = "reports/plots"
 
 REPORT = "reports/report.html"
@@ -99,6 +106,7 @@ STAGES = (
     "featurize",
     "embed_image",
     "embed_text",
+    "stack_vectors",
     "prototypes",
     "train",
     "embed_posts",
@@ -115,11 +123,15 @@ RESOURCES = {stage: f"reports/resources/{stage}.json" for stage in STAGES} | {  
     "embed_text": "reports/resources/embed_text_${encoders.network.text}.json",
 }
 
-# Of the stack's encoders, where they are others than the network's.
-STACK_RESOURCES = (
-    "reports/resources/embed_image_${encoders.stack.image}.json",
-    "reports/resources/embed_text_${encoders.stack.text}.json",
-)
+
+def encoder_resources(kind: str, name: str) -> str:
+    """The path of the seconds and memory of an encoder's stage.
+
+    Args:
+        kind: image or text.
+        name: an entry of embed_image or embed_text.
+    """
+    return f"reports/resources/embed_{kind}_{name}.json"
 
 
 def resolved(path: str, params: Mapping[str, Any]) -> str:

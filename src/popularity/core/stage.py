@@ -18,10 +18,20 @@ from typing import NoReturn
 from popularity.core.atomic import write_json
 from popularity.core.errors import PopularityError
 
+logger = logging.getLogger(__name__)
+
 # Set by `popularity.launch` for the processes that it starts: its pid, and their number.
 LAUNCHER_VARIABLE = "POPULARITY_LAUNCHER"
 PROCESSES_VARIABLE = "POPULARITY_PROCESSES"
 REFUSED = signal.SIGUSR1  # to the launcher: an error for people has been shown
+# What torchrun, MPI, Slurm's srun and accelerate tell the processes that they start.
+OF_LAUNCHERS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "CROSS_RANK", "ROLE_NAME"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "CROSS_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+PREFIXES_OF_LAUNCHERS = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "OMPI_", "MPIR_", "MV2_", "PMI_", "PMIX_")
+KEPT = ("ACCELERATE_USE_CPU",)  # a choice of the device, and of no launch
 _UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
@@ -61,6 +71,9 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal lacks is escaped
             stream.reconfigure(errors="backslashreplace")
     set_up_logging()
+    refuse_other_code(Path.cwd())
+    if not _started_by_us():
+        put_aside_variables()
     try:
         main()
         sys.stdout.flush()
@@ -86,6 +99,39 @@ def run(main: Callable[[], None]) -> None:
             f"error: {error.filename or 'a file'}: {error.strerror}\n"
             "  expected: folders that can be written, on a disk with space left\n"
             "  next: make room, or make the folder writable, and run the command again: finished work is kept"
+        )
+
+
+def put_aside_variables() -> None:
+    """Removes from the environment what another launch left there, with a line that names it.
+
+    With such variables libraries would wait for processes that nobody started, or train otherwise than params.yaml
+    says.
+    """
+    found = [
+        name
+        for name in sorted(os.environ)
+        if (name in OF_LAUNCHERS or name.startswith(PREFIXES_OF_LAUNCHERS)) and name not in KEPT
+    ]
+    for name in found:
+        del os.environ[name]
+    if found:
+        logger.warning("put aside %s: of a launch by another program (processes: configs/accelerate)", ", ".join(found))
+
+
+def _started_by_us() -> bool:
+    """True in a process that `popularity.launch` started or turned into."""
+    return os.environ.get(LAUNCHER_VARIABLE) in (str(os.getppid()), str(os.getpid()))
+
+
+def refuse_other_code(folder: Path) -> None:
+    """Exits with 1 if `folder` holds this package and the running one is another: a change there would not be seen."""
+    here, running = folder / "src" / "popularity", Path(__file__).resolve().parents[1]
+    if (here / "__init__.py").is_file() and here.resolve() != running:
+        sys.exit(
+            f"error: {running} would run, not the code of this folder\n"
+            f"  expected: {here.resolve()}\n"
+            "  next: export PYTHONPATH=src, or make an environment of this folder: make env"
         )
 
 

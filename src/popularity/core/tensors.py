@@ -1,12 +1,14 @@
-"""Tensors and their metadata in one safetensors file; the same content gives the same bytes."""
+"""Tensors and their metadata in one safetensors file, with the same bytes for the same content; threads of torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,3 +30,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         names = list(stored.keys())
         # Copies, aligned as torch aligns tensors: the last bits of a product depend on it.
         return {name: stored.get_tensor(name).clone() for name in names}, json.loads(stored.metadata()["about"])
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Limits torch to `threads` threads in the block: more would sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

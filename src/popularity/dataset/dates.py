@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import polars as pl
 
 from popularity.core.errors import DataError
-from popularity.dataset.layout import SplitFiles
 from popularity.dataset.parsing import CONVERTED, EARLIEST, LATEST, Parser, integers, present, to_seconds
 
 MAX_UNUSABLE = 0.05  # share of a split's dates; above it the column is not understood
@@ -13,16 +15,39 @@ YEAR = 365.25 * 86_400  # seconds
 FAR = (10.0, 10.0)  # years, and interquartile ranges, from the quartiles: farther dates are not of this data set
 
 
-def post_dates(texts: pl.Series, parser: Parser, source: SplitFiles) -> pl.Series:
-    """Int64 unix seconds of all posts of a split.
+@dataclass(frozen=True)
+class DateColumn:
+    """The column that holds the dates of posts.
 
-    A date that is missing, 0 or less, no integer, outside 1970 to 2100 or far from all others becomes the median date
-    of the split. Milliseconds are converted.
+    Args:
+        file: that it is in.
+        field: its name there.
+        posts: whose dates these are: "the train split".
+        kind: of its values, for messages.
+    """
+
+    file: Path
+    field: str
+    posts: str
+    kind: str = "an integer"
+
+
+def post_dates(texts: pl.Series, parser: Parser, column: DateColumn, written: pl.Series | None = None) -> pl.Series:
+    """Int64 unix seconds of all posts of a split, or of a table.
+
+    A date that is missing, 0 or less, unreadable, outside 1970 to 2100 or far from all others becomes the median of
+    the others. Milliseconds are converted.
+
+    Args:
+        texts: (n,) as in the file.
+        parser: of the file's rows.
+        column: where the texts are.
+        written: (n,) unix times that the texts say; None: the texts are integers.
 
     Raises:
         DataError: more than MAX_UNUSABLE of the dates cannot be used.
     """
-    seconds, converted = to_seconds(integers(texts))
+    seconds, converted = to_seconds(integers(texts) if written is None else written)
     low, high = int(EARLIEST.timestamp()), int(LATEST.timestamp())
     missing = present(texts).is_null() | (seconds <= 0).fill_null(False)
     unknown = seconds.is_null() & ~missing
@@ -33,23 +58,26 @@ def post_dates(texts: pl.Series, parser: Parser, source: SplitFiles) -> pl.Serie
     if unusable.sum() > max(1, MAX_UNUSABLE * len(texts)) or unusable.all():
         row = int(unusable.arg_true()[0])
         raise DataError(
-            f"{unusable.sum()} of {len(texts)} values of Postdate cannot be used; the first is {texts[row]!r}",
-            file=source.files["temporalspatial"],
+            f"{unusable.sum()} of {len(texts)} values of {column.field} cannot be used; the first is {texts[row]!r}",
+            file=column.file,
             row=row,
-            expected=f"unix time in seconds (or milliseconds) in all but {MAX_UNUSABLE:.0%} of the rows",
+            expected=(
+                f"{'unix time in seconds (or milliseconds)' if written is None else column.kind} "
+                f"in all but {MAX_UNUSABLE:.0%} of the rows"
+            ),
             fix="repair the column; a row whose date is not known may be empty",
         )
     usable = seconds.filter(~unusable).sort()
     median = int(usable[len(usable) // 2])
-    action = f"set to the median date of the {source.split} split"
+    action = f"set to the median date of {column.posts}"
     for bad, reason in (
         (missing, "missing"),
-        (unknown, "not an integer"),
+        (unknown, f"not {column.kind}"),
         (beyond, f"outside {EARLIEST.year} to {LATEST.year}"),
         (far, "far from all other dates"),
     ):
-        parser.quarantine.add(parser.rows, "Postdate", texts, bad, reason, action)
-    parser.quarantine.add(parser.rows, "Postdate", texts, converted & ~unusable, *CONVERTED)
+        parser.quarantine.add(parser.rows, column.field, texts, bad, reason, action)
+    parser.quarantine.add(parser.rows, column.field, texts, converted & ~unusable, *CONVERTED)
     return pl.select(pl.when(unusable).then(median).otherwise(seconds)).to_series()
 
 

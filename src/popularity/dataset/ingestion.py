@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,12 @@ from tqdm import tqdm
 from popularity.core.config import Section
 from popularity.core.contracts import LEVELS, POSTS, QUARANTINE, USERS, check_table, class_key
 from popularity.core.errors import DataError
-from popularity.dataset.dates import post_dates
+from popularity.dataset.dates import DateColumn, post_dates
 from popularity.dataset.layout import SplitFiles, find_splits
 from popularity.dataset.parsing import MISSING, Parser, Quarantine, Rows, from_seconds
 from popularity.dataset.reading import JsonTable, read_lines, stored_as
-from popularity.dataset.summary import Notes, summarise
+from popularity.dataset.summary import Notes, Source, summarise
+from popularity.dataset.table_columns import TableColumns
 from popularity.dataset.users import USER_FIELDS, UserVectors, holds_vectors, user_columns
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,20 @@ class DatasetParams(Section):
         collected_at: when the counts were read, UTC; `last_post`: on the date of the last post.
         labels: what train_label.txt holds: log2(views + 1), or the counts of views themselves.
         without_user_file: True if the data set may lack its user files.
+        table: a table of posts, from `root` on, which then is the folder of its pictures; "": the official layout.
+        test_table: the table of test posts, from `root` on; the same as `table`: test posts are rows of it.
+        test_from: posts of the table from this date on are the test part; "": those without a count.
+        columns: what each column of the table is.
     """
 
     root: str
     collected_at: str
     labels: Literal["log2", "counts"]
     without_user_file: bool
+    table: str = ""
+    test_table: str = ""
+    test_from: str = ""
+    columns: TableColumns = field(default_factory=TableColumns)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,8 @@ def ingest(
     if len(entries):
         log.info("%d values could not be used as published; see the summary and the quarantine table", len(entries))
     notes.users_with_differing_vectors = differing
-    return Ingested(table, user_table, entries, summarise(root, splits, table, entries, notes))
+    sources = [Source(source.split, source.folder, source.unread) for source in splits]
+    return Ingested(table, user_table, entries, summarise(root, sources, table, entries, notes))
 
 
 def collection_date(text: str) -> datetime | None:
@@ -194,6 +204,7 @@ class _SplitReader:
 
     def times_and_places(self) -> dict[str, pl.Series]:
         frame, parser = self._aligned_table("temporalspatial"), self._parser("temporalspatial")
+        dates = DateColumn(self.source.files["temporalspatial"], "Postdate", f"the {self.source.split} split")
         accuracy = parser.integer("Geoaccuracy", frame["Geoaccuracy"], 0, FINEST_GEO_ACCURACY, "set to 0")
         latitude = parser.number("Latitude", frame["Latitude"], -90, 90)
         longitude = parser.number("Longitude", frame["Longitude"], -180, 180)
@@ -201,7 +212,7 @@ class _SplitReader:
         nowhere = ((latitude == 0) & (longitude == 0)).fill_null(False)
         self.notes.places_at_zero[self.source.split] = int(nowhere.sum())
         return {
-            "posted_at": from_seconds(post_dates(frame["Postdate"], parser, self.source)),
+            "posted_at": from_seconds(post_dates(frame["Postdate"], parser, dates)),
             "latitude": latitude.set(nowhere, None),
             "longitude": longitude.set(nowhere, None),
             "geo_accuracy": accuracy.fill_null(0).set(nowhere, 0).cast(pl.Int8),

@@ -102,7 +102,7 @@ class Parser:
 
     def number(self, name: str, texts: pl.Series, low: float, high: float) -> pl.Series:
         """Float64 within [low, high], else null."""
-        return self._limited(name, texts, _numbers(texts), _Bounds("a number", low, high))
+        return self._limited(name, texts, numbers(texts), _Bounds("a number", low, high))
 
     def integer(self, name: str, texts: pl.Series, low: int, high: int, action: str = SET_TO_NULL) -> pl.Series:
         """Int64 within [low, high], else null; `action` says what the caller puts in place of the null."""
@@ -186,9 +186,9 @@ def integers(texts: pl.Series) -> pl.Series:
     values = given.cast(pl.Int64, strict=False)
     if values.null_count() == given.null_count():
         return values
-    numbers = _numbers(texts)
-    whole = (numbers == numbers.floor()) & (numbers.abs() < 2.0**53)
-    return values.fill_null(pl.select(pl.when(whole).then(numbers)).to_series().cast(pl.Int64))
+    given = numbers(texts)
+    whole = (given == given.floor()) & (given.abs() < 2.0**53)
+    return values.fill_null(pl.select(pl.when(whole).then(given)).to_series().cast(pl.Int64))
 
 
 def to_seconds(times: pl.Series) -> tuple[pl.Series, pl.Series]:
@@ -226,7 +226,7 @@ def _blank_to_null(texts: pl.Series) -> pl.Series:
     return texts.set(texts.is_in(MISSING).fill_null(False), None)
 
 
-def _numbers(texts: pl.Series) -> pl.Series:
+def numbers(texts: pl.Series) -> pl.Series:
     """Float64 where the text is a finite number, else null."""
     values = present(texts).cast(pl.Float64, strict=False)
     return values.set(~values.is_finite().fill_null(False), None)

@@ -112,6 +112,8 @@ def set_root(params: Path, root: Path) -> str:
     yaml.width = 2**16  # never break a line that was not broken
     content = yaml.load(params.read_text(encoding="utf-8"))
     content["dataset"]["root"] = str(root)
+    for name in {"table", "test_table", "test_from"} & set(content["dataset"]):
+        content["dataset"][name] = ""  # the official layout
     with atomic_path(params) as partial:
         yaml.dump(content, partial)
     return str(before["root"])

@@ -112,6 +112,11 @@ class JsonTable:
         self.unknown: list[str] = []
         self._names: set[str] = set()
 
+    @property
+    def names(self) -> set[str]:
+        """The names in the rows that were read so far."""
+        return self._names
+
     def read(self) -> pl.DataFrame:
         """All rows: one String column a field; null where a row lacks it."""
         return pl.concat(list(self.frames()), rechunk=True)

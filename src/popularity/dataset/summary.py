@@ -11,9 +11,18 @@ import polars as pl
 
 from popularity.core.arrays import rounded
 from popularity.core.contracts import LEVELS, POSTS
-from popularity.dataset.layout import SplitFiles
+from popularity.core.outliers import clipped_labels
 
 DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the posts of a split come from: the folder of its files, and the names of those that were not read."""
+
+    split: str
+    folder: Path
+    unread: tuple[str, ...]
 
 
 @dataclass
@@ -28,13 +37,13 @@ class Notes:
 
 
 def summarise(
-    root: Path, splits: Sequence[SplitFiles], posts: pl.DataFrame, quarantine: pl.DataFrame, notes: Notes
+    root: Path, splits: Sequence[Source], posts: pl.DataFrame, quarantine: pl.DataFrame, notes: Notes
 ) -> dict[str, Any]:
     """Counts, time spans and shares of a data set, as values for JSON.
 
     For each split: posts, users, classes per level, time span, share of missing values (null or empty) per column;
-    label statistics of the training split; users and classes of the test split that training lacks; quarantined values
-    by reason.
+    label statistics of the training split, `clipped` among them: how many labels lie so far from all others that fits
+    read them clipped; users and classes of the test split that training lacks; quarantined values by reason.
     """
     frames = {source.split: posts.filter(split=source.split) for source in splits}
     labels = frames["train"]["label"]
@@ -52,12 +61,13 @@ def summarise(
             "sd": rounded(labels.std(), DIGITS),
             "min": rounded(labels.min(), DIGITS),
             "max": rounded(labels.max(), DIGITS),
+            "clipped": int((clipped_labels(labels.to_numpy()) != labels.to_numpy()).sum()),
         },
         "quarantine": {
             "values": len(quarantine),
             "by_reason": _counts(quarantine, "field", "reason", "action"),
         },
-        "files": {str(Path(name).relative_to(root)): entry for name, entry in notes.files.items()},
+        "files": {_below(Path(name), root): entry for name, entry in notes.files.items()},
         "files_not_read": {source.folder.name: list(source.unread) for source in splits},
     }
     if "test" in frames:
@@ -67,6 +77,11 @@ def summarise(
     else:
         summary["test_part"] = "absent: no submission can be made"
     return summary
+
+
+def _below(file: Path, root: Path) -> str:
+    """The path of a file below `root`; of another one its name: reports show no path of the machine."""
+    return str(file.relative_to(root)) if file.is_relative_to(root) else file.name
 
 
 def _counts_of(frame: pl.DataFrame) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from PIL import Image
 from pydantic import Field
-from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from popularity.core.config import PARAMS_FILE
@@ -62,6 +61,9 @@ def image_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Ten
     Args:
         preprocessing: of the encoder; an image of any size becomes (3, size, size).
     """
+    # It takes seconds to load, and stages that read texts alone import this file too.
+    from timm.data.transforms_factory import create_transform  # noqa: PLC0415
+
     transform: Callable[[Image.Image], Tensor] = create_transform(
         (3, preprocessing.size, preprocessing.size),
         interpolation=preprocessing.interpolation,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,6 +12,8 @@ from popularity.core.config import Section
 
 # Also the name of a folder and the end of a stage's name.
 EncoderName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# One name, or a list of different ones.
+EncoderNames = EncoderName | Annotated[tuple[EncoderName, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,17 @@ class NetworkEncoders(Section):
 
 @dataclass(frozen=True)
 class StackEncoders(Section):
-    """The pair whose vectors are the blocks image and text of the stack.
+    """The encoders whose vectors are the blocks image and text of the stack.
+
+    One encoder of a kind gives the block `text`; several give a block each, named `text.<encoder>`.
 
     Args:
-        image: an entry of embed_image.
-        text: an entry of embed_text.
+        image: an entry of embed_image, or several.
+        text: an entry of embed_text, or several.
     """
 
-    image: EncoderName
-    text: EncoderName
+    image: EncoderNames
+    text: EncoderNames
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class EncodersParams(Section):
     stack: StackEncoders
 
 
+def as_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """The names that a key of encoders.stack gives, each once.
+
+    Args:
+        value: a name, or several.
+    """
+    return (value,) if isinstance(value, str) else tuple(dict.fromkeys(value))
+
+
 def names_in_use(params: Mapping[str, Any], kind: str) -> list[str]:
     """The names of the encoders that network and stack use, each once.
 
@@ -62,7 +75,8 @@ def names_in_use(params: Mapping[str, Any], kind: str) -> list[str]:
         params: content of params.yaml.
         kind: image or text.
     """
-    return list(dict.fromkeys(params["encoders"][pair][kind] for pair in ("network", "stack")))
+    used = params["encoders"]
+    return list(dict.fromkeys(name for pair in ("network", "stack") for name in as_names(used[pair][kind])))
 
 
 def models_in_use(params: Mapping[str, Any]) -> list[str]:

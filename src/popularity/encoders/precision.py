@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 def resolve_precision(precision: Precision, device: torch.device) -> ComputedPrecision:
     """`auto` as the device's own precision: bf16 where it computes in bf16, else fp16 on a GPU and fp32 on a CPU.
 
-    GPUs before Ampere (V100, T4) only emulate bf16, which is slower than fp32, but compute in fp16. Any other
-    `precision` is what it is.
+    GPUs before Ampere (V100, T4) only emulate bf16, which is slower than fp32, but compute in fp16. CPUs compute in it
+    with AVX512-BF16, and with AMX, which comes with that. Any other `precision` is what it is.
 
     Args:
         precision: a key `precision` of params.yaml.
@@ -33,7 +33,9 @@ def resolve_precision(precision: Precision, device: torch.device) -> ComputedPre
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    # The capability is what PyTorch uses, which ATEN_CPU_CAPABILITY may lower; AVX-512 alone only emulates bf16.
+    wide = device.type == "cpu" and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return wide and torch.cpu._is_avx512_bf16_supported()
 
 
 @cache

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing.queues
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,9 +39,12 @@ from popularity.encoders.sources import Precision
 logger = logging.getLogger(__name__)
 
 WORKERS_VARIABLE = "POPULARITY_WORKERS"
+MORE_SHARED_MEMORY = "raise it (docker run --shm-size=8g, or mount a larger tmpfs)"
 MAX_WORKERS = 8  # loader processes of a computing process; more only take memory
 BATCHES_PER_WORKER = 3  # in shared memory: two that wait, and one that is being made
 SHARED_MEMORY_FRACTION = 0.9  # of the free bytes, that batches may fill
+PAGE = 4096  # bytes; a tensor in shared memory takes whole pages
+BYTES_PER_WORKER = 16 * PAGE  # of the semaphores of a loader's queues
 B = TypeVar("B")
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -106,24 +111,55 @@ def workers_that_fit(batch: Any, workers: int) -> int:
         batch: as a loader makes it; tensors in tuples, lists, mappings or named tuples.
         workers: wanted number.
     """
-    free, needed = free_shared_memory(), BATCHES_PER_WORKER * _tensor_bytes(batch)
-    if free is None or not needed:
+    free, needed = free_shared_memory(), BATCHES_PER_WORKER * _tensor_bytes(batch) + BYTES_PER_WORKER
+    if free is None:
         return workers
     room = int(SHARED_MEMORY_FRACTION * free / local_processes())
     fitting = min(workers, room // needed)
     if fitting < workers:
         logger.warning(
             "%d loader processes instead of %d: %s has %d MB free, and the batches of each need %d MB\n"
-            "  next: raise it (docker run --shm-size=8g, or mount a larger tmpfs), or lower batch_size in params.yaml",
+            f"  next: {MORE_SHARED_MEMORY}, or lower batch_size in params.yaml",
             *(fitting, workers, SHARED_MEMORY, free // 10**6, -(-needed // 10**6)),
         )
     return fitting
 
 
+def end_where_memory_is_full(_worker: int = 0) -> None:
+    """For a loader process: it ends when a batch does not fit into shared memory.
+
+    Otherwise the thread that hands on the batches would lose this one, and the loader would be waited for without end.
+    """
+
+    def end(error: Exception, _batch: object) -> None:
+        print(f"a loader process ends: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+
+
+def from_loader(batches: Iterable[B]) -> Iterator[B]:
+    """The batches of a DataLoader.
+
+    Raises:
+        ConfigError: a loader process has ended or gave nothing for too long.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise ConfigError(
+            f"a loader process has ended: {str(error).splitlines()[0]}\n"
+            f"  expected: memory for the batches in {SHARED_MEMORY} and for {loader_workers()} processes\n"
+            f"  next: {MORE_SHARED_MEMORY}, or set {WORKERS_VARIABLE}=0, and run it again: finished work is kept"
+        ) from error
+
+
 def _tensor_bytes(batch: Any) -> int:
-    """The bytes of all tensors in `batch`."""
+    """The bytes of shared memory that all tensors in `batch` take."""
     if isinstance(batch, Tensor):
-        return batch.numel() * batch.element_size()
+        return -(-batch.numel() * batch.element_size() // PAGE) * PAGE
     if isinstance(batch, Mapping):
         return sum(map(_tensor_bytes, batch.values()))
     return sum(map(_tensor_bytes, batch)) if isinstance(batch, (tuple, list)) else 0
@@ -291,8 +327,14 @@ def _read_ahead(prepared: _Prepared[B], state: PartialState) -> Iterable[B | Pop
     first, rest = prepared[0], _Prepared(prepared.batches[1:], prepared.prepare)
     wanted = min(loader_workers(), len(rest))
     workers = workers_that_fit(first, wanted) if wanted else 0
-    loader = DataLoader(rest, batch_size=None, num_workers=workers, pin_memory=state.device.type == "cuda")
-    return chain([first], loader)
+    loader = DataLoader(
+        rest,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=state.device.type == "cuda",
+        worker_init_fn=end_where_memory_is_full,
+    )
+    return chain([first], from_loader(iter(loader)))  # its processes start now, not when the first batch is encoded
 
 
 def missing_shards(directory: Path, plan: ShardPlan, state: PartialState) -> list[int]:

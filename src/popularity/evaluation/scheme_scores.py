@@ -22,8 +22,8 @@ def scheme_scores(posts: pl.DataFrame, predictions: pl.DataFrame) -> dict[str, d
     means = (
         predictions.filter((pl.col("model") == MAIN_MODEL) & (pl.col("scheme") != REFIT))
         .sort(PREDICTIONS.key)
-        .group_by("scheme", "pid", maintain_order=True)
-        .agg(pl.mean("prediction"), pl.first("fold"))
+        .group_by("scheme", "pid", "fold", maintain_order=True)
+        .agg(pl.mean("prediction"))
         .join(posts.select("pid", "label"), on="pid", how="left", validate="m:1", maintain_order="left")
     )
     scores: dict[str, dict[str, float | None]] = {}

@@ -62,9 +62,9 @@ class Scored:
     Args:
         scheme: its name.
         models: the main model first.
-        rows: one a post, sorted by pid: pid, fold (0 in a scheme whose folds are scored together), uid, label, seen,
-            category, subcategory, month, `prediction:<model>` (mean over the seeds) for each model, and `error_scale`,
-            the main model's.
+        rows: one a post and split, sorted by pid: pid, fold (0 in a scheme whose folds are scored together), uid,
+            label, seen, posted_at, category, subcategory, month, `prediction:<model>` (mean over the seeds) for each
+            model, and `error_scale`, the main model's. A post may be valid in several splits of `forward`.
         train_means: mean label of the train rows of each fold.
     """
 
@@ -127,9 +127,8 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
     if MAIN_MODEL not in found:
         raise ContractError(f"predictions: scheme '{scheme}' has no model '{MAIN_MODEL}', found {sorted(found)}")
     models = (*(model for model in MODELS if model in found), *sorted(found - set(MODELS)))
-    columns = posts.select(
-        "pid", "uid", "label", "category", "subcategory", pl.col("posted_at").dt.strftime("%Y-%m").alias("month")
-    )
+    month = pl.col("posted_at").dt.strftime("%Y-%m").alias("month")
+    columns = posts.select("pid", "uid", "label", "posted_at", "category", "subcategory", month)
     scored_fold = pl.col("fold") if scheme in TIME_SCHEMES else pl.lit(0, pl.Int32)
     roles = splits.join(columns, on="pid", how="left", validate="m:1").with_columns(scored_fold=scored_fold)
     train = roles.filter(pl.col("role") == "train")
@@ -144,20 +143,20 @@ def _collect_scheme(scheme: str, posts: pl.DataFrame, splits: pl.DataFrame, pred
     means = (
         predictions.with_columns(model=pl.format("prediction:{}", "model"))
         .sort("seed")
-        .group_by("pid", "model", maintain_order=True)
+        .group_by("fold", "pid", "model", maintain_order=True)
         .agg(pl.col("prediction").mean())
-        .pivot(on="model", index="pid", values="prediction")
+        .pivot(on="model", index=["fold", "pid"], values="prediction")
     )
     # The error_scale is that of the mean over the seeds; each seed's row repeats it.
     of_main = predictions.filter(pl.col("model") == MAIN_MODEL)
-    error_scales = of_main.sort("seed").group_by("pid").agg(pl.first("error_scale"))
+    error_scales = of_main.sort("seed").group_by("fold", "pid").agg(pl.first("error_scale"))
     rows = (
         valid.with_columns(pl.col("seen").fill_null(value=False))
-        .join(means, on="pid", how="left", validate="1:1")
-        .join(error_scales, on="pid", how="left", validate="1:1")
+        .join(means, on=["fold", "pid"], how="left", validate="1:1")
+        .join(error_scales, on=["fold", "pid"], how="left", validate="1:1")
         .drop("scheme", "role", "fold")
         .rename({"scored_fold": "fold"})
-        .sort("pid")
+        .sort("pid", "fold")
     )
     train_means = train.group_by("scored_fold").agg(pl.col("label").mean()).sort("scored_fold")
     return Scored(scheme, models, rows, dict(train_means.iter_rows()))

@@ -17,7 +17,7 @@ from popularity.core.errors import ContractError
 from popularity.core.metrics import METRICS
 from popularity.evaluation.conformal import CALIBRATED_ON, Calibration, calibrate_on, coverage_table
 from popularity.evaluation.distance import HEADER, distance_rows, distance_sentences
-from popularity.evaluation.promise import CONFIDENCE, promises
+from popularity.evaluation.promise import CONFIDENCE, TEST, promise_sentences, promise_table, promises
 from popularity.evaluation.scores import EvaluateConfig, Scored, collect, score_groups, score_overall
 
 MAX_SCATTER_ROWS = 2_000  # a sample that a browser draws quickly
@@ -37,6 +37,7 @@ class Evaluation:
         groups: long table, columns GROUPS.
         calibration: of the intervals.
         coverage: of the intervals in `holdout`, columns COVERAGE.
+        promise: of the splits in time, columns PROMISES.
         plots: file stem -> data of one plot.
         table: fixed-width text for people.
     """
@@ -46,51 +47,65 @@ class Evaluation:
     groups: pl.DataFrame
     calibration: Calibration
     coverage: pl.DataFrame
+    promise: pl.DataFrame
     plots: dict[str, pl.DataFrame]
     table: str
 
 
-def evaluate(
-    posts: pl.DataFrame,
-    splits: pl.DataFrame,
-    predictions: pl.DataFrame,
-    importance: pl.DataFrame,
-    config: EvaluateConfig,
-    split_summary: Mapping[str, Any],
-) -> Evaluation:
-    """Returns scores of every model in every labelled scheme and coverage of the intervals, with tables and plot data.
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What is scored.
 
     Args:
         posts: contract POSTS.
         splits: contract FOLDS.
         predictions: contract PREDICTIONS.
+        trends: contract TRENDS.
         importance: (block, feature, gain) of the stack.
-        config: section evaluate.
         split_summary: reports/split.json.
+    """
+
+    posts: pl.DataFrame
+    splits: pl.DataFrame
+    predictions: pl.DataFrame
+    trends: pl.DataFrame
+    importance: pl.DataFrame
+    split_summary: Mapping[str, Any]
+
+
+def evaluate(inputs: EvaluationInputs, config: EvaluateConfig) -> Evaluation:
+    """Returns scores of every model in every labelled scheme and coverage of the intervals, with tables and plot data.
+
+    Args:
+        inputs: tables of earlier stages.
+        config: section evaluate.
 
     Raises:
         ContractError: predictions do not match the valid rows one to one, see `collect`, or lack an error_scale.
     """
-    scored = collect(posts, splits, predictions)
+    scored = collect(inputs.posts, inputs.splits, inputs.predictions)
     calibration = calibrate_on(scored)
     coverage = coverage_table(scored[0], calibration, config)
     scores, groups = score_overall(scored, config), score_groups(scored, config)
     overall = scores.filter(pl.col("fold").is_null())
+    promise = promise_table(promises(scored, scores, inputs.trends, config.confidence_level))
+    if inputs.split_summary["interleaved"]:  # a part that lies elsewhere in time than the splits
+        promise = promise.filter(pl.col("part") != TEST)
     plots = {
         "predicted_true": _predicted_true(scored[0], config.seed),
         "residual_by_month": _residual_by_month(groups),
-        "importance_by_block": _importance_by_block(importance),
+        "importance_by_block": _importance_by_block(inputs.importance),
         "score_by_scheme": _score_by_scheme(overall),
     }
     table = "\n\n".join(
         [
             _table(scored, scores, groups, config.confidence_level),
             _coverage_table(calibration, coverage),
-            _distance_table(split_summary),
-            _promise_table(scores, config.confidence_level),
+            _distance_table(inputs.split_summary),
+            _promise_table(promise),
         ]
     )
-    return Evaluation(_metrics(overall), scores, groups, calibration, coverage, plots, table)
+    return Evaluation(_metrics(overall), scores, groups, calibration, coverage, promise, plots, table)
 
 
 def read_importance(path: Path) -> pl.DataFrame:
@@ -111,15 +126,18 @@ class EvaluationPaths:
     groups: Path
     calibration: Path
     coverage: Path
+    promise: Path
+    promise_metrics: Path
     plots: Path
 
 
 def write_evaluation(evaluation: Evaluation, paths: EvaluationPaths) -> None:
-    """Writes metrics and calibration (JSON), the table for people, three tables and the data of each plot (CSV)."""
+    """Writes metrics and calibration (JSON), the table for people, four tables and the data of each plot (CSV)."""
     write_json(paths.metrics, evaluation.metrics)
+    write_json(paths.promise_metrics, _promise_metrics(evaluation.promise))
     write_text(paths.table, evaluation.table + "\n")
     evaluation.calibration.write(paths.calibration)
-    for name in ("scores", "groups", "coverage"):
+    for name in ("scores", "groups", "coverage", "promise"):
         with atomic_path(getattr(paths, name)) as partial:
             plain_cells(getattr(evaluation, name)).write_csv(partial)
     with atomic_directory(paths.plots) as partial:
@@ -131,6 +149,15 @@ def _metrics(scores: pl.DataFrame) -> Metrics:
     result: Metrics = {}
     for row in scores.filter(pl.col("minus").is_null()).iter_rows(named=True):
         result.setdefault(row["scheme"], {}).setdefault(row["model"], {})[row["metric"]] = row["value"]
+    return result
+
+
+def _promise_metrics(promise: pl.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Part -> metric -> promise, low, high, width and result: for dvc metrics."""
+    result: dict[str, dict[str, dict[str, float | None]]] = {}
+    for row in promise.iter_rows(named=True):
+        numbers = {name: row[name] for name in ("promise", "low", "high", "width", "result")}
+        result.setdefault(row["part"].replace(" ", "_"), {})[row["metric"]] = numbers
     return result
 
 
@@ -237,24 +264,30 @@ def _distance_table(split_summary: Mapping[str, Any]) -> str:
     return "\n".join([title, *distance_sentences(split_summary), table])
 
 
-def _promise_table(scores: pl.DataFrame, confidence: float) -> str:
-    """What the splits before each part promised, next to the result."""
+def _promise_table(promise: pl.DataFrame) -> str:
+    """What the other splits promised for each part, next to the result."""
     lines = [
         [
-            one.part,
-            one.metric.upper(),
-            f"{one.origins}",
-            f"{one.value:.4f} [{one.low:.3f}, {one.high:.3f}]",
-            f"{one.high - one.low:.3f}",
-            "-" if one.result is None else f"{one.result:.4f}",
-            "-" if one.kept is None else "yes" if one.kept else "no",
+            row["part"],
+            row["metric"].upper(),
+            f"{row['splits']}",
+            f"{row['shared']:.0%}",
+            f"{row['promise']:.4f} [{row['low']:.3f}, {row['high']:.3f}]",
+            f"{row['width']:.3f}",
+            "-" if row["result"] is None else f"{row['result']:.4f}",
+            "-" if row["inside"] is None else "yes" if row["inside"] else "no",
+            "-" if row["members_differ_by"] is None else f"{row['members_differ_by']:.3f}",
         ]
-        for one in promises(scores, confidence)
+        for row in promise.iter_rows(named=True)
     ]
-    title = f"Promise of '{MAIN_MODEL}': the mean of the splits before, with a {CONFIDENCE:.0%} interval"
+    title = (
+        f"Promise of '{MAIN_MODEL}' with a {CONFIDENCE:.0%} interval: a forward split by the others, '{HOLDOUT}' by "
+        f"the forward splits, '{TEST}' by all"
+    )
     if not lines:
         return f"{title}\nNone: a split in time has no score with an interval"
-    return f"{title}\n{_fixed_width(['for', 'metric', 'splits', 'promise', 'width', 'result', 'inside'], lines)}"
+    header = ["for", "metric", "splits", "shared posts", "promise", "width", "result", "inside", "members differ by"]
+    return "\n".join([title, *promise_sentences(promise), _fixed_width(header, lines)])
 
 
 def _score_lines(scores: pl.DataFrame, names: list[str]) -> list[list[str]]:

@@ -5,10 +5,10 @@ labels; `target_statistics` uses past labels of train rows. Feature groups (`gro
 two kinds that one key switches on: `rhythm`, `class_time`, `user_target`, `words`, `user_text`.
 """
 
-from popularity.features.build import FeaturizeParams, featurize, further_features
+from popularity.features.build import FeaturizeParams, add_columns, featurize, further_features
 from popularity.features.columns import FeatureColumn
 from popularity.features.context import context_features
-from popularity.features.rows import CATEGORIES, TEXT, row_features
+from popularity.features.rows import CATEGORIES, TEXT, categories_of, row_features
 from popularity.features.tables import read_features
 from popularity.features.target_statistics import compare_target_statistics
 from popularity.features.text_components import TextReducer
@@ -19,6 +19,8 @@ __all__ = [
     "FeatureColumn",
     "FeaturizeParams",
     "TextReducer",
+    "add_columns",
+    "categories_of",
     "compare_target_statistics",
     "context_features",
     "featurize",

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from popularity.core.as_of import as_of_dates, interleaved_horizon
 from popularity.core.config import Section
-from popularity.core.contracts import FEATURES, REFIT, SCHEMES, FoldKey, read_table, write_table
+from popularity.core.contracts import FEATURES, FURTHER, REFIT, SCHEMES, FoldKey, read_table, write_table
+from popularity.core.outliers import clipped_labels
 from popularity.features.context import context_features, count_features
 from popularity.features.groups import label_groups
 from popularity.features.past_labels import SOURCES, code_names
@@ -34,6 +35,7 @@ from popularity.features.target_statistics import target_statistics
 from popularity.features.text_components import TEXT_COMPONENTS, TextReducer
 from popularity.features.user_text import known_user_text, no_users, user_text_features
 
+ROW_TABLE = "row.parquet"
 StatisticsKey = Literal["uid", "category", "subcategory", "concept"]
 
 
@@ -72,9 +74,29 @@ def featurize(
         out: the folder.
         users: contract USERS, if the data set has vectors of users' descriptions.
     """
-    write_table(row_features(posts.lazy(), images.lazy()).collect(), out / "row.parquet", FEATURES)
+    write_table(row_features(posts.lazy(), images.lazy()).collect(), out / ROW_TABLE, FEATURES)
     _write_context(posts, no_users() if users is None else users, splits, params, out)
     _write_labels(posts, splits, params, out / "label")
+
+
+def add_columns(columns: pl.DataFrame, out: Path) -> None:
+    """Adds the further columns of a user's own table to the row features.
+
+    Args:
+        columns: contract COLUMNS.
+        out: the folder that `featurize` wrote.
+    """
+    if columns.width > 1:
+        table = read_table(out / ROW_TABLE, FEATURES)
+        write_table(join_by_pid(table, columns), out / ROW_TABLE, FEATURES)
+
+
+def _without_columns(table: pl.DataFrame, folder: Path) -> pl.DataFrame:
+    """`table` with the further columns of the stored posts, all null: later posts say nothing of them."""
+    stored = pl.read_parquet_schema(folder / ROW_TABLE)
+    return table.with_columns(
+        pl.lit(None).cast(dtype).alias(name) for name, dtype in stored.items() if name.startswith(FURTHER)
+    )
 
 
 def _write_context(
@@ -142,7 +164,7 @@ def further_features(
     # A later post does not move the origin, at which the pasts of others end.
     timed_by = known_rows.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
     tables.append(fold_label_features(rows, label_inputs(both), params, interleaved_horizon(known, splits), timed_by))
-    table = row_features(posts.lazy(), images.lazy()).collect()
+    table = _without_columns(row_features(posts.lazy(), images.lazy()).collect(), folder)
     for features in tables:
         table = join_by_pid(table, features)
     return table.sort("pid")
@@ -170,6 +192,9 @@ def fold_label_features(
         timed_by: see `as_of_dates`.
     """
     frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
+    is_train = (frame["role"] == "train") & frame["label"].is_not_null()
+    clipped = pl.Series(clipped_labels(frame["label"].filter(is_train).to_numpy()))
+    frame = frame.with_columns(label=frame["label"].scatter(is_train.arg_true(), clipped))
     statistics = target_statistics(frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by)
     dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
     return join_by_pid(statistics, label_groups(dated, params.target_statistics_prior))

@@ -26,6 +26,11 @@ FROM_LABELS = frozenset(
 # Ids, counts and target statistics of the class or of one below it. The first level stays: that of an unseen class may
 # be known.
 OF_CLASS = re.compile(r"(subcategory|concept)(_.*)?|(user|day)_subcategory_share|class_time\..*|user_target\.own_class")
+# All that says something of classes, left out where posts have none of their own.
+ABOUT_CLASSES = re.compile(
+    r"(category|subcategory|concept)(_.*)?|user_subcategor.*|day_subcategory_share|class_time\..*"
+    r"|user_target\.(own|beyond)_class"
+)
 CLASS_PASTS = ("subcategory_target_posts", "concept_target_posts")
 
 
@@ -47,6 +52,11 @@ class FeatureColumn:
     def of_class(self) -> bool:
         """Whether it is missing for a post of a class that no train row has."""
         return OF_CLASS.fullmatch(self.name) is not None
+
+    @property
+    def about_classes(self) -> bool:
+        """Whether it says anything of classes, and so nothing where posts have none of their own."""
+        return ABOUT_CLASSES.fullmatch(self.name) is not None
 
     @property
     def counts_class_past(self) -> bool:

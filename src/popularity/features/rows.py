@@ -7,8 +7,17 @@ from __future__ import annotations
 
 import polars as pl
 
+from popularity.core.contracts import FURTHER
+
 # Columns of text that the learners take as categories; the uid only if `stack.columns.uid_category` is true.
 CATEGORIES = ("category", "subcategory", "concept", "media_type", "timezone_id", "uid")
+
+
+def categories_of(features: pl.DataFrame) -> tuple[str, ...]:
+    """The categories among the columns of `features`: CATEGORIES, and those of a user's own table."""
+    further = (name for name, dtype in features.schema.items() if name.startswith(FURTHER) and dtype == pl.String)
+    return (*CATEGORIES, *further)
+
 
 TEXT = "text"  # title and tags unchanged: for the ridge on characters and the text model, not a column of the matrix
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ class ImageFolder:
             start = next(iter(sorted(path.parent for path in root.glob(f"*/{split}") if path.is_dir())), root)
         return cls(root, start, os.path.realpath(root), follow_links)
 
+    @classmethod
+    def own(cls, root: Path, *, follow_links: bool) -> ImageFolder:
+        """The images of a user's own table, whose paths start from the root."""
+        return cls(root, root, os.path.realpath(root), follow_links)
+
     def find(self, path: str) -> Path | None:
         """The file of an image path: of that name, or with another of SUFFIXES; None if there is none."""
         file = self.start / path
@@ -49,6 +55,11 @@ class ImageFolder:
         """As `find`, without files that may not be used."""
         file = self.find(path)
         return file if file is not None and (self.follow_links or not self.leads_out(file)) else None
+
+
+def of_table(paths: Iterable[str], split: str) -> bool:
+    """True if image paths are those of a user's own table: none begins with the name of the split."""
+    return not any(path.startswith(f"{split}/") for path in paths)
 
 
 def find_shards(root: Path, split: str) -> list[Path]:

@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from popularity.core.config import Section
 from popularity.core.contracts import IMAGE_STATUSES, IMAGES
 from popularity.core.errors import DataError
 from popularity.images.findings import EXAMPLES, Findings, image_lines
-from popularity.images.folder import ImageFolder, find_shards
+from popularity.images.folder import ImageFolder, find_shards, of_table
 from popularity.images.names import Wanted
 from popularity.images.reading import ImageDecodeError, Slice, content_name, read_header
 from popularity.images.shards import packed_images, places
@@ -83,11 +84,14 @@ def index_images(
     with tqdm(total=len(posts), desc="index_images", unit="image") as progress:
         for split in sorted(set(posts["split"])):
             expected = set(posts.filter(split=split)["image_path"]) - {""}
-            shards = find_shards(root, split)
+            own = of_table(expected, split)
+            shards = [] if own else find_shards(root, split)
             if shards:
                 found_here = _from_tars(shards, root, Wanted(expected), findings, params.max_pixels)
             else:
-                folder = ImageFolder.of(root, split, follow_links=follow_links)
+                folder = (ImageFolder.own if own else partial(ImageFolder.of, split=split))(
+                    root, follow_links=follow_links
+                )
                 found_here = _from_folder(folder, expected, findings, params.max_pixels)
             for path, image in found_here:
                 found[path] = image
@@ -240,7 +244,8 @@ def _refuse_unusable(summary: Mapping[str, Any], root: Path, params: IndexImages
                 "what is learned with images would then be applied without them"
             ),
         )
-    if not any(counts["ok"] for counts in summary["statuses"].values()):
+    named = sum(sum(counts.values()) for counts in summary["statuses"].values()) > sum(summary["no_picture"].values())
+    if named and not any(counts["ok"] for counts in summary["statuses"].values()):
         raise DataError(
             "no post has a usable image: " + "; ".join(hints),
             file=root,

@@ -58,7 +58,7 @@ from popularity.network.dataset import Batch, PostVectors, to_device
 from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
 from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
-from popularity.prototypes.classes import level_keys
+from popularity.prototypes.classes import level_keys, with_clusters
 
 OF_CLASS = {
     "global_prompt": "G_y",
@@ -175,7 +175,8 @@ def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path)
 def _post_classes(inputs: NetworkInputs) -> pl.DataFrame:
     """The class of each post (contract POST_CLASSES)."""
     class_name_format = read_json(inputs.folders.prototypes / "metadata.json")["class_name_format"]
-    keys = level_keys(inputs.posts, class_name_format)[CLASS_LEVEL]
+    posts = with_clusters(inputs.posts, inputs.folders.prototypes)
+    keys = level_keys(posts, class_name_format)[CLASS_LEVEL]
     return pl.DataFrame({"pid": inputs.posts["pid"], "class": keys})
 
 

@@ -100,13 +100,14 @@ def describe_posts(
     }
     logits = [outputs.global_logits, outputs.local_logits, attention_logits]
     ranked = {**similarity, "attention": _where(batch.has_image, level.logits)}
+    vectors = _class_vectors(outputs, torch.stack([mixture, of_others], dim=1))
     masked = {
-        **_class_vectors(outputs, of_others),
+        **{name: values[:, 1] for name, values in vectors.items()},
         "logits": torch.cat([_mean_for_own(values, own) for values in logits], dim=1),
         "scalars": torch.stack([masked_scalars[name] for name in SCALARS], dim=1),
     }
     found = {
-        **_class_vectors(outputs, mixture),
+        **{name: values[:, 0] for name, values in vectors.items()},
         "attended_image": outputs.attended.float(),
         **{f"adapted_{name}": getattr(outputs, field).float() for name, field in READ.items() if network.adapted[name]},
         "logits": torch.cat(logits, dim=1),
@@ -136,14 +137,14 @@ def class_probabilities(
     return _mean_head(*_heads(network, outputs, batch)).exp()
 
 
-def _class_vectors(outputs: Outputs, mixture: Tensor) -> dict[str, Tensor]:
-    """G, L, V~ and T~ (b, d) as means over the classes, weighted by `mixture` (b, K)."""
+def _class_vectors(outputs: Outputs, mixtures: Tensor) -> dict[str, Tensor]:
+    """G, L, V~ and T~ (b, n, d) as means over the classes, weighted by n `mixtures` (b, n, K)."""
     level = outputs.levels[CLASS_LEVEL]
     return {
-        "global_prompt": mixture @ outputs.global_prompts.float(),
-        "local_prompt": mixture @ outputs.local_prompts.float(),
+        "global_prompt": mixtures @ outputs.global_prompts.float(),
+        "local_prompt": mixtures @ outputs.local_prompts.float(),
         **{
-            f"attended_{kind}": torch.einsum("bk,bkd->bd", mixture, tokens.float())
+            f"attended_{kind}": mixtures @ tokens.float()
             for kind, tokens in (("visual", level.visual), ("text", level.text))
             if tokens is not None
         },

@@ -14,6 +14,8 @@ from popularity.network.model import PrototypeNetwork
 from popularity.network.params import MODALITIES
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums, prototypes
 
+ADAPTED = "adapted."  # prefix of the tensors of `network.prototype_tensors` in network.safetensors
+
 
 def prototype_tensors(found: ClassPrototypes) -> dict[str, Tensor]:
     """The tensors of which `adapted_prototypes` makes the same prototypes again.
@@ -58,3 +60,25 @@ def set_prototypes(network: PrototypeNetwork, vectors: PostVectors) -> None:
                 read = partial(found.member, kind)
                 without = found.without_folds(level, kind, vectors.fold, len(of_folds), read)
                 of_folds.copy_(torch.from_numpy(without))
+
+
+def network_tensors(network: PrototypeNetwork) -> dict[str, Tensor]:
+    """The weights that train, and the prototypes of encoders that train, under the prefix ADAPTED."""
+    adapted = {f"{ADAPTED}{name}": values for name, values in (network.prototype_tensors or {}).items()}
+    return {**network.state_dict(), **adapted}
+
+
+def set_network_tensors(network: PrototypeNetwork, tensors: Mapping[str, Tensor], vectors: PostVectors | None) -> None:
+    """Gives the network what `network_tensors` returned.
+
+    Args:
+        network: of the same shape.
+        tensors: by name.
+        vectors: of the posts, with their representatives; only prototypes of trained encoders need them.
+    """
+    adapted = {name.removeprefix(ADAPTED): tensors[name] for name in sorted(tensors) if name.startswith(ADAPTED)}
+    network.load_state_dict({name: values for name, values in tensors.items() if not name.startswith(ADAPTED)})
+    if adapted:
+        assert vectors is not None
+        network.prototype_tensors = adapted
+        set_prototypes(network, adapted_prototypes(vectors, adapted))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from popularity.network.params import AttentionParams
+
+# Largest factor of a shared output when terms are subtracted from it; rounding errors grow by it.
+MAX_GAIN = 8.0
 
 
 class Dropout(nn.Module):
@@ -31,27 +35,165 @@ class Dropout(nn.Module):
         return values * (kept.to(values.dtype) * (256 / (256 - dropped)))
 
 
+class OwnTokens(NamedTuple):
+    """Tokens of b posts that replace shared ones: each post has e, which replace different ones.
+
+    Args:
+        tokens: (b, e, D).
+        place: (b, e) of the shared token that each replaces.
+        found: (b, e) bool; where false, the token replaces nothing and is not in the sequence.
+    """
+
+    tokens: Tensor
+    place: Tensor
+    found: Tensor
+
+
 class SharedTokens(NamedTuple):
-    """The sequences [x_i, P_f(i)] of b posts, in which the posts of a fold share all tokens but the first.
+    """The sequences [x_i, P_f(i)] of b posts, in which the posts of a fold share all tokens but x and those of `own`.
 
     Args:
         image: (b, D) x.
         prototypes: (folds, m, D) P.
         fold: (b,) f.
+        own: outside of training the prototypes of the post's own classes, which leave the post out.
     """
 
     image: Tensor
     prototypes: Tensor
     fold: Tensor
+    own: OwnTokens | None = None
 
     def sequence(self) -> Tensor:
         """The tokens (b, 1 + m, D)."""
-        return torch.cat([self.image[:, None], self.of_posts(self.prototypes)], dim=1)
+        shared = self.of_posts(self.prototypes)
+        if self.own is not None:
+            shared = self.exchanged(shared, self.own.tokens)
+        return torch.cat([self.image[:, None], shared], dim=1)
 
     def of_posts(self, values: Tensor) -> Tensor:
         """(b, ...) of values (folds, ...): each post's."""
+        if len(values) == 1:
+            return values.expand(len(self.fold), *values.shape[1:])
         # An embedding sums its gradient in a fixed order; indexing does not.
         return nn.functional.embedding(self.fold, values.flatten(1)).view(-1, *values.shape[1:])
+
+    def exchanged(self, values: Tensor, own: Tensor) -> Tensor:
+        """`values` (b, m, D) of the shared tokens, with `own` (b, e, D) where a post's own tokens replace them."""
+        assert self.own is not None
+        index = self.own.place[:, :, None].expand(-1, -1, values.shape[2])
+        return values.scatter(1, index, torch.where(self.own.found[:, :, None], own, values.gather(1, index)))
+
+    def replaced(self, values: Tensor) -> Tensor:
+        """(b, e, ...) of values (folds, m, ...): those of the tokens that a post's own tokens replace."""
+        assert self.own is not None
+        rows = self.fold[:, None] * values.shape[1] + self.own.place
+        return nn.functional.embedding(rows, values.flatten(0, 1).flatten(1)).view(*rows.shape, *values.shape[2:])
+
+
+class _Mixed(NamedTuple):
+    """Values mixed by attention, before the output projection.
+
+    Args:
+        values: (b, 1 + m, D), the heads side by side.
+        image_weights: (b, 1 + m) attention of the image; mean over the heads.
+        inexact: (b,) posts whose values are not exact; None: there are none.
+    """
+
+    values: Tensor
+    image_weights: Tensor
+    inexact: Tensor | None
+
+
+class _Projected(NamedTuple):
+    """Queries (scaled), keys and values of the tokens of b posts, and the attention among them.
+
+    Args:
+        tokens: of the posts.
+        shared: (folds, m, heads, d) each, of the prototypes.
+        rows: (b, r, heads, d) each, of the tokens that a post does not share: x and its own ones.
+    """
+
+    tokens: SharedTokens
+    shared: tuple[Tensor, Tensor, Tensor]
+    rows: tuple[Tensor, Tensor, Tensor]
+
+    def of_shared(self) -> tuple[Tensor, Tensor | None]:
+        """The values (b, m, D) that the shared tokens attend to, and of which posts (b,) they are not exact."""
+        query, key, value = (part.transpose(1, 2) for part in self.shared)  # (folds, heads, m, d)
+        scores = _scores(query, key)
+        weights = scores.softmax(dim=3)
+        values = self.tokens.of_posts((weights.to(value.dtype) @ value).transpose(1, 2))  # (b, m, heads, d)
+        log_total = self.tokens.of_posts(scores.logsumexp(dim=3))  # z, (b, heads, m)
+        to_rows = self.scores(self.rows[1], self.shared[0]).permute(1, 2, 0, 3)  # (b, r, heads, m)
+        own = self.tokens.own
+        if own is None:
+            gate = (to_rows[:, 0] - log_total).sigmoid().transpose(1, 2)[..., None]  # (b, m, heads, 1)
+            return torch.lerp(values, self.rows[2], gate.to(values.dtype)).flatten(2), None
+        removed = self.tokens.replaced(weights.permute(0, 3, 1, 2).contiguous())  # (b, e, heads, m)
+        exchange = _exchange(own.found, to_rows - log_total[:, None], removed)
+        factors = exchange.factors.permute(0, 2, 3, 1).to(value.dtype)  # (b, heads, m, e + r)
+        terms = torch.cat([self.tokens.replaced(self.shared[2]), self.rows[2]], dim=1).transpose(1, 2)
+        kept = exchange.kept.transpose(1, 2)[..., None].to(value.dtype)
+        found = values * kept + (factors @ terms).transpose(1, 2)
+        return found.flatten(2), exchange.kept.flatten(1).amax(dim=1) > MAX_GAIN
+
+    def of_rows(self) -> tuple[Tensor, Tensor]:
+        """The values (b, r, D) that x and the own tokens attend to, and their weights (heads, b, r, r + m)."""
+        query, key, value = self.rows
+        posts, count = query.shape[:2]
+        to_shared = self.scores(query, self.shared[1])  # (heads, b, r, m)
+        among = (query.float()[:, :, None] * key.float()[:, None]).sum(dim=4).permute(3, 0, 1, 2)  # (heads, b, r, r)
+        own = self.tokens.own
+        if own is not None:
+            present = nn.functional.pad(own.found, (1, 0), value=True)
+            among = among.masked_fill(~present[:, None], -torch.inf)
+            replaced = torch.zeros(posts, to_shared.shape[3], dtype=torch.bool, device=query.device)
+            replaced = replaced.scatter(1, own.place, own.found)
+            to_shared = to_shared.masked_fill(replaced[:, None], -torch.inf)
+        weights = torch.cat([among, to_shared], dim=3).softmax(dim=3)
+        half = weights.to(value.dtype)
+        mixed = (half[..., :count, None] * value.permute(2, 0, 1, 3)[:, :, None]).sum(dim=3)
+        mixed = mixed + self._of_own_fold(half[..., count:])
+        return mixed.permute(1, 2, 0, 3).reshape(posts, count, -1), weights
+
+    def scores(self, rows: Tensor, shared: Tensor) -> Tensor:
+        """Inner products (heads, b, r, m) of `rows` (b, r, heads, d) and of `shared` (folds, m, heads, d), own fold."""
+        posts, count, heads, _ = rows.shape
+        folds, tokens = shared.shape[:2]
+        # Of every post and every fold, because a matrix product of each post with its own fold would copy the fold.
+        found = _scores(rows.flatten(0, 1).transpose(0, 1), shared.flatten(0, 1).transpose(0, 1))
+        if folds > 1:
+            index = self._fold_index(heads, count, tokens)
+            found = found.view(heads, posts * count, folds, tokens).gather(2, index)
+        return found.view(heads, posts, count, tokens)
+
+    def _of_own_fold(self, weights: Tensor) -> Tensor:
+        """Sums (heads, b, r, d) of the shared tokens' values with `weights` (heads, b, r, m)."""
+        heads, posts, count, tokens = weights.shape
+        values = self.shared[2].flatten(0, 1).transpose(0, 1)  # (heads, folds * m, d)
+        folds, weights = len(self.shared[2]), weights.reshape(heads, posts * count, tokens)
+        if folds > 1:
+            spread = torch.zeros(heads, posts * count, folds, tokens, dtype=weights.dtype, device=weights.device)
+            index = self._fold_index(heads, count, tokens)
+            weights = spread.scatter(2, index, weights[:, :, None]).flatten(2)
+        return (weights @ values).view(heads, posts, count, -1)
+
+    def _fold_index(self, heads: int, count: int, tokens: int) -> Tensor:
+        """(heads, b * r, 1, m) the fold of each row's post."""
+        return self.tokens.fold.repeat_interleave(count).view(1, -1, 1, 1).expand(heads, -1, 1, tokens)
+
+
+class _Exchange(NamedTuple):
+    """The output of a shared token for a post: kept * (shared output) + sum of factors * values.
+
+    Args:
+        kept: (b, heads, m).
+        factors: (b, e + r, heads, m) of the values of the e replaced tokens and of the r tokens of the post.
+    """
+
+    kept: Tensor
+    factors: Tensor
 
 
 class Layer(nn.Module):
@@ -74,7 +216,7 @@ class Layer(nn.Module):
         attended, _ = self.attention(normed, normed, normed, need_weights=False)
         return self._after_attention(tokens, attended)
 
-    def forward_shared(self, tokens: SharedTokens) -> Tensor:
+    def forward_shared(self, tokens: SharedTokens, attention_weights: list[Tensor] | None = None) -> Tensor:
         """`forward` of `tokens.sequence()` (b, 1 + m, D), with attention in O(b m) instead of O(b m^2).
 
         A prototype p attends to the m prototypes of its fold, which gives the same output o_p and the same logarithm
@@ -82,42 +224,46 @@ class Layer(nn.Module):
 
             o_p + sigma(q_p k_x / sqrt(d) - z_p) (v_x - o_p):
 
-        a gate between the shared output and the value of the image.
+        a gate between the shared output and the value of the image. Where a post has tokens of its own, the terms of
+        those that they replace are subtracted from o_p and its denominator, and theirs are added. A post of which that
+        leaves so little that the subtraction is not exact (see MAX_GAIN) is computed over all pairs.
+
+        Args:
+            tokens: of b posts.
+            attention_weights: a list that gets `image_weights` of the sequence.
         """
-        return self._after_attention(tokens.sequence(), self.attention.out_proj(self._mixed_values(tokens)))
+        sequence = tokens.sequence()
+        mixed = self._mixed_values(tokens)
+        attended: Tensor = self.attention.out_proj(mixed.values)
+        if attention_weights is not None:
+            attention_weights.append(mixed.image_weights.float())
+        if mixed.inexact is not None and bool(mixed.inexact.any()):
+            rows = mixed.inexact.nonzero()[:, 0]
+            normed = self.attention_norm(sequence[rows])
+            attended[rows] = self.attention(normed, normed, normed, need_weights=False)[0].to(attended.dtype)
+        return self._after_attention(sequence, attended)
 
-    def _mixed_values(self, tokens: SharedTokens) -> Tensor:
-        """(b, 1 + m, D) values mixed by attention, the heads side by side, before the output projection."""
-        heads, (folds, shared, dim) = self.attention.num_heads, tokens.prototypes.shape
-        posts, width = len(tokens.image), dim // heads
-        query, key, value = self._project(self.attention_norm(tokens.prototypes))  # each (folds, m, D)
-        query_x, key_x, value_x = self._project(self.attention_norm(tokens.image))  # each (b, D)
-        query, query_x = query * width**-0.5, query_x * width**-0.5
-        by_fold = [part.view(folds, shared, heads, width).transpose(1, 2) for part in (query, key, value)]
-        scores = _scores(by_fold[0], by_fold[1])  # (folds, heads, m, m)
-        weights = scores.softmax(dim=3).to(by_fold[2].dtype)
-        mixed = (weights @ by_fold[2]).transpose(1, 2).reshape(folds, shared, dim)
-        # Of every post and every fold, because a matrix product of each post with its own fold would copy the fold.
-        flat = [part.reshape(folds * shared, heads, width).transpose(0, 1) for part in (query, key, value)]
-        of_x = [part.view(posts, heads, width).transpose(0, 1) for part in (query_x, key_x, value_x)]
-        index = tokens.fold.view(1, posts, 1, 1).expand(heads, posts, 1, shared)
-
-        def own_fold(values: Tensor) -> Tensor:
-            """(heads, b, m) of (heads, b, folds * m)."""
-            return values.view(heads, posts, folds, shared).gather(2, index)[:, :, 0]
-
-        to_x = own_fold(_scores(of_x[1], flat[0]))  # q_p k_x
-        gate = (to_x.transpose(0, 1) - tokens.of_posts(scores.logsumexp(dim=3))).sigmoid()  # (b, heads, m)
-        gate = gate.transpose(1, 2)[..., None].to(mixed.dtype)  # (b, m, heads, 1)
-        values = tokens.of_posts(mixed).view(posts, shared, heads, width)
-        values = torch.lerp(values, value_x.view(posts, 1, heads, width), gate)
-        from_x = own_fold(_scores(of_x[0], flat[1]))  # q_x k_p
-        itself = (of_x[0].float() * of_x[1].float()).sum(dim=2, keepdim=True)  # q_x k_x
-        weights = torch.cat([itself, from_x], dim=2).softmax(dim=2).to(value.dtype)  # (heads, b, 1 + m)
-        spread = torch.zeros(heads, posts, folds, shared, dtype=weights.dtype, device=weights.device)
-        spread = spread.scatter(2, index, weights[:, :, None, 1:]).view(heads, posts, folds * shared)
-        mixed_x = weights[:, :, :1] * of_x[2] + spread @ flat[2]
-        return torch.cat([mixed_x.transpose(0, 1).reshape(posts, 1, dim), values.flatten(2)], dim=1)
+    def _mixed_values(self, tokens: SharedTokens) -> _Mixed:
+        heads = self.attention.num_heads
+        rows = tokens.image[:, None]  # (b, r, D)
+        if tokens.own is not None:
+            rows = torch.cat([rows, tokens.own.tokens], dim=1)
+        shared, of_rows = (
+            [part.reshape(*part.shape[:2], heads, -1) for part in self._project(self.attention_norm(each))]
+            for each in (tokens.prototypes, rows)
+        )
+        scale = shared[0].shape[3] ** -0.5
+        projected = _Projected(
+            tokens, (shared[0] * scale, shared[1], shared[2]), (of_rows[0] * scale, of_rows[1], of_rows[2])
+        )
+        values, inexact = projected.of_shared()
+        of_rows_mixed, weights = projected.of_rows()
+        count, of_image = rows.shape[1], weights[:, :, 0].mean(dim=0)  # (b, r + m)
+        if tokens.own is not None:
+            values = tokens.exchanged(values, of_rows_mixed[:, 1:])
+            exchanged = tokens.exchanged(of_image[:, count:, None], of_image[:, 1:count, None])[:, :, 0]
+            of_image = torch.cat([of_image[:, :1], exchanged], dim=1)
+        return _Mixed(torch.cat([of_rows_mixed[:, :1], values], dim=1), of_image, inexact)
 
     def _project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (..., D)."""
@@ -131,11 +277,19 @@ class Layer(nn.Module):
         return out
 
     def image_weights(self, tokens: Tensor) -> Tensor:
-        """Attention weights (b, n) of the first token, the image, over all tokens (b, n, D); mean over the heads."""
+        """Attention weights (b, n) of the first token, the image, over all tokens (b, n, D); mean over the heads.
+
+        The image's query goes through the matrix of the keys, instead of every token: a key's bias adds the same to all
+        scores.
+        """
+        heads, dim = self.attention.num_heads, tokens.shape[2]
         normed = self.attention_norm(tokens)
-        _, weights = self.attention(normed[:, :1], normed, normed, need_weights=True)
-        of_image: Tensor = weights.squeeze(1)
-        return of_image
+        of_query, of_key, _ = self.attention.in_proj_weight.chunk(3)
+        query = nn.functional.linear(normed[:, 0], of_query, self.attention.in_proj_bias[:dim])
+        query = query.view(-1, heads, 1, dim // heads) * (dim // heads) ** -0.5
+        scores = (query @ of_key.view(heads, -1, dim))[:, :, 0] @ normed.transpose(1, 2)  # (b, heads, n)
+        weights: Tensor = scores.float().softmax(dim=2).mean(dim=1)
+        return weights
 
 
 class CrossModalAttention(nn.Module):
@@ -166,14 +320,13 @@ class CrossModalAttention(nn.Module):
         tokens: Tensor = projection(vectors) + self.kinds[kind]
         return tokens
 
-    def forward_shared(self, tokens: SharedTokens) -> Tensor:
+    def forward_shared(self, tokens: SharedTokens, attention_weights: list[Tensor] | None = None) -> Tensor:
         """`forward` of `tokens.sequence()`; the first layer needs time in proportion to b m: see Layer."""
-        sequence = None
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            sequence = layer.forward_shared(tokens) if sequence is None else layer(sequence)
-        out: Tensor = self.norm(tokens.sequence() if sequence is None else sequence)
-        return out
+        if not self.layers:
+            return self.forward(tokens.sequence())
+        first = self.layers[0]
+        assert isinstance(first, Layer)
+        return self._through(self.layers[1:], first.forward_shared(tokens, attention_weights), attention_weights)
 
     def forward(self, tokens: Tensor, attention_weights: list[Tensor] | None = None) -> Tensor:
         """[x~, V~, T~] of Eq 6.
@@ -186,7 +339,10 @@ class CrossModalAttention(nn.Module):
         Returns:
             (b, n, D).
         """
-        for layer in self.layers:
+        return self._through(self.layers, tokens, attention_weights)
+
+    def _through(self, layers: Iterable[nn.Module], tokens: Tensor, attention_weights: list[Tensor] | None) -> Tensor:
+        for layer in layers:
             if attention_weights is not None:
                 assert isinstance(layer, Layer)
                 attention_weights.append(layer.image_weights(tokens).float())
@@ -200,6 +356,23 @@ def _scores(left: Tensor, right: Tensor) -> Tensor:
     with torch.autocast(left.device.type, enabled=False):
         wide = torch.promote_types(left.dtype, torch.float32)
         return left.to(wide) @ right.to(wide).transpose(-1, -2)
+
+
+def _exchange(found: Tensor, to_rows: Tensor, removed: Tensor) -> _Exchange:
+    """What each shared token's output becomes when a post's own tokens stand in place of shared ones.
+
+    Args:
+        found: (b, e) own tokens that are in the sequence.
+        to_rows: (b, r, heads, m) scores of x and of the own tokens, less the shared denominator's logarithm z.
+        removed: (b, e, heads, m) weights of the replaced tokens in the shared output.
+    """
+    outside = ~nn.functional.pad(found, (1, 0), value=True)[:, :, None, None]
+    removed = removed * found[:, :, None, None]
+    left = (1 - removed.sum(dim=1, keepdim=True)).clamp(min=torch.finfo(removed.dtype).tiny)
+    to_rows = to_rows.masked_fill(outside, -torch.inf)
+    log_total = torch.cat([left.log(), to_rows], dim=1).logsumexp(dim=1, keepdim=True)
+    kept = (-log_total).exp()
+    return _Exchange(kept[:, 0], torch.cat([-kept * removed, (to_rows - log_total).exp()], dim=1))
 
 
 def _start(projection: nn.Linear, vectors: Tensor) -> nn.Linear:

@@ -16,12 +16,10 @@ from popularity.core.errors import ContractError
 from popularity.core.tensors import write_tensors
 from popularity.encoders.image import load_image_encoder
 from popularity.encoders.prompting import load_prompt_tower, unfreeze_last
-from popularity.network.adapted import adapted_prototypes, set_prototypes
+from popularity.network.adapted import ADAPTED, network_tensors, set_network_tensors
 from popularity.network.inputs import EncoderPair, NetworkData
 from popularity.network.model import PrototypeNetwork
 from popularity.network.params import TrainParams
-
-ADAPTED = "adapted."  # prefix of the tensors of `network.prototype_tensors` in network.safetensors
 
 
 def build_network(params: TrainParams, data: NetworkData, encoders: EncoderPair) -> PrototypeNetwork:
@@ -60,8 +58,7 @@ def save_network(
         history: the values of each epoch.
         folder: an existing folder.
     """
-    adapted = {f"{ADAPTED}{name}": values for name, values in (network.prototype_tensors or {}).items()}
-    write_tensors({**network.state_dict(), **adapted}, None, folder / "network.safetensors")
+    write_tensors(network_tensors(network), None, folder / "network.safetensors")
     write_json(
         folder / "network.json",
         {"train": asdict(params), "classes": _class_identity(network), "history": list(history)},
@@ -88,21 +85,16 @@ def load_network(folder: Path, data: NetworkData, encoders: EncoderPair) -> tupl
     network = build_network(params, data, encoders)
     with reading(folder / "network.safetensors"):
         tensors = load_file(folder / "network.safetensors")
-    adapted = {name.removeprefix(ADAPTED): tensors.pop(name) for name in sorted(tensors) if name.startswith(ADAPTED)}
     own = network.state_dict()
+    found = {name: values for name, values in tensors.items() if not name.startswith(ADAPTED)}
     other = sorted(
-        name
-        for name in {*own, *tensors}
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+        name for name in {*own, *found} if name not in own or name not in found or own[name].shape != found[name].shape
     )
     if _metadata(folder)["classes"] != _class_identity(network):
         other = ["classes"]
     if other:
         raise ContractError(f"{folder}: the network was trained with other classes or encoders ({other[0]} differs)")
-    network.load_state_dict(tensors)
-    if adapted:
-        network.prototype_tensors = adapted
-        set_prototypes(network, adapted_prototypes(data.vectors, adapted))
+    set_network_tensors(network, tensors, data.vectors)
     return network.eval(), params
 
 

@@ -27,7 +27,7 @@ from popularity.network.dataset import Batch, PostReader, PostVectors, draw_fold
 from popularity.network.model import PrototypeNetwork, TaxonomyLevel
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.build import member_classes, member_rows
-from popularity.prototypes.classes import ClassIndex
+from popularity.prototypes.classes import ClassIndex, with_clusters
 from popularity.prototypes.vectors import ClassPrototypes, ClassSums
 
 
@@ -87,6 +87,7 @@ def read_network_data(
     Raises:
         DataError: a post without a text vector.
     """
+    posts = with_clusters(posts, prototypes)
     pids, folds = posts["pid"].to_list(), params.network.prototypes.folds
     levels: tuple[str, ...] = params.network.prototypes.levels
     classes = read_table(prototypes / "classes.parquet", CLASSES)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from popularity.core.errors import ConfigError
 from popularity.encoders.prompting import PromptLayout, PromptTokens, PromptTower
-from popularity.network.attention import CrossModalAttention, SharedTokens
+from popularity.network.attention import CrossModalAttention, OwnTokens, SharedTokens
 from popularity.network.dataset import Batch
 from popularity.network.losses import attention_logits, cosines, global_logits, local_logits
 from popularity.network.params import CLASS_LEVEL, MIN_TEMPERATURE, MODALITIES, NetworkParams, TemperatureParams
@@ -116,8 +116,8 @@ class PrototypeNetwork(nn.Module):
     Attributes:
         prompts_together: G and L pass through the tower in one pass of 2K prompts. That halves what is launched, but
             pads the shorter ones: None, the default, does it on an accelerator and not on a CPU.
-        shared_attention: in training, the first layer uses that the posts of a fold share their prototypes. That saves
-            most of the attention, and launches more: None, the default, does it on a CPU alone.
+        shared_attention: the first layer uses that posts share their prototypes, but those of their own classes outside
+            of training. That saves most of the attention, and launches more: None, the default, does it on a CPU alone.
 
     Raises:
         ConfigError: a level without a class.
@@ -278,9 +278,9 @@ class PrototypeNetwork(nn.Module):
         self, image: Tensor, batch: Batch, attention_weights: list[Tensor] | None
     ) -> tuple[Tensor, dict[str, LevelOutputs]]:
         """x~ (b, D) and the attended tokens of every level."""
-        if self._shares_tokens(batch) and attention_weights is None:
+        if self._shares_tokens(batch):
             shared, spans = self._shared_tokens(image, batch)
-            out = self.attention.forward_shared(shared)
+            out = self.attention.forward_shared(shared, attention_weights)
         else:
             sequence, spans = self.sequence(image, batch)
             out = self.attention(sequence, attention_weights)
@@ -333,12 +333,13 @@ class PrototypeNetwork(nn.Module):
 
     def _shares_tokens(self, batch: Batch) -> bool:
         """Whether the posts of a fold share all prototypes, which is used where matrices are what a step waits for."""
-        shared = self.training and not any(self._takes_top_k(name) for name in self.level_names)
+        shared = not any(self._takes_top_k(name) for name in self.level_names)
         return shared and (batch.image.device.type == "cpu" if self.shared_attention is None else self.shared_attention)
 
     def _shared_tokens(self, image: Tensor, batch: Batch) -> tuple[SharedTokens, dict[str, LevelTokens]]:
-        """`sequence` in training, without a copy of the prototypes for every post."""
+        """`sequence` without a copy of the prototypes for every post."""
         parts, spans, start = list[Tensor](), dict[str, LevelTokens](), 1
+        own = list[tuple[Tensor, Tensor, Tensor]]()  # as the fields of OwnTokens
         fold = torch.zeros_like(batch.fold)
         for index, name in enumerate(self.level_names):
             slices: dict[str, slice | None] = {"visual": None, "text": None}
@@ -347,10 +348,16 @@ class PrototypeNetwork(nn.Module):
                     continue
                 prototypes, fold = self._shared(name, kind, batch)
                 parts.append(self.attention.project(prototypes, kind))
+                if not self.training:
+                    vectors = batch.own_visual if kind == "visual" else batch.own_text
+                    target = batch.target[:, index]
+                    column = start - 1 + target.clamp(min=0)
+                    own.append((self.attention.project(vectors[:, index], kind), column, target >= 0))
                 slices[kind] = slice(start, start + prototypes.shape[1])
                 start += prototypes.shape[1]
             spans[name] = LevelTokens(**slices, classes=None, target=batch.target[:, index])
-        return SharedTokens(image, torch.cat(parts, dim=1), fold), spans
+        own_tokens = OwnTokens(*(torch.stack(part, dim=1) for part in zip(*own, strict=True))) if own else None
+        return SharedTokens(image, torch.cat(parts, dim=1), fold, own_tokens), spans
 
     def _shared(self, level: str, kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """(folds, k, d) prototypes that the posts of each fold share, and the posts' folds (b,).

@@ -26,22 +26,25 @@ from popularity.core.contracts import (
     NEAREST,
     POSTS,
     TEXT_MODEL,
+    is_unclassified,
     read_table,
+    unclassified,
     write_table,
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
+from popularity.core.run_chain import refuse_mixed_run
 from popularity.encoders.image import EmbedImageParams
 from popularity.encoders.image_blocks import embed_images
-from popularity.encoders.names import StackEncoders
+from popularity.encoders.names import StackEncoders, as_names, names_in_use
 from popularity.encoders.text import EmbedTextParams
 from popularity.encoders.text_blocks import embed_texts
 from popularity.evaluation.conformal import Calibration
-from popularity.features import CATEGORIES, FeaturizeParams, further_features
+from popularity.features import FeaturizeParams, categories_of, further_features
 from popularity.images import IndexImagesParams, index_files
 from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts, probable_classes
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import trained_params
-from popularity.network.inputs import EncoderOutputs, EncoderPair
+from popularity.network.inputs import EncoderPair
 from popularity.network.params import CLASS_LEVEL
 from popularity.predict.classes import KnownClasses
 from popularity.predict.output import Interval, Prediction, views
@@ -102,8 +105,8 @@ class Project:
 
     @cached_property
     def stack_vectors(self) -> tuple[Path, Path]:
-        """Folders of the vectors of images and texts that the stack reads."""
-        return self._below(paths.STACK_IMAGE_EMBEDDINGS), self._below(paths.STACK_TEXT_EMBEDDINGS)
+        """Folders of the vectors of images and texts that the stack reads, with a folder for each encoder."""
+        return self.root / paths.STACK_IMAGE_EMBEDDINGS, self.root / paths.STACK_TEXT_EMBEDDINGS
 
     def _below(self, name: str) -> Path:
         return self.root / paths.resolved(name, read_yaml(self.params))
@@ -114,12 +117,16 @@ class Project:
         Raises:
             DataError: an output of the graph is missing.
             ConfigError: a section is not what it was when the graph ran.
+            ContractError: the outputs are of different runs.
         """
         image, text = self.network_vectors
+        stack_encoders = StackEncoderParams.load(self.params)
+        stack_image, stack_text = self.stack_vectors
         needed = [
             *(self.posts, self.splits, self.features / "text_components.parquet", self.calibration),
             *(image / "pooled.npy", text / "post.npy", text / "tokens.npy"),
-            *(self.stack_vectors[0] / "pooled.npy", self.stack_vectors[1] / "title.npy"),
+            *(stack_image / name / "pooled.npy" for name in stack_encoders.images),
+            *(stack_text / name / "title.npy" for name in stack_encoders.texts),
             *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.weights),
         ]
         if self.weights.is_file():
@@ -134,11 +141,12 @@ class Project:
                 fix="dvc repro (or dvc pull, where its outputs were pushed)",
             )
         self._refuse_changed_sections()
+        refuse_mixed_run(self.root, (paths.ENSEMBLE, paths.CALIBRATION))
         return Settings(
             index=load_params("index_images", IndexImagesParams, self.params),
             featurize=load_params("featurize", FeaturizeParams, self.params),
             encoders=EncoderPair.load(self.params),
-            stack_encoders=_stack_encoders(self.params),
+            stack_encoders=stack_encoders,
             embed_posts=load_params("embed_posts", EmbedPostsParams, self.params),
         )
 
@@ -148,11 +156,7 @@ class Project:
         if not lock.is_file():
             return
         now = read_yaml(self.params)
-        used = {
-            f"embed_{kind}@{_value_at(now, f'encoders.{user}.{kind}')}"
-            for user in ("network", "stack")
-            for kind in ("image", "text")
-        }
+        used = {f"embed_{kind}@{name}" for kind in ("image", "text") for name in names_in_use(now, kind)}
         ran: dict[str, Any] = {}  # by key, such as featurize and embed_text.minilm
         for name, stage in read_yaml(lock)["stages"].items():
             # The report depends on all of params.yaml, and may have run long before or after the others; an encoder
@@ -170,19 +174,30 @@ class Project:
 
 @dataclass(frozen=True)
 class Settings:
-    """Sections of params.yaml, and the pairs of encoders that the network and the stack use."""
+    """Sections of params.yaml, and the encoders that the network and the stack use."""
 
     index: IndexImagesParams
     featurize: FeaturizeParams
     encoders: EncoderPair
-    stack_encoders: EncoderPair
+    stack_encoders: StackEncoderParams
     embed_posts: EmbedPostsParams
 
 
-def _stack_encoders(params: Path) -> EncoderPair:
-    used = load_params("encoders.stack", StackEncoders, params)
-    image = load_params(f"embed_image.{used.image}", EmbedImageParams, params)
-    return EncoderPair(image, load_params(f"embed_text.{used.text}", EmbedTextParams, params))
+@dataclass(frozen=True)
+class StackEncoderParams:
+    """The entries of embed_image and embed_text that encoders.stack names, by name."""
+
+    images: Mapping[str, EmbedImageParams]
+    texts: Mapping[str, EmbedTextParams]
+
+    @classmethod
+    def load(cls, params: Path) -> StackEncoderParams:
+        """From the file of parameters."""
+        used = load_params("encoders.stack", StackEncoders, params)
+        return cls(
+            {name: load_params(f"embed_image.{name}", EmbedImageParams, params) for name in as_names(used.image)},
+            {name: load_params(f"embed_text.{name}", EmbedTextParams, params) for name in as_names(used.text)},
+        )
 
 
 def _value_at(content: Mapping[str, Any], key: str) -> Any:
@@ -218,7 +233,8 @@ def predict(
         inputs = _fill_classes(inputs, classes, notes)
         blocks, explanations = _embed(inputs, stack_vectors, classes, scratch)
         splits = read_table(project.splits, FOLDS)
-        features = further_features(inputs.posts, inputs.images, splits, known, settings.featurize, project.features)
+        own = unclassified(inputs.posts) if is_unclassified(known) else inputs.posts
+        features = further_features(own, inputs.images, splits, known, settings.featurize, project.features)
         fitted = _predict_ensemble(project, inputs, features, blocks, n_features, notes)
         _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
     return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
@@ -231,21 +247,38 @@ def _encode(
     images = index_files(new.table, new.root, settings.index)
     write_table(new.table, scratch / "posts.parquet", POSTS)
     write_table(images, scratch / "images.parquet", IMAGES)
-    image, text = stack_image, stack_text = scratch / "image", scratch / "text"
+    image, text = scratch / "image", scratch / "text"
     embed_images(new.root, scratch / "images.parquet", image, settings.encoders.image, scratch)
     embed_texts(scratch / "posts.parquet", text, settings.encoders.text, scratch)
-    _refuse_other_encoders(EncoderOutputs.read(image, text), EncoderOutputs.read(*project.network_vectors))
-    if settings.stack_encoders.image != settings.encoders.image:
-        stack_image = scratch / "stack_image"
-        embed_images(new.root, scratch / "images.parquet", stack_image, settings.stack_encoders.image, scratch)
-    if settings.stack_encoders.text != settings.encoders.text:
-        stack_text = scratch / "stack_text"
-        embed_texts(scratch / "posts.parquet", stack_text, settings.stack_encoders.text, scratch)
-    _refuse_other_encoders(EncoderOutputs.read(stack_image, stack_text), EncoderOutputs.read(*project.stack_vectors))
+    stored_image, stored_text = project.network_vectors
+    _refuse_another_encoder("image", image / "pooled.json", stored_image / "pooled.json")
+    _refuse_another_encoder("text", text / "post.json", stored_text / "post.json")
+    stack_vectors = _encode_for_stack(project, settings, new, scratch)
     folders = Folders(new.root, image, text, project.prototypes, project.network)
     accelerator = make_accelerator(trained_params(project.network).precision)
     inputs = NetworkInputs(new.table, images, folders, settings.encoders, settings.embed_posts, accelerator)
-    return inputs, (stack_image, stack_text)
+    return inputs, stack_vectors
+
+
+def _encode_for_stack(project: Project, settings: Settings, new: NewPosts, scratch: Path) -> tuple[Path, Path]:
+    """Folders with the vectors of each encoder of the stack; those of the network's encoders are there already."""
+    images, texts = scratch / "stack" / "image", scratch / "stack" / "text"
+    stored_images, stored_texts = project.stack_vectors
+    for folder in (images, texts):
+        folder.mkdir(parents=True)
+    for name, image in settings.stack_encoders.images.items():
+        if image == settings.encoders.image:
+            (images / name).symlink_to(scratch / "image")
+        else:
+            embed_images(new.root, scratch / "images.parquet", images / name, image, scratch)
+        _refuse_another_encoder("image", images / name / "pooled.json", stored_images / name / "pooled.json")
+    for name, text in settings.stack_encoders.texts.items():
+        if text == settings.encoders.text:
+            (texts / name).symlink_to(scratch / "text")
+        else:
+            embed_texts(scratch / "posts.parquet", texts / name, text, scratch)
+        _refuse_another_encoder("text", texts / name / "title.json", stored_texts / name / "title.json")
+    return images, texts
 
 
 def _fill_classes(inputs: NetworkInputs, classes: KnownClasses, notes: Notes) -> NetworkInputs:
@@ -419,17 +452,17 @@ def _views(popularity: float | None) -> float | None:
     return None if popularity is None else views(popularity)
 
 
-def _refuse_other_encoders(new: EncoderOutputs, stored: EncoderOutputs) -> None:
-    for name in ("image", "text"):
-        own, other = (getattr(outputs, name).metadata for outputs in (new, stored))
-        # Each machine encodes in the precision that it has; the vectors of one encoder stay near each other.
-        fields = [field for field in other if field != "precision" and own.get(field) != other[field]]
-        if fields:
-            raise ContractError(
-                f"the {name} encoder of params.yaml is not the one of the stored vectors: "
-                + "; ".join(f"{field} {str(own.get(field))[:80]}, stored {str(other[field])[:80]}" for field in fields)
-                + "\n  next: dvc repro"
-            )
+def _refuse_another_encoder(kind: str, new: Path, stored: Path) -> None:
+    """Compares the metadata of new and stored vectors."""
+    own, other = read_json(new), read_json(stored)
+    # Each machine encodes in the precision that it has; the vectors of one encoder stay near each other.
+    fields = [field for field in other if field != "precision" and own.get(field) != other[field]]
+    if fields:
+        raise ContractError(
+            f"the {kind} encoder of params.yaml is not the one of the stored vectors: "
+            + "; ".join(f"{field} {str(own.get(field))[:80]}, stored {str(other[field])[:80]}" for field in fields)
+            + "\n  next: dvc repro"
+        )
 
 
 def _intervals(calibration: Calibration, predicted: Predicted) -> list[dict[str, Interval]]:
@@ -452,10 +485,11 @@ def _shap_by_pid(
     found: dict[str, tuple[dict[str, float], list[dict[str, Any]]]] = {pid: ({}, []) for pid in features["pid"]}
     for pid, block, value in shap_values.blocks.iter_rows():
         found[pid][0][block] = value
-    categories = {row["pid"]: row for row in features.select("pid", *CATEGORIES).iter_rows(named=True)}
+    names = categories_of(features)
+    categories = {row["pid"]: row for row in features.select("pid", *names).iter_rows(named=True)}
     for row in shap_values.features.drop("rank").iter_rows(named=True):
         pid = row.pop("pid")
-        if row["block"] == "metadata" and row["feature"] in CATEGORIES:
+        if row["block"] == "metadata" and row["feature"] in names:
             row["value"] = categories[pid][row["feature"]]
         found[pid][1].append(row)
     return found

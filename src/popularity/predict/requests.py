@@ -18,6 +18,7 @@ import polars as pl
 
 from popularity.core.contracts import POSTS, check_table, class_key
 from popularity.core.errors import DataError
+from popularity.dataset.csv_records import SEPARATORS, Record, records
 from popularity.dataset.parsing import EARLIEST, LATEST
 from popularity.dataset.reading import read_text
 
@@ -36,7 +37,6 @@ USER_FIELDS = (
 # Columns of POSTS that no request has: filled with the mode over the stored posts.
 MODE_FIELDS = ("media_type", "media_status", "is_public", "has_path_alias")
 PLACED, UNPLACED = 16, 0  # geo_accuracy of coordinates that were given, and of none
-SEPARATORS = (",", ";", "\t", "|")
 _UNIX_SECONDS = re.compile(r"\d{9,10}")
 _UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")  # NUL and lone surrogates, as in a data set
 
@@ -124,8 +124,9 @@ def _refuse_misspelt(names: Iterable[str], file: Path) -> None:
 
 def _read_csv(path: Path) -> Iterator[Request]:
     lines, separator = _lines_of_csv(path)
-    records = (record for record in _records(lines, separator) if record.cells)
-    first = next(records, _Record(0, [], []))
+    csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines)) + 1))
+    found = (record for record in records(lines, separator) if record.cells)
+    first = next(found, Record(0, [], []))
     names = [name.strip() for name in first.cells]
     if len(set(names)) < len(names) or "date" not in names:
         raise DataError(
@@ -135,7 +136,7 @@ def _read_csv(path: Path) -> Iterator[Request]:
         )
     _refuse_misspelt(names, path)
     index = 0
-    for record in records:
+    for record in found:
         if record.has_open_quote(len(names), separator):
             reason = (
                 f"quote opened in line {record.line + 1} is closed in a later line: write a quote within a text twice"
@@ -152,34 +153,6 @@ def _read_csv(path: Path) -> Iterator[Request]:
         else:
             yield Request(index, {name: text for name, text in zip(names, record.cells, strict=True) if name in FIELDS})
         index += 1
-
-
-@dataclass(frozen=True)
-class _Record:
-    """A record of a CSV file: its first line (from 0), its lines as written, and its cells."""
-
-    line: int
-    lines: list[str]
-    cells: list[str]
-
-    def has_open_quote(self, columns: int, separator: str) -> bool:
-        """True if its lines seem to be posts of their own, joined by a quote that nobody closed.
-
-        That is so if a line within it, or both its first and its last, have a cell for each column.
-        """
-        whole = [
-            len(next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE), [])) == columns
-            for line in self.lines
-        ]
-        return len(whole) > 1 and (any(whole[1:-1]) or (whole[0] and whole[-1]))
-
-
-def _records(lines: Sequence[str], separator: str) -> Iterator[_Record]:
-    csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines)) + 1))
-    reader, start = csv.reader(lines, delimiter=separator), 0
-    for cells in reader:
-        yield _Record(start, list(lines[start : reader.line_num]), cells)
-        start = reader.line_num
 
 
 def _lines_of_csv(path: Path) -> tuple[list[str], str]:

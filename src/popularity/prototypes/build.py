@@ -18,16 +18,19 @@ from tqdm import tqdm
 from popularity.core.arrays import BoolArray, Float32Array, Int64Array, normalize_rows
 from popularity.core.atomic import atomic_path, write_json
 from popularity.core.config import Section
-from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, write_table
+from popularity.core.contracts import CLASSES, CLUSTERS, LEVELS, MEMBERS, MODALITIES, write_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block
 from popularity.prototypes.classes import (
+    CLUSTERS_FILE,
     ClassIndex,
     ClassNameFormat,
     choose_class_name_format,
+    classified,
     level_keys,
     make_classes,
 )
+from popularity.prototypes.clusters import clusters_of
 from popularity.prototypes.sampling import diverse_sample
 from popularity.prototypes.vectors import ClassSums, prototypes
 
@@ -68,6 +71,7 @@ class Prototypes:
 
     Args:
         classes: contract CLASSES.
+        clusters: contract CLUSTERS: the classes of posts that have none of their own.
         members: contract MEMBERS.
         tensors: `<level>.<modality>` (k, d) float32 prototypes, normalised; `<level>.<modality>_sum` (k, d) float32 and
             `<level>.<modality>_count` (k,) int64 of the representatives; `<level>.parent` (k,) int64, -1 for none.
@@ -76,6 +80,7 @@ class Prototypes:
     """
 
     classes: pl.DataFrame
+    clusters: pl.DataFrame
     members: pl.DataFrame
     tensors: Mapping[str, npt.NDArray[Any]]
     metadata: Mapping[str, Any]
@@ -101,6 +106,8 @@ def build_prototypes(
         DataError: fewer than two second-level classes, or vectors of other posts.
     """
     posts = posts.drop("label").sort("pid")
+    clusters = clusters_of(posts, image, text, params.seed)
+    posts = classified(posts, clusters)
     class_name_format = params.class_name_format
     if class_name_format == "auto":
         class_name_format = choose_class_name_format(posts)
@@ -153,18 +160,20 @@ def build_prototypes(
     summary = _summary(posts, classes, index, tensors, params) | {
         "class_name_format": class_name_format,
         "transductive": transductive,
+        "clusters": clusters["subcategory"].n_unique() if clusters.height else 0,
     }
-    return Prototypes(classes, _members(posts, chosen), tensors, metadata, summary)
+    return Prototypes(classes, clusters, _members(posts, chosen), tensors, metadata, summary)
 
 
 def write_prototypes(built: Prototypes, out: Path) -> None:
-    """Writes classes.parquet, members.parquet, prototypes.safetensors and metadata.json into `out`.
+    """Writes classes.parquet, clusters.parquet, members.parquet, prototypes.safetensors and metadata.json into `out`.
 
     Args:
         built: of `build_prototypes`.
         out: a folder that exists.
     """
     write_table(built.classes, out / "classes.parquet", CLASSES)
+    write_table(built.clusters, out / CLUSTERS_FILE, CLUSTERS)
     write_table(built.members, out / "members.parquet", MEMBERS)
     with atomic_path(out / "prototypes.safetensors") as partial:
         partial.write_bytes(save(dict(built.tensors)))

@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Int64Array
-from popularity.core.contracts import CLASSES, LEVELS, check_table, class_key, class_names
+from popularity.core.contracts import (
+    CLASSES,
+    CLUSTERS,
+    LEVELS,
+    UNCLASSIFIED,
+    check_table,
+    class_key,
+    class_names,
+    read_table,
+)
 from popularity.core.errors import DataError
 from popularity.prototypes.names import readable_names
 
 ClassNameFormat = Literal["path", "name"]
+CLUSTERS_FILE = "clusters.parquet"
 
 
 def choose_class_name_format(posts: pl.DataFrame) -> ClassNameFormat:
@@ -112,6 +123,28 @@ def _most_frequent_parents(keys: pl.DataFrame, level: str, above: str) -> dict[s
     counts = keys.drop_nulls([level, above]).group_by(level, above).len()
     most_frequent = counts.sort("len", above, descending=[True, False]).unique(level, keep="first", maintain_order=True)
     return dict(most_frequent.select(level, above).iter_rows())
+
+
+def with_clusters(posts: pl.DataFrame, folder: Path) -> pl.DataFrame:
+    """`posts` (contract POSTS) with the classes that `clusters_of` gave them, if it gave any.
+
+    Args:
+        posts: that may have classes of their own.
+        folder: models/prototypes.
+    """
+    return classified(posts, read_table(folder / CLUSTERS_FILE, CLUSTERS))
+
+
+def classified(posts: pl.DataFrame, clusters: pl.DataFrame) -> pl.DataFrame:
+    """`posts` with the classes of `clusters` (contract CLUSTERS) in place of UNCLASSIFIED."""
+    if clusters.is_empty():
+        return posts
+    own = pl.col("concept") == UNCLASSIFIED["concept"]
+    joined = posts.select("pid").join(clusters, on="pid", how="left", validate="1:1", maintain_order="left")
+    known = joined["concept"].is_not_null()
+    return posts.with_columns(
+        pl.when(own & known).then(joined[level]).otherwise(pl.col(level)).alias(level) for level in LEVELS
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from popularity.core import paths
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL
+from popularity.encoders.names import as_names
+from popularity.evaluation.promise import TEST, promise_sentences
 from popularity.evaluation.scores import MODELS
 from popularity.report.document import Tile
 from popularity.report.run_folder import RunFolder
@@ -13,6 +15,7 @@ from popularity.report.wording import counted, estimate, listed, number, percent
 READS = (
     paths.SCORES,
     paths.COVERAGE,
+    paths.PROMISE,
     paths.POSTS,
     paths.ENSEMBLE_PREDICTIONS,
     paths.INGEST_SUMMARY,
@@ -22,6 +25,7 @@ READS = (
     paths.STACK_MANIFEST,
     paths.ENSEMBLE_WEIGHTS,
 )
+MODALITIES = {"visual": "image", "text": "text"}  # of the prototypes -> of the encoders
 NO_SCORE = "This run has no score on posts that were kept out of every choice."
 NOMINAL = 0.8  # coverage of the interval in the tiles
 
@@ -50,7 +54,20 @@ def summary(run: RunFolder) -> str:
     split = run.json(paths.SPLIT_SUMMARY) if run.has(paths.SPLIT_SUMMARY) else {"interleaved": False}
     if split["interleaved"]:
         sentence += f" The test posts lie among the training posts in time: quote scheme {split['quote']} instead."
-    return sentence
+    return " ".join([sentence, *_promise_sentences(run)])
+
+
+def _promise_sentences(run: RunFolder) -> list[str]:
+    """What is promised for the test part, and whether its level is known; nothing where it is not promised."""
+    if not run.has(paths.PROMISE):
+        return []
+    found = {row["metric"]: row for row in run.promise.filter(part=TEST).iter_rows(named=True)}
+    if not found:
+        return []
+    both = " and ".join(
+        f"{metric.upper()} {estimate(row['promise'], row['low'], row['high'])}" for metric, row in found.items()
+    )
+    return [f"The splits in time promise {both} for the test part.", *promise_sentences(run.promise)]
 
 
 def _metrics(run: RunFolder) -> dict[str, Metrics]:
@@ -126,7 +143,12 @@ def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
         rows.append(("Classes", f"{len(run.classes):,} of the second taxonomy level"))
     if run.has(paths.PROTOTYPE_FIELDS):
         encoders = run.json(paths.PROTOTYPE_FIELDS)["encoders"]
-        rows += [(f"{kind.capitalize()} encoder", str(fields["encoder"])) for kind, fields in sorted(encoders.items())]
+        for kind, fields in sorted(encoders.items()):
+            own = str(fields["encoder"])
+            used = MODALITIES[kind]
+            names = as_names(run.params["encoders"]["stack"][used])
+            further = [model for name in names if (model := run.params[f"embed_{used}"][name]["model"]) != own]
+            rows.append((f"{kind.capitalize()} encoder", own + (f"; the stack: {listed(further)}" if further else "")))
     return rows
 
 

@@ -16,6 +16,7 @@ from popularity.core.atomic import read_json
 from popularity.core.config import Section, load_params, read_yaml
 from popularity.core.contracts import (
     CLASSES,
+    CLUSTERS,
     FOLDS,
     HOLDOUT,
     IMAGES,
@@ -26,8 +27,10 @@ from popularity.core.contracts import (
     Contract,
     read_table,
 )
+from popularity.evaluation.promise import PROMISES
 from popularity.evaluation.scores import GROUPS, SCORES, EvaluateConfig, Scored, collect
 from popularity.images import IndexImagesParams
+from popularity.prototypes.classes import classified
 from popularity.report.thumbnails import Thumbnails
 
 
@@ -116,6 +119,11 @@ class RunFolder:
         return self.table(paths.POSTS, POSTS)
 
     @cached_property
+    def classified_posts(self) -> pl.DataFrame:
+        """Contract POSTS, with clusters where posts have no classes of their own."""
+        return classified(self.posts, self.table(paths.PROTOTYPE_CLUSTERS, CLUSTERS))
+
+    @cached_property
     def splits(self) -> pl.DataFrame:
         """Contract FOLDS."""
         return self.table(paths.SPLITS, FOLDS)
@@ -147,6 +155,11 @@ class RunFolder:
     def scores(self) -> pl.DataFrame:
         """All rows of the score table, columns SCORES of the evaluation."""
         return self.csv(paths.SCORES, SCORES)
+
+    @cached_property
+    def promise(self) -> pl.DataFrame:
+        """What the splits in time promise, columns PROMISES of the evaluation."""
+        return self.csv(paths.PROMISE, PROMISES)
 
     @cached_property
     def group_scores(self) -> pl.DataFrame:

@@ -24,7 +24,7 @@ class MatrixColumn:
 
     Args:
         name: unique in the matrix.
-        block: metadata, image, text, prototype or image_statistics.
+        block: metadata, image, text, prototype or image_statistics; `text.<encoder>` where there are several.
         kind: what its values are.
         group: the group of `stack.columns.feature_groups` that switches it on; None: it is always there.
         fitted_on_labels: whether labels of train rows went into its values.

@@ -41,6 +41,7 @@ class Effort(Section):
             num_boost_round=max(1, round(params.num_boost_round / factor)),
             early_stopping_rounds=max(1, round(params.early_stopping_rounds / factor)),
             lightgbm=replace(params.lightgbm, learning_rate=params.lightgbm.learning_rate * factor),
+            extra_trees=replace(params.extra_trees, learning_rate=params.extra_trees.learning_rate * factor),
             catboost=replace(params.catboost, learning_rate=params.catboost.learning_rate * factor),
         )
 

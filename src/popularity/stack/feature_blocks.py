@@ -70,7 +70,8 @@ class Blocks:
     """The dense blocks of all posts.
 
     Args:
-        vectors: `image`, `title`, `tags`, `post` and those of PROTOTYPE_VECTORS and ADAPTED that the network has.
+        vectors: `image`, `title`, `tags`, `post` and those of PROTOTYPE_VECTORS and ADAPTED that the network has. Where
+            the stack reads several encoders of a kind, the names of their vectors end with `.<encoder>`.
         scalars: columns of PROTOTYPE_SCALARS and, named image_statistics.<name>, of IMAGE_STATISTICS.
         losses: contract CLASS_LOSSES; row selection alone reads them.
         masked: likewise `vectors` and `scalars` of posts whose class is masked.
@@ -82,6 +83,12 @@ class Blocks:
     losses: pl.DataFrame = field(default_factory=lambda: empty_table(CLASS_LOSSES))
     masked: MaskedBlocks | None = None
     masked_pids: frozenset[str] = frozenset()
+
+    def blocks_of(self, kind: str) -> tuple[str, ...]:
+        """The blocks of a kind of `stack.columns.feature_blocks`: one, or `<kind>.<encoder>` for each of several."""
+        first = {"image": "image", "text": "title"}.get(kind, "")
+        ends = [name.removeprefix(first) for name in self.vectors if first and name.partition(".")[0] == first]
+        return tuple(kind + end for end in ends) or (kind,)
 
     def with_masked(self, pids: Collection[str]) -> Blocks:
         """The blocks in which the posts `pids` are read as if no training post were of their class."""
@@ -120,8 +127,8 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     """The blocks that the three embed stages wrote; vectors stay on disk (memory maps).
 
     Args:
-        image: folder of stage embed_image.
-        text: folder of stage embed_text.
+        image: folder of an image encoder that stage embed_image wrote, or a folder that holds one for each encoder.
+        text: likewise for stage embed_text.
         prototype: folder of stage embed_posts.
 
     Raises:
@@ -134,8 +141,11 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
                 f"{prototype / 'scalars.parquet'}: expected Float32 columns named "
                 f"{'.*, '.join(PROTOTYPE_SCALAR_PARTS)}; found {column} {dtype}"
             )
-    vectors = {"image": read_block(image, "pooled")}
-    vectors |= {name: read_block(text, name) for name in ("title", "tags", "post")}
+    images, texts = _by_ending(image, "pooled"), _by_ending(text, "title")
+    vectors = {f"image{end}": read_block(folder, "pooled") for end, folder in images.items()}
+    vectors |= {
+        f"{name}{end}": read_block(folder, name) for end, folder in texts.items() for name in ("title", "tags", "post")
+    }
     # A network without visual or text prototypes in its sequence has no such attended vectors.
     vectors |= {
         name: read_block(prototype, name) for name in PROTOTYPE_VECTORS if (prototype / f"{name}.npy").is_file()
@@ -143,10 +153,12 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     for name, adapted in ADAPTED.items():
         if (prototype / f"{adapted}.npy").is_file():
             block = read_block(prototype, adapted)
-            if block.metadata["preprocessing"].get(ADAPTED_FROM) == vectors[name].metadata["weights"]:
-                vectors[adapted] = block
-    if (image / "statistics.parquet").is_file():  # folders of older versions have none
-        statistics = read_table(image / "statistics.parquet", IMAGE_STATISTICS)
+            for end in images if name == "image" else texts:
+                if block.metadata["preprocessing"].get(ADAPTED_FROM) == vectors[name + end].metadata["weights"]:
+                    vectors[adapted + end] = block
+    first = next(iter(images.values()))  # each encoder's folder has those of the same images
+    if (first / "statistics.parquet").is_file():  # folders of older versions have none
+        statistics = read_table(first / "statistics.parquet", IMAGE_STATISTICS)
         scalars = scalars.join(statistics, on="pid", how="full", coalesce=True, validate="1:1").sort("pid")
     masked: dict[str, Block] = {
         name: read_block(prototype, f"masked_{name}")
@@ -165,6 +177,33 @@ def read_blocks(image: Path, text: Path, prototype: Path) -> Blocks:
     )
 
 
+def _by_ending(folder: Path, block: str) -> dict[str, Path]:
+    """The folders of the encoders, by the ending of their blocks' names: "" for one, `.<encoder>` for several.
+
+    Raises:
+        ContractError: there is none.
+    """
+    if (folder / f"{block}.npy").is_file():
+        return {"": folder}
+    found = sorted(path.parent for path in folder.glob(f"*/{block}.npy"))
+    if not found:
+        raise ContractError(f"{folder} holds no vectors of an encoder\n  next: dvc repro stack_vectors")
+    return {"": found[0]} if len(found) == 1 else {f".{path.name}": path for path in found}
+
+
+def block_kind(block: str) -> str:
+    """The entry of `stack.columns.feature_blocks` that a block belongs to.
+
+    >>> block_kind("text.mpnet")
+    'text'
+    """
+    return block.partition(".")[0]
+
+
+def _ending(block: str) -> str:
+    return block.removeprefix(block_kind(block))
+
+
 def dense_parts(
     block: str, prototype_parts: Sequence[PrototypePart], text_vectors: TextVectors = "title_and_tags"
 ) -> tuple[str, ...]:
@@ -173,15 +212,15 @@ def dense_parts(
     Parts of `prototype` differ in width and in kind: some are constant within a class. `metadata` has no vectors.
 
     Args:
-        block: one of `stack.columns.feature_blocks`.
+        block: one of `Blocks.blocks_of`.
         prototype_parts: of the block `prototype`.
         text_vectors: of the block `text`.
     """
-    if block == "text" and text_vectors == "post":
-        return ("post",)
+    if block_kind(block) == "text" and text_vectors == "post":
+        return (f"post{_ending(block)}",)
     if block == "prototype":
         return tuple(part for part in PROTOTYPE_VECTORS if part in prototype_parts)
-    return (block,) if block in PART_VECTORS else ()
+    return (block,) if block_kind(block) in PART_VECTORS else ()
 
 
 def dense_rows(blocks: Blocks, name: str, pids: Sequence[str]) -> Float32Array:
@@ -212,8 +251,16 @@ def _rows(block: Block, pids: Sequence[str]) -> Float32Array:
 
 def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> Float32Array:
     """(n, sum of d) vectors of a part: its stored vectors joined; adapted ones where there are such."""
-    adapted = {name: other for name, other in ADAPTED.items() if other in blocks.vectors}
-    return np.hstack([dense_rows(blocks, adapted.get(name, name), pids) for name in PART_VECTORS[part]])
+    end = _ending(part)
+    adapted = {name: other for name, other in ADAPTED.items() if other + end in blocks.vectors}
+    names = [adapted.get(name, name) + end for name in PART_VECTORS[block_kind(part)]]
+    return np.hstack([dense_rows(blocks, name, pids) for name in names])
+
+
+def has_vectors(blocks: Blocks, part: str) -> bool:
+    """False if no post of the data set has the vectors of a part: no post has a picture, or none has tags."""
+    names = [name + _ending(part) for name in PART_VECTORS[block_kind(part)]]
+    return all(len(blocks.vectors[name].values) for name in names if name in blocks.vectors)
 
 
 def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[PrototypePart]) -> tuple[str, ...]:
@@ -229,7 +276,7 @@ def scalar_names(block: str, blocks: Blocks, prototype_parts: Sequence[Prototype
     if block == "prototype":
         kept = [prefix for prefix, part in PROTOTYPE_SCALAR_PARTS.items() if part in prototype_parts]
         return tuple(column for column in blocks.scalars.columns if _prefix(column) in kept)
-    return {"image": ("image_norm",), "text": ("title_tags_cosine",)}.get(block, ())
+    return {"image": (f"{block}_norm",), "text": (f"title_tags_cosine{_ending(block)}",)}.get(block_kind(block), ())
 
 
 def scalar_columns(block: str, names: Sequence[str], blocks: Blocks, pids: Sequence[str]) -> dict[str, Float32Array]:
@@ -246,13 +293,13 @@ def scalar_columns(block: str, names: Sequence[str], blocks: Blocks, pids: Seque
     """
     if not names:
         return {}
-    if block == "image":
-        vectors = dense_rows(blocks, "image", pids)
-        return {"image_norm": np.linalg.norm(vectors, axis=1).astype(np.float32)}
-    if block == "text":
-        title, tags = (dense_rows(blocks, part, pids) for part in ("title", "tags"))
+    if block_kind(block) == "image":
+        vectors = dense_rows(blocks, block, pids)
+        return {names[0]: np.linalg.norm(vectors, axis=1).astype(np.float32)}
+    if block_kind(block) == "text":
+        title, tags = (dense_rows(blocks, part + _ending(block), pids) for part in ("title", "tags"))
         norms = np.linalg.norm(title, axis=1) * np.linalg.norm(tags, axis=1)
-        return {"title_tags_cosine": ((title * tags).sum(axis=1) / np.maximum(norms, 1e-6)).astype(np.float32)}
+        return {names[0]: ((title * tags).sum(axis=1) / np.maximum(norms, 1e-6)).astype(np.float32)}
     table = scalar_rows(blocks.scalars.select("pid", *names), pids)
     found = {name: table[name].cast(pl.Float32).fill_null(float("nan")).to_numpy().copy() for name in names}
     masked = blocks.masked_rows(pids)

@@ -17,7 +17,17 @@ import polars as pl
 
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import fingerprint
-from popularity.core.contracts import MAIN_MODEL, PREDICTIONS, REFIT, FoldKey, check_table, empty_table, write_table
+from popularity.core.contracts import (
+    MAIN_MODEL,
+    PREDICTIONS,
+    REFIT,
+    TIME_SCHEMES,
+    TRENDS,
+    FoldKey,
+    check_table,
+    empty_table,
+    write_table,
+)
 from popularity.core.parallel import ordered_map
 from popularity.ensemble.weights import fit_weights
 from popularity.stack import catboost
@@ -39,6 +49,7 @@ from popularity.validation.inner_cv import inner_splits, valid_rows
 
 logger = logging.getLogger(__name__)
 
+N_DATES = 101  # of a fold's valid posts, at which the members of the trend are written
 USER_MEAN_PRIOR = 1.0  # posts with the overall mean that `user_mean` adds to each user
 
 
@@ -59,10 +70,23 @@ class StackData:
     blocks: Blocks
 
 
-def fit_schemes(
-    data: StackData, members: Mapping[str, StackParams], *, state: Path, model_folder: Path
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Predictions (contract PREDICTIONS) of every model in every scheme, and importance (model, block, feature, gain).
+@dataclass(frozen=True)
+class StackFits:
+    """What the fits of all folds give.
+
+    Args:
+        predictions: contract PREDICTIONS, of every model in every scheme.
+        trends: contract TRENDS, of the first member's trend in the splits in time and in `refit`.
+        importance: (model, block, feature, gain) of the members in `refit`.
+    """
+
+    predictions: pl.DataFrame
+    trends: pl.DataFrame
+    importance: pl.DataFrame
+
+
+def fit_schemes(data: StackData, members: Mapping[str, StackParams], *, state: Path, model_folder: Path) -> StackFits:
+    """Fits every model in every scheme.
 
     Models: the members (their blocks, on the selected train rows), `metadata` (this block only, otherwise as the first
     member), `user_mean`, `constant`.
@@ -81,35 +105,58 @@ def fit_schemes(
     first = next(iter(members.values()))
     systems = {**members, METADATA: metadata_alone(first)}
 
-    def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]:
         key, rows = task
         finished = state / key.file_name
+        finished_trends = finished.with_suffix(".trends.parquet")
         if finished.exists():
-            return pl.read_parquet(finished), None
+            return pl.read_parquet(finished), pl.read_parquet(finished_trends), None
         fold = load_fold(key, rows, data.posts, data.features)
         predicted = [predict_simple(fold, first, name) for name in ("user_mean", "constant")]
-        importance = []
+        importance, trends = [], empty_table(TRENDS)
         started = time.perf_counter()
         for name, encoded in encode_shared(fold, data.blocks, systems):
             own = systems[name]
             model = fit_fold(encoded, own, Effort.full(own))
             predicted.append(_predict_model(encoded, model, own, name))
             _log(encoded, model, name, time.perf_counter() - started)
+            if own is first:
+                trends = trend_members(fold, model.trend)
             if key.scheme == REFIT:
                 model.save(model_folder / name)
                 importance += [_importance(encoded, model, name)] if name in members else []
             started = time.perf_counter()
         predictions = pl.concat(predicted)
         if key.scheme != REFIT:
+            write_table(trends, finished_trends, TRENDS)
             write_table(predictions, finished, PREDICTIONS)
-        return predictions, pl.concat(importance) if importance else None
+        return predictions, trends, pl.concat(importance) if importance else None
 
     folds = rows_of(data.splits, [*first.schemes, REFIT])
     results = list(ordered_map(fit, folds, parallel=first.parallel_fits, threads=first.num_threads))
-    predictions = pl.concat(predicted for predicted, _ in results).sort(PREDICTIONS.key)
+    predictions = pl.concat(predicted for predicted, _, _ in results).sort(PREDICTIONS.key)
     check_table(predictions, PREDICTIONS)
-    importance = next(importance for _, importance in results if importance is not None)
-    return predictions, importance.sort("model", maintain_order=True)
+    trends = pl.concat(own for _, own, _ in results).sort(TRENDS.key)
+    importance = next(found for _, _, found in results if found is not None)
+    return StackFits(predictions, trends, importance.sort("model", maintain_order=True))
+
+
+def trend_members(fold: Fold, trend: Trend) -> pl.DataFrame:
+    """What each member of a trend forecasts at the dates of the fold's valid posts (contract TRENDS), without a shift.
+
+    At N_DATES dates with equal numbers of posts between them; no row where no post lies in the future.
+    """
+    if fold.valid.is_empty() or fold.key.scheme not in (*TIME_SCHEMES, REFIT):
+        return empty_table(TRENDS)
+    earlier = np.linspace(0, 1, N_DATES)
+    dates = np.quantile(fold.valid_at, earlier, method="nearest").astype(np.int64)
+    tables = [
+        pl.DataFrame({"earlier": earlier, "posted_at": dates, "value": value, "member": member})
+        for member, value in trend.members_at(dates).items()
+    ]
+    keys = {"scheme": pl.lit(fold.key.scheme), "fold": pl.lit(fold.key.fold)}
+    table = pl.concat(tables).with_columns(**keys)
+    return table.select(pl.col(name).cast(rule.dtype) for name, rule in TRENDS.columns.items()).sort(TRENDS.key)
 
 
 METADATA = "metadata"  # the baseline

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from popularity.core.arrays import Float64Array
-from popularity.stack import catboost, lightgbm, linear
+from popularity.stack import catboost, extra_trees, lightgbm, linear
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.sample import Learned, Sample
@@ -43,6 +43,7 @@ class Learner(Protocol):
 
 LEARNERS: Mapping[LearnerName, Learner] = {
     "lightgbm": lightgbm,
+    "extra_trees": extra_trees,
     "catboost": catboost,
     "linear": linear,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ from sklearn.decomposition import PCA
 
 from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
+from popularity.core.contracts import UNCLASSIFIED
 from popularity.core.errors import ContractError
-from popularity.features import CATEGORIES, TEXT, FeatureColumn
+from popularity.features import TEXT, FeatureColumn, categories_of
 from popularity.stack import oof_ridge_characters
 from popularity.stack.columns import MatrixColumn, metadata_columns
 from popularity.stack.feature_blocks import (
@@ -24,7 +26,9 @@ from popularity.stack.feature_blocks import (
     Blocks,
     PrototypePart,
     TextVectors,
+    block_kind,
     dense_parts,
+    has_vectors,
     part_rows,
     scalar_columns,
     scalar_names,
@@ -33,6 +37,8 @@ from popularity.stack.masking import mask_classes, without_known_class
 from popularity.stack.neighbours import COLUMNS, FROM_LABELS, TIME, Neighbours, users_and_times
 from popularity.stack.oof_ridge import BlockRidge, fit_oof_ridge
 from popularity.stack.oof_ridge_characters import CharacterRidge, fit_oof_ridge_characters
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,13 @@ class BlockReducer:
         return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
 
 
+def _without_meaning(features: pl.DataFrame) -> frozenset[str]:
+    """The columns about classes, where no post has a class of its own."""
+    if not (features["concept"] == UNCLASSIFIED["concept"]).all():
+        return frozenset()
+    return frozenset(name for name in features.columns if FeatureColumn.named(name).about_classes)
+
+
 FeatureGroup = Literal["user_target", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
 
 
@@ -195,7 +208,7 @@ class DenseEncoder:
         scalars: names of the columns that are used as they are.
         ridge: on all parts together, or None.
         neighbours: in the components of all parts, or None.
-        characters: the ridge on character n-grams, for the block `text` only, or None.
+        characters: the ridge on character n-grams, for the first block of texts only, or None.
     """
 
     reducers: Mapping[str, BlockReducer]
@@ -224,14 +237,17 @@ class DenseEncoder:
         """
         pids = features["pid"].to_list()
         names = dense_parts(name, params.prototype_parts, params.text_vectors)
-        parts = {part: part_rows(blocks, part, pids) for part in names}
+        parts = {part: part_rows(blocks, part, pids) for part in names if has_vectors(blocks, part)}
+        if len(parts) < len(names):
+            logger.info("%s: left out, because no post has one: %s", name, ", ".join(sorted(set(names) - parts.keys())))
         reducers = {
             part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.n_components)
             for part, vectors in parts.items()
         }
         out_of_fold: dict[str, Float32Array] = {}
         ridge = characters = None
-        if parts and name in params.oof_ridge:
+        kind = block_kind(name)
+        if parts and kind in params.oof_ridge:
             ridge, out_of_fold[f"{name}_oof_ridge"] = fit_oof_ridge(
                 np.hstack(list(parts.values())),
                 label,
@@ -240,7 +256,7 @@ class DenseEncoder:
                 alphas=params.oof_ridge_alphas,
                 seed=0,
             )
-        if name == "text" and "characters" in params.oof_ridge:
+        if name == blocks.blocks_of("text")[0] and "characters" in params.oof_ridge:  # they have no encoder
             characters, out_of_fold[oof_ridge_characters.COLUMN] = fit_oof_ridge_characters(
                 features[TEXT].to_list(),
                 label,
@@ -254,8 +270,10 @@ class DenseEncoder:
             reduced = [reducers[part].apply(vectors) for part, vectors in parts.items()]
             neighbours = Neighbours.fit(np.hstack(reduced), label, *users_and_times(features))
         scalars = scalar_names(name, blocks, params.prototype_parts)
-        if (name == "text" and params.text_vectors == "post") or (name == "image" and not params.n_components):
+        if (kind == "text" and params.text_vectors == "post") or (kind == "image" and not params.n_components):
             scalars = ()  # they compare title and tags; the raw vectors of an image have their norm
+        if name == "image" and not parts:
+            scalars = ()
         return cls(reducers, scalars, ridge, neighbours, characters), out_of_fold
 
     def columns(
@@ -343,18 +361,22 @@ class MatrixEncoder:
         classes = blocks.classes_of(features["pid"].filter(~masked))
         features, blocks = mask_classes(features, masked), blocks.with_masked(features["pid"].filter(masked))
         metadata = "metadata" in params.feature_blocks
-        categories = [column for column in CATEGORIES if params.uid_category or column != "uid"]
+        known = categories_of(features)
+        left_out = _without_meaning(features)
+        categories = [column for column in known if (params.uid_category or column != "uid") and column not in left_out]
         seen = (None, *params.feature_groups)
         numeric = tuple(
             column
             for column in features.columns
-            if metadata and column not in ("pid", TIME, *CATEGORIES, TEXT) and FeatureColumn.named(column).group in seen
+            if metadata
+            and column not in ("pid", TIME, *known, TEXT, *left_out)
+            and FeatureColumn.named(column).group in seen
         )
         encoder = CategoryEncoder.fit(features, categories if metadata else (), params.category_min_posts)
         dense: dict[str, DenseEncoder] = {}
         out_of_fold: dict[str, dict[str, Float32Array]] = {}
-        for name in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
-            if name != "metadata":
+        for kind in (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ())):
+            for name in () if kind == "metadata" else blocks.blocks_of(kind):
                 dense[name], out_of_fold[name] = DenseEncoder.fit(name, features, label, blocks, params)
         fitted = cls(numeric, encoder, dense, None if classes is None else frozenset(classes))
         return fitted, fitted._matrix(features, blocks, out_of_fold)
@@ -366,8 +388,8 @@ class MatrixEncoder:
 
     def with_blocks(self, names: Sequence[str]) -> MatrixEncoder:
         """The encoder that `fit` makes for these `feature_blocks` alone; blocks are fitted independently."""
-        every = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS_BLOCK))
-        dense = {name: self.dense[name] for name in every if name != "metadata"}
+        kinds = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS_BLOCK))
+        dense = {name: own for kind in kinds for name, own in self.dense.items() if block_kind(name) == kind}
         metadata = "metadata" in names
         categories = self.categories if metadata else CategoryEncoder({})
         return MatrixEncoder(self.numeric if metadata else (), categories, dense, self.classes)

@@ -17,7 +17,7 @@ from popularity.validation.inner_cv import InnerCvParams
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
-LearnerName = Literal["lightgbm", "catboost", "linear"]
+LearnerName = Literal["lightgbm", "extra_trees", "catboost", "linear"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class StackParams(Section):
     cluster: ClusterParams
     learners: Annotated[tuple[LearnerName, ...], Field(min_length=1)]
     lightgbm: LightGBMParams
+    extra_trees: LightGBMParams
     catboost: CatBoostParams
     linear: LinearParams
 

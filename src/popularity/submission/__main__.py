@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from popularity.core import paths
-from popularity.core.config import PARAMS_FILE, read_yaml
+from popularity.core.config import PARAMS_FILE
+from popularity.core.run_chain import refuse_mixed_run
 from popularity.core.stage import run
-from popularity.submission.ids import expected_ids
+from popularity.submission.ids import expected_ids, ids_of_run
 from popularity.submission.validate import validate
 from popularity.submission.write import NO_SUBMISSION
 
@@ -33,12 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.file is not None and args.folder is None:
         parser.error("the folder of the test metadata is missing")
+    if args.file is None:
+        refuse_mixed_run(Path(), (paths.SUBMISSIONS,))
     if args.file is None and (OUT / NO_SUBMISSION).exists():
         print((OUT / NO_SUBMISSION).read_text(encoding="utf-8").strip())
         return
-    folder = args.folder or Path(read_yaml(PARAMS_FILE)["dataset"]["root"]) / "test_allmetadata_json"
+    ids = expected_ids(args.folder) if args.folder else ids_of_run(PARAMS_FILE, Path(paths.POSTS))
     for file in [args.file] if args.file else [OUT / "submission.json", OUT / "submission.csv"]:
-        print(validate(file, expected_ids(folder)))
+        print(validate(file, ids))
 
 
 if __name__ == "__main__":

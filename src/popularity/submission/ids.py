@@ -6,10 +6,29 @@ from pathlib import Path
 
 import polars as pl
 
+from popularity.core.config import read_yaml
+from popularity.core.contracts import POSTS, read_table
 from popularity.core.errors import DataError
 from popularity.dataset.layout import named_files
 from popularity.dataset.reading import JsonTable
 from popularity.submission.validate import ID_PREFIX
+
+
+def ids_of_run(params: Path, posts: Path) -> list[str]:
+    """The ids of a submission in order, for the data set of params.yaml.
+
+    Args:
+        params: params.yaml.
+        posts: posts.parquet, which has the order of a table's rows.
+
+    Raises:
+        DataError: as `expected_ids`.
+    """
+    dataset = read_yaml(params)["dataset"]
+    if not dataset.get("table"):
+        return expected_ids(Path(dataset["root"]) / "test_allmetadata_json")
+    test = read_table(posts, POSTS).filter(split="test").sort("source_index")
+    return (ID_PREFIX + test["pid"]).to_list()
 
 
 def expected_ids(folder: Path) -> list[str]:

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from popularity.core.allocation import local_processes
 from popularity.core.contracts import REFIT, TEXT_PREDICTIONS, FoldKey, empty_table, read_table, write_table
-from popularity.core.parallel import ordered_map, torch_threads
+from popularity.core.parallel import ordered_map
+from popularity.core.tensors import torch_threads
 from popularity.encoders.sharding import missing_files
 from popularity.encoders.text import EmbedTextParams
 from popularity.text_model.model import Labels, TextModelParams, fit

@@ -9,9 +9,10 @@ SigLIP have any length, and the rate of the head is made for values of about 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
@@ -49,6 +51,7 @@ class TextModelParams(Section):
 
     Args:
         seed: of the initial weights of the head and of the order of posts.
+        schemes: those of `stack.schemes` in which it is fitted, besides refit; in the others the stack is alone.
         epochs: over the train rows; 0: no text model.
         max_train_posts: of a fold, the latest; 0: all.
         unfreeze_layers: number of the last layers of the encoder that are trained.
@@ -63,6 +66,7 @@ class TextModelParams(Section):
     """
 
     seed: int
+    schemes: tuple[Literal["holdout", "forward", "group", "random"], ...]
     epochs: Annotated[int, Field(ge=0)]
     max_train_posts: Annotated[int, Field(ge=0)]
     unfreeze_layers: Annotated[int, Field(ge=1)]
@@ -159,7 +163,10 @@ class TextModel(nn.Module):
         if not self.tokenizer.fixed_length:
             width = int(texts.attention_mask.sum(dim=1).max())
         ids, mask = (tokens[:, :width].to(device) for tokens in (texts.input_ids, texts.attention_mask))
-        with autocast(device, self.encoder.precision if torch.is_grad_enabled() else "fp32"):
+        precision = resolve_precision(self.encoder.precision, device) if torch.is_grad_enabled() else "fp32"
+        # Texts are short: on a CPU the fused attention is slower for them in bf16, and its gradient by far.
+        plain = device.type == "cpu" and precision == "bf16"
+        with autocast(device, precision), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             pooled = self.tower(ids, mask)[0]
         direction = functional.normalize(pooled.float(), dim=1) * self.tower.out_features**0.5  # values of about 1
         joined = torch.cat([direction, numeric.to(device)], dim=1)
@@ -283,15 +290,17 @@ def fit(
     target = torch.from_numpy(detrended).to(model.head.weight) - model.get_buffer("centre")
     target = target / model.get_buffer("spread")
     trained = [parameter for parameter in model.tower.parameters() if parameter.requires_grad]
+    half = resolve_precision(encoder.precision, device) == "fp16"
     optimizer = torch.optim.AdamW(
         [{"params": trained, "lr": params.lr}, {"params": model.head.parameters(), "lr": params.lr_head}],
         weight_decay=params.weight_decay,
+        fused=device.type == "cpu" and not half,  # which skips no step that overflows in fp16
     )
     steps = params.epochs * -(-len(detrended) // params.batch_size)
     schedule = transformers.get_scheduler(
         "linear", optimizer, num_warmup_steps=round(params.warmup_fraction * steps), num_training_steps=steps
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(encoder.precision, device) == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
     for rows in batches(inputs.lengths, params):
         loss = functional.smooth_l1_loss(model(*inputs.batch(rows)), target[rows], beta=SMOOTH_L1_BETA)
         if not bool(torch.isfinite(loss)):

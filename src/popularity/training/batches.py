@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from popularity.core.arrays import Int64Array
-from popularity.encoders.sharding import workers_that_fit
+from popularity.encoders.sharding import end_where_memory_is_full, from_loader, workers_that_fit
 from popularity.network.dataset import Batch, PostReader, pad_tokens, to_device
 from popularity.network.params import TrainParams
 
@@ -143,6 +143,7 @@ class BatchLoader:
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0 and not changing,
             timeout=LOADER_TIMEOUT_SECONDS if workers else 0,
+            worker_init_fn=end_where_memory_is_full,
             generator=torch.Generator(),  # else iterations would draw from that of the training
         )
 
@@ -153,7 +154,7 @@ class BatchLoader:
         """
         self._order.passes = passes
         batches = iter(self._loader)
-        return (to_device(batch, self.device) for batch in batches)
+        return (to_device(batch, self.device) for batch in from_loader(batches))
 
 
 def load_batches(

@@ -32,7 +32,7 @@ from popularity.core.atomic import atomic_directory, reading, write_json
 from popularity.core.errors import ContractError, DataError
 from popularity.core.tensors import write_tensors
 from popularity.encoders.sharding import loader_workers, workers_that_fit
-from popularity.network.adapted import adapted_prototypes, set_prototypes
+from popularity.network.adapted import adapted_prototypes, set_network_tensors, set_prototypes
 from popularity.network.dataset import Batch, PostReader
 from popularity.network.heads import eligible_posts, head_log_probabilities, loss_terms, rank_of_target, term_weight
 from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
@@ -40,6 +40,7 @@ from popularity.network.params import TrainParams
 from popularity.training.adapted import rebuild_prototypes
 from popularity.training.batches import BatchLoader, BatchPlan, Step, TrainingPosts, training_steps
 from popularity.training.optimizer import GradientClipping, freeze_unused, make_optimizer, make_schedule
+from popularity.training.stopping import BEST, best_epoch, has_stopped, read_best, snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def train_network(
     on_epoch: OnEpoch = no_op,
 ) -> list[Epoch]:
     """Each epoch's `train/<term>`, `train/loss` and `validation/<...>` (`measure`); the network is trained in place.
+
+    Training stops sooner where the class accuracy stops rising: see stopping.py.
 
     Source: Sec 3.4 (Eq 8) and 4.1.
 
@@ -100,11 +103,8 @@ def train_network(
     network.text_tower.to(accelerator.device)
     network.hold_in(COMPUTING_TYPES.get(accelerator.mixed_precision))
     _restore_prototypes(network, posts.reader, state)
-    # On a CPU, reading cached vectors costs less than copying them between processes.
-    workers = loader_workers() if accelerator.device.type == "cuda" else 0
-    if workers:
-        workers = workers_that_fit(posts.reader.read(posts.train[: params.micro_batch]), workers)
-    loader = BatchLoader(posts.reader.read, accelerator.device, workers, changing=posts.reader.live is not None)
+    best = read_best(state / CHECKPOINT)
+    loader = _loader(posts, params, accelerator.device)
     prompts = _fixed_prompts(network, accelerator)
     run = _Run(network, model, params, accelerator, prompts, loader, optimizer, schedule)
     clock = CheckpointClock(params.checkpoint_minutes, accelerator)
@@ -113,6 +113,8 @@ def train_network(
         total=total, initial=done, desc="train", unit="step", disable=not accelerator.is_main_process
     ) as progress:
         for index in range(len(history), -(-total // steps_in_epoch)):
+            if has_stopped(history, params.patience):
+                break
             steps = run.plan.epoch(posts.train, index, params.seed)[: total - index * steps_in_epoch]
             if not begun.steps:  # else its prototypes were in the checkpoint
                 rebuild_prototypes(network, posts.reader, run.plan, accelerator)
@@ -122,7 +124,7 @@ def train_network(
                 progress.update()
                 if finished < len(steps) and clock.is_due(finished):
                     unfinished = _Begun.of(accelerator, finished, table)
-                    _save(accelerator, schedule, state, _Progress(history, unfinished, network.prototype_tensors))
+                    _save(accelerator, schedule, state, _Progress(history, unfinished, network.prototype_tensors, best))
             assert table is not None
             epoch, begun = run.training_means(table, posts.reader, steps), _Begun()
             _refuse_divergence(index, epoch)
@@ -130,12 +132,30 @@ def train_network(
                 scored = measure(network, posts.reader, posts.valid, params, accelerator, loader)
                 epoch |= {f"validation/{name}": value for name, value in scored.items()}
             history.append(epoch)
+            if params.patience and best_epoch(history) == index:
+                best = snapshot(network)
             progress.set_postfix(_progress(epoch))
             if accelerator.is_main_process:
                 on_epoch(index, epoch)
-            _save(accelerator, schedule, state, _Progress(history, begun, network.prototype_tensors))
+            _save(accelerator, schedule, state, _Progress(history, begun, network.prototype_tensors, best))
             clock.restart()
+    if best is not None and has_stopped(history, params.patience):
+        _put_back(network, best, posts.reader, history)
     return history
+
+
+def _put_back(network: PrototypeNetwork, best: dict[str, Tensor], reader: PostReader, history: list[Epoch]) -> None:
+    """Gives the network the tensors of its best epoch."""
+    logger.info("stopped after epoch %d: the weights are those of epoch %d", len(history) - 1, best_epoch(history))
+    set_network_tensors(network, best, None if reader.live is None else reader.live.vectors)
+
+
+def _loader(posts: TrainingPosts, params: TrainParams, device: torch.device) -> BatchLoader:
+    """The loader of all batches. On a CPU, reading cached vectors costs less than copying them to a process."""
+    workers = loader_workers() if device.type == "cuda" else 0
+    if workers:
+        workers = workers_that_fit(posts.reader.read(posts.train[: params.micro_batch]), workers)
+    return BatchLoader(posts.reader.read, device, workers, changing=posts.reader.live is not None)
 
 
 def fused_optimizer(accelerator: Accelerator) -> bool:
@@ -167,11 +187,13 @@ class _Progress(NamedTuple):
         history: of the finished epochs.
         begun: the epoch that has begun.
         prototypes: the network's `prototype_tensors`.
+        best: tensors of the best epoch so far, where training may stop early.
     """
 
     history: list[Epoch]
     begun: _Begun
     prototypes: dict[str, Tensor] | None
+    best: dict[str, Tensor] | None
 
 
 class _Terms(NamedTuple):
@@ -432,6 +454,8 @@ def _save(accelerator: Accelerator, schedule: LRScheduler, state: Path, progress
         write_json(gathering / "begun.json", asdict(progress.begun))
         if progress.prototypes is not None:
             write_tensors(progress.prototypes, None, gathering / PROTOTYPES)
+        if progress.best is not None:
+            write_tensors(progress.best, None, gathering / BEST)
         with atomic_directory(state / CHECKPOINT) as partial:
             for file in gathering.iterdir():
                 file.rename(partial / file.name)

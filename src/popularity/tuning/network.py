@@ -5,8 +5,8 @@
     python -m popularity.profile --patch models/network_search/best_params.yaml
 
 Needs `dvc repro prototypes`. Each trial trains the network; its score is the class accuracy on held-out posts: top-1 of
-the mean head on the valid posts after the last epoch, as training measures it. The labels are not read. The space is
-section `tune_network` of params.yaml.
+the mean head on the valid posts after the epoch whose weights are kept, as training measures it. The labels are not
+read. The space is section `tune_network` of params.yaml.
 
 Writes best_params.yaml (a patch of section train; the second command shows its changes and the third applies them),
 trials.csv and study.json. The same command resumes a killed search, after the last epoch of the trial that was running.
@@ -40,13 +40,13 @@ from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, 
 from popularity.network.params import TrainParams
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import DivergenceError, train_network
+from popularity.training.stopping import ACCURACY, kept_epoch
 from popularity.tuning.results import write_patch, write_results
 from popularity.tuning.space import Space, Values
 from popularity.tuning.study import Budget, Search, Step, run_search, workers_here
 
 logger = logging.getLogger(__name__)
 
-ACCURACY = "validation/top1/mean"
 INPUTS = (paths.POSTS, paths.IMAGES, paths.IMAGE_EMBEDDINGS, paths.TEXT_EMBEDDINGS)
 # Prototypes are made for the first key; the others choose the valid posts.
 FIXED_KEYS = ("transductive", "seed", "valid_fraction")
@@ -128,9 +128,8 @@ class NetworkObjective:
         rows, held_out = training_rows(self.posts, inputs.vectors, params)
         reader = post_reader(network, inputs, self.posts, self.images, self.root, self.encoders)
         accelerator = make_accelerator(params.precision)
-        return train_network(network, TrainingPosts(reader, rows, held_out), params, accelerator, state=folder)[-1][
-            ACCURACY
-        ]
+        history = train_network(network, TrainingPosts(reader, rows, held_out), params, accelerator, state=folder)
+        return history[kept_epoch(history, params.patience)][ACCURACY]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,7 +25,6 @@ from threadpoolctl import threadpool_limits
 from popularity.core import paths
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_path, fingerprint
-from popularity.core.config import read_yaml
 from popularity.core.contracts import FOLDS, POSTS, read_table
 from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.metrics import selection_loss
@@ -43,6 +42,7 @@ from popularity.validation.folds import Fold, load_fold
 BLOCKS_KEY = "columns.feature_blocks"
 # Keys of section stack that no trial reads: the effort sets the seeds, and the others change no prediction of a fold.
 UNREAD_KEYS = ("n_seeds", "schemes", "parallel_folds", "cluster.workers", "cluster.scheduler")
+TREND_KEY = "detrend"  # has one value for all members: splits in time cannot tell trends apart
 MAX_MEMBERS = 8  # stage stack fits each of them in every fold
 MAX_CACHE_BYTES = 4 * 2**30  # of encoded folds, in each worker
 
@@ -85,13 +85,12 @@ class StackInputs:
     @classmethod
     def below(cls, folder: Path) -> StackInputs:
         """The files in the project `folder`, at their places of dvc.yaml."""
-        params = read_yaml(folder / paths.PARAMS)
         return cls(
             folder / paths.POSTS,
             folder / paths.SPLITS,
             folder / paths.FEATURES,
-            folder / paths.resolved(paths.STACK_IMAGE_EMBEDDINGS, params),
-            folder / paths.resolved(paths.STACK_TEXT_EMBEDDINGS, params),
+            folder / paths.STACK_IMAGE_EMBEDDINGS,
+            folder / paths.STACK_TEXT_EMBEDDINGS,
             folder / paths.PROTOTYPE_EMBEDDINGS,
         )
 
@@ -148,6 +147,11 @@ def check_search(
     """
     if unread := [key for key in params.space if key in UNREAD_KEYS]:
         raise ConfigError(f"tune.space.{unread[0]}: no trial reads stack.{unread[0]}; leave it out of the space")
+    if TREND_KEY in (*searched, *params.space):
+        raise ConfigError(
+            f"stack.{TREND_KEY} is not searched, because splits in time cannot tell trends apart: give it a value "
+            "(family) and leave it out of tune.space"
+        )
     for key in (*searched, *params.start):
         if key not in params.space:
             raise ConfigError(f"tune.space has no {key}: add a range or choices, or give stack.{key} a value")

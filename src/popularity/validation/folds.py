@@ -10,6 +10,7 @@ import polars as pl
 
 from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.contracts import FoldKey
+from popularity.core.outliers import clipped_labels
 from popularity.features import read_features
 from popularity.validation.inner_cv import MICROSECONDS_A_DAY
 
@@ -24,7 +25,7 @@ class Fold:
         key: scheme and fold.
         train: (pid, features) of the train rows, sorted by pid.
         valid: (pid, features) of the valid rows, sorted by pid.
-        label: (train rows,).
+        label: (train rows,) clipped, see `core/outliers.py`.
         posted_at: (train rows,) microseconds.
         valid_at: (valid rows,) microseconds.
         collected_at: days since 1970, on which the counts of all posts were read.
@@ -62,7 +63,7 @@ def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Pat
         key,
         train=train,
         valid=valid,
-        label=train_labels["label"].to_numpy(),
+        label=clipped_labels(train_labels["label"].to_numpy()),
         posted_at=train_labels["posted_at"].to_physical().to_numpy(),
         valid_at=valid_labels["posted_at"].to_physical().to_numpy(),
         collected_at=collection_day(posts),

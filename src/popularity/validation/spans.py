@@ -2,10 +2,13 @@
 
     |--------- training span ---------|---- test span ----|      wanted: test span / training span
     |---- train ----|- valid (holdout) |
-    |-- train --|--| (forward)
+    |-- train --|---|  forward
+    |- train -|--|     forward
 
-So the origin of a split that ends at `end` is first + (end - first) / (1 + wanted). A ratio is lowered where too few
-posts would lie before an origin (`least_train_posts`), and raised where too few posts would be valid.
+So the origin of a split that ends at `end` is first + (end - first) / (1 + wanted). Forward splits end before the
+holdout starts; where they have no room one after another, their valid spans overlap, and a post is valid in several. A
+ratio is lowered where too few posts would lie before an origin (`least_train_posts`), and raised where too few posts
+would be valid.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ Ratio = Annotated[float, Field(gt=0)]
 MIN_TRAIN_POSTS = 500  # before an origin, users that are excluded included; half of the posts where they are fewer
 MIN_TRAIN_SHARE = 1 / 3  # of the training posts, before an origin
 MIN_VALID_SHARE = 0.05  # of the posts before the end of a split
-MIN_RATIO_SHARE = 0.5  # of the wanted ratio: further forward splits that would look ahead less far are not made
+MIN_RATIO_SHARE = 0.75  # of the ratio with one forward split, which room for further ones may cost
+MIN_STEP = 0.25  # of a valid span, in the logarithm of time, between two origins: nearer ones score the same posts
 
 
 @dataclass(frozen=True)
@@ -173,9 +177,10 @@ def whole_ratio(train: pl.DataFrame, test: pl.DataFrame) -> float | None:
 
 
 def split_spans(train: pl.DataFrame, wanted: WantedSpan, params: SplitParams) -> tuple[SplitSpan, list[SplitSpan]]:
-    """Returns the span of `holdout` and those of the forward splits, in order of time; none overlap.
+    """Returns the span of `holdout` and those of the forward splits, in order of time.
 
-    The first forward split's note says so if there was no room for all `n_origins`.
+    Forward splits may overlap one another, and none overlaps the holdout. The first forward split's note says so if
+    there was no room for all `n_origins`.
 
     Args:
         train: (uid, posted_at) of the training part, sorted by time.
@@ -215,15 +220,25 @@ def _by_ratio(line: _Timeline, wanted: float, params: SplitParams) -> Iterator[S
     earliest = line.origin(least, stop)
     if earliest < least:  # posts of one second stay together
         earliest = min(int(np.searchsorted(line.at, line.at[earliest], "right")), stop - 1)
-    # Room for holdout and for one forward split.
-    row, span = _slice(line, _Goal(wanted, math.sqrt(line.growth(earliest, stop)) - 1, least, earliest), stop)
+    n_origins, ratio = _with_room(line.growth(earliest, stop), wanted, params.n_origins)
+    goal = _Goal(wanted, ratio, least, earliest)
+    row, span = _slice(line, goal, stop)
     yield span
-    n_origins, ratio = _with_room(line.growth(earliest, row), wanted, params.n_origins)
-    for _ in range(n_origins):
-        if not line.has_room(row, params.n_folds):
+    stop = row
+    step = 1.0
+    for index in range(n_origins):
+        if not line.has_room(stop, params.n_folds):
             return
-        row, span = _slice(line, _Goal(wanted, ratio, least, earliest), row)
+        previous, (row, span) = row, _slice(line, goal, stop)
+        if row == previous:
+            return
         yield span
+        if not index and n_origins > 1:  # equal steps in the logarithm of time, as long as there is room for
+            room = line.growth(earliest, row) if line.end_of(row) > line.first else 1.0
+            step = min(1 + span.ratio, room ** (1 / (n_origins - 1)))
+        end = line.first + (line.end_of(stop) - line.first) / step
+        # Without an overlap a split ends where the next one starts.
+        stop = row if step == 1 + span.ratio else int(np.searchsorted(line.at, end, "left"))
 
 
 @dataclass(frozen=True)
@@ -263,20 +278,25 @@ def _slice(line: _Timeline, goal: _Goal, stop: int) -> tuple[int, SplitSpan]:
 
 
 def _with_room(growth: float, wanted: float, n_origins: int) -> tuple[int, float]:
-    """How many forward splits there are, and their ratio.
+    """How many forward splits there are, and the ratio of all splits in time.
 
-    They look ahead equally far, and each at least MIN_RATIO_SHARE of the wanted ratio, or there is only one.
+    They look ahead equally far, and their origins are MIN_STEP apart. There are fewer where this would take more of
+    the ratio than MIN_RATIO_SHARE leaves.
 
     Args:
-        growth: how many times as long the span before `holdout` is as the span before the earliest origin.
+        growth: how many times as long the training span is as the span before the earliest origin.
         wanted: valid span / training span.
         n_origins: how many there are at most.
     """
-    for count in range(n_origins, 0, -1):
-        ratio = min(wanted, growth ** (1 / count) - 1)
-        if ratio >= MIN_RATIO_SHARE * wanted:
-            break
-    return count, max(ratio, 0.0)
+
+    def ratio(count: int) -> float:
+        """With the valid spans of `holdout`, of a forward split, and of a part of it for each further one."""
+        room = float(growth ** (1 / (2 + MIN_STEP * (count - 1)))) - 1
+        return max(min(wanted, room), 0.0)
+
+    enough = (count for count in range(n_origins, 1, -1) if ratio(count) >= MIN_RATIO_SHARE * ratio(1))
+    count = next(enough, 1)
+    return count, ratio(count)
 
 
 def _count(posts: int, fraction: float) -> int:

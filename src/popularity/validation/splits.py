@@ -10,8 +10,8 @@
     refit      |  train                                                 |       valid       |
 
 An excluded post is neither trained on, nor counted in any feature, nor scored. A forward split starts at its origin:
-posts from there to the next origin are valid, posts before it are train. Splits are numbered in order of time, and
-each excludes users of its own. `spans.py` says where they start.
+posts from there to its end are valid, posts before it are train. Valid spans of forward splits may overlap. Splits are
+numbered in order of time, and each excludes users of its own. `spans.py` says where they start and end.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def holdout_split(train: pl.DataFrame, span: SplitSpan, unseen: UnseenShare, par
 def forward_splits(
     train: pl.DataFrame, spans: Sequence[SplitSpan], unseen: UnseenShare, params: SplitParams
 ) -> list[Split]:
-    """Returns the forward splits in order of time; each is valid up to the next origin, the last one up to the holdout.
+    """Returns the forward splits in order of time; a post may be valid in several, and none is valid in the holdout.
 
     Args:
         train: (pid, uid, posted_at) of the training part, sorted by time.

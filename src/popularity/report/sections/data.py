@@ -39,13 +39,31 @@ def build(run: RunFolder) -> Section:
         "Data",
         [
             Text(text),
+            *_table_notes(summary.get("table")),
             Tables([_counts(summary["parts"], statuses), *_missing_values(summary["parts"])]),
             *_quarantine(summary["quarantine"]),
+            *_clipped(summary["label"]),
             Text(trend),
             Charts(_charts_by_month(run)),
             _mean_labels(run, summary["label"]["mean"]),
         ],
     )
+
+
+def _table_notes(table: Mapping[str, Any] | None) -> list[Element]:
+    """What the columns of a user's own table are, and what was done with them."""
+    if table is None:
+        return []
+    columns = table["columns"]
+    roles = [f"{role}: {name}" for role, name in columns.items() if isinstance(name, str) and name]
+    further = [*columns["numbers"], *columns["categories"]]
+    found = f"The posts are rows of {table['file']} ({', '.join(roles)})."
+    if columns["count"]:
+        found += f" Popularity is log2({columns['count']} + 1)."
+    if further:
+        found += f" Further columns are features: {', '.join(further)}."
+    notes = [f"{note[0].upper()}{note[1:]}." for note in table["notes"]]
+    return [Text(" ".join([found, *notes]))]
 
 
 def _counts(parts: Mapping[str, Any], statuses: Mapping[str, Any]) -> Table:
@@ -80,6 +98,14 @@ def _quarantine(quarantine: Mapping[str, Any]) -> list[Element]:
     rows = [[one["field"], one["reason"], one["action"], f"{one['values']:,}"] for one in quarantine["by_reason"]]
     title = f"Quarantine: {counted(quarantine['values'], 'value')} that could not be used"
     return [Table(title, ["field", "reason", "action", "values"], rows, names=3)]
+
+
+def _clipped(label: Mapping[str, Any]) -> list[Element]:
+    if not label["clipped"]:
+        return []
+    lie = "lies" if label["clipped"] == 1 else "lie"
+    text = f"{counted(label['clipped'], 'label')} {lie} far from all others and count as nearer ones in every fit."
+    return [Text(text)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from popularity.report.document import Bar, Bars, Chart, Charts, Element, Sectio
 from popularity.report.drawing import SERIES, Line, XAxis
 from popularity.report.run_folder import RunFolder
 
-READS = (paths.TRAINING_PLOTS, paths.ATTENTION_MASS, paths.POSTS, paths.PROTOTYPE_CLASSES, paths.PROTOTYPE_SUMMARY)
+READS = (
+    paths.TRAINING_PLOTS,
+    paths.ATTENTION_MASS,
+    paths.POSTS,
+    paths.PROTOTYPE_CLASSES,
+    paths.PROTOTYPE_CLUSTERS,
+    paths.PROTOTYPE_SUMMARY,
+)
 HEADS = {"global_prompt": "global prompt", "local_prompt": "local prompt", "attention": "attention", "mean": "mean"}
 COLOURS = dict(zip(HEADS, SERIES, strict=True))
 ATTENDED = {
@@ -87,7 +94,7 @@ def _attention(run: RunFolder) -> Bars | None:
     masses = run.table(paths.ATTENTION_MASS, ATTENTION_MASS)
     if masses.is_empty():
         return None
-    keys = level_keys(run.posts, run.json(paths.PROTOTYPE_SUMMARY)["class_name_format"])["subcategory"]
+    keys = level_keys(run.classified_posts, run.json(paths.PROTOTYPE_SUMMARY)["class_name_format"])["subcategory"]
     joined = masses.join(run.posts.select("pid", key=keys), on="pid", how="left", validate="1:1")
     means = joined.group_by("key").agg(pl.mean(*ATTENDED))
     shown = run.classes.head(CLASSES_SHOWN).join(means, on="key", how="inner", validate="1:1", maintain_order="left")

@@ -23,6 +23,7 @@ READS = (
     paths.POSTS,
     paths.IMAGES,
     paths.PROTOTYPE_CLASSES,
+    paths.PROTOTYPE_CLUSTERS,
     paths.PROTOTYPE_VECTORS,
     paths.PROTOTYPE_SUMMARY,
     paths.NEAREST_CLASSES,
@@ -40,6 +41,11 @@ def build(run: RunFolder) -> Section:
         "vector of its representatives. Each grid shows the posts nearest to one prototype, whatever their class; a "
         "post's own vector is left out of the prototype first. cos is the cosine similarity."
     )
+    if run.json(paths.PROTOTYPE_SUMMARY).get("clusters"):
+        text += (
+            " The posts have no classes of their own: these are clusters of similar posts, named by their words, and "
+            "features by class are left out."
+        )
     elements: list[Element] = [Text(text), *_gallery(run)]
     if len(classes) > 1:
         elements.append(Charts([_class_map(run)]))
@@ -109,7 +115,7 @@ def principal_plane(vectors: Float64Array) -> tuple[Float64Array, Float64Array]:
 
 def _mean_labels(run: RunFolder) -> Float64Array:
     """(classes,) mean training label of each class, in the order of `run.classes`."""
-    train = run.posts.filter(split="train")
+    train = run.classified_posts.filter(split="train")
     keys = level_keys(train, run.json(paths.PROTOTYPE_SUMMARY)["class_name_format"])["subcategory"]
     means = train.select("label").with_columns(key=keys).group_by("key").agg(pl.mean("label"))
     joined = run.classes.join(means, on="key", how="left", validate="1:1", maintain_order="left")

@@ -8,10 +8,12 @@ from typing import Any
 from popularity.core import paths
 from popularity.core.atomic import sha256_of
 from popularity.core.manifest import MANIFEST
+from popularity.encoders.names import names_in_use
 from popularity.report.document import Bar, Bars, Element, Section, Table, Text
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import NONE
 
+KINDS = ("image", "text")
 RESOURCES = tuple(path for stage, path in paths.RESOURCES.items() if stage != "report")
 MANIFESTS = (
     paths.PROTOTYPE_MANIFEST,
@@ -39,9 +41,10 @@ def build(run: RunFolder) -> Section:
 
 def _records(run: RunFolder) -> list[Mapping[str, Any]]:
     """Time and memory of the stages before the report."""
-    found = [run.json(path) for path in RESOURCES]
+    used = [paths.encoder_resources(kind, name) for kind in KINDS for name in names_in_use(run.params, kind)]
     own = {run.path(path) for path in RESOURCES}
-    return found + [run.json(path) for path in paths.STACK_RESOURCES if run.has(path) and run.path(path) not in own]
+    further = [path for path in used if run.path(path) not in own and run.has(path)]  # of the stack's encoders
+    return [run.json(path) for path in (*RESOURCES, *further)]
 
 
 def submission_digests(run: RunFolder) -> dict[str, str]:

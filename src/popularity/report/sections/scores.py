@@ -6,14 +6,15 @@ import polars as pl
 
 from popularity.core import paths
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL
+from popularity.evaluation.promise import CONFIDENCE, TEST
 from popularity.report import drawing
 from popularity.report.document import Chart, Charts, Element, Section, Table, Text
 from popularity.report.drawing import Interval
 from popularity.report.run_folder import RunFolder
 from popularity.report.score_cells import by_metric, differences, metric_cells, overall, single_splits, verdict
-from popularity.report.wording import MINUS, estimate, percent
+from popularity.report.wording import MINUS, NONE, estimate, number, percent
 
-READS = (paths.SCORES,)
+READS = (paths.SCORES, paths.PROMISE)
 METRIC_HEADER = ("posts", "users", "SRC", "MAE", "MAPE", "bias")
 MODELS = (
     f"Models: {MAIN_MODEL} uses the chosen feature blocks, averaged with the fine-tuned text model; metadata uses no "
@@ -40,6 +41,8 @@ def build(run: RunFolder) -> Section | None:
     ]
     if len(single := single_splits(run.scores)):
         elements.append(_table("Each split in time, from the first to the last", single, ["scheme", "fold", "model"]))
+    if run.has(paths.PROMISE) and len(run.promise):
+        elements.append(_promise(run.promise))
     if len(compared := differences(run.scores).filter(scheme=HOLDOUT, model=MAIN_MODEL)):
         elements.append(_differences(compared))
     return Section("scores", "Scores", [*elements, Text(MODELS)])
@@ -65,6 +68,30 @@ def _table(title: str, scores: pl.DataFrame, names: list[str]) -> Table:
     ]
     header = ["split" if name == "fold" else name for name in names]
     return Table(title, [*header, *METRIC_HEADER], rows, names=len(names))
+
+
+def _promise(promise: pl.DataFrame) -> Table:
+    """A row for each part and metric: what the other splits promised, and the result."""
+    rows = [
+        [
+            row["part"],
+            row["metric"].upper(),
+            f"{row['splits']}",
+            percent(row["shared"], 0),
+            estimate(row["promise"], row["low"], row["high"]),
+            number(row["width"]),
+            number(row["result"]),
+            NONE if row["inside"] is None else "yes" if row["inside"] else "no",
+            number(row["members_differ_by"]),
+        ]
+        for row in promise.iter_rows(named=True)
+    ]
+    title = (
+        f"Promise with a {percent(CONFIDENCE, 0)} interval: a forward split by the others, {HOLDOUT} by the forward "
+        f"splits, {TEST} by all"
+    )
+    header = ["for", "metric", "splits", "shared posts", "promise", "width", "result", "inside", "members differ by"]
+    return Table(title, header, rows, names=2)
 
 
 def _differences(compared: pl.DataFrame) -> Table:
