@@ -110,7 +110,7 @@ def test_without_a_split_the_stack_s_members_are_equal_and_the_text_model_has_no
     predictions, text, posts = made()
     table = MemberTable.of(predictions.filter(pl.col("scheme") != "forward"), text)
     chosen = chosen_weights(table.out_of_fold(posts), PARAMS)
-    assert chosen.whole == {"a": 0.5, "b": 0.5, "text_model": 0.0}
+    assert chosen.whole == {"a": 0.5, "b": 0.5}
     found = summary(table.out_of_fold(posts), chosen, 0.0)
     assert (found["losses"], found["ensemble_loss"], found["splits"]) == ({}, None, 0)
     assert table.mean(chosen).height == 2 * 2 * POSTS_OF_A_FOLD
@@ -122,6 +122,44 @@ def test_without_a_text_model_the_stack_is_alone(text: str) -> None:
     table = MemberTable.of(predictions, None if text == "none" else given.clear())
     assert (list(table.names), table.offset) == (["a", "b"], 0.0)
     assert set(chosen_weights(table.out_of_fold(posts), PARAMS).whole) == {"a", "b"}
+
+
+def test_where_the_text_model_is_not_fitted_the_stack_s_members_share_its_weight() -> None:
+    predictions, text, _ = made()
+    weights = {"a": 0.5, "b": 0.25, "text_model": 0.25}
+    chosen = Chosen(weights, {0: weights, 1: weights})
+    found = MemberTable.of(predictions, text.filter(pl.col("scheme") != "holdout")).mean(chosen)
+    check_table(found, PREDICTIONS)
+    a, b = (of(predictions, model, "holdout")["prediction"].to_numpy() for model in "ab")
+    np.testing.assert_allclose(of(found, "stack", "holdout")["prediction"].to_numpy(), (2 * a + b) / 3)
+    others = pl.col("scheme") != "holdout"
+    assert found.filter(others).equals(MemberTable.of(predictions, text).mean(chosen).filter(others))
+    alone = Chosen({"text_model": 1.0}, {0: weights, 1: weights})
+    found = MemberTable.of(predictions, text.filter(pl.col("scheme") != "holdout")).mean(alone)
+    np.testing.assert_allclose(of(found, "stack", "holdout")["prediction"].to_numpy(), (a + b) / 2)
+
+
+def test_a_text_model_that_predicts_no_forward_split_has_no_weight() -> None:
+    predictions, text, posts = made()
+    table = MemberTable.of(predictions, text.filter(pl.col("scheme") != "forward"))
+    rows = table.out_of_fold(posts)
+    assert list(rows.names) == ["a", "b"]
+    chosen = chosen_weights(rows, PARAMS)
+    own = MemberTable.of(predictions, None)
+    assert chosen == chosen_weights(own.out_of_fold(posts), PARAMS)
+    assert table.mean(chosen).equals(own.mean(chosen))
+
+
+def test_a_post_may_be_valid_in_several_splits() -> None:
+    predictions, text, posts = made()
+    again = pl.when(fold=1).then(pl.col("pid").str.replace("^1", "0")).otherwise("pid")
+    table = MemberTable.of(*(one.with_columns(pid=again) for one in (predictions, text)))
+    rows = table.out_of_fold(posts)
+    assert rows.folds == [0, 1]
+    np.testing.assert_array_equal(rows.label[rows.fold == 0], rows.label[rows.fold == 1])
+    found = table.mean(chosen_weights(rows, PARAMS))
+    check_table(found, PREDICTIONS)
+    assert found.filter(scheme="forward").height == 2 * 2 * POSTS_OF_A_FOLD
 
 
 def test_a_test_part_of_no_post_has_no_offset() -> None:

@@ -32,7 +32,7 @@ from popularity.core.run_chain import checksum
 from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
-from stages import embed_text, stack, stack_vectors
+from stages import embed_text, ensemble, stack, stack_vectors
 from tests.clones import Clone, files_below
 from tests.encoders.tiny_encoders import save_bert
 from tests.repository import stage_flags
@@ -296,11 +296,11 @@ def test_several_encoders_of_the_stack_predict_as_the_batch(
     own = {"out": "data/embeddings/text/bert", "resources": "reports/resources/embed_text_bert.json"}
     embed_text.main(stage_flags("embed_text", project, encoder="bert", **own))
     stack_vectors.main(stage_flags("stack_vectors", project))
-    member = clone.root / "data/text_model"
-    stack.main(stage_flags("stack", project, member=member, tuned=None))
+    stack.main(stage_flags("stack", project, members=None))
+    ensemble.main(stage_flags("ensemble", project, **{"text-model": clone.root / "data/text_model"}))
     blocks = pl.read_csv(project / "data/stack/importance.csv")["block"].unique()
     assert {"text.minilm", "text.bert"} <= set(blocks)
-    stored = read_table(project / "data/stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
+    stored = read_table(project / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS).filter(scheme="refit", model="stack")
     values = dict(stored.group_by("pid").agg(pl.col("prediction").mean()).iter_rows())
     interim = project / "data/interim"
     posts = read_table(interim / "posts.parquet", POSTS)

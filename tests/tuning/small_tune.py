@@ -10,11 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from popularity.core.config import SEARCH, leaves, patched
+from popularity.core.config import SEARCH, leaves, nested, patched
 from popularity.core.contracts import IMAGES, POSTS, write_table
 from popularity.core.vectors import write_block
 from popularity.stack import Blocks, StackParams
-from popularity.tuning.space import nested
 from stages import featurize, split, tune
 from tests.encoders.tiny_encoders import encoder_sections
 from tests.random_posts import random_images

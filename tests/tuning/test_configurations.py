@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from popularity.core.config import SEARCH, load_params, patched, read_yaml, searched_keys
+from popularity.core.config import SEARCH, load_params, nested, patched, read_yaml, searched_keys
 from popularity.core.errors import ConfigError
 from popularity.stack import StackParams
 from popularity.stack.members import load_members, write_members
 from popularity.tuning.objective import TuneParams, check_search
-from popularity.tuning.space import nested
 from tests.tuning.small_tune import CONFIGURATIONS, SMALL, SPACE, write_params
 
 
@@ -68,6 +67,15 @@ def test_a_value_in_section_stack_holds_against_space_and_configurations(file: P
     assert first["ranks"]["target_transform"] == "rank_gauss"
     assert all("lightgbm.num_leaves" not in values for values in first.values())
     assert load_params("stack", StackParams, file).lightgbm.num_leaves == 63
+
+
+def test_the_trend_is_not_searched(file: Path) -> None:
+    """A value holds, in all trials."""
+    write_params(file, {"detrend": "family"})
+    assert "detrend" not in checked(file)[0]
+    write_params(file, space={**SPACE, "detrend": {"choices": ["none", "linear"]}})
+    with pytest.raises(ConfigError, match=r"stack\.detrend is not searched, because splits in time cannot tell"):
+        checked(file)
 
 
 def test_configurations_that_become_equal_are_one_trial(file: Path) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from popularity.core.config import parse_params, parse_section, patched, read_yaml, searched_keys
+from popularity.core.config import nested, parse_params, parse_section, patched, read_yaml, searched_keys
 from popularity.core.errors import ConfigError
 from popularity.network.params import TrainParams
 from popularity.stack import StackParams
 from popularity.tuning.network import NetworkSearchParams
 from popularity.tuning.objective import TuneParams, check_search
-from popularity.tuning.space import Space, nested
+from popularity.tuning.space import Space
 from tests.stack.small_stack import STACK
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -132,14 +133,12 @@ def _with_starts(section: Any, content: Mapping[str, Any], path: Path) -> Any:
     """Section stack with the values of tune.start for the keys that are `search`."""
     tune = content.get("tune")
     starts = tune.get("start") if isinstance(tune, Mapping) else None
+    found = {}
     for key in searched_keys(content):
         if not isinstance(starts, Mapping) or key not in starts:
             raise ConfigError(f"{path}: {SEARCHED}.{key} is {SEARCH}, but tune.start has no {key}, where it starts")
-        patch = starts[key]
-        for name in reversed(key.split(".")):
-            patch = {name: patch}
-        section = patched(section, patch)
-    return section
+        found[key] = starts[key]
+    return patched(section, nested(found)) if found else section
 
 
 def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +152,18 @@ def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, An
         old = result.get(name)
         result[name] = patched(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings from dotted keys.
+
+    >>> nested({"lightgbm.num_leaves": 7, "detrend": "none"})
+    {'lightgbm': {'num_leaves': 7}, 'detrend': 'none'}
+    """
+    mappings = [
+        reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value) for key, value in values.items()
+    ]
+    return reduce(patched, mappings, {})
 
 
 def leaves(mapping: dict[str, Any], above: Key = ()) -> dict[Key, Any]:

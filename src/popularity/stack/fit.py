@@ -49,6 +49,7 @@ from popularity.validation.inner_cv import inner_splits, valid_rows
 
 logger = logging.getLogger(__name__)
 
+METADATA = "metadata"  # the baseline
 N_DATES = 101  # of a fold's valid posts, at which the members of the trend are written
 USER_MEAN_PRIOR = 1.0  # posts with the overall mean that `user_mean` adds to each user
 
@@ -157,9 +158,6 @@ def trend_members(fold: Fold, trend: Trend) -> pl.DataFrame:
     keys = {"scheme": pl.lit(fold.key.scheme), "fold": pl.lit(fold.key.fold)}
     table = pl.concat(tables).with_columns(**keys)
     return table.select(pl.col(name).cast(rule.dtype) for name, rule in TRENDS.columns.items()).sort(TRENDS.key)
-
-
-METADATA = "metadata"  # the baseline
 
 
 def metadata_alone(params: StackParams) -> StackParams:

@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from popularity.core.atomic import atomic_path
-from popularity.core.config import parse_params, patched, read_yaml
+from popularity.core.config import nested, parse_params, patched, read_yaml
 from popularity.core.contracts import MAIN_MODEL
 from popularity.stack.params import StackParams
 
@@ -38,13 +38,6 @@ def load_members(params: Path, file: Path | None) -> dict[str, StackParams]:
     content = read_yaml(params)
     if file is None:
         return {MAIN_MODEL: parse_params("stack", StackParams, content, params)}
-    members: dict[str, StackParams] = {}
-    for name, values in read_yaml(file).items():
-        own: Any = content
-        for key, value in values.items():
-            patch = value
-            for part in reversed(("stack", *key.split("."))):
-                patch = {part: patch}
-            own = patched(own, patch)
-        members[name] = parse_params("stack", StackParams, own, params, f"{params} with {file}")
-    return members
+    source, given = f"{params} with {file}", read_yaml(file)
+    sections = {name: patched(content, {"stack": nested(values)}) for name, values in given.items()}
+    return {name: parse_params("stack", StackParams, own, params, source) for name, own in sections.items()}

@@ -14,7 +14,8 @@ from optuna.trial import TrialState, create_trial
 from ruamel.yaml import YAML
 
 from popularity.core.atomic import atomic_path, write_json, write_text
-from popularity.tuning.space import Choices, Space, nested
+from popularity.core.config import nested
+from popularity.tuning.space import Choices, Space
 from popularity.tuning.study import Finished, Search
 
 MIN_TRIALS = 5  # completed ones, for the importance of parameters

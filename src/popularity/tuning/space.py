@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from functools import reduce
 from typing import Annotated, Any, Generic, TypeVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 from pydantic import Field
 
-from popularity.core.config import Section, leaves, parse_section, patched
+from popularity.core.config import Section, leaves, nested, parse_section, patched
 from popularity.core.errors import ConfigError
 
 S = TypeVar("S")
@@ -154,18 +153,6 @@ class Space(Generic[S]):
             found = {_label(choice): choice for choice in axis.choices} if isinstance(axis, Choices) else {}
             result[key] = found.get(value, value)
         return result
-
-
-def nested(values: Values) -> dict[str, Any]:
-    """Nested mappings from dotted keys.
-
-    >>> nested({"lightgbm.num_leaves": 7, "detrend": "none"})
-    {'lightgbm': {'num_leaves': 7}, 'detrend': 'none'}
-    """
-    mappings = [
-        reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value) for key, value in values.items()
-    ]
-    return reduce(patched, mappings, {})
 
 
 def _plain(section: Any) -> dict[str, Any]:
