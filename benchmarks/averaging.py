@@ -5,7 +5,7 @@
 
 A folder is a project in which stage `tune` has run with at least two forward splits. The rules read the predictions of
 its completed trials, which were fitted with the effort `tune.effort` and have no text model. A registered trial is one
-of `tune.candidates`, the simplest first.
+of `tune.candidates`, the default first.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ values of tune.start. The scheme `random`, whose scores are too good, is fitted 
 stack.schemes names it.
 
     python -m stages.stack --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
+        --features data/features --image data/embeddings/stack/image --text data/embeddings/stack/text \
         --prototype data/embeddings/prototype --members models/tuning/members.yaml \
         --predictions data/stack --models models/stack --resources reports/resources/stack.json
 """

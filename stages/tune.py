@@ -8,7 +8,7 @@ fits, trials.csv, predictions.parquet and study.json. The trials fit with the ef
 single trial (no or one candidate, tune.n_trials 0) nothing is fitted, and it is the only member.
 
     python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
+        --features data/features --image data/embeddings/stack/image --text data/embeddings/stack/text \
         --prototype data/embeddings/prototype --out models/tuning --resources reports/resources/tune.json
 
 A killed run goes on after its last finished fit. POPULARITY_TUNE_WORKERS is the number of processes, one by default;
