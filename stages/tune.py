@@ -3,7 +3,7 @@
 The registered configurations (tune.candidates) are the first trials, and Optuna goes on from them. A key of section
 stack that is `search` is searched; a key with a value keeps it.
 
-Reads posts, splits, features and the blocks of both encoders and of the network; writes members.yaml, which stage stack
+Reads posts, splits, features and the blocks of the encoders and of the network; writes members.yaml, which stage stack
 fits, trials.csv, predictions.parquet and study.json. The trials fit with the effort `tune.effort`. Where there is a
 single trial (no or one candidate, tune.n_trials 0) nothing is fitted, and it is the only member.
 
@@ -20,17 +20,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from popularity.core.atomic import atomic_directory
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml, searched_keys
-from popularity.core.contracts import TRIAL_PREDICTIONS, empty_table, write_table
+from popularity.core.contracts import TRIAL_PREDICTIONS, write_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
 from popularity.stack import StackParams
 from popularity.stack.members import write_members
-from popularity.tuning.members import chosen_members, trial_predictions
+from popularity.tuning.members import find_members
 from popularity.tuning.objective import StackInputs, TuneParams, stack_search
 from popularity.tuning.results import best_of, write_results
 from popularity.tuning.study import run_search, workers_here
@@ -58,30 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         search, make_objective = stack_search(params, stack, searched, inputs, state)
         trials = run_search(search, make_objective, state=state, workers=workers_here())
-        members: list[dict[str, Any]] = []
-        if trials:
-            table, predictions = trial_predictions(make_objective(), trials)
-            chosen = chosen_members(table, trials, params.n_members, params.seed)
-            values = {member.name: member.trial.values for member in chosen}
-            members = [{"name": one.name, "trial": one.trial.number, "weight": one.weight} for one in chosen]
-        else:
-            predictions, values = empty_table(TRIAL_PREDICTIONS), dict([next(iter(search.registered.items()))])
-        write_members(values, out / "members.yaml")
-        write_table(predictions, out / "predictions.parquet", TRIAL_PREDICTIONS)
-        write_results(trials, search, out, members)
+        members = find_members(trials, search, make_objective, params)
+        write_members(members.values, out / "members.yaml")
+        write_table(members.predictions, out / "predictions.parquet", TRIAL_PREDICTIONS)
+        write_results(trials, search, out, members.chosen)
         best = best_of(trials)
+        tune = {name: value for name, value in asdict(params).items() if name != "storage"}  # it is of the machine
         write_manifest(
             out,
-            params={"tune": _without_storage(params), "stack": asdict(stack)},
+            params={"tune": tune, "stack": asdict(stack)},
             inputs=vars(inputs),
             metrics={"trials": len(trials), "best": best.value if best else None},
         )
-    logger.info("members: %s", ", ".join(values))
-
-
-def _without_storage(params: TuneParams) -> dict[str, Any]:
-    """The parameters for the manifest, which holds nothing of the machine."""
-    return {name: value for name, value in asdict(params).items() if name != "storage"}
+    logger.info("members: %s", ", ".join(members.values))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ The trials' predictions of the valid rows of the splits choose them, by greedy s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,8 +16,9 @@ import polars as pl
 from popularity.core.contracts import FORWARD, TRIAL_PREDICTIONS, empty_table
 from popularity.ensemble.greedy import OutOfFold, greedy_weights
 from popularity.tuning.configurations import TRIAL
-from popularity.tuning.objective import StackObjective
-from popularity.tuning.study import Finished
+from popularity.tuning.objective import StackObjective, TuneParams
+from popularity.tuning.space import Values
+from popularity.tuning.study import Finished, Search
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,43 @@ class Member:
     name: str
     trial: Finished
     weight: float
+
+
+@dataclass(frozen=True)
+class SearchedMembers:
+    """What a search finds.
+
+    Args:
+        values: on the axes of the search, by member, the largest weight first.
+        chosen: name, trial and weight of each member, for study.json; empty where nothing was fitted.
+        predictions: contract TRIAL_PREDICTIONS, of all completed trials.
+    """
+
+    values: Mapping[str, Values]
+    chosen: Sequence[Mapping[str, Any]]
+    predictions: pl.DataFrame
+
+
+def find_members(
+    trials: Sequence[Finished], search: Search, make_objective: Callable[[], StackObjective], params: TuneParams
+) -> SearchedMembers:
+    """The members that the trials become; without a trial, the first registered point is the only one.
+
+    Args:
+        trials: finished ones.
+        search: that ran them.
+        make_objective: of the search.
+        params: section tune.
+    """
+    if not trials:
+        return SearchedMembers(dict([next(iter(search.registered.items()))]), [], empty_table(TRIAL_PREDICTIONS))
+    table, predictions = trial_predictions(make_objective(), trials)
+    members = chosen_members(table, trials, params.n_members, params.seed)
+    return SearchedMembers(
+        {one.name: one.trial.values for one in members},
+        [{"name": one.name, "trial": one.trial.number, "weight": one.weight} for one in members],
+        predictions,
+    )
 
 
 def name_of(trial: Finished) -> str:
