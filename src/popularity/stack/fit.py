@@ -114,7 +114,8 @@ def fit_schemes(data: StackData, members: Mapping[str, StackParams], *, state: P
             return pl.read_parquet(finished), pl.read_parquet(finished_trends), None
         fold = load_fold(key, rows, data.posts, data.features)
         predicted = [predict_simple(fold, first, name) for name in ("user_mean", "constant")]
-        importance, trends = [], empty_table(TRENDS)
+        importance: list[pl.DataFrame] = []
+        trends = empty_table(TRENDS)
         started = time.perf_counter()
         for name, encoded in encode_shared(fold, data.blocks, systems):
             own = systems[name]
