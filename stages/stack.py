@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     members = load_members(args.params, args.members)
     if args.all_schemes:
-        schemes = ("holdout", "forward", "group", "random")
-        members = {name: replace(params, schemes=schemes) for name, params in members.items()}
+        members = {
+            name: replace(params, schemes=("holdout", "forward", "group", "random")) for name, params in members.items()
+        }
     inputs = {name: vars(args)[name] for name in fitted_on}
     sections = {name: asdict(params) for name, params in members.items()}
     posts = read_table(args.posts, POSTS)

@@ -36,7 +36,7 @@ from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
 from stages import featurize, stack
-from tests.repository import PAIR, REPOSITORY
+from tests.repository import REPOSITORY
 from tests.stack.small_stack import posts_with_signal, tree_bytes
 from tests.tuning.small_tune import SMALL, SPACE, flags, input_flags, run_tune, tune_flags, write_inputs, write_params
 
@@ -211,7 +211,8 @@ def test_search_and_stage_differ_in_effort_alone(inputs: Path) -> None:
     params = replace(SMALL, n_seeds=3, learners=("lightgbm", "catboost"))
     assert Effort.full(params).apply(params) == params
     cheap = Effort(n_seeds=1, max_train_rows=0, learning_rate_factor=2.0).apply(params)
-    rates = {name: replace(getattr(params, name), learning_rate=0.4) for name in ("lightgbm", "catboost")}
+    boosted = ("lightgbm", "extra_trees", "catboost")
+    rates = {name: replace(getattr(params, name), learning_rate=0.4) for name in boosted}
     assert cheap == replace(
         params,
         n_seeds=1,
@@ -376,7 +377,11 @@ def test_the_stack_fits_each_member_as_if_alone(inputs: Path, tmp_path: Path) ->
     """Members share columns; the predictions are those of each by itself."""
     params = tmp_path / "params.yaml"
     write_params(params)
-    values = {"a": {"columns.feature_blocks": ["image"]}, "b": {"lightgbm.num_leaves": 3}, "c": {}}
+    values: dict[str, dict[str, Any]] = {
+        "a": {"columns.feature_blocks": ["image"]},
+        "b": {"lightgbm.num_leaves": 3},
+        "c": {},
+    }
     write_members(values, tmp_path / "members.yaml")
     both = run_stack(inputs, tmp_path / "both", params, tmp_path / "members.yaml")
     for name, own in values.items():
@@ -400,20 +405,20 @@ def test_the_stack_fits_each_member_as_if_alone(inputs: Path, tmp_path: Path) ->
         ({"space": {"n_seeds": {"choices": [1, 2]}}}, r"tune\.space\.n_seeds: no trial reads stack\.n_seeds"),
     ],
 )
-def test_bad_parameters_are_named(inputs: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_bad_parameters_are_named(inputs: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     params = tmp_path / "params.yaml"
     write_params(params, **change)
     with pytest.raises(ConfigError, match=message):
         run_tune(inputs, tmp_path, params)
 
 
-def project(inputs: Path, folder: Path, **changes: object) -> Path:
+def project(inputs: Path, folder: Path, **changes: Any) -> Path:
     """The inputs where dvc.yaml puts them."""
     for name in ("posts.parquet", "splits.parquet"):
         (folder / "data/interim").mkdir(parents=True, exist_ok=True)
         (folder / "data/interim" / name).symlink_to(inputs / name)
     embeddings = folder / "data/embeddings"
-    for name, path in {**{kind: f"{kind}/{name}" for kind, name in PAIR.items()}, "prototype": "prototype"}.items():
+    for name, path in {"image": "stack/image", "text": "stack/text", "prototype": "prototype"}.items():
         (embeddings / path).parent.mkdir(parents=True, exist_ok=True)
         (embeddings / path).symlink_to(inputs / name)
     (folder / "data/features").symlink_to(inputs / "features")
@@ -459,6 +464,6 @@ def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_
     assert name(replace(params, effort=replace(params.effort, learning_rate_factor=3.0)), SMALL, paths) != own
     fewer = {key: axis for key, axis in params.space.items() if key != "lightgbm.num_leaves"}
     starts = {key: value for key, value in params.start.items() if key in fewer}
-    named = {"same": {}}
+    named: dict[str, dict[str, Any]] = {"same": {}}
     assert name(replace(params, space=fewer, start=starts, configurations=named), SMALL, paths) != own
     assert name(replace(params, candidates=("images",)), SMALL, paths) != own

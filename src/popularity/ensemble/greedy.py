@@ -45,7 +45,8 @@ class OutOfFold:
     @property
     def folds(self) -> list[int]:
         """The numbers of the splits, in order."""
-        return np.unique(self.fold).tolist()
+        numbers: list[int] = np.unique(self.fold).tolist()
+        return numbers
 
     def without(self, fold: int) -> OutOfFold:
         """The rows of the other splits; all rows where there is no other one."""
@@ -90,7 +91,8 @@ def greedy_weights(table: OutOfFold, seed: int) -> Float64Array:
     weights = np.zeros(members)
     for _ in range(N_BAGS):
         weights += _greedy([_Split.of(table, rows) for rows in _bag(table, rng)])
-    return weights / weights.sum()
+    found: Float64Array = weights / weights.sum()
+    return found
 
 
 def shrunk(weights: Float64Array, shrinkage: float) -> Float64Array:
