@@ -54,7 +54,7 @@ from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.stage import run
 from popularity.encoders.text import network_text_params
-from popularity.ensemble.members import CONSTANT, member_weights, weighted_mean
+from popularity.ensemble.members import CONSTANT, EnsembleParams, MemberTable, chosen_weights
 from popularity.ensemble.weights import weight_grid
 from popularity.features import FeaturizeParams
 from popularity.stack import StackParams
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
     parser.add_argument("--params", type=Path, help="by default the folder's params.yaml")
-    parser.add_argument("--tuned", type=Path, help="best_params.yaml; its keys replace those of section stack")
+    parser.add_argument("--tuned", type=Path, help="YAML file whose keys replace those of section stack")
     parser.add_argument("--rows", nargs="+", default=list(DEFAULT), help="names of rows or of groups of rows")
     parser.add_argument("--patch", nargs="+", default=[], metavar="NAME=FILE", help="a row with other parameters")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], help="project folders of further networks")
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.runs:
         found = with_runs(found, project, args.runs, schemes)
     if TEXT in rows:
-        found = with_text(found, project.params.text_model_weights)
+        found = with_text(found, load_params("ensemble", EnsembleParams, file))
     if args.against not in found.columns:
         raise ConfigError(f"--against {args.against}: expected one of the rows {', '.join(found.columns[5:])}")
     table = split_table(found.filter(scheme=FORWARD), args.against, args.resamples)
@@ -179,26 +179,30 @@ def _weights(rows: pl.DataFrame, part: pl.DataFrame, networks: Sequence[str]) ->
     return min(weight_grid(len(networks)), key=lambda weights: round(float(np.abs(label - each @ weights).mean()), 12))
 
 
-def with_text(rows: pl.DataFrame, weights: Sequence[float]) -> pl.DataFrame:
+def with_text(rows: pl.DataFrame, params: EnsembleParams) -> pl.DataFrame:
     """The table `rows` of Project.run, where OURS and OURS without a part are ensembles with TEXT.
 
-    WITHOUT_TEXT is OURS before that. Every row takes the weight of OURS, chosen among `weights` as the stage does.
+    WITHOUT_TEXT is OURS before that. Every row takes the weights of OURS, chosen as stage `ensemble` does.
     """
     key = rows.select("pid", "scheme", pl.col("fold").cast(pl.Int32))
     text = key.with_columns(prediction=rows[TEXT]).select(list(TEXT_PREDICTIONS.columns))
+    error_scale = pl.lit(None, pl.Float64).alias("error_scale")
 
-    def as_stack(**columns: str) -> pl.DataFrame:
-        return pl.concat(
-            key.with_columns(seed=pl.lit(0), model=pl.lit(model), prediction=rows[column])
-            for model, column in columns.items()
-        )
+    def members(column: str) -> MemberTable:
+        models = {MAIN_MODEL: column, CONSTANT: CONSTANT}
+        each = [
+            key.with_columns(error_scale, seed=pl.lit(0), model=pl.lit(model), prediction=rows[own])
+            for model, own in models.items()
+        ]
+        return MemberTable.of(pl.concat(each), text)
 
-    labels = rows.select("pid", "label").unique()
-    chosen = member_weights(as_stack(**{MAIN_MODEL: OURS, CONSTANT: CONSTANT}), text, labels, weights)
+    chosen = chosen_weights(members(OURS).out_of_fold(rows.select("pid", "uid", "label").unique()), params)
     ours_less = [name for name in rows.columns if name == OURS or (name.startswith("- ") and name != WITHOUT_TEXT)]
-    return rows.with_columns(
-        weighted_mean(as_stack(**{MAIN_MODEL: name}), text, chosen)["prediction"].alias(name) for name in ours_less
-    )
+    found = [
+        key.join(members(name).mean(chosen), on=["scheme", "fold", "pid"], how="left", maintain_order="left")
+        for name in ours_less
+    ]
+    return rows.with_columns(one["prediction"].alias(name) for name, one in zip(ours_less, found, strict=True))
 
 
 def split_table(rows: pl.DataFrame, against: str, resamples: int) -> pl.DataFrame:

@@ -50,7 +50,7 @@ from popularity.evaluation.scores import EvaluateConfig, collect
 
 # Without the trend the generator changes labels alone: images, texts and their network stay.
 READ_LABELS = (
-    "demo_data", "ingest", "split", "featurize", "select", "tune", "text_model", "stack", "evaluate",
+    "demo_data", "ingest", "split", "featurize", "tune", "text_model", "stack", "ensemble", "evaluate",
 )  # fmt: skip
 WITH, WITHOUT = "with trend", "without trend"
 TABLE = {

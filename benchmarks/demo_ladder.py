@@ -36,9 +36,9 @@ from popularity.core.stage import run
 from popularity.evaluation.bootstrap import interval, resample
 from popularity.evaluation.scores import COMPARED, MODELS, EvaluateConfig, check_predictions
 
-LAST_STAGE = "stack"  # later stages score and report
+LAST_STAGE = "ensemble"  # later stages score and report
 POSTS_FILE, SPLITS_FILE = Path("data/interim/posts.parquet"), Path("data/interim/splits.parquet")
-PREDICTIONS_FILE = Path("data/stack/predictions.parquet")
+PREDICTIONS_FILE = Path("data/ensemble/predictions.parquet")
 TRUTH = Path("data/demo_truth")
 SCORED = {HOLDOUT: HOLDOUT, "test truth": REFIT}  # name in the table -> scheme
 BEST = "best reachable"  # the generator's expectation without the noise
@@ -92,7 +92,7 @@ def params_of(seed: int, posts: int | None, file: Path) -> dict[str, Any]:
     demo["seed"] = seed
     params["dataset"]["root"] = "data/demo"
     params["stack"]["schemes"] = [HOLDOUT]
-    params["select"]["candidates"] = []
+    params["tune"]["candidates"] = []
     params["tune"]["n_trials"] = 0
     return params
 

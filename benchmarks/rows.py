@@ -5,7 +5,7 @@
     peers           the installed systems of benchmarks.peers
     choices         the baseline stack (raw label, sample weights that halve in a year, LightGBM alone) and variants
     feature_groups  the stack with no, one, all, and all but one of the groups of `stack.columns.feature_groups`
-    tuned           the stack with the parameters that stage tune found
+    members         the members that stage tune found
 
 A row is a change of the fold or of section stack, or a system of its own. To add a row, add a name to its group.
 """
@@ -28,6 +28,7 @@ import polars as pl
 from benchmarks import peers, systems
 from benchmarks.systems import FoldData, Project, System, block_folders, ours
 from popularity import ensemble, features, stack, target, text_model, validation
+from popularity.core import paths
 from popularity.core.arrays import Float64Array
 from popularity.core.atomic import atomic_directory, atomic_path, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
@@ -41,13 +42,13 @@ from popularity.features.columns import FeatureColumn
 from popularity.stack import StackParams
 from popularity.stack.fit import predict_simple
 from popularity.stack.matrix import FeatureGroup
+from popularity.stack.members import load_members
 from popularity.text_model import TextModelParams
 from popularity.text_model.model import Labels, fit
 
 OURS, BASELINE, NO_FEATURE_GROUPS = "ours", "baseline", "no feature groups"
 FEATURE_GROUPS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
 USER_TARGET: FeatureGroup = "user_target"
-TUNED_PARAMS = Path("models/tuning/best_params.yaml")  # in a project folder
 Change = Callable[[FoldData], FoldData]
 
 
@@ -74,7 +75,7 @@ def groups_of_rows(params: StackParams, folder: Path = Path()) -> dict[str, Rows
 
     Args:
         params: section stack of ours.
-        folder: project folder; group `tuned` exists if stage tune has run there.
+        folder: project folder; group `members` exists if stage tune has run there.
     """
     groups = {
         "parts": {name: params_row(changed) for name, changed in without_parts(params).items()}
@@ -84,8 +85,10 @@ def groups_of_rows(params: StackParams, folder: Path = Path()) -> dict[str, Rows
         "choices": {name: params_row(changed) for name, changed in choices(params).items()},
         "feature_groups": {name: feature_groups_row(groups) for name, groups in feature_group_rows().items()},
     }
-    if (folder / TUNED_PARAMS).is_file():
-        groups["tuned"] = {"tuned": patched_row(folder / PARAMS_FILE, folder / TUNED_PARAMS)}
+    members = folder / paths.TUNING_MEMBERS
+    if members.is_file():
+        found = load_members(folder / PARAMS_FILE, members)
+        groups["members"] = {f"member {name}": params_row(params) for name, params in found.items()}
     return groups
 
 
@@ -204,7 +207,7 @@ def stack_row(change: Change, system: System = ours, name: str = OURS) -> Row:
 
     def inputs(data: FoldData) -> tuple[object, ...]:
         changed = change(data)
-        return (name, *fold_digests(changed), asdict(replace(changed.params, text_model_weights=(0.0,))))
+        return (name, *fold_digests(changed), asdict(changed.params))
 
     code = [file for module in (stack, target, ensemble, validation, systems) for file in code_of(module)]
     return Row(lambda data: system(change(data)), inputs, tuple(code))

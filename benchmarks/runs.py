@@ -72,12 +72,12 @@ def predictions_of(folders: Sequence[Path], scheme: str, model: str) -> pl.DataF
     posts = read_table(folders[0] / paths.POSTS, POSTS).select("pid", "uid", "label")
     rows: pl.DataFrame | None = None
     for folder in folders:
-        own = read_table(folder / paths.STACK_PREDICTIONS, PREDICTIONS).filter(scheme=scheme, model=model)
+        own = read_table(folder / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS).filter(scheme=scheme, model=model)
         own = own.group_by("pid", "fold").agg(pl.mean("prediction").alias(str(folder))).sort("fold", "pid")
         if own.is_empty() or (rows is not None and not own.select("pid", "fold").equals(rows.select("pid", "fold"))):
             raise DataError(
-                f"{folder / paths.STACK_PREDICTIONS}: no prediction of {model} in {scheme} or other posts than in "
-                f"{folders[0]}\n  expected: runs on the same data set and splits\n  next: run `dvc repro stack` in both"
+                f"{folder / paths.ENSEMBLE_PREDICTIONS}: no prediction of {model} in {scheme} or other posts than in "
+                f"{folders[0]}\n  expected: runs on the same data set and splits\n  next: `dvc repro ensemble` in both"
             )
         rows = own if rows is None else rows.with_columns(own[str(folder)])
     assert rows is not None

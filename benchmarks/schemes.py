@@ -12,7 +12,7 @@ the split, and no post of `holdout` is used. Over the systems, mean over the spl
     bias           validation minus test score: its mean, and the mean of its absolute value
     regret         how much worse the system with the best validation score is than the best system
 
-for SRC, for MAE, and for the selection loss of `select` and `tune`: MAE over that of the system `constant`, which is
+for SRC, for MAE, and for the selection loss of stage `tune`: MAE over that of the system `constant`, which is
 always included, minus SRC. Predictions are cached in .state/benchmarks of the folder. Needs `dvc repro embed_posts`.
 """
 

@@ -5,7 +5,7 @@
     python -m benchmarks.screen ../memes ../series --file mine.yaml --csv screen.csv
 
 A folder is a project in which `dvc repro embed_posts featurize` has run. A candidate is a name for other values of
-section stack, by dotted key; --file adds some, in the form of select.configurations:
+section stack, by dotted key; --file adds some, in the form of tune.configurations:
 
     wide trees:
       lightgbm.num_leaves: 63

@@ -1,14 +1,14 @@
 r"""Scores the predictions of every scheme, with intervals, and prints the score table.
 
-Reads data/interim/posts.parquet, data/interim/splits.parquet, data/stack/predictions.parquet,
-data/stack/trends.parquet, data/stack/importance.csv and reports/split.json; writes reports/metrics.json,
+Reads data/interim/posts.parquet, data/interim/splits.parquet, data/ensemble/predictions.parquet,
+data/stack/trends.parquet, data/ensemble/importance.csv and reports/split.json; writes reports/metrics.json,
 reports/scores.txt (the table it prints), reports/scores.csv, reports/scores_by_group.csv, reports/calibration.json and
 reports/coverage.csv (of the intervals around the predictions), reports/promise.csv and reports/promise.json (what the
 splits in time promise for one another and for the test part) and reports/plots/.
 
     python -m stages.evaluate --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --predictions data/stack/predictions.parquet --trends data/stack/trends.parquet \
-        --importance data/stack/importance.csv --split-summary reports/split.json \
+        --predictions data/ensemble/predictions.parquet --trends data/stack/trends.parquet \
+        --importance data/ensemble/importance.csv --split-summary reports/split.json \
         --metrics reports/metrics.json --table reports/scores.txt --scores reports/scores.csv \
         --groups reports/scores_by_group.csv --calibration reports/calibration.json --coverage reports/coverage.csv \
         --promise reports/promise.csv --promise-metrics reports/promise.json \

@@ -1,10 +1,10 @@
 r"""Writes the submission in both official forms, validates it and prints its path.
 
-Reads data/interim/posts.parquet, data/stack/predictions.parquet and reports/metrics.json; writes submissions/
+Reads data/interim/posts.parquet, data/ensemble/predictions.parquet and reports/metrics.json; writes submissions/
 (submission.json and submission.csv, or NO_SUBMISSION.txt for a data set without a test part; manifest.json, which holds
 the scores in `holdout`).
 
-    python -m stages.submit --posts data/interim/posts.parquet --predictions data/stack/predictions.parquet \
+    python -m stages.submit --posts data/interim/posts.parquet --predictions data/ensemble/predictions.parquet \
         --metrics reports/metrics.json --out submissions --resources reports/resources/submit.json
 """
 

@@ -1,37 +1,40 @@
-"""Searches the parameters of the stack by the schemes `forward` and `group`; stage stack takes the best ones.
+"""Searches the parameters of the stack on forward splits; the trials that predict best together become members.
 
-The search starts from params.yaml with the selected configuration.
+The registered configurations (tune.candidates) are the first trials, and Optuna goes on from them. A key of section
+stack that is `search` is searched; a key with a value keeps it.
 
-Reads posts, splits, features and the blocks of both encoders and of the network; writes best_params.yaml, trials.csv
-and study.json. The trials fit with the effort `tune.effort`. At the end the best parameters are fitted once more, as
-stage stack fits them; study.json holds these losses too. best_params.yaml holds the keys of the selected configuration
-and those of the best trial; with tune.n_trials 0 the former alone.
+Reads posts, splits, features and the blocks of the encoders and of the network; writes members.yaml, which stage stack
+fits, trials.csv, predictions.parquet and study.json. The trials fit with the effort `tune.effort`. Where there is a
+single trial (no or one candidate, tune.n_trials 0) nothing is fitted, and it is the only member.
 
     python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
-        --features data/features --image data/embeddings/image/efficientnet_lite0 --text data/embeddings/text/minilm \
-        --prototype data/embeddings/prototype --selected models/selection/choice.yaml \
-        --out models/tuning --resources reports/resources/tune.json
+        --features data/features --image data/embeddings/stack/image --text data/embeddings/stack/text \
+        --prototype data/embeddings/prototype --out models/tuning --resources reports/resources/tune.json
 
-A killed run goes on after its last finished trial. POPULARITY_TUNE_WORKERS is the number of processes, one by default;
+A killed run goes on after its last finished fit. POPULARITY_TUNE_WORKERS is the number of processes, one by default;
 with more of them, or with tune.timeout_hours, another run may find other parameters.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from popularity.core.atomic import atomic_directory
-from popularity.core.config import PARAMS_FILE, load_params, read_yaml
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml, searched_keys
+from popularity.core.contracts import TRIAL_PREDICTIONS, write_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
 from popularity.stack import StackParams
-from popularity.stack.lightgbm_dask import dask_client
-from popularity.tuning.objective import StackInputs, TuneParams, losses_of_stage, stack_search
+from popularity.stack.members import write_members
+from popularity.tuning.members import find_members
+from popularity.tuning.objective import StackInputs, TuneParams, stack_search
 from popularity.tuning.results import best_of, write_results
 from popularity.tuning.study import run_search, workers_here
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,39 +43,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [field.name for field in fields(StackInputs)]
     for name in (*names, "out", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--selected", type=Path, help="choice.yaml, whose keys replace those of section stack")
     parser.add_argument("--state", type=Path, default=STATE_ROOT)
     args = parser.parse_args(argv)
     params = load_params("tune", TuneParams, args.params)
-    stack = load_params("stack", StackParams, args.params, args.selected)
+    stack = load_params("stack", StackParams, args.params)
+    searched = searched_keys(read_yaml(args.params))
     inputs = StackInputs(**{name: vars(args)[name] for name in names})
-    search, objective = stack_search(params, stack, inputs)
+    search, _ = stack_search(params, stack, searched, inputs)
     with (
         record_resources("tune", args.resources),
         resume_state("tune", search.name, args.state) as state,
         atomic_directory(args.out) as out,
     ):
-        trials = run_search(search, objective, state=state, workers=workers_here())
+        search, make_objective = stack_search(params, stack, searched, inputs, state)
+        trials = run_search(search, make_objective, state=state, workers=workers_here())
+        members = find_members(trials, search, make_objective, params)
+        write_members(members.values, out / "members.yaml")
+        write_table(members.predictions, out / "predictions.parquet", TRIAL_PREDICTIONS)
+        write_results(trials, search, out, members.chosen)
         best = best_of(trials)
-        losses = _losses_of_stage(inputs, params, search.space.apply(best.values)) if best else None
-        write_results(trials, search, out, read_yaml(args.selected) if args.selected else {}, losses)
+        tune = {name: value for name, value in asdict(params).items() if name != "storage"}  # it is of the machine
         write_manifest(
             out,
-            params={"tune": _without_storage(params), "stack": asdict(stack)},
+            params={"tune": tune, "stack": asdict(stack)},
             inputs=vars(inputs),
             metrics={"trials": len(trials), "best": best.value if best else None},
         )
-
-
-def _losses_of_stage(inputs: StackInputs, params: TuneParams, stack: StackParams) -> dict[str, Any]:
-    """The losses of the stack that stage stack will fit with the best parameters, without the text model."""
-    with dask_client(stack.cluster):
-        return asdict(losses_of_stage(inputs, params.schemes, stack))
-
-
-def _without_storage(params: TuneParams) -> dict[str, Any]:
-    """The parameters for the manifest, which holds nothing of the machine."""
-    return {name: value for name, value in asdict(params).items() if name != "storage"}
+    logger.info("members: %s", ", ".join(members.values))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,6 @@ SLOW = {
     "training/test_processes",
     "training/test_train_stage",
     "tuning/test_network",
-    "tuning/test_candidates",
     "tuning/test_study",
     "tuning/test_tune_stage",
 }

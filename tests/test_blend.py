@@ -59,7 +59,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for seed in (1, 2)
     )
     predictions = predictions.select(list(PREDICTIONS.columns)).sort(PREDICTIONS.key)
-    write_table(predictions, tmp_path / "data/stack/predictions.parquet", PREDICTIONS)
+    write_table(predictions, tmp_path / "data/ensemble/predictions.parquet", PREDICTIONS)
     return tmp_path
 
 
@@ -75,7 +75,7 @@ def theirs(root: Path) -> Path:
 
 def their_forward(root: Path, noise: float) -> tuple[Path, pl.DataFrame]:
     """Their predictions of the valid posts of `forward`, in another order, and (pid, label, ours, theirs)."""
-    rows = pl.read_parquet(root / "data/stack/predictions.parquet").group_by("pid").agg(ours=pl.mean("prediction"))
+    rows = pl.read_parquet(root / "data/ensemble/predictions.parquet").group_by("pid").agg(ours=pl.mean("prediction"))
     rows = rows.join(pl.read_parquet(root / "data/interim/posts.parquet").select("pid", "label"), on="pid").sort("pid")
     rng = np.random.default_rng(2)
     rows = rows.with_columns(theirs=(pl.col("label") + pl.Series(rng.normal(0, noise, len(rows)))).round(6))
@@ -120,11 +120,13 @@ def another_run(root: Path, name: str, noise: float) -> Path:
     test = {post[4:]: value for post, value in zip(ids(root), rng.normal(6, 1, len(ids(root))), strict=True)}
     write_scores(folder / "submissions/submission.csv", test)
     labels = pl.read_parquet(root / "data/interim/posts.parquet").select("pid", "label")
-    predictions = pl.read_parquet(root / "data/stack/predictions.parquet").join(labels, on="pid", maintain_order="left")
+    predictions = pl.read_parquet(root / "data/ensemble/predictions.parquet").join(
+        labels, on="pid", maintain_order="left"
+    )
     predictions = predictions.with_columns(
         prediction=pl.col("label") + pl.Series(rng.normal(0, noise, len(predictions)))
     )
-    write_table(predictions.drop("label"), folder / "data/stack/predictions.parquet", PREDICTIONS)
+    write_table(predictions.drop("label"), folder / "data/ensemble/predictions.parquet", PREDICTIONS)
     return folder
 
 
@@ -142,7 +144,7 @@ def test_runs_are_weighted_by_their_predictions_of_forward(root: Path, capsys: p
 
 def test_a_run_of_other_splits_is_refused(root: Path) -> None:
     other = another_run(root, "other", 1.0)
-    file = other / "data/stack/predictions.parquet"
+    file = other / "data/ensemble/predictions.parquet"
     pl.read_parquet(file).filter(pl.col("pid") != pl.col("pid").first()).write_parquet(file)
     with pytest.raises(DataError, match=r"other(.|\n)*other posts in forward"):
         blend.main(["--runs", str(other), "--out", "out"])
@@ -185,7 +187,7 @@ def test_a_broken_file_is_refused_and_leaves_nothing(root: Path, what: str, mess
 
 def test_forward_must_have_been_fitted(root: Path) -> None:
     member, _ = their_forward(root, 1.0)
-    file = root / "data/stack/predictions.parquet"
+    file = root / "data/ensemble/predictions.parquet"
     pl.read_parquet(file).with_columns(scheme=pl.lit("group")).write_parquet(file)
     with pytest.raises(DataError, match=r"no predictions of forward(.|\n)*--weight"):
         blend.main(["--add", str(theirs(root)), "--forward", str(member), "--out", "out"])

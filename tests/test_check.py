@@ -61,11 +61,12 @@ def test_a_table_that_is_gone(tmp_path: Path) -> None:
 
 def test_a_default_outside_the_search_is_found(tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    text = profile_text().replace("    num_leaves: 15", "    num_leaves: 640")
+    text = profile_text().replace("    lightgbm.num_leaves: 15", "    lightgbm.num_leaves: 640")
     params.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"tune\.space\.lightgbm\.num_leaves: .* is 640, outside 7 to 63"):
         main(["--params", str(params)])
-    params.write_text(text.replace("\n  n_trials: 15 ", "\n  n_trials: 0 "), encoding="utf-8")
+    fixed = profile_text().replace("    num_leaves: search", "    num_leaves: 640")  # a value is not searched
+    params.write_text(fixed, encoding="utf-8")
     main(["--params", str(params)])
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,6 +18,7 @@ from popularity.evaluation.scores import EvaluateConfig
 from popularity.network.inputs import training_rows
 from popularity.network.params import TrainParams
 from popularity.profile import Profiles, main, read_profiles
+from popularity.stack import StackParams
 from popularity.training.batches import BatchPlan, training_steps
 from tests.repository import OVERLAYS, PROFILES, REPOSITORY, profile_text, write_profile
 
@@ -222,7 +225,8 @@ SMPD_POSTS = {"train": 305_613, "test": 180_581}
 def test_paper_is_what_the_paper_prints(project: Path) -> None:
     _switch(project, "paper")
     params = read_yaml(project / "params.yaml")
-    train, network, stack = params["train"], params["train"]["network"], params["stack"]
+    train, network = params["train"], params["train"]["network"]
+    stack = json.loads(json.dumps(asdict(load_params("stack", StackParams, project / "params.yaml"))))
     assert not train["transductive"]
     assert train["valid_fraction"] == train["min_steps"] == train["patience"] == 0
     assert (train["epochs"], train["batch_size"], train["weight_decay"]) == (4, 128, 1e-5)
@@ -253,10 +257,11 @@ def test_paper_is_what_the_paper_prints(project: Path) -> None:
         "global_prompt", "local_prompt", "attended_image", "attended_visual", "attended_text",
     ]  # fmt: skip
     assert (columns["text_vectors"], columns["n_components"]) == ("post", 0)
-    assert columns["oof_ridge"] == columns["feature_groups"] == params["select"]["candidates"] == []
+    assert columns["oof_ridge"] == columns["feature_groups"] == params["tune"]["candidates"] == []
     assert stack["row_selection"] == {"fraction": 0.77, "order": "low_loss"}
     assert (stack["learners"], stack["detrend"], stack["target_transform"]) == (["lightgbm"], "none", "none")
-    assert (stack["n_seeds"], stack["sample_weight_half_life_days"], stack["text_model_weights"]) == (1, 0, [0])
+    assert (stack["n_seeds"], stack["sample_weight_half_life_days"]) == (1, 0)
+    assert not params["ensemble"]["text_model"]
     assert params["text_model"]["epochs"] == params["tune"]["n_trials"] == 0
 
 
@@ -281,5 +286,5 @@ def test_the_other_profiles_keep_what_is_ours(project: Path, name: str) -> None:
     after = leaves(read_yaml(project / "params.yaml"))
     for key in ("transductive", "valid_fraction", "batch_size", "weight_decay"):
         assert after["train", key] == before["train", key]
-    kept = ("learners", "detrend", "text_model_weights")
-    assert all(after["stack", key] == before["stack", key] for key in kept)
+    kept = (("stack", "learners"), ("stack", "detrend"), ("ensemble", "text_model"))
+    assert all(after[own] == before[own] for own in kept)

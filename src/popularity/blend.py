@@ -38,7 +38,7 @@ from popularity.target.rank_gauss import RankGauss
 
 OURS, THEIRS = "ours", "theirs"
 FIELDS = ("fold", "pid", "label")
-SUBMISSION, PREDICTED = Path(paths.SUBMISSIONS, "submission.csv"), Path(paths.STACK_PREDICTIONS)
+SUBMISSION, PREDICTED = Path(paths.SUBMISSIONS, "submission.csv"), Path(paths.ENSEMBLE_PREDICTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from popularity.core import paths
-from popularity.core.config import PARAMS_FILE, parse_params, read_yaml
+from popularity.core.config import PARAMS_FILE, parse_params, read_yaml, searched_keys
 from popularity.core.errors import ConfigError, DataError, MissingWeightsError
 from popularity.core.stage import run
 from popularity.dataset import DatasetParams
@@ -26,6 +26,7 @@ from popularity.encoders.joined_wheels import WHEELS
 from popularity.encoders.names import EncoderName, EncodersParams, as_names
 from popularity.encoders.sources import EncoderParams, path_of
 from popularity.encoders.text import EmbedTextParams, network_text_params
+from popularity.ensemble.members import EnsembleParams
 from popularity.evaluation.scores import EvaluateConfig
 from popularity.features import FeaturizeParams
 from popularity.images import IndexImagesParams
@@ -36,10 +37,8 @@ from popularity.report.run_folder import ReportParams
 from popularity.stack import StackParams
 from popularity.submission.write import SubmitConfig
 from popularity.text_model import TextModelParams
-from popularity.tuning.candidates import SelectParams, candidates_of
 from popularity.tuning.network import NetworkSearchParams
-from popularity.tuning.objective import TuneParams
-from popularity.tuning.space import Space
+from popularity.tuning.objective import TuneParams, check_search
 from popularity.validation import SplitParams
 
 logger = logging.getLogger(__name__)
@@ -55,10 +54,10 @@ SECTIONS: Mapping[str, Any] = {
     "train": TrainParams,
     "embed_posts": EmbedPostsParams,
     "text_model": TextModelParams,
-    "select": SelectParams,
     "tune": TuneParams,
     "tune_network": NetworkSearchParams,
     "stack": StackParams,
+    "ensemble": EnsembleParams,
     "evaluate": EvaluateConfig,
     "submit": SubmitConfig,
     "report": ReportParams,
@@ -84,7 +83,7 @@ def check(file: Path) -> None:
     for name, section in (entries | dict(SECTIONS)).items():
         _collect(problems, partial(parse_params, name, section, content, file))
     if not problems:
-        _collect(problems, partial(_check_candidates, content, file))
+        _collect(problems, partial(_check_search, content, file))
         _collect(problems, partial(_check_encoders, content, file))
     dataset = content["dataset"] if isinstance(content.get("dataset"), Mapping) else {}
     root, collected_at = dataset.get("root"), dataset.get("collected_at")
@@ -111,14 +110,11 @@ def _collect(problems: list[str], step: Callable[[], object]) -> None:
         problems.append(str(error))
 
 
-def _check_candidates(content: Mapping[str, Any], file: Path) -> None:
-    """Checks the candidates, and the search from each of them."""
+def _check_search(content: Mapping[str, Any], file: Path) -> None:
+    """Checks the registered configurations and the search space."""
     tune = parse_params("tune", TuneParams, content, file)
     stack = parse_params("stack", StackParams, content, file)
-    candidates = candidates_of(parse_params("select", SelectParams, content, file), stack)
-    for start in [candidate.stack for candidate in candidates] or [stack]:
-        if tune.n_trials:
-            Space.parse("tune.space", tune.space, "stack", start)
+    check_search(tune, stack, searched_keys(content))
 
 
 def _check_encoders(content: Mapping[str, Any], file: Path) -> None:

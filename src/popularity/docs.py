@@ -242,7 +242,7 @@ FREE_KEYS = ("choices", "low")  # of a range or a list of choices in a search sp
 
 def _is_free(value: Mapping[str, Any], path: str) -> bool:
     """True if a mapping is one value: a range or choices of a search space, or a registered configuration."""
-    return any(key in value for key in FREE_KEYS) or path.startswith("select.configurations.")
+    return any(key in value for key in FREE_KEYS) or path.startswith("tune.configurations.")
 
 
 def _key_comments(text: str) -> dict[str, str]:

@@ -13,20 +13,25 @@ import pytest
 
 from benchmarks import compare, rows, schemes
 from benchmarks.systems import SHAPES, USERS_PER_NAME, FoldData, Project, ours, reshaped
+from popularity.core import paths
 from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, USERS, FoldKey, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.metrics import mean_absolute_error, spearman
+from popularity.ensemble.members import Chosen, EnsembleParams
 from popularity.features.columns import FROM_LABELS, FeatureColumn
 from popularity.features.user_text import no_users
 from popularity.stack import StackParams
+from popularity.stack.members import write_members
 from popularity.validation import make_splits, rows_of
 from tests.encoders.tiny_encoders import encoder_sections, text_params
 from tests.random_posts import random_images, random_posts
 from tests.repository import PAIR
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
 from tests.text_model.test_text_model import PARAMS as TEXT_MODEL
+
+ENSEMBLE = EnsembleParams(seed=0, text_model=True, shrinkage=0.5)
 
 
 def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
@@ -99,10 +104,12 @@ def test_a_score_a_system_metric_and_split_and_their_mean(project: Path, capsys:
     assert "holdout" not in shown
 
 
-def test_ours_with_and_without_a_part_are_ensembles_with_the_text_model(project: Path, tmp_path: Path) -> None:
+def test_ours_with_and_without_a_part_are_ensembles_with_the_text_model(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = json.loads((project / "params.yaml").read_text(encoding="utf-8"))
     params["text_model"]["epochs"] = 1
-    params["stack"]["text_model_weights"] = [0.25]
+    params["ensemble"] = asdict(ENSEMBLE)
     (tmp_path / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     table = run_table(project, *SOME, "--params", str(tmp_path / "params.yaml"))
     assert set(table["system"]) == {"ours", *SOME[1:], "text model", "- text model"}
@@ -116,12 +123,15 @@ def test_ours_with_and_without_a_part_are_ensembles_with_the_text_model(project:
         assert score["ensemble"][name] != score["alone"][name]
     made = pl.DataFrame(
         {
-            "pid": list("abc"), "scheme": "forward", "fold": 0, "label": [1.0, 2.0, 3.0], "constant": 0.0,
+            "pid": list("abc"), "uid": list("abc"), "scheme": "forward", "fold": 0, "label": [1.0, 2.0, 3.0],
+            "constant": 0.0,
             "ours": [2.0, 4.0, 6.0], "- image": [0.0, 1.0, 5.0], "metadata": [7.0, 8.0, 9.0],
             "text model": [8.0, 10.0, 9.0], "- text model": [2.0, 4.0, 6.0],
         }
     )  # fmt: skip
-    found = compare.with_text(made, [0.25])
+    quarter = {"stack": 0.75, "text_model": 0.25}
+    monkeypatch.setattr(compare, "chosen_weights", lambda *_: Chosen(quarter, {0: quarter}))
+    found = compare.with_text(made, ENSEMBLE)
     assert found["ours"].to_list() == [2.25, 4.25, 5.5]
     assert found["- image"].to_list() == [0.0, 1.25, 4.0]
     assert found.drop("ours", "- image").equals(made.drop("ours", "- image"))
@@ -272,15 +282,15 @@ def test_a_group_is_compared_with_another_row(project: Path) -> None:
 
 def test_changed_parameters_are_rows(project: Path, tmp_path: Path) -> None:
     """Of a file, and of the stage tune where it has run; without a change they equal ours."""
-    same, other = tmp_path / "same.yaml", project / rows.TUNED_PARAMS
+    same, other = tmp_path / "same.yaml", project / paths.TUNING_MEMBERS
     same.write_text("{}", encoding="utf-8")
     other.parent.mkdir(parents=True)
-    other.write_text("stack: {lightgbm: {num_leaves: 2, learning_rate: 0.01}}", encoding="utf-8")
-    table = run_table(project, "--rows", "tuned", "--patch", f"same={same}").filter(split="mean")
+    write_members({"few": {"lightgbm.num_leaves": 2, "lightgbm.learning_rate": 0.01}}, other)
+    table = run_table(project, "--rows", "members", "--patch", f"same={same}").filter(split="mean")
     other.unlink()
     difference = {name: own["difference"].to_list() for (name,), own in table.group_by("system")}
     assert difference["same"] == [0.0, 0.0]
-    assert difference["tuned"][1] > 0.1  # far fewer leaves: the error grows
+    assert difference["member few"][1] > 0.1  # far fewer leaves: the error grows
 
 
 def test_the_same_network_twice_brings_nothing(project: Path, tmp_path: Path) -> None:

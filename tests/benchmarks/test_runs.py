@@ -25,7 +25,7 @@ def folders(tmp_path: Path) -> list[Path]:
     found = []
     for name, size in (("one", 1.0), ("two", 0.5)):
         folder = tmp_path / name
-        for path in (paths.POSTS, paths.STACK_PREDICTIONS):
+        for path in (paths.POSTS, paths.ENSEMBLE_PREDICTIONS):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
         write_table(posts, folder / paths.POSTS, POSTS)
         seeds = [
@@ -39,7 +39,7 @@ def folders(tmp_path: Path) -> list[Path]:
         ]  # fmt: skip
         write_table(
             pl.concat(seeds).select(list(PREDICTIONS.columns)).sort(PREDICTIONS.key),
-            folder / paths.STACK_PREDICTIONS,
+            folder / paths.ENSEMBLE_PREDICTIONS,
             PREDICTIONS,
         )
         found.append(folder)
@@ -63,7 +63,7 @@ def test_runs_on_other_posts_are_refused(folders: list[Path], tmp_path: Path) ->
         predictions_of(folders, "holdout", "stack")
     other = tmp_path / "other"
     shutil.copytree(folders[1], other)
-    table = pl.read_parquet(other / paths.STACK_PREDICTIONS)
-    write_table(table.filter(pl.col("pid") != table["pid"][0]), other / paths.STACK_PREDICTIONS, PREDICTIONS)
+    table = pl.read_parquet(other / paths.ENSEMBLE_PREDICTIONS)
+    write_table(table.filter(pl.col("pid") != table["pid"][0]), other / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS)
     with pytest.raises(DataError, match="other posts than in"):
         predictions_of([folders[0], other], "forward", "stack")

@@ -118,7 +118,7 @@ def test_how_many_folds_are_fitted_at_a_time_is_no_part_of_the_result(tmp_path: 
 
 def test_the_stack_needs_no_torch() -> None:
     """It takes seconds to load, in each of the stages and in each process of a fit."""
-    code = "import sys, stages.select, stages.tune, stages.stack, stages.evaluate; print(*sys.modules)"
+    code = "import sys, stages.tune, stages.stack, stages.ensemble, stages.evaluate; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), check=True, capture_output=True, text=True, timeout=120
     )

@@ -19,7 +19,7 @@ QUESTIONS = [
     ("add a member", "contributing.md#add-a-member", "docs/contributing.md", "Add a member", "popularity.blend"),
     ("try 63 leaves", "63 leaves", "README.md", "Change one thing and compare", "stack.lightgbm.num_leaves=63"),
     ("start from my own files", "## Your own data", "README.md", "Your own data", "make dataset ROOT="),
-    ("what is in models/", "models/README.md", "models/README.md", "models/", "best parameters of the stack"),
+    ("what is in models/", "models/README.md", "models/README.md", "models/", "the members' parameters"),
     ("why does random flatter", "`random` flatters", "docs/validation.md", "Splits", "Why `random` flatters"),
 ]
 

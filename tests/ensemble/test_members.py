@@ -1,4 +1,4 @@
-"""The text model's weight in the stack's predictions."""
+"""The mean of the stack's members and the text model."""
 
 from __future__ import annotations
 
@@ -6,119 +6,189 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.contracts import PREDICTIONS, TEXT_PREDICTIONS
+from popularity.core.contracts import PREDICTIONS, TEXT_PREDICTIONS, FoldKey, check_table
 from popularity.core.errors import DataError
-from popularity.ensemble.members import member_weights, refit_weight, weighted_mean
+from popularity.ensemble.members import (
+    Chosen,
+    EnsembleParams,
+    MemberTable,
+    chosen_weights,
+    summary,
+    weighted_importance,
+)
 
-PIDS = ["a", "b", "c"]
-OURS = {0: [[1.0, 2.0, 6.0], [1.0, 4.0, 6.0]], 1: [[0.0, 5.0, 7.0], [2.0, 5.0, 9.0]]}  # by fold, a list a seed
-THEIRS = {0: [13.0, 11.0, 12.0], 1: [-1.0, -3.0, -5.0]}
-
-
-def rows(model: str) -> pl.DataFrame:
-    lines = [
-        {"pid": pid, "scheme": "forward", "fold": fold, "seed": seed, "model": model, "prediction": value}
-        for fold, seeds in OURS.items()
-        for seed, values in enumerate(seeds)
-        for pid, value in zip(PIDS, values, strict=True)
-    ]
-    schema = {name: column.dtype for name, column in PREDICTIONS.columns.items()}
-    return pl.DataFrame(lines, schema=schema)
+PARAMS = EnsembleParams(seed=0, text_model=True, shrinkage=0.0)
+FOLDS = (("forward", 0), ("forward", 1), ("holdout", 0), ("refit", 0))
+POSTS_OF_A_FOLD = 60
 
 
-def member() -> pl.DataFrame:
-    lines = [
-        {"pid": pid, "scheme": "forward", "fold": fold, "prediction": value}
-        for fold, values in THEIRS.items()
-        for pid, value in zip(PIDS, values, strict=True)
-    ]
-    return pl.DataFrame(lines, schema={name: column.dtype for name, column in TEXT_PREDICTIONS.columns.items()})
+def made() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Predictions of stage stack, of the text model, and posts; labels of the first split follow the text model.
 
-
-def weights(weight: float) -> pl.DataFrame:
-    return rows("stack").select("scheme", "fold").unique().with_columns(weight=pl.lit(weight))
-
-
-def test_posts_move_against_each_other_and_the_median_stays() -> None:
-    found = weighted_mean(rows("stack"), member().sample(fraction=1.0, shuffle=True, seed=0), weights(0.25))
-    assert found.drop("prediction").equals(rows("stack").drop("prediction"))
-    for fold, seeds in OURS.items():
-        centre, other = float(np.median(seeds)), float(np.median(THEIRS[fold]))
-        for seed, values in enumerate(seeds):
-            own = found.filter(fold=fold, seed=seed)["prediction"].to_numpy()
-            expected = 0.75 * np.array(values) + 0.25 * (np.array(THEIRS[fold]) - other + centre)
-            np.testing.assert_allclose(own, expected)
-        one = weighted_mean(rows("stack").filter(fold=fold), member(), weights(1.0))["prediction"]
-        assert one.median() == pytest.approx(centre)
-
-
-def test_other_models_and_a_weight_of_zero_change_nothing() -> None:
-    both = pl.concat([rows("metadata"), rows("stack")])
-    assert weighted_mean(both, member(), weights(0.0)).equals(both)
-    assert weighted_mean(both, member().clear(), weights(0.3)).equals(both)
-    found = weighted_mean(both, member(), weights(0.3))
-    assert found.filter(model="metadata").equals(rows("metadata"))
-    assert found.filter(model="stack").equals(weighted_mean(rows("stack"), member(), weights(0.3)))
-
-
-def test_a_post_that_the_text_model_lacks_is_named() -> None:
-    with pytest.raises(DataError, match=r"post b of forward, fold 1, and 1 more"):
-        weighted_mean(rows("stack"), member().filter(~((pl.col("pid") == "b") & (pl.col("fold") == 1))), weights(0.3))
-
-
-def test_a_scheme_without_the_text_model_keeps_the_stack() -> None:
-    group = rows("stack").with_columns(scheme=pl.lit("group"))
-    both = pl.concat([rows("stack"), group])
-    every = both.select("scheme", "fold").unique().with_columns(weight=pl.lit(0.3))
-    found = weighted_mean(both, member(), every)
-    assert found.filter(scheme="group").equals(group)
-    assert found.filter(scheme="forward").equals(weighted_mean(rows("stack"), member(), weights(0.3)))
-
-
-def test_a_split_does_not_choose_its_own_weight() -> None:
-    """Labels of the first split follow the text model, those of the second the stack."""
+    Member a is right in the other folds; member b is noise. Two seeds.
+    """
     rng = np.random.default_rng(0)
-    pids = [f"{post:03d}" for post in range(60)]
-    folds = np.repeat([0, 1], 30)
-    ours, theirs = rng.normal(size=(2, 60))
-    label = np.where(folds == 0, theirs, ours)
-    metadata = {"pid": pids, "fold": folds}
-    lines = [
-        pl.DataFrame({**metadata, "scheme": "forward", "seed": 0, "model": model, "prediction": values})
-        for model, values in (("stack", ours), ("constant", np.zeros(60)))
-    ]
-    lines.append(pl.DataFrame({**metadata, "scheme": "holdout", "seed": 0, "model": "stack", "prediction": ours}))
-    columns = list(PREDICTIONS.columns)
-    predictions = pl.concat(lines).with_columns(error_scale=pl.lit(None, pl.Float64)).select(columns)
-    member_rows = pl.concat(
-        pl.DataFrame({**metadata, "scheme": scheme, "prediction": theirs + 5}) for scheme in ("forward", "holdout")
-    )
-    posts = pl.DataFrame({"pid": pids, "label": label})
-    found = member_weights(predictions, member_rows, posts, [0.0, 0.5, 1.0])
-    chosen = {(scheme, fold): weight for scheme, fold, weight in found.iter_rows()}
-    assert chosen["forward", 0] == 0.0
-    assert chosen["forward", 1] == 1.0
-    assert chosen["holdout", 0] == chosen["holdout", 1] == 0.5
-    alone = member_weights(predictions.filter(pl.col("fold") == 0), member_rows, posts, [0.0, 0.5, 1.0])
-    assert alone["weight"].to_list() == [1.0, 1.0]
-    assert (
-        member_weights(predictions.filter(scheme="holdout"), member_rows, posts, [0.3, 0.0])["weight"].unique().item()
-        == 0.3
-    )
+    columns = {name: column.dtype for name, column in PREDICTIONS.columns.items()}
+    stack, text, posts = [], [], []
+    for number, (scheme, fold) in enumerate(FOLDS):
+        pids = [f"{number}{post:03d}" for post in range(POSTS_OF_A_FOLD)]
+        label, other = rng.normal(5, 2, (2, POSTS_OF_A_FOLD))
+        a, theirs = (other, label + 7) if number == 0 else (label, other + 7)
+        key = {"pid": pids, "scheme": scheme, "fold": fold}
+        members = {"a": a, "b": rng.normal(5, 2, POSTS_OF_A_FOLD)}
+        for seed in (0, 1):
+            stack += [
+                pl.DataFrame(
+                    {**key, "seed": seed, "model": model, "prediction": values + seed * 0.1, "error_scale": scale}
+                )
+                for (model, values), scale in zip(members.items(), (1.0, 3.0), strict=True)
+            ]
+        stack.append(
+            pl.DataFrame({**key, "seed": 0, "model": "constant", "prediction": 5.0}).with_columns(
+                error_scale=pl.lit(None, pl.Float64)
+            )
+        )
+        text.append(pl.DataFrame({**key, "prediction": theirs}))
+        posts.append(pl.DataFrame({"pid": pids, "uid": [f"u{post % 20}" for post in range(len(pids))], "label": label}))
+    predictions = pl.concat(one.select(pl.col(name).cast(kind) for name, kind in columns.items()) for one in stack)
+    text_columns = {name: column.dtype for name, column in TEXT_PREDICTIONS.columns.items()}
+    member = pl.concat(text).select(pl.col(name).cast(kind) for name, kind in text_columns.items())
+    return predictions.sort(PREDICTIONS.key), member.sort(TEXT_PREDICTIONS.key), pl.concat(posts)
+
+
+def of(predictions: pl.DataFrame, model: str, scheme: str, fold: int = 0) -> pl.DataFrame:
+    return predictions.filter(model=model, scheme=scheme, fold=fold).sort("seed", "pid")
+
+
+def test_the_mean_is_linear_in_members_and_the_text_model_keeps_the_median() -> None:
+    predictions, text, _ = made()
+    weights = {"a": 0.5, "b": 0.25, "text_model": 0.25}
+    table = MemberTable.of(predictions, text.sample(fraction=1.0, shuffle=True, seed=0))
+    assert list(table.names) == ["a", "b", "text_model"]
+    found = table.mean(Chosen(weights, {0: weights, 1: weights}))
+    check_table(found, PREDICTIONS)
+    for scheme, fold in FOLDS:
+        a, b = (of(predictions, model, scheme, fold)["prediction"].to_numpy() for model in "ab")
+        theirs = text.filter(scheme=scheme, fold=fold).sort("pid")["prediction"].to_numpy()
+        centred = np.tile(theirs, 2) - np.median(theirs) + np.median((a + b) / 2)
+        own = of(found, "stack", scheme, fold)
+        np.testing.assert_allclose(own["prediction"].to_numpy(), 0.5 * a + 0.25 * b + 0.25 * centred)
+        np.testing.assert_allclose(own["error_scale"].to_numpy(), (0.5 * 1 + 0.25 * 3) / 0.75)
 
 
 def test_later_posts_are_predicted_as_those_of_refit() -> None:
-    refit, member_rows = (
-        table.filter(fold=0).with_columns(scheme=pl.lit("refit")) for table in (rows("stack"), member())
-    )
-    chosen = weights(0.25).filter(fold=0).with_columns(scheme=pl.lit("refit"))
-    stored = refit_weight(refit, member_rows, chosen)
-    expected = 0.75 * refit["prediction"] + 0.25 * (
-        refit.join(member_rows, on="pid")["prediction_right"] - stored["offset"]
-    )
-    np.testing.assert_allclose(weighted_mean(refit, member_rows, chosen)["prediction"], expected)
-    assert (
-        refit_weight(refit, member_rows.clear(), chosen)["weight"]
-        == refit_weight(refit.clear(), member_rows, chosen)["weight"]
-        == 0.0
-    )
+    predictions, text, posts = made()
+    table = MemberTable.of(predictions, text)
+    chosen = chosen_weights(table.out_of_fold(posts), PARAMS)
+    stored = summary(table.out_of_fold(posts), chosen, table.offset)
+    theirs = text.filter(scheme="refit").sort("pid")["prediction"].to_numpy()
+    expected = stored["weights"]["text_model"] * (np.tile(theirs, 2) - stored["text_model_offset"])
+    for model in "ab":
+        expected = expected + stored["weights"][model] * of(predictions, model, "refit")["prediction"].to_numpy()
+    np.testing.assert_allclose(of(table.mean(chosen), "stack", "refit")["prediction"].to_numpy(), expected)
+    assert sum(stored["weights"].values()) == pytest.approx(1)
+    assert set(stored["losses"]) == {"a", "b", "text_model"}
+
+
+def test_a_split_does_not_choose_its_own_weights() -> None:
+    """The labels of the first split follow the text model, those of the second member a."""
+    predictions, text, posts = made()
+    rows = MemberTable.of(predictions, text).out_of_fold(posts)
+    chosen = chosen_weights(rows, PARAMS)
+    assert chosen.of(FoldKey("forward", 0))["a"] > 0.9
+    assert chosen.of(FoldKey("forward", 1))["text_model"] > 0.9
+    assert chosen.of(FoldKey("holdout", 0)) == chosen.of(FoldKey("refit", 0)) == chosen.whole
+    assert chosen.whole["b"] < 0.1
+    found = summary(rows, chosen, 0.0)
+    assert found["ensemble_loss"] > min(found["losses"].values())  # each split has the weights of the other one
+    assert found["splits"] == 2
+    alone = chosen_weights(rows.only(0), PARAMS)
+    assert alone.of(FoldKey("forward", 0)) == alone.whole
+
+
+def test_without_a_split_the_stack_s_members_are_equal_and_the_text_model_has_no_weight() -> None:
+    predictions, text, posts = made()
+    table = MemberTable.of(predictions.filter(pl.col("scheme") != "forward"), text)
+    chosen = chosen_weights(table.out_of_fold(posts), PARAMS)
+    assert chosen.whole == {"a": 0.5, "b": 0.5}
+    found = summary(table.out_of_fold(posts), chosen, 0.0)
+    assert (found["losses"], found["ensemble_loss"], found["splits"]) == ({}, None, 0)
+    assert table.mean(chosen).height == 2 * 2 * POSTS_OF_A_FOLD
+
+
+@pytest.mark.parametrize("text", ["none", "empty"])
+def test_without_a_text_model_the_stack_is_alone(text: str) -> None:
+    predictions, given, posts = made()
+    table = MemberTable.of(predictions, None if text == "none" else given.clear())
+    assert (list(table.names), table.offset) == (["a", "b"], 0.0)
+    assert set(chosen_weights(table.out_of_fold(posts), PARAMS).whole) == {"a", "b"}
+
+
+def test_where_the_text_model_is_not_fitted_the_stack_s_members_share_its_weight() -> None:
+    predictions, text, _ = made()
+    weights = {"a": 0.5, "b": 0.25, "text_model": 0.25}
+    chosen = Chosen(weights, {0: weights, 1: weights})
+    found = MemberTable.of(predictions, text.filter(pl.col("scheme") != "holdout")).mean(chosen)
+    check_table(found, PREDICTIONS)
+    a, b = (of(predictions, model, "holdout")["prediction"].to_numpy() for model in "ab")
+    np.testing.assert_allclose(of(found, "stack", "holdout")["prediction"].to_numpy(), (2 * a + b) / 3)
+    others = pl.col("scheme") != "holdout"
+    assert found.filter(others).equals(MemberTable.of(predictions, text).mean(chosen).filter(others))
+    alone = Chosen({"text_model": 1.0}, {0: weights, 1: weights})
+    found = MemberTable.of(predictions, text.filter(pl.col("scheme") != "holdout")).mean(alone)
+    np.testing.assert_allclose(of(found, "stack", "holdout")["prediction"].to_numpy(), (a + b) / 2)
+
+
+def test_a_text_model_that_predicts_no_forward_split_has_no_weight() -> None:
+    predictions, text, posts = made()
+    table = MemberTable.of(predictions, text.filter(pl.col("scheme") != "forward"))
+    rows = table.out_of_fold(posts)
+    assert list(rows.names) == ["a", "b"]
+    chosen = chosen_weights(rows, PARAMS)
+    own = MemberTable.of(predictions, None)
+    assert chosen == chosen_weights(own.out_of_fold(posts), PARAMS)
+    assert table.mean(chosen).equals(own.mean(chosen))
+
+
+def test_a_post_may_be_valid_in_several_splits() -> None:
+    predictions, text, posts = made()
+    again = pl.when(fold=1).then(pl.col("pid").str.replace("^1", "0")).otherwise("pid")
+    table = MemberTable.of(*(one.with_columns(pid=again) for one in (predictions, text)))
+    rows = table.out_of_fold(posts)
+    assert rows.folds == [0, 1]
+    np.testing.assert_array_equal(rows.label[rows.fold == 0], rows.label[rows.fold == 1])
+    found = table.mean(chosen_weights(rows, PARAMS))
+    check_table(found, PREDICTIONS)
+    assert found.filter(scheme="forward").height == 2 * 2 * POSTS_OF_A_FOLD
+
+
+def test_a_test_part_of_no_post_has_no_offset() -> None:
+    predictions, text, _ = made()
+    assert MemberTable.of(predictions.filter(pl.col("scheme") != "refit"), text).offset == 0.0
+
+
+def test_shrinkage_leaves_every_member_a_weight() -> None:
+    predictions, text, posts = made()
+    rows = MemberTable.of(predictions, text).out_of_fold(posts)
+    weights = chosen_weights(rows, EnsembleParams(seed=0, text_model=True, shrinkage=0.6)).whole
+    assert min(weights.values()) >= 0.2 - 1e-12
+
+
+def test_a_post_that_the_text_model_lacks_is_named() -> None:
+    predictions, text, _ = made()
+    gone = (pl.col("pid") == "1004") & (pl.col("fold") == 1)
+    with pytest.raises(DataError, match=r"post 1004 of forward, fold 1, and 0 more"):
+        MemberTable.of(predictions, text.filter(~gone))
+
+
+def test_importance_is_the_mean_of_shares() -> None:
+    importance = pl.DataFrame(
+        {
+            "model": ["a", "a", "b", "b"], "block": ["x", "y", "x", "z"], "feature": ["x1", "y1", "x1", "z1"],
+            "gain": [30.0, 10.0, 0.0, 0.0],
+        }
+    )  # fmt: skip
+    found = weighted_importance(importance, {"a": 0.8, "b": 0.1, "text_model": 0.1})
+    assert found.rows() == [
+        ("x", "x1", pytest.approx(0.6)), ("y", "y1", pytest.approx(0.2)), ("z", "z1", 0.0),
+    ]  # fmt: skip

@@ -25,11 +25,8 @@ PLOTS = {
 }
 
 
-PREDICTED, IMPORTANCE, TRENDS_FILE = (
-    f"data/stack/{name}" for name in ("predictions.parquet", "importance.csv", "trends.parquet")
-)
-
-
+PREDICTED, IMPORTANCE = "data/ensemble/predictions.parquet", "data/ensemble/importance.csv"
+TRENDS_FILE = "data/stack/trends.parquet"
 TABLES = (("posts", POSTS), ("splits", FOLDS))
 
 

@@ -83,7 +83,7 @@ def test_the_pair_in_use_is_what_later_stages_read(tmp_path: Path) -> None:
     stages = expanded(GRAPH, params)
     vectors = tuple(f"data/embeddings/{kind}/" for kind in ("image", "text"))
     for name in set(STAGES) - {"embed_image", "embed_text"}:
-        pair = ("efficientnet_lite0", "minilm") if name in ("select", "tune", "stack") else ("clip", "clip")
+        pair = ("efficientnet_lite0", "minilm") if name in ("tune", "stack") else ("clip", "clip")
         allowed = {folder + encoder for folder, encoder in zip(vectors, pair, strict=True)}
         folders = {str(dep).removesuffix("/status.parquet") for dep in stages[name]["deps"]}
         assert {folder for folder in folders if folder.startswith(vectors)} <= allowed, name

@@ -19,10 +19,10 @@ RATE = "stack.lightgbm.learning_rate"
 def searched(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clone, dict[str, str]]]:
     """A copy of the finished run after a grid of two trials by queue; name of the trial by its learning rate."""
     copy = copy_of(clone, tmp_path_factory.mktemp("trials") / "clone")
-    # Without selection and search the values are used as given: these blocks are no choice of tune.space.
+    # One configuration and no further trial: nothing is searched, and the trials differ in the rate alone.
     fixed = (
         "-S",
-        "select.candidates=[]",
+        "tune.candidates=[]",
         "-S",
         "tune.n_trials=0",
         "-S",
@@ -74,7 +74,7 @@ def test_the_table_has_scores_and_changed_parameters_and_nothing_else(searched: 
     scores = {f"{scheme}.stack.{metric}" for scheme in ("forward", "group") for metric in ("mae", "src")}
     parameters = {column.removeprefix("params.yaml:") for column in columns[1:]} - scores
     assert scores & set(columns)
-    assert parameters == {RATE, "select.candidates", "tune.n_trials", "stack.columns.feature_blocks"}
+    assert parameters == {RATE, "tune.candidates", "tune.n_trials", "stack.columns.feature_blocks"}
     for rate, name in trials.items():
         (row,) = [row for row in table if name in row[0]]
         assert rate in row
@@ -91,7 +91,7 @@ def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -
     assert before["code"]["revision"]
     copy.run("dvc", "exp", "apply", other)
     assert copy.stages_run(copy.run("dvc", "repro").stdout) == []
-    assert manifest(copy)["params"]["stack"]["lightgbm"]["learning_rate"] == 0.3
+    assert manifest(copy)["params"]["members"]["start"]["lightgbm"]["learning_rate"] == 0.3
     assert manifest(copy)["code"] == before["code"]  # the copy in which a trial runs has the history as well
     copy.run("git", "restore", "params.yaml", "dvc.lock", "reports")
     copy.run("dvc", "checkout")
@@ -104,12 +104,27 @@ def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -
     )
     copy.run("git", "checkout", "-q", "better")
     copy.run("dvc", "checkout")
-    assert manifest(copy)["params"]["stack"]["lightgbm"]["learning_rate"] == 0.3
+    assert manifest(copy)["params"]["members"]["start"]["lightgbm"]["learning_rate"] == 0.3
     assert "up to date" in copy.run("dvc", "status").stdout
 
 
-def manifest(clone: Clone) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+def test_63_leaves_are_fitted_without_another_flag(clone: Clone, tmp_path: Path) -> None:
+    """The search goes on in the other keys; committed, the value gives what the trial gave."""
+    copy = copy_of(clone, tmp_path / "clone")
+    copy.run("dvc", "exp", "run", "-S", "stack.lightgbm.num_leaves=63")
+    members = manifest(copy)["params"]["members"]
+    assert {values["lightgbm"]["num_leaves"] for values in members.values()} == {63}
+    for name in members:
+        (copy.root / "models/stack" / name / "lightgbm_0.txt").read_text(encoding="utf-8").index("[num_leaves: 63]")
+    before = (copy.root / "data/ensemble/predictions.parquet").read_bytes()
+    copy.run("git", "commit", "-q", "-a", "-m", "63 leaves")
+    assert "up to date" in copy.run("dvc", "status").stdout
+    assert copy.stages_run(copy.run("dvc", "repro", "--force", "--single-item", "tune", "stack", "ensemble").stdout)
+    assert (copy.root / "data/ensemble/predictions.parquet").read_bytes() == before
+
+
+def manifest(clone: Clone) -> dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]:
     """The manifest of models/stack."""
     path = clone.root / Path("models/stack/manifest.json")
-    content: dict[str, dict[str, dict[str, dict[str, float]]]] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]] = json.loads(path.read_text(encoding="utf-8"))
     return content

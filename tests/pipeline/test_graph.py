@@ -107,7 +107,7 @@ def append(clone: Clone, name: str, text: str) -> None:
 def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, tmp_path: Path) -> None:
     """`--temp -S dataset.root=...` on a folder of images and user file form B; the workspace stays as it is.
 
-    Without selection and search: they read nothing of a data set that the features do not hold.
+    Without the search: it reads nothing of a data set that the features do not hold.
     """
     root = tmp_path / "other"
     generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B", 2.3), root, tmp_path / "truth")
@@ -115,7 +115,7 @@ def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, t
         shutil.unpack_archive(shard, root)
         shard.unlink()
     before = (clone.root / "reports/metrics.json").read_bytes()
-    changes = (f"dataset.root={root}", "select.candidates=[]", "tune.n_trials=0")
+    changes = (f"dataset.root={root}", "tune.candidates=[]", "tune.n_trials=0")
     sets = [part for change in changes for part in ("--set-param", change)]
     clone.run("dvc", "exp", "run", "--temp", "--name", "other", *sets)
     assert (clone.root / "reports/metrics.json").read_bytes() == before

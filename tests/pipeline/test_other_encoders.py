@@ -19,15 +19,14 @@ from tests.repository import BEFORE_ENCODERS, DVC_NAMES
 
 
 def test_a_dual_encoder_runs_the_whole_graph(clone: Clone, tmp_path: Path) -> None:
-    """All of it but the stages before the encoders, which are those of the fixture; without selection and search, to
-    which the vectors of one encoder are as those of another."""
+    """All of it but the stages before the encoders, which are those of the fixture; without the search, to which the
+    vectors of one encoder are as those of another."""
     name = "siglip"
     weights = {"weights": f"path:{save_siglip(tmp_path / 'tower', 64)}", "revision": ""}
     patch: dict[str, Any] = {
         "embed_image": {name: {**weights, "image_size": 32}},
         "embed_text": {name: weights},
-        "select": {"candidates": []},
-        "tune": {"n_trials": 0},
+        "tune": {"candidates": [], "n_trials": 0},
     }
     YAML().dump(patch, tmp_path / "patch.yaml")
     copy = copy_of(clone, tmp_path / "clone")

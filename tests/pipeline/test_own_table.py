@@ -33,7 +33,7 @@ def test_posts_are_predicted_and_submitted_in_the_order_of_the_table(own: tuple[
     clone, _ = own
     posts = read_table(clone.root / paths.POSTS, POSTS)
     assert is_unclassified(posts)
-    predicted = read_table(clone.root / paths.STACK_PREDICTIONS, PREDICTIONS).filter(scheme="refit", model="stack")
+    predicted = read_table(clone.root / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS).filter(scheme="refit", model="stack")
     assert set(predicted["pid"]) == {f"L{row}" for row in range(320, 330)}
     submitted = pl.read_csv(clone.root / paths.SUBMISSIONS / "submission.csv")
     assert submitted["post_id"].to_list() == [f"postL{row}" for row in range(320, 330)]
@@ -45,7 +45,7 @@ def test_clusters_stand_in_for_classes_and_features_by_class_are_left_out(own: t
     clusters = read_table(clone.root / paths.PROTOTYPE_CLUSTERS, CLUSTERS)
     assert len(clusters) == 330
     assert clusters["subcategory"].n_unique() > 1
-    used = set(pl.read_csv(clone.root / paths.STACK_IMPORTANCE)["feature"])
+    used = set(pl.read_csv(clone.root / paths.ENSEMBLE_IMPORTANCE)["feature"])
     assert used.isdisjoint(ABOUT_CLASSES)
     page = (clone.root / "reports/report.html").read_text(encoding="utf-8")
     assert "clusters of similar posts" in page

@@ -81,7 +81,7 @@ def test_the_network_learns_from_the_training_part_alone(paper: Clone) -> None:
 
 
 def test_the_stack_has_eq_11_as_printed_and_nothing_fitted_on_top(paper: Clone) -> None:
-    features = pl.read_csv(paper.root / paths.STACK_IMPORTANCE)
+    features = pl.read_csv(paper.root / paths.ENSEMBLE_IMPORTANCE)
     dense = features.filter(pl.col("block") != "metadata")["feature"]
     parts = dense.str.replace(r"_component_\d+$", "").value_counts()
     widths = dict(parts.iter_rows())
@@ -108,7 +108,7 @@ def test_77_percent_of_the_training_rows_are_kept(paper: Clone) -> None:
     loss = pl.DataFrame({"pid": pids}).join(losses, on="pid", how="left", maintain_order="left", validate="1:1")
     total = loss.select(pl.mean_horizontal(pl.exclude("pid"))).to_series().to_numpy()
     assert total[kept].max() <= total[~kept].min()
-    (model,) = (paper.root / "models/stack/stack").glob("lightgbm_*.txt")
+    (model,) = (paper.root / "models/stack/start").glob("lightgbm_*.txt")
     tree = lightgbm.Booster(model_file=model).dump_model()["tree_info"][0]["tree_structure"]
     # Each row is drawn by itself: four standard deviations are 20. All 210 rows would be 39 more.
     assert tree["internal_count"] == pytest.approx(BAGGING * kept.sum(), abs=24)
@@ -116,5 +116,5 @@ def test_77_percent_of_the_training_rows_are_kept(paper: Clone) -> None:
 
 def test_the_score_is_of_the_stack_alone(paper: Clone) -> None:
     weights = json.loads((paper.root / paths.ENSEMBLE_WEIGHTS).read_text(encoding="utf-8"))
-    assert weights["weight"] == 0.0
+    assert weights["weights"] == {"start": 1.0}
     assert not (paper.root / Path("models/text_model/model.safetensors")).exists()

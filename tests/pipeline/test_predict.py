@@ -32,7 +32,7 @@ from popularity.core.run_chain import checksum
 from popularity.images import ImageReader
 from popularity.predict.__main__ import main
 from popularity.predict.requests import USER_FIELDS
-from stages import embed_text, stack, stack_vectors
+from stages import embed_text, ensemble, stack, stack_vectors
 from tests.clones import Clone, files_below
 from tests.encoders.tiny_encoders import save_bert
 from tests.repository import stage_flags
@@ -117,7 +117,7 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
         write_image(clone, post["pid"], file)
         requests.append(as_request(post, file.relative_to(project)))
     found = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", requests)))
-    stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
+    stored = read_table(clone.root / "data/ensemble/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
     expected = stored.group_by("pid").agg(pl.col("prediction").mean(), pl.col("error_scale").first())
@@ -130,30 +130,28 @@ def test_a_post_taken_out_of_the_tables_gets_its_stored_prediction(
 
 
 def check_shap_values(found: dict[str, Any]) -> None:
-    """They add up to the popularity; where the search chose rank_gauss, to its normal score."""
+    """They add up to the popularity."""
     total = found["expected_value"] + sum(found["shap_by_block"].values())
-    if found["shap_unit"] == "popularity":
-        assert total == pytest.approx(found["popularity"], abs=1e-6)
-    else:
-        assert found["shap_unit"] == "normal score of popularity"
-        assert abs(total) < 5
+    assert total == pytest.approx(found["popularity"], abs=1e-6)
 
 
 def test_the_text_model_is_merged_as_the_stage_merges_it(
     clone: Clone, project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a weight that the demo's splits may not choose."""
-    stored = read_table(clone.root / "data/stack/predictions.parquet", PREDICTIONS).filter(
+    stored = read_table(clone.root / "data/ensemble/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
     text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
         scheme="refit"
     )
-    text_json = project / paths.ENSEMBLE_WEIGHTS
-    chosen = json.loads(text_json.read_text(encoding="utf-8"))
+    file = project / paths.ENSEMBLE_WEIGHTS
+    chosen = json.loads(file.read_text(encoding="utf-8"))
     (project / "dvc.lock").unlink(missing_ok=True)  # it has the checksums of the tables
-    text_json.unlink()  # which may be a link to DVC's cache
-    text_json.write_text(json.dumps({"weight": 0.4, "offset": 0.5}), encoding="utf-8")
+    file.unlink()  # which may be a link to DVC's cache
+    share = 1 - chosen["weights"]["text_model"]
+    weights = {name: 0.6 * weight / share for name, weight in chosen["weights"].items()} | {"text_model": 0.4}
+    file.write_text(json.dumps({"weights": weights, "text_model_offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
     write_image(clone, pid, project / "photo.jpg")
@@ -165,11 +163,10 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     (found,) = printed(capsys, "--posts", str(write_jsonl(project / "posts.jsonl", [request])))
     theirs = text_predictions.filter(pid=pid)["prediction"].item()
     merged = stored.filter(pid=pid)["prediction"].mean()
-    own = (merged - chosen["weight"] * (theirs - chosen["offset"])) / (1 - chosen["weight"])
+    own = (merged - chosen["weights"]["text_model"] * (theirs - chosen["text_model_offset"])) / share
     assert found["popularity"] == pytest.approx(0.6 * own + 0.4 * (theirs - 0.5), abs=1e-3)
     check_shap_values(found)
-    if found["shap_unit"] == "popularity":  # a normal score has no part of the text model
-        assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
+    assert found["shap_by_block"]["text model"] == pytest.approx(0.4 * (theirs - 0.5 - own), abs=1e-3)
 
 
 def test_one_post_on_the_command_line(clone: Clone, tmp_path: Path) -> None:
@@ -299,11 +296,11 @@ def test_several_encoders_of_the_stack_predict_as_the_batch(
     own = {"out": "data/embeddings/text/bert", "resources": "reports/resources/embed_text_bert.json"}
     embed_text.main(stage_flags("embed_text", project, encoder="bert", **own))
     stack_vectors.main(stage_flags("stack_vectors", project))
-    member = clone.root / "data/text_model"
-    stack.main(stage_flags("stack", project, member=member, tuned=None))
+    stack.main(stage_flags("stack", project, members=None))
+    ensemble.main(stage_flags("ensemble", project, **{"text-model": clone.root / "data/text_model"}))
     blocks = pl.read_csv(project / "data/stack/importance.csv")["block"].unique()
     assert {"text.minilm", "text.bert"} <= set(blocks)
-    stored = read_table(project / "data/stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
+    stored = read_table(project / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS).filter(scheme="refit", model="stack")
     values = dict(stored.group_by("pid").agg(pl.col("prediction").mean()).iter_rows())
     interim = project / "data/interim"
     posts = read_table(interim / "posts.parquet", POSTS)

@@ -16,7 +16,8 @@ import boto3
 import numpy as np
 import pytest
 
-from popularity.core.contracts import ENSEMBLE_WEIGHTS_FILE, FOLDS, POSTS, PREDICTIONS, TEXT_PREDICTIONS, read_table
+from popularity.core import paths
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TEXT_PREDICTIONS, read_table
 from popularity.encoders.text import network_text_params
 from popularity.stack import StackModel, read_blocks
 from popularity.text_model import TextModel
@@ -137,7 +138,11 @@ def test_a_clean_clone_pulls_and_has_nothing_to_run(pushed: Clone, pulled: Clone
     print(f"stages that ran after dvc pull && dvc repro in a clean clone: {len(ran)}")
     assert "up to date" in pulled.run("dvc", "status").stdout
     assert pulled.run("git", "status", "--porcelain").stdout == ""
-    for name in ("data/stack/predictions.parquet", "submissions/submission.csv", "models/network/network.safetensors"):
+    for name in (
+        "data/ensemble/predictions.parquet",
+        "submissions/submission.csv",
+        "models/network/network.safetensors",
+    ):
         assert (pulled.root / name).read_bytes() == (pushed.root / name).read_bytes()
 
 
@@ -149,9 +154,17 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
     features = fold.valid
     inputs = StackInputs.below(pulled.root)
     blocks = read_blocks(inputs.image, inputs.text, inputs.prototype)
-    model = StackModel.load(pulled.root / "models/stack/stack")
-    values = model.predict_each(model.encoder.apply(features, blocks), fold.valid_at)
-    stored = read_table(data / "stack/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
+    ensemble = json.loads((pulled.root / paths.ENSEMBLE_WEIGHTS).read_text(encoding="utf-8"))
+    models = {
+        name: StackModel.load(pulled.root / "models/stack" / name)
+        for name in ensemble["weights"]
+        if name != "text_model"
+    }
+    values = sum(
+        ensemble["weights"][name] * model.predict_each(model.encoder.apply(features, blocks), fold.valid_at)
+        for name, model in models.items()
+    )
+    stored = read_table(data / "ensemble/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
     stored_texts = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
     stored_texts = stored_texts.join(features.select("pid"), on="pid", how="right", maintain_order="right")
     texts = stored_texts["prediction"].to_numpy()
@@ -160,12 +173,11 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
         network_text_params(pulled.root / "params.yaml"),
     )
     np.testing.assert_allclose(text_model.predict(features, fold.valid_at), texts, rtol=0, atol=1e-5)
-    part = json.loads((pulled.root / "models/stack" / ENSEMBLE_WEIGHTS_FILE).read_text(encoding="utf-8"))
     assert stored.height == posts.filter(split="test").height > 0
     for seed, found in zip(stored["seed"].unique().sort(), values, strict=True):
         expected = stored.filter(seed=seed).join(features.select("pid"), on="pid", how="right", maintain_order="right")
-        ensemble = found + part["weight"] * (texts - part["offset"] - found)
-        np.testing.assert_allclose(ensemble, expected["prediction"].to_numpy(), rtol=0, atol=1e-12)
+        mean = found + ensemble["weights"]["text_model"] * (texts - ensemble["text_model_offset"])
+        np.testing.assert_allclose(mean, expected["prediction"].to_numpy(), rtol=0, atol=1e-12)
     print(f"{stored.height} stored predictions of the test part come back from the pulled models")
 
 
@@ -173,13 +185,13 @@ def test_manifests_came_along_and_name_what_was_read(pulled: Clone) -> None:
     metrics = json.loads((pulled.root / "reports/metrics.json").read_text(encoding="utf-8"))
     manifests = {
         name: json.loads((pulled.root / name / "manifest.json").read_text(encoding="utf-8"))
-        for name in ("models/prototypes", "models/network", "models/stack", "submissions")
+        for name in ("models/prototypes", "models/network", "models/ensemble", "submissions")
     }
     revision = pulled.run("git", "log", "-1", "--format=%H", "--", "src", "stages", "configs").stdout.strip()
     for manifest in manifests.values():
         assert manifest["code"] == {"revision": revision, "modified": False}
     assert len({manifest["inputs"]["posts"] for manifest in manifests.values()}) == 1
-    for scheme, scores in manifests["models/stack"]["metrics"].items():
+    for scheme, scores in manifests["models/ensemble"]["metrics"].items():
         assert scores.items() <= metrics[scheme]["stack"].items()
     assert manifests["submissions"]["metrics"] == {"holdout": metrics["holdout"]["stack"]}
 

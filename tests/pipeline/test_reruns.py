@@ -27,11 +27,11 @@ def changed(clone: Clone, old_line: str, new_line: str) -> Iterator[None]:
 
 def test_a_changed_parameter_reruns_only_what_follows(clone: Clone, tmp_path: Path) -> None:
     copy = copy_of(clone, tmp_path / "clone")
-    predictions = copy.root / "data/stack/predictions.parquet"
+    predictions = copy.root / "data/ensemble/predictions.parquet"
     old = read_table(predictions, PREDICTIONS)
     with changed(copy, "lr_prompt: 0.005\n", "lr_prompt: 0.01\n"):
         assert copy.stages_run(copy.run("dvc", "repro").stdout) == [
-            "train", "embed_posts", "select", "tune", "stack", "evaluate", "submit", "report",
+            "train", "embed_posts", "tune", "stack", "ensemble", "evaluate", "submit", "report",
         ]  # fmt: skip
     assert not read_table(predictions, PREDICTIONS).equals(old)
 
@@ -50,10 +50,10 @@ def test_another_encoder_runs_its_own_stage(clone: Clone, tmp_path: Path) -> Non
         assert sorted(found) == ["report", "stack_vectors", "submit"]
         copy.run("dvc", "repro", "stack_vectors")
         found = json.loads(copy.run("dvc", "status", "--json").stdout)
-        assert sorted(found) == ["report", "select", "stack", "submit", "tune"]
+        assert sorted(found) == ["report", "stack", "submit", "tune"]
 
 
 def test_a_parameter_of_the_stack_is_read_by_those_that_fit_and_show_it(clone: Clone) -> None:
     with changed(clone, "max_bin: 255\n", "max_bin: 31\n"):
-        assert sorted(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["report", "select", "stack", "tune"]
+        assert sorted(json.loads(clone.run("dvc", "status", "--json").stdout)) == ["report", "stack", "tune"]
     assert json.loads(clone.run("dvc", "status", "--json").stdout) == {}

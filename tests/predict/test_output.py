@@ -26,7 +26,6 @@ PREDICTION = Prediction(
     expected_value=5.5,
     shap_by_block={"metadata": 0.75, "image": -0.25},
     shap_by_feature=[{"block": "metadata", "feature": "concept", "value": "A/Beach/" + "x" * 200, "shap_value": 0.5}],
-    shap_unit="popularity",
     notes=["no image: predicted from the rest", "unknown user: none given; user fields are empty"],
 )
 ASIDE = Request(0, {"pid": "bad"}, problem="no date; " + "expected one " * 20)

@@ -36,7 +36,7 @@ from popularity.dataset import ingest
 from popularity.images import IndexImagesParams, index_images
 from popularity.prototypes.build import PrototypesParams, build_prototypes, write_prototypes
 from popularity.stack import StackParams
-from popularity.tuning.candidates import CandidatePredictions, SelectParams, candidates_of, write_selection
+from popularity.stack.members import write_members
 from popularity.tuning.results import write_results
 from popularity.tuning.space import Space
 from popularity.tuning.study import Budget, Finished, Search
@@ -114,14 +114,15 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
     write_table(splits, folder / paths.SPLITS, FOLDS)
     write_json(folder / paths.SPLIT_SUMMARY, summary)
     predictions = small_predictions(posts, splits.filter(pl.col("scheme") != "random"))
-    write_table(predictions, folder / paths.STACK_PREDICTIONS, PREDICTIONS)
+    write_table(predictions, folder / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS)
     write_table(small_trends(posts, splits, apart=3.0), folder / paths.STACK_TRENDS, TRENDS)
-    (folder / paths.STACK_IMPORTANCE).write_text("block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n")
+    (folder / paths.ENSEMBLE_IMPORTANCE).write_text(
+        "block,feature,gain\nmetadata,hour,6.5\nimage,pc_0,1.5\ntext,<b>,0\n"
+    )
     _params(folder)
     _evaluation(folder)
     _explanations(folder, posts, images)
     _training(folder)
-    _selection(folder)
     _tuning(folder)
     _models(folder)
     for stage, cost in paths.RESOURCES.items():
@@ -197,32 +198,8 @@ def _training(folder: Path) -> None:
         )
 
 
-def _selection(folder: Path) -> None:
-    """Three candidates on two splits: the first far from the labels, the last a little nearer than the second."""
-    stack = load_params("stack", StackParams, folder / "params.yaml")
-    keys = {
-        "baseline": {"columns.feature_blocks": ["metadata"]},
-        "trend": {"detrend": "linear"},
-        "user": {"n_seeds": 3},
-    }
-    candidates = candidates_of(SelectParams(tuple(keys), keys), stack)  # type: ignore[arg-type]
-    rng = np.random.default_rng(8)
-    labels, noise, own = rng.normal(6, 2, 60), rng.normal(0, 1, 60), rng.normal(0, 0.4, 60)
-    predicted = CandidatePredictions(
-        names=list(keys),
-        folds=[0, 1],
-        fold_index=np.arange(60) // 30,
-        labels=labels,
-        users=np.arange(60) % 20,
-        baseline=np.full(60, 6.0),
-        predictions=np.column_stack([labels + 3 * noise, labels + noise, labels + 0.98 * noise + own]),
-    )
-    (folder / paths.SELECTION).mkdir(parents=True)
-    write_selection(candidates, predicted, 0, folder / paths.SELECTION)
-
-
 def _tuning(folder: Path) -> None:
-    """Twelve trials of three parameters; the default is the first, the eighth the best, the last pruned."""
+    """Twelve trials of three parameters: two registered ones first, the eighth the best, the last pruned."""
     stack = replace(load_params("stack", StackParams, folder / "params.yaml"), sample_weight_half_life_days=365.0)
     axes = {
         "sample_weight_half_life_days": {"low": 100.0, "high": 2000.0, "log": True, "integer": False},
@@ -230,7 +207,8 @@ def _tuning(folder: Path) -> None:
         "columns.feature_blocks": {"choices": [["metadata", "image", "text", "prototype"], ["metadata", "text"]]},
     }
     space = Space.parse("tune.space", axes, "stack", stack)
-    trials = [Finished(0, "COMPLETE", 0.5, space.default, {"forward_0": 0.5})]
+    first = {"plain": space.default, "texts": {**space.default, "columns.feature_blocks": ["metadata", "text"]}}
+    trials = [Finished(0, "COMPLETE", 0.5, space.default, {"forward_0": 0.5}, "plain")]
     for number in range(1, 12):
         blocks = axes["columns.feature_blocks"]["choices"][number % 2]  # type: ignore[index]
         values = {
@@ -239,12 +217,15 @@ def _tuning(folder: Path) -> None:
             "lightgbm.num_leaves": 7 + number,
         }
         trials.append(Finished(number, "COMPLETE", 0.5 - 0.02 * number, values, {"forward_0": 0.5 - 0.02 * number}))
+    trials[1] = replace(trials[1], values=first["texts"], name="texts")
     trials[8] = replace(trials[8], value=0.11)
     trials[11] = replace(trials[11], state="PRUNED")
     (folder / paths.TUNING).mkdir(parents=True)
-    losses = {"value": 0.1234, "folds": {"forward_0": 0.1234}}
-    search = Search("small", space, Budget(0, 12, 0.0, "sqlite"))
-    write_results(trials, search, folder / paths.TUNING, at_stage_effort=losses)
+    search = Search("small", space, Budget(0, 12, 0.0, "sqlite"), first)
+    members = {"trial_8": trials[8], "texts": trials[1]}
+    described = [{"name": name, "trial": trial.number, "weight": 0.5} for name, trial in members.items()]
+    write_results(trials, search, folder / paths.TUNING, described)
+    write_members({name: trial.values for name, trial in members.items()}, folder / paths.TUNING_MEMBERS)
 
 
 def _models(folder: Path) -> None:
@@ -253,11 +234,14 @@ def _models(folder: Path) -> None:
         paths.NETWORK,
         paths.STACK,
         paths.PROTOTYPES,
-        paths.SELECTION,
         paths.TUNING,
+        paths.ENSEMBLE,
         paths.SUBMISSIONS,
     ):
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_manifest(folder / name, params={}, inputs={"posts": folder / paths.POSTS}, metrics={})
-    write_json(folder / paths.ENSEMBLE_WEIGHTS, {"weight": 0.3, "offset": 0.1})
+    weights = {"texts": 0.25, "trial_8": 0.45, "text_model": 0.3}
+    losses = {"texts": 0.52, "trial_8": 0.51, "text_model": 0.66}
+    ensemble = {"weights": weights, "text_model_offset": 0.1, "losses": losses, "ensemble_loss": 0.4321, "splits": 2}
+    write_json(folder / paths.ENSEMBLE_WEIGHTS, ensemble)
     (folder / paths.SUBMISSIONS / "submission.csv").write_text("post_id,popularity_score\n")

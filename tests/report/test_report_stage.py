@@ -177,7 +177,7 @@ def test_where_the_test_part_is_interleaved_another_scheme_is_to_be_quoted(small
 
 
 def test_the_worst_posts_are_the_worst(small_run: SmallRun, page: str) -> None:
-    tables = (small_run.table(name) for name in (paths.POSTS, paths.SPLITS, paths.STACK_PREDICTIONS))
+    tables = (small_run.table(name) for name in (paths.POSTS, paths.SPLITS, paths.ENSEMBLE_PREDICTIONS))
     rows = next(one for one in collect(*tables) if one.scheme == "holdout").rows
     errors = rows.select(pl.col("prediction:stack") - pl.col("label")).to_series().sort()
     expected = [*errors.tail(3).reverse(), *errors.head(3)]
@@ -232,22 +232,14 @@ def test_importance_attention_tuning_and_cost(page: str) -> None:
     assert "train 1.2 s, 120 + 40 MiB" in words(section(page, "run"))
 
 
-def test_the_chosen_configuration_and_why(small_run: SmallRun, page: str, card: str) -> None:
-    found = small_run.json(paths.SELECTION_SUMMARY)
-    assert (found["chosen"], found["best"]) == ("trend", "user")
+def test_the_members_their_weights_and_the_registered_configurations(page: str, card: str) -> None:
     text = words(section(page, "tuning"))
-    assert "Chosen configuration: trend." in text
-    assert "The best one is user." in text
-    for one in found["configurations"]:
-        figures = [f"{one[name]:.4f}".replace("-", "−") for name in ("src", "mae", "value", "standard_error")]
-        chosen = "(chosen) " if one["name"] == "trend" else ""
-        assert re.search(
-            rf"{one['name']} {re.escape(chosen)}\S+: .*{' '.join(figures[:3])} \+[\d.]+ ± {figures[3]}", text
-        )
-    assert "Scores of each split, in order of time (posts: 30, 30)" in text
-    assert (
-        "Chosen on forward: configuration trend, which replaced these keys of section stack: `detrend` linear." in card
-    )
+    assert "Weights were chosen on 2 forward splits" in text
+    assert "trial_8 45 % 0.5100 text_model 30 % 0.6600 texts 25 % 0.5200 their mean 0.4321" in text
+    assert "predict the forward splits best together: trial_8 and texts." in text
+    assert "columns.feature_blocks: metadata, text" in text
+    assert re.search(r"texts .*metadata, text.* 0\.4800", text)
+    assert re.search(r"- trial\\?_8, weight 45.*: .*`lightgbm\.num_leaves` 15", card)
 
 
 def test_coverage_is_that_of_evaluate(small_run: SmallRun, page: str, card: str) -> None:
@@ -315,22 +307,17 @@ def test_a_folder_of_parameters_alone_gives_a_page_without_sections(small_run: S
     assert "<section" not in page
     for text in (page, card):
         assert "no score on posts that were kept out of every choice" in text
-    assert "Not tuned: the values below" in card
-    assert "Chosen on" not in card
+    assert ", weight" not in card
 
 
 def test_a_search_of_no_trials_is_no_search(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
     trials, study = run.folder / paths.TUNING_TRIALS, run.folder / paths.TUNING_STUDY
     trials.write_text(trials.read_text().splitlines()[0] + "\n")
-    study.write_text(json.dumps(run.json(paths.TUNING_STUDY) | {"best": None, "default": None, "importance": {}}))
+    study.write_text(json.dumps(run.json(paths.TUNING_STUDY) | {"best": None, "members": [], "importance": {}}))
     page, _ = run.write(tmp_path)
-    assert "Chosen configuration" in section(page, "tuning")
+    assert "Members of the ensemble" in section(page, "tuning")
     assert "Search:" not in section(page, "tuning")
-    selection = run.json(paths.SELECTION_SUMMARY) | {"chosen": None, "best": None, "configurations": []}
-    (run.folder / paths.SELECTION_SUMMARY).write_text(json.dumps(selection))
-    page, _ = run.write(tmp_path)
-    assert 'id="tuning"' not in page
 
 
 def test_a_data_set_without_test_part(tiny_dataset: Dataset, tmp_path: Path) -> None:
@@ -351,8 +338,8 @@ def test_a_data_set_without_images(tiny_dataset: Dataset, tmp_path: Path) -> Non
 
 def test_without_scored_posts_of_the_holdout_there_is_no_section_of_errors(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
-    run.table(paths.STACK_PREDICTIONS).filter(pl.col("scheme") != "holdout").write_parquet(
-        run.folder / paths.STACK_PREDICTIONS
+    run.table(paths.ENSEMBLE_PREDICTIONS).filter(pl.col("scheme") != "holdout").write_parquet(
+        run.folder / paths.ENSEMBLE_PREDICTIONS
     )
     for name in (paths.SCORES, paths.SCORES_BY_GROUP):
         pl.read_csv(run.folder / name).filter(pl.col("scheme") != "holdout").write_csv(run.folder / name)
@@ -374,8 +361,8 @@ def test_a_damaged_image_is_left_out(small_run: SmallRun, tmp_path: Path) -> Non
 
 def test_a_table_of_another_shape_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
     run = small_run.copy(tmp_path / "run")
-    file = run.folder / paths.STACK_PREDICTIONS
-    run.table(paths.STACK_PREDICTIONS).drop("error_scale").write_parquet(file)
+    file = run.folder / paths.ENSEMBLE_PREDICTIONS
+    run.table(paths.ENSEMBLE_PREDICTIONS).drop("error_scale").write_parquet(file)
     with pytest.raises(ContractError, match="predictions: expected columns"):
         run.write(tmp_path)
     assert not (tmp_path / "report.html").exists()

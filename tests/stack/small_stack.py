@@ -11,7 +11,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.contracts import CLASS_LOSSES, POST_CLASSES, PROTOTYPE_SCALARS, FoldKey, check_table, write_table
+from popularity.core.contracts import (
+    CLASS_LOSSES,
+    MAIN_MODEL,
+    POST_CLASSES,
+    PROTOTYPE_SCALARS,
+    FoldKey,
+    check_table,
+    write_table,
+)
 from popularity.core.vectors import Block, check_block, write_block
 from popularity.features import FeaturizeParams, featurize
 from popularity.stack import (
@@ -83,7 +91,6 @@ STACK = StackParams(
     ),
     row_selection=RowSelectionParams(fraction=1.0, order="low_loss"),
     sample_weight_half_life_days=200.0,
-    text_model_weights=(0.0,),
     num_boost_round=12,
     early_stopping_rounds=4,
     inner_cv=InnerCvParams(2, 0.15),
@@ -281,7 +288,7 @@ def run_all(
     (folder / "state").mkdir(exist_ok=True)
     fits = fit_schemes(
         StackData(posts, splits, folder / "features", blocks),
-        replace(params, schemes=fitted),  # type: ignore[arg-type]
+        {MAIN_MODEL: replace(params, schemes=fitted)},  # type: ignore[arg-type]
         state=folder / "state",
         model_folder=folder / "models",
     )

@@ -58,7 +58,7 @@ def test_every_scored_row_is_predicted_once_by_every_model_and_seed(made: Run) -
     assert seeds == {"constant": 1, "metadata": 2, "stack": 2, "user_mean": 1}
 
 
-def test_the_main_model_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
+def test_a_member_has_a_scale_that_belongs_to_the_post(made: Run) -> None:
     """One a post: that of the mean over the seeds."""
     assert made.predictions.filter(pl.col("model") != "stack")["error_scale"].null_count() > 0
     assert made.predictions.filter(pl.col("error_scale").is_not_null())["model"].unique().to_list() == ["stack"]
@@ -143,7 +143,7 @@ def test_the_stack_finds_the_signal(made: Run) -> None:
 
 def test_importance(made: Run) -> None:
     importance = made.importance
-    assert importance.columns == ["block", "feature", "gain"]
+    assert importance.columns == ["model", "block", "feature", "gain"]
     assert importance["gain"].is_sorted(descending=True)
     assert importance["feature"].is_unique().all()
     assert {"image_oof_ridge", "text_oof_ridge", "image_norm", "category", "uid_target_level"} <= set(

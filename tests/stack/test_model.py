@@ -13,6 +13,7 @@ import pytest
 from popularity.core.contracts import FoldKey
 from popularity.features import read_features
 from popularity.stack import StackModel
+from popularity.stack.explanation import weighted_mean
 from popularity.validation.inner_cv import InnerCvParams
 from tests.stack.small_stack import (
     ALL_PARTS,
@@ -96,32 +97,41 @@ def test_rows_are_predicted_one_by_one_as_together(made: Run) -> None:
 
 
 def test_contributions_add_up_to_the_prediction(made: Run) -> None:
-    """In the scale of the learners: of the one mean over seeds that they share."""
+    """In label units, whatever the learners fit."""
     features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
     dates = dates_of(made, features)
-    found = model.explain(features, made.blocks, dates, largest=10_000)
-    sums = [
-        frame.group_by("pid").agg(pl.col("shap_value").sum()).sort("pid")["shap_value"].to_numpy()
-        + found.expected_value
-        for frame in (found.blocks, found.features)
-    ]
-    np.testing.assert_allclose(sums[0], sums[1], atol=1e-9)
-    if model.target_transform.kind == "none":
-        np.testing.assert_allclose(sums[0], model.predict(features, made.blocks, dates).values, atol=1e-6)
-    else:
-        one = replace(model, models={learner: models[:1] for learner, models in model.models.items()})
-        found = one.explain(features, made.blocks, dates, largest=1)
-        total = found.blocks.group_by("pid").agg(pl.col("shap_value").sum()).sort("pid")["shap_value"].to_numpy()
-        predicted = one.predict(features, made.blocks, dates).values
-        np.testing.assert_allclose(model.target_transform.invert(total + found.expected_value), predicted, atol=1e-6)
+    found = model.explain(features, made.blocks, dates)
+    expected = model.predict(features, made.blocks, dates)
+    np.testing.assert_array_equal(found.predicted.values, expected.values)
+    np.testing.assert_array_equal(found.predicted.error_scale, expected.error_scale)
+    np.testing.assert_allclose(found.expected_value + found.shap_values.sum(axis=1), expected.values, atol=1e-6)
+
+
+def test_members_are_explained_by_the_weighted_mean_of_their_columns(made: Run) -> None:
+    features = features_of_test(made)
+    dates = dates_of(made, features)
+    names = ("stack", "metadata")
+    members = {name: StackModel.load(made.models / name).explain(features, made.blocks, dates) for name in names}
+    predicted, found = weighted_mean(members, {"stack": 0.7, "metadata": 0.3}, 10_000)
+    for field in ("values", "error_scale"):
+        each = [getattr(members[name].predicted, field) for name in names]
+        np.testing.assert_allclose(getattr(predicted, field), 0.7 * each[0] + 0.3 * each[1])
+    for frame in (found.blocks, found.features):
+        sums = frame.group_by("pid").agg(pl.col("shap_value").sum()).sort("pid")["shap_value"].to_numpy()
+        np.testing.assert_allclose(sums + found.expected_value, predicted.values, atol=1e-6)
+    shared = members["metadata"].matrix.names[0]
+    each = [one.shap_values[:, one.matrix.names.index(shared)] for one in members.values()]
+    own = found.features.filter(feature=shared).sort("pid")["shap_value"].to_numpy()
+    np.testing.assert_allclose(own, 0.7 * each[0] + 0.3 * each[1])
+    assert set(found.features["feature"]) == set(members["stack"].matrix.names)
 
 
 def test_the_largest_features_of_each_post(made: Run) -> None:
     features = features_of_test(made)
     model = StackModel.load(made.models / "stack")
-    dates = dates_of(made, features)
-    few, every = (model.explain(features, made.blocks, dates, largest).features for largest in (3, 10_000))
+    explained = model.explain(features, made.blocks, dates_of(made, features))
+    few, every = (weighted_mean({"stack": explained}, {"stack": 1.0}, n)[1].features for n in (3, 10_000))
     assert few.equals(every.filter(pl.col("rank") < 3))
     assert few["pid"].to_list() == [pid for pid in features["pid"] for _ in range(3)]
     matrix = model.encoder.apply(features, made.blocks)

@@ -16,6 +16,7 @@ from popularity.core.contracts import FOLDS, IMAGES, POSTS, PREDICTIONS, TRENDS,
 from popularity.core.errors import ConfigError, ContractError
 from popularity.stack import StackModel
 from popularity.stack.lightgbm_dask import ClusterParams
+from popularity.stack.members import write_members
 from stages import featurize, split, stack
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
@@ -72,14 +73,13 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     assert sorted(trends["scheme"].unique()) == ["forward", "holdout", "refit"]
     assert trends.group_by("scheme", "fold", "member").len()["len"].unique().to_list() == [101]
     importance = pl.read_csv(tmp_path / "stack" / "importance.csv")
-    assert importance.columns == ["block", "feature", "gain"]
+    assert importance.columns == ["model", "block", "feature", "gain"]
     assert importance["gain"][0] > 0
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
-        "ensemble_weights.json", "manifest.json", "metadata", "stack",
+        "manifest.json", "metadata", "stack",
     ]  # fmt: skip
     manifest = json.loads((tmp_path / "models" / "manifest.json").read_text(encoding="utf-8"))
-    assert set(manifest["metrics"]) == {"forward", "holdout", "group"}
-    assert manifest["params"]["stack"]["lightgbm"]["num_leaves"] == STACK.lightgbm.num_leaves
+    assert manifest["params"]["members"]["stack"]["lightgbm"]["num_leaves"] == STACK.lightgbm.num_leaves
     dense = StackModel.load(tmp_path / "models" / "stack").encoder.dense
     assert list(dense) == ["image", "text", "prototype"]
     assert all(one.ridge is not None for one in dense.values())
@@ -88,6 +88,22 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
     run_stack(inputs, tmp_path / "again")
     for out in ("stack", "models"):
         assert tree_bytes(tmp_path / "again" / out) == tree_bytes(tmp_path / out)
+
+
+def test_every_member_is_fitted_and_the_trend_is_written_once(inputs: Path, tmp_path: Path) -> None:
+    """The trend is that of the first member; the other one has another, as no search gives it."""
+    file = tmp_path / "members.yaml"
+    write_members({"whole": {"n_seeds": 1}, "half": {"row_selection.fraction": 0.5, "detrend": "linear"}}, file)
+    run_stack(inputs, tmp_path / "both", None, "--members", str(file))
+    predictions = read_table(tmp_path / "both/stack/predictions.parquet", PREDICTIONS)
+    assert set(predictions["model"]) == {"whole", "half", "metadata", "user_mean", "constant"}
+    trends = read_table(tmp_path / "both/stack/trends.parquet", TRENDS)
+    write_members({"whole": {"n_seeds": 1}}, file)
+    run_stack(inputs, tmp_path / "one", None, "--members", str(file))
+    assert trends.equals(read_table(tmp_path / "one/stack/trends.parquet", TRENDS))
+    importance = pl.read_csv(tmp_path / "both/stack/importance.csv")
+    assert importance["model"].unique(maintain_order=True).to_list() == ["half", "whole"]
+    assert (tmp_path / "both/models/half/model.json").is_file()
 
 
 def test_the_flag_for_all_schemes_fits_random_too(inputs: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the stage tune reads, small: posts with signal, split and featurized, a space, and the stage's flags."""
+"""What stage tune reads, small: posts with signal, split and featurized, a space, and the stage's flags."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import polars as pl
 
+from popularity.core.config import SEARCH, leaves, nested, patched
 from popularity.core.contracts import IMAGES, POSTS, write_table
 from popularity.core.vectors import write_block
-from popularity.stack import Blocks
-from stages import featurize, select, split, tune
+from popularity.stack import Blocks, StackParams
+from stages import featurize, split, tune
 from tests.encoders.tiny_encoders import encoder_sections
 from tests.random_posts import random_images
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, write_tables
@@ -32,13 +33,32 @@ SPACE: dict[str, Any] = {
 }
 
 
-def write_params(file: Path, **changes: Any) -> None:
-    """Sections split, featurize, stack and tune, the last with `changes`."""
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "images": {"columns.feature_blocks": ["image"]},
+    "ranks": {"target_transform": "rank_gauss", "lightgbm.num_leaves": 3},
+    "same": {},
+}
+
+
+def with_search(stack: StackParams, space: Mapping[str, Any] = SPACE) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Section stack where the keys of the space are `search`, and tune.start with its values."""
+    section: dict[str, Any] = json.loads(json.dumps(asdict(stack)))
+    known = {".".join(key): value for key, value in leaves(section).items()}
+    start = {key: known[key] for key in space if key in known}
+    return patched(section, nested(dict.fromkeys(start, SEARCH))), start
+
+
+def write_params(file: Path, stack: Mapping[str, Any] | None = None, **changes: Any) -> None:
+    """Sections split, featurize, stack and tune; `stack` holds values of keys that are not searched, by dotted key."""
+    space = changes.get("space", SPACE)
+    section, start = with_search(SMALL, space)
     tune_section = {
-        "seed": 1, "n_trials": 6, "timeout_hours": 0.0, "storage": "sqlite", "schemes": ["forward", "group"],
-        "effort": {"n_seeds": 1, "max_train_rows": 0, "learning_rate_factor": 1.0}, "space": SPACE,
+        "seed": 1, "n_trials": 5, "timeout_hours": 0.0, "storage": "sqlite", "candidates": [], "n_members": 2,
+        "configurations": CONFIGURATIONS if space == SPACE else {}, "schemes": ["forward", "group"],
+        "effort": {"n_seeds": 1, "max_train_rows": 0, "learning_rate_factor": 1.0}, "start": start, "space": space,
     }  # fmt: skip
-    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), "stack": asdict(SMALL)} | encoder_sections()
+    sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE), **encoder_sections()}
+    sections["stack"] = patched(section, nested(stack or {}))
     file.write_text(json.dumps({**sections, "tune": {**tune_section, **changes}}), encoding="utf-8")
 
 
@@ -74,18 +94,7 @@ def tune_flags(inputs: Path, out: Path, params: Path | None = None) -> list[str]
     return [*input_flags(inputs), *flags({**own, "state": out / "state"})]
 
 
-def run_tune(inputs: Path, out: Path, params: Path | None = None, selected: Path | None = None) -> Path:
+def run_tune(inputs: Path, out: Path, params: Path | None = None) -> Path:
     """The folder that the stage writes, run in this process."""
-    tune.main([*tune_flags(inputs, out, params), *(flags({"selected": selected}) if selected else [])])
+    tune.main(tune_flags(inputs, out, params))
     return out / "tuning"
-
-
-def select_flags(inputs: Path, out: Path, params: Path) -> list[str]:
-    own = {"params": params, "out": out / "selection", "resources": out / "select.json", "state": out / "state"}
-    return [*input_flags(inputs), *flags(own)]
-
-
-def run_select(inputs: Path, out: Path, params: Path) -> Path:
-    """The folder that the stage writes, run in this process."""
-    select.main(select_flags(inputs, out, params))
-    return out / "selection"

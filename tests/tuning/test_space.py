@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from popularity.core.config import parse_section, patched, read_yaml
+from popularity.core.config import nested, parse_params, parse_section, patched, read_yaml, searched_keys
 from popularity.core.errors import ConfigError
 from popularity.network.params import TrainParams
 from popularity.stack import StackParams
 from popularity.tuning.network import NetworkSearchParams
-from popularity.tuning.objective import TuneParams
-from popularity.tuning.space import Space, nested
+from popularity.tuning.objective import TuneParams, check_search
+from popularity.tuning.space import Space
 from tests.stack.small_stack import STACK
 
 
@@ -98,10 +98,10 @@ def test_the_spaces_in_params_yaml_hold_the_values_of_every_profile(name: str) -
     """`parse` refuses any other; the network of `tiny` is too small to be searched."""
     content = patched(read_yaml(Path("params.yaml")), read_yaml(Path("configs/profiles") / f"{name}.yaml"))
     tune = parse_section("tune", content["tune"], TuneParams)
-    stack = parse_section("stack", content["stack"], StackParams)
-    assert {"target_transform", "columns.feature_blocks", "row_selection.fraction"} <= set(
-        Space.parse("", tune.space, "stack", stack).axes
-    )
+    stack = parse_params("stack", StackParams, content, Path("params.yaml"))
+    space, first = check_search(tune, stack, searched_keys(content))
+    assert {"target_transform", "columns.feature_blocks"} <= set(space.axes) <= set(tune.space)
+    assert set(first) == (set(tune.candidates) or {"start"})
     if name != "tiny":
         network = parse_section("tune_network", content["tune_network"], NetworkSearchParams)
         assert Space.parse("", network.space, "train", parse_section("train", content["train"], TrainParams)).axes

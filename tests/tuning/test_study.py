@@ -19,10 +19,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from popularity.core.errors import ConfigError, DataError
-from popularity.tuning.results import best_of, write_results
+from popularity.tuning.results import best_of, write_patch, write_results
 from popularity.tuning.space import Values
 from popularity.tuning.storage import SQLITE, Heartbeat, open_study
 from popularity.tuning.study import (
+    DEFAULT,
     METRICS,
     REGISTERED,
     WORKERS_VARIABLE,
@@ -107,13 +108,22 @@ def test_the_default_is_never_pruned(tmp_path: Path) -> None:
     assert default.state == "COMPLETE"
 
 
+def test_registered_trials_come_first_in_their_order_and_keep_their_names(tmp_path: Path) -> None:
+    default = bowl_search(SQLITE, 8).space.default
+    first = {"far": {**default, "x": -5.0}, "near": {**default, "x": 1.0, "n": 4, "parts": ["a"]}}
+    trials = run(replace(bowl_search(SQLITE, 8), first=first), tmp_path)
+    assert {trial.name: trial.values for trial in trials[:2]} == first
+    assert [trial.name for trial in trials] == ["far", "near", *[None] * 6]
+    assert trials[0].state == trials[1].state == "COMPLETE"
+
+
 def test_a_trial_that_was_broken_off_is_run_again(tmp_path: Path) -> None:
     """As a kill leaves it: running, without or with all of its parameters, the default among them."""
     search = bowl_search(SQLITE, 14)
     undisturbed = run(search, tmp_path)
     (tmp_path / "broken").mkdir()
     study = study_of(search, tmp_path / "broken")
-    study.enqueue_trial(search.space.encode(search.space.default), user_attrs={REGISTERED: True})
+    study.enqueue_trial(search.space.encode(search.space.default), user_attrs={REGISTERED: DEFAULT})
     study.ask(search.space.distributions())
     run(bowl_search(SQLITE, 8), tmp_path / "broken")
     study.ask()
@@ -137,9 +147,10 @@ def test_no_trials_need_no_storage(tmp_path: Path) -> None:
     search = bowl_search("postgresql+psycopg://nobody@127.0.0.1:1/none", 0)
     assert run(search, tmp_path) == []
     write_results([], search, tmp_path / "out")
+    write_patch([], search, tmp_path / "out" / "best_params.yaml")
     assert (tmp_path / "out" / "best_params.yaml").read_text(encoding="utf-8") == "{}\n"
     assert json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))["best"] is None
-    assert (tmp_path / "out" / "trials.csv").read_text(encoding="utf-8") == "number,state,value,n,parts,x\n"
+    assert (tmp_path / "out" / "trials.csv").read_text(encoding="utf-8") == "number,name,state,value,n,parts,x\n"
 
 
 def test_several_workers_on_a_journal(tmp_path: Path) -> None:
@@ -160,7 +171,7 @@ def test_one_worker_on_a_journal_runs_the_trial_of_a_dead_one_like_it(before: in
         run(bowl_search(f"journal:{tmp_path / 'journal'}", before), tmp_path)
         study.ask(search.space.distributions())  # all values drawn, by another sampler
     else:
-        study.enqueue_trial(search.space.encode(search.space.default), user_attrs={REGISTERED: True})
+        study.enqueue_trial(search.space.encode(search.space.default), user_attrs={REGISTERED: DEFAULT})
         study.ask()
     trials = run(search, tmp_path)
     if before:

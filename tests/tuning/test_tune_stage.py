@@ -20,13 +20,14 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from popularity.core.config import load_params, read_yaml
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, read_table, write_table
-from popularity.core.errors import ConfigError
+from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TRIAL_PREDICTIONS, read_table, write_table
+from popularity.core.errors import ConfigError, DataError
 from popularity.core.metrics import spearman
-from popularity.stack import StackParams
+from popularity.stack import StackModel, StackParams
 from popularity.stack.effort import Effort
 from popularity.stack.fit import fit_and_predict
 from popularity.stack.matrix import MatrixEncoder
+from popularity.stack.members import load_members, write_members
 from popularity.tuning import objective as objectives
 from popularity.tuning.objective import StackInputs, StackObjective
 from popularity.tuning.results import best_of
@@ -34,7 +35,6 @@ from popularity.tuning.space import Space
 from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
-from popularity.validation import rows_of
 from stages import featurize, stack
 from tests.repository import REPOSITORY
 from tests.stack.small_stack import posts_with_signal, tree_bytes
@@ -60,16 +60,17 @@ def small_objective(inputs: Path, base: StackParams = SMALL, effort: Effort = FU
 
 def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    write_params(params, n_trials=12)
+    write_params(params, n_trials=10, candidates=["same", "images"])
     out = run_tune(inputs, tmp_path, params)
     assert sorted(path.name for path in out.iterdir()) == [
-        "best_params.yaml", "manifest.json", "study.json", "trials.csv",
+        "manifest.json", "members.yaml", "predictions.parquet", "study.json", "trials.csv",
     ]  # fmt: skip
     assert not list((tmp_path / "state" / "tune").iterdir())
     trials = pl.read_csv(out / "trials.csv")
     folds = ["forward_0", "forward_1", "group_0", "group_1", "group_2"]
-    assert trials.columns == ["number", "state", "value", *sorted(SPACE), *folds]
+    assert trials.columns == ["number", "name", "state", "value", *sorted(SPACE), *folds]
     assert trials["number"].to_list() == list(range(12))
+    assert trials["name"].to_list() == ["same", "images", *[None] * 10]
     assert (trials["state"] == "PRUNED").any()
     for row in trials.iter_rows(named=True):
         seen = [row[fold] for fold in folds if row[fold] is not None]
@@ -77,13 +78,24 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
         assert row["value"] == pytest.approx(np.mean([np.mean(own) for own in schemes]))
         assert (row["state"] == "COMPLETE") == (len(seen) == len(folds))
     study = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    assert study["default"] == {"number": 0, "value": trials["value"][0], "params": study["default"]["params"]}
+    assert [one["name"] for one in study["registered"]] == ["same", "images"]
+    assert study["registered"][1]["params"]["columns.feature_blocks"] == ["image"]
     assert study["best"]["value"] == trials.filter(state="COMPLETE")["value"].min() == study["history"][-1]["best"]
     assert study["space"] == SPACE
     assert set(study["importance"]) == set(SPACE)
     assert sum(study["importance"].values()) == pytest.approx(1, abs=1e-4)
-    tuned = read_yaml(out / "best_params.yaml")["stack"]
-    assert tuned["lightgbm"]["num_leaves"] == study["best"]["params"]["lightgbm.num_leaves"]
+    members = read_yaml(out / "members.yaml")
+    assert 1 <= len(members) <= 2
+    completed = trials.filter(state="COMPLETE")
+    for (name, values), one in zip(members.items(), study["members"], strict=True):
+        (row,) = completed.filter(number=one["trial"]).to_dicts()
+        assert name == one["name"] == (row["name"] or f"trial_{row['number']}")
+        assert values["lightgbm.num_leaves"] == row["lightgbm.num_leaves"]
+        assert set(values) == set(SPACE)
+    predictions = read_table(out / "predictions.parquet", TRIAL_PREDICTIONS)
+    splits = read_table(inputs / "splits.parquet", FOLDS).filter(scheme="forward", role="valid")
+    assert predictions["trial"].unique().sort().to_list() == completed["number"].to_list()
+    assert predictions.height == completed.height * splits.height
     assert tree_bytes(run_tune(inputs, tmp_path / "again", params)) == tree_bytes(out)
 
 
@@ -102,7 +114,7 @@ def finished_of(state: Path) -> int:
 def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(inputs: Path, tmp_path: Path) -> None:
     trials = 26  # 16 past the random ones that TPE starts with
     params = tmp_path / "params.yaml"
-    write_params(params, n_trials=trials)
+    write_params(params, n_trials=trials - 1)
     undisturbed = run_tune(inputs, tmp_path / "whole", params)
     rng = np.random.default_rng(20)
     moments = np.sort(rng.choice(np.arange(1, trials - 2), 3, replace=False))
@@ -121,18 +133,19 @@ def test_killed_at_three_random_moments_the_table_is_that_of_an_undisturbed_run(
     assert done.returncode == 0, done.stderr
     assert tree_bytes(out / "tuning") == tree_bytes(undisturbed)
     study = json.loads((undisturbed / "study.json").read_text(encoding="utf-8"))
+    table = pl.read_csv(out / "tuning/trials.csv")
     assert study["best"]["number"] >= 1
-    assert study["best"]["value"] < study["default"]["value"]
-    states = pl.read_csv(out / "tuning/trials.csv")["state"].value_counts(sort=True).rows()
+    assert study["best"]["value"] < table["value"][0]
+    states = table["state"].value_counts(sort=True).rows()
     best = study["best"]["number"]
     print(f"killed after {moments} of {trials} trials, then the table of an undisturbed run: {states}, best {best}")
 
 
 def test_the_best_value_is_that_of_its_parameters_scored_again(inputs: Path, tmp_path: Path) -> None:
     """A fresh objective has encoded no fold before; the trial before it shares nothing with it."""
-    write_params(tmp_path / "params.yaml", n_trials=8)
+    write_params(tmp_path / "params.yaml", n_trials=7)
     params = load_params("tune", objectives.TuneParams, tmp_path / "params.yaml")
-    search, make_objective = objectives.stack_search(params, SMALL, small_objective(inputs).inputs)
+    search, make_objective = objectives.stack_search(params, SMALL, list(SPACE), small_objective(inputs).inputs)
     best = best_of(run_search(search, make_objective, state=tmp_path))
     assert best is not None
     assert best.number > 0
@@ -232,30 +245,42 @@ def test_a_search_may_fit_fewer_rows(inputs: Path) -> None:
     assert few.value != all_rows.value
 
 
-def test_the_search_ends_with_the_score_of_the_stage(inputs: Path, tmp_path: Path) -> None:
-    """study.json: the losses of the predictions that stage stack writes with the best parameters."""
+def test_a_trial_of_the_stage_s_effort_predicts_what_the_stage_predicts(inputs: Path, tmp_path: Path) -> None:
+    """The predictions that choose the members are those of the members as stage stack fits them."""
     params = tmp_path / "params.yaml"
-    write_params(params, n_trials=6)
-    content = json.loads(params.read_text(encoding="utf-8"))
-    content["stack"] |= {"n_seeds": 2, "schemes": ["forward", "group"]}
-    params.write_text(json.dumps(content), encoding="utf-8")
+    write_params(params, n_trials=1, candidates=["same", "ranks"], n_members=3)
     out = run_tune(inputs, tmp_path, params)
-    found = json.loads((out / "study.json").read_text(encoding="utf-8"))["at_stage_effort"]
-    own = {"params": params, "predictions": tmp_path / "stack", "models": tmp_path / "models"}
-    tuned = flags({**own, "tuned": out / "best_params.yaml", "resources": tmp_path / "s.json", "state": tmp_path / "s"})
-    stack.main([*input_flags(inputs), *tuned])
-    predictions = read_table(tmp_path / "stack/predictions.parquet", PREDICTIONS).filter(model="stack")
-    posts = read_table(inputs / "posts.parquet", POSTS).select("pid", "label")
-    losses = {}
-    for key, rows in rows_of(read_table(inputs / "splits.parquet", FOLDS), ["forward", "group"]):
-        own_predictions = (
-            predictions.filter(scheme=key.scheme, fold=key.fold).group_by("pid").agg(pl.mean("prediction"))
-        )
-        both = own_predictions.join(posts, on="pid")
-        train = rows.filter(role="train").join(posts, on="pid")["label"].to_numpy()
-        losses[f"{key.scheme}_{key.fold}"] = loss_of(both["label"].to_numpy(), both["prediction"].to_numpy(), train)
-    assert found["folds"] == pytest.approx(losses, abs=1e-12)
-    assert found["value"] == pytest.approx(mean_of(list(losses.values())), abs=1e-12)
+    fitted = run_stack(inputs, tmp_path, params, out / "members.yaml")
+    trials = read_table(out / "predictions.parquet", TRIAL_PREDICTIONS)
+    members = json.loads((out / "study.json").read_text(encoding="utf-8"))["members"]
+    assert members
+    for one in members:
+        own = fitted.filter(scheme="forward", model=one["name"]).select("fold", "pid", "prediction").sort("fold", "pid")
+        assert own.equals(trials.filter(trial=one["trial"]).select("fold", "pid", "prediction"))
+
+
+def test_a_finished_fit_of_a_trial_is_not_fitted_again(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two configurations of the same values share fits, and a killed trial goes on after its last finished fold."""
+    objective = small_objective(inputs)
+    objective.state = tmp_path
+    steps = list(objective(objective.space.default))
+    monkeypatch.setattr(objectives, "fit_fold", None)
+    again = small_objective(inputs)
+    again.state = tmp_path
+    assert list(again(again.space.default)) == steps
+    with pytest.raises(TypeError):
+        next(again({**again.space.default, "lightgbm.num_leaves": 2}))
+
+
+def test_without_a_fold_no_trial_is_scored(inputs: Path, tmp_path: Path) -> None:
+    splits = read_table(inputs / "splits.parquet", FOLDS).filter(pl.col("scheme") != "forward")
+    write_table(splits, tmp_path / "splits.parquet", FOLDS)
+    objective = small_objective(inputs)
+    paths = replace(objective.inputs, splits=tmp_path / "splits.parquet")
+    with pytest.raises(DataError, match=r"no fold of forward, so no trial has a loss"):
+        next(StackObjective(paths, ("forward",), objective.space, FULL)(objective.space.default))
 
 
 def test_linear_algebra_takes_no_more_threads_than_the_trees(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,51 +333,63 @@ def test_labels_of_the_report_rows_change_nothing(inputs: Path, tmp_path: Path) 
     out |= {"summary": other / "target_statistics.json", "resources": other / "f.json"}
     featurize.main(flags({**given, **out}))
     before, after = run_tune(inputs, tmp_path / "before"), run_tune(other, tmp_path / "after")
-    for name in ("trials.csv", "best_params.yaml", "study.json"):
+    for name in ("trials.csv", "members.yaml", "study.json", "predictions.parquet"):
         assert (after / name).read_bytes() == (before / name).read_bytes()
 
 
-def test_no_trials_leave_the_stack_as_it_is(inputs: Path, tmp_path: Path) -> None:
+def test_a_single_trial_is_the_member_and_nothing_is_fitted(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = tmp_path / "params.yaml"
-    elsewhere = {"low": 60, "high": 63, "log": True, "integer": True}  # what is fitted as given may lie outside
-    write_params(params, n_trials=0, space={**SPACE, "lightgbm.num_leaves": elsewhere})
+    monkeypatch.setattr(objectives, "fit_fold", None)
+    write_params(params, n_trials=0)
     out = run_tune(inputs, tmp_path, params)
-    assert read_yaml(out / "best_params.yaml") == {}
-    assert pl.read_csv(out / "trials.csv").columns == ["number", "state", "value"]
-    assert load_params("stack", StackParams, params, out / "best_params.yaml") == SMALL
+    assert list(read_yaml(out / "members.yaml")) == ["start"]
+    assert load_members(params, out / "members.yaml") == {"start": SMALL}
+    assert pl.read_csv(out / "trials.csv").columns == ["number", "name", "state", "value", *sorted(SPACE)]
+    assert read_table(out / "predictions.parquet", TRIAL_PREDICTIONS).is_empty()
+    write_params(params, n_trials=0, candidates=["images"])
+    assert list(read_yaml(run_tune(inputs, tmp_path, params) / "members.yaml")) == ["images"]
 
 
-def run_stack(inputs: Path, out: Path, *more: str) -> pl.DataFrame:
-    own = {"params": inputs / "params.yaml", "predictions": out / "stack", "models": out / "models"}
-    stack.main([*input_flags(inputs), *flags({**own, "resources": out / "stack.json", "state": out / "state"}), *more])
+def run_stack(inputs: Path, out: Path, params: Path, members: Path | None = None) -> pl.DataFrame:
+    own = {"params": params, "predictions": out / "stack", "models": out / "models"}
+    own |= {"resources": out / "stack.json", "state": out / "state"} | ({"members": members} if members else {})
+    stack.main([*input_flags(inputs), *flags(own)])
     return read_table(out / "stack" / "predictions.parquet", PREDICTIONS)
 
 
-def test_the_stack_takes_the_tuned_values(inputs: Path, tmp_path: Path) -> None:
-    tuned = tmp_path / "best_params.yaml"
-    tuned.write_text("stack: {lightgbm: {num_leaves: 3}, columns: {feature_blocks: [image]}}\n", encoding="utf-8")
-    changed = run_stack(inputs, tmp_path / "tuned", "--tuned", str(tuned))
-    by_hand = tmp_path / "by_hand"
-    by_hand.mkdir()
-    for file in inputs.iterdir():
-        (by_hand / file.name).symlink_to(file)
-    (by_hand / "params.yaml").unlink()
-    content = json.loads((inputs / "params.yaml").read_text(encoding="utf-8"))
-    content["stack"]["lightgbm"]["num_leaves"], content["stack"]["columns"]["feature_blocks"] = 3, ["image"]
-    (by_hand / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
-    assert run_stack(by_hand, tmp_path / "as_params").equals(changed)
-    empty = tmp_path / "empty.yaml"
-    empty.write_text("{}\n", encoding="utf-8")
-    untuned = run_stack(inputs, tmp_path / "empty", "--tuned", str(empty))
-    assert untuned.equals(run_stack(inputs, tmp_path / "without"))
-    assert not untuned.equals(changed)
+def test_an_explicit_value_of_the_stack_is_fitted_by_every_member(inputs: Path, tmp_path: Path) -> None:
+    """63 leaves are outside the search's range; the search of the other keys goes on."""
+    params = tmp_path / "params.yaml"
+    write_params(params, {"lightgbm.num_leaves": 63}, n_trials=2, candidates=["ranks", "same"])
+    out = run_tune(inputs, tmp_path, params)
+    run_stack(inputs, tmp_path, params, out / "members.yaml")
+    members = read_yaml(out / "members.yaml")
+    assert members
+    for name in members:
+        model = StackModel.load(tmp_path / "models" / name)
+        assert {booster.params["num_leaves"] for booster in model.models["lightgbm"]} == {63}
+    assert "lightgbm.num_leaves" not in pl.read_csv(out / "trials.csv").columns
 
 
-def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Path) -> None:
-    tuned = tmp_path / "best_params.yaml"
-    tuned.write_text("stack: {lightgbm: {num_leafs: 3}}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"params\.yaml with .*best_params\.yaml: .*\n.*num_leafs: unknown key"):
-        load_params("stack", StackParams, inputs / "params.yaml", tuned)
+def test_the_stack_fits_each_member_as_if_alone(inputs: Path, tmp_path: Path) -> None:
+    """Members share columns; the predictions are those of each by itself."""
+    params = tmp_path / "params.yaml"
+    write_params(params)
+    values: dict[str, dict[str, Any]] = {
+        "a": {"columns.feature_blocks": ["image"]},
+        "b": {"lightgbm.num_leaves": 3},
+        "c": {},
+    }
+    write_members(values, tmp_path / "members.yaml")
+    both = run_stack(inputs, tmp_path / "both", params, tmp_path / "members.yaml")
+    for name, own in values.items():
+        write_members({name: own}, tmp_path / "one.yaml")
+        alone = run_stack(inputs, tmp_path / name, params, tmp_path / "one.yaml")
+        assert both.filter(model=name).equals(alone.filter(model=name))
+    by_value = run_stack(inputs, tmp_path / "without", params)
+    assert by_value.filter(model="stack")["prediction"].equals(both.filter(model="c")["prediction"])
 
 
 @pytest.mark.parametrize(
@@ -366,17 +403,16 @@ def test_a_tuned_key_that_the_stack_lacks_is_an_error(inputs: Path, tmp_path: Pa
         ({"n_trials": -1}, r"tune\.n_trials"),
         ({"space": {"lightgbm.leaves": SPACE["lightgbm.num_leaves"]}}, r"tune\.space\.lightgbm\.leaves"),
         ({"space": {"n_seeds": {"choices": [1, 2]}}}, r"tune\.space\.n_seeds: no trial reads stack\.n_seeds"),
-        ({"space": {}}, r"search space of section 'stack' is empty"),
     ],
 )
-def test_bad_parameters_are_named(inputs: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_bad_parameters_are_named(inputs: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     params = tmp_path / "params.yaml"
     write_params(params, **change)
     with pytest.raises(ConfigError, match=message):
         run_tune(inputs, tmp_path, params)
 
 
-def project(inputs: Path, folder: Path, **changes: object) -> Path:
+def project(inputs: Path, folder: Path, **changes: Any) -> Path:
     """The inputs where dvc.yaml puts them."""
     for name in ("posts.parquet", "splits.parquet"):
         (folder / "data/interim").mkdir(parents=True, exist_ok=True)
@@ -386,8 +422,6 @@ def project(inputs: Path, folder: Path, **changes: object) -> Path:
         (embeddings / path).parent.mkdir(parents=True, exist_ok=True)
         (embeddings / path).symlink_to(inputs / name)
     (folder / "data/features").symlink_to(inputs / "features")
-    (folder / "models/selection").mkdir(parents=True)
-    (folder / "models/selection/choice.yaml").write_text("{}\n", encoding="utf-8")
     write_params(folder / "params.yaml", **changes)
     return folder
 
@@ -395,11 +429,11 @@ def project(inputs: Path, folder: Path, **changes: object) -> Path:
 def test_a_worker_joins_from_another_copy_of_the_project(inputs: Path, tmp_path: Path) -> None:
     """It runs what the stage has not, under the study's name; the stage then writes the result of both."""
     storage = f"journal:{tmp_path / 'journal'}"
-    elsewhere = project(inputs, tmp_path / "elsewhere", n_trials=5, storage=storage)
+    elsewhere = project(inputs, tmp_path / "elsewhere", n_trials=4, storage=storage)
     with pytest.raises(Exception, match=r"no study stack-.*\n.*expected: .*same parameters, inputs and code"):
         join(["--folder", str(elsewhere)])
     params = load_params("tune", objectives.TuneParams, elsewhere / "params.yaml")
-    search, _ = objectives.stack_search(params, SMALL, StackInputs.below(elsewhere))
+    search, _ = objectives.stack_search(params, SMALL, list(SPACE), StackInputs.below(elsewhere))
     study = open_study(search.name, storage, tmp_path, create=True)
     join(["--folder", str(elsewhere)])
     trials = finished_trials(study, search)
@@ -418,7 +452,8 @@ def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_
     params, paths = load_params("tune", objectives.TuneParams, folder / "params.yaml"), StackInputs.below(folder)
 
     def name(params: objectives.TuneParams, stack: StackParams, paths: StackInputs) -> str:
-        return objectives.stack_search(params, stack, paths)[0].name
+        searched = [key for key in SPACE if key in params.space]
+        return objectives.stack_search(params, stack, searched, paths)[0].name
 
     own = name(params, SMALL, paths)
     assert name(replace(params, n_trials=99, timeout_hours=1.0, storage="journal:x"), SMALL, paths) == own
@@ -428,4 +463,7 @@ def test_other_inputs_or_parameters_have_a_study_of_their_own(inputs: Path, tmp_
     assert name(params, SMALL, replace(paths, posts=paths.splits)) != own
     assert name(replace(params, effort=replace(params.effort, learning_rate_factor=3.0)), SMALL, paths) != own
     fewer = {key: axis for key, axis in params.space.items() if key != "lightgbm.num_leaves"}
-    assert name(replace(params, space=fewer), SMALL, paths) != own
+    starts = {key: value for key, value in params.start.items() if key in fewer}
+    named: dict[str, dict[str, Any]] = {"same": {}}
+    assert name(replace(params, space=fewer, start=starts, configurations=named), SMALL, paths) != own
+    assert name(replace(params, candidates=("images",)), SMALL, paths) != own

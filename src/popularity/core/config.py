@@ -10,6 +10,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -20,6 +21,8 @@ from ruamel.yaml.error import YAMLError
 from popularity.core.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
+SEARCH = "search"  # in place of a value of SEARCHED: the search decides, from the value in tune.start on
+SEARCHED = "stack"
 T = TypeVar("T")
 Key = tuple[str, ...]  # path of keys from the top of a parameter file
 
@@ -79,7 +82,8 @@ def load_params(name: str, section: Any, path: Path = PARAMS_FILE, tuned: Path |
     """The section `name` of params.yaml as an instance of `section`.
 
     A dotted name (`train.transductive`) is one value of another section, and `section` is its type (StrictBool).
-    The keys of the file `tuned`, nested as in params.yaml, replace the values of params.yaml.
+    The keys of the file `tuned`, nested as in params.yaml, replace the values of params.yaml. A key of section stack
+    that is `search` has its value of tune.start.
 
     Raises:
         ConfigError: the file, the section or one of its keys is missing, unknown or ill-typed.
@@ -103,12 +107,38 @@ def parse_params(name: str, section: type[T], content: Any, path: Path, source: 
     Raises:
         ConfigError: the section or one of its keys is missing, unknown or ill-typed.
     """
+    whole = content
     for key in name.split("."):
         if not isinstance(content, dict) or key not in content:
             found = ", ".join(content) if isinstance(content, dict) else repr(content)
             raise ConfigError(f"{path}: section '{name}' is missing; found: {found}")
         content = content[key]
+    if name == SEARCHED:
+        content = _with_starts(content, whole, path)
     return parse_section(name, content, section, source or str(path))
+
+
+def searched_keys(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The dotted keys of section stack that are `search`.
+
+    Args:
+        content: of params.yaml.
+    """
+    section = content.get(SEARCHED)
+    found = leaves(section) if isinstance(section, dict) else {}
+    return tuple(".".join(key) for key, value in found.items() if value == SEARCH)
+
+
+def _with_starts(section: Any, content: Mapping[str, Any], path: Path) -> Any:
+    """Section stack with the values of tune.start for the keys that are `search`."""
+    tune = content.get("tune")
+    starts = tune.get("start") if isinstance(tune, Mapping) else None
+    found = {}
+    for key in searched_keys(content):
+        if not isinstance(starts, Mapping) or key not in starts:
+            raise ConfigError(f"{path}: {SEARCHED}.{key} is {SEARCH}, but tune.start has no {key}, where it starts")
+        found[key] = starts[key]
+    return patched(section, nested(found)) if found else section
 
 
 def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,6 +152,18 @@ def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, An
         old = result.get(name)
         result[name] = patched(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings from dotted keys.
+
+    >>> nested({"lightgbm.num_leaves": 7, "detrend": "none"})
+    {'lightgbm': {'num_leaves': 7}, 'detrend': 'none'}
+    """
+    mappings = [
+        reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value) for key, value in values.items()
+    ]
+    return reduce(patched, mappings, {})
 
 
 def leaves(mapping: dict[str, Any], above: Key = ()) -> dict[Key, Any]:

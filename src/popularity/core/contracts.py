@@ -131,7 +131,9 @@ SCHEMES = (HOLDOUT, FORWARD, "group", "random", REFIT)
 # The folds of these are splits in time, whose scores are averaged; the folds of others make one score together.
 TIME_SCHEMES = (HOLDOUT, FORWARD)
 
-MAIN_MODEL = "stack"  # the model that is submitted; the others are its baselines
+MAIN_MODEL = "stack"  # the model that is submitted: the mean of the members
+BASELINES = ("metadata", "user_mean", "constant")
+TEXT_MODEL = "text_model"  # the member that stage text_model fits
 
 ROLES = ("train", "valid", "excluded")
 
@@ -197,7 +199,7 @@ PREDICTIONS = Contract(
         "seed": Column(pl.Int64),
         "model": Column(pl.String),
         "prediction": Column(pl.Float64),
-        "error_scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; model `stack` only
+        "error_scale": Column(pl.Float64, nullable=True),  # expected |label - prediction|; not of baselines
     },
     key=("scheme", "model", "seed", "pid", "fold"),  # a post may be valid in several splits of `forward`
 )
@@ -227,8 +229,17 @@ TEXT_PREDICTIONS = Contract(
     key=("scheme", "fold", "pid"),
 )
 
-# In the folder of the stack's models of `refit`: the weight of the text model in its predictions.
-ENSEMBLE_WEIGHTS_FILE = "ensemble_weights.json"
+# Predictions of the completed trials of stage `tune`; benchmarks compare rules of choice by them.
+TRIAL_PREDICTIONS = Contract(
+    "trial predictions",
+    {
+        "trial": Column(pl.Int64),
+        "fold": Column(pl.Int32),  # of scheme `forward`
+        "pid": Column(pl.String),
+        "prediction": Column(pl.Float64),
+    },
+    key=("trial", "fold", "pid"),
+)
 
 LEVELS = ("category", "subcategory", "concept")  # taxonomy levels of classes, from the top down; columns of POSTS
 

@@ -50,13 +50,9 @@ EXPLANATIONS = "data/explain"
 ATTENTION_MASS = "data/explain/attention_mass.parquet"
 NEAREST_CLASSES = "data/explain/nearest.parquet"
 
-SELECTION = "models/selection"
-SELECTION_CHOICE = "models/selection/choice.yaml"
-SELECTION_MANIFEST = "models/selection/manifest.json"
-SELECTION_SCORES = "models/selection/scores.csv"
-SELECTION_SUMMARY = "models/selection/selection.json"
-
 TUNING = "models/tuning"
+TUNING_MEMBERS = "models/tuning/members.yaml"
+TUNING_PREDICTIONS = "models/tuning/predictions.parquet"
 TUNING_MANIFEST = "models/tuning/manifest.json"
 TUNING_STUDY = "models/tuning/study.json"
 TUNING_TRIALS = "models/tuning/trials.csv"
@@ -67,10 +63,15 @@ TEXT_MODEL_PREDICTIONS = "data/text_model"
 STACK = "models/stack"
 STACK_MANIFEST = "models/stack/manifest.json"
 STACK_OUTPUTS = "data/stack"
-STACK_IMPORTANCE = "data/stack/importance.csv"
-STACK_PREDICTIONS = "data/stack/predictions.parquet"
-STACK_TRENDS = "data/stack/trends.parquet"
-ENSEMBLE_WEIGHTS = "models/stack/ensemble_weights.json"  # the text model's weight in the stack's predictions
+STACK_PREDICTIONS = "data/stack/predictions.parquet"  # of every member, and of the baselines
+STACK_TRENDS = "data/stack/trends.parquet"  # of the first member
+
+ENSEMBLE = "models/ensemble"
+ENSEMBLE_MANIFEST = "models/ensemble/manifest.json"
+ENSEMBLE_WEIGHTS = "models/ensemble/weights.json"
+ENSEMBLE_OUTPUTS = "data/ensemble"
+ENSEMBLE_IMPORTANCE = "data/ensemble/importance.csv"
+ENSEMBLE_PREDICTIONS = "data/ensemble/predictions.parquet"  # of the mean of the members, and of the baselines
 
 SUBMISSIONS = "submissions"
 SUBMISSION_MANIFEST = "submissions/manifest.json"
@@ -109,10 +110,10 @@ STAGES = (
     "prototypes",
     "train",
     "embed_posts",
-    "select",
     "tune",
     "text_model",
     "stack",
+    "ensemble",
     "evaluate",
     "submit",
     "report",

@@ -1,1 +1,1 @@
-"""The ensemble: the weights of learners and members (`weights`), and the text model as a member (`members`)."""
+"""The ensemble: weights of learners (`weights`), of members (`greedy`), and their mean (`members`)."""

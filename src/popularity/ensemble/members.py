@@ -1,156 +1,262 @@
-"""The text model as a member of the ensemble: its predictions and the stack's, with weights fitted on `forward`.
+"""The ensemble: the weighted mean of the stack's members and the text model, with weights from the forward splits.
 
-The text model moves the posts of a fold against each other; the stack's median stays. Both members predict the valid
-posts of `forward` without their labels, so those splits choose the weight; a split's own weight is chosen on the
-others. `holdout` chooses nothing.
+The members of the stack count as they are. The text model moves the posts of a fold against each other alone: its
+predictions are taken as differences from their median, and the median of the stack's equal mean is added again.
+
+Every member predicts the valid posts of `forward` without their labels, so these splits choose the weights
+(popularity.ensemble.greedy); the weights in a split are chosen on the others. `holdout` chooses nothing. Where the text
+model is not fitted (text_model.schemes), the stack's members share its weight; without `forward` it has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import starmap
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
-from popularity.core.contracts import FORWARD, MAIN_MODEL, REFIT, TEXT_PREDICTIONS, FoldKey, empty_table, read_table
+from popularity.core.arrays import Float64Array, rounded
+from popularity.core.config import Section
+from popularity.core.contracts import (
+    BASELINES,
+    FORWARD,
+    MAIN_MODEL,
+    PREDICTIONS,
+    REFIT,
+    TEXT_MODEL,
+    TEXT_PREDICTIONS,
+    FoldKey,
+    read_table,
+)
 from popularity.core.errors import DataError
-from popularity.core.metrics import selection_loss
+from popularity.ensemble.greedy import OutOfFold, greedy_weights, shrunk
 
 CONSTANT = "constant"
-FOLD = ("scheme", "fold")
-MEMBER = "member"  # column of a member's predictions
+FOLD = ["scheme", "fold"]
+ROW = [*FOLD, "seed", "pid"]
+DIGITS = 6  # of a weight or loss in weights.json, for people
+
+Weights = Mapping[str, float]  # by member, not negative, of sum 1; a member that is not there has none
 
 
-def read_member(folder: Path | None) -> pl.DataFrame:
-    """Returns what stages.text_model wrote (contract TEXT_PREDICTIONS); no row without a folder."""
-    return read_table(folder / "predictions.parquet", TEXT_PREDICTIONS) if folder else empty_table(TEXT_PREDICTIONS)
-
-
-def add_member(
-    predictions: pl.DataFrame, member: pl.DataFrame, posts: pl.DataFrame, candidates: Sequence[float]
-) -> tuple[pl.DataFrame, dict[str, float]]:
-    """Returns the `weighted_mean` by the weights of `member_weights`, and `refit_weight`.
+@dataclass(frozen=True)
+class EnsembleParams(Section):
+    """Section ensemble of params.yaml.
 
     Args:
-        predictions: contract PREDICTIONS.
-        member: contract TEXT_PREDICTIONS.
-        posts: contract POSTS.
-        candidates: weights, 0 to 1.
+        seed: of the bags of the greedy selection.
+        text_model: whether the text model is a member.
+        shrinkage: the share of the way from the greedy weights to equal ones.
     """
-    weights = member_weights(predictions, member, posts, candidates)
-    return weighted_mean(predictions, member, weights), refit_weight(predictions, member, weights)
+
+    seed: Annotated[int, Field(ge=0)]
+    text_model: bool
+    shrinkage: Annotated[float, Field(ge=0, le=1)]
 
 
-def weighted_mean(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.DataFrame) -> pl.DataFrame:
-    """Returns the predictions (contract PREDICTIONS), in their order; MAIN_MODEL's are averaged with the member's.
-
-    Both are taken as differences from their medians over the fold's valid posts. Schemes in which the member was not
-    fitted stay as they are.
+@dataclass(frozen=True)
+class MemberTable:
+    """The predictions of all members.
 
     Args:
-        predictions: of any folds and models.
-        member: contract TEXT_PREDICTIONS; without a row nothing changes.
-        weights: (scheme, fold, weight) of the member, 0 to 1.
-
-    Raises:
-        DataError: the member has the scheme, but lacks a post of MAIN_MODEL.
+        names: of the members, those of the stack first.
+        rows: scheme, fold, seed, pid, a column a member, `error_scale:<member>` for those of the stack, and `constant`;
+            sorted by scheme, fold, seed, pid. The text model's predictions are already centred; they are null in
+            schemes in which it was not fitted.
+        offset: what was taken off the text model's predictions of the test part; 0 without any.
     """
-    if member.is_empty():
-        return predictions
-    joined = _joined(predictions, member).join(weights, on=FOLD, how="left", validate="m:1", maintain_order="left")
-    own, other = (pl.col(name) - _centre(name) for name in ("prediction", MEMBER))
-    mean = pl.col("prediction") + pl.col("weight") * (other - own)
-    is_model = (pl.col("model") == MAIN_MODEL) & _has_scheme(member)
-    return joined.with_columns(prediction=pl.when(is_model).then(mean).otherwise("prediction")).drop(MEMBER, "weight")
+
+    names: Sequence[str]
+    rows: pl.DataFrame
+    offset: float
+
+    @classmethod
+    def of(cls, predictions: pl.DataFrame, text: pl.DataFrame | None) -> MemberTable:
+        """The table of the stack's members and the text model.
+
+        Args:
+            predictions: contract PREDICTIONS, of stage stack.
+            text: contract TEXT_PREDICTIONS; None or without a row: the stack's members alone.
+
+        Raises:
+            DataError: the text model has the scheme, but lacks a post.
+        """
+        names = [name for name in predictions["model"].unique().sort() if name not in BASELINES]
+        own = predictions.filter(pl.col("model").is_in(names))
+        values = own.pivot(on="model", index=ROW, values="prediction")
+        scales = own.pivot(on="model", index=ROW, values="error_scale")
+        scales = scales.rename({name: f"error_scale:{name}" for name in names})
+        constant = predictions.filter(model=CONSTANT).select(*FOLD, "pid", pl.col("prediction").alias(CONSTANT))
+        rows = values.join(scales, on=ROW, how="left", validate="1:1").join(
+            constant, on=[*FOLD, "pid"], how="left", validate="m:1"
+        )
+        rows = rows.sort(ROW)
+        if text is None or text.is_empty():
+            return cls(names, rows, 0.0)
+        member = text.select(*TEXT_PREDICTIONS.key, pl.col("prediction").alias(TEXT_MODEL))
+        rows = rows.join(member, on=TEXT_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
+        _refuse_missing(rows.filter(pl.col("scheme").is_in(text["scheme"].unique().to_list())))
+        offset = pl.col(TEXT_MODEL).median() - pl.mean_horizontal(names).median()
+        refit = rows.filter(scheme=REFIT)
+        known = float(refit.select(offset).item()) if refit.height else 0.0
+        return cls([*names, TEXT_MODEL], rows.with_columns(pl.col(TEXT_MODEL) - offset.over(FOLD)), known)
+
+    def out_of_fold(self, posts: pl.DataFrame) -> OutOfFold:
+        """The rows of the forward splits, of the members that predict them; predictions are means over the seeds.
+
+        Args:
+            posts: contract POSTS.
+        """
+        means = (
+            self.rows.filter(scheme=FORWARD)
+            .group_by("fold", "pid")
+            .agg(pl.mean(*self.names), pl.first(CONSTANT))
+            .join(posts.select("pid", "uid", "label"), on="pid", how="left", validate="m:1")
+            .sort("fold", "pid")
+        )
+        names = [name for name in self.names if not means[name].has_nulls()]
+        return OutOfFold(
+            names=names,
+            fold=means["fold"].to_numpy().astype(np.int64),
+            label=means["label"].to_numpy(),
+            user=np.unique(means["uid"].to_numpy().astype(str), return_inverse=True)[1].astype(np.int64),
+            baseline=means[CONSTANT].to_numpy(),
+            prediction=means.select(names).to_numpy(),
+        )
+
+    def mean(self, chosen: Chosen) -> pl.DataFrame:
+        """The predictions of the ensemble (contract PREDICTIONS, model MAIN_MODEL), sorted by its key.
+
+        In a fold without the text model, the stack's members share its weight. The error scale is the weighted mean of
+        those of the stack's members.
+
+        Args:
+            chosen: the weights of every fold.
+        """
+        scaled = [name for name in self.names if f"error_scale:{name}" in self.rows.columns]
+        parts = []
+        for (scheme, fold), rows in self.rows.group_by(FOLD, maintain_order=True):
+            own = chosen.of(FoldKey(str(scheme), int(str(fold))))
+            fitted = [name for name in self.names if not rows[name].has_nulls()]
+            values = rows.select(fitted).to_numpy() @ _shares(own, fitted)
+            scales = rows.select(f"error_scale:{name}" for name in scaled).to_numpy() @ _shares(own, scaled)
+            parts.append(
+                rows.select(ROW).with_columns(
+                    model=pl.lit(MAIN_MODEL), prediction=pl.Series(values), error_scale=pl.Series(scales)
+                )
+            )
+        columns = {name: column.dtype for name, column in PREDICTIONS.columns.items()}
+        return pl.concat(parts).select(pl.col(name).cast(kind) for name, kind in columns.items()).sort(PREDICTIONS.key)
 
 
-def refit_weight(predictions: pl.DataFrame, member: pl.DataFrame, weights: pl.DataFrame) -> dict[str, float]:
-    """Returns how later posts are predicted: (1 - weight) * own + weight * (the member's - offset).
-
-    The weight is that of `refit`, 0 without a member. The offset is how far the member's predictions of the test part
-    lie above those of MAIN_MODEL, in their medians.
+@dataclass(frozen=True)
+class Chosen:
+    """The weights of the members.
 
     Args:
-        predictions: contract PREDICTIONS.
-        member: contract TEXT_PREDICTIONS.
-        weights: (scheme, fold, weight).
+        whole: those that all forward splits choose.
+        by_split: those of a forward split, by its number, which the other splits choose.
     """
-    refit = predictions.filter(scheme=REFIT, model=MAIN_MODEL)
-    if member.is_empty() or refit.is_empty():
-        return {"weight": 0.0, "offset": 0.0}
-    offset = _joined(refit, member).select(_centre(MEMBER) - _centre("prediction")).to_series()[0]
-    return {"weight": float(weights.filter(scheme=REFIT)["weight"].item()), "offset": float(offset)}
+
+    whole: Weights
+    by_split: Mapping[int, Weights]
+
+    def of(self, key: FoldKey) -> Weights:
+        """The weights in a fold."""
+        return self.by_split[key.fold] if key.scheme == FORWARD else self.whole
 
 
-def member_weights(
-    predictions: pl.DataFrame, member: pl.DataFrame, posts: pl.DataFrame, candidates: Sequence[float]
-) -> pl.DataFrame:
-    """Returns (scheme, fold, weight) for every fold of the predictions: the best candidate on the splits of `forward`.
+def _shares(weights: Weights, names: Sequence[str]) -> Float64Array:
+    """(members,) weights of some members, scaled to sum 1; equal ones where they have none."""
+    own = np.array([weights.get(name, 0.0) for name in names])
+    shares: Float64Array = own / own.sum() if own.sum() > 0 else np.full(len(names), 1 / len(names))
+    return shares
 
-    The best has the least mean selection loss over the splits; of equals the first. A split does not choose its own
-    weight where there are others. Without a split it is the first candidate.
+
+def chosen_weights(rows: OutOfFold, params: EnsembleParams) -> Chosen:
+    """The weights that the forward splits choose; a single split chooses its own.
+
+    Without a split, the stack's members have equal weights and the text model none.
 
     Args:
-        predictions: contract PREDICTIONS.
-        member: contract TEXT_PREDICTIONS.
-        posts: contract POSTS.
-        candidates: weights, 0 to 1.
+        rows: of the forward splits.
+        params: section ensemble.
     """
-    folds = predictions.select(FOLD).unique().sort(FOLD)
-    splits = folds.filter(scheme=FORWARD)
-    losses = {
-        weight: _losses(predictions, member, posts, splits.with_columns(weight=pl.lit(weight))) for weight in candidates
-    } if splits.height else {}  # fmt: skip
-    weights = [_best(losses, candidates, key, splits.height) for key in starmap(FoldKey, folds.iter_rows())]
-    return folds.with_columns(weight=pl.Series(weights, dtype=pl.Float64))
+    if not len(rows.label):
+        own = [name for name in rows.names if name != TEXT_MODEL]
+        return Chosen({name: 1 / len(own) for name in own}, {})
+
+    def weights(some: OutOfFold) -> Weights:
+        found = shrunk(greedy_weights(some, params.seed), params.shrinkage)
+        return dict(zip(rows.names, found.tolist(), strict=True))
+
+    return Chosen(weights(rows), {fold: weights(rows.without(fold)) for fold in rows.folds})
 
 
-def _losses(
-    predictions: pl.DataFrame, member: pl.DataFrame, posts: pl.DataFrame, weights: pl.DataFrame
-) -> dict[FoldKey, float]:
-    """The selection loss of every split at its weight."""
-    own = predictions.filter(pl.col("scheme") == FORWARD, pl.col("model").is_in([MAIN_MODEL, CONSTANT]))
-    mean = weighted_mean(own, member, weights)
-    by_model = mean.group_by(*FOLD, "pid", "model").agg(pl.mean("prediction")).pivot(on="model", values="prediction")
-    by_model = by_model.join(posts.select("pid", "label"), on="pid", how="left", validate="m:1").sort(*FOLD, "pid")
-    losses = {}
-    for (scheme, fold), rows in by_model.group_by(FOLD, maintain_order=True):
-        label, predicted, constant = (rows[name].to_numpy() for name in ("label", MAIN_MODEL, CONSTANT))
-        losses[FoldKey(str(scheme), int(str(fold)))] = selection_loss(label, predicted, constant)
-    return losses
+def summary(rows: OutOfFold, chosen: Chosen, offset: float) -> dict[str, Any]:
+    """The content of weights.json: weights, the text model's offset, and losses on the forward splits.
+
+    Later posts are predicted as sum(weight * prediction), less the offset in the text model's predictions. The loss of
+    the ensemble in a split is that of the weights that the other splits choose.
+
+    Args:
+        rows: of the forward splits.
+        chosen: the weights.
+        offset: of the text model.
+    """
+    losses: dict[str, float | None] = {}
+    ensemble = None
+    if len(rows.label):
+        losses = {
+            name: rounded(float(loss), DIGITS) for name, loss in zip(rows.names, rows.losses_of_members(), strict=True)
+        }
+        each = [
+            rows.only(fold).losses(np.array([own[name] for name in rows.names]))[0]
+            for fold, own in chosen.by_split.items()
+        ]
+        ensemble = rounded(float(np.mean(each)), DIGITS)
+    return {
+        "weights": dict(chosen.whole),
+        "text_model_offset": offset,
+        "losses": losses,
+        "ensemble_loss": ensemble,
+        "splits": len(chosen.by_split),
+    }
 
 
-def _best(
-    losses: Mapping[float, Mapping[FoldKey, float]], candidates: Sequence[float], key: FoldKey, n_splits: int
-) -> float:
-    if not losses:
-        return candidates[0]
-    means = [
-        np.mean([loss for split, loss in losses[weight].items() if split != key or n_splits == 1])
-        for weight in candidates
-    ]
-    return candidates[int(np.argmin(means))]
+def weighted_importance(importance: pl.DataFrame, weights: Weights) -> pl.DataFrame:
+    """(block, feature, gain), largest first: the share of each feature in a member's gain, averaged over the members.
+
+    Args:
+        importance: (model, block, feature, gain) of the stack's members.
+        weights: of the members.
+    """
+    total = pl.col("gain").sum().over("model")
+    share = pl.when(total > 0).then(pl.col("gain") / total).otherwise(0.0)
+    own = pl.col("model").replace_strict(dict(weights), return_dtype=pl.Float64)
+    return (
+        importance.with_columns(gain=share * own)
+        .group_by("block", "feature", maintain_order=True)
+        .agg(pl.sum("gain"))
+        .sort(["gain", "feature"], descending=[True, False])
+    )
 
 
-def _centre(column: str) -> pl.Expr:
-    return pl.col(column).filter(pl.col("model") == MAIN_MODEL).median().over(FOLD)
+def read_text_predictions(folder: Path | None) -> pl.DataFrame | None:
+    """What stages.text_model wrote (contract TEXT_PREDICTIONS); None without a folder."""
+    return read_table(folder / "predictions.parquet", TEXT_PREDICTIONS) if folder else None
 
 
-def _has_scheme(member: pl.DataFrame) -> pl.Expr:
-    return pl.col("scheme").is_in(member["scheme"].unique().to_list())
-
-
-def _joined(predictions: pl.DataFrame, member: pl.DataFrame) -> pl.DataFrame:
-    member = member.select(*TEXT_PREDICTIONS.key, pl.col("prediction").alias(MEMBER))
-    joined = predictions.join(member, on=TEXT_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
-    missing = joined.filter(pl.col("model") == MAIN_MODEL, pl.col(MEMBER).is_null(), _has_scheme(member))
+def _refuse_missing(rows: pl.DataFrame) -> None:
+    missing = rows.filter(pl.col(TEXT_MODEL).is_null()).select(*FOLD, "pid").unique(maintain_order=True)
     if missing.height:
-        scheme, fold, pid = missing.select(*FOLD, "pid").row(0)
+        scheme, fold, pid = missing.row(0)
         raise DataError(
             f"no prediction of the text model for post {pid} of {FoldKey(scheme, fold)}, "
             f"and {missing.height - 1} more",
             expected="one for each valid post", fix="dvc repro text_model",
         )  # fmt: skip
-    return joined

@@ -52,10 +52,8 @@ class Prediction:
             `other_levels`; empty without an image.
         attention_weights: `visual`, `text` -> the prototypes that it attends to most: class, name, weight.
         expected_value: the prediction before the SHAP values are added.
-        shap_by_block: block -> the sum over its columns; with `expected_value` they add up to the prediction, in
-            `shap_unit`. The block `text model` is there only if the unit is popularity.
+        shap_by_block: block -> the sum over its columns; with `expected_value` they add up to `popularity`.
         shap_by_feature: the largest columns: feature, block, value, shap_value.
-        shap_unit: `popularity`, or `normal score of popularity` under `stack.target_transform: rank_gauss`.
         notes: missing or unusable fields, and their replacements.
     """
 
@@ -71,7 +69,6 @@ class Prediction:
     expected_value: float
     shap_by_block: Mapping[str, float]
     shap_by_feature: Sequence[Mapping[str, Any]]
-    shap_unit: str
     notes: Sequence[str]
 
 
@@ -113,7 +110,7 @@ def text_of(request: Request, prediction: Prediction | None) -> str:
 
 
 def _shap_lines(prediction: Prediction) -> list[str]:
-    lines = [f"  SHAP values, in {prediction.shap_unit}, from the expected value {prediction.expected_value:.2f}"]
+    lines = [f"  SHAP values, from the expected value {prediction.expected_value:.2f}"]
     lines += [f"    {value:+7.2f}  {block}" for block, value in prediction.shap_by_block.items()]
     lines += ["", "  single features"]
     for entry in prediction.shap_by_feature:

@@ -25,6 +25,7 @@ from popularity.core.contracts import (
     LEVELS,
     NEAREST,
     POSTS,
+    TEXT_MODEL,
     is_unclassified,
     read_table,
     unclassified,
@@ -49,8 +50,9 @@ from popularity.predict.classes import KnownClasses
 from popularity.predict.output import Interval, Prediction, views
 from popularity.predict.requests import NewPosts
 from popularity.stack import StackModel, read_blocks
+from popularity.stack.explanation import ShapValues, weighted_mean
 from popularity.stack.feature_blocks import Blocks
-from popularity.stack.model import Predicted, ShapValues
+from popularity.stack.model import Predicted
 from popularity.target.trend import Trend
 from popularity.text_model import TextModel
 from popularity.validation.inner_cv import MICROSECONDS_A_DAY
@@ -76,7 +78,7 @@ class Project:
     network: Path
     stack: Path
     text_model: Path
-    text_weight: Path
+    weights: Path
     calibration: Path
 
     @classmethod
@@ -90,9 +92,9 @@ class Project:
             features=root / paths.FEATURES,
             prototypes=root / paths.PROTOTYPES,
             network=root / paths.NETWORK,
-            stack=root / paths.STACK / "stack",
+            stack=root / paths.STACK,
             text_model=root / paths.TEXT_MODEL / "model.safetensors",
-            text_weight=root / paths.ENSEMBLE_WEIGHTS,
+            weights=root / paths.ENSEMBLE_WEIGHTS,
             calibration=root / paths.CALIBRATION,
         )
 
@@ -125,11 +127,12 @@ class Project:
             *(image / "pooled.npy", text / "post.npy", text / "tokens.npy"),
             *(stack_image / name / "pooled.npy" for name in stack_encoders.images),
             *(stack_text / name / "title.npy" for name in stack_encoders.texts),
-            *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.stack / "model.json"),
-            self.text_weight,
+            *(self.prototypes / "prototypes.safetensors", self.network / "network.json", self.weights),
         ]
-        if self.text_weight.is_file() and _text_weight(self)["weight"]:
-            needed.append(self.text_model)
+        if self.weights.is_file():
+            weights = _MemberWeights.read(self.weights)
+            needed += [self.stack / name / "model.json" for name in weights.stack]
+            needed += [self.text_model] if weights.text_model else []
         missing = [str(path.relative_to(self.root)) for path in dict.fromkeys(needed) if not path.is_file()]
         if missing:
             raise DataError(
@@ -138,7 +141,7 @@ class Project:
                 fix="dvc repro (or dvc pull, where its outputs were pushed)",
             )
         self._refuse_changed_sections()
-        refuse_mixed_run(self.root, (paths.STACK, paths.CALIBRATION))
+        refuse_mixed_run(self.root, (paths.ENSEMBLE, paths.CALIBRATION))
         return Settings(
             index=load_params("index_images", IndexImagesParams, self.params),
             featurize=load_params("featurize", FeaturizeParams, self.params),
@@ -232,7 +235,7 @@ def predict(
         splits = read_table(project.splits, FOLDS)
         own = unclassified(inputs.posts) if is_unclassified(known) else inputs.posts
         features = further_features(own, inputs.images, splits, known, settings.featurize, project.features)
-        fitted = _predict_stack(project, inputs, features, blocks, n_features, notes)
+        fitted = _predict_ensemble(project, inputs, features, blocks, n_features, notes)
         _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
     return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
 
@@ -309,37 +312,61 @@ def _embed(
 
 
 @dataclass(frozen=True)
+class _MemberWeights:
+    """The weights of the ensemble.
+
+    Args:
+        stack: of the members of the stack that count, by name.
+        text_model: of the text model.
+        offset: taken off the text model's predictions.
+    """
+
+    stack: Mapping[str, float]
+    text_model: float
+    offset: float
+
+    @classmethod
+    def read(cls, file: Path) -> _MemberWeights:
+        content: dict[str, Any] = read_json(file)
+        weights = dict(content["weights"])
+        text = weights.pop(TEXT_MODEL, 0.0)
+        return cls({name: weight for name, weight in weights.items() if weight}, text, content["text_model_offset"])
+
+
+@dataclass(frozen=True)
 class _Fitted:
-    """Predictions of the stack and the text model, and the SHAP values.
+    """Predictions of the ensemble, and their SHAP values.
 
     Args:
         predicted: values and error scales (n,), in the order of the features.
         shap_values: of the ensemble.
-        unit: of the SHAP values.
     """
 
     predicted: Predicted
     shap_values: ShapValues
-    unit: str
 
 
-def _predict_stack(
+def _predict_ensemble(
     project: Project, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, n_features: int, notes: Notes
 ) -> _Fitted:
-    model = StackModel.load(project.stack)
+    weights = _MemberWeights.read(project.weights)
+    if not weights.stack:
+        raise ContractError(f"{project.weights}: no member of the stack has a weight\n  next: dvc repro")
+    models: Mapping[str, StackModel] = {name: StackModel.load(project.stack / name) for name in weights.stack}
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()
-    days_after = days_until_read(model.trend, dates, notes)
-    predicted = model.predict(features, blocks, posted_at, days_after)
-    shap_values = model.explain(features, blocks, posted_at, n_features, days_after)
-    in_label_units = model.target_transform.kind == "none"
-    text = _text_weight(project)
-    if text["weight"]:
+    trends = [model.trend for model in models.values()]
+    days_after = days_until_read(next((one for one in trends if one.family), trends[0]), dates, notes)
+    members = {name: model.explain(features, blocks, posted_at, days_after) for name, model in models.items()}
+    share = sum(weights.stack.values())
+    predicted, shap_values = weighted_mean(
+        members, {name: weight / share for name, weight in weights.stack.items()}, n_features
+    )
+    if weights.text_model:
         text_model = TextModel.load(project.text_model, inputs.encoders.text)
-        predictions = text_model.predict(features, posted_at, days_after) - text["offset"]
-        weight = text["weight"]
-        predicted, shap_values = with_text(predicted, shap_values, predictions, weight, add_block=in_label_units)
-    return _Fitted(predicted, shap_values, "popularity" if in_label_units else "normal score of popularity")
+        predictions = text_model.predict(features, posted_at, days_after) - weights.offset
+        predicted, shap_values = with_text(predicted, shap_values, predictions, weights.text_model)
+    return _Fitted(predicted, shap_values)
 
 
 def days_until_read(trend: Trend, posts: pl.DataFrame, notes: Notes) -> Float64Array:
@@ -394,7 +421,6 @@ def _assemble(
             expected_value=float(expected_value),
             shap_by_block=shap[pid][0],
             shap_by_feature=shap[pid][1],
-            shap_unit=fitted.unit,
             notes=notes[pid],
         )
         for pid, value, scale, intervals, expected_value in rows
@@ -402,7 +428,7 @@ def _assemble(
 
 
 def with_text(
-    predicted: Predicted, shap_values: ShapValues, text: Float64Array, weight: float, *, add_block: bool
+    predicted: Predicted, shap_values: ShapValues, text: Float64Array, weight: float
 ) -> tuple[Predicted, ShapValues]:
     """The ensemble of the stack and the text model: its predictions and SHAP values.
 
@@ -414,22 +440,12 @@ def with_text(
         shap_values: SHAP values of the stack.
         text: (n,) predictions of the text model, less its offset.
         weight: of the text model in the ensemble.
-        add_block: false where the SHAP values have another unit than popularity.
     """
     added = weight * (text - predicted.values)
-    ensemble = replace(predicted, values=predicted.values + added)
-    if not add_block:
-        return ensemble, shap_values
     pids = shap_values.blocks["pid"].unique(maintain_order=True)
     own = pl.DataFrame({"pid": pids, "block": TEXT_BLOCK, "shap_value": added})
     blocks = pl.concat([shap_values.blocks, own.cast(dict(shap_values.blocks.schema))])  # type: ignore[arg-type]
-    return ensemble, replace(shap_values, blocks=blocks)
-
-
-def _text_weight(project: Project) -> dict[str, float]:
-    """Weight and offset of the text model in the ensemble."""
-    content: dict[str, float] = read_json(project.text_weight)
-    return content
+    return replace(predicted, values=predicted.values + added), replace(shap_values, blocks=blocks)
 
 
 def _views(popularity: float | None) -> float | None:

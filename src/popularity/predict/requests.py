@@ -285,7 +285,7 @@ class _Maker:
         given = request.get("pid")
         if given in self.taken:
             row = self.taken[given]
-            stored = "is that of a stored post, whose prediction is in data/stack/predictions.parquet"
+            stored = "is that of a stored post, whose prediction is in data/ensemble/predictions.parquet"
             raise _UnusableError(f"pid {given} {stored if row is None else f'occurs again: it is that of row {row}'}")
         pid = given or f"new-{request.row}"
         while pid in self.taken:

@@ -17,7 +17,7 @@ READS = (
     paths.COVERAGE,
     paths.PROMISE,
     paths.POSTS,
-    paths.STACK_PREDICTIONS,
+    paths.ENSEMBLE_PREDICTIONS,
     paths.INGEST_SUMMARY,
     paths.SPLIT_SUMMARY,
     paths.PROTOTYPE_CLASSES,
@@ -107,7 +107,7 @@ def _coverage_tiles(run: RunFolder) -> list[Tile]:
 
 
 def _test_tiles(run: RunFolder) -> list[Tile]:
-    if not run.has(paths.POSTS, paths.STACK_PREDICTIONS):
+    if not run.has(paths.POSTS, paths.ENSEMBLE_PREDICTIONS):
         return []
     posts = len(run.posts.filter(split="test"))
     note = f"of {posts:,}" if posts else "no test part"
@@ -155,8 +155,8 @@ def _class_properties(run: RunFolder) -> list[tuple[str, str]]:
 def _model_properties(run: RunFolder) -> list[tuple[str, str]]:
     rows = []
     if run.has(paths.ENSEMBLE_WEIGHTS):
-        weight = run.json(paths.ENSEMBLE_WEIGHTS)["weight"]
-        rows.append(("Text model", f"weight {percent(weight, 0)} in the predictions of the test part"))
+        weights = sorted(run.json(paths.ENSEMBLE_WEIGHTS)["weights"].items(), key=lambda item: -item[1])
+        rows.append(("Ensemble", ", ".join(f"{name} {percent(weight, 0)}" for name, weight in weights)))
     if run.has(paths.STACK_MANIFEST):
         code = run.json(paths.STACK_MANIFEST)["code"]
         modified = " (modified)" if code["modified"] else ""

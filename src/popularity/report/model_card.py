@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
 from popularity.core import paths
+from popularity.core.config import read_yaml
 from popularity.core.contracts import HOLDOUT, MAIN_MODEL
 from popularity.report import head
 from popularity.report.run_folder import RunFolder
@@ -21,8 +22,8 @@ from popularity.report.wording import class_label, estimate, number, percent
 READS = (
     *head.READS,
     *errors.READS,
-    paths.SELECTION_SUMMARY,
-    paths.TUNING_STUDY,
+    paths.TUNING_MEMBERS,
+    paths.ENSEMBLE_WEIGHTS,
     paths.SUBMISSIONS,
 )
 GROUPINGS = {"user": "user", "category": "first-level class", "month": "month"}
@@ -127,15 +128,10 @@ def _coverage(run: RunFolder) -> list[tuple[str, ...]]:
 
 
 def _choices(run: RunFolder) -> dict[str, Any]:
-    """The chosen configuration and the best trial; None where there is none."""
-    selection = run.json(paths.SELECTION_SUMMARY) if run.has(paths.SELECTION_SUMMARY) else {"configurations": []}
-    study = run.json(paths.TUNING_STUDY) if run.has(paths.TUNING_STUDY) else {"best": None, "section": None}
-    chosen = [one for one in selection["configurations"] if one["name"] == selection["chosen"]]
-    return {
-        "selected": {**chosen[0], "scheme": selection["scheme"]} if chosen else None,
-        "tuned": study["best"],
-        "tuned_section": study["section"],
-    }
+    """Name, weight and parameters of each member; empty where there is none."""
+    weights = run.json(paths.ENSEMBLE_WEIGHTS)["weights"] if run.has(paths.ENSEMBLE_WEIGHTS) else {}
+    values = read_yaml(run.path(paths.TUNING_MEMBERS)) if run.has(paths.TUNING_MEMBERS) else {}
+    return {"members": [(name, percent(weight, 0), values.get(name, {})) for name, weight in weights.items()]}
 
 
 def _without_machine(run: RunFolder) -> dict[str, Any]:

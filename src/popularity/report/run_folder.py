@@ -131,7 +131,7 @@ class RunFolder:
     @cached_property
     def predictions(self) -> pl.DataFrame:
         """Contract PREDICTIONS, of the stack and its baselines."""
-        return self.table(paths.STACK_PREDICTIONS, PREDICTIONS)
+        return self.table(paths.ENSEMBLE_PREDICTIONS, PREDICTIONS)
 
     @cached_property
     def scored(self) -> Scored | None:

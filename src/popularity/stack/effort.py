@@ -1,4 +1,4 @@
-"""How much work a fit of the stack is: select, search and stage fit in the same way and differ in this alone."""
+"""How much work a fit of the stack is: search and stage fit in the same way and differ in this alone."""
 
 from __future__ import annotations
 

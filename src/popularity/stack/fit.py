@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float64Array
+from popularity.core.atomic import fingerprint
 from popularity.core.contracts import (
     MAIN_MODEL,
     PREDICTIONS,
@@ -48,6 +49,7 @@ from popularity.validation.inner_cv import inner_splits, valid_rows
 
 logger = logging.getLogger(__name__)
 
+METADATA = "metadata"  # the baseline
 N_DATES = 101  # of a fold's valid posts, at which the members of the trend are written
 USER_MEAN_PRIOR = 1.0  # posts with the overall mean that `user_mean` adds to each user
 
@@ -75,8 +77,8 @@ class StackFits:
 
     Args:
         predictions: contract PREDICTIONS, of every model in every scheme.
-        trends: contract TRENDS, of the main model in the splits in time and in `refit`.
-        importance: (block, feature, gain) of the main model in `refit`.
+        trends: contract TRENDS, of the first member's trend in the splits in time and in `refit`.
+        importance: (model, block, feature, gain) of the members in `refit`.
     """
 
     predictions: pl.DataFrame
@@ -84,22 +86,25 @@ class StackFits:
     importance: pl.DataFrame
 
 
-def fit_schemes(data: StackData, params: StackParams, *, state: Path, model_folder: Path) -> StackFits:
+def fit_schemes(data: StackData, members: Mapping[str, StackParams], *, state: Path, model_folder: Path) -> StackFits:
     """Fits every model in every scheme.
 
-    Models: `stack` (its blocks, on the selected train rows), `metadata` (this block only), `user_mean`, `constant`.
+    Models: the members (their blocks, on the selected train rows), `metadata` (this block only, otherwise as the first
+    member), `user_mean`, `constant`.
 
     Args:
         data: tables and blocks.
-        params: section stack.
+        members: section stack by name, at least one; they differ in keys that the search decides alone.
         state: finished folds are kept there and not fitted again.
         model_folder: the models of `refit` are saved there.
 
     Raises:
         ConfigError: CatBoost is one of the learners and is not installed.
     """
-    if "catboost" in params.learners:
+    if any("catboost" in params.learners for params in members.values()):
         catboost.library()
+    first = next(iter(members.values()))
+    systems = {**members, METADATA: metadata_alone(first)}
 
     def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]:
         key, rows = task
@@ -108,31 +113,34 @@ def fit_schemes(data: StackData, params: StackParams, *, state: Path, model_fold
         if finished.exists():
             return pl.read_parquet(finished), pl.read_parquet(finished_trends), None
         fold = load_fold(key, rows, data.posts, data.features)
-        predicted = [predict_simple(fold, params, name) for name in ("user_mean", "constant")]
-        importance, trends = None, empty_table(TRENDS)
-        for name, own in _systems(params).items():
-            started = time.perf_counter()
-            encoded = encode_fold(fold, data.blocks, own)
+        predicted = [predict_simple(fold, first, name) for name in ("user_mean", "constant")]
+        importance: list[pl.DataFrame] = []
+        trends = empty_table(TRENDS)
+        started = time.perf_counter()
+        for name, encoded in encode_shared(fold, data.blocks, systems):
+            own = systems[name]
             model = fit_fold(encoded, own, Effort.full(own))
             predicted.append(_predict_model(encoded, model, own, name))
             _log(encoded, model, name, time.perf_counter() - started)
-            if name == MAIN_MODEL:
+            if own is first:
                 trends = trend_members(fold, model.trend)
             if key.scheme == REFIT:
                 model.save(model_folder / name)
-                importance = _importance(encoded, model) if name == MAIN_MODEL else importance
+                importance += [_importance(encoded, model, name)] if name in members else []
+            started = time.perf_counter()
         predictions = pl.concat(predicted)
         if key.scheme != REFIT:
             write_table(trends, finished_trends, TRENDS)
             write_table(predictions, finished, PREDICTIONS)
-        return predictions, trends, importance
+        return predictions, trends, pl.concat(importance) if importance else None
 
-    folds = rows_of(data.splits, [*params.schemes, REFIT])
-    results = list(ordered_map(fit, folds, parallel=params.parallel_fits, threads=params.num_threads))
+    folds = rows_of(data.splits, [*first.schemes, REFIT])
+    results = list(ordered_map(fit, folds, parallel=first.parallel_fits, threads=first.num_threads))
     predictions = pl.concat(predicted for predicted, _, _ in results).sort(PREDICTIONS.key)
     check_table(predictions, PREDICTIONS)
     trends = pl.concat(own for _, own, _ in results).sort(TRENDS.key)
-    return StackFits(predictions, trends, next(found for _, _, found in results if found is not None))
+    importance = next(found for _, _, found in results if found is not None)
+    return StackFits(predictions, trends, importance.sort("model", maintain_order=True))
 
 
 def trend_members(fold: Fold, trend: Trend) -> pl.DataFrame:
@@ -153,16 +161,38 @@ def trend_members(fold: Fold, trend: Trend) -> pl.DataFrame:
     return table.select(pl.col(name).cast(rule.dtype) for name, rule in TRENDS.columns.items()).sort(TRENDS.key)
 
 
-def _systems(params: StackParams) -> dict[str, StackParams]:
-    """Section stack of each fitted model; the baseline `metadata` uses nothing of the network."""
-    return {
-        MAIN_MODEL: params,
-        "metadata": replace(
-            params,
-            columns=replace(params.columns, feature_blocks=("metadata",), feature_groups=()),
-            row_selection=replace(params.row_selection, fraction=1.0),
-        ),
-    }
+def metadata_alone(params: StackParams) -> StackParams:
+    """Section stack of the baseline METADATA, which uses nothing of the network and every train row."""
+    return replace(
+        params,
+        columns=replace(params.columns, feature_blocks=("metadata",), feature_groups=()),
+        row_selection=replace(params.row_selection, fraction=1.0),
+    )
+
+
+def encode_shared(fold: Fold, blocks: Blocks, systems: Mapping[str, StackParams]) -> Iterator[tuple[str, EncodedFold]]:
+    """The fold with the columns of each system, by name; those that differ in their blocks alone are encoded at once.
+
+    Args:
+        fold: train and valid rows.
+        blocks: of all posts.
+        systems: section stack by name.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, params in systems.items():
+        groups.setdefault(columns_key(params), []).append(name)
+    for names in groups.values():
+        every = dict.fromkeys(block for name in names for block in systems[name].columns.feature_blocks)
+        params = systems[names[0]]
+        of_all = replace(params, columns=replace(params.columns, feature_blocks=tuple(every)))
+        encoded = encode_fold(fold, blocks, of_all)
+        for name in names:
+            yield name, encoded.with_blocks(systems[name].columns.feature_blocks)
+
+
+def columns_key(params: StackParams) -> str:
+    """Equal for sections whose columns differ at most in `columns.feature_blocks`."""
+    return fingerprint(params.detrend, asdict(replace(params.columns, feature_blocks=())))
 
 
 def fit_and_predict(fold: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
@@ -287,7 +317,7 @@ def _log(encoded: EncodedFold, model: StackModel, name: str, seconds: float) -> 
     )
     fold = encoded.fold
     logger.info(
-        "%-8s fold %d  %-8s  %5d train rows  %4d columns  %s  %5.1f s%s",
+        "%-8s fold %d  %-10s  %5d train rows  %4d columns  %s  %5.1f s%s",
         fold.key.scheme, fold.key.fold, name,
         len(fold.label), len(encoded.train.names), weights, seconds, _forecast(model.trend, fold),
     )  # fmt: skip
@@ -303,11 +333,11 @@ def _forecast(trend: Trend, fold: Fold) -> str:
 
 
 def _predict_model(encoded: EncodedFold, model: StackModel, params: StackParams, name: str) -> pl.DataFrame:
-    """Predictions of every seed; the error scale of the main model is that of their mean."""
+    """Predictions of every seed; the error scale of a member is that of their mean."""
     if encoded.valid is None:
         return _predictions(encoded.fold, name, {})
     each = model.predict_each(encoded.valid, encoded.fold.valid_at)
-    error_scale = model.error_scale.predict(encoded.valid, each.mean(axis=0)) if name == MAIN_MODEL else None
+    error_scale = None if name == METADATA else model.error_scale.predict(encoded.valid, each.mean(axis=0))
     return _predictions(encoded.fold, name, dict(zip(params.each_seed, each, strict=True)), error_scale)
 
 
@@ -356,8 +386,8 @@ def _predictions(
     return pl.concat(frames) if frames else empty
 
 
-def _importance(encoded: EncodedFold, model: StackModel) -> pl.DataFrame:
-    """(block, feature, gain), largest first: the total gain over LightGBM's boosters.
+def _importance(encoded: EncodedFold, model: StackModel, name: str) -> pl.DataFrame:
+    """(model, block, feature, gain), largest first: the total gain over LightGBM's boosters.
 
     Without LightGBM, which alone has gains: the mean absolute SHAP value on train rows.
     """
@@ -366,5 +396,7 @@ def _importance(encoded: EncodedFold, model: StackModel) -> pl.DataFrame:
         gain = np.sum([booster.feature_importance("gain") for booster in model.models["lightgbm"]], axis=0)
     else:
         gain = np.abs(model.shap_values(matrix)[:, :-1]).mean(axis=0)
-    frame = pl.DataFrame({"block": matrix.blocks, "feature": matrix.names, "gain": gain})
+    frame = pl.DataFrame(
+        {"model": [name] * len(gain), "block": matrix.blocks, "feature": matrix.names, "gain": gain.astype(np.float64)}
+    )
     return frame.sort(["gain", "feature"], descending=[True, False])

@@ -25,6 +25,8 @@ from popularity.stack.params import LearnerName
 from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
 
+MIN_TOTAL = 1e-6  # of SHAP values in normal scores: less moves no label
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -40,22 +42,20 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class ShapValues:
-    """SHAP values of n posts, in the unit of the fitted target.
-
-    Under `stack.target_transform: none` that is the unit of the label, and expected value and SHAP values add up to the
-    prediction. Under `rank_gauss` they add up to its normal score, without the trend.
+class Explained:
+    """A member's predictions of n posts, and the SHAP values of its columns, in label units.
 
     Args:
+        matrix: (n, columns).
+        predicted: of the posts.
         expected_value: (n,) what all posts share, with the trend at the post's date.
-        blocks: pid, block, shap_value (the sum over the block's columns), by falling size.
-        features: pid, rank (0 is the largest in size), block, feature, value (null: missing; a code in a categorical
-            column), shap_value.
+        shap_values: (n, columns); with the expected value they add up to the prediction.
     """
 
+    matrix: Matrix
+    predicted: Predicted
     expected_value: Float64Array
-    blocks: pl.DataFrame
-    features: pl.DataFrame
+    shap_values: Float64Array
 
 
 @dataclass(frozen=True)
@@ -117,53 +117,34 @@ class StackModel:
         return total
 
     def explain(
-        self,
-        features: pl.DataFrame,
-        blocks: Blocks,
-        posted_at: Int64Array,
-        largest: int,
-        days_after: Float64Array | None = None,
-    ) -> ShapValues:
-        """SHAP values of n posts, in the row order of `features`.
+        self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array, days_after: Float64Array | None = None
+    ) -> Explained:
+        """Predictions and SHAP values of n posts, in the row order of `features`.
+
+        SHAP values belong to the fitted target. Under `stack.target_transform: rank_gauss` they are scaled, post by
+        post, so that they add up to the difference that they make to the label.
 
         Args:
             features: (pid, features).
             blocks: of all posts.
             posted_at: (n,) microseconds.
-            largest: how many features of each post are listed.
             days_after: (n,) days from the post until its count is read; None or nan: until the collection.
         """
         matrix = self.encoder.apply(features.with_columns(pl.Series(TIME, posted_at)), blocks)
-        values = self.shap_values(matrix)
-        expected_value, values = values[:, -1], values[:, :-1]
-        if self.target_transform.kind == "none":
-            expected_value = self.trend.retrend(expected_value, posted_at, days_after)
-        order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :largest]
-        rows = np.arange(len(values))[:, None]
-        kept = order.shape[1]
-        single = pl.DataFrame(
-            {
-                "pid": np.repeat(matrix.pids, kept),
-                "rank": np.tile(np.arange(kept, dtype=np.int32), len(values)),
-                "block": np.array(matrix.blocks, dtype=object)[order].ravel(),
-                "feature": np.array(matrix.names, dtype=object)[order].ravel(),
-                "value": matrix.values[rows, order].ravel(),
-                "shap_value": values[rows, order].ravel(),
-            },
-            schema_overrides={"pid": pl.String, "block": pl.String, "feature": pl.String},
-        ).with_columns(pl.col("value").fill_nan(None))
-        names = list(dict.fromkeys(matrix.blocks))
-        sums = [values[:, [block == name for block in matrix.blocks]].sum(axis=1) for name in names]
-        by_block = (
-            pl.DataFrame(
-                {"pid": matrix.pids, **dict(zip(names, sums, strict=True))}, schema_overrides={"pid": pl.String}
-            )
-            .with_row_index("post")
-            .unpivot(index=["post", "pid"], variable_name="block", value_name="shap_value")
-            .sort(["post", pl.col("shap_value").abs()], descending=[False, True], maintain_order=True)
-            .drop("post")
-        )
-        return ShapValues(expected_value, by_block, single)
+        values = self.predict_each(matrix, posted_at, days_after).mean(axis=0)
+        predicted = Predicted(values, self.error_scale.predict(matrix, values))
+        found = self.shap_values(matrix)
+        expected_value, shap_values = found[:, -1], found[:, :-1]
+        if self.target_transform.kind != "none":
+            expected_value = self.target_transform.invert(expected_value)
+        expected_value = self.trend.retrend(expected_value, posted_at, days_after)
+        if self.target_transform.kind != "none":
+            total = shap_values.sum(axis=1)
+            known = np.abs(total) > MIN_TOTAL
+            scale = np.where(known, (values - expected_value) / np.where(known, total, 1.0), 0.0)
+            shap_values = shap_values * scale[:, None]
+            expected_value = values - shap_values.sum(axis=1)
+        return Explained(matrix, predicted, expected_value, shap_values)
 
     def save(self, folder: Path) -> None:
         """Writes the model into `folder`.

@@ -82,7 +82,6 @@ class StackParams(Section):
     extra_trees: LightGBMParams
     catboost: CatBoostParams
     linear: LinearParams
-    text_model_weights: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
 
     @property
     def parallel_fits(self) -> int:

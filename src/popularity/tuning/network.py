@@ -41,7 +41,7 @@ from popularity.network.params import TrainParams
 from popularity.training.batches import TrainingPosts
 from popularity.training.loop import DivergenceError, train_network
 from popularity.training.stopping import ACCURACY, kept_epoch
-from popularity.tuning.results import write_results
+from popularity.tuning.results import write_patch, write_results
 from popularity.tuning.space import Space, Values
 from popularity.tuning.study import Budget, Search, Step, run_search, workers_here
 
@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trials = run_search(search, objective, state=state, workers=workers_here())
         with atomic_directory(out) as partial_out:
             write_results(trials, search, partial_out)
+            write_patch(trials, search, partial_out / "best_params.yaml")
     patch = out / "best_params.yaml"
     print(patch.read_text(encoding="utf-8"), end="")
     print(f"to see what it changes: python -m popularity.profile --patch {patch} --show; to apply it, without --show")

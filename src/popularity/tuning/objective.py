@@ -1,4 +1,7 @@
-"""The search over the stack: the parameters of section `stack` of least selection loss on `forward` and `group`.
+"""The search over the stack: the parameters of section `stack` of least selection loss on splits of this data set.
+
+Searched are the keys of section stack that are `search`; a key with a value keeps it, in the registered configurations
+too. The registered configurations are the first trials.
 
 A trial fits every fold as stage `stack` does (popularity.stack.fit: fit_fold), with less effort: `tune.effort`. The
 columns of a fold are encoded once and shared by the trials. The valid posts of `holdout` are in no fold of these
@@ -21,16 +24,16 @@ from threadpoolctl import threadpool_limits
 
 from popularity.core import paths
 from popularity.core.arrays import Float64Array
-from popularity.core.atomic import fingerprint
-from popularity.core.contracts import FOLDS, POSTS, FoldKey, read_table
-from popularity.core.errors import ConfigError, ContractError
+from popularity.core.atomic import atomic_path, fingerprint
+from popularity.core.contracts import FOLDS, POSTS, read_table
+from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.metrics import selection_loss
-from popularity.core.parallel import ordered_map
 from popularity.core.resume import code_fingerprint
 from popularity.stack.effort import Effort
 from popularity.stack.feature_blocks import Blocks, read_blocks
-from popularity.stack.fit import EncodedFold, encode_fold, fit_fold
+from popularity.stack.fit import EncodedFold, columns_key, encode_fold, fit_fold
 from popularity.stack.params import StackParams
+from popularity.tuning.configurations import MAX_CANDIDATES, registered
 from popularity.tuning.space import Choices, Space, Values
 from popularity.tuning.study import Budget, Search, Step
 from popularity.validation import rows_of
@@ -38,22 +41,33 @@ from popularity.validation.folds import Fold, load_fold
 
 BLOCKS_KEY = "columns.feature_blocks"
 # Keys of section stack that no trial reads: the effort sets the seeds, and the others change no prediction of a fold.
-UNREAD_KEYS = ("n_seeds", "schemes", "text_model_weights", "parallel_folds", "cluster.workers", "cluster.scheduler")
+UNREAD_KEYS = ("n_seeds", "schemes", "parallel_folds", "cluster.workers", "cluster.scheduler")
+TREND_KEY = "detrend"  # has one value for all members: splits in time cannot tell trends apart
+MAX_MEMBERS = 8  # stage stack fits each of them in every fold
 MAX_CACHE_BYTES = 4 * 2**30  # of encoded folds, in each worker
 
 
 @dataclass(frozen=True)
 class TuneParams(Budget):
-    """Section tune of params.yaml.
+    """Section tune of params.yaml; its n_trials counts the trials after the registered configurations.
 
     Args:
-        schemes: that score a trial; never `holdout`, which measures the tuned stack.
+        candidates: names of the configurations that are the first trials, in their order. A list of its own, because
+            neither DVC nor an override keeps the order of a mapping.
+        configurations: values by dotted key of section stack, by name; they replace values of `start`.
+        n_members: at most so many trials become members of the ensemble.
+        schemes: that score a trial; never `holdout`, which measures the ensemble.
         effort: of the fits of a trial.
+        start: values by dotted key, of the keys of section stack that are `search`.
         space: axes by dotted key of section stack: see popularity.tuning.space.
     """
 
+    candidates: Annotated[tuple[str, ...], Field(max_length=MAX_CANDIDATES)]
+    configurations: dict[str, dict[str, Any]]
+    n_members: Annotated[int, Field(ge=1, le=MAX_MEMBERS)]
     schemes: Annotated[tuple[Literal["forward", "group"], ...], Field(min_length=1)]
     effort: Effort
+    start: dict[str, Any]
     space: dict[str, Any]
 
 
@@ -81,57 +95,69 @@ class StackInputs:
         )
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Selection losses of a stack.
-
-    Args:
-        value: mean over the folds of a scheme, then over schemes: every scheme counts alike.
-        folds: by `<scheme>_<fold>`.
-    """
-
-    value: float
-    folds: Mapping[str, float]
-
-    @classmethod
-    def of(cls, folds: Mapping[str, float]) -> Losses:
-        """The losses of the folds, by `<scheme>_<fold>`, and their mean."""
-        by_scheme: dict[str, list[float]] = {}
-        for name, loss in folds.items():
-            by_scheme.setdefault(name.rpartition("_")[0], []).append(loss)
-        return cls(float(np.mean([np.mean(own) for own in by_scheme.values()])), dict(folds))
-
-
-def stack_search(params: TuneParams, stack: StackParams, inputs: StackInputs) -> tuple[Search, partial[StackObjective]]:
+def stack_search(
+    params: TuneParams, stack: StackParams, searched: Sequence[str], inputs: StackInputs, state: Path | None = None
+) -> tuple[Search, partial[StackObjective]]:
     """The search, and a function that makes its objective in any process.
 
     The study's name depends on parameters, inputs and code, but not on budget and storage: in a storage that is kept (a
-    journal, a database) a larger search continues a smaller one. Without trials the space is not read, so that section
-    stack may hold any value.
+    journal, a database) a larger search continues a smaller one. Where there is a single trial there is nothing to
+    choose, and the search has none.
 
     Args:
         params: section tune.
-        stack: section stack, where the search starts.
+        stack: section stack, with the values of tune.start.
+        searched: the keys of section stack that are `search`.
         inputs: files that the stack is fitted on.
+        state: folder of the predictions of trials; None: they are not kept.
 
     Raises:
-        ConfigError: the space is not valid, or has a key that no trial reads.
+        ConfigError: the space is not valid, has a key that no trial reads or lacks one that is searched, or a candidate
+            is no point of it.
     """
-    if unread := [key for key in params.space if key in UNREAD_KEYS]:
-        raise ConfigError(f"tune.space.{unread[0]}: no trial reads stack.{unread[0]}; leave it out of the space")
-    space = Space.parse("tune.space", params.space if params.n_trials else {}, "stack", stack)
-    budget = Budget(params.seed, params.n_trials, params.timeout_hours, params.storage)
+    space, first = check_search(params, stack, searched)
+    n_trials = len(first) + (params.n_trials if space.axes else 0)
+    budget = Budget(params.seed, n_trials if n_trials > 1 else 0, params.timeout_hours, params.storage)
     key = fingerprint(
         code_fingerprint(),
         asdict(stack),
-        params.space,
+        {key: params.space[key] for key in space.axes},
+        first,
         params.schemes,
         asdict(params.effort),
         params.seed,
         *vars(inputs).values(),
     )
-    make = partial(StackObjective, inputs, params.schemes, space, params.effort)
-    return Search(f"stack-{key}", space, budget), make
+    make = partial(StackObjective, inputs, params.schemes, space, params.effort, state)
+    return Search(f"stack-{key}", space, budget, first), make
+
+
+def check_search(
+    params: TuneParams, stack: StackParams, searched: Sequence[str]
+) -> tuple[Space[StackParams], dict[str, dict[str, Any]]]:
+    """The space of the searched keys, and the registered trials' values on its axes, by name.
+
+    Args:
+        params: section tune.
+        stack: section stack, with the values of tune.start.
+        searched: the keys of section stack that are `search`.
+
+    Raises:
+        ConfigError: as `stack_search`.
+    """
+    if unread := [key for key in params.space if key in UNREAD_KEYS]:
+        raise ConfigError(f"tune.space.{unread[0]}: no trial reads stack.{unread[0]}; leave it out of the space")
+    if TREND_KEY in (*searched, *params.space):
+        raise ConfigError(
+            f"stack.{TREND_KEY} is not searched, because splits in time cannot tell trends apart: give it a value "
+            "(family) and leave it out of tune.space"
+        )
+    for key in (*searched, *params.start):
+        if key not in params.space:
+            raise ConfigError(f"tune.space has no {key}: add a range or choices, or give stack.{key} a value")
+    whole = Space.parse("tune.space", params.space, "stack", stack, checked=searched)
+    space = replace(whole, axes={key: axis for key, axis in whole.axes.items() if key in searched})
+    return space, registered(params.candidates, params.configurations, space, list(params.space))
 
 
 class StackObjective:
@@ -144,10 +170,18 @@ class StackObjective:
         schemes: that score a trial.
         space: of section stack.
         effort: of the fits.
+        state: folder of the predictions; a fit whose predictions are there is not fitted again. None: none are kept.
     """
 
-    def __init__(self, inputs: StackInputs, schemes: Sequence[str], space: Space[StackParams], effort: Effort) -> None:
-        self.inputs, self.schemes, self.space, self.effort = inputs, schemes, space, effort
+    def __init__(
+        self,
+        inputs: StackInputs,
+        schemes: Sequence[str],
+        space: Space[StackParams],
+        effort: Effort,
+        state: Path | None = None,
+    ) -> None:
+        self.inputs, self.schemes, self.space, self.effort, self.state = inputs, schemes, space, effort, state
         self.encoded: dict[str, EncodedFold] = {}
 
     @cached_property
@@ -160,7 +194,18 @@ class StackObjective:
 
     @cached_property
     def folds(self) -> list[Fold]:
-        rows = rows_of(read_table(self.inputs.splits, FOLDS), list(self.schemes))
+        if found := self.folds_of(self.schemes):
+            return found
+        raise DataError(
+            f"no fold of {', '.join(self.schemes)}, so no trial has a loss",
+            file=self.inputs.splits,
+            expected="at least one fold of tune.schemes",
+            fix="name group in tune.schemes, or switch the search off: tune.candidates [] and tune.n_trials 0",
+        )
+
+    def folds_of(self, schemes: Sequence[str]) -> list[Fold]:
+        """The folds of some schemes."""
+        rows = rows_of(read_table(self.inputs.splits, FOLDS), list(schemes))
         return [load_fold(key, own, self.posts, self.inputs.features) for key, own in rows]
 
     @property
@@ -169,15 +214,47 @@ class StackObjective:
 
     def __call__(self, values: Values) -> Iterator[Step]:
         """A step for each fold; its metrics are the losses of the folds so far."""
-        params = self.space.apply(values)
-        params = replace(params, cluster=replace(params.cluster, workers=0, scheduler="local"))
         found: dict[str, float] = {}
         for fold in self.folds:
-            with threadpool_limits(params.num_threads, user_api="blas"):  # more threads would sum in another order
-                encoded = self._encode(fold, params)
-                found[f"{fold.key.scheme}_{fold.key.fold}"] = fold_loss(encoded, self.posts, params, self.effort)
-            losses = Losses.of(found)
-            yield Step(losses.value, dict(losses.folds))
+            label, baseline = self.label_of(fold), np.median(fold.label)
+            found[f"{fold.key.scheme}_{fold.key.fold}"] = selection_loss(label, self.predict(fold, values), baseline)
+            yield Step(mean_loss(found), dict(found))
+
+    def label_of(self, fold: Fold) -> Float64Array:
+        """(n,) labels of the valid rows of a fold."""
+        label: Float64Array = (
+            fold.valid.select("pid")
+            .join(self.posts.select("pid", "label"), on="pid", how="left", validate="1:1", maintain_order="left")[
+                "label"
+            ]
+            .to_numpy()
+        )
+        return label
+
+    def predict(self, fold: Fold, values: Values) -> Float64Array:
+        """(n,) predictions of the valid rows of a fold by a trial.
+
+        Args:
+            fold: of any scheme, with valid rows.
+            values: of the trial on the axes of the space.
+        """
+        params = self.space.apply(values)
+        params = replace(params, cluster=replace(params.cluster, workers=0, scheduler="local"))
+        file = None
+        if self.state is not None:
+            file = self.state / "predictions" / f"{fingerprint(asdict(params))}-{fold.key.file_name}"
+        if file is not None and file.exists():
+            return pl.read_parquet(file)["prediction"].to_numpy()
+        with threadpool_limits(params.num_threads, user_api="blas"):  # more threads would sum in another order
+            encoded = self._encode(fold, params)
+            if encoded.valid is None:
+                raise ContractError(f"{fold.key}: no valid row, so it scores no trial")
+            each = fit_fold(encoded, params, self.effort).predict_each(encoded.valid, fold.valid_at)
+        prediction: Float64Array = each.mean(axis=0)
+        if file is not None:
+            with atomic_path(file) as partial_file:
+                pl.DataFrame({"prediction": prediction}).write_parquet(partial_file)
+        return prediction
 
     def _encode(self, fold: Fold, params: StackParams) -> EncodedFold:
         """The fold with the columns of the trial; the blocks of all trials are encoded at once and cached."""
@@ -185,7 +262,7 @@ class StackObjective:
         choices = axis.choices if isinstance(axis, Choices) else (params.columns.feature_blocks,)
         every = tuple(dict.fromkeys(block for one in choices for block in one))
         params_of_all = replace(params, columns=replace(params.columns, feature_blocks=every))
-        key = fingerprint(fold.key.file_name, params.detrend, asdict(params_of_all.columns))
+        key = f"{columns_key(params_of_all)}-{fold.key.file_name}"
         encoded = self.encoded.get(key) or encode_fold(fold, self.blocks, params_of_all)
         # What no longer fits is encoded in every trial; trials take the folds in turn, so nothing else would be kept.
         if sum(one.nbytes for one in {**self.encoded, key: encoded}.values()) <= MAX_CACHE_BYTES:
@@ -193,37 +270,9 @@ class StackObjective:
         return encoded.with_blocks(params.columns.feature_blocks)
 
 
-def losses_of_stage(inputs: StackInputs, schemes: Sequence[str], params: StackParams) -> Losses:
-    """The selection losses of the stack that stage `stack` fits with section stack `params`, without the text model."""
-    posts = read_table(inputs.posts, POSTS)
-    blocks = read_blocks(inputs.image, inputs.text, inputs.prototype)
-    folds = list(rows_of(read_table(inputs.splits, FOLDS), list(schemes)))
-
-    def loss(task: tuple[FoldKey, pl.DataFrame]) -> float:
-        fold = load_fold(*task, posts, inputs.features)
-        return fold_loss(encode_fold(fold, blocks, params), posts, params, Effort.full(params))
-
-    found = ordered_map(loss, folds, parallel=params.parallel_fits, threads=params.num_threads)
-    names = [f"{key.scheme}_{key.fold}" for key, _ in folds]
-    return Losses.of(dict(zip(names, found, strict=True)))
-
-
-def fold_loss(encoded: EncodedFold, posts: pl.DataFrame, params: StackParams, effort: Effort) -> float:
-    """The selection loss of the valid rows of a fold.
-
-    Args:
-        encoded: the fold and its columns.
-        posts: contract POSTS, with the labels of the valid rows.
-        params: section stack.
-        effort: of the fit.
-    """
-    fold = encoded.fold
-    if encoded.valid is None:
-        raise ContractError(f"scheme {fold.key.scheme}, fold {fold.key.fold}: no valid row, so it scores no trial")
-    model = fit_fold(encoded, params, effort)
-    predicted = model.predict_each(encoded.valid, fold.valid_at).mean(axis=0)
-    labels = fold.valid.select("pid").join(
-        posts.select("pid", "label"), on="pid", how="left", validate="1:1", maintain_order="left"
-    )
-    label: Float64Array = labels["label"].to_numpy()
-    return selection_loss(label, predicted, np.median(fold.label))
+def mean_loss(folds: Mapping[str, float]) -> float:
+    """The mean over the folds of a scheme, then over schemes, of losses by `<scheme>_<fold>`: schemes count alike."""
+    by_scheme: dict[str, list[float]] = {}
+    for name, loss in folds.items():
+        by_scheme.setdefault(name.rpartition("_")[0], []).append(loss)
+    return float(np.mean([np.mean(own) for own in by_scheme.values()]))

@@ -1,11 +1,10 @@
-"""Writes the result of a search: the best values as a patch of params.yaml, a table of the trials, and a summary."""
+"""Writes the result of a search: a table of the trials, a summary, and the best values as a patch of params.yaml."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -15,8 +14,8 @@ from optuna.trial import TrialState, create_trial
 from ruamel.yaml import YAML
 
 from popularity.core.atomic import atomic_path, write_json, write_text
-from popularity.core.config import patched
-from popularity.tuning.space import Choices, Space, nested
+from popularity.core.config import nested
+from popularity.tuning.space import Choices, Space
 from popularity.tuning.study import Finished, Search
 
 MIN_TRIALS = 5  # completed ones, for the importance of parameters
@@ -30,46 +29,43 @@ def best_of(trials: Sequence[Finished]) -> Finished | None:
 
 
 def write_results(
-    trials: Sequence[Finished],
-    search: Search,
-    folder: Path,
-    start: Mapping[str, Any] = MappingProxyType({}),
-    at_stage_effort: Mapping[str, Any] | None = None,
+    trials: Sequence[Finished], search: Search, folder: Path, members: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Writes best_params.yaml, trials.csv and study.json into `folder`; the same trials give the same bytes.
+    """Writes trials.csv and study.json into `folder`; the same trials give the same bytes.
 
-    best_params.yaml: {<section>: {...}}, the keys of `start` and over them the tuned keys of the best trial.
-    trials.csv: number, state, value, a column for each parameter (lists as JSON), then the metrics of the last step.
-    study.json: the space, the best and the default trial, the best parameters' losses at the effort of the stage, the
-    importance of the parameters (fANOVA over completed trials), and the least value after each trial.
+    trials.csv: number, name, state, value, a column for each parameter (lists as JSON), then the metrics of the last
+    step.
+    study.json: the space, the registered trials in their order, the best one, the members, the importance of the
+    parameters (fANOVA over completed trials), and the least value after each trial.
 
     Args:
         trials: finished ones, in order.
         search: that ran them.
         folder: of the files.
-        start: the patch of params.yaml that the search started from.
-        at_stage_effort: losses of the best parameters; None if they are not known.
+        members: name, trial and weight of those that were chosen.
     """
-    best = best_of(trials)
-    section = search.space.section
-    with atomic_path(folder / "best_params.yaml") as partial:
-        YAML().dump(patched(start, {section: nested(best.values)} if best else {}), partial)
     write_text(folder / "trials.csv", _table(trials, search.space).write_csv())
-    default = next((trial for trial in trials if trial.values == search.space.default), None)
     write_json(
         folder / "study.json",
         {
-            "section": section,
+            "section": search.space.section,
             "seed": search.budget.seed,
             "space": {key: _axis(search.space, key) for key in search.space.axes},
             "trials": {state: Counter(trial.state for trial in trials)[state] for state in ("COMPLETE", "PRUNED")},
-            "best": _described(best),
-            "default": _described(default),
-            "at_stage_effort": at_stage_effort,
+            "best": _described(best_of(trials)),
+            "registered": [{"name": name, "params": values} for name, values in search.registered.items()],
+            "members": list(members),
             "importance": _importance(trials, search),
             "history": _history(trials),
         },
     )
+
+
+def write_patch(trials: Sequence[Finished], search: Search, file: Path) -> None:
+    """Writes the values of the best trial as a patch of params.yaml, {<section>: {...}}; empty without a trial."""
+    best = best_of(trials)
+    with atomic_path(file) as partial:
+        YAML().dump({search.space.section: nested(best.values)} if best else {}, partial)
 
 
 def _table(trials: Sequence[Finished], space: Space[Any]) -> pl.DataFrame:
@@ -77,6 +73,7 @@ def _table(trials: Sequence[Finished], space: Space[Any]) -> pl.DataFrame:
     labels = [space.encode(trial.values) for trial in trials]
     columns: dict[str, list[Any]] = {
         "number": [trial.number for trial in trials],
+        "name": [trial.name for trial in trials],
         "state": [trial.state for trial in trials],
         "value": [trial.value for trial in trials],
         **{key: [label[key] for label in labels] for key in space.axes},
@@ -93,7 +90,11 @@ def _axis(space: Space[Any], key: str) -> dict[str, Any]:
 
 
 def _described(trial: Finished | None) -> dict[str, Any] | None:
-    return None if trial is None else {"number": trial.number, "value": trial.value, "params": trial.values}
+    return (
+        None
+        if trial is None
+        else {"number": trial.number, "value": trial.value, "name": trial.name, "params": trial.values}
+    )
 
 
 def _history(trials: Sequence[Finished]) -> list[dict[str, Any]]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from functools import reduce
 from typing import Annotated, Any, Generic, TypeVar
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 from pydantic import Field
 
-from popularity.core.config import Section, leaves, parse_section, patched
+from popularity.core.config import Section, leaves, nested, parse_section, patched
 from popularity.core.errors import ConfigError
 
 S = TypeVar("S")
@@ -62,7 +61,9 @@ class Space(Generic[S]):
     axes: Mapping[str, Range | Choices]
 
     @classmethod
-    def parse(cls, where: str, spec: Mapping[str, Any], section: str, base: S) -> Space[S]:
+    def parse(
+        cls, where: str, spec: Mapping[str, Any], section: str, base: S, checked: Collection[str] | None = None
+    ) -> Space[S]:
         """The space that is described in params.yaml.
 
         Args:
@@ -70,6 +71,7 @@ class Space(Generic[S]):
             spec: the description: a range or choices, by dotted key.
             section: name of the searched section.
             base: its values.
+            checked: axes on which `base` must lie; None: all.
 
         Raises:
             ConfigError: the section lacks a key, a range is not valid, the section does not take a value, or a default
@@ -83,7 +85,9 @@ class Space(Generic[S]):
                 raise ConfigError(f"{name}: section '{section}' has no such key; it has {', '.join(sorted(known))}")
             listed = isinstance(spec[key], Mapping) and "choices" in spec[key]
             axes[key] = parse_section(name, spec[key], Choices) if listed else parse_section(name, spec[key], Range)
-            _check(name, axes[key], known[key], f"{section}.{key}")
+            _check(name, axes[key])
+            if checked is None or key in checked:
+                _check_value(name, axes[key], known[key], f"{section}.{key}")
         space = cls(section, base, axes)
         for key, axis in axes.items():
             for value in axis.choices if isinstance(axis, Choices) else _ends(axis):
@@ -107,6 +111,19 @@ class Space(Generic[S]):
             ConfigError: the section does not take a value.
         """
         return parse_section(self.section, patched(_plain(self.base), nested(values)), type(self.base), source)
+
+    def check(self, name: str, key: str, value: Any) -> None:
+        """Refuses a value that is outside the axis `key`.
+
+        Args:
+            name: of the value, for the message.
+            key: of the axis.
+            value: to be checked.
+
+        Raises:
+            ConfigError: the axis does not have the value.
+        """
+        _check_value(name, self.axes[key], value, "the value")
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the axes; `encode` and `decode` convert between its values and ours."""
@@ -138,33 +155,16 @@ class Space(Generic[S]):
         return result
 
 
-def nested(values: Values) -> dict[str, Any]:
-    """Nested mappings from dotted keys.
-
-    >>> nested({"lightgbm.num_leaves": 7, "detrend": "none"})
-    {'lightgbm': {'num_leaves': 7}, 'detrend': 'none'}
-    """
-    mappings = [
-        reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), value) for key, value in values.items()
-    ]
-    return reduce(patched, mappings, {})
-
-
 def _plain(section: Any) -> dict[str, Any]:
     """A dataclass as the mappings and lists of params.yaml."""
     content: dict[str, Any] = json.loads(json.dumps(asdict(section)))
     return content
 
 
-def _check(name: str, axis: Range | Choices, default: Any, key: str) -> None:
+def _check(name: str, axis: Range | Choices) -> None:
     if isinstance(axis, Choices):
         if len({_label(choice) for choice in axis.choices}) < len(axis.choices):
             raise ConfigError(f"{name}.choices: a value occurs twice")
-        if _label(default) not in [_label(choice) for choice in axis.choices]:
-            raise ConfigError(
-                f"{name}: {key} is {_label(default)}, which is not among the choices; the default is the first trial, "
-                "so add it"
-            )
         return
     if axis.low > axis.high:
         raise ConfigError(f"{name}: low {axis.low:g} is above high {axis.high:g}")
@@ -172,12 +172,23 @@ def _check(name: str, axis: Range | Choices, default: Any, key: str) -> None:
         raise ConfigError(f"{name}: a logarithmic range starts above 0, found low {axis.low:g}")
     if axis.integer and not (axis.low.is_integer() and axis.high.is_integer()):
         raise ConfigError(f"{name}: an integer range has whole ends, found {axis.low:g} to {axis.high:g}")
-    if isinstance(default, bool) or not isinstance(default, int | float):
-        raise ConfigError(f"{name}: {key} is {_label(default)}, which is not a number: list choices instead of a range")
-    if not axis.low <= default <= axis.high:
+
+
+def _check_value(name: str, axis: Range | Choices, value: Any, what: str) -> None:
+    """Refuses a value outside the axis: it is one of the first trials."""
+    if isinstance(axis, Choices):
+        if _label(value) not in [_label(choice) for choice in axis.choices]:
+            raise ConfigError(
+                f"{name}: {what} is {_label(value)}, which is not among the choices; it belongs to one of the first "
+                "trials, so add it"
+            )
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}: {what} is {_label(value)}, which is not a number: list choices instead of a range")
+    if not axis.low <= value <= axis.high:
         raise ConfigError(
-            f"{name}: {key} is {default:g}, outside {axis.low:g} to {axis.high:g}; the default is the first trial, so "
-            "widen the range"
+            f"{name}: {what} is {value:g}, outside {axis.low:g} to {axis.high:g}; it belongs to one of the first "
+            "trials, so widen the range"
         )
 
 

@@ -10,7 +10,7 @@ ends the search. Added here:
   and the number of finished trials. With one worker the finished trials are the same however often it was killed.
 - A search that starts fails every trial that is still marked as running and queues it again. If its worker was alive
   after all (on another machine), that worker drops the trial. So no trial counts twice.
-- The default is the first trial, and it is never pruned.
+- The registered points (`Search.first`, or the default alone) are the first trials, and they are never pruned.
 
 What Optuna does not do:
 
@@ -29,8 +29,8 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -56,6 +56,7 @@ WORKERS_VARIABLE = "POPULARITY_TUNE_WORKERS"
 N_STARTUP_TRIALS = 10  # random trials before TPE draws
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 REGISTERED, METRICS = "registered", "metrics"  # user attributes of a trial
+DEFAULT = "default"  # name of the first trial where none is registered
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Budget(Section):
 
     Args:
         seed: of the samplers.
-        n_trials: number of finished trials, with the default; 0: no search.
+        n_trials: number of finished trials, with the registered ones; 0: no search.
         timeout_hours: after which no trial is started; 0 for no limit.
         storage: `sqlite`, `journal:<path>` or the URL of a database.
     """
@@ -83,11 +84,18 @@ class Search:
         name: of the study, with a fingerprint of all that the values of trials depend on, the code too.
         space: that is searched.
         budget: how many trials, and where they are stored.
+        first: values of the registered trials, which come first, by name; if there are none, the default.
     """
 
     name: str
     space: Space[Any]
     budget: Budget
+    first: Mapping[str, Values] = field(default_factory=dict)
+
+    @property
+    def registered(self) -> Mapping[str, Values]:
+        """The first trials by name."""
+        return self.first or {DEFAULT: self.space.default}
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class Finished:
         value: the last one of its steps.
         values: of the parameters, by dotted key.
         metrics: of its last step.
+        name: of a registered trial; None: the sampler drew it.
     """
 
     number: int
@@ -129,6 +138,7 @@ class Finished:
     value: float
     values: dict[str, Any]
     metrics: dict[str, float]
+    name: str | None = None
 
 
 def workers_here() -> int:
@@ -167,7 +177,7 @@ def run_search(
     study = open_study(search.name, search.budget.storage, state, create=True, heartbeat=heartbeat)
     deadline = time.time() + search.budget.timeout_hours * 3600 if search.budget.timeout_hours else math.inf
     _queue_again(study, search)
-    _queue_default(study, search)
+    _queue_registered(study, search)
     if workers == 1:
         work(study, search, make_objective, worker=0, deadline=deadline)
     else:
@@ -185,6 +195,7 @@ def finished_trials(study: optuna.Study, search: Search) -> list[Finished]:
             trial.intermediate_values[max(trial.intermediate_values)],
             search.space.decode(trial.params),
             json.loads(trial.user_attrs[METRICS]),
+            trial.user_attrs.get(REGISTERED),
         )
         for number, trial in enumerate(found)
     ]
@@ -295,12 +306,13 @@ def _queue_again(study: optuna.Study, search: Search) -> None:
             retry(study, trial)
 
 
-def _queue_default(study: optuna.Study, search: Search) -> None:
-    """Queues the default unless it is queued or finished."""
-    default = search.space.encode(search.space.default)
+def _queue_registered(study: optuna.Study, search: Search) -> None:
+    """Queues the registered trials that are neither queued nor finished."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
-    if not any(REGISTERED in trial.user_attrs for trial in trials):
-        study.enqueue_trial(default, user_attrs={REGISTERED: True})
+    known = {trial.user_attrs.get(REGISTERED) for trial in trials}
+    for name, values in search.registered.items():
+        if name not in known:
+            study.enqueue_trial(search.space.encode(values), user_attrs={REGISTERED: name})
 
 
 @dataclass(frozen=True)

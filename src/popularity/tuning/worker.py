@@ -1,6 +1,6 @@
 """Joins a running search of stage `tune`: python -m popularity.tuning.worker [--folder PROJECT].
 
-Run it on another machine, in a copy of the project with the same params.yaml, data and models/selection. `tune.storage`
+Run it on another machine, in a copy of the project with the same params.yaml and data. `tune.storage`
 must be a journal file on a shared disk or a database. All trials count for the same study; the stage writes the result.
 The worker ends after the last trial. Start one for each processor.
 """
@@ -13,8 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from popularity.core import paths
-from popularity.core.config import PARAMS_FILE, load_params
+from popularity.core.config import PARAMS_FILE, load_params, read_yaml, searched_keys
 from popularity.core.errors import ConfigError
 from popularity.core.stage import run
 from popularity.stack import StackParams
@@ -33,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(
             f"{file}: tune.storage is {SQLITE}, which only the stage can use; set a journal or a database"
         )
-    stack = load_params("stack", StackParams, file, args.folder / paths.SELECTION_CHOICE)
-    search, objective = stack_search(params, stack, StackInputs.below(args.folder))
+    stack, searched = load_params("stack", StackParams, file), searched_keys(read_yaml(file))
+    search, objective = stack_search(params, stack, searched, StackInputs.below(args.folder))
     study = open_study(search.name, search.budget.storage, args.folder, create=False)
     deadline = time.time() + params.timeout_hours * 3600 if params.timeout_hours else float("inf")
     # The stage counts its workers from 0; a random number gives other draws.

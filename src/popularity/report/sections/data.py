@@ -18,7 +18,7 @@ from popularity.report.months import all_months
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, number, percent
 
-READS = (paths.INGEST_SUMMARY, paths.IMAGE_SUMMARY, paths.POSTS, paths.SPLITS, paths.STACK_PREDICTIONS)
+READS = (paths.INGEST_SUMMARY, paths.IMAGE_SUMMARY, paths.POSTS, paths.SPLITS, paths.ENSEMBLE_PREDICTIONS)
 EXPECTED_MISSING = ("label",)  # in the test part
 
 

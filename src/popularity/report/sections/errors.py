@@ -23,7 +23,7 @@ from popularity.report.wording import MINUS, class_label, counted, number, short
 READS = (
     paths.POSTS,
     paths.SPLITS,
-    paths.STACK_PREDICTIONS,
+    paths.ENSEMBLE_PREDICTIONS,
     paths.SCORES_BY_GROUP,
     paths.IMAGES,
     paths.IMAGE_STATUS,

@@ -10,13 +10,13 @@ from popularity.report.document import Bar, Bars, Section, Text
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, percent
 
-READS = (paths.STACK_IMPORTANCE,)
+READS = (paths.ENSEMBLE_IMPORTANCE,)
 FEATURES_SHOWN = 25
 
 
 def build(run: RunFolder) -> Section | None:
     """The section; None if no tree has a split."""
-    gain = read_importance(run.folder / paths.STACK_IMPORTANCE)
+    gain = read_importance(run.folder / paths.ENSEMBLE_IMPORTANCE)
     total = float(gain["gain"].sum())
     if total == 0:
         return None

@@ -18,9 +18,9 @@ RESOURCES = tuple(path for stage, path in paths.RESOURCES.items() if stage != "r
 MANIFESTS = (
     paths.PROTOTYPE_MANIFEST,
     paths.NETWORK_MANIFEST,
-    paths.SELECTION_MANIFEST,
     paths.TUNING_MANIFEST,
     paths.STACK_MANIFEST,
+    paths.ENSEMBLE_MANIFEST,
 )
 READS = (*RESOURCES, *MANIFESTS, paths.SUBMISSIONS)
 

@@ -17,9 +17,9 @@ from popularity.report.wording import MINUS, NONE, estimate, number, percent
 READS = (paths.SCORES, paths.PROMISE)
 METRIC_HEADER = ("posts", "users", "SRC", "MAE", "MAPE", "bias")
 MODELS = (
-    f"Models: {MAIN_MODEL} uses the chosen feature blocks, averaged with the fine-tuned text model; metadata uses no "
-    "images, texts or network; user_mean is the mean label of the user's train rows, shrunk to the mean of all; "
-    "constant is the median of the train rows."
+    f"Models: {MAIN_MODEL} is the mean of the ensemble's members; metadata uses no images, texts or network; "
+    "user_mean is the mean label of the user's train rows, shrunk to the mean of all; constant is the median of the "
+    "train rows."
 )
 
 

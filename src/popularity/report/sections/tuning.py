@@ -1,4 +1,4 @@
-"""The choice of the stack's parameters: among registered configurations, then by a search."""
+"""The search for the stack's members, and their weights in the ensemble."""
 
 from __future__ import annotations
 
@@ -15,72 +15,72 @@ from popularity.report.drawing import BLUE, MUTED, ORANGE, Line, XAxis
 from popularity.report.run_folder import RunFolder
 from popularity.report.wording import counted, listed, number, percent
 
-READS = (paths.SELECTION_SUMMARY, paths.SELECTION_SCORES, paths.TUNING_STUDY, paths.TUNING_TRIALS)
+READS = (paths.TUNING_STUDY, paths.TUNING_TRIALS, paths.ENSEMBLE_WEIGHTS)
 TRIALS_SHOWN = 5  # columns, after that of the first trial: as many as fit a page of 1280 pixels
 LOSS = "The selection loss is MAE relative to that of a constant, minus SRC; lower is better."
 
 
-def build(run: RunFolder) -> Section | None:
-    """The section; None if nothing was chosen."""
-    selection, study = run.json(paths.SELECTION_SUMMARY), run.json(paths.TUNING_STUDY)
-    elements: list[Element] = []
-    if selection["chosen"] is not None:
-        elements += _selection(selection, run.csv(paths.SELECTION_SCORES))
+def build(run: RunFolder) -> Section:
+    """The section."""
+    study, ensemble = run.json(paths.TUNING_STUDY), run.json(paths.ENSEMBLE_WEIGHTS)
+    elements: list[Element] = [Text(LOSS), *_ensemble(ensemble)]
     if study["best"] is not None:
-        elements += _search(study, run.csv(paths.TUNING_TRIALS), run.params["tune"]["schemes"])
-    return Section("tuning", "Selection and tuning", [Text(LOSS), *elements]) if elements else None
+        elements += _search(study, run.csv(paths.TUNING_TRIALS, {"name": pl.String}), run.params["tune"])
+    return Section("tuning", "Search and ensemble", elements)
 
 
-def _selection(selection: Mapping[str, Any], scores: pl.DataFrame) -> list[Element]:
-    """The chosen configuration, the rule of the choice, and the scores of all."""
-    chosen, best = selection["chosen"], selection["best"]
-    lead = "It is the best one." if chosen == best else f"The best one is {best}."
-    text = (
-        f"Chosen configuration: {chosen}. {lead} The rule takes the first configuration whose loss is within "
-        f"one standard error of the best, on scheme {selection['scheme']}. The standard error is that of the "
-        f"difference, over {selection['draws']:,} draws of users that are the same for all configurations."
-    )
+def _ensemble(ensemble: Mapping[str, Any]) -> list[Element]:
+    """The members with weights and losses."""
+    splits = ensemble["splits"]
+    text = "The predictions are a weighted mean of the members. "
+    if splits:
+        text += (
+            f"Weights were chosen on {counted(splits, 'forward split')}"
+            f"{'; the loss of the mean in a split has the weights that the others choose' if splits > 1 else ''}."
+        )
+    else:
+        text += "There is no forward split to choose weights on, so the stack's members have equal weights."
+    losses = ensemble["losses"]
     rows = [
-        [
-            f"{one['name']} (chosen)" if one["name"] == chosen else one["name"],
-            "; ".join(f"{key}: {_shown(value)}" for key, value in one["keys"].items()),
-            *(number(one[name], 4) for name in ("src", "mae", "value")),
-            f"{number(one['difference'], 4, sign=True)} ± {number(one['standard_error'], 4)}",
-        ]
-        for one in selection["configurations"]
+        [name, percent(weight, 0), number(losses[name], 4) if name in losses else ""]
+        for name, weight in sorted(ensemble["weights"].items(), key=lambda item: -item[1])
     ]
-    header = ["configuration", "instead of params.yaml", "SRC", "MAE", "loss", "difference to the best"]
-    elements: list[Element] = [Text(text), Table("Configurations, the default first", header, rows, names=2)]
-    return [*elements, _by_split(scores)] if scores["fold"].n_unique() > 1 else elements
+    if ensemble["ensemble_loss"] is not None:
+        rows.append(["their mean", "", number(ensemble["ensemble_loss"], 4)])
+    return [Text(text), Table("Members of the ensemble", ["member", "weight", "loss on forward splits"], rows)]
 
 
-def _by_split(scores: pl.DataFrame) -> Table:
-    """A row a configuration, SRC and MAE of each split."""
-    splits = scores.select("fold", "posts").unique(maintain_order=True).rows()
-    header = [f"{metric}, split {fold}" for fold, _ in splits for metric in ("SRC", "MAE")]
-    rows = [
-        [str(name), *(number(value, 4) for row in own.select("src", "mae").iter_rows() for value in row)]
-        for (name,), own in scores.group_by("configuration", maintain_order=True)
-    ]
-    sizes = ", ".join(f"{posts:,}" for _, posts in splits)
-    return Table(f"Scores of each split, in order of time (posts: {sizes})", ["configuration", *header], rows)
-
-
-def _search(study: Mapping[str, Any], trials: pl.DataFrame, schemes: list[str]) -> list[Element]:
+def _search(study: Mapping[str, Any], trials: pl.DataFrame, tune: Mapping[str, Any]) -> list[Element]:
     counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(study["trials"].items()) if count)
+    members = listed([one["name"] for one in study["members"]])
+    schemes = listed(tune["schemes"])
     text = (
-        f"Search: {counted(len(trials), 'trial')} ({counts}), by their loss on {listed(schemes)}. The winner was "
-        "chosen by its loss, so that loss is a little too low; the scores of other schemes are not affected. A trial "
-        f"fits with the effort tune.effort: the best trial has {number(study['best']['value'], 4)}, and its "
-        f"parameters have {number(study['at_stage_effort']['value'], 4)} as the stage fits them."
+        f"Search: {counted(len(trials), 'trial')} ({counts}), by their loss on {schemes}; the registered "
+        f"configurations came first. Members are the trials that predict the forward splits best together: {members}. "
+        "They were chosen by these losses, so their losses are a little too low; the scores of other schemes are not "
+        "affected. A trial fits with the effort tune.effort."
     )
-    elements: list[Element] = [Text(text), Charts([_history(trials)])]
+    elements: list[Element] = [Text(text), _configurations(study, trials, tune["start"]), Charts([_history(trials)])]
     if study["importance"]:
         ordered = sorted(study["importance"].items(), key=lambda item: (-item[1], item[0]))
         largest = ordered[0][1] or 1.0
         rows = [Bar(name, [share / largest], percent(share)) for name, share in ordered]
         elements.append(Bars("Importance of the parameters: share of the variance between trials (fANOVA)", rows))
     return [*elements, _best_trials(trials, study)]
+
+
+def _configurations(study: Mapping[str, Any], trials: pl.DataFrame, start: Mapping[str, Any]) -> Table:
+    """A row a registered configuration: what differs from tune.start, and its loss."""
+    losses = dict(trials.filter(pl.col("name").is_not_null()).select("name", "value").iter_rows())
+    rows = [
+        [
+            name,
+            "; ".join(f"{key}: {_shown(value)}" for key, value in values.items() if value != start[key]),
+            number(losses[name], 4) if name in losses else "",
+        ]
+        for name, values in ((one["name"], one["params"]) for one in study["registered"])
+    ]
+    return Table("Registered configurations", ["configuration", "instead of tune.start", "loss"], rows, names=2)
 
 
 def _history(trials: pl.DataFrame) -> Chart:
