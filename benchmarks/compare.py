@@ -49,7 +49,7 @@ from benchmarks.systems import METRICS, SHAPES, Project, compare, reshaped
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
 from popularity.core.arrays import Float64Array
 from popularity.core.config import PARAMS_FILE, load_params
-from popularity.core.contracts import FORWARD, HOLDOUT, MAIN_MODEL, TEXT_PREDICTIONS
+from popularity.core.contracts import FORWARD, HOLDOUT, MAIN_MODEL, MEMBER_PREDICTIONS
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.stage import run
@@ -185,7 +185,7 @@ def with_text(rows: pl.DataFrame, params: EnsembleParams) -> pl.DataFrame:
     WITHOUT_TEXT is OURS before that. Every row takes the weights of OURS, chosen as stage `ensemble` does.
     """
     key = rows.select("pid", "scheme", pl.col("fold").cast(pl.Int32))
-    text = key.with_columns(prediction=rows[TEXT]).select(list(TEXT_PREDICTIONS.columns))
+    text = key.with_columns(prediction=rows[TEXT]).select(list(MEMBER_PREDICTIONS.columns))
     error_scale = pl.lit(None, pl.Float64).alias("error_scale")
 
     def members(column: str) -> MemberTable:

@@ -1,10 +1,12 @@
-"""Averages the stack's members and the text model, with weights chosen on the forward splits.
+"""Averages the stack's members, the text model and members from files, with weights chosen on the forward splits.
 
-Reads posts, the predictions and the importance of stage stack, and the predictions of the text model; writes
-predictions.parquet and importance.csv of the mean, and weights.json, by which later posts are predicted.
+Reads posts, the predictions and the importance of stage stack, the predictions of the text model and those of the files
+that `ensemble.members` names; writes predictions.parquet and importance.csv of the mean, and weights.json, by which
+later posts are predicted.
 
     python -m stages.ensemble --posts data/interim/posts.parquet --stack data/stack --text-model data/text_model \
-        --predictions data/ensemble --models models/ensemble --resources reports/resources/ensemble.json
+        --members data/members --predictions data/ensemble --models models/ensemble \
+        --resources reports/resources/ensemble.json
 """
 
 import argparse
@@ -24,6 +26,7 @@ from popularity.ensemble.members import (
     EnsembleParams,
     MemberTable,
     chosen_weights,
+    read_members,
     read_text_predictions,
     summary,
     weighted_importance,
@@ -39,20 +42,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("posts", "stack", "predictions", "models", "resources"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--text-model", type=Path, help="folder of its predictions; if not given, the stack alone")
+    parser.add_argument("--members", type=Path, help="folder of the files that ensemble.members names")
     args = parser.parse_args(argv)
     params = load_params("ensemble", EnsembleParams, args.params)
     posts = read_table(args.posts, POSTS)
     predictions = read_table(args.stack / "predictions.parquet", PREDICTIONS)
     text = read_text_predictions(args.text_model) if params.text_model else None
+    others = read_members(params.members, args.members) if params.members else {}
     with (
         record_resources("ensemble", args.resources),
         atomic_directory(args.models) as models,
         atomic_directory(args.predictions) as out,
     ):
-        table = MemberTable.of(predictions, text)
+        table = MemberTable.of(predictions, text, others)
         rows = table.out_of_fold(posts)
         chosen = chosen_weights(rows, params)
-        found = summary(rows, chosen, table.offset)
+        found = summary(rows, chosen, table, params.members)
         baselines = predictions.filter(pl.col("model").is_in(BASELINES))
         mean = pl.concat([table.mean(chosen), baselines]).sort(PREDICTIONS.key)
         write_table(mean, out / "predictions.parquet", PREDICTIONS)
@@ -64,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             models,
             params={"ensemble": asdict(params)},
             inputs={"posts": args.posts, "stack": args.stack}
-            | ({"text_model": args.text_model} if args.text_model else {}),
+            | {name: vars(args)[name] for name in ("text_model", "members") if vars(args)[name]},
             metrics=scheme_scores(posts, mean),
         )
     for name, weight in found["weights"].items():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params, read_yaml
-from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
+from popularity.core.contracts import FOLDS, MEMBER_PREDICTIONS, POSTS, read_table, write_table
 from popularity.core.manifest import write_manifest
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.stage import record_resources, run
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         predictions = fit_folds(fold_inputs, splits, schemes, processes)
         if processes.is_main_process:
             with atomic_directory(args.models) as models, atomic_directory(args.predictions) as out:
-                write_table(predictions, out / "predictions.parquet", TEXT_PREDICTIONS)
+                write_table(predictions, out / "predictions.parquet", MEMBER_PREDICTIONS)
                 if params.epochs:
                     (models / "model.safetensors").write_bytes(fold_inputs.model_file.read_bytes())
                 write_manifest(models, params={"text_model": asdict(params)}, inputs=inputs, metrics={})

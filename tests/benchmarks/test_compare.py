@@ -31,7 +31,7 @@ from tests.repository import PAIR
 from tests.stack.small_stack import FEATURIZE, SPLIT, STACK, posts_with_signal, tree_bytes, write_blocks
 from tests.text_model.test_text_model import PARAMS as TEXT_MODEL
 
-ENSEMBLE = EnsembleParams(seed=0, text_model=True, shrinkage=0.5)
+ENSEMBLE = EnsembleParams(seed=0, text_model=True, members=(), shrinkage=0.5)
 
 
 def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:

@@ -16,7 +16,7 @@ QUESTIONS = [
     ("add a column", "contributing.md#add-a-feature", "docs/contributing.md", "Add a feature", "features/rows.py"),
     ("add an encoder", "contributing.md#add-an-encoder", "docs/contributing.md", "Add an encoder", "register_encoder"),
     ("add a learner", "contributing.md#add-a-learner", "docs/contributing.md", "Add a learner", "LEARNERS"),
-    ("add a member", "contributing.md#add-a-member", "docs/contributing.md", "Add a member", "popularity.blend"),
+    ("add a member", "contributing.md#add-a-member", "docs/contributing.md", "Add a member", "popularity.member"),
     ("try 63 leaves", "63 leaves", "README.md", "Change one thing and compare", "stack.lightgbm.num_leaves=63"),
     ("start from my own files", "## Your own data", "README.md", "Your own data", "make dataset ROOT="),
     ("what is in models/", "models/README.md", "models/README.md", "models/", "the members' parameters"),

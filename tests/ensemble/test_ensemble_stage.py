@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from popularity.core.contracts import POSTS, PREDICTIONS, TEXT_PREDICTIONS, read_table, write_table
+from popularity.core.contracts import MEMBER_PREDICTIONS, POSTS, PREDICTIONS, read_table, write_table
 from popularity.core.errors import ConfigError
 from stages import ensemble
 from tests.ensemble.test_members import PARAMS, made
@@ -33,7 +33,8 @@ def inputs(tmp_path: Path) -> Path:
     write_table(table, tmp_path / "stack/predictions.parquet", PREDICTIONS)
     importance = "model,block,feature,gain\na,metadata,hour,3.0\na,text,x,1.0\nb,metadata,hour,5.0\n"
     (tmp_path / "stack/importance.csv").write_text(importance, encoding="utf-8")
-    write_table(text, tmp_path / "text/predictions.parquet", TEXT_PREDICTIONS)
+    write_table(text, tmp_path / "text/predictions.parquet", MEMBER_PREDICTIONS)
+    (tmp_path / "members").mkdir()
     (tmp_path / "params.yaml").write_text(json.dumps({"ensemble": asdict(PARAMS)}), encoding="utf-8")
     return tmp_path
 
@@ -44,7 +45,8 @@ def run(inputs: Path, name: str = "out", **params: Any) -> dict[str, Any]:
     file.write_text(json.dumps({"ensemble": {**asdict(PARAMS), **params}}), encoding="utf-8")
     paths = {
         "params": file, "posts": inputs / "posts.parquet", "stack": inputs / "stack", "text-model": inputs / "text",
-        "predictions": inputs / name / "data", "models": inputs / name / "models", "resources": inputs / f"{name}.json",
+        "members": inputs / "members", "predictions": inputs / name / "data",
+        "models": inputs / name / "models", "resources": inputs / f"{name}.json",
     }  # fmt: skip
     ensemble.main([part for flag, path in paths.items() for part in (f"--{flag}", str(path))])
     content: dict[str, Any] = json.loads((inputs / name / "models/weights.json").read_text(encoding="utf-8"))
@@ -73,6 +75,13 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path) -> None:
 
 def test_without_the_text_model_the_stack_is_alone(inputs: Path) -> None:
     assert set(run(inputs, text_model=False)["weights"]) == {"a", "b"}
+
+
+def test_a_file_is_a_member(inputs: Path) -> None:
+    text = read_table(inputs / "text/predictions.parquet", MEMBER_PREDICTIONS)
+    write_table(text, inputs / "members/theirs.parquet", MEMBER_PREDICTIONS)
+    found = run(inputs, members=["theirs"])
+    assert (set(found["weights"]), found["files"]) == ({"a", "b", "text_model", "theirs"}, ["theirs"])
 
 
 def test_bad_parameters_are_named(inputs: Path) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 
-from popularity.core.contracts import PREDICTIONS, TEXT_PREDICTIONS, FoldKey, check_table
+from popularity.core.contracts import MEMBER_PREDICTIONS, PREDICTIONS, FoldKey, check_table, write_table
 from popularity.core.errors import DataError
 from popularity.ensemble.members import (
     Chosen,
     EnsembleParams,
     MemberTable,
     chosen_weights,
+    read_members,
     summary,
     weighted_importance,
 )
 
-PARAMS = EnsembleParams(seed=0, text_model=True, shrinkage=0.0)
+PARAMS = EnsembleParams(seed=0, text_model=True, members=(), shrinkage=0.0)
 FOLDS = (("forward", 0), ("forward", 1), ("holdout", 0), ("refit", 0))
 POSTS_OF_A_FOLD = 60
 
@@ -51,9 +56,9 @@ def made() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         text.append(pl.DataFrame({**key, "prediction": theirs}))
         posts.append(pl.DataFrame({"pid": pids, "uid": [f"u{post % 20}" for post in range(len(pids))], "label": label}))
     predictions = pl.concat(one.select(pl.col(name).cast(kind) for name, kind in columns.items()) for one in stack)
-    text_columns = {name: column.dtype for name, column in TEXT_PREDICTIONS.columns.items()}
+    text_columns = {name: column.dtype for name, column in MEMBER_PREDICTIONS.columns.items()}
     member = pl.concat(text).select(pl.col(name).cast(kind) for name, kind in text_columns.items())
-    return predictions.sort(PREDICTIONS.key), member.sort(TEXT_PREDICTIONS.key), pl.concat(posts)
+    return predictions.sort(PREDICTIONS.key), member.sort(MEMBER_PREDICTIONS.key), pl.concat(posts)
 
 
 def of(predictions: pl.DataFrame, model: str, scheme: str, fold: int = 0) -> pl.DataFrame:
@@ -80,7 +85,7 @@ def test_later_posts_are_predicted_as_those_of_refit() -> None:
     predictions, text, posts = made()
     table = MemberTable.of(predictions, text)
     chosen = chosen_weights(table.out_of_fold(posts), PARAMS)
-    stored = summary(table.out_of_fold(posts), chosen, table.offset)
+    stored = summary(table.out_of_fold(posts), chosen, table, [])
     theirs = text.filter(scheme="refit").sort("pid")["prediction"].to_numpy()
     expected = stored["weights"]["text_model"] * (np.tile(theirs, 2) - stored["text_model_offset"])
     for model in "ab":
@@ -93,13 +98,14 @@ def test_later_posts_are_predicted_as_those_of_refit() -> None:
 def test_a_split_does_not_choose_its_own_weights() -> None:
     """The labels of the first split follow the text model, those of the second member a."""
     predictions, text, posts = made()
-    rows = MemberTable.of(predictions, text).out_of_fold(posts)
+    table = MemberTable.of(predictions, text)
+    rows = table.out_of_fold(posts)
     chosen = chosen_weights(rows, PARAMS)
     assert chosen.of(FoldKey("forward", 0))["a"] > 0.9
     assert chosen.of(FoldKey("forward", 1))["text_model"] > 0.9
     assert chosen.of(FoldKey("holdout", 0)) == chosen.of(FoldKey("refit", 0)) == chosen.whole
     assert chosen.whole["b"] < 0.1
-    found = summary(rows, chosen, 0.0)
+    found = summary(rows, chosen, table, [])
     assert found["ensemble_loss"] > min(found["losses"].values())  # each split has the weights of the other one
     assert found["splits"] == 2
     alone = chosen_weights(rows.only(0), PARAMS)
@@ -111,7 +117,7 @@ def test_without_a_split_the_stack_s_members_are_equal_and_the_text_model_has_no
     table = MemberTable.of(predictions.filter(pl.col("scheme") != "forward"), text)
     chosen = chosen_weights(table.out_of_fold(posts), PARAMS)
     assert chosen.whole == {"a": 0.5, "b": 0.5}
-    found = summary(table.out_of_fold(posts), chosen, 0.0)
+    found = summary(table.out_of_fold(posts), chosen, table, [])
     assert (found["losses"], found["ensemble_loss"], found["splits"]) == ({}, None, 0)
     assert table.mean(chosen).height == 2 * 2 * POSTS_OF_A_FOLD
 
@@ -170,7 +176,7 @@ def test_a_test_part_of_no_post_has_no_offset() -> None:
 def test_shrinkage_leaves_every_member_a_weight() -> None:
     predictions, text, posts = made()
     rows = MemberTable.of(predictions, text).out_of_fold(posts)
-    weights = chosen_weights(rows, EnsembleParams(seed=0, text_model=True, shrinkage=0.6)).whole
+    weights = chosen_weights(rows, EnsembleParams(seed=0, text_model=True, members=(), shrinkage=0.6)).whole
     assert min(weights.values()) >= 0.2 - 1e-12
 
 
@@ -192,3 +198,51 @@ def test_importance_is_the_mean_of_shares() -> None:
     assert found.rows() == [
         ("x", "x1", pytest.approx(0.6)), ("y", "y1", pytest.approx(0.2)), ("z", "z1", 0.0),
     ]  # fmt: skip
+
+
+def theirs(text: pl.DataFrame, posts: pl.DataFrame, schemes: Sequence[str] = ("forward", "refit")) -> pl.DataFrame:
+    """Predictions of a file: the labels, 2 too high."""
+    rows = text.filter(pl.col("scheme").is_in(schemes)).join(posts.select("pid", "label"), on="pid", how="left")
+    return rows.with_columns(prediction=pl.col("label") + 2).drop("label").sort(MEMBER_PREDICTIONS.key)
+
+
+def test_a_file_is_a_member_that_counts_as_it_is() -> None:
+    predictions, text, posts = made()
+    table = MemberTable.of(predictions, text, {"theirs": theirs(text, posts)})
+    assert list(table.names) == ["a", "b", "theirs", "text_model"]
+    assert table.offset == MemberTable.of(predictions, text).offset
+    weights = {"a": 0.25, "theirs": 0.75}
+    found = table.mean(Chosen(weights, {0: weights, 1: weights}))
+    check_table(found, PREDICTIONS)
+    label = np.tile(posts.filter(pl.col("pid").str.starts_with("3")).sort("pid")["label"].to_numpy(), 2)
+    a = of(predictions, "a", "refit")["prediction"].to_numpy()
+    np.testing.assert_allclose(of(found, "stack", "refit")["prediction"].to_numpy(), 0.25 * a + 0.75 * (label + 2))
+    a = of(predictions, "a", "holdout")["prediction"].to_numpy()  # which the file does not predict
+    np.testing.assert_allclose(of(found, "stack", "holdout")["prediction"].to_numpy(), a)
+    params = replace(PARAMS, members=("theirs",))
+    chosen = chosen_weights(table.out_of_fold(posts), params)
+    assert chosen.whole["theirs"] > 0.2
+    stored = summary(table.out_of_fold(posts), chosen, table, params.members)
+    assert (stored["files"], set(stored["weights"])) == (["theirs"], {"a", "b", "theirs", "text_model"})
+    without = MemberTable.of(predictions.filter(pl.col("scheme") != "forward"), text, {"theirs": theirs(text, posts)})
+    assert chosen_weights(without.out_of_fold(posts), params).whole == {"a": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize("name", ["a", "stack", "constant", "text_model"])
+def test_a_name_that_is_taken_is_refused(name: str) -> None:
+    predictions, text, posts = made()
+    with pytest.raises(DataError, match=f"has the name {name}"):
+        MemberTable.of(predictions, text, {name: theirs(text, posts)})
+
+
+def test_files_of_members_are_checked(tmp_path: Path) -> None:
+    predictions, text, posts = made()
+    with pytest.raises(DataError, match=r"theirs\.parquet: no file(.|\n)*popularity\.member"):
+        read_members(["theirs"], tmp_path)
+    file = tmp_path / "theirs.parquet"
+    write_table(theirs(text, posts, ["forward"]), file, MEMBER_PREDICTIONS)
+    with pytest.raises(DataError, match=r"theirs\.parquet: no row of scheme refit"):
+        read_members(["theirs"], tmp_path)
+    write_table(theirs(text, posts).filter(pl.col("pid") != "0007"), file, MEMBER_PREDICTIONS)
+    with pytest.raises(DataError, match=r"member theirs: no prediction for post 0007 of forward, fold 0, and 0 more"):
+        MemberTable.of(predictions, text, read_members(["theirs"], tmp_path))

@@ -19,10 +19,10 @@ from popularity.core.config import read_yaml
 from popularity.core.contracts import (
     FOLDS,
     IMAGES,
+    MEMBER_PREDICTIONS,
     MEMBERS,
     POSTS,
     PREDICTIONS,
-    TEXT_PREDICTIONS,
     class_names,
     read_table,
     write_table,
@@ -142,7 +142,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     stored = read_table(clone.root / "data/ensemble/predictions.parquet", PREDICTIONS).filter(
         scheme="refit", model="stack"
     )
-    text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", TEXT_PREDICTIONS).filter(
+    text_predictions = read_table(clone.root / "data/text_model/predictions.parquet", MEMBER_PREDICTIONS).filter(
         scheme="refit"
     )
     file = project / paths.ENSEMBLE_WEIGHTS

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from popularity.core import paths
-from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TEXT_PREDICTIONS, read_table
+from popularity.core.contracts import FOLDS, MEMBER_PREDICTIONS, POSTS, PREDICTIONS, read_table
 from popularity.encoders.text import network_text_params
 from popularity.stack import StackModel, read_blocks
 from popularity.text_model import TextModel
@@ -165,7 +165,7 @@ def test_the_pulled_models_give_the_stored_predictions(pulled: Clone) -> None:
         for name, model in models.items()
     )
     stored = read_table(data / "ensemble/predictions.parquet", PREDICTIONS).filter(scheme="refit", model="stack")
-    stored_texts = read_table(data / "text_model/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
+    stored_texts = read_table(data / "text_model/predictions.parquet", MEMBER_PREDICTIONS).filter(scheme="refit")
     stored_texts = stored_texts.join(features.select("pid"), on="pid", how="right", maintain_order="right")
     texts = stored_texts["prediction"].to_numpy()
     text_model = TextModel.load(

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 
-from popularity.core.contracts import TEXT_PREDICTIONS, read_table
+from popularity.core.contracts import MEMBER_PREDICTIONS, read_table
 from popularity.text_model.folds import FoldInputs, parallel_fits
 from tests.encoders.tiny_encoders import encoder_sections, save_bert, text_params
 from tests.processes import kill_everything, wait_for
@@ -58,7 +58,7 @@ def test_two_processes_divide_the_folds_and_a_killed_run_goes_on(folder: Path) -
     process = launch("one", "cpu")
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
-    folds = read_table(folder / "one/predicted/predictions.parquet", TEXT_PREDICTIONS)["scheme", "fold"].n_unique()
+    folds = read_table(folder / "one/predicted/predictions.parquet", MEMBER_PREDICTIONS)["scheme", "fold"].n_unique()
     process = launch("two", "two_cpu_processes")
     wait_for(lambda: len(finished()) >= 2, process)
     kill_everything(process)

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
-from popularity.core.contracts import FOLDS, POSTS, TEXT_PREDICTIONS, read_table, write_table
+from popularity.core.contracts import FOLDS, MEMBER_PREDICTIONS, POSTS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.encoders.text import EmbedTextParams
 from popularity.features import featurize
@@ -78,7 +78,7 @@ def run_stage(folder: Path, out: Path, encoder: EmbedTextParams, params: TextMod
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features"}
     made = {"predictions": "predicted", "models": "models", "state": "state"}
     text_model.main(stage_flags("text_model", out, **{name: folder / file for name, file in given.items()}, **made))
-    return read_table(out / "predicted/predictions.parquet", TEXT_PREDICTIONS)
+    return read_table(out / "predicted/predictions.parquet", MEMBER_PREDICTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def ran(folder: Path, encoder: EmbedTextParams, tmp_path_factory: pytest.TempPat
 
 
 def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFrame, encoder: EmbedTextParams) -> None:
-    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
+    predicted = read_table(ran / "predicted/predictions.parquet", MEMBER_PREDICTIONS)
     scored = predicted.filter(scheme="forward").join(posts.select("pid", "label"), on="pid", validate="m:1")
     assert spearmanr(scored["label"], scored["prediction"]).statistic > 0.6
     assert np.abs(scored["label"].to_numpy() - scored["prediction"].to_numpy()).mean() < 1.0
@@ -104,16 +104,18 @@ def _given(folder: Path) -> tuple[pl.DataFrame, Labels]:
 
 
 def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:
-    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
+    predicted = read_table(ran / "predicted/predictions.parquet", MEMBER_PREDICTIONS)
     splits = read_table(folder / "splits.parquet", FOLDS)
     wanted = splits.filter(pl.col("role") == "valid", pl.col("scheme").is_in([*SCHEMES, "refit"]))
-    assert predicted.select(TEXT_PREDICTIONS.key).equals(wanted.select(TEXT_PREDICTIONS.key).sort(TEXT_PREDICTIONS.key))
+    assert predicted.select(MEMBER_PREDICTIONS.key).equals(
+        wanted.select(MEMBER_PREDICTIONS.key).sort(MEMBER_PREDICTIONS.key)
+    )
 
 
 def test_labels_of_scored_posts_change_nothing(
     posts: pl.DataFrame, ran: Path, encoder: EmbedTextParams, tmp_path: Path
 ) -> None:
-    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
+    predicted = read_table(ran / "predicted/predictions.parquet", MEMBER_PREDICTIONS)
     holdout = predicted.filter(scheme="holdout")["pid"]
     blank = pl.when(pl.col("pid").is_in(holdout.implode())).then(pl.col("label") - 5).otherwise("label")
     other = run_stage(write_inputs(posts.with_columns(label=blank), tmp_path), tmp_path / "out", encoder)
@@ -125,7 +127,7 @@ def test_labels_of_scored_posts_change_nothing(
 def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
     folder: Path, ran: Path, encoder: EmbedTextParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS)
+    first = read_table(ran / "predicted/predictions.parquet", MEMBER_PREDICTIONS)
     fitted = 0
 
     def interrupted(*args: Any) -> TextModel:
@@ -147,7 +149,7 @@ def test_the_same_bytes_again_and_finished_folds_are_not_fitted_again(
 
 def test_a_saved_model_predicts_as_it_did(folder: Path, ran: Path, encoder: EmbedTextParams) -> None:
     final = fold_of(folder, "refit")
-    predicted = read_table(ran / "predicted/predictions.parquet", TEXT_PREDICTIONS).filter(scheme="refit")
+    predicted = read_table(ran / "predicted/predictions.parquet", MEMBER_PREDICTIONS).filter(scheme="refit")
     model = TextModel.load(ran / "models/model.safetensors", encoder)
     np.testing.assert_allclose(model.predict(final.valid, final.valid_at), predicted["prediction"], rtol=0, atol=1e-5)
     alone = model.predict(final.valid.head(1), final.valid_at[:1])

@@ -218,8 +218,8 @@ TRENDS = Contract(
     key=("scheme", "fold", "member", "earlier"),
 )
 
-TEXT_PREDICTIONS = Contract(
-    "text predictions",
+MEMBER_PREDICTIONS = Contract(
+    "member predictions",
     {
         "pid": Column(pl.String),
         "scheme": Column(pl.String, values=SCHEMES),

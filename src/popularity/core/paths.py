@@ -66,6 +66,7 @@ STACK_OUTPUTS = "data/stack"
 STACK_PREDICTIONS = "data/stack/predictions.parquet"  # of every member, and of the baselines
 STACK_TRENDS = "data/stack/trends.parquet"  # of the first member
 
+MEMBER_FILES = "data/members"
 ENSEMBLE = "models/ensemble"
 ENSEMBLE_MANIFEST = "models/ensemble/manifest.json"
 ENSEMBLE_WEIGHTS = "models/ensemble/weights.json"

@@ -1,11 +1,12 @@
-"""The ensemble: the weighted mean of the stack's members and the text model, with weights from the forward splits.
+"""The ensemble: the weighted mean of the stack's members, the text model and files, weighted on the forward splits.
 
-The members of the stack count as they are. The text model moves the posts of a fold against each other alone: its
-predictions are taken as differences from their median, and the median of the stack's equal mean is added again.
+The members of the stack and of files count as they are. The text model moves the posts of a fold against each other
+alone: its predictions are taken as differences from their median, and the median of the stack's equal mean is added
+again.
 
 Every member predicts the valid posts of `forward` without their labels, so these splits choose the weights
-(popularity.ensemble.greedy); the weights in a split are chosen on the others. `holdout` chooses nothing. Where the text
-model is not fitted (text_model.schemes), the stack's members share its weight; without `forward` it has none.
+(popularity.ensemble.greedy); the weights in a split are chosen on the others. `holdout` chooses nothing. In a scheme
+without predictions of a member, the others share its weight; without `forward` only the stack's members have one.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from popularity.core.contracts import (
     BASELINES,
     FORWARD,
     MAIN_MODEL,
+    MEMBER_PREDICTIONS,
     PREDICTIONS,
     REFIT,
     TEXT_MODEL,
-    TEXT_PREDICTIONS,
     FoldKey,
     read_table,
 )
@@ -36,6 +37,7 @@ from popularity.core.errors import DataError
 from popularity.ensemble.greedy import OutOfFold, greedy_weights, shrunk
 
 CONSTANT = "constant"
+RESERVED = (*BASELINES, MAIN_MODEL, TEXT_MODEL)  # names that no file of a member can have
 FOLD = ["scheme", "fold"]
 ROW = [*FOLD, "seed", "pid"]
 DIGITS = 6  # of a weight or loss in weights.json, for people
@@ -50,11 +52,13 @@ class EnsembleParams(Section):
     Args:
         seed: of the bags of the greedy selection.
         text_model: whether the text model is a member.
+        members: names of files <name>.parquet (contract MEMBER_PREDICTIONS) of other members.
         shrinkage: the share of the way from the greedy weights to equal ones.
     """
 
     seed: Annotated[int, Field(ge=0)]
     text_model: bool
+    members: tuple[str, ...]
     shrinkage: Annotated[float, Field(ge=0, le=1)]
 
 
@@ -65,8 +69,8 @@ class MemberTable:
     Args:
         names: of the members, those of the stack first.
         rows: scheme, fold, seed, pid, a column a member, `error_scale:<member>` for those of the stack, and `constant`;
-            sorted by scheme, fold, seed, pid. The text model's predictions are already centred; they are null in
-            schemes in which it was not fitted.
+            sorted by scheme, fold, seed, pid. The text model's predictions are already centred. A member that is none
+            of the stack's is null in schemes that it does not predict.
         offset: what was taken off the text model's predictions of the test part; 0 without any.
     """
 
@@ -75,15 +79,18 @@ class MemberTable:
     offset: float
 
     @classmethod
-    def of(cls, predictions: pl.DataFrame, text: pl.DataFrame | None) -> MemberTable:
-        """The table of the stack's members and the text model.
+    def of(
+        cls, predictions: pl.DataFrame, text: pl.DataFrame | None, others: Mapping[str, pl.DataFrame] | None = None
+    ) -> MemberTable:
+        """The table of all members.
 
         Args:
             predictions: contract PREDICTIONS, of stage stack.
-            text: contract TEXT_PREDICTIONS; None or without a row: the stack's members alone.
+            text: of the text model, contract MEMBER_PREDICTIONS; None or without a row: it is no member.
+            others: of members from files, likewise, by name.
 
         Raises:
-            DataError: the text model has the scheme, but lacks a post.
+            DataError: a member has the scheme, but lacks a post, or a name is taken.
         """
         names = [name for name in predictions["model"].unique().sort() if name not in BASELINES]
         own = predictions.filter(pl.col("model").is_in(names))
@@ -95,12 +102,15 @@ class MemberTable:
             constant, on=[*FOLD, "pid"], how="left", validate="m:1"
         )
         rows = rows.sort(ROW)
+        for name, member in (others or {}).items():
+            if name in [*names, *RESERVED]:
+                raise DataError(f"ensemble.members: another member has the name {name}", expected="a name of its own")
+            rows = _joined(rows, name, member)
+        stack, names = names, [*names, *(others or {})]
         if text is None or text.is_empty():
             return cls(names, rows, 0.0)
-        member = text.select(*TEXT_PREDICTIONS.key, pl.col("prediction").alias(TEXT_MODEL))
-        rows = rows.join(member, on=TEXT_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
-        _refuse_missing(rows.filter(pl.col("scheme").is_in(text["scheme"].unique().to_list())))
-        offset = pl.col(TEXT_MODEL).median() - pl.mean_horizontal(names).median()
+        rows = _joined(rows, TEXT_MODEL, text)
+        offset = pl.col(TEXT_MODEL).median() - pl.mean_horizontal(stack).median()
         refit = rows.filter(scheme=REFIT)
         known = float(refit.select(offset).item()) if refit.height else 0.0
         return cls([*names, TEXT_MODEL], rows.with_columns(pl.col(TEXT_MODEL) - offset.over(FOLD)), known)
@@ -131,7 +141,7 @@ class MemberTable:
     def mean(self, chosen: Chosen) -> pl.DataFrame:
         """The predictions of the ensemble (contract PREDICTIONS, model MAIN_MODEL), sorted by its key.
 
-        In a fold without the text model, the stack's members share its weight. The error scale is the weighted mean of
+        In a fold that a member does not predict, the others share its weight. The error scale is the weighted mean of
         those of the stack's members.
 
         Args:
@@ -180,14 +190,14 @@ def _shares(weights: Weights, names: Sequence[str]) -> Float64Array:
 def chosen_weights(rows: OutOfFold, params: EnsembleParams) -> Chosen:
     """The weights that the forward splits choose; a single split chooses its own.
 
-    Without a split, the stack's members have equal weights and the text model none.
+    Without a split, the stack's members have equal weights and the others none.
 
     Args:
         rows: of the forward splits.
         params: section ensemble.
     """
     if not len(rows.label):
-        own = [name for name in rows.names if name != TEXT_MODEL]
+        own = [name for name in rows.names if name not in (TEXT_MODEL, *params.members)]
         return Chosen({name: 1 / len(own) for name in own}, {})
 
     def weights(some: OutOfFold) -> Weights:
@@ -197,7 +207,7 @@ def chosen_weights(rows: OutOfFold, params: EnsembleParams) -> Chosen:
     return Chosen(weights(rows), {fold: weights(rows.without(fold)) for fold in rows.folds})
 
 
-def summary(rows: OutOfFold, chosen: Chosen, offset: float) -> dict[str, Any]:
+def summary(rows: OutOfFold, chosen: Chosen, table: MemberTable, files: Sequence[str]) -> dict[str, Any]:
     """The content of weights.json: weights, the text model's offset, and losses on the forward splits.
 
     Later posts are predicted as sum(weight * prediction), less the offset in the text model's predictions. The loss of
@@ -206,7 +216,8 @@ def summary(rows: OutOfFold, chosen: Chosen, offset: float) -> dict[str, Any]:
     Args:
         rows: of the forward splits.
         chosen: the weights.
-        offset: of the text model.
+        table: of the members.
+        files: names of the members that have no model here.
     """
     losses: dict[str, float | None] = {}
     ensemble = None
@@ -221,7 +232,8 @@ def summary(rows: OutOfFold, chosen: Chosen, offset: float) -> dict[str, Any]:
         ensemble = rounded(float(np.mean(each)), DIGITS)
     return {
         "weights": dict(chosen.whole),
-        "text_model_offset": offset,
+        "files": list(files),
+        "text_model_offset": table.offset,
         "losses": losses,
         "ensemble_loss": ensemble,
         "splits": len(chosen.by_split),
@@ -247,16 +259,49 @@ def weighted_importance(importance: pl.DataFrame, weights: Weights) -> pl.DataFr
 
 
 def read_text_predictions(folder: Path | None) -> pl.DataFrame | None:
-    """What stages.text_model wrote (contract TEXT_PREDICTIONS); None without a folder."""
-    return read_table(folder / "predictions.parquet", TEXT_PREDICTIONS) if folder else None
+    """What stages.text_model wrote (contract MEMBER_PREDICTIONS); None without a folder."""
+    return read_table(folder / "predictions.parquet", MEMBER_PREDICTIONS) if folder else None
 
 
-def _refuse_missing(rows: pl.DataFrame) -> None:
-    missing = rows.filter(pl.col(TEXT_MODEL).is_null()).select(*FOLD, "pid").unique(maintain_order=True)
+def read_members(names: Sequence[str], folder: Path) -> dict[str, pl.DataFrame]:
+    """Predictions (contract MEMBER_PREDICTIONS) by name, of the files that section ensemble names.
+
+    Args:
+        names: of members.
+        folder: of <name>.parquet.
+
+    Raises:
+        DataError: there is no such file, or it lacks the forward splits or the test part.
+    """
+    found = {}
+    for name in names:
+        file = folder / f"{name}.parquet"
+        if not file.is_file():
+            raise DataError(
+                f"no file of the member {name}", file=file, expected="a file for each name in ensemble.members",
+                fix="python -m popularity.member --help",
+            )  # fmt: skip
+        found[name] = read_table(file, MEMBER_PREDICTIONS)
+        for scheme in {FORWARD, REFIT} - {*found[name]["scheme"]}:
+            raise DataError(
+                f"no row of scheme {scheme}", file=file,
+                expected="predictions of the valid posts of forward, which choose its weight, and of refit's",
+            )  # fmt: skip
+    return found
+
+
+def _joined(rows: pl.DataFrame, name: str, member: pl.DataFrame) -> pl.DataFrame:
+    """`rows` with a member's predictions as a column; null in schemes that it does not have."""
+    column = member.select(*MEMBER_PREDICTIONS.key, pl.col("prediction").alias(name))
+    rows = rows.join(column, on=MEMBER_PREDICTIONS.key, how="left", validate="m:1", maintain_order="left")
+    schemes = member["scheme"].unique().to_list()
+    missing = rows.filter(pl.col("scheme").is_in(schemes), pl.col(name).is_null()).select(*FOLD, "pid")
     if missing.height:
+        missing = missing.unique(maintain_order=True)
         scheme, fold, pid = missing.row(0)
         raise DataError(
-            f"no prediction of the text model for post {pid} of {FoldKey(scheme, fold)}, "
-            f"and {missing.height - 1} more",
-            expected="one for each valid post", fix="dvc repro text_model",
+            f"member {name}: no prediction for post {pid} of {FoldKey(scheme, fold)}, and {missing.height - 1} more",
+            expected="one for each valid post of a scheme that it predicts",
+            fix="dvc repro text_model" if name == TEXT_MODEL else "write its file again for these splits",
         )  # fmt: skip
+    return rows

@@ -319,18 +319,22 @@ class _MemberWeights:
         stack: of the members of the stack that count, by name.
         text_model: of the text model.
         offset: taken off the text model's predictions.
+        files: names and weights of the members that have no model; the others share their weight.
     """
 
     stack: Mapping[str, float]
     text_model: float
     offset: float
+    files: Mapping[str, float]
 
     @classmethod
     def read(cls, file: Path) -> _MemberWeights:
         content: dict[str, Any] = read_json(file)
-        weights = dict(content["weights"])
-        text = weights.pop(TEXT_MODEL, 0.0)
-        return cls({name: weight for name, weight in weights.items() if weight}, text, content["text_model_offset"])
+        weights = {name: weight for name, weight in content["weights"].items() if weight}
+        files = {name: weights.pop(name) for name in content["files"] if name in weights}
+        own = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        text = own.pop(TEXT_MODEL, 0.0)
+        return cls(own, text, content["text_model_offset"], files)
 
 
 @dataclass(frozen=True)
@@ -352,6 +356,11 @@ def _predict_ensemble(
     weights = _MemberWeights.read(project.weights)
     if not weights.stack:
         raise ContractError(f"{project.weights}: no member of the stack has a weight\n  next: dvc repro")
+    for name, weight in weights.files.items():
+        for own in notes.values():
+            own.append(
+                f"without member {name} (weight {weight:.2f}), which is a file and predicts the test posts alone"
+            )
     models: Mapping[str, StackModel] = {name: StackModel.load(project.stack / name) for name in weights.stack}
     dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
     posted_at = dates["posted_at"].to_physical().to_numpy()

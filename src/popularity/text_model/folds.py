@@ -18,7 +18,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from popularity.core.allocation import local_processes
-from popularity.core.contracts import REFIT, TEXT_PREDICTIONS, FoldKey, empty_table, read_table, write_table
+from popularity.core.contracts import MEMBER_PREDICTIONS, REFIT, FoldKey, empty_table, read_table, write_table
 from popularity.core.parallel import ordered_map
 from popularity.core.tensors import torch_threads
 from popularity.encoders.sharding import missing_files
@@ -61,7 +61,7 @@ class FoldInputs:
 def fit_folds(
     inputs: FoldInputs, splits: pl.DataFrame, schemes: Sequence[str], processes: PartialState
 ) -> pl.DataFrame:
-    """Predictions of every fold's valid rows (contract TEXT_PREDICTIONS); empty without epochs.
+    """Predictions of every fold's valid rows (contract MEMBER_PREDICTIONS); empty without epochs.
 
     Process k of n fits every n-th fold that is not finished, from the k-th on; all of them return the same predictions.
 
@@ -72,7 +72,7 @@ def fit_folds(
         processes: the state of this process.
     """
     if not inputs.params.epochs:
-        return empty_table(TEXT_PREDICTIONS)
+        return empty_table(MEMBER_PREDICTIONS)
     folds = list(rows_of(splits, [*schemes, REFIT]))
     missing = missing_files(inputs.state, [key.file_name for key, _ in folds], processes)
     mine = [folds[index] for index in missing[processes.process_index :: processes.num_processes]]
@@ -84,8 +84,8 @@ def fit_folds(
     for _ in tqdm(fits, "text model", len(mine), unit="fold", disable=not processes.is_main_process):
         pass
     processes.wait_for_everyone()
-    finished = [read_table(inputs.state / key.file_name, TEXT_PREDICTIONS) for key, _ in folds]
-    return pl.concat(finished).sort(TEXT_PREDICTIONS.key)
+    finished = [read_table(inputs.state / key.file_name, MEMBER_PREDICTIONS) for key, _ in folds]
+    return pl.concat(finished).sort(MEMBER_PREDICTIONS.key)
 
 
 def parallel_fits(inputs: FoldInputs) -> int:
@@ -94,7 +94,7 @@ def parallel_fits(inputs: FoldInputs) -> int:
 
 
 def _fit_fold(inputs: FoldInputs, task: Task) -> None:
-    """Writes the predictions (contract TEXT_PREDICTIONS) of one fold, and the model if it is that of `refit`."""
+    """Writes the predictions (contract MEMBER_PREDICTIONS) of one fold, and the model if it is that of `refit`."""
     key, rows = task
     fold = load_fold(key, rows, inputs.posts, inputs.features)
     with torch_threads(inputs.params.num_threads):
@@ -104,4 +104,4 @@ def _fit_fold(inputs: FoldInputs, task: Task) -> None:
     if key.scheme == REFIT:
         model.save(inputs.model_file)
     predictions = keys.with_columns(prediction=pl.Series(predicted, dtype=pl.Float64))
-    write_table(predictions, inputs.state / key.file_name, TEXT_PREDICTIONS)
+    write_table(predictions, inputs.state / key.file_name, MEMBER_PREDICTIONS)
