@@ -145,6 +145,16 @@ def test_where_the_text_model_is_not_fitted_the_stack_s_members_share_its_weight
     np.testing.assert_allclose(of(found, "stack", "holdout")["prediction"].to_numpy(), (a + b) / 2)
 
 
+def test_where_the_first_member_is_fitted_alone_it_is_the_mean() -> None:
+    predictions, text, _ = made()
+    kept = (pl.col("scheme") != "holdout") | pl.col("model").is_in(["a", "constant"])
+    weights = {"a": 0.1, "b": 0.5, "text_model": 0.4}
+    table = MemberTable.of(predictions.filter(kept), text.filter(pl.col("scheme") != "holdout"))
+    found = of(table.mean(Chosen(weights, {0: weights, 1: weights})), "stack", "holdout")
+    own = of(predictions, "a", "holdout")
+    assert found.drop("model").equals(own.drop("model"))
+
+
 def test_a_text_model_that_predicts_no_forward_split_has_no_weight() -> None:
     predictions, text, posts = made()
     table = MemberTable.of(predictions, text.filter(pl.col("scheme") != "forward"))

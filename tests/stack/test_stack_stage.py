@@ -90,13 +90,15 @@ def test_outs(inputs: Path, tmp_path: Path) -> None:
         assert tree_bytes(tmp_path / "again" / out) == tree_bytes(tmp_path / out)
 
 
-def test_every_member_is_fitted_and_the_trend_is_written_once(inputs: Path, tmp_path: Path) -> None:
+def test_every_member_is_fitted_but_in_group_and_the_trend_is_written_once(inputs: Path, tmp_path: Path) -> None:
     """The trend is that of the first member; the other one has another, as no search gives it."""
     file = tmp_path / "members.yaml"
     write_members({"whole": {"n_seeds": 1}, "half": {"row_selection.fraction": 0.5, "detrend": "linear"}}, file)
     run_stack(inputs, tmp_path / "both", None, "--members", str(file))
     predictions = read_table(tmp_path / "both/stack/predictions.parquet", PREDICTIONS)
-    assert set(predictions["model"]) == {"whole", "half", "metadata", "user_mean", "constant"}
+    baselines = {"metadata", "user_mean", "constant"}
+    assert set(predictions["model"]) == {"whole", "half", *baselines}
+    assert set(predictions.filter(scheme="group")["model"]) == {"whole", *baselines}
     trends = read_table(tmp_path / "both/stack/trends.parquet", TRENDS)
     write_members({"whole": {"n_seeds": 1}}, file)
     run_stack(inputs, tmp_path / "one", None, "--members", str(file))

@@ -153,7 +153,8 @@ class MemberTable:
             own = chosen.of(FoldKey(str(scheme), int(str(fold))))
             fitted = [name for name in self.names if not rows[name].has_nulls()]
             values = rows.select(fitted).to_numpy() @ _shares(own, fitted)
-            scales = rows.select(f"error_scale:{name}" for name in scaled).to_numpy() @ _shares(own, scaled)
+            known = [name for name in scaled if name in fitted]
+            scales = rows.select(f"error_scale:{name}" for name in known).to_numpy() @ _shares(own, known)
             parts.append(
                 rows.select(ROW).with_columns(
                     model=pl.lit(MAIN_MODEL), prediction=pl.Series(values), error_scale=pl.Series(scales)

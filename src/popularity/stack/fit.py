@@ -90,7 +90,8 @@ def fit_schemes(data: StackData, members: Mapping[str, StackParams], *, state: P
     """Fits every model in every scheme.
 
     Models: the members (their blocks, on the selected train rows), `metadata` (this block only, otherwise as the first
-    member), `user_mean`, `constant`.
+    member), `user_mean`, `constant`. In schemes that are no splits in time, which choose no weight and are no promise,
+    the first member is the only one.
 
     Args:
         data: tables and blocks.
@@ -104,7 +105,7 @@ def fit_schemes(data: StackData, members: Mapping[str, StackParams], *, state: P
     if any("catboost" in params.learners for params in members.values()):
         catboost.library()
     first = next(iter(members.values()))
-    systems = {**members, METADATA: metadata_alone(first)}
+    every = {**members, METADATA: metadata_alone(first)}
 
     def fit(task: tuple[FoldKey, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame | None]:
         key, rows = task
@@ -114,6 +115,8 @@ def fit_schemes(data: StackData, members: Mapping[str, StackParams], *, state: P
             return pl.read_parquet(finished), pl.read_parquet(finished_trends), None
         fold = load_fold(key, rows, data.posts, data.features)
         predicted = [predict_simple(fold, first, name) for name in ("user_mean", "constant")]
+        decides = key.scheme in (*TIME_SCHEMES, REFIT)
+        systems = {name: own for name, own in every.items() if decides or own is first or name == METADATA}
         importance: list[pl.DataFrame] = []
         trends = empty_table(TRENDS)
         started = time.perf_counter()
