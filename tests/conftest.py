@@ -89,7 +89,7 @@ SLOW = {
     "leakage/test_labels",
     "leakage/test_rows",
     "network/test_losses::test_two_processes_see_each_others_posts",
-    "network/test_model::test_training_needs_neither_tables_nor_trees_nor_dvc",
+    "network/test_model::test_training_needs_neither_tables_nor_trees_nor_dvc_nor_the_compiler",
     "inference/test_embed_posts_stage",
     "pipeline/test_where_it_runs",
     "report/test_report_stage",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +191,11 @@ class PrototypeNetwork(nn.Module):
         global_prompts, local_prompts = encoded
         return global_prompts, local_prompts
 
-    @torch.compiler.disable
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As torch's own, but for the layouts, which are made once; a decorator would import the compiler always."""
+        self._prompt_layouts = torch.compiler.disable(self._prompt_layouts)  # type: ignore[method-assign]
+        super().compile(*args, **kwargs)
+
     def _prompt_layouts(self) -> tuple[bool, list[PromptLayout]]:
         """Whether G and L share a pass, and their layouts, which are made once and stay on the tower's device."""
         device = self.text_tower.prefix.device
