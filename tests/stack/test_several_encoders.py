@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from popularity.core.vectors import ADAPTED_FROM, write_block
 from popularity.features import CATEGORIES, TEXT
 from popularity.stack import Blocks, read_blocks
 from popularity.stack.feature_blocks import part_rows
-from popularity.stack.matrix import MatrixEncoder
+from popularity.stack.matrix import MatrixEncoder, columns_of_all
 from tests.random_posts import random_posts
 from tests.stack.small_stack import STACK, random_block, random_blocks, write_blocks
 
@@ -54,18 +55,42 @@ def test_each_encoder_is_a_block_with_its_own_components_and_ridge(folders: tupl
     assert not np.array_equal(new.values[:, position], train.values[:, position])  # out of fold against fitted
 
 
-def test_the_encoders_of_a_kind_come_and_go_together(folders: tuple[Path, Path, Path]) -> None:
-    """As the search does it: `columns.feature_blocks` names kinds."""
-    blocks, table = read_blocks(*folders), features()
+@pytest.mark.parametrize(
+    "fewer",
+    [
+        {"feature_blocks": ("metadata", "text")},
+        {"feature_blocks": ("image", "metadata", "prototype"), "feature_groups": ("image",)},
+        {"feature_groups": ()},
+        {"feature_groups": ("neighbours", "words"), "uid_category": True},
+        {"feature_blocks": ("text",), "feature_groups": ("neighbours",)},
+    ],
+)
+def test_some_columns_of_all_are_those_that_are_fitted_alone(
+    folders: tuple[Path, Path, Path], fewer: dict[str, Any]
+) -> None:
+    """As the search and the stage do it; `columns.feature_blocks` names kinds, whose encoders come and go together."""
+    statistics = POSTS.select("pid", pl.lit(3.0, pl.Float32).alias("image_statistics.text"))
+    statistics.sort("pid").write_parquet(folders[0] / "statistics.parquet")
+    blocks, table = read_blocks(*folders), features().join(POSTS.select("pid", "posted_at"), on="pid")
+    table = table.with_columns(pl.lit(1.0).alias("words.n_words"), pl.lit(2.0).alias("rhythm.user_week"))
     label = np.random.default_rng(1).normal(size=table.height)
-    encoder, train = MatrixEncoder.fit(table, label, blocks, STACK.columns)
-    for kinds in (("metadata", "text"), ("metadata", "image", "prototype")):
-        columns = replace(STACK.columns, feature_blocks=kinds)
-        alone, matrix = MatrixEncoder.fit(table, label, blocks, columns)
-        cut = encoder.with_blocks(kinds)
-        assert cut.blocks == alone.blocks
-        assert train.with_blocks(cut.blocks).names == matrix.names
-        np.testing.assert_array_equal(train.with_blocks(cut.blocks).values, matrix.values)
+    groups = ("words", "rhythm", "neighbours", "image")
+    columns = replace(STACK.columns, feature_groups=groups, category_min_posts=1)
+    of_all = columns_of_all([columns, replace(columns, uid_category=True)])
+    own = replace(columns, **fewer)
+    assert columns_of_all([of_all, own]) == of_all
+    encoder, train = MatrixEncoder.fit(table, label, blocks, of_all)
+    assert {column.group for column in train.columns} == {None, *groups}
+    alone, matrix = MatrixEncoder.fit(table, label, blocks, own)
+    cut = encoder.with_columns(own)
+    assert cut.blocks == alone.blocks
+    for found, expected in (
+        (train.with_columns(cut), matrix),
+        (encoder.apply(table, blocks).with_columns(cut), alone.apply(table, blocks)),
+        (cut.apply(table, blocks), alone.apply(table, blocks)),
+    ):
+        assert found.columns == expected.columns
+        np.testing.assert_array_equal(found.values, expected.values)
 
 
 def test_one_encoder_is_read_alike_from_its_folder_and_from_the_folder_of_all(

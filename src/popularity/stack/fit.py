@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
 from popularity.stack.learners import LEARNERS
 from popularity.stack.masking import rows_to_mask
-from popularity.stack.matrix import Matrix, MatrixEncoder
+from popularity.stack.matrix import ColumnParams, Matrix, MatrixEncoder, columns_of_all
 from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.row_selection import kept_rows
@@ -174,7 +174,7 @@ def metadata_alone(params: StackParams) -> StackParams:
 
 
 def encode_shared(fold: Fold, blocks: Blocks, systems: Mapping[str, StackParams]) -> Iterator[tuple[str, EncodedFold]]:
-    """The fold with the columns of each system, by name; those that differ in their blocks alone are encoded at once.
+    """The fold with the columns of each system, by name; those of an equal `columns_key` are encoded at once.
 
     Args:
         fold: train and valid rows.
@@ -185,17 +185,16 @@ def encode_shared(fold: Fold, blocks: Blocks, systems: Mapping[str, StackParams]
     for name, params in systems.items():
         groups.setdefault(columns_key(params), []).append(name)
     for names in groups.values():
-        every = dict.fromkeys(block for name in names for block in systems[name].columns.feature_blocks)
-        params = systems[names[0]]
-        of_all = replace(params, columns=replace(params.columns, feature_blocks=tuple(every)))
-        encoded = encode_fold(fold, blocks, of_all)
+        of_all = columns_of_all([systems[name].columns for name in names])
+        encoded = encode_fold(fold, blocks, replace(systems[names[0]], columns=of_all))
         for name in names:
-            yield name, encoded.with_blocks(systems[name].columns.feature_blocks)
+            yield name, encoded.with_columns(systems[name].columns)
 
 
 def columns_key(params: StackParams) -> str:
-    """Equal for sections whose columns differ at most in `columns.feature_blocks`."""
-    return fingerprint(params.detrend, asdict(replace(params.columns, feature_blocks=())))
+    """Equal for sections whose columns differ at most in blocks, groups and `uid_category`: see `columns_of_all`."""
+    same = replace(params.columns, feature_blocks=(), feature_groups=(), uid_category=False)
+    return fingerprint(params.detrend, asdict(same))
 
 
 def fit_and_predict(fold: Fold, blocks: Blocks, params: StackParams) -> pl.DataFrame:
@@ -222,15 +221,15 @@ class EncodedFold:
     train: Matrix
     valid: Matrix | None
 
-    def with_blocks(self, names: Sequence[str]) -> EncodedFold:
-        """The same fold with the columns of some of its blocks, as if these alone had been encoded.
+    def with_columns(self, params: ColumnParams) -> EncodedFold:
+        """The same fold with some of its columns, as if these alone had been encoded.
 
         Args:
-            names: of `stack.columns.feature_blocks`, in their order there.
+            params: as MatrixEncoder.with_columns.
         """
-        encoder = self.encoder.with_blocks(names)
-        valid = None if self.valid is None else self.valid.with_blocks(encoder.blocks)
-        return replace(self, encoder=encoder, train=self.train.with_blocks(encoder.blocks), valid=valid)
+        encoder = self.encoder.with_columns(params)
+        valid = None if self.valid is None else self.valid.with_columns(encoder)
+        return replace(self, encoder=encoder, train=self.train.with_columns(encoder), valid=valid)
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -76,12 +76,17 @@ class Matrix:
             return self
         return Matrix(self.values[rows], [self.pids[row] for row in rows], self.columns)
 
-    def with_blocks(self, names: Sequence[str]) -> Matrix:
-        """The columns of the blocks `names`, block after block."""
-        columns = [index for name in names for index, block in enumerate(self.blocks) if block == name]
-        if columns == list(range(len(self.columns))):
+    def with_columns(self, encoder: MatrixEncoder) -> Matrix:
+        """The columns that an encoder gives, which `MatrixEncoder.with_columns` made of that of this matrix."""
+        kept = [
+            index
+            for name in encoder.blocks
+            for index, column in enumerate(self.columns)
+            if column.block == name and encoder.gives(column)
+        ]
+        if kept == list(range(len(self.columns))):
             return self
-        return Matrix(self.values[:, columns], self.pids, tuple(self.columns[index] for index in columns))
+        return Matrix(self.values[:, kept], self.pids, tuple(self.columns[index] for index in kept))
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,16 @@ class ColumnParams(Section):
     oof_ridge_character_alphas: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
     uid_category: bool
     category_min_posts: Annotated[int, Field(ge=1)]
+
+
+def columns_of_all(each: Sequence[ColumnParams]) -> ColumnParams:
+    """Parameters whose columns hold those of `each`, which differ in blocks, groups and `uid_category` alone."""
+    return replace(
+        each[0],
+        feature_blocks=tuple(dict.fromkeys(block for one in each for block in one.feature_blocks)),
+        feature_groups=tuple(dict.fromkeys(group for one in each for group in one.feature_groups)),
+        uid_category=any(one.uid_category for one in each),
+    )
 
 
 @dataclass(frozen=True)
@@ -386,13 +401,35 @@ class MatrixEncoder:
         """The blocks in the order of their columns."""
         return (*(("metadata",) if self.numeric or self.categories.codes else ()), *self.dense)
 
-    def with_blocks(self, names: Sequence[str]) -> MatrixEncoder:
-        """The encoder that `fit` makes for these `feature_blocks` alone; blocks are fitted independently."""
-        kinds = (*names, *(name for name in self.dense if name == IMAGE_STATISTICS_BLOCK))
-        dense = {name: own for kind in kinds for name, own in self.dense.items() if block_kind(name) == kind}
-        metadata = "metadata" in names
-        categories = self.categories if metadata else CategoryEncoder({})
-        return MatrixEncoder(self.numeric if metadata else (), categories, dense, self.classes)
+    def with_columns(self, params: ColumnParams) -> MatrixEncoder:
+        """The encoder that `fit` makes for `params`: its columns are fitted independently of each other.
+
+        Args:
+            params: like those of this encoder, but for fewer blocks or groups, or no `uid_category`.
+        """
+        metadata = "metadata" in params.feature_blocks
+        seen = (None, *params.feature_groups)
+        numeric = tuple(name for name in self.numeric if metadata and FeatureColumn.named(name).group in seen)
+        codes = {
+            name: own
+            for name, own in self.categories.codes.items()
+            if metadata and (params.uid_category or name != "uid")
+        }
+        kinds = (*params.feature_blocks, *((IMAGE_STATISTICS_BLOCK,) if "image" in params.feature_groups else ()))
+        neighbours = "neighbours" in params.feature_groups
+        dense = {
+            name: own if neighbours else replace(own, neighbours=None)
+            for kind in kinds
+            for name, own in self.dense.items()
+            if block_kind(name) == kind
+        }
+        return MatrixEncoder(numeric, CategoryEncoder(codes), dense, self.classes)
+
+    def gives(self, column: MatrixColumn) -> bool:
+        """Whether the column of one of its blocks is among its columns."""
+        if column.block == "metadata":
+            return column.name in self.numeric or column.name in self.categories.codes
+        return column.kind != "neighbours" or self.dense[column.block].neighbours is not None
 
     def apply(self, features: pl.DataFrame, blocks: Blocks) -> Matrix:
         """The matrix of other posts than the train rows: of `features` (pid, features), in its row order."""

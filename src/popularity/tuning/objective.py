@@ -31,7 +31,8 @@ from popularity.core.metrics import selection_loss
 from popularity.core.resume import code_fingerprint
 from popularity.stack.effort import Effort
 from popularity.stack.feature_blocks import Blocks, read_blocks
-from popularity.stack.fit import EncodedFold, columns_key, encode_fold, fit_fold
+from popularity.stack.fit import EncodedFold, encode_fold, fit_fold
+from popularity.stack.matrix import ColumnParams, columns_of_all
 from popularity.stack.params import StackParams
 from popularity.tuning.configurations import MAX_CANDIDATES, registered
 from popularity.tuning.space import Choices, Space, Values
@@ -39,7 +40,7 @@ from popularity.tuning.study import Budget, Search, Step
 from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
 
-BLOCKS_KEY = "columns.feature_blocks"
+COLUMN_KEYS = ("feature_blocks", "feature_groups", "uid_category")  # of section stack.columns: see columns_of_all
 # Keys of section stack that no trial reads: the effort sets the seeds, and the others change no prediction of a fold.
 UNREAD_KEYS = ("n_seeds", "schemes", "parallel_folds", "cluster.workers", "cluster.scheduler")
 TREND_KEY = "detrend"  # has one value for all members: splits in time cannot tell trends apart
@@ -257,17 +258,23 @@ class StackObjective:
         return prediction
 
     def _encode(self, fold: Fold, params: StackParams) -> EncodedFold:
-        """The fold with the columns of the trial; the blocks of all trials are encoded at once and cached."""
-        axis = self.space.axes.get(BLOCKS_KEY)
-        choices = axis.choices if isinstance(axis, Choices) else (params.columns.feature_blocks,)
-        every = tuple(dict.fromkeys(block for one in choices for block in one))
-        params_of_all = replace(params, columns=replace(params.columns, feature_blocks=every))
-        key = f"{columns_key(params_of_all)}-{fold.key.file_name}"
-        encoded = self.encoded.get(key) or encode_fold(fold, self.blocks, params_of_all)
+        """The fold with the columns of the trial; those of all trials are encoded at once and cached."""
+        of_all = replace(params, columns=self._columns_of_all(params.columns))
+        key = f"{fingerprint(of_all.detrend, asdict(of_all.columns))}-{fold.key.file_name}"
+        encoded = self.encoded.get(key) or encode_fold(fold, self.blocks, of_all)
         # What no longer fits is encoded in every trial; trials take the folds in turn, so nothing else would be kept.
         if sum(one.nbytes for one in {**self.encoded, key: encoded}.values()) <= MAX_CACHE_BYTES:
             self.encoded[key] = encoded
-        return encoded.with_blocks(params.columns.feature_blocks)
+        return encoded.with_columns(params.columns)
+
+    def _columns_of_all(self, columns: ColumnParams) -> ColumnParams:
+        """Parameters whose columns hold those of every trial, these among them."""
+        each = []
+        for key in COLUMN_KEYS:
+            axis = self.space.axes.get(f"columns.{key}")
+            for choice in axis.choices if isinstance(axis, Choices) else ():
+                each.append(replace(columns, **{key: choice}))
+        return columns_of_all([*each, columns])
 
 
 def mean_loss(folds: Mapping[str, float]) -> float:
