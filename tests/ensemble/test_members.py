@@ -169,7 +169,7 @@ def test_a_text_model_that_predicts_no_forward_split_has_no_weight() -> None:
 def test_a_post_may_be_valid_in_several_splits() -> None:
     predictions, text, posts = made()
     again = pl.when(fold=1).then(pl.col("pid").str.replace("^1", "0")).otherwise("pid")
-    table = MemberTable.of(*(one.with_columns(pid=again) for one in (predictions, text)))
+    table = MemberTable.of(predictions.with_columns(pid=again), text.with_columns(pid=again))
     rows = table.out_of_fold(posts)
     assert rows.folds == [0, 1]
     np.testing.assert_array_equal(rows.label[rows.fold == 0], rows.label[rows.fold == 1])

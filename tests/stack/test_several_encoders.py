@@ -14,7 +14,7 @@ from popularity.core.vectors import ADAPTED_FROM, write_block
 from popularity.features import CATEGORIES, TEXT
 from popularity.stack import Blocks, read_blocks
 from popularity.stack.feature_blocks import part_rows
-from popularity.stack.matrix import MatrixEncoder, columns_of_all
+from popularity.stack.matrix import FeatureGroup, MatrixEncoder, columns_of_all
 from tests.random_posts import random_posts
 from tests.stack.small_stack import STACK, random_block, random_blocks, write_blocks
 
@@ -74,7 +74,7 @@ def test_some_columns_of_all_are_those_that_are_fitted_alone(
     blocks, table = read_blocks(*folders), features().join(POSTS.select("pid", "posted_at"), on="pid")
     table = table.with_columns(pl.lit(1.0).alias("words.n_words"), pl.lit(2.0).alias("rhythm.user_week"))
     label = np.random.default_rng(1).normal(size=table.height)
-    groups = ("words", "rhythm", "neighbours", "image")
+    groups: tuple[FeatureGroup, ...] = ("words", "rhythm", "neighbours", "image")
     columns = replace(STACK.columns, feature_groups=groups, category_min_posts=1)
     of_all = columns_of_all([columns, replace(columns, uid_category=True)])
     own = replace(columns, **fewer)

@@ -126,9 +126,11 @@ def test_members_replace_what_is_searched_and_nothing_else(file: Path, tmp_path:
     members = tmp_path / "members.yaml"
     values = {"target_transform": "rank_gauss", "columns.feature_blocks": ["image"]}
     start = read_yaml(file)["tune"]["start"]
-    write_members({"ranks": {**start, **values, "lightgbm.num_leaves": 63}, "start": {}}, members)
+    same = {"columns.feature_blocks": values["columns.feature_blocks"]}
+    write_members({"ranks": {**start, **values, "lightgbm.num_leaves": 63}, "blocks": same, "start": {}}, members)
+    assert "&" not in members.read_text(encoding="utf-8")  # people read it
     found = load_members(file, members)
-    assert list(found) == ["ranks", "start"]
+    assert list(found) == ["ranks", "blocks", "start"]
     assert found["start"] == load_params("stack", StackParams, file)
     assert found["ranks"].target_transform == "rank_gauss"
     assert found["ranks"].columns.feature_blocks == ("image",)

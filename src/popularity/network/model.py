@@ -193,7 +193,7 @@ class PrototypeNetwork(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As torch's own, but for the layouts, which are made once; a decorator would import the compiler always."""
-        self._prompt_layouts = torch.compiler.disable(self._prompt_layouts)  # type: ignore[method-assign]
+        self._prompt_layouts = torch.compiler.disable(self._prompt_layouts)  # type: ignore[method-assign, no-untyped-call]
         super().compile(*args, **kwargs)
 
     def _prompt_layouts(self) -> tuple[bool, list[PromptLayout]]:

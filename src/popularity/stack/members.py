@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def write_members(members: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         file: that is written.
     """
     with atomic_path(file) as partial:
-        YAML().dump({name: dict(values) for name, values in members.items()}, partial)
+        plain = {name: dict(values) for name, values in members.items()}
+        YAML().dump(json.loads(json.dumps(plain)), partial)  # members share lists, which would become anchors
 
 
 def load_members(params: Path, file: Path | None) -> dict[str, StackParams]:
