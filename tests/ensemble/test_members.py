@@ -183,11 +183,24 @@ def test_a_test_part_of_no_post_has_no_offset() -> None:
     assert MemberTable.of(predictions.filter(pl.col("scheme") != "refit"), text).offset == 0.0
 
 
-def test_shrinkage_leaves_every_member_a_weight() -> None:
+def test_shrinkage_is_for_the_members_of_the_stack_alone() -> None:
     predictions, text, posts = made()
     rows = MemberTable.of(predictions, text).out_of_fold(posts)
-    weights = chosen_weights(rows, EnsembleParams(seed=0, text_model=True, members=(), shrinkage=0.6)).whole
-    assert min(weights.values()) >= 0.2 - 1e-12
+    greedy, weights = (chosen_weights(rows, replace(PARAMS, shrinkage=share)).whole for share in (0.0, 0.6))
+    assert greedy["b"] < 0.1
+    assert weights["text_model"] == pytest.approx(greedy["text_model"])
+    assert weights["b"] == pytest.approx(0.4 * greedy["b"] + 0.3 * (greedy["a"] + greedy["b"]))
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_the_stack_keeps_a_weight_where_the_text_model_predicts_all() -> None:
+    predictions, text, posts = made()
+    label = text.join(posts.select("pid", "label"), on="pid", how="left").with_columns(prediction=pl.col("label"))
+    rows = MemberTable.of(
+        predictions.filter(model="b").vstack(predictions.filter(model="constant")), label.drop("label")
+    )
+    weights = chosen_weights(rows.out_of_fold(posts), PARAMS).whole
+    assert weights == {"b": pytest.approx(0.05), "text_model": pytest.approx(0.95)}
 
 
 def test_a_post_that_the_text_model_lacks_is_named() -> None:

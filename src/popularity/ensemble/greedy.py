@@ -96,8 +96,8 @@ def greedy_weights(table: OutOfFold, seed: int) -> Float64Array:
 
 
 def shrunk(weights: Float64Array, shrinkage: float) -> Float64Array:
-    """Returns weights (members,) moved towards equal ones, by a share of the way from 0 to 1."""
-    moved: Float64Array = (1 - shrinkage) * weights + shrinkage / len(weights)
+    """Returns weights (members,) moved towards equal ones of the same sum, by a share of the way from 0 to 1."""
+    moved: Float64Array = (1 - shrinkage) * weights + shrinkage * weights.mean()
     return moved
 
 

@@ -40,6 +40,7 @@ CONSTANT = "constant"
 RESERVED = (*BASELINES, MAIN_MODEL, TEXT_MODEL)  # names that no file of a member can have
 FOLD = ["scheme", "fold"]
 ROW = [*FOLD, "seed", "pid"]
+MIN_STACK = 0.05  # share of the stack's members together: a prediction is explained by their columns
 DIGITS = 6  # of a weight or loss in weights.json, for people
 
 Weights = Mapping[str, float]  # by member, not negative, of sum 1; a member that is not there has none
@@ -53,7 +54,8 @@ class EnsembleParams(Section):
         seed: of the bags of the greedy selection.
         text_model: whether the text model is a member.
         members: names of files <name>.parquet (contract MEMBER_PREDICTIONS) of other members.
-        shrinkage: the share of the way from the greedy weights to equal ones.
+        shrinkage: the share of the way from the greedy weights of the stack's members to equal ones. These members are
+            alike; the text model and files keep their weights, because one that knows nothing would take a share.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -202,7 +204,13 @@ def chosen_weights(rows: OutOfFold, params: EnsembleParams) -> Chosen:
         return Chosen({name: 1 / len(own) for name in own}, {})
 
     def weights(some: OutOfFold) -> Weights:
-        found = shrunk(greedy_weights(some, params.seed), params.shrinkage)
+        found = greedy_weights(some, params.seed)
+        own = np.array([name not in (TEXT_MODEL, *params.members) for name in rows.names])
+        share = max(found[own].sum(), MIN_STACK)
+        stack = shrunk(found[own], params.shrinkage) if found[own].any() else np.ones(own.sum())
+        found[own] = stack / stack.sum() * share
+        if others := found[~own].sum():
+            found[~own] *= (1 - share) / others
         return dict(zip(rows.names, found.tolist(), strict=True))
 
     return Chosen(weights(rows), {fold: weights(rows.without(fold)) for fold in rows.folds})
