@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 
 # Make would expand a $, and it divides names at spaces. Other characters of ROOT reach no shell: see `dataset`.
-NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON
+NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON PORT
 ifneq ($(findstring $$,$(foreach name,$(NO_DOLLAR),$(value $(name)))),)
 $(error $(NO_DOLLAR) may hold no dollar sign: choose another path, or make a link to it)
 endif

@@ -30,7 +30,6 @@ def pictures() -> Iterator[tuple[str, bytes, str]]:
     script = b"<script>alert(1)</script>"
     good = image_bytes(size=(64, 48))
     side = int(MAX_PIXELS**0.5) + 1
-    lies = png(4, 4, (b"IDAT", zlib.compress(bytes(50_000_000))))
     texts = png(4, 4, (b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000))), (b"IDAT", zlib.compress(bytes(60))))
     yield "bomb in the header", png(60_000, 60_000, (b"IDAT", zlib.compress(bytes(1000)))), "pixels"
     yield "more pixels than allowed", png(side, side, (b"IDAT", zlib.compress(bytes(1000)))), "pixels, more than"
@@ -62,7 +61,6 @@ def pictures() -> Iterator[tuple[str, bytes, str]]:
     yield "TIFF in a circle", b"II*\0\x08\0\0\0\0\0\x08\0\0\0", ""
     yield "BMP of another size", b"BM" + struct.pack("<IHHIIiiHH", 99, 0, 0, 54, 40, 2**30, 2**30, 1, 24), ""
     yield "too many bytes", bytes(MAX_IMAGE_BYTES + 1), "20 MB"
-    assert len(lies) < 1_000_000  # more data than pixels: the decoder stops at the pixels
 
 
 def encoded(content: bytes) -> str:

@@ -77,7 +77,7 @@ def test_an_answer_is_what_predict_prints(
     for each in (draft, other, draft):
         found = answers.predict(Question(post=each, image=encoded(PICTURE)))
         expected = printed(each, tmp_path, capsys)
-        assert {"row": 0, **TypeAdapter(Answer).dump_python(found)["prediction"]} == expected
+        assert {"row": 0, **TypeAdapter(Answer).dump_python(found, mode="json")["prediction"]} == expected
         TypeAdapter(Answer).validate_python(TypeAdapter(Answer).dump_python(found))
         beyond = any("days after the last post" in limit for limit in found.limits)
         assert (UNSEEN_USER in found.limits, beyond) == (each is other, each is other)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 from popularity.core.errors import ConfigError
@@ -30,15 +32,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if find_spec("aiohttp") is None:
         raise ConfigError("aiohttp is not installed\n  next: make app, or pip install -c requirements.lock aiohttp")
-    # One process reads ahead for nobody: a draft is a single batch; and nobody reads bars of progress.
-    os.environ.setdefault("POPULARITY_WORKERS", "0")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("POPULARITY_WORKERS", "0")  # a few drafts need no processes that read ahead
     serve(args.port)
 
 
 def serve(port: int) -> None:
     """Loads the models, answers a first draft, and listens until it is stopped."""
-    # After the environment is set: tqdm reads it when it is imported.
+    # Here: without aiohttp the command says what is missing, and its help needs no models.
     from aiohttp import web  # noqa: PLC0415
 
     from popularity.app.answers import Answers  # noqa: PLC0415
@@ -50,11 +50,13 @@ def serve(port: int) -> None:
     room = (free_shared_memory(SHARED_MEMORY) or 0) >= MIN_FREE
     answers = Answers(Predictor(Project.at(Path()), SHARED_MEMORY if room else None))
     print("loading the models of the last run ...", flush=True)
-    answers.predict(Question(post=Draft(date=answers.options["last"], title="a first draft")))
+    with redirect_stderr(StringIO()):
+        answers.predict(Question(post=Draft(date=answers.options["last"], title="a first draft")))
     web.run_app(
         make_server(answers),
         host=HOST,
         port=port,
+        access_log=None,
         print=lambda _: print(f"http://{HOST}:{port}   (Ctrl-C ends it)", flush=True),
     )
 

@@ -7,8 +7,10 @@ import base64
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from dataclasses import asdict
 from importlib.resources import files
+from io import StringIO
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -80,9 +82,14 @@ class _Worker:
             raise web.HTTPServiceUnavailable(text="too many requests wait: try again", headers={"Retry-After": "5"})
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, compute)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, _without_bars, compute)
         finally:
             self._waiting -= 1
+
+
+def _without_bars(compute: Callable[[], T]) -> T:
+    with redirect_stderr(StringIO()):  # bars of progress; the log has its own handle
+        return compute()
 
 
 def _answering(
