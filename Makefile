@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 
 # Make would expand a $, and it divides names at spaces. Other characters of ROOT reach no shell: see `dataset`.
-NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON
+NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON PORT
 ifneq ($(findstring $$,$(foreach name,$(NO_DOLLAR),$(value $(name)))),)
 $(error $(NO_DOLLAR) may hold no dollar sign: choose another path, or make a link to it)
 endif
@@ -15,7 +15,7 @@ $(error VENV=$(VENV): expected a path without quotes and characters of the shell
 endif
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-export ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM
+export ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM PORT
 export PYTHONPATH := $(CURDIR)/src
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM ?= false
 READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
 
 .DEFAULT_GOAL := help
-.PHONY: help env checkout repro trials leaks bench dataset weights test test-fast faults lint clean
+.PHONY: help env checkout repro app trials leaks bench dataset weights test test-fast faults lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,11 @@ repro: checkout env ## run the whole graph: data to scores, result page and subm
 	@python -m popularity.resources reports/resources
 	@echo && cat reports/scores.txt
 	@python -m popularity.submission
+
+app: env ## what if? a page on this machine over the models of the last run [PORT=8090]
+	@python -c 'import aiohttp' 2> /dev/null || { echo "==> installing the extra app, as requirements.lock has it"; \
+		python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock aiohttp; }
+	@python -m popularity.app $(if $(PORT),--port="$$PORT")
 
 trials: ## compare experiments: scores on forward and group, changed parameters
 	@names=$$(dvc exp list --name-only) || exit 1; test -n "$$names" || { \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,14 @@ class Shown:
         assert self.page.evaluate(SMALLEST_FONT) >= 11
 
 
+def shown(file: Path, width: int, scheme: str = "light") -> AbstractContextManager[Shown]:
+    """`file` opened from disk in a window of `width` pixels."""
+    return shown_at(file.resolve().as_uri(), width, scheme)
+
+
 @contextmanager
-def shown(file: Path, width: int, scheme: str = "light") -> Iterator[Shown]:
-    """`file` opened from disk in a window of `width` pixels.
+def shown_at(address: str, width: int, scheme: str = "light") -> Iterator[Shown]:
+    """The page at `address` in a window of `width` pixels; a request to anywhere else is a trouble.
 
     Without Chromium the test is skipped, but not where CI is true.
     """
@@ -76,11 +81,12 @@ def shown(file: Path, width: int, scheme: str = "light") -> Iterator[Shown]:
         page.on("console", lambda message: troubles.append(f"console {message.type}: {message.text}"))
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
         page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url[:200]}"))
-        requests: list[str] = []
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(file.resolve().as_uri())
-        troubles += [
-            f"request: {url[:200]}" for url in requests if not url.startswith(("data:", file.resolve().as_uri()))
-        ]
+
+        def note_foreign(request: Any) -> None:
+            if not request.url.startswith(("data:", address, f"blob:{address}")):
+                troubles.append(f"request: {request.url[:200]}")
+
+        page.on("request", note_foreign)
+        page.goto(address)
         yield Shown(page, troubles)
         browser.close()

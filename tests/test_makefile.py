@@ -119,3 +119,15 @@ def test_a_checkout_of_another_owner_is_told_what_git_says(clone: Path) -> None:
     assert done.returncode == 2
     assert advice in done.stderr
     assert "another owner" in done.stderr
+
+
+def test_the_page_gets_its_port_and_the_extra_where_it_is_missing(clone: Path) -> None:
+    assert make(clone, "app", "PORT=8100; touch x", f"VENV={clone.parent}/env").returncode == 0
+    assert calls(clone)[-1].endswith("-m popularity.app --port=8100; touch x")
+    assert not (clone / "x").exists()
+    without = STANDIN.replace("\nif", '\ncase "$2" in *aiohttp*) exit 1 ;; esac\nif', 1)
+    (clone / "tools/python3.11").write_text(without)
+    done = make(clone, "app", f"VENV={clone.parent}/other")
+    assert "installing the extra app" in done.stdout
+    assert calls(clone)[-2].endswith("--constraint requirements.lock aiohttp")
+    assert calls(clone)[-1].endswith("-m popularity.app")

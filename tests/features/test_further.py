@@ -10,7 +10,14 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from popularity.core.contracts import FoldKey
-from popularity.features import FeaturizeParams, add_columns, featurize, further_features, read_features
+from popularity.features import (
+    FeaturizeParams,
+    add_columns,
+    count_each_alone,
+    featurize,
+    further_features,
+    read_features,
+)
 from popularity.features.context import count_features
 from popularity.validation import SplitParams, make_splits
 from tests.random_posts import random_images, random_posts
@@ -127,3 +134,5 @@ def test_only_counts_see_the_posts_that_come_with_a_post(graph: Graph) -> None:
         alone, beside = features(post), together.filter(pid=post["pid"][0])
         assert_frame_equal(alone.drop(counts), beside.drop(counts), rel_tol=1e-12, abs_tol=0)
         assert not alone.equals(beside)  # there are more posts of the class
+        counted = count_each_alone(together, new, splits, posts).filter(pid=post["pid"][0])
+        assert_frame_equal(alone, counted, rel_tol=1e-12, abs_tol=0)

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stack",),
     ("tuning",),
     ("report", "predict"),
+    ("app",),
     ("commands",),  # the files that lie in src/popularity itself
 )
 

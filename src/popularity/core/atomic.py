@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from popularity.core.errors import ContractError
 
 _DAMAGED: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError)
+LARGE = 1 << 20  # bytes
 MIN_FREE = 1 << 16  # bytes; a disk with less is full
 
 
@@ -206,7 +208,15 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content, read in chunks."""
+    """Hex digest of a file's content. A process reads a large file, such as weights, again only if it has changed."""
+    found = path.stat()
+    if found.st_size < LARGE:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _digest(path.absolute(), (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _version: tuple[int, int, int]) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -19,7 +19,7 @@ from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, read_table, write_table
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, write_block
-from popularity.encoders.image import EmbedImageParams, image_transform, load_image_encoder
+from popularity.encoders.image import EmbedImageParams, ImageEncoder, image_transform, load_image_encoder
 from popularity.encoders.precision import resolve_precision
 from popularity.encoders.sharding import (
     Arrays,
@@ -39,7 +39,14 @@ from popularity.images.statistics import NAMES, image_statistics
 logger = logging.getLogger(__name__)
 
 
-def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, state_root: Path = STATE_ROOT) -> None:
+def embed_images(
+    root: Path,
+    images: Path,
+    out: Path,
+    params: EmbedImageParams,
+    state_root: Path = STATE_ROOT,
+    encoder: ImageEncoder | None = None,
+) -> None:
     """Writes the block `pooled`, `statistics.parquet` and `status.parquet` into the directory `out`.
 
     Args:
@@ -48,6 +55,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
         out: replaced as a whole when all is done.
         params: an entry of embed_image.
         state_root: folder below which finished shards are kept for a run that resumes.
+        encoder: that of `params`, where it is loaded already.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_image_encoder`.
@@ -58,7 +66,7 @@ def embed_images(root: Path, images: Path, out: Path, params: EmbedImageParams, 
     stored = table.filter(pl.col("status") == "ok").sort("shard", "offset", "pid")
     state, location = start_processes(), find_weights(params)
     params = replace(params, precision=resolve_precision(params.precision, state.device))
-    encoder = load_image_encoder(params).to(state.device)
+    encoder = (encoder or load_image_encoder(params)).to(state.device)
     plan = ShardPlan(stored.height, params.shard_rows, params.batch_size)
     prepare = ImageBatches(root, stored, params.image_size, image_transform(encoder.preprocessing))
 

@@ -28,7 +28,14 @@ from popularity.encoders.sharding import (
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
-from popularity.encoders.text import EmbedTextParams, TextBatch, TextTokenizer, load_text_encoder, load_tokenizer
+from popularity.encoders.text import (
+    EmbedTextParams,
+    TextBatch,
+    TextEncoder,
+    TextTokenizer,
+    load_text_encoder,
+    load_tokenizer,
+)
 
 
 def post_text() -> pl.Expr:
@@ -42,7 +49,13 @@ def post_text() -> pl.Expr:
     return chosen
 
 
-def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Path = STATE_ROOT) -> None:
+def embed_texts(
+    posts: Path,
+    out: Path,
+    params: EmbedTextParams,
+    state_root: Path = STATE_ROOT,
+    loaded: tuple[TextEncoder, TextTokenizer] | None = None,
+) -> None:
     """Writes the blocks `title`, `tags` and `post` (pooled vectors) and the tokens `tokens` into `out`.
 
     `post` and `tokens` belong to the text r (`post_text`); an empty text has the pooled vector of the empty
@@ -53,6 +66,7 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
         out: replaced as a whole when all is done.
         params: an entry of embed_text.
         state_root: folder below which finished shards are kept for a run that resumes.
+        loaded: encoder and tokenizer of `params`, where they are loaded already.
 
     Raises:
         MissingWeightsError, ConfigError: see `load_text_encoder`.
@@ -61,10 +75,11 @@ def embed_texts(posts: Path, out: Path, params: EmbedTextParams, state_root: Pat
     table = read_table(posts, POSTS).select("pid", "title", "tags", post=post_text())
     state, location = start_processes(), find_weights(params)
     params = replace(params, precision=resolve_precision(params.precision, state.device))
-    encoder = load_text_encoder(params).to(state.device)
+    encoder, tokenize = loaded or (load_text_encoder(params), load_tokenizer(params))
+    encoder = encoder.to(state.device)
     texts = distinct_texts(table)
     plan = ShardPlan(texts.height, params.shard_rows, params.batch_size)
-    prepare = _TextBatches(texts["text"].to_list(), texts["is_post"].to_numpy(), load_tokenizer(params))
+    prepare = _TextBatches(texts["text"].to_list(), texts["is_post"].to_numpy(), tokenize)
 
     def encode(batch: TextBatch) -> Callable[[], Arrays]:
         ids, mask = (each.to(state.device, non_blocking=True) for each in (batch.input_ids, batch.attention_mask))

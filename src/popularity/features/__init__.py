@@ -5,7 +5,7 @@ labels; `target_statistics` uses past labels of train rows. Feature groups (`gro
 two kinds that one key switches on: `rhythm`, `class_time`, `user_target`, `words`, `user_text`.
 """
 
-from popularity.features.build import FeaturizeParams, add_columns, featurize, further_features
+from popularity.features.build import FeaturizeParams, add_columns, count_each_alone, featurize, further_features
 from popularity.features.columns import FeatureColumn
 from popularity.features.context import context_features
 from popularity.features.rows import CATEGORIES, TEXT, categories_of, row_features
@@ -23,6 +23,7 @@ __all__ = [
     "categories_of",
     "compare_target_statistics",
     "context_features",
+    "count_each_alone",
     "featurize",
     "further_features",
     "read_features",

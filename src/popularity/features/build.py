@@ -163,11 +163,29 @@ def further_features(
     tables.append(known_user_text(posts, known, read_context(folder, FoldKey(REFIT, 0))))
     # A later post does not move the origin, at which the pasts of others end.
     timed_by = known_rows.join(known.select("pid", "posted_at"), on="pid", how="left", validate="1:1")
-    tables.append(fold_label_features(rows, label_inputs(both), params, interleaved_horizon(known, splits), timed_by))
+    horizon = interleaved_horizon(known, splits)
+    tables.append(fold_label_features(rows, label_inputs(both), params, horizon, timed_by, posts["pid"]))
     table = _without_columns(row_features(posts.lazy(), images.lazy()).collect(), folder)
     for features in tables:
         table = join_by_pid(table, features)
     return table.sort("pid")
+
+
+def count_each_alone(
+    features: pl.DataFrame, posts: pl.DataFrame, splits: pl.DataFrame, known: pl.DataFrame
+) -> pl.DataFrame:
+    """Returns `features` with counts as if each of the later posts were the only one; nothing else sees the others.
+
+    Args:
+        features: of `further_features`.
+        posts: contract POSTS, the same posts.
+        splits: contract FOLDS, of the posts `known`.
+        known: contract POSTS.
+    """
+    rows = splits.filter((pl.col("scheme") == REFIT) & (pl.col("role") != "excluded")).select("pid")
+    stored = rows.join(known, on="pid", how="left", validate="1:1")
+    counts = [count_features(pl.concat([stored, own])).filter(pid=own["pid"][0]) for own in posts.iter_slices(1)]
+    return features.update(pl.concat(counts), on="pid", include_nulls=True)
 
 
 def label_inputs(posts: pl.DataFrame) -> pl.DataFrame:
@@ -181,6 +199,7 @@ def fold_label_features(
     params: FeaturizeParams,
     horizon: timedelta,
     timed_by: pl.DataFrame | None = None,
+    pids: pl.Series | None = None,
 ) -> pl.DataFrame:
     """Returns (pid, target statistics, groups from labels) of the train and valid rows of one fold.
 
@@ -190,6 +209,7 @@ def fold_label_features(
         params: section featurize.
         horizon: length of a block where train and valid rows interleave.
         timed_by: see `as_of_dates`.
+        pids: the rows that are wanted; None for all.
     """
     frame = rows.select("pid", "role").join(inputs, on="pid", how="left", validate="1:1")
     is_train = (frame["role"] == "train") & frame["label"].is_not_null()
@@ -197,7 +217,9 @@ def fold_label_features(
     frame = frame.with_columns(label=frame["label"].scatter(is_train.arg_true(), clipped))
     statistics = target_statistics(frame, params.target_statistics, params.target_statistics_prior, horizon, timed_by)
     dated = join_by_pid(frame, as_of_dates(frame, horizon, timed_by))
-    return join_by_pid(statistics, label_groups(dated, params.target_statistics_prior))
+    if pids is not None:
+        statistics = statistics.filter(pl.col("pid").is_in(pids.implode()))
+    return join_by_pid(statistics, label_groups(dated, params.target_statistics_prior, pids))
 
 
 def _by_scheme(splits: pl.DataFrame, kind: str) -> Iterator[tuple[str, list[pl.DataFrame]]]:

@@ -29,18 +29,20 @@ def count_groups(posts: pl.DataFrame) -> pl.DataFrame:
     return posts.select("pid", **rhythm_columns(posts), **class_activity_columns(posts))
 
 
-def label_groups(rows: pl.DataFrame, prior: float) -> pl.DataFrame:
+def label_groups(rows: pl.DataFrame, prior: float, pids: pl.Series | None = None) -> pl.DataFrame:
     """Returns (pid, groups from labels) of the train and valid rows of one fold, sorted by pid.
 
     Args:
         rows: (pid, role, posted_at, as_of, label, SOURCES), the SOURCES coded by `code_names`; labels of valid rows
             are not read.
         prior: posts' worth of the value that a mean is shrunk to.
+        pids: the rows that are wanted; None for all.
     """
     labelled = rows.filter((pl.col("role") == "train") & pl.col("label").is_not_null()).sort("posted_at", "pid")
     labelled = labelled.select("posted_at", "label", "uid", *CLASSES, *TEXTS)
     tables = []
-    for (date,), own in rows.sort("as_of", "pid").group_by("as_of", maintain_order=True):
+    wanted = rows if pids is None else rows.filter(pl.col("pid").is_in(pids.implode()))
+    for (date,), own in wanted.sort("as_of", "pid").group_by("as_of", maintain_order=True):
         assert isinstance(date, datetime)
         before = labelled["posted_at"].search_sorted(date, side="left")
         past = past_of(labelled.head(before), prior)

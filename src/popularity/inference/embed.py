@@ -55,7 +55,7 @@ from popularity.inference.outputs import (
 )
 from popularity.network.build import load_network, trained_params
 from popularity.network.dataset import Batch, PostVectors, to_device
-from popularity.network.inputs import EncoderOutputs, EncoderPair, post_reader, read_network_data
+from popularity.network.inputs import EncoderOutputs, EncoderPair, NetworkData, post_reader, read_network_data
 from popularity.network.model import COMPUTING_TYPES, PrototypeNetwork
 from popularity.network.params import CLASS_LEVEL, TrainParams
 from popularity.prototypes.classes import level_keys, with_clusters
@@ -121,6 +121,7 @@ class NetworkInputs:
         encoders: behind the cached vectors.
         params: section embed_posts.
         accelerator: of this process, with the precision of the training.
+        network: where it is loaded already; only for posts that represent no class.
     """
 
     posts: pl.DataFrame
@@ -129,6 +130,7 @@ class NetworkInputs:
     encoders: EncoderPair
     params: EmbedPostsParams
     accelerator: Accelerator
+    network: LoadedNetwork | None = None
 
 
 def embed_posts(inputs: NetworkInputs, *, state: Path, out: Path, explain: Path) -> None:
@@ -249,8 +251,46 @@ def trained_heads(trained: TrainParams) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class LoadedNetwork:
+    """The trained network on the accelerator.
+
+    Args:
+        network: in evaluation mode.
+        trained: section train, as it was trained.
+        prompts: G and L.
+    """
+
+    network: PrototypeNetwork
+    trained: TrainParams
+    prompts: tuple[Tensor, Tensor]
+
+    @classmethod
+    def load(cls, inputs: NetworkInputs) -> LoadedNetwork:
+        """The network of models/network, for the posts of `inputs`."""
+        return cls._for(inputs, _read_data(inputs)[1])
+
+    @classmethod
+    def _for(cls, inputs: NetworkInputs, data: NetworkData) -> LoadedNetwork:
+        network, trained = load_network(inputs.folders.network, data, inputs.encoders)
+        network.to(inputs.accelerator.device)
+        network.text_tower.to(inputs.accelerator.device)
+        network.hold_in(COMPUTING_TYPES.get(inputs.accelerator.mixed_precision))
+        with torch.inference_mode(), inputs.accelerator.autocast():
+            prompts = network.class_prompts()
+        return cls(network, trained, prompts)
+
+
+def _read_data(inputs: NetworkInputs) -> tuple[EncoderOutputs, NetworkData]:
+    """The vectors of the posts, and posts and classes as the network reads them."""
+    folders = inputs.folders
+    outputs = EncoderOutputs.read(folders.image, folders.text)
+    trained = trained_params(folders.network)
+    return outputs, read_network_data(inputs.posts.drop("label"), outputs, folders.prototypes, trained)
+
+
+@dataclass(frozen=True)
 class _NetworkReader:
-    """The trained network, on the accelerator, and the reader of its posts.
+    """The trained network, and the reader of its posts.
 
     Args:
         network: in evaluation mode.
@@ -270,19 +310,13 @@ class _NetworkReader:
 
     @classmethod
     def load(cls, inputs: NetworkInputs) -> _NetworkReader:
-        posts, folders = inputs.posts.drop("label"), inputs.folders
-        outputs = EncoderOutputs.read(folders.image, folders.text)
-        data = read_network_data(posts, outputs, folders.prototypes, trained_params(folders.network))
-        network, trained = load_network(folders.network, data, inputs.encoders)
-        read = post_reader(network, data, posts, inputs.images, folders.root, inputs.encoders).read
-        network.to(inputs.accelerator.device)
-        network.text_tower.to(inputs.accelerator.device)
-        network.hold_in(COMPUTING_TYPES.get(inputs.accelerator.mixed_precision))
-        with torch.inference_mode(), inputs.accelerator.autocast():
-            prompts = network.class_prompts()
+        outputs, data = _read_data(inputs)
+        loaded = inputs.network or LoadedNetwork._for(inputs, data)
+        posts, root = inputs.posts.drop("label"), inputs.folders.root
+        read = post_reader(loaded.network, data, posts, inputs.images, root, inputs.encoders).read
         blocks = {"adapted_image": outputs.image, "adapted_text": outputs.text}
         adapted_from = {name: {ADAPTED_FROM: block.metadata["weights"]} for name, block in blocks.items()}
-        return cls(network, trained, data.vectors, prompts, read, adapted_from)
+        return cls(loaded.network, loaded.trained, data.vectors, loaded.prompts, read, adapted_from)
 
 
 @dataclass(frozen=True)

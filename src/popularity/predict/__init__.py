@@ -4,7 +4,16 @@ The functions and models of the graph treat a new post as one more post of the t
 """
 
 from popularity.predict.output import Prediction
-from popularity.predict.predict import Project, predict
+from popularity.predict.predict import N_FEATURES, Predictor, Project
 from popularity.predict.requests import NewPosts, Request, make_posts, read_requests
 
-__all__ = ["NewPosts", "Prediction", "Project", "Request", "make_posts", "predict", "read_requests"]
+__all__ = [
+    "N_FEATURES",
+    "NewPosts",
+    "Prediction",
+    "Predictor",
+    "Project",
+    "Request",
+    "make_posts",
+    "read_requests",
+]

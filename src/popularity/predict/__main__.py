@@ -20,14 +20,11 @@ from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-from popularity.core.contracts import POSTS, read_table
 from popularity.core.errors import DataError
 from popularity.core.stage import run
 from popularity.predict.output import record, refuse_other_suffix, summary, text_of, write_file
-from popularity.predict.predict import Project, predict
+from popularity.predict.predict import N_FEATURES, Predictor, Project
 from popularity.predict.requests import FIELDS, Request, make_posts, read_requests, why_unreadable
-
-N_FEATURES = 8  # listed for each post
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,10 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     requests = [Request(0, given)] if args.posts is None else read_requests(args.posts)
     if given.get("image") and (reason := why_unreadable(Path(given["image"]))):
         raise DataError(f"cannot be read: {reason}", file=given["image"], expected="an image, or no --image")
-    project = Project.at(Path())
-    settings = project.settings()
-    known = read_table(project.posts, POSTS)
-    new = make_posts(requests, known, Path() if args.posts is None else args.posts.parent)
+    predictor = Predictor(Project.at(Path()))
+    new = make_posts(requests, predictor.known, Path() if args.posts is None else args.posts.parent)
     if new.table.is_empty():
         if args.posts is None:
             raise DataError(requests[0].problem)
@@ -62,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     # Progress is for files of posts: for one post its bars would outnumber the lines of the answer.
     with redirect_stderr(StringIO()) if args.posts is None else nullcontext():
-        predictions = {found.pid: found for found in predict(project, settings, known, new, N_FEATURES)}
+        predictions = {found.pid: found for found in predictor.predict(new, N_FEATURES)}
     if args.out is not None:
         write_file(args.out, requests, predictions)
     if args.json:

@@ -20,6 +20,7 @@ from popularity.core.contracts import (
     ATTENTION,
     ATTENTION_MASS,
     FOLDS,
+    IMAGE_STATISTICS,
     IMAGE_STATUS,
     IMAGES,
     LEVELS,
@@ -33,15 +34,29 @@ from popularity.core.contracts import (
 )
 from popularity.core.errors import ConfigError, ContractError, DataError
 from popularity.core.run_chain import refuse_mixed_run
-from popularity.encoders.image import EmbedImageParams
+from popularity.core.vectors import Block, read_block, write_block
+from popularity.encoders.image import EmbedImageParams, ImageEncoder, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.names import StackEncoders, as_names, names_in_use
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text import (
+    EmbedTextParams,
+    TextEncoder,
+    TextTokenizer,
+    load_text_encoder,
+    load_tokenizer,
+)
 from popularity.encoders.text_blocks import embed_texts
 from popularity.evaluation.conformal import Calibration
-from popularity.features import FeaturizeParams, categories_of, further_features
+from popularity.features import FeaturizeParams, categories_of, count_each_alone, further_features
 from popularity.images import IndexImagesParams, index_files
-from popularity.inference.embed import EmbedPostsParams, Folders, NetworkInputs, embed_posts, probable_classes
+from popularity.inference.embed import (
+    EmbedPostsParams,
+    Folders,
+    LoadedNetwork,
+    NetworkInputs,
+    embed_posts,
+    probable_classes,
+)
 from popularity.network.accelerator import make_accelerator
 from popularity.network.build import trained_params
 from popularity.network.inputs import EncoderPair
@@ -62,6 +77,8 @@ Notes = Mapping[str, list[str]]  # by pid
 # The sections of params.yaml that a prediction reads; all other parameters are stored with the models.
 ENCODER_STAGES = ("embed_image", "embed_text")
 SECTIONS = ("index_images", "featurize", "embed_image", "embed_text", "encoders", "embed_posts")
+N_FEATURES = 8  # listed for each post
+LOCATION = ["shard", "offset"]  # columns of IMAGES, equal where posts have the same file
 TEXT_BLOCK = "text model"  # its block in the SHAP values
 
 
@@ -208,77 +225,172 @@ def _value_at(content: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def predict(
-    project: Project, settings: Settings, known: pl.DataFrame, new: NewPosts, n_features: int
-) -> list[Prediction]:
-    """Predictions of `new.table`, by pid; further notes go to the requests.
-
-    The new posts count as posts of the test split: counts of users, classes, tags and texts include them and every
-    stored post, and nothing is fitted on them.
+class Predictor:
+    """A project's models, each loaded once: it answers any number of times, one call at a time.
 
     Args:
         project: a folder in which the graph has run.
-        settings: of the project.
-        known: posts of the project, contract POSTS.
-        new: at least one post that can be predicted.
-        n_features: features listed for each post.
+        scratch: folder for the files of a call, which are removed after it; None for the system's.
 
     Raises:
-        ContractError: the encoders are not those that the stored vectors came from.
+        DataError, ConfigError, ContractError: see `Project.settings`.
     """
-    classes, notes = KnownClasses.read(project.prototypes), {request.pid: request.notes for request in new.requests}
-    with TemporaryDirectory(prefix="popularity-predict-") as name:
-        scratch = Path(name)
-        inputs, stack_vectors = _encode(project, settings, new, scratch)
-        inputs = _fill_classes(inputs, classes, notes)
-        blocks, explanations = _embed(inputs, stack_vectors, classes, scratch)
-        splits = read_table(project.splits, FOLDS)
-        own = unclassified(inputs.posts) if is_unclassified(known) else inputs.posts
-        features = further_features(own, inputs.images, splits, known, settings.featurize, project.features)
-        fitted = _predict_ensemble(project, inputs, features, blocks, n_features, notes)
-        _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
-    return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
+
+    def __init__(self, project: Project, scratch: Path | None = None) -> None:
+        self.project, self.settings, self.scratch = project, project.settings(), scratch
+        self.known = read_table(project.posts, POSTS)
+        self.classes = KnownClasses.read(project.prototypes)
+        self._calibration = Calibration.read(project.calibration)
+        self._splits = read_table(project.splits, FOLDS)
+        self._network: LoadedNetwork | None = None
+        self._image_encoders: dict[EmbedImageParams, ImageEncoder] = {}
+        self._text_encoders: dict[EmbedTextParams, tuple[TextEncoder, TextTokenizer]] = {}
+
+    def predict(self, new: NewPosts, n_features: int, *, alone: bool = False) -> list[Prediction]:
+        """Predictions of `new.table`, by pid; further notes go to the requests.
+
+        The new posts count as posts of the test split: counts of users, classes, tags and texts include them and every
+        stored post, and nothing is fitted on them.
+
+        Args:
+            new: at least one post that can be predicted.
+            n_features: features listed for each post.
+            alone: each post is predicted as if it were the only new one.
+
+        Raises:
+            ContractError: the encoders are not those that the stored vectors came from.
+        """
+        notes = {request.pid: request.notes for request in new.requests}
+        with TemporaryDirectory(prefix="popularity-predict-", dir=self.scratch) as name:
+            scratch = Path(name)
+            inputs, stack_vectors = self._encode(new, scratch)
+            inputs = _fill_classes(inputs, self.classes, notes)
+            blocks, explanations = _embed(inputs, stack_vectors, self.classes, scratch)
+            features = self._features(inputs, alone=alone)
+            fitted = self._predict_ensemble(inputs, features, blocks, n_features, notes)
+            _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
+        return _assemble(fitted, self._calibration, features, explanations, notes)
+
+    def _features(self, inputs: NetworkInputs, *, alone: bool) -> pl.DataFrame:
+        """(pid, all features) of the posts, sorted by pid."""
+        own = unclassified(inputs.posts) if is_unclassified(self.known) else inputs.posts
+        params, folder = self.settings.featurize, self.project.features
+        features = further_features(own, inputs.images, self._splits, self.known, params, folder)
+        return count_each_alone(features, own, self._splits, self.known) if alone and own.height > 1 else features
+
+    def _encode(self, new: NewPosts, scratch: Path) -> tuple[NetworkInputs, tuple[Path, Path]]:
+        """The posts and the vectors of their images and texts, in folders of `scratch`; and those of the stack."""
+        images = index_files(new.table, new.root, self.settings.index)
+        write_table(new.table, scratch / "posts.parquet", POSTS)
+        image, text = scratch / "image", scratch / "text"
+        self._embed_images(new.root, images, image, self.settings.encoders.image, scratch)
+        self._embed_texts(scratch, text, self.settings.encoders.text)
+        stored_image, stored_text = self.project.network_vectors
+        _refuse_another_encoder("image", image / "pooled.json", stored_image / "pooled.json")
+        _refuse_another_encoder("text", text / "post.json", stored_text / "post.json")
+        stack_vectors = self._encode_for_stack(new.root, images, scratch)
+        folders = Folders(new.root, image, text, self.project.prototypes, self.project.network)
+        accelerator = make_accelerator(trained_params(self.project.network).precision)
+        inputs = NetworkInputs(
+            new.table, images, folders, self.settings.encoders, self.settings.embed_posts, accelerator, self._network
+        )
+        if self._network is None:
+            self._network = LoadedNetwork.load(inputs)
+        return replace(inputs, network=self._network), stack_vectors
+
+    def _encode_for_stack(self, root: Path, posts_images: pl.DataFrame, scratch: Path) -> tuple[Path, Path]:
+        """Folders with the vectors of each encoder of the stack; those of the network's encoders are there already."""
+        images, texts = scratch / "stack" / "image", scratch / "stack" / "text"
+        stored_images, stored_texts = self.project.stack_vectors
+        for folder in (images, texts):
+            folder.mkdir(parents=True)
+        for name, image in self.settings.stack_encoders.images.items():
+            if image == self.settings.encoders.image:
+                (images / name).symlink_to(scratch / "image")
+            else:
+                self._embed_images(root, posts_images, images / name, image, scratch)
+            _refuse_another_encoder("image", images / name / "pooled.json", stored_images / name / "pooled.json")
+        for name, text in self.settings.stack_encoders.texts.items():
+            if text == self.settings.encoders.text:
+                (texts / name).symlink_to(scratch / "text")
+            else:
+                self._embed_texts(scratch, texts / name, text)
+            _refuse_another_encoder("text", texts / name / "title.json", stored_texts / name / "title.json")
+        return images, texts
+
+    def _embed_images(
+        self, root: Path, images: pl.DataFrame, out: Path, params: EmbedImageParams, scratch: Path
+    ) -> None:
+        """The vectors of the posts' images; an image of several posts is encoded once."""
+        if params not in self._image_encoders:
+            self._image_encoders[params] = load_image_encoder(params)
+        once = images.unique(LOCATION, keep="first", maintain_order=True)
+        write_table(once, scratch / "images.parquet", IMAGES)
+        embed_images(root, scratch / "images.parquet", out, params, scratch, self._image_encoders[params])
+        if once.height < images.height:
+            _share_images(images.select("pid", *LOCATION), once.select("pid", *LOCATION), out)
+
+    def _embed_texts(self, scratch: Path, out: Path, params: EmbedTextParams) -> None:
+        if params not in self._text_encoders:
+            self._text_encoders[params] = load_text_encoder(params), load_tokenizer(params)
+        embed_texts(scratch / "posts.parquet", out, params, scratch, self._text_encoders[params])
+
+    @cached_property
+    def _weights(self) -> _MemberWeights:
+        return _MemberWeights.read(self.project.weights)
+
+    @cached_property
+    def _members(self) -> Mapping[str, StackModel]:
+        if not self._weights.stack:
+            raise ContractError(f"{self.project.weights}: no member of the stack has a weight\n  next: dvc repro")
+        return {name: StackModel.load(self.project.stack / name) for name in self._weights.stack}
+
+    @cached_property
+    def _text_model(self) -> TextModel:
+        return TextModel.load(self.project.text_model, self.settings.encoders.text)
+
+    def _predict_ensemble(
+        self, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, n_features: int, notes: Notes
+    ) -> _Fitted:
+        weights, models = self._weights, self._members
+        for name, weight in weights.files.items():
+            for own in notes.values():
+                own.append(
+                    f"without member {name} (weight {weight:.2f}), which is a file and predicts the test posts alone"
+                )
+        dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
+        posted_at = dates["posted_at"].to_physical().to_numpy()
+        trends = [model.trend for model in models.values()]
+        days_after = days_until_read(next((one for one in trends if one.family), trends[0]), dates, notes)
+        members = {name: model.explain(features, blocks, posted_at, days_after) for name, model in models.items()}
+        share = sum(weights.stack.values())
+        predicted, shap_values = weighted_mean(
+            members, {name: weight / share for name, weight in weights.stack.items()}, n_features
+        )
+        if weights.text_model:
+            predictions = self._text_model.predict(features, posted_at, days_after) - weights.offset
+            predicted, shap_values = with_text(predicted, shap_values, predictions, weights.text_model)
+        return _Fitted(predicted, shap_values)
 
 
-def _encode(
-    project: Project, settings: Settings, new: NewPosts, scratch: Path
-) -> tuple[NetworkInputs, tuple[Path, Path]]:
-    """The posts with the vectors of their images and texts, in folders of `scratch`; and those that the stack reads."""
-    images = index_files(new.table, new.root, settings.index)
-    write_table(new.table, scratch / "posts.parquet", POSTS)
-    write_table(images, scratch / "images.parquet", IMAGES)
-    image, text = scratch / "image", scratch / "text"
-    embed_images(new.root, scratch / "images.parquet", image, settings.encoders.image, scratch)
-    embed_texts(scratch / "posts.parquet", text, settings.encoders.text, scratch)
-    stored_image, stored_text = project.network_vectors
-    _refuse_another_encoder("image", image / "pooled.json", stored_image / "pooled.json")
-    _refuse_another_encoder("text", text / "post.json", stored_text / "post.json")
-    stack_vectors = _encode_for_stack(project, settings, new, scratch)
-    folders = Folders(new.root, image, text, project.prototypes, project.network)
-    accelerator = make_accelerator(trained_params(project.network).precision)
-    inputs = NetworkInputs(new.table, images, folders, settings.encoders, settings.embed_posts, accelerator)
-    return inputs, stack_vectors
+def _share_images(images: pl.DataFrame, encoded: pl.DataFrame, folder: Path) -> None:
+    """Gives every post of `images` the vector, statistics and status of its image.
 
-
-def _encode_for_stack(project: Project, settings: Settings, new: NewPosts, scratch: Path) -> tuple[Path, Path]:
-    """Folders with the vectors of each encoder of the stack; those of the network's encoders are there already."""
-    images, texts = scratch / "stack" / "image", scratch / "stack" / "text"
-    stored_images, stored_texts = project.stack_vectors
-    for folder in (images, texts):
-        folder.mkdir(parents=True)
-    for name, image in settings.stack_encoders.images.items():
-        if image == settings.encoders.image:
-            (images / name).symlink_to(scratch / "image")
-        else:
-            embed_images(new.root, scratch / "images.parquet", images / name, image, scratch)
-        _refuse_another_encoder("image", images / name / "pooled.json", stored_images / name / "pooled.json")
-    for name, text in settings.stack_encoders.texts.items():
-        if text == settings.encoders.text:
-            (texts / name).symlink_to(scratch / "text")
-        else:
-            embed_texts(scratch / "posts.parquet", texts / name, text, scratch)
-        _refuse_another_encoder("text", texts / name / "title.json", stored_texts / name / "title.json")
-    return images, texts
+    Args:
+        images: pid and LOCATION, sorted by pid.
+        encoded: likewise, one post for each image.
+        folder: that `embed_images` wrote for `encoded`.
+    """
+    source = images.join(encoded, on=LOCATION, how="left", validate="m:1", maintain_order="left", suffix="_encoded")
+    source = source.select("pid", "pid_encoded")
+    block = read_block(folder, "pooled")
+    rows = block.rows(source["pid_encoded"].to_list())
+    pids = source.filter(pl.Series(rows >= 0))["pid"].to_list()
+    write_block(Block(block.values[rows[rows >= 0]], pids, block.metadata), folder, "pooled")
+    for name, contract in (("statistics", IMAGE_STATISTICS), ("status", IMAGE_STATUS)):
+        table = read_table(folder / f"{name}.parquet", contract).rename({"pid": "pid_encoded"})
+        shared = source.join(table, on="pid_encoded", maintain_order="left").drop("pid_encoded")
+        write_table(shared, folder / f"{name}.parquet", contract)
 
 
 def _fill_classes(inputs: NetworkInputs, classes: KnownClasses, notes: Notes) -> NetworkInputs:
@@ -348,34 +460,6 @@ class _Fitted:
 
     predicted: Predicted
     shap_values: ShapValues
-
-
-def _predict_ensemble(
-    project: Project, inputs: NetworkInputs, features: pl.DataFrame, blocks: Blocks, n_features: int, notes: Notes
-) -> _Fitted:
-    weights = _MemberWeights.read(project.weights)
-    if not weights.stack:
-        raise ContractError(f"{project.weights}: no member of the stack has a weight\n  next: dvc repro")
-    for name, weight in weights.files.items():
-        for own in notes.values():
-            own.append(
-                f"without member {name} (weight {weight:.2f}), which is a file and predicts the test posts alone"
-            )
-    models: Mapping[str, StackModel] = {name: StackModel.load(project.stack / name) for name in weights.stack}
-    dates = features.select("pid").join(inputs.posts, on="pid", how="left", validate="1:1", maintain_order="left")
-    posted_at = dates["posted_at"].to_physical().to_numpy()
-    trends = [model.trend for model in models.values()]
-    days_after = days_until_read(next((one for one in trends if one.family), trends[0]), dates, notes)
-    members = {name: model.explain(features, blocks, posted_at, days_after) for name, model in models.items()}
-    share = sum(weights.stack.values())
-    predicted, shap_values = weighted_mean(
-        members, {name: weight / share for name, weight in weights.stack.items()}, n_features
-    )
-    if weights.text_model:
-        text_model = TextModel.load(project.text_model, inputs.encoders.text)
-        predictions = text_model.predict(features, posted_at, days_after) - weights.offset
-        predicted, shap_values = with_text(predicted, shap_values, predictions, weights.text_model)
-    return _Fitted(predicted, shap_values)
 
 
 def days_until_read(trend: Trend, posts: pl.DataFrame, notes: Notes) -> Float64Array:
