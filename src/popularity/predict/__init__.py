@@ -5,6 +5,6 @@ The functions and models of the graph treat a new post as one more post of the t
 
 from popularity.predict.output import Prediction
 from popularity.predict.predict import Project, predict
-from popularity.predict.requests import NewPosts, Request, make_posts, read_requests
+from popularity.predict.requests import FurtherColumns, NewPosts, Request, make_posts, read_requests
 
-__all__ = ["NewPosts", "Prediction", "Project", "Request", "make_posts", "predict", "read_requests"]
+__all__ = ["FurtherColumns", "NewPosts", "Prediction", "Project", "Request", "make_posts", "predict", "read_requests"]

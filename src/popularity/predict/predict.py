@@ -235,9 +235,22 @@ def predict(
         splits = read_table(project.splits, FOLDS)
         own = unclassified(inputs.posts) if is_unclassified(known) else inputs.posts
         features = further_features(own, inputs.images, splits, known, settings.featurize, project.features)
+        features = with_further_columns(features, new.columns)
         fitted = _predict_ensemble(project, inputs, features, blocks, n_features, notes)
         _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
     return _assemble(fitted, Calibration.read(project.calibration), features, explanations, notes)
+
+
+def with_further_columns(features: pl.DataFrame, columns: pl.DataFrame) -> pl.DataFrame:
+    """`features` with the further columns that the posts have, as far as the run had them too.
+
+    Args:
+        features: of all posts, in which these columns are null.
+        columns: contract COLUMNS.
+    """
+    joined = features.select("pid").join(columns, on="pid", how="left", validate="1:1", maintain_order="left")
+    known = [name for name in columns.columns if name != "pid" and name in features.columns]
+    return features.with_columns(joined[name].cast(features.schema[name]) for name in known)
 
 
 def _encode(
