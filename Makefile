@@ -1,9 +1,12 @@
 # Everything starts here: `make help`.
 VENV ?= .venv
-PYTHON ?= python3.11
+PY ?= 3.11
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python$(PY)
+endif
 
 # Make would expand a $, and it divides names at spaces. Other characters of ROOT reach no shell: see `dataset`.
-NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON PORT
+NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON PY PORT
 ifneq ($(findstring $$,$(foreach name,$(NO_DOLLAR),$(value $(name)))),)
 $(error $(NO_DOLLAR) may hold no dollar sign: choose another path, or make a link to it)
 endif
@@ -15,33 +18,40 @@ $(error VENV=$(VENV): expected a path without quotes and characters of the shell
 endif
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-export ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM PORT
+export ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM PORT INSTALLER UPGRADE
 export PYTHONPATH := $(CURDIR)/src
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-# The marker's name has the checksum of the lock: a changed lock makes the environment anew.
-READY := $(VENV)/.ready-$(firstword $(shell cksum requirements.lock))
+# The marker's name has the Python's version and the checksum of lock and pyproject.toml: where one changed, or the
+# environment's Python is gone, it is filled again.
+READY := $(VENV)/.ready-$(PY)-$(firstword $(shell cat requirements.lock pyproject.toml | cksum))
+ifeq ($(wildcard $(VENV)/bin/python),)
+.PHONY: $(READY)
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env checkout repro app trials leaks bench dataset weights test test-fast faults lint clean
+.PHONY: help env lock checkout repro app trials leaks bench dataset weights test test-fast test-python faults lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  VENV=path uses the environment at path instead of .venv"
 
-env: $(READY) ## create the environment (6 GB; once)
+env: $(READY) ## create the environment (6 GB; once); INSTALLER=pip does without uv
 
-# An order-only dependency: the marker's name has the checksum of the lock, so dates need not be compared.
+# An order-only dependency: the marker's name has the checksums, so dates need not be compared.
 $(READY): | requirements.lock
 	@echo "==> creating the environment in $(VENV) from requirements.lock"
 	@command -v "$(PYTHON)" > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=..." >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-		echo "error: Python 3.11 is needed, $(PYTHON) is $$("$(PYTHON)" --version); set PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(PY)")' || { \
+		echo "error: Python $(PY) is needed, $(PYTHON) is $$("$(PYTHON)" --version); set PYTHON=..." >&2; exit 1; }
 	"$(PYTHON)" -m venv "$(VENV)"
-	"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	"$(VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@rm -f "$(VENV)"/.ready-*
+	@"$(VENV)/bin/python" tools/environment.py
 	@touch "$@"
+
+lock: env ## write requirements.lock anew with hashes (UPGRADE=1 takes the newest versions)
+	@python -m tools.lock
 
 # DVC and the manifests need the history: found before gigabytes are installed.
 checkout:
@@ -88,7 +98,8 @@ ifeq ($(TABLE),)
 else
 	@echo "==> python -m popularity.dataset --table TABLE"
 	@python -m popularity.dataset --table="$$TABLE" $(if $(IMAGES),--images="$$IMAGES") $(if $(MAP),--map="$$MAP") \
-		$(if $(TEST),--test="$$TEST") $(if $(TEST_FROM),--test-from="$$TEST_FROM")
+		$(if $(TEST),--test="$$TEST") $(if $(TEST_FROM),--test-from="$$TEST_FROM") \
+		$(if $(filter 1,$(FOLLOW_LINKS)),--follow-links)
 endif
 	@set -f; python -m popularity.dataset_profile -- $$PROFILE
 	@echo "next: dvc repro"
@@ -103,6 +114,12 @@ test: env ## run all tests, two files at a time
 test-fast: env ## run the fast tests (90 seconds on two cores)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow"
 
+# The project names only Pythons on which this passed: requires-python, docs/contributing.md.
+test-python: ## try another Python: environment, fast tests, tiny graph: make test-python PY=3.12
+	@$(MAKE) test-fast VENV=.venv-$(PY) PY=$(PY)
+	@PATH="$(CURDIR)/.venv-$(PY)/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest tests/pipeline/test_graph.py
+	@echo "Python $(PY) passed: write it, with the date, into docs/contributing.md and requires-python"
+
 faults: env ## kill each stage 20 times, fill its disk, run the graph twice; prints counts
 	FAULT_KILLS=20 python -m pytest tests/faults tests/core/test_atomic.py tests/dataset/test_mutations.py
 
@@ -114,4 +131,4 @@ lint: env ## run ruff and mypy
 clean: ## remove temporary files of runs and tools (keeps environment and DVC cache)
 	rm -rf .state .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info
 	find data models reports submissions -name '.*.partial' -prune -exec rm -rf {} + 2> /dev/null || true
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +

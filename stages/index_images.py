@@ -14,6 +14,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import StrictBool
+
 from popularity.core.atomic import write_json
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import IMAGES, POSTS, read_table, write_table
@@ -31,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=Path, default=PARAMS_FILE)
     args = parser.parse_args(argv)
     params = load_params("index_images", IndexImagesParams, args.params)
+    follow_links = load_params("dataset.follow_links", StrictBool, args.params)
     with record_resources("index_images", args.resources):
-        images, summary = index_images(read_table(args.posts, POSTS), args.root, params)
+        images, summary = index_images(read_table(args.posts, POSTS), args.root, params, follow_links=follow_links)
         write_table(images, args.images, IMAGES)
         write_json(args.summary, summary)
 

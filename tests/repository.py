@@ -48,6 +48,7 @@ def profile_text(profile: str = "demo") -> str:
 def _on_profile(text: str, profile: str) -> str:
     # A data set of the official layout: no table.
     values: dict[Key, Any] = {("dataset", name): "" for name in ("table", "test_table", "test_from")}
+    values["dataset", "follow_links"] = False
     values |= {("profile",): profile, ("dataset", "root"): GENERATED, **read_profiles(PROFILES)[profile]}
     return edited(text, values, f"profile '{profile}'")
 

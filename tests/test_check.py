@@ -89,3 +89,14 @@ def test_encoders_in_use_are_entries_with_their_loaders(old: str, new: str, mess
     params.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         main(["--params", str(params)])
+
+
+@pytest.mark.parametrize(("name", "said"), [("T\u00e9l\u00e9chargements", True), ("downloads", False)])
+def test_copies_of_trials_need_an_ascii_path(
+    name: str, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).mkdir()
+    write_profile(tmp_path / name)
+    monkeypatch.chdir(tmp_path / name)
+    main([])
+    assert ("need a folder whose path is ASCII" in caplog.text) == said

@@ -22,7 +22,7 @@ def clone(tmp_path: Path) -> Path:
     """A folder with the Makefile, and a stand-in for Python that writes down how it is called."""
     root = tmp_path / "a clone"
     (root / "tools").mkdir(parents=True)
-    for name in ("Makefile", "requirements.lock"):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, root / name)
     for name in ("python3.11", "python"):
         (root / "tools" / name).write_text(STANDIN)
@@ -56,8 +56,37 @@ def test_an_environment_is_filled_by_its_own_python(clone: Path) -> None:
     venv = clone.parent / "\u00e9nv"
     done = make(clone, "env", f"VENV={venv}")
     assert done.returncode == 0, done.stderr
-    assert [call.partition(" ")[0] for call in calls(clone) if "pip" in call] == [f"{venv}/bin/python"] * 2
+    assert calls(clone)[-1] == f"{venv}/bin/python tools/environment.py"
     assert not (clone / "env").exists()
+
+
+def test_an_environment_that_is_right_is_known(clone: Path) -> None:
+    venv = clone.parent / "env"
+    for again in range(2):
+        assert make(clone, "env", f"VENV={venv}").returncode == 0
+        assert len(calls(clone)) == 3, f"{again}: version, venv, tools/environment.py"
+
+
+@pytest.mark.parametrize("change", ["requirements.lock", "pyproject.toml", "python"])
+def test_an_environment_that_is_no_longer_right_is_filled_again(clone: Path, change: str) -> None:
+    venv = clone.parent / "env"
+    make(clone, "env", f"VENV={venv}")
+    if change == "python":
+        (venv / "bin/python").unlink()
+    else:
+        with (clone / change).open("a") as file:
+            file.write("# another\n")
+    assert make(clone, "env", f"VENV={venv}").returncode == 0
+    assert calls(clone)[-1] == f"{venv}/bin/python tools/environment.py"
+    assert len(calls(clone)) == 6
+    assert len(list(venv.glob(".ready-*"))) == 1
+
+
+def test_an_environment_that_could_not_be_filled_is_not_ready(clone: Path) -> None:
+    failing = '#!/bin/sh\n[ "$1" = tools/environment.py ] && exit 1\n'
+    (clone / "tools/python3.11").write_text(failing + STANDIN.partition("\n")[2])
+    assert make(clone, "env", f"VENV={clone.parent}/env").returncode == 2
+    assert not list((clone.parent / "env").glob(".ready-*"))
 
 
 def test_another_version_of_python_is_named(clone: Path) -> None:
@@ -90,6 +119,9 @@ def test_the_profile_is_chosen_or_named(clone: Path) -> None:
 @pytest.mark.parametrize("name", ["My Posts, new", "a; touch x", "it's", 'a"b', "a`touch x`"])
 def test_a_table_and_what_belongs_to_it_reach_the_command_as_words(clone: Path, name: str) -> None:
     given = [f"TABLE=/data/{name}.csv", f"IMAGES=/data/{name}", f"MAP=text={name}", "TEST_FROM=2024-06-01"]
+    assert make(clone, "dataset", *given, f"VENV={clone.parent}/env").returncode == 0
+    assert make(clone, "dataset", "TABLE=/data/a.csv", "FOLLOW_LINKS=1", f"VENV={clone.parent}/env").returncode == 0
+    assert calls(clone)[-2].endswith("--table=/data/a.csv --follow-links")
     assert make(clone, "dataset", *given, f"VENV={clone.parent}/env").returncode == 0
     words = f"--table=/data/{name}.csv --images=/data/{name} --map=text={name} --test-from=2024-06-01"
     assert calls(clone)[-2].endswith(f"-m popularity.dataset {words}")

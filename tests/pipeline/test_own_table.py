@@ -55,9 +55,12 @@ def test_clusters_stand_in_for_classes_and_features_by_class_are_left_out(own: t
 def test_a_new_listing_is_predicted(own: tuple[Clone, Path]) -> None:
     clone, _ = own
     given = ("--title", "brass lamp", "--tags", "lamp home", "--date", "2024-11-01T12:00")
-    printed = clone.run("python", "-m", "popularity.predict", *given).stdout
+    columns = ("--column", "Price (EUR)=-3.5", "--column", "condition=new")
+    printed = clone.run("python", "-m", "popularity.predict", *given, *columns).stdout
     assert "popularity" in printed
     assert "views" in printed
+    assert "missing columns" not in printed
+    assert "missing columns: Price (EUR), condition" in clone.run("python", "-m", "popularity.predict", *given).stdout
 
 
 def test_a_changed_row_runs_what_depends_on_it(own: tuple[Clone, Path]) -> None:

@@ -11,8 +11,10 @@ import polars as pl
 import pytest
 
 from popularity.core.errors import DataError
-from popularity.predict import NewPosts, Request, make_posts, read_requests
-from popularity.predict.__main__ import joined_values
+from popularity.dataset.table_columns import TableColumns
+from popularity.predict import FurtherColumns, NewPosts, Request, make_posts, read_requests
+from popularity.predict.__main__ import given_columns, joined_values
+from popularity.predict.predict import with_further_columns
 from popularity.predict.requests import FIELDS, USER_FIELDS
 from tests.random_posts import random_posts
 from tests.small_images import image_bytes
@@ -283,3 +285,54 @@ def test_values_may_begin_with_a_dash() -> None:
         *("--tags=-sea", "--latitude=-1e1", "--title=--what", "--json", "--user=-x", "--date=2016-05-01"),
     ]
     assert joined_values(["--title", "--tags", "x"]) == ["--title", "--tags=x"]
+
+
+FURTHER = FurtherColumns.of(TableColumns(numbers=("Price (EUR)", "title"), categories=("condition",)))
+
+
+def test_a_further_column_that_is_named_like_a_field_goes_by_its_name_in_the_features() -> None:
+    assert FURTHER.numbers == {"Price (EUR)": "table_price_eur", "table_title": "table_title"}
+    assert FURTHER.names == ("Price (EUR)", "table_title", "condition")
+
+
+@pytest.mark.parametrize("name", ["posts.csv", "posts.jsonl"])
+def test_further_columns_of_a_file_come_as_numbers_and_categories(name: str, tmp_path: Path) -> None:
+    rows = [
+        {"pid": "b", "date": DATE, "Price (EUR)": "9.5", "condition": "new"},
+        {"pid": "a", "date": DATE, "Price (EUR)": "cheap", "condition": ""},
+    ]
+    file = tmp_path / name
+    if name == "posts.csv":
+        pl.DataFrame(rows).write_csv(file)
+    else:
+        file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    requests = read_requests(file, FURTHER.names)
+    new = make_posts(requests, KNOWN, tmp_path, FURTHER)
+    assert new.columns.select("pid", "table_price_eur", "table_condition").rows() == [
+        ("a", None, None),
+        ("b", 9.5, "new"),
+    ]
+    assert "unusable value: Price (EUR) cheap is no number; left out" in requests[1].notes
+    assert "missing columns: table_title; predicted from the rest" in requests[0].notes
+    assert "missing columns: table_title, condition; predicted from the rest" in requests[1].notes
+    assert not any("missing columns" in note for note in made({}).requests[0].notes)
+
+
+def test_a_further_column_is_known_by_its_name_alone(tmp_path: Path) -> None:
+    file = tmp_path / "posts.csv"
+    file.write_text("date,Conditions\n2016-05-01,new\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"column Conditions(?s:.*)expected: condition"):
+        read_requests(file, FURTHER.names)
+    assert given_columns(["Price (EUR)=-9=5"], FURTHER.names) == {"Price (EUR)": "-9=5"}
+    for flag in ("price=9", "condition"):
+        with pytest.raises(DataError, match=f"--column {flag.partition('=')[0]}"):
+            given_columns([flag], FURTHER.names)
+
+
+def test_features_take_the_further_columns_that_the_run_knew() -> None:
+    features = pl.DataFrame(
+        {"pid": ["a", "b"], "x": [1.0, 2.0], "table_price_eur": [None, None], "table_condition": [None, None]},
+        schema_overrides={"table_price_eur": pl.Float64, "table_condition": pl.String},
+    )
+    columns = pl.DataFrame({"pid": ["b"], "table_price_eur": [9.5], "table_condition": ["new"], "table_later": [1.0]})
+    assert with_further_columns(features, columns).rows() == [("a", 1.0, None, None), ("b", 2.0, 9.5, "new")]

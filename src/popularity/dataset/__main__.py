@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--packed", type=Path, default=Path("data/raw"), help="folder for packed copies")
     parser.add_argument("--shard-mb", type=int, default=1000, help="largest size of a tar shard, in 10^6 bytes")
     parser.add_argument(
-        "--follow-links", action="store_true", help="take images that are links to files outside of ROOT"
+        "--follow-links", action="store_true", help="take images that are links to files outside of ROOT or --images"
     )
     args = parser.parse_args(argv)
     if (args.root is None) == (args.table is None):
         parser.error("give either ROOT, a data set in the official layout, or --table")
     if args.table is not None:
-        request = TableRequest(args.table, args.images, args.map, args.test, args.test_from)
+        request = TableRequest(args.table, args.images, args.map, args.test, args.test_from, args.follow_links)
         images = load_params("index_images", IndexImagesParams, args.params)
         prepared = prepare_table(request, images, args.packed)
         write_section(args.params, prepared)

@@ -51,6 +51,7 @@ class DatasetParams(Section):
         table: a table of posts, from `root` on, which then is the folder of its pictures; "": the official layout.
         test_table: the table of test posts, from `root` on; the same as `table`: test posts are rows of it.
         test_from: posts of the table from this date on are the test part; "": those without a count.
+        follow_links: True to take pictures of the table that are links to files outside of the folder.
         columns: what each column of the table is.
     """
 
@@ -61,6 +62,7 @@ class DatasetParams(Section):
     table: str = ""
     test_table: str = ""
     test_from: str = ""
+    follow_links: bool = False
     columns: TableColumns = field(default_factory=TableColumns)
 
 

@@ -112,8 +112,10 @@ def set_root(params: Path, root: Path) -> str:
     yaml.width = 2**16  # never break a line that was not broken
     content = yaml.load(params.read_text(encoding="utf-8"))
     content["dataset"]["root"] = str(root)
-    for name in {"table", "test_table", "test_from"} & set(content["dataset"]):
-        content["dataset"][name] = ""  # the official layout
+    # The official layout, whose packed copy holds what links lead to.
+    official = {"table": "", "test_table": "", "test_from": "", "follow_links": False}
+    for name in official.keys() & content["dataset"].keys():
+        content["dataset"][name] = official[name]
     with atomic_path(params) as partial:
         yaml.dump(content, partial)
     return str(before["root"])

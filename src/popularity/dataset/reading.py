@@ -265,7 +265,11 @@ def _content(path: Path) -> bytes:
 
 
 def _layout(path: Path) -> str:
-    """`columnar`, `list` or `lines of JSON`: JSON lines, whose first line is an object while others follow."""
+    """`columnar`, `list` or `lines of JSON`: JSON lines, whose first line is an object while others follow.
+
+    A file of one line is JSON lines by its name alone.
+    """
+    named = path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson"))
     with open_utf8(path) as stream:
         first = stream.read(4096).lstrip()
         if first[:1] != b"{":
@@ -275,7 +279,7 @@ def _layout(path: Path) -> str:
         line, _, rest = first.partition(b"\n")
         while not rest.strip() and (more := stream.read(1 << 16)):
             rest += more
-    if not rest.strip():
+    if not rest.strip() and not named:
         return "columnar"
     try:
         return "lines of JSON" if isinstance(_loads(line), dict) else "columnar"

@@ -208,7 +208,7 @@ class _Reader:
     def _dates(self) -> pl.Series:
         name = self.columns.date
         texts = self.frame[name]
-        written: DateFormat = refuse_unknown_dates(texts)
+        written: DateFormat = refuse_unknown_dates(texts, self.file.path)
         if not written.timed:
             self.notes.lines.append(f"{name} has no time of day: all posts count as of 0:00 UTC, and hours say nothing")
         column = DateColumn(self.file.path, name, f"the posts of {self.file.path.name}", "a date as the others")

@@ -29,6 +29,7 @@ class TableRequest:
         mapping: of MAP, for `parse_map`; "" if all is to be found.
         test: file of the test posts, or None.
         test_from: posts from this date on are the test part; "" for none.
+        follow_links: True to take pictures that are links to files outside of `images`.
     """
 
     table: Path
@@ -36,6 +37,7 @@ class TableRequest:
     mapping: str
     test: Path | None
     test_from: str
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,13 @@ def prepare_table(request: TableRequest, images: IndexImagesParams, packed: Path
             left_out={**found.left_out, **dict.fromkeys(late, reason)},
         )
         ingested = ingest_table(replace(own, columns=found.columns))
-    _, pictures = index_images(ingested.posts, root, images)
+    _, pictures = index_images(ingested.posts, root, images, follow_links=request.follow_links)
     values: dict[tuple[str, ...], Any] = {
         ("dataset", "root"): str(root),
         ("dataset", "table"): os.path.relpath(table.path, root),
         ("dataset", "test_table"): os.path.relpath(test.path, root),
         ("dataset", "test_from"): request.test_from,
+        ("dataset", "follow_links"): request.follow_links,
     }
     values |= {("dataset", "columns", name): value for name, value in found.columns.as_values().items()}
     counts = _counts(table, found.columns)

@@ -271,7 +271,7 @@ def _hints(summary: Mapping[str, Any], root: Path, split: str) -> list[str]:
     if stray := summary["ignored_members"]["unexpected"]["examples"][:3]:
         hints.append(f"the shards hold members with other names, such as {', '.join(stray)}")
     if summary["ignored_members"]["leads_out"]["count"]:
-        hints.append("links lead out of the folder (below); make dataset ROOT=... FOLLOW_LINKS=1 takes them")
+        hints.append("links lead out of the folder (below); make dataset ... FOLLOW_LINKS=1 takes them")
     if (root / split).is_dir() and not hints[1:]:
         some = itertools.islice((root / split).rglob("*"), MAX_LISTED)
         others = sorted(path for path in some if path.is_file())[:2]

@@ -5,10 +5,11 @@ The functions and models of the graph treat a new post as one more post of the t
 
 from popularity.predict.output import Prediction
 from popularity.predict.predict import N_FEATURES, Predictor, Project
-from popularity.predict.requests import NewPosts, Request, make_posts, read_requests
+from popularity.predict.requests import FurtherColumns, NewPosts, Request, make_posts, read_requests
 
 __all__ = [
     "N_FEATURES",
+    "FurtherColumns",
     "NewPosts",
     "Prediction",
     "Predictor",

@@ -7,7 +7,8 @@ r"""Predicts the popularity of new posts, with intervals and reasons, in a folde
 A file of posts, .csv or .jsonl, has the same fields as columns (pid too, if you like); paths of images start at its
 folder. Dates without a zone are UTC. A missing field gets a note, and the prediction does without it. A row that cannot
 be used is set aside: it keeps its row in the output, with the reason. --json prints everything as JSON, for a file of
-posts one line a post.
+posts one line a post. Further columns of a table of your own go by their names there: as columns of the file, or as
+--column price=9.5.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 
+from popularity.core.config import load_params
 from popularity.core.errors import DataError
 from popularity.core.stage import run
+from popularity.dataset import DatasetParams
 from popularity.predict.output import record, refuse_other_suffix, summary, text_of, write_file
 from popularity.predict.predict import N_FEATURES, Predictor, Project
-from popularity.predict.requests import FIELDS, Request, make_posts, read_requests, why_unreadable
+from popularity.predict.requests import FIELDS, FurtherColumns, Request, make_posts, read_requests, why_unreadable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,20 +36,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for name in FIELDS:
         parser.add_argument(f"--{name.replace('_', '-')}", help=_HELP.get(name))
+    parser.add_argument("--column", action="append", default=[], metavar="NAME=VALUE", help="a further column")
     parser.add_argument("--posts", type=Path, help="file of posts, .csv or .jsonl")
     parser.add_argument("--out", type=Path, help="file of predictions to write, .csv or .jsonl")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(joined_values(sys.argv[1:] if argv is None else argv))
     given = {name: value for name in FIELDS if (value := vars(args)[name]) is not None}
+    project = Project.at(Path())
+    further = known_columns(project.params)
+    given |= given_columns(args.column, further.names)
     if (args.posts is None) == (not given):
         parser.error("give either the fields of one post or a file of --posts")
     if args.out is not None:
         refuse_other_suffix(args.out)
-    requests = [Request(0, given)] if args.posts is None else read_requests(args.posts)
+    requests = [Request(0, given)] if args.posts is None else read_requests(args.posts, further.names)
     if given.get("image") and (reason := why_unreadable(Path(given["image"]))):
         raise DataError(f"cannot be read: {reason}", file=given["image"], expected="an image, or no --image")
-    predictor = Predictor(Project.at(Path()))
-    new = make_posts(requests, predictor.known, Path() if args.posts is None else args.posts.parent)
+    predictor = Predictor(project)
+    new = make_posts(requests, predictor.known, Path() if args.posts is None else args.posts.parent, further)
     if new.table.is_empty():
         if args.posts is None:
             raise DataError(requests[0].problem)
@@ -70,6 +77,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(("" if args.out else "\n") + summary(requests, predictions, args.out))
 
 
+def known_columns(params: Path) -> FurtherColumns:
+    """The further columns that section dataset names; none where there is no file of parameters."""
+    if not params.is_file():
+        return FurtherColumns()
+    return FurtherColumns.of(load_params("dataset", DatasetParams, params).columns)
+
+
+def given_columns(flags: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """The values of --column, by name.
+
+    Args:
+        flags: each NAME=VALUE.
+        names: of the further columns.
+
+    Raises:
+        DataError: no such column, or no value.
+    """
+    given = {name: value for name, _, value in (flag.partition("=") for flag in flags)}
+    if wrong := [flag for flag in flags if "=" not in flag] + [name for name in given if name not in names]:
+        known = f"--column NAME=VALUE; known are {', '.join(names)}" if names else "no further column: the run had none"
+        raise DataError(f"--column {wrong[0]}", expected=known)
+    return given
+
+
 def joined_values(argv: Sequence[str]) -> list[str]:
     """The arguments with the value of each field joined to its flag, so that it may begin with a dash."""
     words, result = list(argv), []
@@ -82,7 +113,7 @@ def joined_values(argv: Sequence[str]) -> list[str]:
 
 
 def _is_flag(word: str) -> bool:
-    return word.startswith("--") and word[2:].partition("=")[0] in (*FIELDS, "posts", "out", "json", "help")
+    return word.startswith("--") and word[2:].partition("=")[0] in (*FIELDS, "column", "posts", "out", "json", "help")
 
 
 _HELP = {

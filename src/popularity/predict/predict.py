@@ -266,7 +266,7 @@ class Predictor:
             inputs, stack_vectors = self._encode(new, scratch)
             inputs = _fill_classes(inputs, self.classes, notes)
             blocks, explanations = _embed(inputs, stack_vectors, self.classes, scratch)
-            features = self._features(inputs, alone=alone)
+            features = with_further_columns(self._features(inputs, alone=alone), new.columns)
             fitted = self._predict_ensemble(inputs, features, blocks, n_features, notes)
             _note_images(inputs.posts, read_table(inputs.folders.image / "status.parquet", IMAGE_STATUS), notes)
         return _assemble(fitted, self._calibration, features, explanations, notes)
@@ -371,6 +371,18 @@ class Predictor:
             predictions = self._text_model.predict(features, posted_at, days_after) - weights.offset
             predicted, shap_values = with_text(predicted, shap_values, predictions, weights.text_model)
         return _Fitted(predicted, shap_values)
+
+
+def with_further_columns(features: pl.DataFrame, columns: pl.DataFrame) -> pl.DataFrame:
+    """`features` with the further columns that the posts have, as far as the run had them too.
+
+    Args:
+        features: of all posts, in which these columns are null.
+        columns: contract COLUMNS.
+    """
+    joined = features.select("pid").join(columns, on="pid", how="left", validate="1:1", maintain_order="left")
+    known = [name for name in columns.columns if name != "pid" and name in features.columns]
+    return features.with_columns(joined[name].cast(features.schema[name]) for name in known)
 
 
 def _share_images(images: pl.DataFrame, encoded: pl.DataFrame, folder: Path) -> None:

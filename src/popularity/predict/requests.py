@@ -16,11 +16,13 @@ from typing import Any
 
 import polars as pl
 
-from popularity.core.contracts import POSTS, check_table, class_key
+from popularity.core.contracts import COLUMNS, POSTS, check_table, class_key
 from popularity.core.errors import DataError
 from popularity.dataset.csv_records import SEPARATORS, Record, records
-from popularity.dataset.parsing import EARLIEST, LATEST
+from popularity.dataset.parsing import EARLIEST, LATEST, MISSING, numbers
 from popularity.dataset.reading import read_text
+from popularity.dataset.table import further_name
+from popularity.dataset.table_columns import TableColumns
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,33 @@ class Request:
 
 
 @dataclass(frozen=True)
+class FurtherColumns:
+    """Further columns of the user's own table, by their names there: the column of the features.
+
+    Args:
+        numbers: columns of numbers.
+        categories: columns of few different texts.
+    """
+
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    categories: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, columns: TableColumns) -> FurtherColumns:
+        """Those of section dataset.columns. One that is named like a field goes by its name in the features."""
+        numbers, categories = (
+            {found if name in FIELDS else name: found for name in names for found in [further_name(name)]}
+            for names in (columns.numbers, columns.categories)
+        )
+        return cls(numbers, categories)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request calls them."""
+        return (*self.numbers, *self.categories)
+
+
+@dataclass(frozen=True)
 class NewPosts:
     """Posts to predict.
 
@@ -75,30 +104,34 @@ class NewPosts:
         table: contract POSTS, those that can be predicted.
         requests: all of them, in their order.
         root: folder that the paths of images are relative to.
+        columns: contract COLUMNS, of the same posts.
     """
 
     table: pl.DataFrame
     requests: Sequence[Request]
     root: Path
+    columns: pl.DataFrame
 
 
-def read_requests(path: Path) -> list[Request]:
-    """The requests of a .csv or .jsonl file, one a row or line, with FIELDS as columns or keys.
+def read_requests(path: Path, further: Sequence[str] = ()) -> list[Request]:
+    """The requests of a .csv or .jsonl file, one a row or line, with FIELDS and `further` as columns or keys.
 
     A row that cannot be read keeps its index and holds its problem. Other columns are left out, with a warning.
 
     Args:
         path: of the file.
+        further: names of further columns.
 
     Raises:
         DataError: no such file, of another kind, neither UTF-8 nor UTF-16, without a column `date`, with a column
-            whose name is nearly one of FIELDS, or without a post.
+            whose name is nearly one of these, or without a post.
     """
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
+    fields = (*FIELDS, *further)
     if path.suffix not in readers:
         raise DataError("neither .csv nor .jsonl", file=path, expected=f"a file of posts with {', '.join(FIELDS)}")
     try:
-        requests = list(readers[path.suffix](path))
+        requests = list(readers[path.suffix](path, fields))
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror}", file=path, expected=f"a file of posts with {', '.join(FIELDS)}"
@@ -112,17 +145,19 @@ def read_requests(path: Path) -> list[Request]:
     return requests
 
 
-def _refuse_misspelt(names: Iterable[str], file: Path) -> None:
-    """A column that is none of FIELDS is left out with a warning, unless it is a misspelt one of them."""
-    others = [name for name in names if name not in FIELDS]
+def _refuse_misspelt(names: Iterable[str], file: Path, fields: Sequence[str]) -> None:
+    """A column that is none of `fields` is left out with a warning, unless it is a misspelt one of them."""
+    others = [name for name in names if name not in fields]
+    by_lower = {name.lower(): name for name in fields}
     for name in others:
-        if alike := difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.75):
-            raise DataError(f"column {name}", file=file, expected=f"{alike[0]}; known are {', '.join(FIELDS)}")
+        if alike := difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.75):
+            expected = f"{by_lower[alike[0]]}; known are {', '.join(fields)}"
+            raise DataError(f"column {name}", file=file, expected=expected)
     if others:
-        logger.warning("%s: left out %s; known are %s", file, ", ".join(others), ", ".join(FIELDS))
+        logger.warning("%s: left out %s; known are %s", file, ", ".join(others), ", ".join(fields))
 
 
-def _read_csv(path: Path) -> Iterator[Request]:
+def _read_csv(path: Path, fields: Sequence[str]) -> Iterator[Request]:
     lines, separator = _lines_of_csv(path)
     csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines)) + 1))
     found = (record for record in records(lines, separator) if record.cells)
@@ -132,9 +167,9 @@ def _read_csv(path: Path) -> Iterator[Request]:
         raise DataError(
             f"columns {', '.join(names) or '(none)'}",
             file=path,
-            expected=f"each name once, `date` among them; known are {', '.join(FIELDS)}",
+            expected=f"each name once, `date` among them; known are {', '.join(fields)}",
         )
-    _refuse_misspelt(names, path)
+    _refuse_misspelt(names, path, fields)
     index = 0
     for record in found:
         if record.has_open_quote(len(names), separator):
@@ -144,14 +179,14 @@ def _read_csv(path: Path) -> Iterator[Request]:
             for line in record.lines:
                 cells = next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE), [])
                 known = dict(zip(names, cells, strict=True)) if len(cells) == len(names) else {}
-                yield Request(index, {name: text for name, text in known.items() if name in FIELDS}, problem=reason)
+                yield Request(index, {name: text for name, text in known.items() if name in fields}, problem=reason)
                 index += 1
             continue
         if len(record.cells) != len(names):
             problem = f"{len(record.cells)} fields where the file has {len(names)} columns"
             yield Request(index, {}, problem=problem)
         else:
-            yield Request(index, {name: text for name, text in zip(names, record.cells, strict=True) if name in FIELDS})
+            yield Request(index, {name: text for name, text in zip(names, record.cells, strict=True) if name in fields})
         index += 1
 
 
@@ -174,7 +209,7 @@ def _lines_of_csv(path: Path) -> tuple[list[str], str]:
     return lines, found[0] if found else SEPARATORS[0]
 
 
-def _read_jsonl(path: Path) -> Iterator[Request]:
+def _read_jsonl(path: Path, fields: Sequence[str]) -> Iterator[Request]:
     seen: dict[str, None] = {}
     for index, line in enumerate(line for line in io.StringIO(read_text(path)) if line.strip()):
         try:
@@ -186,11 +221,11 @@ def _read_jsonl(path: Path) -> Iterator[Request]:
             yield Request(index, {}, problem=f"expected an object, found {type(content).__name__}")
             continue
         seen |= dict.fromkeys(content)
-        texts = {name: _as_text(content.get(name)) for name in FIELDS}
+        texts = {name: _as_text(content.get(name)) for name in fields}
         wrong = [name for name, text in texts.items() if text is None]
         problem = f"{', '.join(wrong)}: expected a text or a number" if wrong else ""
         yield Request(index, {name: text for name, text in texts.items() if text is not None}, problem)
-    _refuse_misspelt(seen, path)
+    _refuse_misspelt(seen, path, fields)
 
 
 def _as_text(value: Any) -> str | None:
@@ -202,26 +237,48 @@ def _as_text(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
 
 
-def make_posts(requests: Sequence[Request], known: pl.DataFrame, root: Path) -> NewPosts:
-    """Rows of contract POSTS; an unusable post gets its problem in its request.
+def make_posts(
+    requests: Sequence[Request], known: pl.DataFrame, root: Path, further: FurtherColumns | None = None
+) -> NewPosts:
+    """Rows of contract POSTS and COLUMNS; an unusable post gets its problem in its request.
 
     Args:
         requests: all of them.
         known: the stored posts, contract POSTS.
         root: folder that the paths of images are relative to.
+        further: columns of the user's own table that the models know.
     """
     maker = _Maker(known, root, {request.get("user") for request in requests})
-    rows = []
+    rows, columns = [], []
+    further = further or FurtherColumns()
     for request in requests:
         if not request.problem:
             try:
                 rows.append(maker.row(request))
+                columns.append({"pid": request.pid, **_further(request, further)})
             except _UnusableError as error:
                 request.problem = str(error)
     schema = {name: rule.dtype for name, rule in POSTS.columns.items()}
     table = pl.DataFrame(rows, schema=schema, orient="row").sort(POSTS.key)
     check_table(table, POSTS)
-    return NewPosts(table, requests, root)
+    types = {"pid": pl.String()} | dict.fromkeys(further.numbers.values(), pl.Float64())
+    types |= dict.fromkeys(further.categories.values(), pl.String())
+    extra = pl.DataFrame(columns, schema=types, orient="row").sort(COLUMNS.key)
+    check_table(extra, COLUMNS)
+    return NewPosts(table, requests, root, extra)
+
+
+def _further(request: Request, further: FurtherColumns) -> dict[str, float | str | None]:
+    """The further columns of a request, under their names in the features; unusable and missing ones get notes."""
+    found: dict[str, float | str | None] = {column: request.get(name) for name, column in further.categories.items()}
+    for name, column in further.numbers.items():
+        text = request.get(name)
+        found[column] = numbers(pl.Series([text]))[0]
+        if text and found[column] is None:
+            request.notes.append(f"unusable value: {name} {text} is no number; left out")
+    if missing := [name for name in further.names if not request.get(name)]:
+        request.notes.append(f"missing columns: {', '.join(missing)}; predicted from the rest")
+    return {column: None if value in MISSING else value for column, value in found.items()}
 
 
 def why_unreadable(path: Path) -> str:
