@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,10 @@ from benchmarks.systems import POST_COLUMNS, FoldData, Project, compare
 from benchmarks.tables import add_csv_flag, write_csv
 from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from popularity.core.as_of import as_of_dates
+from popularity.core.atomic import atomic_path, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FORWARD
+from popularity.core.resume import STATE_ROOT
 from popularity.core.stage import run
 from popularity.stack import StackParams
 from popularity.stack.columns import MatrixColumn
@@ -243,18 +245,7 @@ def two_models(case: Case) -> Float64Array:
     return np.where(case.past[1], case.default, case.without)
 
 
-def two_models_apart(case: Case) -> Float64Array:
-    """The same, and the model with history is fitted on the train rows that have a past."""
-    rows: Int64Array = np.flatnonzero(case.past[0])
-    return np.where(case.past[1], case.fitted(case.train.take(rows), case.valid, case.target[rows]), case.without)
-
-
 RESIDUALS = ("user_residual_level", "user_residual_recent", "user_residual_last")
-
-
-def residuals_added(case: Case) -> Float64Array:
-    train, valid = case.residuals
-    return case.fitted(added(case.train, train, RESIDUALS), added(case.valid, valid, RESIDUALS))
 
 
 def residuals_instead(case: Case) -> Float64Array:
@@ -273,12 +264,6 @@ def ranks_added(case: Case) -> Float64Array:
     return case.fitted(added(case.train, train, names), added(case.valid, valid, names))
 
 
-def ranks_instead(case: Case) -> Float64Array:
-    train, valid, names = case.ranks
-    sides = [dropped(one, lambda name: f"{name}_rank" in names) for one in (case.train, case.valid)]
-    return case.fitted(added(sides[0], train, names), added(sides[1], valid, names))
-
-
 WAYS: Mapping[str, Callable[[Case], Float64Array]] = {
     DEFAULT: lambda case: case.default,
     "no history": lambda case: case.without,
@@ -287,12 +272,9 @@ WAYS: Mapping[str, Callable[[Case], Float64Array]] = {
     "hidden copies": copies,
     "weighted until shares are equal": equal_weights,
     "two models": two_models,
-    "two models, rows apart": two_models_apart,
-    "user residuals added": residuals_added,
     "user residuals in place of means": residuals_instead,
     "user residual on top": residual_on_top,
     "ranks of the last 30 days added": ranks_added,
-    "ranks in place": ranks_instead,
 }
 
 
@@ -300,11 +282,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="project folders, one a data set")
     parser.add_argument("--params", type=Path, default=PARAMS_FILE, help="file with section stack of the default")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each fit")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of users")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
     base = load_params("stack", StackParams, args.params)
-    base = replace(base, n_seeds=1, num_boost_round=ROUNDS, learners=("lightgbm",))
+    base = replace(base, n_seeds=1, num_boost_round=args.rounds, learners=("lightgbm",))
     sets = {str(folder): predicted(folder, args.params, base) for folder in args.folders}
     scored = {name: with_share(compare(rows, DEFAULT, resamples=args.resamples)) for name, rows in sets.items()}
     over_sets = mean_over_sets(sets, args.resamples)
@@ -316,7 +299,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predicted(folder: Path, params: Path, base: StackParams) -> pl.DataFrame:
-    """(POST_COLUMNS, a column a way, CONSTANT) of the valid posts of the forward splits of a project."""
+    """(POST_COLUMNS, a column a way, CONSTANT) of the valid posts of the forward splits; kept in a file."""
+    kept = folder / STATE_ROOT / "benchmarks/screen_history" / f"{fingerprint(asdict(base), Path(__file__))}.parquet"
+    if kept.exists():
+        return pl.read_parquet(kept)
     project = Project.read(folder, params)
     digest = tasks_of(folder, params, FORWARD, {})[0].vectors
     fixed = replace(base, inner_cv=replace(base.inner_cv, n_splits=0))
@@ -329,6 +315,8 @@ def predicted(folder: Path, params: Path, base: StackParams) -> pl.DataFrame:
         constant = predict_simple(data.fold, project.params, CONSTANT)["prediction"]
         columns = [pl.Series(name, case.labels(way(case))) for name, way in WAYS.items()]
         tables.append(posts.select(POST_COLUMNS).with_columns(*columns, constant.alias(CONSTANT)))
+    with atomic_path(kept) as partial:
+        pl.concat(tables).write_parquet(partial)
     return pl.concat(tables)
 
 
