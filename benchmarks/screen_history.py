@@ -25,7 +25,7 @@ from benchmarks.screen import DEFAULT, MEAN, ROUNDS, mean_over_sets, printed, pr
 from benchmarks.screen_fits import CONSTANT, Store, _valid, tasks_of
 from benchmarks.systems import POST_COLUMNS, FoldData, Project, compare
 from benchmarks.tables import add_csv_flag, write_csv
-from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from popularity.core.arrays import BoolArray, Float32Array, Float64Array
 from popularity.core.as_of import as_of_dates
 from popularity.core.atomic import atomic_path, fingerprint
 from popularity.core.config import PARAMS_FILE, load_params

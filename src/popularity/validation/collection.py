@@ -29,12 +29,11 @@ def rows_to_keep(valid: Int64Array, test: Int64Array, rng: np.random.Generator) 
     edges = np.quantile(test, np.linspace(0, 1, N_BINS + 1)[1:-1])
     shares = _counts(test, edges) / len(test)
     counts, bins = _counts(valid, edges), np.searchsorted(edges, valid, side="right")
-    taken = np.flatnonzero(shares)
-    wanted = np.zeros(N_BINS)
-    for total in np.sort(counts[taken] / shares[taken]):  # rows in all, if every bin had enough
-        wanted = np.floor(np.minimum(counts, total * shares))
-        if wanted.sum() >= MIN_KEPT * len(valid):
-            break
+    has_test = shares > 0
+    totals = np.append(0.0, np.sort(counts[has_test] / shares[has_test]))  # at each the next bin has no more rows
+    kept = np.minimum(counts, totals[:, None] * shares).sum(axis=1)
+    total = max(totals[1], float(np.interp(MIN_KEPT * len(valid), kept, totals)))
+    wanted = np.rint(np.minimum(counts, total * shares))
     keep = np.zeros(len(valid), dtype=np.bool_)
     for index, count in enumerate(wanted.astype(int)):
         keep[rng.permutation(np.flatnonzero(bins == index))[:count]] = True
