@@ -2,8 +2,8 @@
 
     python -m benchmarks.screen_history ../memes ../series ../sketches
 
-A row has a past if a train row of its user is older than its as-of date. Every way is one LightGBM of fixed rounds on
-the columns of the default, on scheme `forward`. The tables are those of benchmarks.screen; "hidden" is a row whose
+A row has a past if a train row of its user is older than its as-of date. Every way is a LightGBM of fixed rounds on the
+columns of the default, the mean of --seeds, on scheme `forward`. The tables are those of benchmarks.screen; "hidden" is a row whose
 user's target statistics are those of a user without a past.
 """
 
@@ -104,8 +104,8 @@ class Case:
         """(m,) predictions without the trend."""
         sample = Sample(train, self.target if target is None else target, weight)
         learner = LEARNERS["lightgbm"]
-        model = learner.fit(sample, self.params.num_boost_round, self.params, self.params.seed)
-        predicted: Float64Array = learner.predict(model, valid)
+        models = (learner.fit(sample, self.params.num_boost_round, self.params, seed) for seed in self.params.each_seed)
+        predicted: Float64Array = np.mean([learner.predict(model, valid) for model in models], axis=0)
         return predicted
 
     def labels(self, predicted: Float64Array) -> Float64Array:
@@ -204,12 +204,16 @@ def added(matrix: Matrix, values: Float32Array, names: Sequence[str]) -> Matrix:
 
 
 def hide(case: Case, share: float) -> Float64Array:
-    """Hides a share of the train rows that have a past."""
-    rows = np.flatnonzero(case.past[0])
-    chosen = np.random.default_rng(0).permutation(rows)[: round(share * len(rows))]
-    values = case.train.values.copy()
-    values[chosen] = case.hidden[chosen]
-    return case.fitted(replace(case.train, values=values), case.valid)
+    """Hides a share of the train rows that have a past; another draw for each seed."""
+    rows, found = np.flatnonzero(case.past[0]), []
+    for seed in case.params.each_seed:
+        chosen = np.random.default_rng(seed).permutation(rows)[: round(share * len(rows))]
+        values = case.train.values.copy()
+        values[chosen] = case.hidden[chosen]
+        one = replace(case, params=replace(case.params, seed=seed, n_seeds=1))
+        found.append(one.fitted(replace(case.train, values=values), case.valid))
+    mean: Float64Array = np.mean(found, axis=0)
+    return mean
 
 
 def equal_share(case: Case) -> Float64Array:
@@ -268,7 +272,9 @@ WAYS: Mapping[str, Callable[[Case], Float64Array]] = {
     DEFAULT: lambda case: case.default,
     "no history": lambda case: case.without,
     "hidden until shares are equal": equal_share,
+    "15 % of pasts hidden": lambda case: hide(case, 0.15),
     "30 % of pasts hidden": lambda case: hide(case, 0.3),
+    "50 % of pasts hidden": lambda case: hide(case, 0.5),
     "hidden copies": copies,
     "weighted until shares are equal": equal_weights,
     "two models": two_models,
@@ -283,11 +289,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="project folders, one a data set")
     parser.add_argument("--params", type=Path, default=PARAMS_FILE, help="file with section stack of the default")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each fit")
+    parser.add_argument("--seeds", type=int, default=2, help="of each fit, averaged")
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of users")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
     base = load_params("stack", StackParams, args.params)
-    base = replace(base, n_seeds=1, num_boost_round=args.rounds, learners=("lightgbm",))
+    base = replace(base, n_seeds=args.seeds, num_boost_round=args.rounds, learners=("lightgbm",))
     sets = {str(folder): predicted(folder, args.params, base) for folder in args.folders}
     scored = {name: with_share(compare(rows, DEFAULT, resamples=args.resamples)) for name, rows in sets.items()}
     over_sets = mean_over_sets(sets, args.resamples)
