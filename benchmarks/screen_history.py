@@ -3,7 +3,7 @@
     python -m benchmarks.screen_history ../memes ../series ../sketches
 
 A row has a past if a train row of its user is older than its as-of date. Every way is a LightGBM of fixed rounds on
-the columns of the default, the mean of --seeds, on scheme `forward`. The tables are those of benchmarks.screen. "hidden"
+the columns of the default, the mean of --seeds, on scheme `forward`. The tables are those of benchmarks.screen. Hidden
 is a row whose user's target statistics are those of a user without a past.
 """
 
