@@ -38,7 +38,15 @@ def fresh_accelerator_state() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_params() -> DemoParams:
     return DemoParams(
-        seed=20, posts=300, users=80, subcategories=8, image_size=32, test_fraction=0.3, user_file="A", trend=2.3
+        seed=20,
+        posts=300,
+        users=80,
+        subcategories=8,
+        image_size=32,
+        test_fraction=0.3,
+        user_file="A",
+        trend=2.3,
+        trend_along="time",
     )
 
 

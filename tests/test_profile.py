@@ -20,6 +20,7 @@ from popularity.network.params import TrainParams
 from popularity.profile import Profiles, main, read_profiles
 from popularity.stack import StackParams
 from popularity.training.batches import BatchPlan, training_steps
+from popularity.validation import SplitParams
 from tests.repository import OVERLAYS, PROFILES, REPOSITORY, profile_text, write_profile
 
 
@@ -120,7 +121,7 @@ def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
 
 
 def test_an_unknown_name_is_an_error(project: Path) -> None:
-    known = "the sizes demo, full, paper, standard, tiny and the overlays clip, dinov2, mpnet, siglip"
+    known = "the sizes demo, full, paper, standard, tiny and the overlays clip, dinov2, mpnet, siglip, smpd"
     with pytest.raises(ConfigError, match=f"no profile 'huge'; there are {known}"):
         _switch(project, "huge")
     with pytest.raises(ConfigError, match="clip full: only the first name can be a size; full is one"):
@@ -142,6 +143,20 @@ def test_overlays_are_put_on_a_size_and_taken_back(names: tuple[str, ...], proje
     check(project / "params.yaml")
     _switch(project, "demo")
     assert _text(project) == before
+
+
+def test_overlay_smpd_switches_on_all_that_reads_the_order_of_collection(project: Path) -> None:
+    before = _text(project)
+    assert "true" not in [line.split()[1] for line in before.splitlines() if "match_collection_order:" in line]
+    _switch(project, "full", "smpd")
+    assert load_params("split", SplitParams, project / "params.yaml").match_collection_order
+    stack = load_params("stack", StackParams, project / "params.yaml")
+    assert stack.detrend == "collection_order"
+    assert "collection_order" in stack.columns.feature_groups
+    check(project / "params.yaml")
+    _switch(project, "demo")
+    assert _text(project) == before
+    assert "collection_order" not in load_params("stack", StackParams, project / "params.yaml").columns.feature_groups
 
 
 def test_an_overlay_alone_keeps_the_size_and_the_overlays_before_it(project: Path) -> None:
@@ -191,7 +206,7 @@ def test_an_entry_of_the_user_stays(project: Path) -> None:
 def test_every_overlay_has_size_length_precision_and_batch() -> None:
     """The towers of one model have its length of a text: 77 tokens of CLIP, exactly 64 of SigLIP."""
     overlays = Profiles.read(PROFILES, OVERLAYS).overlays
-    assert set(overlays) == {"clip", "siglip", "dinov2", "mpnet"}
+    assert set(overlays) == {"clip", "siglip", "dinov2", "mpnet", "smpd"}
     sizes = leaves(read_yaml(PROFILES / "demo.yaml"))
     keys = {key[2:] for key in leaves(read_yaml(REPOSITORY / "params.yaml")) if key[:2] == ("embed_text", "minilm")}
     for values in overlays.values():

@@ -14,7 +14,7 @@ from tests.repository import stage_flags
 
 TINY = (
     "demo: {seed: 20, posts: 300, users: 80, subcategories: 8, image_size: 32, test_fraction: 0.3, user_file: A, "
-    "trend: 2.3}\n"
+    "trend: 2.3, trend_along: time}\n"
 )
 
 

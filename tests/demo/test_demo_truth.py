@@ -93,6 +93,22 @@ def test_without_a_trend_the_level_stays_and_all_else_is_as_it_was(
     assert abs(train - test) < 0.6
 
 
+def test_a_trend_along_the_collection_knows_no_dates(tiny_params: DemoParams, tmp_path: Path) -> None:
+    """It falls along the Pids, the test posts come late in them, and the contents of the data set stay the same."""
+    collected = replace(tiny_params, posts=2000, trend_along="collection")
+    generate(collected, tmp_path / "data", tmp_path / "truth", drawn=0)
+    table = pl.read_parquet(tmp_path / "truth/effects.parquet").with_columns(pl.col("pid").cast(pl.Int64)).sort("pid")
+    fall = table["trend"].to_numpy()
+    assert (np.diff(fall) < 0).all()
+    assert fall[0] - fall[-1] == pytest.approx(tiny_params.trend, abs=0.01)
+    train, test = (table.filter(split=split)["trend"].to_numpy().mean() for split in ("train", "test"))
+    assert train - test > 0.4
+    metadata = tmp_path / "data/train_allmetadata_json"
+    rows = read_json(metadata / "train_temporalspatial_information.json")
+    pids, dates = (np.array([int(row[name]) for row in rows]) for name in ("Pid", "Postdate"))
+    assert abs(spearmanr(pids, dates).statistic) < 0.1
+
+
 def test_effects_follow_what_can_be_seen(effects: pl.DataFrame, tiny_dataset: Dataset) -> None:
     latents = pl.read_parquet(tiny_dataset.truth / "latents.parquet").join(effects, on="pid", validate="1:1")
     known = latents.drop_nulls("agreement")
@@ -116,7 +132,7 @@ def test_some_texts_contradict_the_image(tiny_dataset: Dataset) -> None:
 @pytest.mark.parametrize("posts", [300, 3000])
 @pytest.mark.parametrize("test_fraction", [0.1, 0.3, 0.5])
 def test_unseen_share_lands_for_other_sizes(posts: int, test_fraction: float) -> None:
-    params = DemoParams(1, posts, posts // 5, 33, 32, test_fraction, "A", 2.3)
+    params = DemoParams(1, posts, posts // 5, 33, 32, test_fraction, "A", 2.3, "time")
     shares = np.array([used.share for used in choose_classes(33)])
     users = draw_users(params, shares, np.random.default_rng(1))
     assert users.train_posts.sum() + users.test_posts.sum() == posts

@@ -36,6 +36,7 @@ SPLIT = SplitParams(
     n_folds=2,
     unseen_user_fraction=0.5,
     tolerance=0.4,
+    match_collection_order=False,
 )
 FEATURIZE = FeaturizeParams(
     seed=0, n_text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0

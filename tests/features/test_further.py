@@ -34,6 +34,7 @@ SPLIT = SplitParams(
     n_folds=2,
     unseen_user_fraction=0.5,
     tolerance=0.05,
+    match_collection_order=False,
 )
 
 

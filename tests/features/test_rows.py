@@ -50,6 +50,8 @@ def slow(post: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
         "image_aspect": image["width"] / image["height"] if known else None,
         "image_bytes": image["bytes"] or None,
         "image_bytes_per_pixel": image["bytes"] / (image["width"] * image["height"]) if known else None,
+        "collection_order.pid": int(post["pid"]),
+        "collection_order.uid": int(post["uid"].removesuffix("@N0")),
         "image_grey": None if image["mode"] is None else image["mode"] == "L",
     }
     for name in ("title", "tags"):
@@ -89,7 +91,7 @@ def test_the_text_is_title_and_tags_as_published() -> None:
     assert table["text"].n_unique() > 10
 
 
-def test_collection_order_is_never_a_feature() -> None:
+def test_the_order_of_the_files_is_never_a_feature() -> None:
     posts = random_posts(0)
     assert not {"source_index", "label", "split"} & set(
         row_features(posts.lazy(), random_images(posts, 0).lazy()).collect_schema()

@@ -110,7 +110,7 @@ def test_an_experiment_on_another_data_set_in_a_copy_of_the_tree(clone: Clone, t
     Without the search: it reads nothing of a data set that the features do not hold.
     """
     root = tmp_path / "other"
-    generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B", 2.3), root, tmp_path / "truth")
+    generate(DemoParams(5, 150, 40, 6, 32, 0.3, "B", 2.3, "time"), root, tmp_path / "truth")
     for shard in root.glob("*_images*.tar"):
         shutil.unpack_archive(shard, root)
         shard.unlink()

@@ -110,7 +110,9 @@ def make_run(dataset: Path, folder: Path, *, test: bool = True, with_images: boo
     write_table(posts, folder / paths.POSTS, POSTS)
     write_table(images, folder / paths.IMAGES, IMAGES)
     write_table(images.select("pid", "status"), folder / resolved(paths.IMAGE_STATUS), IMAGE_STATUS)
-    splits, summary = make_splits(posts, SplitParams(0, "fractions", 0.15, 0.15, 2, 2, 0.5, 0.05))
+    splits, summary = make_splits(
+        posts, SplitParams(0, "fractions", 0.15, 0.15, 2, 2, 0.5, 0.05, match_collection_order=False)
+    )
     write_table(splits, folder / paths.SPLITS, FOLDS)
     write_json(folder / paths.SPLIT_SUMMARY, summary)
     predictions = small_predictions(posts, splits.filter(pl.col("scheme") != "random"))

@@ -52,6 +52,7 @@ SPLIT = SplitParams(
     n_folds=3,
     unseen_user_fraction=0.64,
     tolerance=0.02,
+    match_collection_order=False,
 )
 FEATURIZE = FeaturizeParams(
     seed=0, n_text_components=3, target_statistics=("uid", "subcategory"), target_statistics_prior=3.0

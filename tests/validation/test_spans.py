@@ -30,6 +30,7 @@ PARAMS = SplitParams(
     n_folds=5,
     unseen_user_fraction=0.64,
     tolerance=0.01,
+    match_collection_order=False,
 )
 START = datetime(2020, 1, 1, tzinfo=UTC)
 

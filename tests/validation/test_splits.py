@@ -28,6 +28,7 @@ PARAMS = SplitParams(
     n_folds=5,
     unseen_user_fraction=0.64,
     tolerance=0.01,
+    match_collection_order=False,
 )
 
 

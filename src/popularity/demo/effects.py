@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from popularity.core.arrays import Float64Array, Int64Array
+from popularity.demo.params import DemoParams
 from popularity.demo.posts import DemoClass
 from popularity.demo.users import DAY, SPAN, START, Users
 
@@ -28,7 +29,7 @@ EFFECTS = ("base", *SPREADS, "trend")
 
 
 def add_up(
-    posts: pl.DataFrame, users: Users, classes: list[DemoClass], trend: float, rng: np.random.Generator
+    posts: pl.DataFrame, users: Users, classes: list[DemoClass], params: DemoParams, rng: np.random.Generator
 ) -> pl.DataFrame:
     """Columns pid, split, the effects, noise, expected (the sum of the effects), views and label; rows as in `posts`.
 
@@ -55,8 +56,11 @@ def add_up(
         "hour": np.cos((hour - 20.0) * np.pi / 12.0),  # best in the evening
     }
     effects = {name: (values - values.mean()) / values.std() * SPREADS[name] for name, values in raw.items()}
-    time = (posts["posted_at"].to_numpy() - START) / SPAN
-    effects["trend"] = -trend * (time - time[(posts["split"] == "train").to_numpy()].mean())
+    if params.trend_along == "collection":  # the order of the rows
+        along = np.arange(len(posts)) / len(posts)
+    else:
+        along = (posts["posted_at"].to_numpy() - START) / SPAN
+    effects["trend"] = -params.trend * (along - along[(posts["split"] == "train").to_numpy()].mean())
     effects = {"base": np.full(len(posts), BASE)} | effects
     expected = np.sum(list(effects.values()), axis=0)
     noise = rng.normal(0.0, NOISE, len(posts))

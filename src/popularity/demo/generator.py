@@ -53,7 +53,7 @@ def generate(params: DemoParams, root: Path, truth: Path, drawn: int | None = No
     classes = choose_classes(params.subcategories)
     users = draw_users(params, np.array([used.share for used in classes]), user_rng)
     posts = draw_posts(params, users, classes, post_rng)
-    effects = add_up(posts, users, classes, params.trend, effect_rng)
+    effects = add_up(posts, users, classes, params, effect_rng)
     with tempfile.TemporaryFile() as stream:
         profiles = profiles_of(users, params.user_file, classes, profile_rng, stream)
         for split in SPLITS:

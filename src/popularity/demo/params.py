@@ -24,6 +24,8 @@ class DemoParams(Section):
         user_file: A: row-aligned list with vectors; B: columns with ids and texts.
         trend: fall of the mean label over the whole time span; 2.3 lowers the mean of the test split by about 1, as in
             SMPD; with 0 the splits are alike.
+        trend_along: what the mean label falls along: time; or collection, an order of the Pids that has nothing to do
+            with the dates and in which most test posts come late.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -34,6 +36,7 @@ class DemoParams(Section):
     test_fraction: Annotated[float, Field(ge=0.1, le=0.5)]
     user_file: Literal["A", "B"]
     trend: float
+    trend_along: Literal["time", "collection"]
 
     def __post_init__(self) -> None:
         if self.posts < 3 * self.users:

@@ -44,6 +44,10 @@ COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "longitude": pl.Float64,
     "geo_accuracy": pl.Int64,
 }
+COLLECTED = {
+    "train": (1.0, 1.0),
+    "test": (4.0, 1.0),
+}  # beta distribution of a session's place in the collection, 0 to 1
 ROWS = 8192  # drawn before they become columns
 Row = tuple[Any, ...]
 
@@ -75,7 +79,7 @@ def choose_classes(count: int) -> list[DemoClass]:
 
 
 def draw_posts(params: DemoParams, users: Users, classes: list[DemoClass], rng: np.random.Generator) -> pl.DataFrame:
-    """All posts in the order of collection, which is nearly the order of time.
+    """All posts in the order of collection, which is nearly the order of time, if the trend is not along it.
 
     Columns: pid; split; user, class_index, concept (rows of `users`, `classes`, concepts of the class); posted_at
     (unix s); local_hour; quality (0-1); title; tags; tag_count; agreement (null without content words); mood;
@@ -83,8 +87,9 @@ def draw_posts(params: DemoParams, users: Users, classes: list[DemoClass], rng: 
     """
     rows = _rows(params, users, classes, rng)
     frames = [pl.DataFrame(chunk, schema=COLUMNS, orient="row") for chunk in _chunks(rows, ROWS)]
-    # The splits were collected one after the other; pids count the collected posts, with gaps.
-    posts = pl.concat(frames).sort(pl.col("split") == "test", "collected_at", "posted_at", maintain_order=True)
+    # The splits were collected one after the other, or together; pids count the collected posts, with gaps.
+    first = [] if params.trend_along == "collection" else [pl.col("split") == "test"]
+    posts = pl.concat(frames).sort(*first, "collected_at", "posted_at", maintain_order=True)
     numbers = 1000 + np.cumsum(rng.integers(1, 9, len(posts)))
     return posts.drop("collected_at").with_columns(pl.Series("pid", [str(number) for number in numbers]))
 
@@ -116,11 +121,13 @@ def _rows(params: DemoParams, users: Users, classes: list[DemoClass], rng: np.ra
                 favourite = rng.random() < 0.7
                 class_index = int(users.favourites[user, rng.integers(3)]) if favourite else _choice(shares, rng)
                 moment = _moment(window, phase, offset, hours, rng)
-                lag = rng.exponential(5 * DAY)  # between a session and its collection
+                collected = moment + rng.exponential(5 * DAY)  # of the session
+                if params.trend_along == "collection":
+                    collected = rng.beta(*COLLECTED[split])
                 for _ in range(burst):
                     local_hour = (moment + offset) % DAY / 3600
                     content = _content(users, user, vocabularies[class_index], rng)
-                    yield split, user, class_index, moment, local_hour, moment + lag, *content
+                    yield split, user, class_index, moment, local_hour, collected, *content
                     moment += int(rng.integers(*BURST_GAP))
 
 

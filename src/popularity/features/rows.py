@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from popularity.core.collection_order import id_number
 from popularity.core.contracts import FURTHER
 
 # Columns of text that the learners take as categories; the uid only if `stack.columns.uid_category` is true.
@@ -122,6 +123,11 @@ def image_features(images: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
+def collection_features(posts: pl.LazyFrame) -> pl.LazyFrame:
+    """Returns the feature group `collection_order`: the numbers of Pid and Uid; null where one is no number."""
+    return posts.select("pid", **{f"collection_order.{name}": id_number(name) for name in ("pid", "uid")})
+
+
 def row_features(posts: pl.LazyFrame, images: pl.LazyFrame) -> pl.LazyFrame:
     """Returns (pid, categories, the text, every row feature): one row a post, from that post alone.
 
@@ -130,6 +136,6 @@ def row_features(posts: pl.LazyFrame, images: pl.LazyFrame) -> pl.LazyFrame:
         images: contract IMAGES, of the same posts.
     """
     table = posts.select("pid", *CATEGORIES, pl.concat_str("title", "tags", separator=" ").alias(TEXT))
-    for features in (time_features, account_features, text_features, location_features):
+    for features in (time_features, account_features, text_features, location_features, collection_features):
         table = table.join(features(posts), on="pid", how="left", validate="1:1")
     return table.join(image_features(images), on="pid", how="left", validate="1:1")

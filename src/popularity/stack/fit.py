@@ -41,6 +41,7 @@ from popularity.stack.model import StackModel
 from popularity.stack.params import LearnerName, StackParams
 from popularity.stack.row_selection import kept_rows
 from popularity.stack.sample import Sample, recency_sample_weight
+from popularity.target.collection_order import along
 from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend, inner_trends
 from popularity.validation import rows_of
@@ -155,9 +156,13 @@ def trend_members(fold: Fold, trend: Trend) -> pl.DataFrame:
         return empty_table(TRENDS)
     earlier = np.linspace(0, 1, N_DATES)
     dates = np.quantile(fold.valid_at, earlier, method="nearest").astype(np.int64)
+    members = trend.members_at(dates)
+    if trend.order is not None:  # it has no date, so every date has its mean
+        numbers = along(trend.kind, fold.valid["pid"], fold.valid_at)
+        members = {trend.kind: np.full(N_DATES, trend.at(numbers).mean())}
     tables = [
         pl.DataFrame({"earlier": earlier, "posted_at": dates, "value": value, "member": member})
-        for member, value in trend.members_at(dates).items()
+        for member, value in members.items()
     ]
     keys = {"scheme": pl.lit(fold.key.scheme), "fold": pl.lit(fold.key.fold)}
     table = pl.concat(tables).with_columns(**keys)
@@ -247,8 +252,8 @@ def encode_fold(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
         blocks: of all posts.
         params: section stack.
     """
-    trend = Trend.fit(fold.posted_at, fold.label, params.detrend, fold.collected_at)
-    detrended = trend.detrend(fold.label, fold.posted_at)
+    axis = along(params.detrend, fold.train["pid"], fold.posted_at)
+    detrended = Trend.fit(axis, fold.label, params.detrend, fold.collected_at).detrend(fold.label, axis)
     classes = [blocks.classes_of(rows["pid"]) for rows in (fold.train, fold.valid)]
     masked = None if classes[0] is None or classes[1] is None else rows_to_mask(classes[0], classes[1])
     encoder, train = MatrixEncoder.fit(fold.train, detrended, blocks, params.columns, masked)
@@ -272,8 +277,9 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     kept = kept_rows(fold.train["pid"].to_list(), encoded.losses, params.row_selection, params.seed)
     train_rows = effort.draw(np.flatnonzero(kept), params.seed)
     label, posted_at, matrix = fold.label[train_rows], fold.posted_at[train_rows], encoded.train.take(train_rows)
-    trend = Trend.fit(posted_at, label, params.detrend, fold.collected_at)
-    detrended = trend.detrend(label, posted_at)
+    axis = along(params.detrend, matrix.pids, posted_at)
+    trend = Trend.fit(axis, label, params.detrend, fold.collected_at)
+    detrended = trend.detrend(label, axis)
     transform = RankGauss.fit(detrended, params.target_transform)
     sample_weight = recency_sample_weight(posted_at, params.sample_weight_half_life_days)
     sample = Sample(matrix, transform.apply(detrended), sample_weight)
@@ -282,7 +288,7 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     rows, sizes = valid_rows(splits), [len(valid) for _, valid in splits]
     learned = {learner: LEARNERS[learner].learn(sample, splits, params) for learner in params.learners}
     each = np.stack([one.out_of_fold for one in learned.values()])  # (learners, inner valid rows)
-    expected = inner_trends(posted_at, label, splits, params.detrend, fold.collected_at)
+    expected = inner_trends(axis, label, splits, params.detrend, fold.collected_at)
     truth = label[rows] - expected
     weights = fit_weights(each, truth, transform, centred=trend.shifts)
     out_of_fold = transform.invert(weights.apply(each))

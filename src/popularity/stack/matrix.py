@@ -184,7 +184,9 @@ def _without_meaning(features: pl.DataFrame) -> frozenset[str]:
     return frozenset(name for name in features.columns if FeatureColumn.named(name).about_classes)
 
 
-FeatureGroup = Literal["user_target", "words", "rhythm", "class_time", "neighbours", "image", "user_text"]
+FeatureGroup = Literal[
+    "user_target", "words", "rhythm", "class_time", "neighbours", "image", "user_text", "collection_order"
+]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from popularity.stack.neighbours import TIME, Neighbours
 from popularity.stack.oof_ridge import BlockRidge
 from popularity.stack.oof_ridge_characters import CharacterRidge
 from popularity.stack.params import LearnerName
+from popularity.target.collection_order import along
 from popularity.target.rank_gauss import RankGauss
 from popularity.target.trend import Trend
 
@@ -90,7 +91,8 @@ class StackModel:
         """
         targets = predict_targets(self.models, self.weights, matrix)
         each = [self.target_transform.invert(row) for row in targets]
-        return np.stack([self.trend.retrend(row, posted_at, days_after) for row in each])
+        axis = along(self.trend.kind, matrix.pids, posted_at)
+        return np.stack([self.trend.retrend(row, axis, days_after) for row in each])
 
     def predict(
         self, features: pl.DataFrame, blocks: Blocks, posted_at: Int64Array, days_after: Float64Array | None = None
@@ -137,7 +139,8 @@ class StackModel:
         expected_value, shap_values = found[:, -1], found[:, :-1]
         if self.target_transform.kind != "none":
             expected_value = self.target_transform.invert(expected_value)
-        expected_value = self.trend.retrend(expected_value, posted_at, days_after)
+        axis = along(self.trend.kind, matrix.pids, posted_at)
+        expected_value = self.trend.retrend(expected_value, axis, days_after)
         if self.target_transform.kind != "none":
             total = shap_values.sum(axis=1)
             known = np.abs(total) > MIN_TOTAL

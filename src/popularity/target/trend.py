@@ -5,9 +5,10 @@ trend is fitted on the train rows, the learners fit the label less that trend, a
 the post's own date. What trend and learners miss together is estimated on the inner CV: predictions for dates after the
 train rows are shifted by it.
 
-    none    the learners fit the label
-    linear  a line through time (`line`)
-    family  the mean of several forecasts (`family`)
+    none              the learners fit the label
+    linear            a line through time (`line`)
+    family            the mean of several forecasts (`family`)
+    collection_order  means along the order of collection, which takes the place of the date (`collection_order`)
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import numpy as np
 from scipy.stats import t as student
 
 from popularity.core.arrays import Float64Array, Int64Array
+from popularity.target.collection_order import CollectionOrder
 from popularity.target.family import Family
 from popularity.target.line import FLAT, Line
 from popularity.validation.inner_cv import MICROSECONDS_A_DAY, InnerSplit
 
-Detrend = Literal["none", "linear", "family"]
+Detrend = Literal["none", "linear", "family", "collection_order"]
 
 FORECAST_CONFIDENCE = 0.9  # of the interval of a forecast
 
@@ -71,16 +73,20 @@ class Shift:
 class Trend:
     """The label's trend: what the learners do not fit, and what their predictions get back.
 
+    Where the kind is collection_order, `posted_at` of every method stands for the numbers of the Pids (`along`).
+
     Args:
-        kind: none, linear or family.
-        line: through time; FLAT for none and family.
-        family: None for none and linear.
+        kind: of the trend.
+        line: through time; FLAT for any kind but linear.
+        family: None for any kind but family.
+        order: of collection; None for any other kind.
         shift: of predictions for dates after the train rows.
     """
 
     kind: Detrend
     line: Line
     family: Family | None
+    order: CollectionOrder | None
     shift: Shift
 
     @classmethod
@@ -90,15 +96,17 @@ class Trend:
         Args:
             posted_at: (n,) microseconds.
             label: (n,).
-            kind: none, linear or family.
+            kind: of the trend.
             collected_at: days since 1970 on which the counts were read; None: on the last of the dates.
         """
+        if kind == "collection_order":  # without a shift: later posts do not lie beyond the train rows
+            return cls(kind, FLAT, None, CollectionOrder.fit(posted_at, label), Shift(0.0, FLAT.end, None, 0))
         line = Line.fit(posted_at, label)
         family = None
         if kind == "family":
             last = float(posted_at.max()) / MICROSECONDS_A_DAY
             family = Family.fit(posted_at, label, last if collected_at is None else collected_at)
-        return cls(kind, line if kind == "linear" else FLAT, family, Shift(0.0, line.end, None, 0))
+        return cls(kind, line if kind == "linear" else FLAT, family, None, Shift(0.0, line.end, None, 0))
 
     def at(self, posted_at: Int64Array, days_after: Float64Array | None = None) -> Float64Array:
         """Returns the trend (n,), without the shift.
@@ -108,6 +116,8 @@ class Trend:
             days_after: (n,) days from the post until its count is read; None or nan: until the collection. Only a
                 family tells them apart.
         """
+        if self.order is not None:
+            return self.order.at(posted_at)
         return self.line.at(posted_at) if self.family is None else self.family.at(posted_at, days_after)
 
     def members_at(self, posted_at: Int64Array) -> dict[str, Float64Array]:
@@ -142,10 +152,10 @@ class Trend:
     @property
     def shifts(self) -> bool:
         """Whether predictions are shifted, so that an error that all of them share does not count."""
-        return self.kind != "none"
+        return self.kind in ("linear", "family")
 
     def shifted(self, errors: Sequence[Float64Array]) -> Trend:
-        """Returns the trend with the shift of `errors`, see Shift.fit; itself for `none`."""
+        """Returns the trend with the shift of `errors`, see Shift.fit; itself for other kinds."""
         return replace(self, shift=Shift.fit(errors, self.shift.after)) if self.shifts else self
 
     def forecast(self, posted_at: Int64Array) -> tuple[float, float | None, float | None]:
@@ -172,7 +182,10 @@ class Trend:
     def from_json(cls, content: Mapping[str, Any]) -> Trend:
         """Returns the trend that `to_json` described."""
         family = None if content["family"] is None else Family.from_json(content["family"])
-        return cls(content["kind"], Line(**content["line"]), family, Shift(**content["shift"]))
+        order = content["order"]
+        if order is not None:
+            order = CollectionOrder(tuple(order["numbers"]), tuple(order["values"]))
+        return cls(content["kind"], Line(**content["line"]), family, order, Shift(**content["shift"]))
 
 
 def inner_trends(
@@ -188,7 +201,7 @@ def inner_trends(
         posted_at: (n,) microseconds.
         label: (n,).
         splits: of `inner_splits`.
-        kind: none, linear or family.
+        kind: of the trend.
         collected_at: days since 1970 on which the counts were read; None: on the last of the n dates.
     """
     if collected_at is None and len(posted_at):

@@ -33,6 +33,7 @@ from popularity.encoders.prompting import unfreeze_last
 from popularity.encoders.sharding import autocast
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
+from popularity.target.collection_order import along
 from popularity.target.trend import Detrend, Trend
 from popularity.validation.folds import Fold
 
@@ -194,7 +195,7 @@ class TextModel(nn.Module):
         predicted = np.empty(len(inputs.order))
         predicted[inputs.order] = np.concatenate(outputs)
         detrended = predicted * float(self.get_buffer("spread")) + float(self.get_buffer("centre"))
-        return self.trend.retrend(detrended, posted_at, days_after)
+        return self.trend.retrend(detrended, along(self.trend.kind, features["pid"], posted_at), days_after)
 
     def save(self, path: Path) -> None:
         """Writes the trained parameters, one safetensors file; the frozen layers are in their own package or folder."""
@@ -278,8 +279,9 @@ def fit(
     """
     latest = np.sort(np.argsort(labels.posted_at, kind="stable")[-params.max_train_posts :])
     features, labels = features[latest], labels.take(latest)
-    trend = Trend.fit(labels.posted_at, labels.label, params.detrend, labels.collected_at)
-    detrended = trend.detrend(labels.label, labels.posted_at)
+    axis = along(params.detrend, features["pid"], labels.posted_at)
+    trend = Trend.fit(axis, labels.label, params.detrend, labels.collected_at)
+    detrended = trend.detrend(labels.label, axis)
     model = TextModel(encoder, params.unfreeze_layers, NumericFeatures.fit(features), trend)
     torch.manual_seed(params.seed)  # after the encoder, whose loading may draw too
     model.head.reset_parameters()

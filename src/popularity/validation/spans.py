@@ -51,6 +51,8 @@ class SplitParams(Section):
         n_folds: of `group` and `random`.
         unseen_user_fraction: of the valid posts, by unseen users, where there is no test part.
         tolerance: by which the share of posts by unseen users may miss its target.
+        match_collection_order: whether valid rows of splits in time are spread in the order of collection as the test
+            posts.
     """
 
     seed: int
@@ -61,6 +63,7 @@ class SplitParams(Section):
     n_folds: Annotated[int, Field(ge=2)]
     unseen_user_fraction: Fraction
     tolerance: Annotated[float, Field(gt=0, lt=0.5)]
+    match_collection_order: bool
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from sklearn.model_selection import GroupKFold, KFold
 
 from popularity.core.arrays import Int64Array, rounded
 from popularity.core.as_of import interleaved_horizon, lies_among
+from popularity.core.collection_order import NOT_COLLECTED, pid_numbers
 from popularity.core.contracts import FOLDS, HOLDOUT, FoldKey
 from popularity.core.errors import DataError
+from popularity.validation.collection import rows_to_keep
 from popularity.validation.spans import SplitParams, SplitSpan, split_spans, wanted_span, whole_ratio
 from popularity.validation.summary import DIGITS, count_rows, distance, scheme_to_quote
 
@@ -84,6 +86,19 @@ class UnseenShare:
         return abs(share - self.target) <= self.tolerance
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """What the valid rows of a split in time share with the test part.
+
+    Args:
+        unseen: the share of posts by unseen users.
+        numbers: (m,) of the test posts' Pids; None: valid rows are of any place in the order of collection.
+    """
+
+    unseen: UnseenShare
+    numbers: Int64Array | None
+
+
 def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Returns the roles of every post in every scheme, the `refit` included (contract FOLDS), and a summary.
 
@@ -105,7 +120,7 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
             fix="check dataset.root, or lower split.n_folds in params.yaml",
         )
     target, source = _unseen_target(train, test, params)
-    unseen = UnseenShare(target, params.tolerance)
+    likeness = Likeness(UnseenShare(target, params.tolerance), _test_numbers(test, params))
     wanted = wanted_span(train, test, params.span)
     holdout, forward = split_spans(train, wanted, params)
     before = train.filter(pl.col("posted_at") < holdout.start)
@@ -116,8 +131,8 @@ def make_splits(posts: pl.DataFrame, params: SplitParams) -> tuple[pl.DataFrame,
             fix="check the Postdate column, or lower split.holdout_fraction in params.yaml",
         )
     splits = [
-        holdout_split(train, holdout, unseen, params),
-        *forward_splits(train, forward, unseen, params),
+        holdout_split(train, holdout, likeness, params),
+        *forward_splits(train, forward, likeness, params),
         *group_folds(train, holdout.start, params),
         *random_folds(train, holdout.start, params),
         _refit(train, test),
@@ -165,33 +180,33 @@ def rows_of(splits: pl.DataFrame, schemes: list[str]) -> Iterator[tuple[FoldKey,
         yield FoldKey(str(scheme), int(str(fold))), rows.select("pid", "role")
 
 
-def holdout_split(train: pl.DataFrame, span: SplitSpan, unseen: UnseenShare, params: SplitParams) -> Split:
+def holdout_split(train: pl.DataFrame, span: SplitSpan, likeness: Likeness, params: SplitParams) -> Split:
     """Returns the holdout: posts of the span are valid, posts before it are train, some users are excluded.
 
     Args:
         train: (pid, uid, posted_at) of the training part.
         span: of the holdout.
-        unseen: share of valid posts by unseen users.
+        likeness: of the valid rows.
         params: section split.
     """
-    return _time_split(FoldKey("holdout", 0), train, span, unseen, _split_rng(params, "holdout", later=0))
+    return _time_split(FoldKey("holdout", 0), train, span, likeness, _split_rng(params, "holdout", later=0))
 
 
 def forward_splits(
-    train: pl.DataFrame, spans: Sequence[SplitSpan], unseen: UnseenShare, params: SplitParams
+    train: pl.DataFrame, spans: Sequence[SplitSpan], likeness: Likeness, params: SplitParams
 ) -> list[Split]:
     """Returns the forward splits in order of time; a post may be valid in several, and none is valid in the holdout.
 
     Args:
         train: (pid, uid, posted_at) of the training part, sorted by time.
         spans: of the splits, in order of time.
-        unseen: share of valid posts by unseen users.
+        likeness: of the valid rows.
         params: section split.
     """
     splits = []
     for fold, span in enumerate(spans):
         rng = _split_rng(params, "forward", later=len(spans) - 1 - fold)
-        splits.append(_time_split(FoldKey("forward", fold), train, span, unseen, rng))
+        splits.append(_time_split(FoldKey("forward", fold), train, span, likeness, rng))
     return splits
 
 
@@ -247,23 +262,42 @@ def _unseen_target(train: pl.DataFrame, test: pl.DataFrame, params: SplitParams)
     return 1.0 - float(known.sum()) / test.height, "test part"
 
 
+def _test_numbers(test: pl.DataFrame, params: SplitParams) -> Int64Array | None:
+    """Numbers of the test posts' Pids where the valid rows should have their spread."""
+    if not params.match_collection_order or test.is_empty():
+        return None
+    numbers = pid_numbers(test["pid"])
+    if (numbers == NOT_COLLECTED).all():
+        raise DataError(
+            "no Pid of the test part is a number",
+            expected="numbers, whose order is that of collection",
+            fix="set split.match_collection_order: false in params.yaml",
+        )
+    return numbers
+
+
 def _time_split(
     key: FoldKey,
     train: pl.DataFrame,
     span: SplitSpan,
-    unseen: UnseenShare,
+    likeness: Likeness,
     rng: np.random.Generator,
 ) -> Split:
-    """Posts in `span` are valid, earlier ones train, later ones excluded; some users are excluded, too."""
+    """Posts in `span` are valid, earlier ones train, later ones excluded; some valid posts and users are, too."""
     times = train["posted_at"]
     after = (times >= span.end).to_numpy() if span.end is not None else np.zeros(train.height, dtype=bool)
     is_valid = (times >= span.start).to_numpy() & ~after
     is_train = ~is_valid & ~after
+    place = ""
+    if likeness.numbers is not None:
+        keep, place = rows_to_keep(pid_numbers(train["pid"].filter(is_valid)), likeness.numbers, rng)
+        after[np.flatnonzero(is_valid)[~keep]] = True
+        is_valid &= ~after
     uids = train["uid"].to_numpy()
-    users, note = users_to_exclude(uids[is_train], uids[is_valid], unseen, rng)
+    users, note = users_to_exclude(uids[is_train], uids[is_valid], likeness.unseen, rng)
     excluded = after | (is_train & train["uid"].is_in(users).to_numpy())
     roles = np.where(excluded, "excluded", np.where(is_valid, "valid", "train"))
-    return Split(key, train["pid"], roles, "; ".join(filter(None, (span.note, note))), span.ratio)
+    return Split(key, train["pid"], roles, "; ".join(filter(None, (span.note, place, note))), span.ratio)
 
 
 def users_to_exclude(
