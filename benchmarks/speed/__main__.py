@@ -12,6 +12,7 @@
 |---|---|---|
 | features | ingest; split; counts and target statistics of the refit | pandas, the same values |
 | images, text | the embed stage, reading and decoding included | the encoder alone over batches in memory |
+| text_model | fits and predictions on stored outputs of the frozen layers | the same on the texts |
 | network | a training step | its matrix products alone |
 | stack | encoders, rounds, boosters, error scale; predictions | LightGBM's cv, train and predict on the matrix |
 | dvc | `dvc repro` with nothing to do | |
@@ -46,8 +47,8 @@ SMPD_POSTS = 486_194
 FRACTIONS = (0.1, 0.3, 1.0)
 # Posts (images, texts) of the largest data set of each section.
 LARGEST = {
-    "features": SMPD_POSTS, "images": 2560, "text": 10_000, "network": 30_000, "stack": SMPD_POSTS, "dvc": SMPD_POSTS,
-    "change": 2000,
+    "features": SMPD_POSTS, "images": 2560, "text": 10_000, "text_model": 1000, "network": 30_000, "stack": SMPD_POSTS,
+    "dvc": SMPD_POSTS, "change": 2000,
 }  # fmt: skip
 MIN_POSTS = 300
 STEP_POSTS = 3000
@@ -186,6 +187,11 @@ def text(folder: Path, posts: int) -> Iterator[Any]:
     yield row_of("tokenise and encode texts", posts, ours, "encoder alone", baseline)
 
 
+def text_model(folder: Path, posts: int) -> Iterator[Any]:
+    ours, baseline = (measure("speed.text_model", task, folder, str(posts)) for task in ("stored", "whole"))
+    yield row_of("text model, fits and predictions", posts, ours, "every layer in every step", baseline)
+
+
 def network(folder: Path, posts: int, **flags: Any) -> Iterator[Any]:
     found = measure("speed.network", "network", folder, str(posts), json.dumps(flags))
     yield row_of("network, a training step", posts, found["step"], "matrix products", found["products"])
@@ -213,8 +219,8 @@ def change(folder: Path, posts: int) -> Iterator[Any]:
 
 
 SECTIONS: dict[str, Callable[..., Iterator[Any]]] = {
-    "features": features, "images": images, "text": text, "network": network, "stack": stack, "dvc": dvc,
-    "change": change,
+    "features": features, "images": images, "text": text, "text_model": text_model, "network": network,
+    "stack": stack, "dvc": dvc, "change": change,
 }  # fmt: skip
 
 

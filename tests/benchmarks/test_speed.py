@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import environment
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import features, graph, models, network
+from benchmarks.speed import features, graph, models, network, text_model
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.network.accelerator import make_accelerator
 from popularity.network.heads import loss_terms
-from tests.encoders.tiny_encoders import image_params, save_timm
+from tests.encoders.tiny_encoders import image_params, save_bert, save_timm, text_params
+from tests.text_model.test_towers import PARAMS as TEXT_MODEL
 
 
 def row(what: str, posts: int, cpu: float) -> Any:
@@ -119,6 +120,21 @@ def test_encoders_are_measured_beyond_the_first_batch(tmp_path: Path, monkeypatc
     assert "images/s" in str(ours["note"])
     texts = models.posts_of(tmp_path, 300)
     assert texts.height == 300
+
+
+def test_the_text_model_is_fitted_with_and_without_stored_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = text_params(weights=f"path:{save_bert(tmp_path / 'bert')}", max_tokens=12)
+    monkeypatch.setattr(text_model, "network_text_params", lambda _: encoder)
+    monkeypatch.setattr(text_model, "load_params", lambda *_: TEXT_MODEL)
+    given: list[bool] = []
+    fit = text_model.fit
+    monkeypatch.setattr(text_model, "fit", lambda *args: (given.append(args[5] is not None), fit(*args))[1])
+    for stored, task in ((True, text_model.task_stored), (False, text_model.task_whole)):
+        assert task(tmp_path, "300")["seconds"] > 0
+        assert set(given) == {stored}
+        given.clear()
 
 
 def test_with_placeholders_for_its_outputs_the_graph_has_nothing_to_do(tmp_path: Path) -> None:

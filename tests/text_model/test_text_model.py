@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import transformers
 from scipy.stats import spearmanr
 
 from popularity.core.contracts import FOLDS, MEMBER_PREDICTIONS, POSTS, read_table, write_table
 from popularity.core.errors import DataError
 from popularity.encoders.text import EmbedTextParams
 from popularity.features import featurize
+from popularity.text_model import frozen
 from popularity.text_model.model import Labels, NumericFeatures, TextModel, TextModelParams, batches, fit, sentences
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
@@ -28,6 +30,7 @@ from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 PARAMS = TextModelParams(
     seed=0, schemes=("holdout", "forward"), epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4,
     lr_head=1e-2, weight_decay=0.01, warmup_fraction=0.1, detrend="family", num_threads=1, parallel_folds=1,
+    cache_gib=1.0,
 )  # fmt: skip
 SCHEMES = ["holdout", "forward"]
 
@@ -168,6 +171,37 @@ def test_in_half_precision_too_a_post_is_predicted_alike_with_any_others(
         np.testing.assert_allclose(alone, together[row : row + 1], rtol=0, atol=1e-5)
     whole = fit(*_given(folder), encoder, replace(PARAMS, epochs=1))
     assert not np.array_equal(whole.predict(fold.valid, fold.valid_at), together)
+
+
+def test_the_frozen_layers_run_once_for_all_folds(
+    folder: Path, encoder: EmbedTextParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first layer reads each labelled post once, and each test post; without room it reads a post in every step."""
+    layer = transformers.models.bert.modeling_bert.BertLayer
+    forward, read = layer.forward, {"first": 0, "last": 0}
+
+    def counting(own: Any, hidden: Any, *given: Any, **named: Any) -> Any:
+        read["first" if own in firsts else "last"] += len(hidden)
+        return forward(own, hidden, *given, **named)
+
+    firsts: set[Any] = set()
+    load = frozen.load_text_encoder
+
+    def loading(*given: Any) -> Any:
+        tower = load(*given)
+        firsts.add(tower.tower.encoder.layer[0])
+        return tower
+
+    monkeypatch.setattr(layer, "forward", counting)
+    for module in ("frozen", "model"):
+        monkeypatch.setattr(f"popularity.text_model.{module}.load_text_encoder", loading)
+    posts = read_table(folder / "posts.parquet", POSTS)
+    run_stage(folder, tmp_path / "stored", encoder)
+    stored = dict(read)
+    test = posts.filter(split="test").height
+    assert stored["first"] == posts.height - test + 1 + test  # 1: the layers' width is asked with one text
+    run_stage(folder, tmp_path / "whole", encoder, replace(PARAMS, cache_gib=0.0))
+    assert read["first"] - stored["first"] > 3 * stored["first"]
 
 
 def test_without_epochs_there_is_no_model(folder: Path, encoder: EmbedTextParams, tmp_path: Path) -> None:

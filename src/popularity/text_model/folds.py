@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from accelerate import PartialState
@@ -23,7 +24,8 @@ from popularity.core.parallel import ordered_map
 from popularity.core.tensors import torch_threads
 from popularity.encoders.sharding import missing_files
 from popularity.encoders.text import EmbedTextParams
-from popularity.text_model.model import Labels, TextModelParams, fit
+from popularity.text_model.frozen import FrozenStates, Texts, write_states
+from popularity.text_model.model import Labels, TextModelParams, fit, latest_rows, sentences
 from popularity.validation import rows_of
 from popularity.validation.folds import load_fold
 
@@ -78,8 +80,9 @@ def fit_folds(
     mine = [folds[index] for index in missing[processes.process_index :: processes.num_processes]]
     if processes.num_processes > 1:
         logger.info("process %d of %d has %d folds", processes.process_index, processes.num_processes, len(mine))
+    states = _states(inputs, folds, processes) if missing else None
     fits = ordered_map(
-        partial(_fit_fold, inputs), mine, parallel=parallel_fits(inputs), threads=inputs.params.num_threads
+        partial(_fit_fold, inputs, states), mine, parallel=parallel_fits(inputs), threads=inputs.params.num_threads
     )
     for _ in tqdm(fits, "text model", len(mine), unit="fold", disable=not processes.is_main_process):
         pass
@@ -93,13 +96,36 @@ def parallel_fits(inputs: FoldInputs) -> int:
     return max(1, inputs.params.parallel_folds // local_processes()) if inputs.device.type == "cpu" else 1
 
 
-def _fit_fold(inputs: FoldInputs, task: Task) -> None:
+def _states(inputs: FoldInputs, folds: Sequence[Task], processes: PartialState) -> FrozenStates | None:
+    """The outputs of the frozen layers for all train rows, and for the valid rows that have a label.
+
+    Posts of the test split are read once, by the whole model, as `predict` reads them.
+    """
+    dates = dict(inputs.posts.select("pid", pl.col("posted_at").to_physical()).iter_rows())
+    needed: set[str] = set()
+    wanted: set[str] = set()
+    for key, rows in folds:
+        train = rows.filter(role="train")["pid"]
+        latest = latest_rows(np.array([dates[pid] for pid in train], np.int64), inputs.params)
+        needed.update(train.gather(latest))
+        wanted.update([] if key.scheme == REFIT else rows.filter(role="valid")["pid"])
+    key, rows = next(task for task in folds if task[0].scheme == REFIT)
+    features = load_fold(key, rows, inputs.posts, inputs.features).train
+    features = features.filter(pl.col("pid").is_in([*needed, *wanted]))
+    posts = dict(zip(features["pid"], sentences(features), strict=True))
+    texts = Texts.of(posts, needed, inputs.encoder)
+    max_bytes = inputs.params.cache_gib * 2**30
+    folder = inputs.state / "frozen"
+    return write_states(texts, inputs.encoder, inputs.params.unfreeze_layers, max_bytes, folder, processes)
+
+
+def _fit_fold(inputs: FoldInputs, states: FrozenStates | None, task: Task) -> None:
     """Writes the predictions (contract MEMBER_PREDICTIONS) of one fold, and the model if it is that of `refit`."""
     key, rows = task
     fold = load_fold(key, rows, inputs.posts, inputs.features)
     with torch_threads(inputs.params.num_threads):
-        model = fit(fold.train, Labels.of(fold), inputs.encoder, inputs.params, inputs.device)
-        predicted = model.predict(fold.valid, fold.valid_at)
+        model = fit(fold.train, Labels.of(fold), inputs.encoder, inputs.params, inputs.device, states)
+        predicted = model.predict(fold.valid, fold.valid_at, states=states)
     keys = fold.valid.select("pid", scheme=pl.lit(key.scheme), fold=pl.lit(key.fold, pl.Int32))
     if key.scheme == REFIT:
         model.save(inputs.model_file)

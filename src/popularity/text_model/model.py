@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +23,6 @@ import transformers
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from popularity.core.arrays import Float32Array, Float64Array, Int64Array
 from popularity.core.config import Section
@@ -30,11 +30,11 @@ from popularity.core.errors import DataError
 from popularity.core.tensors import read_tensors, write_tensors
 from popularity.encoders.precision import resolve_precision
 from popularity.encoders.prompting import unfreeze_last
-from popularity.encoders.sharding import autocast
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
 from popularity.features import CATEGORIES, TEXT, FeatureColumn
 from popularity.target.collection_order import along
 from popularity.target.trend import Detrend, Trend
+from popularity.text_model.frozen import FrozenStates, LastLayers, computing
 from popularity.validation.folds import Fold
 
 MAX_ABS_Z = 5.0  # standard deviations to which a numeric feature is clipped
@@ -56,6 +56,7 @@ class TextModelParams(Section):
         epochs: over the train rows; 0: no text model.
         max_train_posts: of a fold, the latest; 0: all.
         unfreeze_layers: number of the last layers of the encoder that are trained.
+        cache_gib: of the outputs of the other layers, kept on disk for all folds; more: every step computes them.
         batch_size: posts of a step.
         lr: peak learning rate of the layers.
         lr_head: peak learning rate of the head.
@@ -71,6 +72,7 @@ class TextModelParams(Section):
     epochs: Annotated[int, Field(ge=0)]
     max_train_posts: Annotated[int, Field(ge=0)]
     unfreeze_layers: Annotated[int, Field(ge=1)]
+    cache_gib: Annotated[float, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     lr: Rate
     lr_head: Rate
@@ -149,26 +151,26 @@ class TextModel(nn.Module):
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("spread", torch.ones(()))
 
-    def forward(self, texts: TextBatch, numeric: Tensor) -> Tensor:
+    @cached_property
+    def last_layers(self) -> LastLayers:
+        """The trained layers on stored outputs of the others; no part of the state dict. Not before `to`."""
+        return LastLayers(self.tower, self.unfreeze_layers)
+
+    def forward(self, texts: TextBatch, numeric: Tensor, hidden: Tensor | None = None) -> Tensor:
         """(n,) standardised detrended labels.
 
         Only training uses half precision, if the encoder's `precision` says so. So the prediction of a post is the same
-        to the sixth digit in any batch. Padding beyond the longest text is left out where the tower does not read it.
+        to the sixth digit in any batch.
 
         Args:
             texts: tokens of n posts.
             numeric: (n, k) of NumericFeatures.
+            hidden: (n, tokens, d) outputs of the frozen layers, as wide as the texts; None: they are computed.
         """
         device = self.head.weight.device
-        width = texts.input_ids.shape[1]
-        if not self.tokenizer.fixed_length:
-            width = int(texts.attention_mask.sum(dim=1).max())
-        ids, mask = (tokens[:, :width].to(device) for tokens in (texts.input_ids, texts.attention_mask))
-        precision = resolve_precision(self.encoder.precision, device) if torch.is_grad_enabled() else "fp32"
-        # Texts are short: on a CPU the fused attention is slower for them in bf16, and its gradient by far.
-        plain = device.type == "cpu" and precision == "bf16"
-        with autocast(device, precision), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            pooled = self.tower(ids, mask)[0]
+        ids, mask = (tokens.to(device) for tokens in (texts.input_ids, texts.attention_mask))
+        with computing(device, self.encoder.precision) if torch.is_grad_enabled() else nullcontext():
+            pooled = (self.tower(ids, mask) if hidden is None else self.last_layers(hidden.to(device), ids, mask))[0]
         direction = functional.normalize(pooled.float(), dim=1) * self.tower.out_features**0.5  # values of about 1
         joined = torch.cat([direction, numeric.to(device)], dim=1)
         standardised: Tensor = self.head(joined)[:, 0]
@@ -176,7 +178,11 @@ class TextModel(nn.Module):
 
     @torch.inference_mode()
     def predict(
-        self, features: pl.DataFrame, posted_at: Int64Array, days_after: Float64Array | None = None
+        self,
+        features: pl.DataFrame,
+        posted_at: Int64Array,
+        days_after: Float64Array | None = None,
+        states: FrozenStates | None = None,
     ) -> Float64Array:
         """(n,) predicted labels.
 
@@ -184,10 +190,11 @@ class TextModel(nn.Module):
             features: (pid, features) of n posts.
             posted_at: (n,) microseconds.
             days_after: (n,) days from the post until its count is read; None or nan: until the collection.
+            states: stored outputs of the frozen layers, which are used if they have all of the posts.
         """
         if features.is_empty():
             return np.empty(0)
-        inputs = _Inputs(self, features)
+        inputs = _Inputs(self, features, states)
         outputs = []
         for start in range(0, len(inputs.order), PREDICT_BATCH_SIZE):
             rows = inputs.order[start : start + PREDICT_BATCH_SIZE]
@@ -222,16 +229,22 @@ class TextModel(nn.Module):
 
 
 class _Inputs:
-    """Tokens and numeric features of posts."""
+    """Tokens and numeric features of posts, and the outputs of the frozen layers if `states` has all of them."""
 
-    def __init__(self, model: TextModel, features: pl.DataFrame) -> None:
-        self.texts = model.tokenizer(sentences(features))
+    def __init__(self, model: TextModel, features: pl.DataFrame, states: FrozenStates | None) -> None:
+        self.texts, self.fixed_length = model.tokenizer(sentences(features)), model.tokenizer.fixed_length
         self.numeric = torch.from_numpy(model.numeric.apply(features))
         self.lengths = self.texts.attention_mask.sum(dim=1).numpy()
         self.order: Int64Array = np.argsort(self.lengths, kind="stable")
+        self.states, self.rows = states, states and states.rows(features["pid"].to_list())
 
-    def batch(self, rows: Int64Array) -> tuple[TextBatch, Tensor]:
-        return TextBatch(*(tokens[rows] for tokens in self.texts)), self.numeric[rows]
+    def batch(self, rows: Int64Array) -> tuple[TextBatch, Tensor, Tensor | None]:
+        """What the model reads; padding beyond the longest text is left out where the tower does not read it."""
+        width = self.texts.input_ids.shape[1] if self.fixed_length else int(self.lengths[rows].max())
+        hidden = None
+        if self.states is not None and self.rows is not None:
+            hidden = self.states.padded(self.rows[rows], width)
+        return TextBatch(*(tokens[rows, :width] for tokens in self.texts)), self.numeric[rows], hidden
 
 
 @dataclass(frozen=True)
@@ -264,6 +277,7 @@ def fit(
     encoder: EmbedTextParams,
     params: TextModelParams,
     device: torch.device = CPU,
+    states: FrozenStates | None = None,
 ) -> TextModel:
     """The text model fitted on n posts.
 
@@ -273,11 +287,12 @@ def fit(
         encoder: an entry of embed_text.
         params: section text_model.
         device: on which it is fitted, and stays.
+        states: stored outputs of the frozen layers, which are used if they have all of the posts.
 
     Raises:
         DataError: the loss is not finite.
     """
-    latest = np.sort(np.argsort(labels.posted_at, kind="stable")[-params.max_train_posts :])
+    latest = latest_rows(labels.posted_at, params)
     features, labels = features[latest], labels.take(latest)
     axis = along(params.detrend, features["pid"], labels.posted_at)
     trend = Trend.fit(axis, labels.label, params.detrend, labels.collected_at)
@@ -288,7 +303,7 @@ def fit(
     model.get_buffer("centre").fill_(float(np.median(detrended)))
     model.get_buffer("spread").fill_(float(detrended.std()) or 1.0)
     model.to(device)
-    inputs = _Inputs(model, features)
+    inputs = _Inputs(model, features, states)
     target = torch.from_numpy(detrended).to(model.head.weight) - model.get_buffer("centre")
     target = target / model.get_buffer("spread")
     trained = [parameter for parameter in model.tower.parameters() if parameter.requires_grad]
@@ -317,6 +332,17 @@ def fit(
         if scaler.get_scale() >= scale:  # a step whose gradients overflow in fp16 is skipped, and moves no schedule
             schedule.step()
     return model
+
+
+def latest_rows(posted_at: Int64Array, params: TextModelParams) -> Int64Array:
+    """The train rows that a fold is fitted on, in order: the latest `max_train_posts`; all of them where it is 0.
+
+    Args:
+        posted_at: (n,) microseconds.
+        params: section text_model.
+    """
+    latest: Int64Array = np.sort(np.argsort(posted_at, kind="stable")[-params.max_train_posts :])
+    return latest
 
 
 def batches(lengths: Int64Array, params: TextModelParams) -> Iterator[Int64Array]:
