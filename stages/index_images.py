@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import StrictBool
 
@@ -34,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     params = load_params("index_images", IndexImagesParams, args.params)
     follow_links = load_params("dataset.follow_links", StrictBool, args.params)
+    several: Literal["first", "mean"] = load_params("dataset.several_pictures", Literal["first", "mean"], args.params)
     with record_resources("index_images", args.resources):
-        images, summary = index_images(read_table(args.posts, POSTS), args.root, params, follow_links=follow_links)
+        posts = read_table(args.posts, POSTS)
+        images, summary = index_images(posts, args.root, params, follow_links=follow_links, several=several)
         write_table(images, args.images, IMAGES)
         write_json(args.summary, summary)
 

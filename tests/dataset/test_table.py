@@ -13,7 +13,15 @@ import polars as pl
 import pytest
 
 from popularity.core.config import load_params
-from popularity.core.contracts import COLUMNS, IMAGES, POSTS, UNCLASSIFIED, is_unclassified, read_table
+from popularity.core.contracts import (
+    COLUMNS,
+    FURTHER_PICTURES,
+    IMAGES,
+    POSTS,
+    UNCLASSIFIED,
+    is_unclassified,
+    read_table,
+)
 from popularity.core.errors import DataError
 from popularity.dataset import DatasetParams
 from popularity.dataset.__main__ import main
@@ -252,11 +260,42 @@ def test_pictures_of_a_table(tmp_path: Path) -> None:
     rows = [{**row, "picture": ""} for row in ROWS]
     rows[0]["picture"], rows[1]["picture"], rows[2]["picture"] = "a.jpg;b.jpg", r".\sub\c.png", "d.jpg, e.jpg"
     found = ingested(write_csv(tmp_path / "posts.csv", rows), columns, pictures=True)
-    assert found.posts.sort("posted_at")["image_path"].head(4).to_list() == ["a.jpg", "sub/c.png", "d.jpg", ""]
+    paths = found.posts.sort("posted_at")["image_path"].head(4).to_list()
+    assert paths == ["a.jpg\nb.jpg", "sub/c.png", "d.jpg\ne.jpg", ""]
     assert any("2 posts have several pictures" in note for note in found.summary["table"]["notes"])
     rows[5]["picture"] = "https://example.org/a.jpg"
     with pytest.raises(DataError, match=r"row 5: picture is 'https(?s:.*)download the pictures"):
         ingested(write_csv(tmp_path / "posts.csv", rows), columns, pictures=True)
+
+
+@pytest.mark.parametrize(("several", "usable"), [("first", ["b.jpg"]), ("mean", ["a.jpg", "b.jpg", "c.jpg"])])
+def test_the_first_of_several_pictures_or_all(several: str, usable: list[str], tmp_path: Path) -> None:
+    """A JSON list of pictures; the second post's first one is missing."""
+    write_pictures(tmp_path / "photos", usable)
+    rows = [{**row, "picture": ["b.jpg"]} for row in ROWS] + [
+        {**ROWS[0], "id": "q", "picture": ["./b.jpg", "a.jpg", "gone.jpg", "c.jpg"]},
+        {**ROWS[0], "id": "r", "picture": "b.jpg" if several == "first" else "gone.jpg;c.jpg"},
+    ]
+    table = tmp_path / "posts.jsonl"
+    table.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    params = write_profile(tmp_path)
+    params.write_text(params.read_text("utf-8").replace("several_pictures: first", f"several_pictures: {several}"))
+    dataset = prepared(tmp_path, "--table", str(table), "--images", str(tmp_path / "photos"))
+    assert dataset.several_pictures == several
+    run_stage(tmp_path, dataset)
+    images = read_table(tmp_path / "images.parquet", IMAGES)
+    shards = dict(images.select("pid", "shard").iter_rows())
+    assert set(images["status"]) == {"ok"}
+    assert (shards["q"], shards["r"]) == ("b.jpg", "b.jpg" if several == "first" else "c.jpg")
+    summary = json.loads((tmp_path / "images.json").read_text())["further_pictures"]
+    if several == "first":
+        assert FURTHER_PICTURES not in images.columns
+        assert summary == {}
+    else:
+        further = dict(images.select("pid", FURTHER_PICTURES).iter_rows())
+        assert [picture["shard"] for picture in further["q"]] == ["a.jpg", "c.jpg"]
+        assert further["r"] == further["p0"] == []
+        assert summary == {"used": 2, "unusable": 2}
 
 
 def test_pictures_outside_of_their_folder_are_not_read(tmp_path: Path) -> None:

@@ -24,7 +24,15 @@ from PIL import Image
 from ruamel.yaml import YAML
 from torch.utils.data import DataLoader, Dataset
 
-from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, POSTS, read_table, write_table
+from popularity.core.contracts import (
+    FURTHER_PICTURES,
+    IMAGE_STATISTICS,
+    IMAGE_STATUS,
+    IMAGES,
+    POSTS,
+    read_table,
+    write_table,
+)
 from popularity.core.errors import ConfigError, ContractError, DataError, PopularityError
 from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders import sharding
@@ -101,6 +109,33 @@ def test_embed_image_stage(image_set: Images, caplog: pytest.LogCaptureFixture) 
     assert block.metadata["weights"].startswith("sha256:")
     assert json.loads(Path("out.json").read_text())["stage"] == f"embed_image@{PAIR['image']}"
     assert not list(Path(".state/embed_image").iterdir())
+
+
+def test_the_vector_of_several_pictures_is_their_mean(image_set: Images, tmp_path: Path) -> None:
+    """Statistics are those of the first; broken further pictures and those of a broken first one do not count."""
+    table = read_table(image_set.table, IMAGES)
+    one, two, plain = [pid for pid in table.filter(status="ok")["pid"] if pid != image_set.broken][:3]
+    rows = {row["pid"]: row for row in table.iter_rows(named=True)}
+    further = {one: [two, plain, image_set.broken], image_set.broken: [two]}
+    pictures = [
+        [{name: value for name, value in rows[other].items() if name != "pid"} for other in further.get(pid, [])]
+        for pid in table["pid"]
+    ]
+    listed = table.with_columns(
+        pl.Series(FURTHER_PICTURES, pictures, dtype=pl.List(pl.Struct(dict(list(table.schema.items())[1:]))))
+    )
+    embed_image.main(image_arguments(image_set, Path("plain")))
+    write_table(listed, image_set.table, IMAGES)
+    embed_image.main(image_arguments(image_set, Path("out")))
+    block, before = read_block(Path("out"), "pooled"), read_block(Path("plain"), "pooled")
+    assert block.pids == before.pids
+    alone = {pid: np.float32(before.values[before.rows([pid])[0]]) for pid in (one, two, plain)}
+    mean = np.mean([alone[one], alone[two], alone[plain]], axis=0)
+    np.testing.assert_allclose(block.values[block.rows([one])[0]], mean, rtol=2e-3, atol=2e-3)
+    others = [pid for pid in block.pids if pid != one]
+    np.testing.assert_array_equal(block.values[block.rows(others)], before.values[before.rows(others)])
+    for name in ("statistics.parquet", "status.parquet"):
+        assert (Path("out") / name).read_bytes() == (Path("plain") / name).read_bytes()
 
 
 def test_same_bytes_again_and_with_loaders(image_set: Images, monkeypatch: pytest.MonkeyPatch) -> None:

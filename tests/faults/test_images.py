@@ -127,7 +127,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_params(root: Path, max_bad_fraction: float) -> None:
     encoder = image_params(model="test_efficientnet", weights=f"path:{root / 'model'}")
     index = {"max_bad_fraction": max_bad_fraction, "max_part_difference": 1.0, "max_pixels": MAX_PIXELS}
-    YAML().dump({"index_images": index, **encoder_sections(encoder)}, root / "params.yaml")
+    dataset = {"follow_links": False, "several_pictures": "first"}
+    content = {"index_images": index, "dataset": dataset, **encoder_sections(encoder)}
+    YAML().dump(content, root / "params.yaml")
 
 
 def index(root: Path) -> pl.DataFrame:

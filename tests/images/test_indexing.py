@@ -238,7 +238,9 @@ def test_no_images_at_all(tmp_path: Path) -> None:
 
 
 def write_params(path: Path, **values: Any) -> Path:
-    path.write_text(orjson.dumps({"index_images": {**asdict(limits(0.05)), **values}}).decode())
+    dataset = {"follow_links": False, "several_pictures": "first"}
+    content = {"index_images": {**asdict(limits(0.05)), **values}, "dataset": dataset}
+    path.write_text(orjson.dumps(content).decode())
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -103,9 +104,9 @@ def test_pip_installs_where_uv_cannot(
         return subprocess.CompletedProcess((), 0, "", "")
 
     monkeypatch.setattr(environment, "run", run)
-    monkeypatch.setattr(environment.subprocess, "run", no_settings)
+    monkeypatch.setattr(subprocess, "run", no_settings)
     monkeypatch.setattr(environment, "installed_packages", dict)
-    monkeypatch.setattr(environment.sys, "prefix", "/an/environment")
+    monkeypatch.setattr(sys, "prefix", "/an/environment")
     monkeypatch.delenv("INSTALLER", raising=False)
     assert environment.main() == 0
     assert ("pip does" in capsys.readouterr().out) == bool(broken)
@@ -117,8 +118,13 @@ def test_pip_installs_where_uv_cannot(
 
 def test_the_switch_for_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(environment, "run", lambda *command, **_: calls.append(" ".join(command[1:])) or True)
-    monkeypatch.setattr(environment.sys, "prefix", "/an/environment")
+
+    def run(*command: str) -> bool:
+        calls.append(" ".join(command[1:]))
+        return True
+
+    monkeypatch.setattr(environment, "run", run)
+    monkeypatch.setattr(sys, "prefix", "/an/environment")
     monkeypatch.setenv("INSTALLER", "pip")
     assert environment.main() == 0
     assert len(calls) == 2
@@ -128,6 +134,6 @@ def test_the_switch_for_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_python_of_the_machine_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(environment.sys, "prefix", environment.sys.base_prefix)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     assert environment.main() == 1
     assert "make env" in capsys.readouterr().err

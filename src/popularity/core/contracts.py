@@ -68,7 +68,7 @@ POSTS = Contract(
         "has_path_alias": Column(pl.Boolean),  # the alias itself is a personal handle: never stored
         "is_public": Column(pl.Boolean, nullable=True),
         "media_status": Column(pl.String),
-        "image_path": Column(pl.String),  # split/Uid/Pid.jpg; "" for a post without a picture
+        "image_path": Column(pl.String),  # split/Uid/Pid.jpg; several are lines; "" for a post without a picture
         "photo_count": Column(pl.Int64, nullable=True),
         "is_pro": Column(pl.Boolean, nullable=True),
         "can_buy_pro": Column(pl.Boolean, nullable=True),
@@ -112,7 +112,11 @@ IMAGES = Contract(
         "status": Column(pl.String, values=IMAGE_STATUSES),
     },
     key=("pid",),
+    extra=True,
 )
+# The further pictures of a post, whose vectors are averaged with that of its picture: a list of what IMAGES has for the
+# picture. The column is there only where dataset.several_pictures is `mean`.
+FURTHER_PICTURES = "further"
 
 IMAGE_STATUS = Contract(
     "image_status",

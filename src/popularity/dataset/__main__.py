@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (args.root is None) == (args.table is None):
         parser.error("give either ROOT, a data set in the official layout, or --table")
     if args.table is not None:
-        request = TableRequest(args.table, args.images, args.map, args.test, args.test_from, args.follow_links)
+        several = load_params("dataset", DatasetParams, args.params).several_pictures
+        request = TableRequest(args.table, args.images, args.map, args.test, args.test_from, args.follow_links, several)
         images = load_params("index_images", IndexImagesParams, args.params)
         prepared = prepare_table(request, images, args.packed)
         write_section(args.params, prepared)

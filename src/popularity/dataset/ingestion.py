@@ -52,6 +52,7 @@ class DatasetParams(Section):
         test_table: the table of test posts, from `root` on; the same as `table`: test posts are rows of it.
         test_from: posts of the table from this date on are the test part; "": those without a count.
         follow_links: True to take pictures of the table that are links to files outside of the folder.
+        several_pictures: of a post of the table: the first is its picture, or the mean of their vectors.
         columns: what each column of the table is.
     """
 
@@ -63,6 +64,7 @@ class DatasetParams(Section):
     test_table: str = ""
     test_from: str = ""
     follow_links: bool = False
+    several_pictures: Literal["first", "mean"] = "first"
     columns: TableColumns = field(default_factory=TableColumns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,7 +33,8 @@ from popularity.dataset.table_file import TableFile
 
 MAX_LABEL = 40.0  # log2(count + 1)
 URL = r"(?i)^(https?|ftp)://"
-SEVERAL = r"[;|\n]|,\s*\S+\.[A-Za-z]{3,4}$"  # between the paths of several pictures of a post
+SUFFIX = r"\.[A-Za-z]{3,4}"
+SEVERAL = rf"{SUFFIX}\s*[;|\n]|{SUFFIX}\s*[,\s]\s*\S+{SUFFIX}"  # paths of several pictures of a post
 FINEST = 16  # geo_accuracy of coordinates
 CONSTANT = {"media_type": "photo", "media_status": "ready", "has_path_alias": False}  # of every post of a table
 
@@ -263,12 +265,15 @@ class _Reader:
                 expected="paths of files: nothing is downloaded",
                 fix="download the pictures into a folder and name the files in a column",
             )
-        first = paths.str.extract(r"^(.*?\.[A-Za-z]{3,4})\s*(?:[;|\n]|,\s*\S+\.[A-Za-z]{3,4})", 1)
-        several = first.is_not_null()
+        several = paths.str.contains(SEVERAL)
         if several.any():
-            self.notes.lines.append(f"{int(several.sum())} posts have several pictures in {name}: the first is taken")
-        paths = first.fill_null(paths)
-        return paths.str.replace_all("\\", "/", literal=True).str.replace(r"^(\./)+", "")
+            self.notes.lines.append(
+                f"{int(several.sum())} posts have several pictures in {name}: the first is taken, or the mean of all "
+                "where dataset.several_pictures is mean"
+            )
+            listed = paths.filter(several).map_elements(lambda path: "\n".join(pictures_in(path)), pl.String)
+            paths = paths.scatter(several.arg_true(), listed)
+        return paths.str.replace_all("\\", "/", literal=True).str.replace_all(r"(?m)^(\./)+", "")
 
     def _further(self) -> dict[str, pl.Series]:
         """Further columns under their names in the features."""
@@ -280,6 +285,16 @@ class _Reader:
         for name in self.columns.categories:
             found[further_name(name)] = self.parser.optional_text(name, self.frame[name].str.strip_chars())
         return found
+
+
+def pictures_in(text: str) -> list[str]:
+    """The paths of several pictures: separated by ; or | or lines, or by commas or spaces after a suffix.
+
+    >>> pictures_in("a.jpg; my b.png|c.jpg, d.jpg e.webp")
+    ['a.jpg', 'my b.png', 'c.jpg', 'd.jpg', 'e.webp']
+    """
+    lines = re.sub(rf"({SUFFIX})\s*[,\s]\s*(?=\S+{SUFFIX})", r"\1\n", text)
+    return [path.strip() for path in re.split(r"[;|\n]", lines) if path.strip()]
 
 
 def further_name(name: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from popularity.core.atomic import atomic_path
 from popularity.core.errors import DataError
@@ -30,6 +30,7 @@ class TableRequest:
         test: file of the test posts, or None.
         test_from: posts from this date on are the test part; "" for none.
         follow_links: True to take pictures that are links to files outside of `images`.
+        several: dataset.several_pictures, for the counts.
     """
 
     table: Path
@@ -38,6 +39,7 @@ class TableRequest:
     test: Path | None
     test_from: str
     follow_links: bool = False
+    several: Literal["first", "mean"] = "first"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def prepare_table(request: TableRequest, images: IndexImagesParams, packed: Path
             left_out={**found.left_out, **dict.fromkeys(late, reason)},
         )
         ingested = ingest_table(replace(own, columns=found.columns))
-    _, pictures = index_images(ingested.posts, root, images, follow_links=request.follow_links)
+    _, pictures = index_images(ingested.posts, root, images, follow_links=request.follow_links, several=request.several)
     values: dict[tuple[str, ...], Any] = {
         ("dataset", "root"): str(root),
         ("dataset", "table"): os.path.relpath(table.path, root),

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from popularity.core.arrays import Float32Array
+from popularity.core.arrays import Float16Array, Float32Array
 from popularity.core.atomic import atomic_directory, fingerprint
-from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, read_table, write_table
+from popularity.core.contracts import FURTHER_PICTURES, IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, read_table, write_table
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, write_block
 from popularity.encoders.image import EmbedImageParams, ImageEncoder, image_transform, load_image_encoder
@@ -63,7 +63,7 @@ def embed_images(
         ContractError: the encoder gives values that float16 cannot hold.
     """
     table = read_table(images, IMAGES)
-    stored = table.filter(pl.col("status") == "ok").sort("shard", "offset", "pid")
+    stored = _stored(table)
     state, location = start_processes(), find_weights(params)
     params = replace(params, precision=resolve_precision(params.precision, state.device))
     encoder = (encoder or load_image_encoder(params)).to(state.device)
@@ -84,26 +84,57 @@ def embed_images(
         if state.is_main_process:
             decoded = np.concatenate([np.zeros(0, bool), *read_shards(directory, plan, "decoded")])
             stored = stored.with_columns(decoded=pl.Series(decoded, dtype=pl.Boolean))
-            encoded = stored.filter("decoded").select("pid").with_row_index("row").sort("pid")
+            usable = (pl.col("decoded") & pl.col("main")).any().over("pid")  # a further picture alone does not count
+            encoded = stored.with_columns(usable=usable).filter("decoded").with_row_index("row")
+            encoded = encoded.filter("usable").sort("pid", "row")
             vectors = gather(
                 read_shards(directory, plan, "vectors"),
                 encoded["row"].to_numpy().astype(np.int64),
                 directory / "pooled.npy",
                 encoder.out_features,
             )
+            vectors, pids = _means(vectors, encoded["pid"])
             metadata = describe(params, location, encoder.describe(), "image", encoder.out_features)
             with atomic_directory(out) as partial:
-                write_block(Block(vectors, encoded["pid"].to_list(), metadata), partial, "pooled")
+                write_block(Block(vectors, pids, metadata), partial, "pooled")
                 statistics = _statistics(stored.filter("decoded"), read_shards(directory, plan, "statistics"))
                 write_table(statistics, partial / "statistics.parquet", IMAGE_STATISTICS)
-                write_table(_status(table, stored.filter(~pl.col("decoded"))), partial / "status.parquet", IMAGE_STATUS)
+                status = _status(table, stored.filter("main", ~pl.col("decoded")))
+                write_table(status, partial / "status.parquet", IMAGE_STATUS)
         state.wait_for_everyone()
 
 
+def _stored(table: pl.DataFrame) -> pl.DataFrame:
+    """The images of `table` that can be read, `main` or further ones of a post, in the order of the shards."""
+    usable = table.filter(pl.col("status") == "ok")
+    main = usable.select(list(IMAGES.columns)).with_columns(main=pl.lit(value=True))
+    if FURTHER_PICTURES not in table.columns:
+        return main.sort("shard", "offset", "pid")
+    further = usable.select("pid", FURTHER_PICTURES).explode(FURTHER_PICTURES).drop_nulls().unnest(FURTHER_PICTURES)
+    further = further.select(list(IMAGES.columns)).with_columns(main=pl.lit(value=False))
+    return pl.concat([main, further]).sort("shard", "offset", "pid", "main")
+
+
+def _means(vectors: Float16Array, pids: pl.Series) -> tuple[Float16Array, list[str]]:
+    """One vector a post, the mean of its pictures, and the posts.
+
+    Args:
+        vectors: (n, d) of the pictures.
+        pids: (n,) of their posts, sorted.
+    """
+    starts = pids.is_first_distinct().arg_true().to_numpy()
+    if len(starts) == len(pids):
+        return vectors, pids.to_list()
+    counts = np.diff(np.append(starts, len(pids)))
+    sums = np.add.reduceat(vectors, starts, axis=0, dtype=np.float32)
+    return (sums / counts[:, None]).astype(np.float16), pids.gather(starts).to_list()
+
+
 def _statistics(decoded: pl.DataFrame, shards: Iterable[Float32Array]) -> pl.DataFrame:
-    """Contract IMAGE_STATISTICS of the `decoded` images, in the order of the shards."""
+    """Contract IMAGE_STATISTICS of the `decoded` images that are their posts' first, in the order of the shards."""
     values = np.concatenate([np.zeros((0, len(NAMES)), np.float32), *shards])
-    return decoded.select("pid").hstack(pl.DataFrame(values, schema=[f"image_statistics.{name}" for name in NAMES]))
+    named = decoded.select("pid", "main").hstack(pl.DataFrame(values, schema=[f"image_statistics.{n}" for n in NAMES]))
+    return named.filter("main").drop("main")
 
 
 def _status(table: pl.DataFrame, undecodable: pl.DataFrame) -> pl.DataFrame:

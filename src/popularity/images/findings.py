@@ -41,6 +41,7 @@ class Findings:
     formats: Counter[str] = field(default_factory=Counter)  # of files that are no readable image
     damaged_shards: dict[str, str] = field(default_factory=dict)  # shard -> fault
     shards: dict[str, int] = field(default_factory=dict)  # shard -> number of images used
+    further: dict[str, int] = field(default_factory=dict)  # further pictures of posts: used, unusable
 
     def note(self, match: Match) -> None:
         """Notes how the name of an image differs from the named one."""
@@ -74,6 +75,8 @@ def image_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"  {count} members lie below {prefix}" for prefix, count in summary["prefixes"].items()]
     if summary["links"]:
         lines.append(f"  {summary['links']} images are links within their shard")
+    if counts := summary["further_pictures"]:
+        lines.append(f"  {counts['used']} further pictures are averaged, {counts['unusable']} cannot be used")
     if summary["other_suffix"]["count"]:
         lines.append(f"  {_tally_text(summary['other_suffix'])} with another suffix than the posts name")
     for name, tally in summary["ignored_members"].items():

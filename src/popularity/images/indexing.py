@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple
 
 import polars as pl
 from PIL import Image
@@ -17,7 +17,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from popularity.core.config import Section
-from popularity.core.contracts import IMAGE_STATUSES, IMAGES
+from popularity.core.contracts import FURTHER_PICTURES, IMAGE_STATUSES, IMAGES
 from popularity.core.errors import DataError
 from popularity.images.findings import EXAMPLES, Findings, image_lines
 from popularity.images.folder import ImageFolder, find_shards, of_table
@@ -62,7 +62,12 @@ _MISSING = _Image("", 0, 0)
 
 
 def index_images(
-    posts: pl.DataFrame, root: Path, params: IndexImagesParams, *, follow_links: bool = False
+    posts: pl.DataFrame,
+    root: Path,
+    params: IndexImagesParams,
+    *,
+    follow_links: bool = False,
+    several: Literal["first", "mean"] = "first",
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The images of all posts, one row a post in the form of the contract IMAGES, and a summary.
 
@@ -75,15 +80,19 @@ def index_images(
         root: of the data set.
         params: section index_images.
         follow_links: True to take images of a folder that are links to files outside of it.
+        several: of a post with several paths: the first one alone, or the first that can be used with the others as
+            FURTHER_PICTURES.
 
     Raises:
         DataError: too many images of a part cannot be used, or the parts differ in them: see `params`.
     """
+    if several == "first":
+        posts = posts.with_columns(pl.col("image_path").str.split("\n").list.first())
     found: dict[str, _Image] = {}
     findings = Findings()
     with tqdm(total=len(posts), desc="index_images", unit="image") as progress:
         for split in sorted(set(posts["split"])):
-            expected = set(posts.filter(split=split)["image_path"]) - {""}
+            expected = set(posts.filter(split=split)["image_path"].str.split("\n").explode()) - {""}
             own = of_table(expected, split)
             shards = [] if own else find_shards(root, split)
             if shards:
@@ -97,7 +106,10 @@ def index_images(
                 found[path] = image
                 progress.update()
     images = _table(posts, found)
-    summary = _summary_of(images, posts, findings)
+    if several == "mean":
+        images, further = _with_further(images, posts, found)
+        findings.further |= further
+    summary = _summary_of(images, posts.with_columns(pl.col("image_path").str.split("\n").list.first()), findings)
     _refuse_unusable(summary, root, params)
     return images, summary
 
@@ -121,6 +133,26 @@ def _table(posts: pl.DataFrame, found: Mapping[str, _Image]) -> pl.DataFrame:
     rows = [(pid, *found.get(path, _MISSING)) for pid, path in posts.select("pid", "image_path").iter_rows()]
     schema: dict[str, Any] = {name: column.dtype for name, column in IMAGES.columns.items()}
     return pl.DataFrame(rows, schema=schema, orient="row").sort(IMAGES.key)
+
+
+def _with_further(
+    images: pl.DataFrame, posts: pl.DataFrame, found: Mapping[str, _Image]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """`images` with FURTHER_PICTURES, and how many of these can be used and cannot.
+
+    The picture of a post is its first that can be used, else its first.
+    """
+    rows, further, counts = [], [], {"used": 0, "unusable": 0}
+    for pid, text in posts.select("pid", "image_path").sort("pid").iter_rows():
+        pictures = [found.get(path, _MISSING) for path in text.split("\n")]
+        usable = [picture for picture in pictures if picture.status == "ok"]
+        rows.append((pid, *(usable or pictures)[0]))
+        further.append([picture._asdict() for picture in usable[1:]])
+        counts["used"] += len(usable[1:])
+        counts["unusable"] += len(pictures) - max(1, len(usable))
+    listed = pl.List(pl.Struct({name: images.schema[name] for name in _Image._fields}))
+    table = pl.DataFrame(rows, schema=images.schema, orient="row")
+    return table.with_columns(pl.Series(FURTHER_PICTURES, further, dtype=listed)), counts
 
 
 def _from_tars(
@@ -209,6 +241,7 @@ def _summary_of(images: pl.DataFrame, posts: pl.DataFrame, findings: Findings) -
         "damaged_shards": findings.damaged_shards,
         "prefixes": dict(sorted(findings.prefixes.items())),
         "links": findings.links,
+        "further_pictures": findings.further,
         "other_suffix": asdict(findings.other_suffix),
         "ignored_members": {name: asdict(getattr(findings, name)) for name in ignored},
     }
