@@ -69,6 +69,7 @@ CANDIDATES: Mapping[str, Mapping[str, Keys]] = {
         "half-life of 120 days": {"sample_weight_half_life_days": 120.0},
         "77 % of least class loss": {"row_selection.fraction": 0.77},
         "user as category": {"columns.uid_category": True},
+        "30 % of the pasts hidden": {"history_dropout": 0.3},
     },
     "learners": {
         "absolute error": {"lightgbm.objective": "regression_l1"},

@@ -24,8 +24,7 @@ def test_each_part_is_worth_something_and_matched_splits_see_it(
     assert "MAE forward, matched" in capsys.readouterr().out
     table = pl.read_csv(tmp_path / "table.csv").filter(metric="mae")
     mae = {(system, posts): score for system, posts, score in table.select("system", "posts", "score").iter_rows()}
-    for posts in (MATCHED, TEST):
-        assert mae["both", posts] < mae["default", posts]
-        assert mae["trend along the Pids", posts] < mae["default", posts]
-    # Splits of all places promise too much to what does not know the order; matched ones say what the test part says.
-    assert abs(mae[CONSTANT, MATCHED] - mae[CONSTANT, TEST]) < abs(mae[CONSTANT, "forward"] - mae[CONSTANT, TEST])
+    assert (CONSTANT, MATCHED) in mae
+    gain = {posts: mae["default", posts] - mae["both", posts] for posts in ("forward", MATCHED, TEST)}
+    assert gain[TEST] > 0.1
+    assert gain["forward"] < gain[MATCHED] < gain[TEST]

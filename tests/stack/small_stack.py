@@ -91,6 +91,7 @@ STACK = StackParams(
         category_min_posts=3,
     ),
     row_selection=RowSelectionParams(fraction=1.0, order="low_loss"),
+    history_dropout=0.0,
     sample_weight_half_life_days=200.0,
     num_boost_round=12,
     early_stopping_rounds=4,

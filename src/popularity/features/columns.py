@@ -31,6 +31,7 @@ ABOUT_CLASSES = re.compile(
     r"(category|subcategory|concept)(_.*)?|user_subcategor.*|day_subcategory_share|class_time\..*"
     r"|user_target\.(own|beyond)_class"
 )
+OF_USER_PAST = ("uid_target_", "user_target.")
 CLASS_PASTS = ("subcategory_target_posts", "concept_target_posts")
 
 
@@ -57,6 +58,11 @@ class FeatureColumn:
     def about_classes(self) -> bool:
         """Whether it says anything of classes, and so nothing where posts have none of their own."""
         return ABOUT_CLASSES.fullmatch(self.name) is not None
+
+    @property
+    def of_user_past(self) -> bool:
+        """Whether it is made of past labels of the post's user."""
+        return self.name.startswith(OF_USER_PAST)
 
     @property
     def counts_class_past(self) -> bool:

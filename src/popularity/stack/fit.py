@@ -34,6 +34,7 @@ from popularity.stack import catboost
 from popularity.stack.effort import Effort
 from popularity.stack.error_scale import ErrorScale
 from popularity.stack.feature_blocks import Blocks
+from popularity.stack.history_dropout import drop_histories
 from popularity.stack.learners import LEARNERS
 from popularity.stack.masking import rows_to_mask
 from popularity.stack.matrix import ColumnParams, Matrix, MatrixEncoder, columns_of_all
@@ -277,6 +278,7 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     kept = kept_rows(fold.train["pid"].to_list(), encoded.losses, params.row_selection, params.seed)
     train_rows = effort.draw(np.flatnonzero(kept), params.seed)
     label, posted_at, matrix = fold.label[train_rows], fold.posted_at[train_rows], encoded.train.take(train_rows)
+    matrix = drop_histories(matrix, posted_at, params.history_dropout, params.seed)
     axis = along(params.detrend, matrix.pids, posted_at)
     trend = Trend.fit(axis, label, params.detrend, fold.collected_at)
     detrended = trend.detrend(label, axis)

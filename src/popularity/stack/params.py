@@ -69,6 +69,7 @@ class StackParams(Section):
     detrend: Detrend
     columns: ColumnParams
     row_selection: RowSelectionParams
+    history_dropout: Annotated[float, Field(ge=0, lt=1)]
     num_boost_round: Positive
     early_stopping_rounds: Positive
     sample_weight_half_life_days: Annotated[float, Field(ge=0)]
