@@ -167,6 +167,7 @@ def test_in_a_browser_a_picture_is_dropped_and_the_hour_changed(
     width: int, address: str, draft: Draft, tmp_path: Path
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(PICTURE)
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
     with shown_at(address, width) as browser:
         page = browser.page
         page.set_default_timeout(300_000)
@@ -185,6 +186,7 @@ def test_in_a_browser_a_picture_is_dropped_and_the_hour_changed(
         assert cells.count() == 168
         assert page.locator(".map button[aria-current]").get_attribute("aria-label").startswith("Wed 12:30")
         assert abs(float(page.locator(".map button[aria-current]").inner_text()) - float(before)) < 0.1
+        page.screenshot(path=pictures / f"app-{width}-hours.png", full_page=True)
         cells.first.focus()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
@@ -192,4 +194,4 @@ def test_in_a_browser_a_picture_is_dropped_and_the_hour_changed(
         page.locator("[data-what=crops]").click()
         page.locator(".crops img").nth(3).wait_for()
         browser.check(images=4)
-        page.screenshot(path=os.environ.get("SCREENSHOTS", str(tmp_path)) + f"/app-{width}.png", full_page=True)
+        page.screenshot(path=pictures / f"app-{width}.png", full_page=True)
