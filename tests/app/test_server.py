@@ -66,7 +66,7 @@ def serve(use: Callable[[Client, StandIn], Awaitable[None]]) -> None:
 async def post(client: Client, body: Any, path: str = "predict", **headers: str) -> ClientResponse:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     given = {"Content-Type": "application/json", **{name.replace("_", "-"): text for name, text in headers.items()}}
-    return cast(ClientResponse, await client.post(f"/api/{path}", data=data, headers=given))
+    return await client.post(f"/api/{path}", data=data, headers=given)
 
 
 def test_fifty_requests_at_once_lose_none_and_are_computed_one_by_one() -> None:

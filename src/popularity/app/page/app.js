@@ -15,7 +15,8 @@ function make(tag, properties = {}, ...children) {
   return node;
 }
 const put = (id, ...children) => $(id).replaceChildren(...children);
-const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+const fixed = (value) => value.toFixed(2).replace("-", "−");
+const signed = (value) => (value < 0 ? "" : "+") + fixed(value);
 const count = (value) => value === null ? "–" : value < 1e9 ? Math.round(value).toLocaleString("en") : value.toExponential(1);
 
 async function ask(path, body) {
@@ -84,9 +85,9 @@ function show({ prediction: found, prototypes, limits }) {
   const intervals = Object.entries(found.intervals).map(([coverage, [low, high]]) => {
     const views = found.views_intervals[coverage].map(count).join(" – ");
     return low === null ? tile(`${coverage * 100} %`, "–", "too few posts to state bounds")
-      : tile(`${Math.round(coverage * 100)} % interval`, `${low.toFixed(2)} – ${high.toFixed(2)}`, `${views} views`);
+      : tile(`${Math.round(coverage * 100)} % interval`, `${fixed(low)} – ${fixed(high)}`, `${views} views`);
   });
-  put("tiles", tile("popularity", found.popularity.toFixed(2), "log2(views + 1)"), tile("views", count(found.views), `error about ${found.error_scale.toFixed(2)}`), ...intervals);
+  put("tiles", tile("popularity", fixed(found.popularity), `error about ${fixed(found.error_scale)}`), tile("views", count(found.views), "2^popularity − 1"), ...intervals);
   put("limits", ...limits.map((text) => make("li", {}, text)));
   put("notes", ...found.notes.map((text) => make("li", {}, text)));
   $("expected").textContent = `from the expected value ${found.expected_value.toFixed(2)} to ${found.popularity.toFixed(2)}`;
@@ -98,6 +99,7 @@ function show({ prediction: found, prototypes, limits }) {
   const weights = Object.entries(found.attention_weights).flatMap(([kind, list]) => list.slice(0, 3).map((one) => [`${one.name} (${kind === "visual" ? "pictures" : "texts"})`, one.weight]));
   put("attention", masses.length ? table("Attention of the picture", ["on", "share"], [...masses, ...weights].map(([name, share]) => [name, `${(100 * share).toFixed(0)} %`])) : make("p", {}, "Without a picture there is none."));
   compare();
+  if (innerWidth < 1000) $("answer").scrollIntoView();
 }
 function prototype(kind, { name, cosine, posts }) {
   return make("div", {}, make("h4", {}, make("bdi", {}, name), " ", make("small", {}, `by ${kind === "visual" ? "picture" : "text"}, cos ${cosine.toFixed(2)}`)),
@@ -110,7 +112,7 @@ function compare() {
   if (!kept) return put("comparison");
   const [a, b] = [kept.found, current.found];
   const names = [...new Set([...Object.keys(a.shap_by_block), ...Object.keys(b.shap_by_block)])];
-  const row = (name, x, y) => [name, x.toFixed(2), y.toFixed(2), signed(y - x)];
+  const row = (name, x, y) => [name, fixed(x), fixed(y), signed(y - x)];
   const changed = [...new Set([...Object.keys(kept.post), ...Object.keys(current.post)])].filter((name) => kept.post[name] !== current.post[name]);
   put("comparison", table("Kept post and this one", ["", "kept", "this one", "difference"], [
     row("popularity", a.popularity, b.popularity),
@@ -140,7 +142,7 @@ async function hours() {
       const cell = make("button", { type: "button", tabIndex: x + y ? -1 : 0, title: `${one.label}: ${one.popularity.toFixed(2)}, ${signed(one.difference)}` }, one.popularity.toFixed(1));
       cell.setAttribute("aria-label", `${one.label}, popularity ${one.popularity.toFixed(2)}`);
       if (y === day && x === hour) cell.setAttribute("aria-current", "true");
-      cell.style.background = `hsl(${215 - 185 * ((one.popularity - low) / range)} 75% 72%)`;
+      cell.style.background = `color-mix(in oklab, #f29b52 ${100 * ((one.popularity - low) / range)}%, #8cc4f5)`;
       cell.onclick = () => { form.elements.date.value = one.changed.date.slice(0, 16); form.requestSubmit(); };
       return make("td", {}, cell);
     }))));
@@ -174,7 +176,7 @@ async function rank(file) {
     `${one.row}: ${one.title || "no title"}`,
     one.popularity === null ? "–" : one.popularity.toFixed(2),
     count(one.views),
-    one.interval[0] === null ? "–" : `${one.interval[0].toFixed(2)} – ${one.interval[1].toFixed(2)}`,
+    one.interval[0] === null ? "–" : `${fixed(one.interval[0])} – ${fixed(one.interval[1])}`,
     make("td", {}, one.problem || String(one.notes.length || "")).textContent,
   ])));
 }
