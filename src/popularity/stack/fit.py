@@ -267,7 +267,8 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
 
     Fitted are a model for each learner and seed, their weights, the trend and the error scale. Rounds, penalties,
     weights, shift and error scale come from the inner CV: from out-of-fold predictions, with the trend that the rows
-    before a split forecast. No label of a valid row is read.
+    before a split forecast. Some train rows are read without their user's past, in the inner CV too (`drop_histories`).
+    No label of a valid row is read.
 
     Args:
         encoded: the fold and its columns.
