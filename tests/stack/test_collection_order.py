@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.core.arrays import Float64Array
 from popularity.features import featurize
 from popularity.stack import Blocks, StackModel
 from popularity.stack.fit import encode_fold, trend_members
@@ -21,7 +22,7 @@ FALL = 5.0
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fold, Blocks, np.ndarray]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fold, Blocks, Float64Array]:
     """The last forward split of posts whose Pids have nothing to do with their dates; true labels of its valid rows."""
     folder = tmp_path_factory.mktemp("features")
     posts = random_posts(4, train=500, test=60, users=140)
@@ -40,11 +41,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fold, Blocks, np.nda
     return fold, random_blocks(posts), truth
 
 
-def error(model: StackModel, fold: Fold, blocks: Blocks, truth: np.ndarray) -> float:
+def error(model: StackModel, fold: Fold, blocks: Blocks, truth: Float64Array) -> float:
     return float(np.abs(model.predict(fold.valid, blocks, fold.valid_at).values - truth).mean())
 
 
-def test_the_numbers_are_columns_only_of_the_group(made: tuple[Fold, Blocks, np.ndarray]) -> None:
+def test_the_numbers_are_columns_only_of_the_group(made: tuple[Fold, Blocks, Float64Array]) -> None:
     fold, blocks, _ = made
     columns = replace(STACK.columns, feature_blocks=("metadata",))
     every = replace(columns, feature_groups=("user_target", "words", "rhythm", "class_time", "user_text"))
@@ -56,7 +57,7 @@ def test_the_numbers_are_columns_only_of_the_group(made: tuple[Fold, Blocks, np.
     assert matrix.names.index("collection_order.uid")
 
 
-def test_the_trend_and_the_group_follow_the_labels(made: tuple[Fold, Blocks, np.ndarray], tmp_path: Path) -> None:
+def test_the_trend_and_the_group_follow_the_labels(made: tuple[Fold, Blocks, Float64Array], tmp_path: Path) -> None:
     fold, blocks, truth = made
     trend = replace(ALL_PARTS, detrend="collection_order")
     group = replace(ALL_PARTS, columns=replace(ALL_PARTS.columns, feature_groups=("collection_order",)))

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.core.arrays import Float64Array, Int64Array
 from popularity.core.collection_order import NOT_COLLECTED, id_number, pid_numbers
 from popularity.core.errors import ConfigError
 from popularity.target.collection_order import MIN_BIN, N_BINS, CollectionOrder, along
@@ -16,7 +17,7 @@ from popularity.target.trend import Trend, inner_trends
 N = 2000
 
 
-def falling(seed: int = 0) -> tuple[list[str], np.ndarray, np.ndarray]:
+def falling(seed: int = 0) -> tuple[list[str], Int64Array, Float64Array]:
     """Pids in no order, dates that say nothing of them, and labels that fall from 8 to 5 along the Pids."""
     rng = np.random.default_rng(seed)
     number = rng.permutation(100_000)[:N]

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from popularity.core.arrays import Float64Array
 from popularity.core.errors import DataError
 from popularity.validation import make_splits
 from popularity.validation.collection import MIN_KEPT, rows_to_keep
@@ -26,10 +27,12 @@ def collected(seed: int = 1) -> pl.DataFrame:
     return posts.with_columns(pid=pl.Series([str(one) for one in number]))
 
 
-def places(posts: pl.DataFrame, rows: pl.DataFrame) -> np.ndarray:
+def places(posts: pl.DataFrame, rows: pl.DataFrame) -> Float64Array:
     """Shares of the rows in four quarters of the test part's Pids."""
     edges = np.quantile(posts.filter(split="test")["pid"].cast(pl.Int64).to_numpy(), (0.25, 0.5, 0.75))
-    return np.bincount(np.searchsorted(edges, rows["pid"].cast(pl.Int64).to_numpy()), minlength=4) / rows.height
+    counts = np.bincount(np.searchsorted(edges, rows["pid"].cast(pl.Int64).to_numpy()), minlength=4)
+    shares: Float64Array = counts / rows.height
+    return shares
 
 
 def test_valid_rows_of_splits_in_time_lie_where_the_test_posts_lie() -> None:
