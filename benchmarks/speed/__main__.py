@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_csv_flag(command)
         if name == "network":
             add_network_flags(command)
+        if name == "text_model":
+            command.add_argument("--baseline-layers", type=int, help="trained layers of the baseline; by default ours")
     for name, defaults in STEPS.items():
         add_network_flags(commands.add_parser(name), **defaults)
     add_data_flags(commands.add_parser("data", help="write a data set of any size in the official layout"))
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(step_table(args.section, network_flags(args)))
         return
     flags = network_flags(args) if args.section == "network" else {}
+    if args.section == "text_model":
+        flags = {"baseline_layers": args.baseline_layers}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=args.work and args.work.resolve()) as name:
         for section in SECTIONS if args.section == "all" else [args.section]:
@@ -187,8 +191,9 @@ def text(folder: Path, posts: int) -> Iterator[Any]:
     yield row_of("tokenise and encode texts", posts, ours, "encoder alone", baseline)
 
 
-def text_model(folder: Path, posts: int) -> Iterator[Any]:
-    ours, baseline = (measure("speed.text_model", task, folder, str(posts)) for task in ("stored", "whole"))
+def text_model(folder: Path, posts: int, baseline_layers: int | None = None) -> Iterator[Any]:
+    ours = measure("speed.text_model", "stored", folder, str(posts))
+    baseline = measure("speed.text_model", "whole", folder, str(posts), str(baseline_layers or ""))
     yield row_of("text model, fits and predictions", posts, ours, "every layer in every step", baseline)
 
 

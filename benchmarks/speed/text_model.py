@@ -31,16 +31,18 @@ VALID = 0.2  # of the posts are predicted after each fit
 
 def task_stored(folder: Path, count: str) -> dict[str, float]:
     """On stored outputs of the frozen layers."""
-    return _fits(folder, int(count), stored=True)
+    return _fits(folder, int(count), load_params("text_model", TextModelParams, PARAMS), stored=True)
 
 
-def task_whole(folder: Path, count: str) -> dict[str, float]:
-    """On the texts: every step runs the frozen layers, too."""
-    return _fits(folder, int(count), stored=False)
+def task_whole(folder: Path, count: str, unfreeze_layers: str = "") -> dict[str, float]:
+    """On the texts: every step runs the frozen layers, too; with another number of trained layers, if it is given."""
+    params = load_params("text_model", TextModelParams, PARAMS)
+    layers = int(unfreeze_layers) if unfreeze_layers else params.unfreeze_layers
+    return _fits(folder, int(count), replace(params, unfreeze_layers=layers), stored=False)
 
 
-def _fits(folder: Path, count: int, stored: bool) -> dict[str, float]:
-    processes, params = start_processes(), load_params("text_model", TextModelParams, PARAMS)
+def _fits(folder: Path, count: int, params: TextModelParams, stored: bool) -> dict[str, float]:
+    processes = start_processes()
     encoder = network_text_params(PARAMS)
     encoder = replace(encoder, precision=resolve_precision(encoder.precision, processes.device))
     with tempfile.TemporaryDirectory(dir=folder) as name, torch_threads(params.num_threads):
