@@ -38,6 +38,7 @@ def scaled(posts: int, user_file: str, side: int = 96) -> DemoParams:
         "test_fraction": TEST_POSTS / SMPD_POSTS,
         "user_file": user_file,
         "trend": 2.3,
+        "trend_along": "time",
     }
     return parse_section("demo", values, DemoParams, "the flags")
 

@@ -14,7 +14,8 @@ OUTS = {
     path for stage in STAGES.values() for kind in ("outs", "metrics") for entry in stage.get(kind, []) for path in entry
 }
 NAMES = {value for name, value in vars(paths).items() if name.isupper() and isinstance(value, str)}
-NAMED = {paths.resolved(name, PARAMS) for name in {*NAMES, *paths.RESOURCES.values()} - {paths.PARAMS, paths.MEMBER_FILES}}
+GIVEN = {paths.PARAMS, paths.MEMBER_FILES}  # by people
+NAMED = {paths.resolved(name, PARAMS) for name in {*NAMES, *paths.RESOURCES.values()} - GIVEN}
 
 
 def test_stages_are_those_of_the_graph_in_its_order() -> None:

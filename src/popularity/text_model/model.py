@@ -236,7 +236,8 @@ class _Inputs:
         self.numeric = torch.from_numpy(model.numeric.apply(features))
         self.lengths = self.texts.attention_mask.sum(dim=1).numpy()
         self.order: Int64Array = np.argsort(self.lengths, kind="stable")
-        self.states, self.rows = states, states and states.rows(features["pid"].to_list())
+        self.states = states
+        self.rows = None if states is None else states.rows(features["pid"].to_list())
 
     def batch(self, rows: Int64Array) -> tuple[TextBatch, Tensor, Tensor | None]:
         """What the model reads; padding beyond the longest text is left out where the tower does not read it."""
