@@ -64,7 +64,7 @@ def test_no_valid_label_of_an_inner_split_is_read() -> None:
     splits = [(rows[:1500], rows[1500:])]
     other = np.where(rows < 1500, label, 99.0)
     found = [inner_trends(axis, one, splits, "collection_order") for one in (label, other)]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_few_posts_have_few_bins_and_ids_without_numbers_are_refused() -> None:
