@@ -20,6 +20,7 @@ from benchmarks.speed import features, graph, models, network, text_model
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.network.accelerator import make_accelerator
 from popularity.network.heads import loss_terms
+from popularity.text_model.model import fit
 from tests.encoders.tiny_encoders import image_params, save_bert, save_timm, text_params
 from tests.text_model.test_towers import PARAMS as TEXT_MODEL
 
@@ -129,8 +130,12 @@ def test_the_text_model_is_fitted_with_and_without_stored_outputs(
     monkeypatch.setattr(text_model, "network_text_params", lambda _: encoder)
     monkeypatch.setattr(text_model, "load_params", lambda *_: TEXT_MODEL)
     given: list[bool] = []
-    fit = text_model.fit
-    monkeypatch.setattr(text_model, "fit", lambda *args: (given.append(args[5] is not None), fit(*args))[1])
+
+    def fitting(*args: Any) -> Any:
+        given.append(args[5] is not None)
+        return fit(*args)
+
+    monkeypatch.setattr(text_model, "fit", fitting)
     for stored, task in ((True, text_model.task_stored), (False, text_model.task_whole)):
         assert task(tmp_path, "300")["seconds"] > 0
         assert set(given) == {stored}

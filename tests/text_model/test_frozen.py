@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.text_model.test_towers import PARAMS, days, labels, posts
 TOWERS: dict[str, Callable[[Path], Any]] = {
     "clip": save_clip,
     "siglip": save_siglip,
-    **{kind: lambda folder, kind=kind: save_bert(folder, kind) for kind in ("bert", "distilbert", "mpnet", "roberta")},
+    **{kind: partial(save_bert, kind=kind) for kind in ("bert", "distilbert", "mpnet", "roberta")},
 }
 
 

@@ -15,9 +15,8 @@ from scipy.stats import spearmanr
 
 from popularity.core.contracts import FOLDS, MEMBER_PREDICTIONS, POSTS, read_table, write_table
 from popularity.core.errors import DataError
-from popularity.encoders.text import EmbedTextParams
+from popularity.encoders.text import EmbedTextParams, load_text_encoder
 from popularity.features import featurize
-from popularity.text_model import frozen
 from popularity.text_model.model import Labels, NumericFeatures, TextModel, TextModelParams, batches, fit, sentences
 from popularity.validation import make_splits, rows_of
 from popularity.validation.folds import Fold, load_fold
@@ -185,10 +184,9 @@ def test_the_frozen_layers_run_once_for_all_folds(
         return forward(own, hidden, *given, **named)
 
     firsts: set[Any] = set()
-    load = frozen.load_text_encoder
 
     def loading(*given: Any) -> Any:
-        tower = load(*given)
+        tower: Any = load_text_encoder(*given)
         firsts.add(tower.tower.encoder.layer[0])
         return tower
 
