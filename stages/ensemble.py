@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             models,
             params={"ensemble": asdict(params)},
             inputs={"posts": args.posts, "stack": args.stack}
-            | {name: vars(args)[name] for name in ("text_model", "members") if vars(args)[name]},
+            | ({"text_model": args.text_model} if args.text_model else {})
+            | ({"members": args.members} if params.members else {}),
             metrics=scheme_scores(posts, mean),
         )
     for name, weight in found["weights"].items():

@@ -151,7 +151,7 @@ def test_the_text_model_is_merged_as_the_stage_merges_it(
     file.unlink()  # which may be a link to DVC's cache
     share = 1 - chosen["weights"]["text_model"]
     weights = {name: 0.6 * weight / share for name, weight in chosen["weights"].items()} | {"text_model": 0.4}
-    file.write_text(json.dumps({"weights": weights, "text_model_offset": 0.5}), encoding="utf-8")
+    file.write_text(json.dumps({"weights": weights, "files": [], "text_model_offset": 0.5}), encoding="utf-8")
     post = repeatable(read_table(project / "data/interim/posts.parquet", POSTS)).row(0, named=True)
     pid = post["pid"]
     write_image(clone, pid, project / "photo.jpg")

@@ -199,8 +199,10 @@ def test_manifests_came_along_and_name_what_was_read(pulled: Clone) -> None:
 def test_an_artifact_by_name_and_version(pushed: Clone, tmp_path: Path) -> None:
     pushed.run("git", "tag", "-a", "stack@v1.0.0", "-m", "first")
     pushed.run("dvc", "artifacts", "get", ".", "stack", "--rev", "v1.0.0", "-o", str(tmp_path / "stack"))
-    names = {"manifest.json", "metadata", "stack"}
-    assert names <= {path.name for path in (tmp_path / "stack").iterdir()}
+    found, whole = (
+        {path.name for path in folder.iterdir()} for folder in (tmp_path / "stack", pushed.root / "models/stack")
+    )
+    assert found == whole > {"manifest.json", "metadata"}
     code = "from dvc.repo import Repo; print(*Repo().artifacts.read()['dvc.yaml'])"
     assert set(pushed.run("python", "-c", code).stdout.split()) >= {"prototypes", "network", "stack", "submission"}
 
