@@ -86,7 +86,7 @@ def test_a_search_writes_a_patch_that_can_be_applied(
     out = tmp_path / "out"
     main(["--folder", str(project), "--out", str(out)])
     trials = pl.read_csv(out / "trials.csv")
-    assert trials.columns == ["number", "state", "value", *sorted(SPACE), "top1"]
+    assert trials.columns == ["number", "name", "state", "value", *sorted(SPACE), "top1"]
     assert trials.height == 7
     assert trials["lr_attention"][0] == TRAIN.lr_attention
     assert trials["top1"].n_unique() > 1
