@@ -13,9 +13,7 @@ from tests.repository import write_profile
 
 
 @pytest.mark.slow
-def test_the_order_is_worth_something_on_the_test_part(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_order_is_worth_something_on_the_test_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = write_profile(tmp_path)
     patch = tmp_path / "patch.yaml"
     patch.write_text("stack:\n  num_boost_round: 150\n  lightgbm:\n    learning_rate: 0.1\n", encoding="utf-8")
