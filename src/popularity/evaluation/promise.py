@@ -5,17 +5,19 @@ test part by all of them and `holdout`. A promise is the mean score of those spl
 number of splits that share its posts). A part's score differs from it for three reasons:
 
     users     other users are scored: variance s^2 of a split's score over draws of users
-    times     the time is another one: tau^2 = max(0, v - s^2), with the variance v of the scores between the splits
-              (moments; DerSimonian and Laird, 1986)
+    times     the time is another one: variance tau^2. The k splits show t^2 = max(0, v - s^2), with the variance v of
+              their scores (moments; DerSimonian and Laird, 1986). Two or three splits show little, so the prior
+              TIMES counts for PRIOR_SPLITS more of them (scaled inverse chi^2; Gelman et al., Bayesian Data Analysis,
+              sec 2.6): tau^2 = (PRIOR_SPLITS * prior^2 + (k - 1) t^2) / n, n = PRIOR_SPLITS + k - 1
     level     at the part's own dates, which are known, each member of the trend forecasts another level. Were one of
               them right, and not their mean, the score would change by d_m
 
 With weights w of the splits, correlations C = shared posts of two splits, and c of the splits with the part:
 
-    promise +- z sqrt((1 + w'Cw - 2 w'c) (tau^2 + s^2) + mean of d_m^2)    v = sum w (score - promise)^2 / (1 - w'Cw)
+    promise +- q sqrt((1 + w'Cw - 2 w'c) (tau^2 + s^2) + mean of d_m^2)    v = sum w (score - promise)^2 / (1 - w'Cw)
 
-The changes that worsen a score widen the interval on that side alone. One split does not show how much scores vary in
-time: then tau is 0 and `origins` is 1.
+q is the quantile of Student's t with n degrees of freedom. The changes that worsen a score widen the interval on that
+side alone. One split does not show how much scores vary in time: then the prior alone says it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from statistics import NormalDist
 
 import numpy as np
 import polars as pl
+from scipy.stats import t as student
 
 from popularity.core.arrays import Float64Array, rounded
 from popularity.core.contracts import FORWARD, HOLDOUT, MAIN_MODEL, REFIT
@@ -37,6 +40,10 @@ TEST = "test"
 PROMISED = ("src", "mae")
 CONFIDENCE = 0.9  # of the interval around a promise
 LEVEL_LIMIT = 0.10  # label units: where the members' mean forecasts differ by more, the level is not known
+# Standard deviation of a score between splits in time, users apart, before a split is seen; that of the MAE is a share
+# of the promise (docs/results.md, promises).
+TIMES = {"src": 0.03, "mae": 0.05}
+PRIOR_SPLITS = 3  # that the prior counts for
 MAX_SHARED = 0.9  # of the variance between splits that shared posts may hide
 BOUNDS = {"src": (-1.0, 1.0), "mae": (0.0, np.inf)}
 
@@ -232,7 +239,8 @@ def _forecasts(trends: pl.DataFrame, name: str) -> Forecasts | None:
 def _promise(
     what: tuple[str, str], part: TimeSplit | None, others: Sequence[TimeSplit], forecasts: Forecasts | None
 ) -> Promise:
-    metric, z = what[1], NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    metric, n = what[1], PRIOR_SPLITS + len(others) - 1
+    q = float(student.ppf(0.5 + CONFIDENCE / 2, n))
     values = np.array([one.values[metric] for one in others])
     shared = np.array([[one.shared(other) for other in others] for one in others])
     with_part = np.array([0.0 if part is None else one.shared(part) for one in others])
@@ -244,6 +252,8 @@ def _promise(
     if len(others) > 1:
         seen = max(1 - of_mean, 1 - MAX_SHARED)
         between = max(0.0, float(weights @ (values - value) ** 2) / seen - of_users)
+    prior = TIMES[metric] * (value if metric == "mae" else 1)
+    between = (PRIOR_SPLITS * prior**2 + (len(others) - 1) * between) / n
     spread = max(1 + of_mean - 2 * float(weights @ with_part), 0.0) * (between + of_users)
     changes = np.zeros(1)
     if forecasts is not None:
@@ -255,8 +265,8 @@ def _promise(
         origins=len(others),
         shared=float(with_part.mean()),
         value=value,
-        low=max(value - z * (spread + below) ** 0.5, low),
-        high=min(value + z * (spread + above) ** 0.5, high),
+        low=max(value - q * (spread + below) ** 0.5, low),
+        high=min(value + q * (spread + above) ** 0.5, high),
         result=None if part is None else part.values[metric],
         members_differ_by=None if forecasts is None else forecasts.differ_by,
     )
