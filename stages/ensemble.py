@@ -1,7 +1,7 @@
 """Averages the stack's members, the text model and members from files, with weights chosen on the forward splits.
 
 Reads posts, predictions and importance of stage stack, predictions of the text model and of the files that
-`ensemble.members` names; writes predictions.parquet, importance.csv, and weights.json, by which later posts are predicted.
+`ensemble.members` names; writes predictions.parquet, importance.csv and weights.json, which weighs later posts.
 
     python -m stages.ensemble --posts data/interim/posts.parquet --stack data/stack --text-model data/text_model \
         --members data/members --predictions data/ensemble --models models/ensemble \
