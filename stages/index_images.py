@@ -1,7 +1,7 @@
-r"""Finds the image of every post and reads its header, without decoding a pixel.
+r"""Finds the image of every post, reads its header and takes its checksum, without decoding a pixel.
 
 Reads posts.parquet and the tar shards (or the image folder) under --root.
-Writes images.parquet (shard, offset, bytes, width, height, mode, status) and the summary images.json.
+Writes images.parquet (shard, offset, bytes, width, height, mode, status, checksum) and the summary images.json.
 
     python -m stages.index_images --root data/demo --posts data/interim/posts.parquet \
         --images data/interim/images.parquet --summary reports/images.json \

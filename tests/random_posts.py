@@ -77,5 +77,5 @@ def random_images(posts: pl.DataFrame, seed: int) -> pl.DataFrame:
         missing = rng.random() < 0.1
         width, height = (None, None) if missing else (int(rng.integers(1, 500)), int(rng.integers(1, 500)))
         size, mode, status = (0, None, "missing") if missing else (int(rng.integers(1, 9999)), "RGB", "ok")
-        rows.append((pid, "" if missing else "a.tar", 0, size, width, height, mode, status))
+        rows.append((pid, "" if missing else "a.tar", 0, size, width, height, mode, status, ""))
     return pl.DataFrame(rows, schema={name: rule.dtype for name, rule in IMAGES.columns.items()}, orient="row")

@@ -88,7 +88,9 @@ def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
             stream.seek(0)
             tar.addfile(member, stream)
     with tarfile.open(root / SHARD) as tar:
-        rows = [(Path(each.name).stem, SHARD, each.offset_data, each.size, width, height, "RGB", "ok") for each in tar]
+        rows = [
+            (Path(each.name).stem, SHARD, each.offset_data, each.size, width, height, "RGB", "ok", "") for each in tar
+        ]
     return pl.DataFrame(rows, schema={name: column.dtype for name, column in IMAGES.columns.items()}, orient="row")
 
 
@@ -147,7 +149,16 @@ def posts_of(root: Path, count: int) -> pl.DataFrame:
 def task_stack_features(root: Path) -> None:
     """The features of the refit and of the last forward split, which dates the target statistics."""
     posts, splits = read_table(root / "posts.parquet", POSTS), read_table(root / "splits.parquet", FOLDS)
-    fixed = {"shard": "", "offset": 0, "bytes": 0, "width": None, "height": None, "mode": None, "status": "missing"}
+    fixed = {
+        "shard": "",
+        "offset": 0,
+        "bytes": 0,
+        "width": None,
+        "height": None,
+        "mode": None,
+        "status": "missing",
+        "checksum": "",
+    }
     images = posts.select("pid", **{name: pl.lit(fixed[name], IMAGES.columns[name].dtype) for name in fixed})
     last = splits.filter(scheme="forward").filter(pl.col("fold") == pl.col("fold").max())
     params = replace(load_params("featurize", FeaturizeParams, PARAMS), n_text_components=0)

@@ -71,7 +71,7 @@ def test_two_images_through_an_encoder_of_our_own(tmp_path: Path) -> None:
     for pid, (name, colour) in zip(("1", "2"), COLOURS.items(), strict=True):
         Image.new("RGB", (9, 9), colour).save(tmp_path / f"{name}.png")
         size = (tmp_path / f"{name}.png").stat().st_size
-        rows.append((pid, f"{name}.png", 0, size, 9, 9, "RGB", "ok"))
+        rows.append((pid, f"{name}.png", 0, size, 9, 9, "RGB", "ok", ""))
     schema = {name: column.dtype for name, column in IMAGES.columns.items()}
     write_table(pl.DataFrame(rows, schema=schema, orient="row"), tmp_path / "images.parquet", IMAGES)
     folder = weights(tmp_path / "weights", 2 * torch.eye(3))

@@ -112,11 +112,11 @@ def make_images(folder: Path) -> Images:
         with tarfile.open(root / shard) as tar:
             for member in tar:
                 pid = Path(member.name).stem
-                rows.append((pid, shard, member.offset_data, member.size, 32 + pids.index(pid), 40, "RGB", "ok"))
+                rows.append((pid, shard, member.offset_data, member.size, 32 + pids.index(pid), 40, "RGB", "ok", ""))
     (root / "zoo").mkdir()
     (root / "zoo/single.jpg").write_bytes(contents[pids[18]])
-    rows.append((pids[18], "zoo/single.jpg", 0, len(contents[pids[18]]), 50, 40, "RGB", "ok"))
-    rows.append((pids[19], "", 0, 0, None, None, None, "missing"))
+    rows.append((pids[18], "zoo/single.jpg", 0, len(contents[pids[18]]), 50, 40, "RGB", "ok", ""))
+    rows.append((pids[19], "", 0, 0, None, None, None, "missing", ""))
     schema = {name: column.dtype for name, column in IMAGES.columns.items()}
     table = folder / "images.parquet"
     write_table(pl.DataFrame(rows, schema=schema, orient="row"), table, IMAGES)

@@ -54,7 +54,7 @@ def work(folder: Path, train: int) -> Work:
     write_table(posts, folder / "posts.parquet", POSTS)
     empty = {name: pl.lit(None, rule.dtype) for name, rule in IMAGES.columns.items() if rule.nullable}
     none = {"shard": pl.lit(""), "offset": pl.lit(0, pl.Int64), "bytes": pl.lit(0, pl.Int64)}
-    images = posts.select("pid", **none, **empty, status=pl.lit("missing"))
+    images = posts.select("pid", **none, **empty, status=pl.lit("missing"), checksum=pl.lit(""))
     write_table(images.select(list(IMAGES.columns)), folder / "images.parquet", IMAGES)
     sections = {"split": asdict(SPLIT), "featurize": asdict(FEATURIZE)}
     YAML().dump(json.loads(json.dumps(sections)), folder / "params.yaml")

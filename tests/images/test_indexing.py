@@ -63,6 +63,24 @@ def statuses(images: pl.DataFrame) -> dict[str, str]:
     return dict(images.select("pid", "status").iter_rows())
 
 
+def test_a_stray_file_changes_nothing_and_a_changed_picture_does(tmp_path: Path) -> None:
+    """Later stages depend on the table, not on the data set's folder: it stands for every byte that they read."""
+    for number, path in enumerate(posts()["image_path"]):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(image_bytes(number))
+    before, _ = index_images(posts(), tmp_path, STRICT)
+    (tmp_path / "train/.DS_Store").write_bytes(b"\0")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert index_images(posts(), tmp_path, STRICT)[0].equals(before)
+    changed = tmp_path / "train/7@N/1.jpg"
+    content = bytearray(changed.read_bytes())
+    content[-20] ^= 1  # the same size and header
+    changed.write_bytes(content)
+    after, _ = index_images(posts(), tmp_path, STRICT)
+    assert after.drop("checksum").equals(before.drop("checksum"))
+    assert after.filter(after["checksum"] != before["checksum"])["pid"].to_list() == ["1"]
+
+
 def test_images_in_tars(tmp_path: Path) -> None:
     write_tar(tmp_path / "train_images_0.tar", members("train")[:2])
     write_tar(tmp_path / "train_images_1.tar", members("train")[2:])

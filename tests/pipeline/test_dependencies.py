@@ -131,6 +131,18 @@ def test_every_path_on_the_command_line_is_a_dep_or_an_out(stage: str) -> None:
         )
 
 
+def test_a_stray_file_beside_the_data_runs_no_embedding_again() -> None:
+    """Stages that read pictures depend on images.parquet, which has the checksum of each, not on the folder."""
+    on_the_folder = {
+        stage for stage, entry in STAGES.items() if any(dep.startswith("${dataset.root}") for dep in entry["deps"])
+    }
+    assert on_the_folder == {"ingest", "index_images"}
+    readers = {stage for stage, entry in STAGES.items() if "--root " in entry["cmd"]} - on_the_folder
+    assert {"embed_image", "train", "embed_posts"} <= readers
+    for stage in readers - {"demo_data"}:
+        assert "data/interim/images.parquet" in STAGES[stage]["deps"], stage
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_leaves_the_last_output_until_a_stage_replaces_it(stage: str) -> None:
     for entry in (*STAGES[stage]["outs"], *STAGES[stage].get("metrics", [])):

@@ -1,7 +1,8 @@
-"""Finds each post's image and reads its header without decoding a pixel."""
+"""Finds each post's image, reads its header and takes its checksum, without decoding a pixel."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import logging
@@ -56,6 +57,7 @@ class _Image(NamedTuple):
     height: int | None = None
     mode: str | None = None
     status: str = "missing"
+    checksum: str = ""
 
 
 _MISSING = _Image("", 0, 0)
@@ -209,8 +211,15 @@ def _image(stream: IO[bytes], image: _Image, findings: Findings, max_pixels: int
         return image._replace(status="unreadable")
     except Image.DecompressionBombError:
         return image._replace(status="too_large")
-    status = "ok" if header.width * header.height <= max_pixels else "too_large"
-    return image._replace(width=header.width, height=header.height, mode=header.mode, status=status)
+    image = image._replace(width=header.width, height=header.height, mode=header.mode)
+    if header.width * header.height > max_pixels:
+        return image._replace(status="too_large")
+    stream.seek(0)
+    return image._replace(status="ok", checksum=hashlib.file_digest(stream, _checksum).hexdigest())
+
+
+def _checksum() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
 
 
 def _summary_of(images: pl.DataFrame, posts: pl.DataFrame, findings: Findings) -> dict[str, Any]:
