@@ -199,13 +199,12 @@ def chosen_weights(rows: OutOfFold, params: EnsembleParams) -> Chosen:
         rows: of the forward splits.
         params: section ensemble.
     """
+    own = np.array([name not in (TEXT_MODEL, *params.members) for name in rows.names])  # those of the stack
     if not len(rows.label):
-        own = [name for name in rows.names if name not in (TEXT_MODEL, *params.members)]
-        return Chosen({name: 1 / len(own) for name in own}, {})
+        return Chosen({name: 1 / own.sum() for name, of_stack in zip(rows.names, own, strict=True) if of_stack}, {})
 
     def weights(some: OutOfFold) -> Weights:
         found = greedy_weights(some, params.seed)
-        own = np.array([name not in (TEXT_MODEL, *params.members) for name in rows.names])
         share = max(found[own].sum(), MIN_STACK)
         stack = shrunk(found[own], params.shrinkage) if found[own].any() else np.ones(own.sum())
         found[own] = stack / stack.sum() * share
