@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import transformers
 from scipy.stats import spearmanr
 
@@ -103,6 +104,18 @@ def test_it_learns_what_the_text_says(folder: Path, ran: Path, posts: pl.DataFra
 def _given(folder: Path) -> tuple[pl.DataFrame, Labels]:
     fold = fold_of(folder, "forward")
     return fold.train, Labels.of(fold)
+
+
+def test_the_head_starts_at_the_ridge_of_the_untouched_encoder(folder: Path, encoder: EmbedTextParams) -> None:
+    """With rates of 0 the layers are those of the encoder, and the words decide all the same."""
+    fold = fold_of(folder, "forward")
+    still = fit(fold.train, Labels.of(fold), encoder, replace(PARAMS, lr=0.0, lr_head=0.0, epochs=1))
+    random = TextModel(encoder, 1, still.numeric, still.trend)
+    for name, parameter in random.tower.named_parameters():
+        assert torch.equal(parameter, still.tower.get_parameter(name)), name
+    predicted = pl.Series(still.predict(fold.valid, fold.valid_at))
+    liked = fold.valid["text"].str.contains("cat")
+    assert predicted.filter(liked).mean() - predicted.filter(~liked).mean() > 2.5  # of 3
 
 
 def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:

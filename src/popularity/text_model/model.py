@@ -1,6 +1,7 @@
 """The text model: a text encoder whose last layers are trained on the label, with a linear head.
 
-The head reads the pooled vector and the numeric features of the post. The model learns the detrended label
+The head reads the pooled vector and the numeric features of the post, and starts at the ridge of the label on them
+(LP-FT, Kumar et al. 2022, https://arxiv.org/abs/2202.10054). The model learns the detrended label
 (`popularity.target.trend`), so that it orders posts of any date. A text is read and pooled as its encoder does it: with
 its full length where the tower attends to padding (SigLIP). The pooled vector is normalised, because those of CLIP and
 SigLIP have any length, and the rate of the head is made for values of about 1.
@@ -21,6 +22,7 @@ import polars.selectors as cs
 import torch
 import transformers
 from pydantic import Field
+from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,6 +44,7 @@ POOL_BATCHES = 16  # texts are sorted by length inside so many batches: little p
 PREDICT_BATCH_SIZE = 256
 SMOOTH_L1_BETA = 0.3  # standard deviations of the label; the loss of smaller errors is quadratic
 MAX_GRADIENT_NORM = 1.0
+RIDGE_ALPHAS = tuple(10.0**power for power in range(1, 7))  # of the head's start; the least leave-one-out error chooses
 CPU = torch.device("cpu")
 Rate = Annotated[float, Field(ge=0)]
 
@@ -51,7 +54,7 @@ class TextModelParams(Section):
     """Section text_model: how the encoder, an entry of embed_text, is fine-tuned.
 
     Args:
-        seed: of the initial weights of the head and of the order of posts.
+        seed: of the order of posts.
         schemes: those of `stack.schemes` in which it is fitted, besides refit; in the others the stack is alone.
         epochs: over the train rows; 0: no text model.
         max_train_posts: of a fold, the latest; 0: all.
@@ -167,14 +170,17 @@ class TextModel(nn.Module):
             numeric: (n, k) of NumericFeatures.
             hidden: (n, tokens, d) outputs of the frozen layers, as wide as the texts; None: they are computed.
         """
+        standardised: Tensor = self.head(self.joined(texts, numeric, hidden))[:, 0]
+        return standardised
+
+    def joined(self, texts: TextBatch, numeric: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """(n, d + k) what the head reads: the direction of the pooled vector, and the numbers; see `forward`."""
         device = self.head.weight.device
         ids, mask = (tokens.to(device) for tokens in (texts.input_ids, texts.attention_mask))
         with computing(device, self.encoder.precision) if torch.is_grad_enabled() else nullcontext():
             pooled = (self.tower(ids, mask) if hidden is None else self.last_layers(hidden.to(device), ids, mask))[0]
         direction = functional.normalize(pooled.float(), dim=1) * self.tower.out_features**0.5  # values of about 1
-        joined = torch.cat([direction, numeric.to(device)], dim=1)
-        standardised: Tensor = self.head(joined)[:, 0]
-        return standardised
+        return torch.cat([direction, numeric.to(device)], dim=1)
 
     @torch.inference_mode()
     def predict(
@@ -299,14 +305,13 @@ def fit(
     trend = Trend.fit(axis, labels.label, params.detrend, labels.collected_at)
     detrended = trend.detrend(labels.label, axis)
     model = TextModel(encoder, params.unfreeze_layers, NumericFeatures.fit(features), trend)
-    torch.manual_seed(params.seed)  # after the encoder, whose loading may draw too
-    model.head.reset_parameters()
     model.get_buffer("centre").fill_(float(np.median(detrended)))
     model.get_buffer("spread").fill_(float(detrended.std()) or 1.0)
     model.to(device)
     inputs = _Inputs(model, features, states)
     target = torch.from_numpy(detrended).to(model.head.weight) - model.get_buffer("centre")
     target = target / model.get_buffer("spread")
+    start_head(model, inputs, target)
     trained = [parameter for parameter in model.tower.parameters() if parameter.requires_grad]
     half = resolve_precision(encoder.precision, device) == "fp16"
     optimizer = torch.optim.AdamW(
@@ -333,6 +338,29 @@ def fit(
         if scaler.get_scale() >= scale:  # a step whose gradients overflow in fp16 is skipped, and moves no schedule
             schedule.step()
     return model
+
+
+@torch.no_grad()
+def start_head(model: TextModel, inputs: _Inputs, target: Tensor) -> None:
+    """Sets the head to the ridge of the target on what it reads of the untouched encoder.
+
+    A head that starts at random first bends the layers to itself, and with the few steps of a small data set it ends
+    far behind the ridge.
+
+    Args:
+        model: not trained yet.
+        inputs: of the train rows.
+        target: (n,) standardised detrended labels.
+    """
+    model.eval()
+    joined = np.empty((len(target), model.head.in_features), np.float32)
+    for start in range(0, len(target), PREDICT_BATCH_SIZE):
+        rows = inputs.order[start : start + PREDICT_BATCH_SIZE]
+        joined[rows] = model.joined(*inputs.batch(rows)).cpu().numpy()
+    ridge = RidgeCV(RIDGE_ALPHAS).fit(joined.astype(np.float64), target.cpu().numpy())
+    model.head.weight.copy_(torch.from_numpy(ridge.coef_)[None])
+    model.head.bias.fill_(float(ridge.intercept_))
+    model.train()
 
 
 def latest_rows(posted_at: Int64Array, params: TextModelParams) -> Int64Array:
