@@ -183,7 +183,8 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
     )  # fmt: skip
     parts = rows.without_parts(params)
     assert set(parts) - set(rows.without_parts(STACK)) == {
-        "- feature group: words", "- feature group: rhythm", "- feature groups", "- detrend", "- lightgbm", "- linear", "- further seeds",
+        "- feature group: words", "- feature group: rhythm", "- feature groups",
+        "- detrend", "- lightgbm", "- linear", "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.feature_blocks == ("metadata", "image", "prototype")
     assert parts["- text"].columns.oof_ridge == ("image", "characters", "prototype")
