@@ -73,6 +73,7 @@ from benchmarks.rows import (
     Rows,
     groups_of_rows,
     params_row,
+    part_names,
     patched_row,
     predicted,
     simple_row,
@@ -241,7 +242,8 @@ class DataSet:
     def known(self) -> set[str]:
         """Names of rows and groups."""
         free = set() if self.run is None else {*self.run.known()}
-        return {OURS, PARTS, *free, *self.parts, *self.groups, *(name for own in self.groups.values() for name in own)}
+        rows = {name for own in self.groups.values() for name in own}
+        return {OURS, PARTS, *part_names(self.project.params), *free, *self.parts, *self.groups, *rows}
 
 
 def autogluon_of(args: argparse.Namespace, folder: Path) -> peers.AutoGluon | None:

@@ -135,6 +135,27 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
     return {name: other for name, other in changed.items() if other != params}
 
 
+def part_names(params: StackParams) -> set[str]:
+    """The names of the parts that some section stack can have."""
+    columns = replace(
+        params.columns,
+        feature_blocks=("metadata", "image", "text", "prototype"),
+        feature_groups=FEATURE_GROUPS,
+        oof_ridge=("image", "text", "characters", "prototype"),
+    )
+    every = replace(
+        params,
+        n_seeds=2,
+        columns=columns,
+        history_dropout=0.5,
+        row_selection=replace(params.row_selection, fraction=0.5),
+        sample_weight_half_life_days=1.0,
+        detrend="linear",
+        learners=("lightgbm", "extra_trees", "catboost", "linear"),
+    )
+    return {*without_parts(every), "- target statistics"}
+
+
 def _without_block(columns: Any, block: str) -> Any:
     return replace(
         columns, feature_blocks=_other(columns.feature_blocks, block), oof_ridge=_other(columns.oof_ridge, block)
