@@ -18,7 +18,7 @@ def main(folder: Path, seconds: int, presets: str, cpus: int) -> None:
     table = pd.DataFrame(numbers).add_prefix("number_")
     for index in range(categories.shape[1]):
         table[f"category_{index}"] = pd.Categorical(categories[:, index])
-    predictor = TabularPredictor("label", "regression", "mean_absolute_error", path=str(folder / "models"), verbosity=0)
+    predictor = TabularPredictor("label", "regression", "mean_absolute_error", path=str(folder / "models"), verbosity=2)
     fit = table[is_fit].assign(label=label)
     # Its test of whether stacking pays needs ray, and fails without: so it stacks.
     predictor.fit(fit, presets=presets, time_limit=seconds, num_cpus=cpus, num_gpus=0, dynamic_stacking=False)
