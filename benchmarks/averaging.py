@@ -5,7 +5,8 @@
 
 A folder is a project in which stage `tune` has run with at least two forward splits. The rules read the predictions of
 its completed trials, which were fitted with the effort `tune.effort` and have no text model. A registered trial is one
-of `tune.candidates`, the default first.
+of `tune.candidates`, the default first. The graph's own rule is greedy, with `tune.n_members` members, shrunk by
+`ensemble.shrinkage`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from scipy.optimize import nnls
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core import paths
 from popularity.core.arrays import Float64Array
+from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, FORWARD, POSTS, TRIAL_PREDICTIONS, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import loss_of_scores, mean_absolute_error, spearman
 from popularity.core.stage import run
 from popularity.ensemble.greedy import OutOfFold, greedy_weights, shrunk
+from popularity.ensemble.members import EnsembleParams
 from popularity.evaluation.bootstrap import resample_folds
+from popularity.tuning.objective import TuneParams
 
 N_RESAMPLES = 1000  # bootstrap draws of users, for the standard errors
-N_MEMBERS, SHRINKAGE = 3, 0.3  # of the graph's rule: tune.n_members and ensemble.shrinkage of profile demo
 RIDGE = 1.0  # of stacking: the pull towards equal weights, in mean squared distances of a trial from the trials' mean
 Rule = Callable[[OutOfFold, Sequence[int]], Float64Array]  # (rows, positions of registered trials) -> weights
 
@@ -41,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="project folders")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
-    table = [row for folder in args.folders for row in scores_of_rules(folder.resolve().name, *read_trials(folder))]
+    table = [
+        row
+        for folder in args.folders
+        for row in scores_of_rules(folder.resolve().name, *read_trials(folder), rules_of(folder / paths.PARAMS))
+    ]
     print(text_table(table))
     write_csv(table, args.csv)
 
@@ -134,22 +141,34 @@ def _single(rows: OutOfFold, index: int) -> Float64Array:
 
 
 ONE_STANDARD_ERROR = "one standard error"
-RULES: Mapping[str, Rule] = {
-    ONE_STANDARD_ERROR: one_standard_error,
-    "best registered": partial(best_single, drawn=False),
-    "best trial": partial(best_single, drawn=True),
-    "equal, registered": equal,
-    "greedy, all trials": partial(greedy, members=10**6, shrinkage=0.0),
-    f"greedy, {N_MEMBERS} members": partial(greedy, members=N_MEMBERS, shrinkage=0.0),
-    f"greedy, {N_MEMBERS} members, shrunk": partial(greedy, members=N_MEMBERS, shrinkage=SHRINKAGE),
-    "shrunk stacking": stacking,
-}
 
 
-def scores_of_rules(name: str, table: OutOfFold, registered: Sequence[int]) -> list[dict[str, Any]]:
+def rules_of(params: Path) -> dict[str, Rule]:
+    """The rules by name, those of the graph with its parameters.
+
+    Args:
+        params: params.yaml, of which tune.n_members and ensemble.shrinkage are read.
+    """
+    members = load_params("tune", TuneParams, params).n_members
+    shrinkage = load_params("ensemble", EnsembleParams, params).shrinkage
+    return {
+        ONE_STANDARD_ERROR: one_standard_error,
+        "best registered": partial(best_single, drawn=False),
+        "best trial": partial(best_single, drawn=True),
+        "equal, registered": equal,
+        "greedy, all trials": partial(greedy, members=10**6, shrinkage=0.0),
+        f"greedy, {members} members": partial(greedy, members=members, shrinkage=0.0),
+        f"greedy, {members} members, shrunk": partial(greedy, members=members, shrinkage=shrinkage),
+        "shrunk stacking": stacking,
+    }
+
+
+def scores_of_rules(
+    name: str, table: OutOfFold, registered: Sequence[int], rules: Mapping[str, Rule]
+) -> list[dict[str, Any]]:
     """A row a rule: SRC, MAE and selection loss, means over the splits, each by the weights that the others choose."""
     lines = []
-    for rule, choose in RULES.items():
+    for rule, choose in rules.items():
         scores = []
         for fold in table.folds:
             weights, own = choose(table.without(fold), registered), table.only(fold)

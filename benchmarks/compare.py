@@ -1,43 +1,79 @@
-"""Compares ours with named rows on the forward splits: SRC, MAE, and intervals of the difference.
+"""Compares ours with named rows on one or several data sets: SRC, MAE, and intervals of the difference.
 
     python -m benchmarks.compare                                   # on scheme `forward`, on which choices are made
-    python -m benchmarks.compare --folder ../run --rows "- image" metadata peers --csv compare.csv
+    python -m benchmarks.compare --folders ../memes ../series ../sketches --seeds 1 --csv systems.csv
+    python -m benchmarks.compare --folders memes=../run --rows "- image" metadata peers
+    python -m benchmarks.compare --predictions paper=../paper-run before=../old-run --rows constant
     python -m benchmarks.compare --rows choices --against baseline --seeds 1
     python -m benchmarks.compare --rows feature_groups --against "no feature groups" --shape "half the classes"
     python -m benchmarks.compare --patch words=words.yaml          # the stack with the parameters of a file
     python -m benchmarks.compare --rows constant --runs ../seed1 ../lite2    # an ensemble of several networks
     python -m benchmarks.compare --holdout                         # `holdout` too: once, after the last choice
 
-benchmarks.rows lists the rows and their groups; the default is parts, baselines and peers. Ours, and ours without a
-part, is the ensemble of the stack and the text model, as in the graph; every other row is a single model. A run of
---runs is a folder in which `dvc repro embed_posts` has run on the same posts; its vectors go through the stack of ours.
-Further rows combine the runs: "as many boosters" (one network, the boosters of all runs: an ensemble must beat it, for
-it needs no further network), "mean of the runs", "weighted runs" (for each split the weights of least MAE on the other
-splits).
+benchmarks.rows lists the rows and their groups; the default is parts, baselines and peers.
 
-Splits and features are computed here from the parameters. An interval is over users, of the difference on the same
-draws. Predictions are cached in .state/benchmarks of the folder, by everything that they depend on, code included.
---holdout refuses parameters or code that are not committed, and logs the commit and the scores. Needs `dvc repro
-embed_posts`.
+Where the graph has run to the end (`dvc repro ensemble`), ours is what it predicted, and ours without a part is its
+ensemble, of which the members that have the part are fitted again: see benchmarks.finished. --seeds gives such fits
+fewer seeds. Otherwise, and with --params, --tuned, --runs or another --shape, ours is the stack of section stack,
+fitted here after `dvc repro embed_posts`, with the text model if there is one; so are the rows without a part. Every
+row but these is a single model. --predictions reads those of another run on the same posts and splits, of whatever
+commit, and refuses other ones.
+
+A run of --runs is a folder in which `dvc repro embed_posts` has run on the same posts; its vectors go through the stack
+of ours. Further rows combine the runs: "as many boosters" (one network, the boosters of all runs: an ensemble must beat
+it, for it needs no further network), "mean of the runs", "weighted runs" (for each split the weights of least MAE on
+the other splits).
+
+With several data sets the mean over the sets follows: of SRC and of MAE as a share of the constant's. A peer that fails
+on a set, or a part that a set's members lack, has no score there and no mean.
+
+An interval is over users, of the difference on the same draws. Predictions are cached in .state/benchmarks of the
+folder, by everything that they depend on, code included. --holdout refuses parameters or code that are not committed,
+and logs the commit and the scores.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from benchmarks import peers
+from benchmarks.comparison_tables import (
+    MEAN,
+    Comparison,
+    mean_and_holdout,
+    print_means,
+    print_set,
+    write_tables,
+)
+from benchmarks.finished import (
+    FEWER_SEEDS,
+    TEXT,
+    WITHOUT_TEXT,
+    FinishedRun,
+    Parts,
+    joined,
+    other_run,
+    part_rows,
+    same_posts,
+    with_finished,
+)
+from benchmarks.means import mean_over_sets
 from benchmarks.rows import (
     OURS,
     Row,
+    Rows,
     groups_of_rows,
     params_row,
+    part_names,
     patched_row,
     predicted,
     simple_row,
@@ -45,8 +81,8 @@ from benchmarks.rows import (
     text_row,
     with_splits,
 )
-from benchmarks.systems import METRICS, SHAPES, Project, compare, reshaped
-from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
+from benchmarks.systems import METRICS, POST_COLUMNS, SHAPES, WHOLE, Project, compare, reshaped
+from benchmarks.tables import add_csv_flag, write_csv
 from popularity.core.arrays import Float64Array
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FORWARD, HOLDOUT, MAIN_MODEL, MEMBER_PREDICTIONS
@@ -61,87 +97,250 @@ from popularity.stack import StackParams
 from popularity.text_model import TextModelParams
 from popularity.validation import SplitParams
 
-MEAN = "mean"  # of the splits: a value of column `split`, as HOLDOUT and the indices of the splits are
-TEXT, WITHOUT_TEXT = "text model", "- text model"
 DEFAULT = ("parts", "baselines", "peers")
+PARTS = "parts"
 CONFIGURATION = ("params.yaml", "src", "benchmarks")  # must be committed before the holdout is scored
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(), help="project folder with data and params.yaml")
-    parser.add_argument("--params", type=Path, help="by default the folder's params.yaml")
-    parser.add_argument("--tuned", type=Path, help="YAML file whose keys replace those of section stack")
-    parser.add_argument("--rows", nargs="+", default=list(DEFAULT), help="names of rows or of groups of rows")
-    parser.add_argument("--patch", nargs="+", default=[], metavar="NAME=FILE", help="a row with other parameters")
-    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="project folders of further networks")
-    parser.add_argument("--against", default=OURS, help="the row to compare with")
-    parser.add_argument("--seeds", type=int, help="replaces stack.n_seeds")
-    parser.add_argument("--shape", choices=list(SHAPES), default="whole", help="a data set made from the posts")
-    parser.add_argument("--holdout", action="store_true", help="score scheme `holdout` too")
-    parser.add_argument("--log", type=Path, help="of --holdout; by default reports/holdout.log of the folder")
-    parser.add_argument("--resamples", type=int, default=1000)
-    add_csv_flag(parser)
-    args = parser.parse_args(argv)
-    file = args.params or args.folder / PARAMS_FILE
-    commit = commit_of(REPOSITORY, file.resolve().parent) if args.holdout else ""
+    args = parsed(argv)
     schemes = [FORWARD, HOLDOUT] if args.holdout else [FORWARD]
-    project = project_of(args, file, schemes)
-    rows = chosen_rows(args, file, project.params)
-    found = pl.concat(predicted(project, rows, scheme) for scheme in schemes)
-    if args.runs:
-        found = with_runs(found, project, args.runs, schemes)
-    if TEXT in rows:
-        found = with_text(found, load_params("ensemble", EnsembleParams, file))
-    if args.against not in found.columns:
-        raise ConfigError(f"--against {args.against}: expected one of the rows {', '.join(found.columns[5:])}")
-    table = split_table(found.filter(scheme=FORWARD), args.against, args.resamples)
-    if args.holdout:
-        holdout = compare(found.filter(scheme=HOLDOUT), args.against, resamples=args.resamples)
-        log_holdout(args.log or args.folder / "reports/holdout.log", commit, holdout)
-        table = pl.concat([table, holdout.with_columns(split=pl.lit(HOLDOUT))])
-    for metric in METRICS:
-        print(f"\n{metric.upper()}\n{printed(table, metric, args.against)}")
-    if args.holdout:
-        print(f"\n{mean_and_holdout(table)}")
-    write_csv(table.to_dicts(), args.csv)
+    folders = named_folders(args.folders)
+    parameters = [(args.params or folder / PARAMS_FILE).resolve().parent for folder in folders.values()]
+    commit = commit_of(REPOSITORY, *parameters) if args.holdout else ""
+    sets = {name: DataSet.read(args, folder, schemes) for name, folder in folders.items()}
+    runs = runs_of_sets(named_runs(args.predictions), sets)
+    check_rows(args, sets)
+    comparison = Comparison(args.against)
+    tables: dict[str, pl.DataFrame] = {}
+    for name, data_set in sets.items():
+        tables[name] = table_of(args, data_set, runs[name], schemes)
+        forward = known_rows(tables[name], FORWARD)
+        if args.against not in forward.columns:
+            found = ", ".join(forward.columns[len(POST_COLUMNS) :])
+            raise ConfigError(f"--against {args.against}: expected one of the rows {found}")
+        comparison.sets[name] = split_table(forward, args.against, args.resamples)
+        if args.holdout:
+            rows = known_rows(tables[name], HOLDOUT)
+            scores = compare(rows, args.against, resamples=args.resamples, others=others(rows, args.against))
+            log_holdout(args.log or folders[name] / "reports/holdout.log", commit, scores)
+            scored = scores.with_columns(split=pl.lit(HOLDOUT))
+            comparison.sets[name] = pl.concat([comparison.sets[name], scored])
+    if len(sets) > 1:
+        for scheme in schemes:
+            each = {name: known_rows(table, scheme) for name, table in tables.items()}
+            references = others(pl.concat(each.values(), how="diagonal"), args.against)
+            comparison.means[MEAN if scheme == FORWARD else scheme] = mean_over_sets(
+                each, args.against, resamples=args.resamples, others=references
+            )
+    for name, table in comparison.sets.items():
+        print_set(comparison, name)
+        if args.holdout:
+            print(f"\n{mean_and_holdout(table, OURS)}")
+    print_means(comparison)
+    write_csv(comparison.lines(), args.csv)
+    write_tables(comparison, args.tables)
 
 
-def project_of(args: argparse.Namespace, file: Path, schemes: Sequence[str]) -> Project:
-    """The project with the shape, splits and section stack of the flags."""
-    params = load_params("stack", StackParams, file, args.tuned)
-    params = replace(params, n_seeds=args.seeds or params.n_seeds)
-    project = replace(Project.read(args.folder, file), params=params)
-    project = reshaped(project, args.shape, load_params("split", SplitParams, file))
-    splits = project.splits.filter(pl.col("scheme").is_in(schemes))
-    return with_splits(project, splits, load_params("featurize", FeaturizeParams, file))
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--folders", nargs="+", default=["."], metavar="[NAME=]FOLDER", help="project folders, one a data set")
+    add("--params", type=Path, help="by default the folder's params.yaml")
+    add("--tuned", type=Path, help="YAML file whose keys replace those of section stack")
+    add("--rows", nargs="+", default=list(DEFAULT), help="names of rows or of groups of rows")
+    add("--patch", nargs="+", default=[], metavar="NAME=FILE", help="a row with other parameters")
+    add("--predictions", nargs="+", default=[], metavar="NAME=FOLDER", help="a row of another run of the graph")
+    add("--runs", type=Path, nargs="+", default=[], help="project folders of further networks")
+    add("--against", default=OURS, help="the row to compare with")
+    add("--seeds", type=int, help="of each fit; by default stack.n_seeds")
+    add("--shape", choices=list(SHAPES), default=WHOLE, help="a data set made from the posts")
+    add("--autogluon-python", type=Path, help="Python of an environment with AutoGluon; by default this one")
+    add("--autogluon-seconds", type=int, help="of a fit; by default the time of the whole run over its splits")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="folds at a time")
+    add("--holdout", action="store_true", help="score scheme `holdout` too")
+    add("--log", type=Path, help="of --holdout; by default reports/holdout.log of the folder")
+    add("--resamples", type=int, default=1000, help="bootstrap draws of users")
+    add("--tables", type=Path, metavar="FOLDER", help="write the tables in the form of docs/results")
+    add_csv_flag(parser)
+    return parser.parse_args(argv)
 
 
-def chosen_rows(args: argparse.Namespace, file: Path, params: StackParams) -> dict[str, Row]:
-    """The rows of the flags by name, ours first.
+def named_folders(given: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, of [NAME=]FOLDER; without a name that of the folder.
 
     Raises:
-        ConfigError: a name is neither a row nor a group.
+        ConfigError: two have one name.
     """
-    groups = groups_of_rows(params, args.folder)
-    every = {name: row for group in groups.values() for name, row in group.items()}
-    unknown = set(args.rows) - {*every, *groups, OURS}
+    found: dict[str, Path] = {}
+    for one in given:
+        before, sign, after = one.partition("=")
+        path = Path(after if sign else one)
+        name = before if sign else path.resolve().name
+        if name in found:
+            raise ConfigError(f"--folders: two have the name {name}: write NAME=FOLDER")
+        found[name] = path
+    return found
+
+
+def named_runs(given: Sequence[str]) -> list[tuple[str, Path]]:
+    """Names and folders of NAME=FOLDER; one name may have a folder for each data set.
+
+    Raises:
+        ConfigError: a name is missing.
+    """
+    pairs = [one.partition("=") for one in given]
+    for name, _, folder in pairs:
+        if not name or not folder:
+            raise ConfigError(f"--predictions {name or folder}: expected NAME=FOLDER")
+    return [(name, Path(folder)) for name, _, folder in pairs]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set and the rows that it can have.
+
+    Args:
+        project: with the shape, splits and section stack of the flags.
+        file: params.yaml.
+        run: what the graph has predicted; None: ours is fitted here.
+        parts: of the run.
+        groups: of rows that are fitted here, by name.
+    """
+
+    project: Project
+    file: Path
+    run: FinishedRun | None
+    parts: Parts
+    groups: Mapping[str, Rows]
+
+    @classmethod
+    def read(cls, args: argparse.Namespace, folder: Path, schemes: Sequence[str]) -> DataSet:
+        """The data set of a project folder."""
+        file = args.params or folder / PARAMS_FILE
+        params = load_params("stack", StackParams, file, args.tuned)
+        params = replace(params, n_seeds=args.seeds or params.n_seeds)
+        project = replace(Project.read(folder, file), params=params)
+        changed = args.params or args.tuned or args.runs or args.shape != WHOLE
+        finished = None if changed else FinishedRun.read(project, args.seeds)
+        if args.shape != WHOLE:
+            project = reshaped(project, args.shape, load_params("split", SplitParams, file))
+        splits = project.splits.filter(pl.col("scheme").is_in(schemes))
+        if finished is None:
+            project = with_splits(project, splits, load_params("featurize", FeaturizeParams, file))
+        groups = groups_of_rows(params, folder, autogluon_of(args, folder))
+        return cls(
+            replace(project, splits=splits),
+            file,
+            finished,
+            {} if finished is None else finished.parts(project.blocks),
+            groups if finished is None else {name: own for name, own in groups.items() if name != PARTS},
+        )
+
+    @property
+    def known(self) -> set[str]:
+        """Names of rows and groups."""
+        free = set() if self.run is None else {*self.run.known()}
+        rows = {name for own in self.groups.values() for name in own}
+        return {OURS, PARTS, *part_names(self.project.params), *free, *self.parts, *self.groups, *rows}
+
+
+def autogluon_of(args: argparse.Namespace, folder: Path) -> peers.AutoGluon | None:
+    """AutoGluon with the time and environment of the flags, if it is one of the rows and installed."""
+    if peers.AUTOGLUON not in args.rows or not (args.autogluon_python or peers.installed(peers.AUTOGLUON)):
+        return None
+    return peers.AutoGluon(args.autogluon_seconds or peers.autogluon_seconds(folder), python=args.autogluon_python)
+
+
+def check_rows(args: argparse.Namespace, sets: Mapping[str, DataSet]) -> None:
+    """Refuses a name that is neither a row nor a group of any data set.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    known = set().union(*(one.known for one in sets.values()))
+    unknown = {*args.rows} - known
     if unknown:
-        expected = f"expected groups ({', '.join(groups)}) or rows ({', '.join(every)})"
+        groups = {name for one in sets.values() for name in (*one.groups, PARTS)}
+        expected = f"expected groups ({', '.join(sorted(groups))}) or rows ({', '.join(sorted(known - groups))})"
         raise ConfigError(f"--rows {' '.join(sorted(unknown))}: {expected}")
-    rows = {OURS: stack_row(lambda data: data)}
-    for name in [*args.rows, *([args.against] if args.against in every else [])]:
+
+
+def runs_of_sets(runs: Sequence[tuple[str, Path]], sets: Mapping[str, DataSet]) -> dict[str, dict[str, Path]]:
+    """Other runs by the name of their data set, which has the same posts, and of their row.
+
+    Raises:
+        DataError: no data set has the posts of a run, or a set has two runs of one name.
+    """
+    found: dict[str, dict[str, Path]] = {name: {} for name in sets}
+    for row, folder in runs:
+        own = next((name for name, one in sets.items() if same_posts(folder, one.project)), None)
+        if own is None or row in found[own]:
+            raise DataError(
+                f"--predictions {row}={folder}: " + ("other posts" if own is None else f"{own} has two runs {row}"),
+                expected=f"one run on the posts of each data set ({', '.join(sets)})",
+            )
+        found[own][row] = folder
+    return found
+
+
+def table_of(
+    args: argparse.Namespace, data_set: DataSet, runs: Mapping[str, Path], schemes: Sequence[str]
+) -> pl.DataFrame:
+    """(POST_COLUMNS, a column a row) of the valid posts of the schemes; ours first."""
+    project, finished = data_set.project, data_set.run
+    parts = {name: own for name, own in data_set.parts.items() if {PARTS, name} & {*args.rows, args.against}}
+    rows = chosen_rows(args, data_set) | part_rows(parts)
+    found = pl.concat(predicted(project, rows, scheme, workers=args.workers) for scheme in schemes)
+    if args.runs:
+        found = with_runs(found, project, args.runs, schemes)
+    if finished is not None:
+        found = with_finished(found, finished, parts)
+    elif TEXT in rows:
+        found = with_text(found, load_params("ensemble", EnsembleParams, data_set.file))
+    for name, folder in runs.items():
+        values = joined(found, other_run(folder, project, schemes), f"{name} ({folder})")
+        found = found.with_columns(pl.Series(name, values))
+    return found
+
+
+def chosen_rows(args: argparse.Namespace, data_set: DataSet) -> dict[str, Row]:
+    """The rows of the flags that are fitted here by name, ours first."""
+    groups, params = data_set.groups, data_set.project.params
+    every = {name: row for group in groups.values() for name, row in group.items()}
+    rows: dict[str, Row] = {}
+    for name in (*args.rows, args.against):
         rows |= groups[name] if name in groups else {name: every[name]} if name in every else {}
     for patch in args.patch:
         name, _, path = patch.partition("=")
-        rows[name] = patched_row(file, Path(path))
+        rows[name] = patched_row(data_set.file, Path(path))
+    if data_set.run is not None:
+        return {name: row for name, row in rows.items() if name not in data_set.run.known()}
+    rows = {OURS: stack_row(lambda data: data)} | rows
     if args.runs:
         rows[MORE] = params_row(replace(params, n_seeds=(1 + len(args.runs)) * params.n_seeds))
-    text = load_params("text_model", TextModelParams, file)
+    text = load_params("text_model", TextModelParams, data_set.file)
     if text.epochs:
-        rows |= {TEXT: text_row(network_text_params(file), text), WITHOUT_TEXT: rows[OURS]}
+        rows |= {TEXT: text_row(network_text_params(data_set.file), text), WITHOUT_TEXT: rows[OURS]}
+    if text.epochs or len(args.folders) > 1:
         rows |= {CONSTANT: simple_row(CONSTANT)}
     return rows
+
+
+def known_rows(table: pl.DataFrame, scheme: str) -> pl.DataFrame:
+    """The rows of a scheme, without the columns of systems that failed on one of its splits."""
+    rows = table.filter(scheme=scheme)
+    return rows.drop(name for name in rows.columns[len(POST_COLUMNS) :] if rows[name].is_nan().any())
+
+
+def others(rows: pl.DataFrame, against: str) -> dict[str, str]:
+    """Rows that are compared with another than `against`: parts with the fits of as many seeds."""
+    if against != OURS or FEWER_SEEDS not in rows.columns:
+        return {}
+    return {
+        name: FEWER_SEEDS for name in rows.columns if name.startswith("- ") and name not in (FEWER_SEEDS, WITHOUT_TEXT)
+    }
 
 
 MORE, RUNS_MEAN, RUNS_WEIGHTED = "as many boosters", "mean of the runs", "weighted runs"
@@ -208,34 +407,11 @@ def with_text(rows: pl.DataFrame, params: EnsembleParams) -> pl.DataFrame:
 def split_table(rows: pl.DataFrame, against: str, resamples: int) -> pl.DataFrame:
     """The result of `compare` for each split of `rows` (of Project.run) and for their mean, in column `split`."""
     splits = [(f"{fold}", rows.filter(fold=fold)) for fold in rows["fold"].unique().sort()]
-    parts = [(name, compare(part, against, resamples=resamples)) for name, part in [*splits, (MEAN, rows)]]
+    references = others(rows, against)
+    parts = [
+        (name, compare(part, against, resamples=resamples, others=references)) for name, part in [*splits, (MEAN, rows)]
+    ]
     return pl.concat(part.with_columns(split=pl.lit(name)) for name, part in parts)
-
-
-def printed(table: pl.DataFrame, metric: str, against: str) -> str:
-    """A line a system: its score in each split; for their mean and the holdout also the difference to `against`."""
-    lines = []
-    for (system,), rows in table.filter(metric=metric).group_by("system", maintain_order=True):
-        line: dict[str, object] = {"system": system}
-        for row in rows.iter_rows(named=True):
-            line[row["split"]] = row["score"]
-            if row["split"] in (MEAN, HOLDOUT):
-                bounds = (row["low"], row["high"])
-                difference = f"{signed_interval(row['difference'], *bounds)} {verdict(metric, *bounds)}".strip()
-                line[f"{row['split']} - {against}"] = "" if system == against else difference
-        lines.append(line)
-    return text_table(lines)
-
-
-def mean_and_holdout(table: pl.DataFrame) -> str:
-    """The mean score of ours over the forward splits, its holdout score, and their difference."""
-    lines = []
-    for metric in METRICS:
-        score = dict(table.filter(system=OURS, metric=metric).select("split", "score").iter_rows())
-        difference = score[HOLDOUT] - score[MEAN]
-        shown = f"mean of the splits {score[MEAN]:.4f}, holdout {score[HOLDOUT]:.4f}, {difference:+.4f}"
-        lines.append(f"{metric.upper()}: {shown}")
-    return "\n".join(lines)
 
 
 def commit_of(*repositories: Path) -> str:

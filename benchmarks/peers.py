@@ -4,27 +4,34 @@ Each is a system of one fold (benchmarks.systems), fitted on the train rows alon
 rows. The boosters' settings are the best of a few on the forward splits of the memes data; those of text_model and
 autogluon were not searched.
 
-    python -m benchmarks.compare --folder ../run --rows peers                # every installed peer, with ours
-    python -m benchmarks.compare --folder ../run --rows catboost_2020 text_model
+    python -m benchmarks.compare --folders ../run --rows peers                # every installed peer, with ours
+    python -m benchmarks.compare --folders ../run --rows catboost_2020 text_model
 
     catboost_2020        the 2020 winner's recipe: ids and classes as native categories, counts, TF-IDF and SVD of title
                          and tags; five random folds, each stopped on its valid fifth, averaged
     lightgbm_2020        the same in LightGBM
-    catboost_embeddings  the metadata of that recipe with the raw vectors of image, title and tags
+    catboost_embeddings  the metadata of that recipe with the raw vectors of image, title and tags, of all encoders
     lightgbm_embeddings  the same in LightGBM
     text_model           MiniLM, fine-tuned whole, with a linear head on its pooled vector and the standardised numbers
-    autogluon            AutoGluon's boosters, forests and stacking on the table of catboost_2020
+    autogluon            AutoGluon's boosters, forests and stacking on the table of catboost_2020, on all cores, for as
+                         long as the whole run took: see `autogluon_seconds`
 
-CatBoost: pip install -e '.[catboost]'. AutoGluon: pip install 'autogluon.tabular[lightgbm,catboost]' (60 MB of wheels
-more than ours; its neural models need an older torch than ours and are left out).
+CatBoost: pip install -e '.[catboost]'. AutoGluon wants older libraries than ours, so it gets an environment of its own:
+
+    python -m venv ../autogluon && ../autogluon/bin/pip install 'autogluon.tabular[lightgbm,catboost,xgboost]'
+    python -m benchmarks.compare --folders ../run --rows autogluon --autogluon-python ../autogluon/bin/python
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import lightgbm as lgb
@@ -39,8 +46,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.systems import FoldData, System
+from popularity.core import paths
 from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from popularity.core.config import PARAMS_FILE, read_yaml
+from popularity.core.contracts import FOLDS, TIME_SCHEMES, read_table
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
+from popularity.resources import read_records, stage_order
 from popularity.stack import catboost
 from popularity.stack.feature_blocks import dense_rows
 
@@ -48,6 +59,7 @@ N_FOLDS = 5
 TEXT_COMPONENTS = 20  # of title and of tags
 MISSING = "none"
 OPTIONAL = {"catboost_2020": "catboost", "catboost_embeddings": "catboost", "autogluon": "autogluon.tabular"}
+RESOURCES = "reports/resources"
 
 
 def installed(name: str) -> bool:
@@ -74,13 +86,14 @@ class Columns:
 
 
 def columns_of(data: FoldData, *, text: bool, embeddings: bool) -> Columns:
-    """The table of metadata and counts; `text` adds components of the texts, `embeddings` the raw vectors."""
+    """The table of metadata and counts; `text` adds components of the texts, `embeddings` those of all encoders."""
     posts = data.posts
     parts = [metadata_numbers(posts)]
     if text:
         parts += [text_components(posts[name].to_list(), data.params.seed) for name in ("title", "tags")]
     if embeddings:
-        parts += [dense_rows(data.blocks, name, posts["pid"].to_list()) for name in ("image", "title", "tags")]
+        names = [name for name in data.blocks.vectors if name.partition(".")[0] in ("image", "title", "tags")]
+        parts += [dense_rows(data.blocks, name, posts["pid"].to_list()) for name in names]
     is_fit = posts["label"].is_not_null()
     return Columns(
         np.hstack(parts), metadata_categories(posts), is_fit.to_numpy(), posts["label"].drop_nulls().to_numpy()
@@ -309,28 +322,50 @@ class AutoGluon:
     """AutoGluon's own choice, bagging and stacking included, on the table of the 2020 recipe.
 
     Args:
+        seconds: time limit of a fit. The result depends on the machine: the ensemble holds the models that are finished
+            by then.
         presets: AutoGluon's name of its effort.
-        seconds: time limit. The result depends on the machine: the ensemble holds the models that are finished by then.
+        python: of the environment with AutoGluon; None: this one.
     """
 
-    presets: str
     seconds: int
+    presets: str = "best_quality"
+    python: Path | None = None
 
     def __call__(self, data: FoldData) -> Float64Array:
-        import pandas as pd  # noqa: PLC0415
-        from autogluon.tabular import TabularPredictor  # noqa: PLC0415
-
         columns = columns_of(data, text=True, embeddings=False)
-        table = pd.DataFrame(columns.numbers).add_prefix("number_")
-        for index in range(columns.categories.shape[1]):
-            table[f"category_{index}"] = pd.Categorical(columns.categories[:, index])
-        fit = table[columns.is_fit].assign(label=columns.label)
+        script = Path(__file__).with_name("autogluon_fit.py")
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         with tempfile.TemporaryDirectory() as folder:
-            predictor = TabularPredictor("label", "regression", "mean_absolute_error", path=folder, verbosity=0)
-            predictor.fit(
-                fit, presets=self.presets, time_limit=self.seconds, num_cpus=data.params.num_threads, num_gpus=0
-            )
-            return np.asarray(predictor.predict(table[~columns.is_fit]), dtype=np.float64)
+            np.savez(
+                Path(folder) / "table.npz", numbers=columns.numbers, categories=columns.categories,
+                is_fit=columns.is_fit, label=columns.label,
+            )  # fmt: skip
+            done = subprocess.run(
+                [str(self.python or sys.executable), "-I", str(script), folder, str(self.seconds), self.presets,
+                 str(os.cpu_count() or 1)],
+                env=environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(f"AutoGluon in {self.python or sys.executable}: {done.stderr.strip()[-1000:]}")
+            found: Float64Array = np.load(Path(folder) / "prediction.npy")
+            return found
+
+
+def autogluon_seconds(folder: Path) -> int:
+    """The default time limit of a fit: the wall time of the whole run in `folder` over its number of splits in time.
+
+    Ours makes vectors, searches and fits every split in that time. AutoGluon, which is fitted on the same splits, gets
+    as long for all of them together: more for each would be more than ours had, and no vectors are made for it.
+
+    Raises:
+        DataError: the folder has no record of the time of its stages.
+    """
+    stages = {*stage_order(read_yaml(folder / "dvc.yaml"), read_yaml(folder / PARAMS_FILE))} - {"demo_data"}
+    records = read_records(folder / RESOURCES, ())
+    splits = read_table(folder / paths.SPLITS, FOLDS).filter(pl.col("scheme").is_in(TIME_SCHEMES))
+    whole = sum(record["seconds"] for record in records if record["stage"] in stages)
+    return max(1, round(whole / splits.select("scheme", "fold").n_unique()))
 
 
 CATBOOST = {"loss_function": "MAE", "learning_rate": 0.05, "depth": 6, "l2_leaf_reg": 3.0, "subsample": 0.8}
@@ -351,5 +386,5 @@ PEERS: dict[str, System] = {
     "catboost_embeddings": Recipe(fit_catboost, text=False, embeddings=True, settings=CATBOOST_WIDE),
     "lightgbm_embeddings": Recipe(fit_lightgbm, text=False, embeddings=True, settings=LIGHTGBM_WIDE),
     "text_model": TextModel(epochs=3, batch=32, lr=5e-5, lr_head=1e-3, encoder=MINILM),
-    "autogluon": AutoGluon(presets="good_quality", seconds=120),
 }
+AUTOGLUON = "autogluon"

@@ -2,7 +2,8 @@
 
     parts           ours without each of its parts
     baselines       metadata alone, the user's mean label, a constant
-    peers           the installed systems of benchmarks.peers
+    peers           the installed systems of benchmarks.peers, but AutoGluon
+    autogluon       AutoGluon, if it is installed or --autogluon-python names its environment
     choices         the baseline stack (raw label, sample weights that halve in a year, LightGBM alone) and variants
     feature_groups  the stack with no, one, all, and all but one of the groups of `stack.columns.feature_groups`
     members         the members that stage tune found
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,8 +27,8 @@ from typing import Any, get_args
 import numpy as np
 import polars as pl
 
-from benchmarks import peers, systems
-from benchmarks.systems import FoldData, Project, System, block_folders, ours
+from benchmarks import autogluon_fit, peers, systems
+from benchmarks.systems import POST_COLUMNS, FoldData, Project, System, block_folders, ours
 from popularity import ensemble, features, stack, target, text_model, validation
 from popularity.core import paths
 from popularity.core.arrays import Float64Array
@@ -46,6 +48,8 @@ from popularity.stack.members import load_members
 from popularity.text_model import TextModelParams
 from popularity.text_model.model import Labels, fit
 
+logger = logging.getLogger(__name__)
+
 OURS, BASELINE, NO_FEATURE_GROUPS = "ours", "baseline", "no feature groups"
 FEATURE_GROUPS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
 USER_TARGET: FeatureGroup = "user_target"
@@ -60,22 +64,29 @@ class Row:
         system: predicts the valid rows of a fold.
         inputs: everything in the fold that changes the predictions.
         code: files whose changes change the predictions.
+        is_peer: another's system, which may fail on a data set.
+        all_cores: it uses all cores itself, so no other fold is fitted meanwhile.
     """
 
     system: System
     inputs: Callable[[FoldData], tuple[object, ...]]
     code: tuple[Path, ...]
+    is_peer: bool = False
+    all_cores: bool = False
 
 
 Rows = dict[str, Row]
 
 
-def groups_of_rows(params: StackParams, folder: Path = Path()) -> dict[str, Rows]:
+def groups_of_rows(
+    params: StackParams, folder: Path = Path(), autogluon: peers.AutoGluon | None = None
+) -> dict[str, Rows]:
     """All rows whose libraries are installed, by group and name.
 
     Args:
         params: section stack of ours.
         folder: project folder; group `members` exists if stage tune has run there.
+        autogluon: AutoGluon, where it is installed.
     """
     groups = {
         "parts": {name: params_row(changed) for name, changed in without_parts(params).items()}
@@ -85,6 +96,8 @@ def groups_of_rows(params: StackParams, folder: Path = Path()) -> dict[str, Rows
         "choices": {name: params_row(changed) for name, changed in choices(params).items()},
         "feature_groups": {name: feature_groups_row(groups) for name, groups in feature_group_rows().items()},
     }
+    if autogluon is not None:
+        groups[peers.AUTOGLUON] = {peers.AUTOGLUON: autogluon_row(autogluon)}
     members = folder / paths.TUNING_MEMBERS
     if members.is_file():
         found = load_members(folder / PARAMS_FILE, members)
@@ -107,15 +120,40 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         )
         for group in columns.feature_groups
     }
+    if len(columns.feature_groups) > 1:
+        changed["- feature groups"] = replace(params, columns=replace(columns, feature_groups=()))
     changed |= {
         "- oof_ridge": replace(params, columns=replace(columns, oof_ridge=())),
         "- characters": replace(params, columns=replace(columns, oof_ridge=_other(columns.oof_ridge, "characters"))),
         "- recency": replace(params, sample_weight_half_life_days=0.0),
+        "- history_dropout": replace(params, history_dropout=0.0),
+        "- row_selection": replace(params, row_selection=replace(params.row_selection, fraction=1.0)),
         "- detrend": replace(params, detrend="none"),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
         "- further seeds": replace(params, n_seeds=1),
     }
     return {name: other for name, other in changed.items() if other != params}
+
+
+def part_names(params: StackParams) -> set[str]:
+    """The names of the parts that some section stack can have."""
+    columns = replace(
+        params.columns,
+        feature_blocks=("metadata", "image", "text", "prototype"),
+        feature_groups=FEATURE_GROUPS,
+        oof_ridge=("image", "text", "characters", "prototype"),
+    )
+    every = replace(
+        params,
+        n_seeds=2,
+        columns=columns,
+        history_dropout=0.5,
+        row_selection=replace(params.row_selection, fraction=0.5),
+        sample_weight_half_life_days=1.0,
+        detrend="linear",
+        learners=("lightgbm", "extra_trees", "catboost", "linear"),
+    )
+    return {*without_parts(every), "- target statistics"}
 
 
 def _without_block(columns: Any, block: str) -> Any:
@@ -223,7 +261,21 @@ def simple_row(name: str) -> Row:
 def peer_row(name: str, system: System) -> Row:
     """A peer; it reads the posts, the blocks, and the keys seed and num_threads of section stack."""
     return Row(
-        system, lambda data: (name, digest(data.posts), data.params.seed, data.params.num_threads), code_of(peers)
+        system,
+        lambda data: (name, digest(data.posts), data.params.seed, data.params.num_threads),
+        code_of(peers),
+        is_peer=True,
+    )
+
+
+def autogluon_row(system: peers.AutoGluon) -> Row:
+    """AutoGluon; it reads the posts and the key seed of section stack."""
+    return Row(
+        system,
+        lambda data: (peers.AUTOGLUON, system.seconds, system.presets, digest(data.posts), data.params.seed),
+        (*code_of(peers), *code_of(autogluon_fit)),
+        is_peer=True,
+        all_cores=True,
     )
 
 
@@ -286,17 +338,40 @@ class PredictionCache:
         return pl.read_parquet(path)["prediction"].to_numpy()
 
 
-def predicted(project: Project, rows: Mapping[str, Row], scheme: str, folder: Path | None = None) -> pl.DataFrame:
+def predicted(
+    project: Project, rows: Mapping[str, Row], scheme: str, folder: Path | None = None, *, workers: int = 1
+) -> pl.DataFrame:
     """(POST_COLUMNS, a column a row) of the valid posts of a scheme; predictions are cached in the project's folder.
+
+    A column of a peer that failed on a fold holds NaN there.
 
     Args:
         project: the posts, splits, features and vectors.
         rows: by the name of their column.
         scheme: of the splits.
         folder: the project folder that made the vectors, if not the project's own.
+        workers: folds at a time.
     """
     cache = PredictionCache.below(project.folder if folder is None else folder)
-    return project.run({name: partial(cache, row) for name, row in rows.items()}, scheme)
+    one_by_one, together = (
+        {name: partial(_attempted, cache, name, row) for name, row in rows.items() if row.all_cores is alone}
+        for alone in (True, False)
+    )
+    found = project.run(together, scheme, workers)
+    if one_by_one:
+        found = found.hstack(project.run(one_by_one, scheme).select(list(one_by_one)))
+    return found.select(*POST_COLUMNS, *rows)
+
+
+def _attempted(cache: PredictionCache, name: str, row: Row, data: FoldData) -> Float64Array:
+    """The predictions of a row; NaN where a peer fails, which may have bounds of its own."""
+    try:
+        return cache(row, data)
+    except Exception as error:
+        if not row.is_peer:
+            raise
+        logger.warning("%s fails in %s: %s", name, data.fold.key, error)
+        return np.full(data.fold.valid.height, np.nan)
 
 
 def with_splits(project: Project, splits: pl.DataFrame, params: FeaturizeParams) -> Project:

@@ -30,29 +30,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from tqdm import tqdm
 
 from benchmarks.candidates import changed, chosen_candidates
 from benchmarks.compare import commit_of, log_holdout
-from benchmarks.screen_fits import CONSTANT, predictions_of, tasks_of
+from benchmarks.means import CONSTANT, LOSS, SHARE, mean_over_sets, outside, with_share
+from benchmarks.screen_fits import predictions_of, tasks_of
 from benchmarks.systems import METRICS, POST_COLUMNS, compare
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
-from popularity.core.arrays import Float64Array
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FORWARD, HOLDOUT
 from popularity.core.manifest import REPOSITORY
-from popularity.core.metrics import loss_of_scores, relative_error, score
 from popularity.core.parallel import ordered_map
 from popularity.core.stage import run
-from popularity.evaluation.bootstrap import interval, resample
 from popularity.stack import StackParams
 
 DEFAULT, MEAN = "default", "mean"
-SHARE, LOSS = "mae_share", "loss"  # MAE over the constant's; that less SRC
-MEANS = ("src", SHARE, LOSS)  # what is averaged over the sets
-CONFIDENCE = 0.95  # of the intervals, as in benchmarks.systems.compare
 ROUNDS = 300  # of a fit, at the learning rate of section stack
 
 RULE = """\
@@ -87,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             name: with_share(compare(rows, DEFAULT, resamples=args.resamples))
             for name, rows in tqdm(sets.items(), "intervals", unit="set")
         }
-        over_sets = mean_over_sets(sets, args.resamples)
+        over_sets = mean_over_sets(sets, DEFAULT, resamples=args.resamples)
         for name, table in scored.items():
             print(f"\n{name}: {scheme}, {sizes(table)}\n{printed(table)}")
         print(f"\nmean over the sets: {scheme}\n{printed_mean(over_sets, scored, choose=scheme == FORWARD)}")
@@ -137,59 +131,6 @@ def predicted(args: argparse.Namespace, stacks: Mapping[str, StackParams], schem
     return {name: pl.concat(parts) for name, parts in tables.items()}
 
 
-def with_share(table: pl.DataFrame) -> pl.DataFrame:
-    """The result of `compare` with rows of metric SHARE: MAE, its difference and interval over the constant's MAE."""
-    mae = table.filter(metric="mae")
-    constant = mae.filter(system=CONSTANT)["score"].item()
-    names = ("score", "difference", "low", "high")
-    values = mae.select(
-        pl.Series(name, relative_error(mae[name].to_numpy(), constant)).fill_nan(None) for name in names
-    )
-    return pl.concat([table, mae.with_columns(pl.lit(SHARE).alias("metric"), *values)])
-
-
-def mean_over_sets(sets: Mapping[str, pl.DataFrame], resamples: int) -> pl.DataFrame:
-    """(metric, system, score, difference, low, high): means over the sets of MEANS, and intervals of the difference.
-
-    A draw takes users of every set with replacement, and averages the sets' scores: sets count alike, whatever their
-    size. An undefined SRC counts as 0.
-
-    Args:
-        sets: tables of `predicted`, by set.
-        resamples: number of draws.
-    """
-    names = [name for name in next(iter(sets.values())).columns if name not in (*POST_COLUMNS, CONSTANT)]
-    found = [_scores_and_draws(rows, names, resamples, seed) for seed, rows in enumerate(sets.values())]
-    lines = []
-    for metric in MEANS:
-        values, drawn = (np.mean([one[side][metric] for one in found], axis=0) for side in (0, 1))
-        for index, name in enumerate(names):
-            low, high = interval(drawn[:, index] - drawn[:, names.index(DEFAULT)], CONFIDENCE)
-            difference = float(values[index] - values[names.index(DEFAULT)])
-            scored = {"metric": metric, "system": name, "score": float(values[index])}
-            lines.append(scored | {"difference": difference, "low": low, "high": high})
-    return pl.DataFrame(lines, schema_overrides={"low": pl.Float64, "high": pl.Float64})
-
-
-def _scores_and_draws(
-    rows: pl.DataFrame, names: Sequence[str], resamples: int, seed: int
-) -> tuple[dict[str, Float64Array], dict[str, Float64Array]]:
-    """(systems,) scores of MEANS in one set, and (resamples, systems) scores on draws of its users."""
-    labels, splits = rows["label"].to_numpy(), rows["fold"].to_numpy()
-    each = rows.select(*names, CONSTANT).to_numpy()
-    user = np.unique(rows["uid"].to_numpy(), return_inverse=True)[1]
-    drawn = resample(labels, each, user, resamples=resamples, seed=seed, folds=splits)
-    scored = [score(labels, column, splits) for column in each.T]
-    whole: dict[str, Float64Array] = {metric: np.array([one[metric] or 0.0 for one in scored]) for metric in METRICS}
-    return _means(whole), _means(drawn)
-
-
-def _means(scores: Mapping[str, Float64Array]) -> dict[str, Float64Array]:
-    """MEANS (..., systems) from SRC and MAE (..., systems + 1), the constant last."""
-    src, mae, constant = scores["src"][..., :-1], scores["mae"][..., :-1], scores["mae"][..., -1:]
-    return {"src": src, SHARE: relative_error(mae, constant), LOSS: loss_of_scores(mae, constant, src)}
-
-
 def sizes(table: pl.DataFrame) -> str:
     """The numbers of splits, posts and users of a set, as text."""
     return ", ".join(f"{table[name][0]:,} {name}" for name in ("splits", "posts", "users"))
@@ -216,7 +157,7 @@ def printed_mean(over_sets: pl.DataFrame, scored: Mapping[str, pl.DataFrame], *,
         choose: whether the line has a verdict.
     """
     lines = []
-    for (system,), rows in over_sets.group_by("system", maintain_order=True):
+    for (system,), rows in over_sets.filter(pl.col("system") != CONSTANT).group_by("system", maintain_order=True):
         line: dict[str, Any] = {"candidate": system}
         for metric, shown in (("src", "SRC"), (SHARE, "MAE / constant")):
             row = rows.filter(metric=metric).row(0, named=True)
@@ -228,16 +169,6 @@ def printed_mean(over_sets: pl.DataFrame, scored: Mapping[str, pl.DataFrame], *,
             line["verdict"] = "" if system == DEFAULT else verdict_of(loss, worse)
         lines.append(line)
     return text_table(lines)
-
-
-def outside(scored: Mapping[str, pl.DataFrame], system: str, word: str) -> list[str]:
-    """The sets, with the metric, on which a candidate is `better` or `worse` than the default outside its interval."""
-    return [
-        f"{Path(name).resolve().name} ({row['metric']})"
-        for name, table in scored.items()
-        for row in table.filter(pl.col("metric").is_in(METRICS), system=system).iter_rows(named=True)
-        if verdict(row["metric"], row["low"], row["high"]) == word
-    ]
 
 
 def verdict_of(loss: Mapping[str, Any], worse: Sequence[str]) -> str:

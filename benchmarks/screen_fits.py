@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import polars as pl
 
+from benchmarks.means import CONSTANT
 from benchmarks.rows import fold_digests
 from benchmarks.systems import POST_COLUMNS, FoldData, Project, block_folders
 from popularity.core import paths
@@ -27,7 +28,6 @@ from popularity.stack.fit import EncodedFold, encode_fold, fit_fold, predict_sim
 from popularity.stack.matrix import CategoryEncoder, ColumnParams, FeatureGroup, Matrix, MatrixEncoder
 from popularity.validation import rows_of
 
-CONSTANT = "constant"
 CODE = ("core", "features", "stack", "target", "ensemble", "validation")  # subpackages that make columns and fits
 
 # Fields of ColumnParams that no column of a block depends on. Any other field counts, a new one too, until it is listed

@@ -25,6 +25,7 @@ from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, POSTS, TIME_SCHEMES, read_table
 from popularity.core.errors import ContractError
 from popularity.core.metrics import score
+from popularity.core.parallel import ordered_map
 from popularity.evaluation.bootstrap import interval, resample
 from popularity.stack import StackParams, read_blocks
 from popularity.stack.feature_blocks import Blocks
@@ -114,21 +115,28 @@ class Project:
         """(m,) true labels of the fold's valid rows, in its row order."""
         return self.scored(data)["label"].to_numpy()
 
-    def run(self, systems: Mapping[str, System], scheme: str) -> pl.DataFrame:
+    def run(self, systems: Mapping[str, System], scheme: str, workers: int = 1) -> pl.DataFrame:
         """(POST_COLUMNS, a column a system) of all valid rows of a scheme.
 
         `fold` is the split of a scheme in time, where every split has its own score; in other schemes, where all folds
         make one score, it is 0.
+
+        Args:
+            systems: by the name of their column.
+            scheme: of the splits.
+            workers: folds at a time, each in a process of its own.
         """
-        parts = []
-        for data in tqdm(list(self.folds([scheme])), desc=scheme, unit="fold"):
+
+        def predictions(data: FoldData) -> pl.DataFrame:
             posts = self.scored(data).with_columns(
                 scheme=pl.lit(scheme), fold=pl.lit(data.fold.key.fold if scheme in TIME_SCHEMES else 0, pl.Int64)
             )
-            parts.append(
-                posts.select(POST_COLUMNS).with_columns(pl.Series(name, one(data)) for name, one in systems.items())
-            )
-        return pl.concat(parts)
+            found = (pl.Series(name, system(data)) for name, system in systems.items())
+            return posts.select(POST_COLUMNS).with_columns(found)
+
+        folds = list(self.folds([scheme]))
+        done = ordered_map(predictions, folds, parallel=min(workers, len(folds)), threads=self.params.num_threads)
+        return pl.concat(tqdm(done, desc=scheme, total=len(folds), unit="fold"))
 
 
 def ours(data: FoldData) -> Float64Array:
@@ -138,12 +146,15 @@ def ours(data: FoldData) -> Float64Array:
     return means.sort("pid")["prediction"].to_numpy()
 
 
-def compare(rows: pl.DataFrame, against: str, *, resamples: int) -> pl.DataFrame:
+def compare(
+    rows: pl.DataFrame, against: str, *, resamples: int, others: Mapping[str, str] | None = None
+) -> pl.DataFrame:
     """(metric, system, score, difference, low, high, splits, posts, users): a row a metric and system.
 
     Args:
         rows: of `Project.run`.
         against: the system whose score is subtracted.
+        others: systems, by name, from which the score of another system is subtracted.
         resamples: number of bootstrap draws of users for the 95 % interval of a difference; both systems are scored on
             the same draws.
     """
@@ -152,7 +163,7 @@ def compare(rows: pl.DataFrame, against: str, *, resamples: int) -> pl.DataFrame
     table = []
     for metric in METRICS:
         for name in (column for column in rows.columns if column not in POST_COLUMNS):
-            mine, other = (rows[column].to_numpy() for column in (name, against))
+            mine, other = (rows[column].to_numpy() for column in (name, (others or {}).get(name, against)))
             found = paired_interval(
                 Scored(labels, users, splits), mine[:, None], other[:, None], metric, resamples=resamples
             )
@@ -251,8 +262,9 @@ def _of_some(posts: pl.DataFrame, column: str, fraction: float) -> pl.DataFrame:
 
 
 # Other data sets made from the posts of one: a gain on a single data set may be chance.
+WHOLE = "whole"
 SHAPES: Mapping[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
-    "whole": lambda posts: posts,
+    WHOLE: lambda posts: posts,
     "coarse users": coarse_users,
     "half the classes": half_classes,
     "a third of the users": third_of_users,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from benchmarks import averaging
 from popularity.core import paths
+from popularity.core.config import read_yaml
 from popularity.core.contracts import FOLDS, POSTS, TRIAL_PREDICTIONS, read_table, write_table
 from popularity.core.errors import DataError
+from popularity.core.manifest import REPOSITORY
 from popularity.ensemble.greedy import OutOfFold
 from popularity.validation import make_splits
 from tests.random_posts import random_posts
@@ -39,9 +42,27 @@ def trials() -> OutOfFold:
     return table([label + rng.normal(0, error, 400) for error in errors], label)
 
 
-def test_rules_take_what_their_names_say(trials: OutOfFold) -> None:
+def params_file(folder: Path, n_members: int, shrinkage: float = 0.3) -> Path:
+    """params.yaml of the repository with another number of members and another shrinkage."""
+    params = read_yaml(REPOSITORY / paths.PARAMS)
+    params["tune"]["n_members"], params["ensemble"]["shrinkage"] = n_members, shrinkage
+    file = folder / paths.PARAMS
+    file.write_text(json.dumps(params), encoding="utf-8")
+    return file
+
+
+def test_the_rule_of_the_graph_has_its_parameters(trials: OutOfFold, tmp_path: Path) -> None:
+    one = averaging.rules_of(params_file(tmp_path, n_members=1))["greedy, 1 members, shrunk"](trials, [0])
+    assert sorted(one) == [0, 0, 0, 1]
+    equal = averaging.rules_of(params_file(tmp_path, n_members=4, shrinkage=1.0))["greedy, 4 members, shrunk"]
+    found = equal(trials, [0])
+    assert found[found > 0].tolist() == pytest.approx([1 / (found > 0).sum()] * int((found > 0).sum()))
+
+
+def test_rules_take_what_their_names_say(trials: OutOfFold, tmp_path: Path) -> None:
     registered = [0, 1, 2]
-    weights = {name: choose(trials, registered) for name, choose in averaging.RULES.items()}
+    rules = averaging.rules_of(params_file(tmp_path, n_members=3))
+    weights = {name: choose(trials, registered) for name, choose in rules.items()}
     for found in weights.values():
         assert found.sum() == pytest.approx(1)
         assert (found >= 0).all()
@@ -73,6 +94,7 @@ def test_a_finished_run_is_scored_with_the_weights_of_the_other_splits(
 ) -> None:
     posts = random_posts(2, train=400, test=60, users=120).sort("pid")
     splits = make_splits(posts, SPLIT)[0]
+    params_file(tmp_path, n_members=2)
     write_table(posts, tmp_path / paths.POSTS, POSTS)
     write_table(splits, tmp_path / paths.SPLITS, FOLDS)
     valid = splits.filter(scheme="forward", role="valid").join(posts, on="pid").sort("fold", "pid")
@@ -92,7 +114,7 @@ def test_a_finished_run_is_scored_with_the_weights_of_the_other_splits(
     assert found.only(1).baseline[0] == train["label"].median()
     averaging.main([str(tmp_path), "--csv", str(tmp_path / "out.csv")])
     rows = {row["rule"]: row for row in pl.read_csv(tmp_path / "out.csv").iter_rows(named=True)}
-    assert set(rows) == set(averaging.RULES)
+    assert set(rows) == set(averaging.rules_of(tmp_path / paths.PARAMS))
     assert rows["one standard error"]["loss - one standard error"] == 0
     assert rows["greedy, all trials"]["mae"] < rows["one standard error"]["mae"]  # independent errors average out
     assert "shrunk stacking" in capsys.readouterr().out

@@ -40,7 +40,7 @@ def write_project(folder: Path, posts: pl.DataFrame | None = None) -> Path:
     interim = folder / "data/interim"
     write_table(made if posts is None else posts, interim / "posts.parquet", POSTS)
     write_table(random_images(made.sort("pid"), seed=0), interim / "images.parquet", IMAGES)
-    write_table(make_splits(made, replace(SPLIT, n_origins=1))[0], interim / "splits.parquet", FOLDS)
+    write_table(make_splits(made, SPLIT)[0], interim / "splits.parquet", FOLDS)
     write_table(no_users(), interim / "users.parquet", USERS)
     embeddings = folder / "data/embeddings"
     write_blocks(blocks, embeddings)
@@ -70,7 +70,7 @@ def relabelled(folder: Path, scheme: str, fold: int, other: Path) -> Path:
 
 def run_table(folder: Path, *flags: str) -> pl.DataFrame:
     out = folder / "table.csv"
-    compare.main(["--folder", str(folder), "--resamples", "30", "--csv", str(out), *flags])
+    compare.main(["--folders", str(folder), "--workers", "1", "--resamples", "30", "--csv", str(out), *flags])
     return pl.read_csv(out, schema_overrides={"split": pl.String})
 
 
@@ -183,7 +183,8 @@ def test_every_part_that_there_is_can_be_left_out() -> None:
     )  # fmt: skip
     parts = rows.without_parts(params)
     assert set(parts) - set(rows.without_parts(STACK)) == {
-        "- feature group: words", "- feature group: rhythm", "- detrend", "- lightgbm", "- linear", "- further seeds",
+        "- feature group: words", "- feature group: rhythm", "- feature groups",
+        "- detrend", "- lightgbm", "- linear", "- further seeds",
     }  # fmt: skip
     assert parts["- text"].columns.feature_blocks == ("metadata", "image", "prototype")
     assert parts["- text"].columns.oof_ridge == ("image", "characters", "prototype")

@@ -14,8 +14,9 @@ import pytest
 
 from benchmarks import screen
 from benchmarks.candidates import CANDIDATES, changed, chosen_candidates
-from benchmarks.screen import DEFAULT, LOSS, SHARE, mean_over_sets, outside, verdict_of
-from benchmarks.screen_fits import CONSTANT, UNREAD, Store, predictions_of, tasks_of
+from benchmarks.means import CONSTANT, LOSS, SHARE, mean_over_sets, outside, with_share
+from benchmarks.screen import DEFAULT, verdict_of
+from benchmarks.screen_fits import UNREAD, Store, predictions_of, tasks_of
 from benchmarks.systems import FoldData, Project, compare
 from popularity.core.config import load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, read_table, write_table
@@ -253,7 +254,7 @@ def test_sets_count_alike_whatever_their_size() -> None:
     """One set has three splits and gains, the other has one and loses as much of its share."""
     sets = {"one": set_of(3, 0.5, 0), "two": set_of(1, -0.5, 1)}
     both, *alone = (
-        mean_over_sets(chosen, 200).filter(metric=SHARE, system="a").row(0, named=True)
+        mean_over_sets(chosen, DEFAULT, resamples=200).filter(metric=SHARE, system="a").row(0, named=True)
         for chosen in (sets, {"one": sets["one"]}, {"two": sets["two"]})
     )
     assert both["score"] == pytest.approx((alone[0]["score"] + alone[1]["score"]) / 2)
@@ -264,8 +265,8 @@ def test_sets_count_alike_whatever_their_size() -> None:
 
 def test_a_candidate_that_loses_on_one_set_is_no_finalist() -> None:
     def found(**sets: pl.DataFrame) -> tuple[str, list[str], list[str]]:
-        scored = {name: screen.with_share(compare(rows, DEFAULT, resamples=200)) for name, rows in sets.items()}
-        loss = mean_over_sets(sets, 200).filter(metric=LOSS, system="a").row(0, named=True)
+        scored = {name: with_share(compare(rows, DEFAULT, resamples=200)) for name, rows in sets.items()}
+        loss = mean_over_sets(sets, DEFAULT, resamples=200).filter(metric=LOSS, system="a").row(0, named=True)
         better, worse = (outside(scored, "a", word) for word in ("better", "worse"))
         return verdict_of(loss, worse), better, worse
 
