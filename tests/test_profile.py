@@ -121,7 +121,7 @@ def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
 
 
 def test_an_unknown_name_is_an_error(project: Path) -> None:
-    known = "the sizes demo, full, paper, standard, tiny and the overlays clip, dinov2, mpnet, siglip, smpd"
+    known = "the sizes demo, full, paper, smpd_cpu, standard, tiny and the overlays clip, dinov2, mpnet, siglip, smpd"
     with pytest.raises(ConfigError, match=f"no profile 'huge'; there are {known}"):
         _switch(project, "huge")
     with pytest.raises(ConfigError, match="clip full: only the first name can be a size; full is one"):
