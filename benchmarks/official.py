@@ -6,7 +6,7 @@
 
 Posts are generated in the proportions of SMPD (users, classes, texts, trend; user file B), with pictures of a pool. The
 stages of dvc.yaml run one after another in a clone of the last commit, from raw files to the submission, which is
-checked. Data, clone, state and outputs lie in the folder, outside of the repository; nothing is kept in a DVC cache.
+checked. Data, clone, state, cache (of hard links) and outputs lie in the folder, outside of the repository.
 
 It may be interrupted and killed: the same command goes on, and seconds and CPU seconds of all attempts of a stage add
 up. A record of each attempt lies in `attempts` in the folder, or where `--attempts` says: there it outlives the folder.
@@ -44,7 +44,6 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.graph import expanded
 from benchmarks.measuring import REPOSITORY, environment, execute
 from benchmarks.speed.features import SMPD_POSTS, scaled
 from benchmarks.speed.graph import make_clone
@@ -64,7 +63,6 @@ from popularity.resources import stage_order
 SIDE = 500  # pixels of a published picture's longer side
 POOLED_QUALITY = 40  # of the pool's JPEG files: half a million of them take 7 GB
 POOL = 24  # pictures of each class
-OTHER_DATA = "demo_data"  # the stage that does not run
 BEAT_SECONDS = 5.0  # between two records of a running attempt
 LOOK_SECONDS = 1.0  # between two looks at its memory
 
@@ -180,7 +178,8 @@ def prepare(place: Place, posts: int, profile: str, pool: tuple[int, int]) -> No
     commit = head(REPOSITORY)
     if not (place.base / "run.json").exists():
         make_clone(place.clone)
-        execute(place.clone, "dvc", "config", "--local", "core.site_cache_dir", str(place.base / "dvc"))
+        for key, value in (("core.site_cache_dir", str(place.base / "dvc")), ("cache.type", "hardlink,copy")):
+            execute(place.clone, "dvc", "config", "--local", key, value)
         execute(place.clone, sys.executable, "-m", "popularity.profile", profile)
         set_root(place.clone / PARAMS_FILE, place.data)
         write_json(place.base / "run.json", {"name": uuid.uuid4().hex[:8], "profile": profile, "commit": commit})
@@ -234,10 +233,8 @@ def smaller(picture: bytes) -> bytes:
 
 
 def stages_of(clone: Path) -> list[str]:
-    """The stages that run, in the order of dvc.yaml, in which each comes after those that it reads."""
-    graph, params = read_yaml(clone / "dvc.yaml"), read_yaml(clone / PARAMS_FILE)
-    names = [name for name in stage_order(graph, params) if name != OTHER_DATA]
-    return [name for name in names if name in expanded(graph, params)]
+    """The stages in the order of dvc.yaml, in which each comes after those that it reads."""
+    return stage_order(read_yaml(clone / "dvc.yaml"), read_yaml(clone / PARAMS_FILE))
 
 
 def repro(place: Place, until: str | None) -> None:
@@ -274,7 +271,7 @@ def run_stage(place: Place, stage: str) -> None:
     before = _children_cpu()
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            ["dvc", "repro", "--single-item", "--no-commit", stage],
+            ["dvc", "repro", "--single-item", stage],
             **{"cwd": place.clone, "env": environment(place.clone), "stdout": stream, "stderr": subprocess.STDOUT},
             start_new_session=True,
         )
@@ -344,12 +341,16 @@ def _children_cpu() -> float:
 
 
 def end_left_behind(place: Place) -> None:
-    """Ends what a killed run of this benchmark left behind in its clone."""
+    """Ends what a killed run of this benchmark left behind in its clone, and removes DVC's locks of it."""
     groups = {one.group for one in attempts_of(place) if one.state == "running"}
+    left = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if os.getpgid(process.pid) in groups and Path(process.cwd()) == place.clone:
                 process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=10)
+    (place.clone / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
 
 
 def attempts_of(place: Place) -> list[Attempt]:

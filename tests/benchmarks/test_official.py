@@ -64,12 +64,12 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["--folder", str(tmp_path), "--posts", "3000", "--fraction", "0.1", "--profile", "tiny", "--pool", "1"]
     command += ["--side", "64"]
     started = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.official", *command, "--until", "ingest"],
+        [sys.executable, "-m", "benchmarks.official", *command, "--until", "demo_data"],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    file = tmp_path / "posts-300" / "attempts" / "0000-ingest.json"
+    file = tmp_path / "posts-300" / "attempts" / "0000-demo_data.json"
     try:
         while not file.exists():
             assert started.poll() is None
@@ -79,17 +79,17 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         started.send_signal(signal.SIGKILL)  # without a last word
         started.wait()
     killed = Attempt(**read_json(file))
-    assert (killed.stage, killed.state) == ("ingest", "running")
+    assert (killed.stage, killed.state) == ("demo_data", "running")
     left = psutil.Process(killed.group) if psutil.pid_exists(killed.group) else None
 
     official.main([*command, "--until", "index_images", "--csv", str(tmp_path / "costs.csv")])
     assert left is None or not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
     rows = pl.read_csv(tmp_path / "costs.csv")
-    assert rows["stage"].to_list() == ["ingest", "index_images", "all"]
-    assert rows["attempts"].to_list() == [2, 1, 3]
+    assert rows["stage"].to_list() == ["demo_data", "ingest", "index_images", "all"]
+    assert rows["attempts"].to_list() == [2, 1, 1, 4]
     assert set(rows["state"]) == {"done"}
     every = [Attempt(**read_json(one)) for one in sorted(file.parent.glob("*.json"))]
-    own = [one for one in every if one.stage == "ingest"]
+    own = [one for one in every if one.stage == "demo_data"]
     assert rows["seconds"][0] == pytest.approx(sum(one.seconds for one in own))
     assert own[-1].cpu > 0
     assert own[-1].peak_mib > 0
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert pl.read_parquet(tmp_path / "posts-300/run/data/interim/images.parquet")["status"].to_list() == ["ok"] * 300
 
     official.main([*command, "--until", "index_images"])  # all is up to date: no further attempt
-    assert len(list(file.parent.glob("*.json"))) == 3
+    assert len(list(file.parent.glob("*.json"))) == 4
     assert "No submission yet" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="with profile tiny, not"):
         official.main(["demo" if word == "tiny" else word for word in command])
