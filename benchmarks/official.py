@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]  # a requirement of DVC
 from PIL import Image
 from tqdm import tqdm
 
@@ -272,7 +272,10 @@ def run_stage(place: Place, stage: str) -> None:
     with log.open("wb") as stream:
         process = subprocess.Popen(
             ["dvc", "repro", "--single-item", stage],
-            **{"cwd": place.clone, "env": environment(place.clone), "stdout": stream, "stderr": subprocess.STDOUT},
+            cwd=place.clone,
+            env=environment(place.clone),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         attempt = replace(attempt, group=process.pid)
@@ -299,7 +302,7 @@ def run_stage(place: Place, stage: str) -> None:
     write_json(file, asdict(replace(attempt, state="done", mb=mb, peak_mib=peak)))
 
 
-def watch(process: subprocess.Popen[bytes]) -> Iterator[dict[str, float]]:
+def watch(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
     """Yields the cost of a process so far, at once and then every BEAT_SECONDS, until it has ended.
 
     Yields:
