@@ -56,8 +56,8 @@ def no_weights(model: str, folder: Path) -> None:
         (60, False, "standard"),
         (60, True, "standard"),
         (49_999, False, "standard"),
-        (50_000, False, "demo"),
-        (486_194, False, "demo"),
+        (50_000, False, "smpd_cpu"),
+        (486_194, False, "smpd_cpu"),
         (486_194, True, "full"),
     ],
 )
@@ -86,11 +86,11 @@ def test_a_clean_clone_gets_standard_and_is_told_why(project: Path, capsys: pyte
 
 def test_many_posts_and_an_accelerator(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_profile, "LARGE", 60)
-    assert chosen(project)["profile"] == "demo"
+    assert chosen(project)["profile"] == "smpd_cpu"
     monkeypatch.setattr(dataset_profile, "usable_gpus", lambda: 1)
     monkeypatch.setenv("POPULARITY_TOPOLOGY", "cpu")
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert chosen(project)["profile"] == "demo"
+    assert chosen(project)["profile"] == "smpd_cpu"
     monkeypatch.delenv("POPULARITY_TOPOLOGY")
     assert chosen(project)["profile"] == "full"
 

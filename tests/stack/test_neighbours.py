@@ -12,7 +12,7 @@ import pytest
 from popularity.core.arrays import Float32Array, Int64Array
 from popularity.core.contracts import FoldKey
 from popularity.core.errors import ConfigError
-from popularity.stack import StackModel
+from popularity.stack import StackModel, neighbours
 from popularity.stack.feature_blocks import read_blocks
 from popularity.stack.matrix import FeatureGroup, MatrixEncoder
 from popularity.stack.neighbours import COLUMNS, N_NEAREST, TEMPERATURE, Neighbours
@@ -70,6 +70,22 @@ def test_equal_to_a_slow_reference() -> None:
             1 - np.mean([cosines[other] for other in near]),
         ]
         np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_of_many_train_posts_a_draw_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the time would grow with the square of the posts."""
+    vectors, users, times = spread(FIT, 0), names(FIT, 1), made_at(FIT, 5)
+    label = np.random.default_rng(2).normal(size=FIT)
+    vectors[7] = np.nan
+    monkeypatch.setattr(neighbours, "MAX_POSTS", 40)
+    found = Neighbours.fit(vectors, label, users, times)
+    drawn = np.flatnonzero(np.isin(label, found.label))
+    assert len(drawn) == len(found.vectors) == 40
+    assert 7 not in drawn
+    alone = Neighbours.fit(vectors[drawn], label[drawn], users[drawn], times[drawn])
+    assert all(np.array_equal(own, getattr(alone, name)) for name, own in vars(found).items())
+    monkeypatch.setattr(neighbours, "MAX_POSTS", FIT - 1)
+    assert len(Neighbours.fit(vectors, label, users, times).vectors) == FIT - 1
 
 
 def test_the_labels_of_a_user_change_nothing_in_his_rows() -> None:

@@ -8,6 +8,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
+from popularity.core import arrays
 from popularity.core.arrays import Float32Array
 from popularity.stack.oof_ridge import BlockRidge, fit_oof_ridge
 
@@ -50,6 +51,19 @@ def test_equals_an_explicit_ridge_per_fold(alpha: float) -> None:
     everything = Ridge(alpha).fit(standard, label)
     expected = everything.predict((new - vectors.mean(axis=0)) / vectors.std(axis=0))
     np.testing.assert_allclose(ridge.predict(new), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [10, 90], ids=["more rows than columns", "fewer"])
+def test_in_parts_it_is_the_same_ridge(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, label, users = rows(n=60, width=width)
+    vectors[3] = np.nan
+    ridge, out_of_fold = fit(vectors, label, users, 10.0, 100.0)
+    whole = ridge.predict(vectors)
+    monkeypatch.setattr(arrays, "CHUNK_ROWS", 7)
+    ridge, in_parts = fit(vectors, label, users, 10.0, 100.0)
+    np.testing.assert_allclose(in_parts, out_of_fold, rtol=1e-5)
+    np.testing.assert_allclose(ridge.predict(vectors), whole, rtol=1e-5)
+    assert np.flatnonzero(np.isnan(in_parts)).tolist() == np.flatnonzero(np.isnan(whole)).tolist() == [3]
 
 
 def test_fewer_rows_than_columns_equals_an_explicit_ridge_too() -> None:

@@ -33,6 +33,7 @@ TRAIN: dict[str, Any] = {
     "valid_fraction": 0.25,
     "epochs": 3,
     "min_steps": 0,
+    "max_steps": 0,
     "patience": 0,
     "batch_size": 20,
     "micro_batch": 64,

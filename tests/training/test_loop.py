@@ -172,17 +172,17 @@ class Recorder:
         )
 
 
-def test_the_longer_of_epochs_and_steps(bert: Path, tmp_path: Path) -> None:
+def test_the_longer_of_epochs_and_steps_within_a_limit(bert: Path, tmp_path: Path) -> None:
     rows, _ = rows_of(random_vectors())
-    for epochs, min_steps, sizes in (
-        (2, 4, [20, 20, 11] * 2),
-        (1, 7, [20, 20, 11, 20, 20, 11, 20]),
-        (1, 0, [20, 20, 11]),
+    for epochs, min_steps, max_steps, sizes in (
+        (2, 4, 0, [20, 20, 11] * 2),
+        (1, 7, 0, [20, 20, 11, 20, 20, 11, 20]),
+        (1, 0, 9, [20, 20, 11]),
+        (2, 4, 4, [20, 20, 11, 20]),
     ):
         recorder = Recorder()
-        history = recorder.run(
-            bert, tmp_path / str(min_steps), rows, rows[:0], epochs=epochs, min_steps=min_steps, batch_size=20
-        )
+        lengths = {"epochs": epochs, "min_steps": min_steps, "max_steps": max_steps}
+        history = recorder.run(bert, tmp_path / f"{max_steps}{min_steps}", rows, rows[:0], batch_size=20, **lengths)
         assert [len(read) for read in recorder.rows] == sizes
         assert len(history) == -(-len(sizes) // 3)
         first = np.concatenate(recorder.rows[:3])

@@ -23,11 +23,13 @@ from popularity.core.config import load_params, read_yaml
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TRIAL_PREDICTIONS, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.metrics import spearman
-from popularity.stack import StackModel, StackParams
+from popularity.stack import StackModel, StackParams, lightgbm
 from popularity.stack.effort import Effort
-from popularity.stack.fit import fit_and_predict
+from popularity.stack.feature_blocks import Blocks
+from popularity.stack.fit import EncodedFold, encode_fold, fit_and_predict
 from popularity.stack.matrix import MatrixEncoder
 from popularity.stack.members import load_members, write_members
+from popularity.stack.sample import Learned, Sample
 from popularity.tuning import objective as objectives
 from popularity.tuning.objective import StackInputs, StackObjective
 from popularity.tuning.results import best_of
@@ -35,6 +37,7 @@ from popularity.tuning.space import Space
 from popularity.tuning.storage import SQLITE, open_study
 from popularity.tuning.study import Step, finished_trials, run_search
 from popularity.tuning.worker import main as join
+from popularity.validation.folds import Fold
 from stages import featurize, stack
 from tests.repository import REPOSITORY
 from tests.stack.small_stack import posts_with_signal, tree_bytes
@@ -231,18 +234,53 @@ def test_search_and_stage_differ_in_effort_alone(inputs: Path) -> None:
     assert step == same
 
 
-def test_a_search_may_fit_fewer_rows(inputs: Path) -> None:
+def test_a_search_may_fit_fewer_rows(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cap holds: no learner, no encoder and no baseline of a trial is given another row of its fold."""
     effort = Effort(n_seeds=1, max_train_rows=40, learning_rate_factor=1.0)
-    rows = effort.draw(np.arange(5, 200), seed=3)
-    assert len(set(rows.tolist())) == 40
-    assert rows.tolist() == sorted(rows.tolist())
-    assert (
-        rows.tolist() == effort.draw(np.arange(5, 200), seed=3).tolist() != effort.draw(np.arange(5, 200), 4).tolist()
-    )
-    assert effort.draw(np.arange(40), 3).tolist() == list(range(40))
-    *_, few = small_objective(inputs, effort=effort)(small_objective(inputs).space.default)
+    objective = small_objective(inputs, effort=effort)
+    encoded: list[Fold] = []
+    fitted: list[tuple[str, ...]] = []
+    original = lightgbm.learn
+
+    def encode(fold: Fold, blocks: Blocks, params: StackParams) -> EncodedFold:
+        encoded.append(fold)
+        return encode_fold(fold, blocks, params)
+
+    def learn(sample: Sample, *given: Any) -> Learned:
+        fitted.append(tuple(sample.matrix.pids))
+        return original(sample, *given)
+
+    monkeypatch.setattr(objectives, "encode_fold", encode)
+    monkeypatch.setattr(lightgbm, "learn", learn)
+    *_, few = objective(objective.space.default)
+    assert [fold.key for fold in encoded] == [fold.key for fold in objective.folds]
+    for whole, fold, pids in zip(objective.folds, encoded, fitted, strict=True):
+        assert len(whole.label) > len(fold.label) == fold.train.height == len(pids) == 40
+        assert pids == tuple(fold.train["pid"])
+        assert set(pids) <= set(whole.train["pid"])
+        assert fold.valid.equals(whole.valid)
     *_, all_rows = small_objective(inputs)(small_objective(inputs).space.default)
     assert few.value != all_rows.value
+
+
+def test_of_many_rows_a_search_takes_the_latest_and_whole_users(inputs: Path) -> None:
+    whole = small_objective(inputs).folds[0]
+    fold = Effort(n_seeds=1, max_train_rows=60, learning_rate_factor=1.0).of_fold(whole, seed=3)
+    pids = fold.train["pid"].to_list()
+    assert pids == sorted(pids)
+    order = np.argsort(whole.posted_at, kind="stable")
+    latest, earlier = whole.train[order[-30:]], whole.train[order[:-30]]
+    assert set(latest["pid"]) <= set(pids)
+    drawn = earlier.filter(pl.col("pid").is_in(pids))
+    assert drawn.height == 30
+    counts = drawn.group_by("uid").len().join(earlier.group_by("uid").len(name="all"), on="uid", how="left")
+    assert counts.filter(pl.col("len") < pl.col("all")).height <= 1  # the last one drawn
+    labels = dict(zip(whole.train["pid"], zip(whole.label, whole.posted_at, strict=True), strict=True))
+    assert [labels[pid] for pid in pids] == list(zip(fold.label, fold.posted_at, strict=True))
+    again, other = (Effort(1, 60, 1.0).of_fold(whole, seed) for seed in (3, 4))
+    assert again.train.equals(fold.train)
+    assert not other.train.equals(fold.train)
+    assert Effort(1, len(whole.label), 1.0).of_fold(whole, 3) is whole
 
 
 def test_a_trial_of_the_stage_s_effort_predicts_what_the_stage_predicts(inputs: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+CHUNK_ROWS = 16_384  # rows in memory at once of what has many columns; another number changes sums in their last bits
+
+
+def chunks(rows: Int64Array) -> Iterator[Int64Array]:
+    """The rows (n,) in parts of at most CHUNK_ROWS."""
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield rows[start : start + CHUNK_ROWS]
 
 
 def normalize_rows(

@@ -151,6 +151,7 @@ class TrainParams(Section):
         valid_fraction: fraction of the rows that is scored after each epoch and never trained on.
         epochs: smallest number of passes over the rows.
         min_steps: smallest number of steps; the longer of the two counts.
+        max_steps: largest number of steps, whatever the two before say; 0: no limit.
         patience: epochs without a higher class accuracy on the held-out rows after which training stops, with the
             weights of the best epoch; 0: never. The rates are those of the whole length.
         batch_size: posts of a step over all processes.
@@ -176,6 +177,7 @@ class TrainParams(Section):
     valid_fraction: Annotated[float, Field(ge=0, lt=1)]
     epochs: Positive
     min_steps: Count
+    max_steps: Count
     patience: Count
     batch_size: Positive
     micro_batch: Positive

@@ -8,9 +8,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from popularity.core.arrays import Int64Array
 from popularity.core.config import Section
 from popularity.stack.params import StackParams
+from popularity.validation.folds import Fold
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Effort(Section):
 
     Args:
         n_seeds: models of each learner, averaged.
-        max_train_rows: of a fold; more are drawn at random. 0: all.
+        max_train_rows: of a fold; of more, `of_fold` takes some. 0: all.
         learning_rate_factor: the learning rates of the boosted trees times this factor, and their rounds divided by it.
     """
 
@@ -45,8 +45,21 @@ class Effort(Section):
             catboost=replace(params.catboost, learning_rate=params.catboost.learning_rate * factor),
         )
 
-    def draw(self, rows: Int64Array, seed: int) -> Int64Array:
-        """Returns at most `max_train_rows` of the rows (n,), in their order."""
-        if not self.max_train_rows or len(rows) <= self.max_train_rows:
-            return rows
-        return np.sort(np.random.default_rng(seed).choice(rows, self.max_train_rows, replace=False))
+    def of_fold(self, fold: Fold, seed: int) -> Fold:
+        """Returns the fold with at most `max_train_rows` train rows, whose features and valid rows stay as they are.
+
+        Half are the latest, which are most like the valid rows. The others are all earlier rows of users drawn at
+        random, so that a user's rows stay together and the whole span of time is seen, for the trend.
+
+        Args:
+            fold: with all of its train rows.
+            seed: of the draw.
+        """
+        if not self.max_train_rows or len(fold.label) <= self.max_train_rows:
+            return fold
+        by_time = np.argsort(fold.posted_at, kind="stable")
+        earlier, latest = np.split(by_time, [len(by_time) - self.max_train_rows // 2])
+        users, code = np.unique(fold.train["uid"].to_numpy()[earlier].astype(np.str_), return_inverse=True)
+        order = np.random.default_rng(seed).permutation(len(users))[code]
+        drawn = earlier[np.argsort(order, kind="stable")][: self.max_train_rows - len(latest)]
+        return fold.take(np.sort(np.concatenate([drawn, latest])))

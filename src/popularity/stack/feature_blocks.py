@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from popularity.core.arrays import Float32Array
+from popularity.core.arrays import Float32Array, chunks
 from popularity.core.contracts import (
     CLASS_LOSSES,
     IMAGE_STATISTICS,
@@ -245,7 +245,8 @@ def _rows(block: Block, pids: Sequence[str]) -> Float32Array:
     rows = block.rows(pids)
     result = np.full((len(pids), block.values.shape[1]), np.nan, dtype=np.float32)
     known = rows >= 0
-    result[known] = block.values[rows[known]]
+    for part in chunks(np.flatnonzero(known)):
+        result[part] = block.values[rows[part]]
     return result
 
 
@@ -254,7 +255,18 @@ def part_rows(blocks: Blocks, part: str, pids: Sequence[str]) -> Float32Array:
     end = _ending(part)
     adapted = {name: other for name, other in ADAPTED.items() if other + end in blocks.vectors}
     names = [adapted.get(name, name) + end for name in PART_VECTORS[block_kind(part)]]
-    return np.hstack([dense_rows(blocks, name, pids) for name in names])
+    each = [dense_rows(blocks, name, pids) for name in names]
+    return each[0] if len(each) == 1 else np.hstack(each)
+
+
+def joined_rows(
+    blocks: Blocks, parts: Sequence[str], pids: Sequence[str]
+) -> tuple[Float32Array, dict[str, Float32Array]]:
+    """(n, sum of d) vectors of parts, and views of those of each, in place of copies."""
+    each = [part_rows(blocks, part, pids) for part in parts]
+    joined = each[0] if len(each) == 1 else np.hstack([np.empty((len(pids), 0), np.float32), *each])
+    ends = np.cumsum([own.shape[1] for own in each])
+    return joined, {part: joined[:, end - own.shape[1] : end] for part, own, end in zip(parts, each, ends, strict=True)}
 
 
 def has_vectors(blocks: Blocks, part: str) -> bool:

@@ -271,13 +271,13 @@ def fit_fold(encoded: EncodedFold, params: StackParams, effort: Effort) -> Stack
     No label of a valid row is read.
 
     Args:
-        encoded: the fold and its columns.
+        encoded: the fold and its columns; of a search, those of `Effort.of_fold`.
         params: section stack.
         effort: of the stage, `Effort.full`, or of a search.
     """
     params, fold = effort.apply(params), encoded.fold
     kept = kept_rows(fold.train["pid"].to_list(), encoded.losses, params.row_selection, params.seed)
-    train_rows = effort.draw(np.flatnonzero(kept), params.seed)
+    train_rows = np.flatnonzero(kept)
     label, posted_at, matrix = fold.label[train_rows], fold.posted_at[train_rows], encoded.train.take(train_rows)
     matrix = drop_histories(matrix, posted_at, params.history_dropout, params.seed)
     axis = along(params.detrend, matrix.pids, posted_at)

@@ -5,13 +5,13 @@ It finds a direction in many columns at once, which trees cannot, and it extrapo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from popularity.core.arrays import Float64Array, Int64Array
+from popularity.core.arrays import Float64Array, Int64Array, chunks
 from popularity.core.atomic import atomic_path, reading
 from popularity.stack.matrix import Matrix
 from popularity.stack.params import StackParams
@@ -21,7 +21,6 @@ from popularity.validation.inner_cv import InnerSplit
 
 SUFFIX = "npz"
 MAX_ABS_Z = 3.0  # standard deviations to which values are clipped: counts and lengths have long tails
-CHUNK_ROWS = 16_384  # rows of the design in memory at once
 MAX_INDICATORS = 1_000  # of a categorical column, its largest values: 70,000 users would take 40 GB
 
 
@@ -86,8 +85,8 @@ def predict(model: RidgeModel, matrix: Matrix) -> Float64Array:
 
 def predict_rows(model: RidgeModel, matrix: Matrix, rows: Int64Array) -> Float64Array:
     """(rows,) predictions of some rows of the matrix."""
-    chunks = [model.design(matrix, chunk) @ model.weights for chunk in _chunks(rows)]
-    return np.concatenate(chunks) if chunks else np.empty(0)
+    parts = [model.design(matrix, part) @ model.weights for part in chunks(rows)]
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def describe(model: RidgeModel) -> str:  # noqa: ARG001  as the other learners
@@ -99,7 +98,7 @@ def shap_values(model: RidgeModel, matrix: Matrix) -> Float64Array:
     """(n, columns + 1) SHAP values of the columns, and the expected value last, which is the intercept."""
     columns = matrix.values.shape[1]
     result = np.empty((len(matrix.values), columns + 1))
-    for rows in _chunks(np.arange(len(matrix.values))):
+    for rows in chunks(np.arange(len(matrix.values))):
         terms = model.design(matrix, rows) * model.weights
         result[rows, :columns] = terms[:, :columns]
         result[rows, -1] = terms[:, -1]
@@ -130,7 +129,7 @@ def _fit(sample: Sample, rows: Int64Array, alphas: Sequence[float]) -> list[Ridg
     empty = _standardised(sample.matrix, rows)
     width = len(empty.mean) + len(empty.codes) + 1
     gram, moment = np.zeros((width, width)), np.zeros(width)
-    for chunk in _chunks(rows):
+    for chunk in chunks(rows):
         design = empty.design(sample.matrix, chunk)
         weighted = design * _weights(sample, chunk)[:, None]
         gram += design.T @ weighted
@@ -164,8 +163,3 @@ def _standardised(matrix: Matrix, rows: Int64Array) -> RidgeModel:
 
 def _weights(sample: Sample, rows: Int64Array) -> Float64Array:
     return np.ones(len(rows)) if sample.weight is None else sample.weight[rows]
-
-
-def _chunks(rows: Int64Array) -> Iterator[Int64Array]:
-    for start in range(0, len(rows), CHUNK_ROWS):
-        yield rows[start : start + CHUNK_ROWS]

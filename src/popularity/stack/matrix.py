@@ -14,7 +14,7 @@ import polars as pl
 from pydantic import Field
 from sklearn.decomposition import PCA
 
-from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array, chunks
 from popularity.core.config import Section
 from popularity.core.contracts import UNCLASSIFIED
 from popularity.core.errors import ContractError
@@ -29,7 +29,7 @@ from popularity.stack.feature_blocks import (
     block_kind,
     dense_parts,
     has_vectors,
-    part_rows,
+    joined_rows,
     scalar_columns,
     scalar_names,
 )
@@ -174,7 +174,10 @@ class BlockReducer:
         vectors = np.asarray(values, dtype=np.float32)
         if self.components is None:
             return vectors
-        return np.asarray((vectors - self.mean) @ self.components.T, dtype=np.float32)
+        reduced = np.empty((len(vectors), len(self.components)), dtype=np.float32)
+        for rows in chunks(np.arange(len(vectors))):
+            reduced[rows] = (vectors[rows] - self.mean) @ self.components.T
+        return reduced
 
 
 def _without_meaning(features: pl.DataFrame) -> frozenset[str]:
@@ -254,9 +257,10 @@ class DenseEncoder:
         """
         pids = features["pid"].to_list()
         names = dense_parts(name, params.prototype_parts, params.text_vectors)
-        parts = {part: part_rows(blocks, part, pids) for part in names if has_vectors(blocks, part)}
-        if len(parts) < len(names):
-            logger.info("%s: left out, because no post has one: %s", name, ", ".join(sorted(set(names) - parts.keys())))
+        known = [part for part in names if has_vectors(blocks, part)]
+        if len(known) < len(names):
+            logger.info("%s: left out, because no post has one: %s", name, ", ".join(sorted(set(names) - set(known))))
+        joined, parts = joined_rows(blocks, known, pids)
         reducers = {
             part: BlockReducer.fit(vectors[~np.isnan(vectors).any(axis=1)], params.n_components)
             for part, vectors in parts.items()
@@ -266,7 +270,7 @@ class DenseEncoder:
         kind = block_kind(name)
         if parts and kind in params.oof_ridge:
             ridge, out_of_fold[f"{name}_oof_ridge"] = fit_oof_ridge(
-                np.hstack(list(parts.values())),
+                joined,
                 label,
                 features["uid"].to_numpy(),
                 folds=params.oof_ridge_folds,
@@ -306,7 +310,8 @@ class DenseEncoder:
                 rows.
         """
         pids = features["pid"].to_list()
-        parts = {part: part_rows(blocks, part, pids) for part in self.reducers}
+        known = list(self.reducers)
+        joined, parts = joined_rows(blocks, known, pids)
         reduced = {part: self.reducers[part].apply(vectors) for part, vectors in parts.items()}
         columns = [
             MatrixColumn(f"{part}_component_{index:03d}", name, "component", None, fitted_on_labels=False)
@@ -319,7 +324,7 @@ class DenseEncoder:
             for column, values in scalar_columns(name, self.scalars, blocks, pids).items()
         ]
         if self.ridge is not None:
-            column, joined = f"{name}_oof_ridge", np.hstack(list(parts.values()))
+            column = f"{name}_oof_ridge"
             values = out_of_fold[column] if column in out_of_fold else self.ridge.predict(joined)
             single.append((MatrixColumn(column, name, "oof_ridge", None, fitted_on_labels=True), values))
         if self.characters is not None:

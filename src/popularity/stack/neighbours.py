@@ -17,14 +17,15 @@ from popularity.core.arrays import Float32Array, Float64Array, Int64Array, norma
 TIME = "posted_at"  # in tables of features; no column of the matrix
 N_NEAREST = 20  # posts that are averaged
 TEMPERATURE = 0.1  # of the weights exp(cosine / TEMPERATURE)
-CHUNK_ROWS = 128  # with 300,000 train posts 150 MiB of cosines, and twice that for their order
+MAX_POSTS = 32_768  # train posts that are compared with; of more a draw, or the time would grow with their square
+CHUNK_ROWS = 128  # 16 MiB of cosines with MAX_POSTS, and twice that for their order
 COLUMNS = ("neighbours.mean", "neighbours.weighted", "neighbours.nearest", "neighbours.distance")
 FROM_LABELS = COLUMNS[:2]  # the others are distances
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The train posts that have a vector.
+    """The train posts that have a vector, or MAX_POSTS of them, drawn at random.
 
     Args:
         mean: (d,) of their components, subtracted from every vector.
@@ -52,7 +53,9 @@ class Neighbours:
             users: (n,).
             posted_at: (n,) microseconds.
         """
-        known = ~np.isnan(components).any(axis=1)
+        known = np.flatnonzero(~np.isnan(components).any(axis=1))
+        if len(known) > MAX_POSTS:
+            known = np.sort(np.random.default_rng(0).choice(known, MAX_POSTS, replace=False))
         mean = components[known].mean(axis=0)
         directions = _directions(components[known] - mean)
         return cls(mean, directions, label[known], users[known].astype(np.str_), posted_at[known])

@@ -34,7 +34,8 @@ class TrainingPosts:
 
 
 def training_steps(posts: int, params: TrainParams) -> int:
-    """The optimiser steps of a training run: whole epochs, or more if there are `params.min_steps`.
+    """The optimiser steps of a training run: whole epochs, more if there are `params.min_steps`, and at
+    most `params.max_steps`.
 
     Source: Sec 4.1, 4 epochs at 128 posts a step.
 
@@ -42,7 +43,8 @@ def training_steps(posts: int, params: TrainParams) -> int:
         posts: number of posts that are trained on.
         params: section train.
     """
-    return max(params.epochs * -(-posts // params.batch_size), params.min_steps)
+    steps = max(params.epochs * -(-posts // params.batch_size), params.min_steps)
+    return min(steps, params.max_steps) if params.max_steps else steps
 
 
 @dataclass(frozen=True)

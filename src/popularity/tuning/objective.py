@@ -4,9 +4,10 @@ Searched are the keys of section stack that are `search`; a key with a value kee
 too. The registered configurations are the first trials.
 
 A trial fits every fold as stage `stack` does (popularity.stack.fit: fit_fold), with less effort: `tune.effort`. The
-columns of a fold are encoded once and shared by the trials. The valid posts of `holdout` are in no fold of these
-schemes: they are neither train nor valid rows and are counted in no feature (popularity.validation), so the search does
-not bias the scores of `holdout`. On the folds of the search itself, the scores of the tuned stack are too good.
+columns of a fold are encoded once, from the rows of that effort, and shared by the trials. The valid posts of `holdout`
+are in no fold of these schemes: they are neither train nor valid rows and are counted in no feature
+(popularity.validation), so the search does not bias the scores of `holdout`. On the folds of the search itself, the
+scores of the tuned stack are too good.
 """
 
 from __future__ import annotations
@@ -258,10 +259,10 @@ class StackObjective:
         return prediction
 
     def _encode(self, fold: Fold, params: StackParams) -> EncodedFold:
-        """The fold with the columns of the trial; those of all trials are encoded at once and cached."""
+        """The fold at this effort with the columns of the trial; those of all trials are encoded at once and cached."""
         of_all = replace(params, columns=self._columns_of_all(params.columns))
         key = f"{fingerprint(of_all.detrend, asdict(of_all.columns))}-{fold.key.file_name}"
-        encoded = self.encoded.get(key) or encode_fold(fold, self.blocks, of_all)
+        encoded = self.encoded.get(key) or encode_fold(self.effort.of_fold(fold, params.seed), self.blocks, of_all)
         # What no longer fits is encoded in every trial; trials take the folds in turn, so nothing else would be kept.
         if sum(one.nbytes for one in {**self.encoded, key: encoded}.values()) <= MAX_CACHE_BYTES:
             self.encoded[key] = encoded

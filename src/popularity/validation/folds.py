@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,10 @@ class Fold:
     posted_at: Int64Array
     valid_at: Int64Array
     collected_at: float
+
+    def take(self, rows: Int64Array) -> Fold:
+        """The fold with the train rows at the positions (k,), sorted and without repetition."""
+        return replace(self, train=self.train[rows], label=self.label[rows], posted_at=self.posted_at[rows])
 
 
 def load_fold(key: FoldKey, rows: pl.DataFrame, posts: pl.DataFrame, folder: Path) -> Fold:
