@@ -44,7 +44,9 @@ from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
 from popularity.validation.inner_cv import inner_splits
 
-SHARD, SIDE, JPEG_QUALITY = "train_images.tar", 500, 90  # SIDE: pixels of the longer side; the shorter has 3/4
+SHARD = "train_images.tar"
+SIDE, JPEG_QUALITY, GRAIN = 500, 90, 8  # pixels of the longer side (the shorter has 3/4); deviation of grey values
+IMAGE_SIZE = 224  # that encoders are published for
 ROUNDS = 30  # of the stack
 PARAMS = REPOSITORY / PARAMS_FILE
 
@@ -61,7 +63,7 @@ def beyond_one_batch(embed: Callable[[pl.DataFrame], object], rows: pl.DataFrame
 
 def task_images(folder: Path, count: str) -> dict[str, Any]:
     """The stage's function over `count` images of the data sets' size, in a tar shard."""
-    params = network_image_params(PARAMS)
+    params = replace(network_image_params(PARAMS), image_size=IMAGE_SIZE)
     with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
         root = Path(name)
         images = make_images(root, int(count) + params.batch_size, SIDE)
@@ -75,14 +77,16 @@ def embed(root: Path, images: pl.DataFrame, params: EmbedImageParams) -> None:
 
 
 def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
-    """A table of contract IMAGES for `count` JPEGs in one shard: coarse random colours, as smooth as photographs."""
+    """A table of contract IMAGES for `count` JPEGs in one shard: coarse random colours with grain, 80 kB at 500 pixels."""
     rng = np.random.default_rng(0)
     width, height = side, side * 3 // 4
     with tarfile.open(root / SHARD, "w") as tar:
         for index in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
             stream = io.BytesIO()
-            coarse.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
+            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+            grainy = smooth + rng.normal(0, GRAIN, (height, width, 1))
+            Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=JPEG_QUALITY)
             member = tarfile.TarInfo(f"train/{index:07d}.jpg")
             member.size = stream.tell()
             stream.seek(0)
@@ -95,7 +99,7 @@ def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
 def task_bare_images(folder: Path, count: str) -> dict[str, float]:
     """The encoder over batches in memory, each copied to the device, its vectors copied back."""
     del folder
-    params = network_image_params(PARAMS)
+    params = replace(network_image_params(PARAMS), image_size=IMAGE_SIZE)
     device = start_processes().device
     encoder = load_image_encoder(params).to(device)
     pixels = torch.randint(0, 256, (params.batch_size, 3, params.image_size, params.image_size), dtype=torch.uint8)
