@@ -77,7 +77,7 @@ def embed(root: Path, images: pl.DataFrame, params: EmbedImageParams) -> None:
 
 
 def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
-    """A table of contract IMAGES for `count` JPEGs in one shard: coarse random colours with grain, 80 kB at 500 pixels."""
+    """A table of contract IMAGES for `count` JPEGs in one shard: coarse colours with grain, 80 kB at 500 pixels."""
     rng = np.random.default_rng(0)
     width, height = side, side * 3 // 4
     with tarfile.open(root / SHARD, "w") as tar:
