@@ -15,6 +15,7 @@ from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightgbm as lgb
 import numpy as np
@@ -202,6 +203,43 @@ def task_lightgbm(root: Path) -> dict[str, Any]:
     return {"fit": fit, "predict": clock.read()}
 
 
+def task_boosters(root: Path) -> dict[str, Any]:
+    """A booster as `fit_fold` fits it, and LightGBM's train with the same parameters, rounds, threads and matrix."""
+    data, blocks, params = refit(root)
+    train = replace(data, valid=data.valid.head(0), valid_at=data.valid_at[:0])
+    encoded = encode_fold(train, blocks, params)
+    given: list[tuple[Sample, int, StackParams, int]] = []
+    ours, baseline, fitted = list[dict[str, float]](), list[dict[str, float]](), learner.fit
+
+    def timed(sample: Sample, rounds: int, own: StackParams, seed: int) -> lgb.Booster:
+        given.append((sample, rounds, own, seed))
+        clock = Clock()
+        booster = fitted(sample, rounds, own, seed)
+        ours.append(clock.read())
+        return booster
+
+    with mock.patch.object(learner, "fit", timed), mock.patch.object(lgb.engine, "Booster", wraps=lgb.Booster) as made:
+        fit_fold(encoded, params, Effort.full(params))
+    for sample, rounds, own, seed in given:
+        clock = Clock()
+        options = learner.lightgbm_params(own, seed)
+        values = lgb.Dataset(
+            sample.matrix.values,
+            sample.target,
+            weight=sample.weight,
+            categorical_feature=list(sample.matrix.categorical),
+            params=options,
+        )
+        lgb.train(options, values, num_boost_round=rounds)
+        baseline.append(clock.read())
+    return {"one": mean_of(ours), "plain": mean_of(baseline), "boosters": made.call_count}
+
+
+def mean_of(costs: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number."""
+    return {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
+
+
 TASKS: dict[str, Task] = {
     "images": task_images,
     "bare_images": task_bare_images,
@@ -210,6 +248,7 @@ TASKS: dict[str, Task] = {
     "stack_features": task_stack_features,
     "stack": task_stack,
     "lightgbm": task_lightgbm,
+    "boosters": task_boosters,
 }
 
 if __name__ == "__main__":

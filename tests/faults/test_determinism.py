@@ -1,4 +1,4 @@
-"""The same clean clone twice, the second time two stages at a time: the same md5 of every out, but for what runs cost."""
+"""The same clean clone twice, at the second time by two stages at once: the same md5 of every out, but for costs."""
 
 from __future__ import annotations
 
