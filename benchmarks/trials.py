@@ -44,6 +44,12 @@ def searched_stack_parameter(params: Params) -> None:
     params["stack"]["lightgbm"]["num_leaves"] = 31
 
 
+def quick_stack_parameter(params: Params) -> None:
+    """The same without the search, by the learner that it belongs to alone and with one seed."""
+    stack_parameter(params)
+    params["stack"] |= {"learners": ["lightgbm"], "n_seeds": 1}
+
+
 def feature_group(params: Params) -> None:
     """The first group of the search's start is left out."""
     columns, start = params["stack"]["columns"], params["tune"]["start"]
@@ -75,6 +81,7 @@ def network_parameter(params: Params) -> None:
 
 CHANGES: Mapping[str, Callable[[Params], None]] = {
     "stack": stack_parameter,
+    "quick": quick_stack_parameter,
     "search": searched_stack_parameter,
     "group": feature_group,
     "encoder": encoder,
@@ -83,6 +90,7 @@ CHANGES: Mapping[str, Callable[[Params], None]] = {
 }
 NAMES = {
     "stack": "a stack parameter",
+    "quick": "a stack parameter, one learner and seed",
     "search": "a stack parameter, with the search",
     "group": "a feature group",
     "encoder": "an encoder added",
