@@ -6,7 +6,7 @@ PYTHON := python$(PY)
 endif
 
 # Make would expand a $, and it divides names at spaces. Other characters of ROOT reach no shell: see `dataset`.
-NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON PY PORT
+NO_DOLLAR := ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM VENV PYTHON PY PORT JOBS
 ifneq ($(findstring $$,$(foreach name,$(NO_DOLLAR),$(value $(name)))),)
 $(error $(NO_DOLLAR) may hold no dollar sign: choose another path, or make a link to it)
 endif
@@ -18,7 +18,7 @@ $(error VENV=$(VENV): expected a path without quotes and characters of the shell
 endif
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-export ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM PORT INSTALLER UPGRADE
+export ROOT PROFILE TABLE IMAGES MAP TEST TEST_FROM PORT JOBS INSTALLER UPGRADE
 export PYTHONPATH := $(CURDIR)/src
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -62,10 +62,10 @@ checkout:
 			"git add . and git commit" ;; \
 		esac >&2; exit 1; }
 
-repro: checkout env ## run the whole graph: data to scores, result page and submission
+repro: checkout env ## run the whole graph: data to scores, result page and submission [JOBS=2: stages at a time]
 	@echo "==> dvc repro (profile and data set: params.yaml)"
 	@python -m popularity.check
-	dvc repro report
+	$(if $(JOBS),python -m popularity.repro --jobs="$$JOBS",dvc repro report)
 	@python -m popularity.resources reports/resources
 	@echo && cat reports/scores.txt
 	@python -m popularity.submission

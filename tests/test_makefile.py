@@ -153,6 +153,14 @@ def test_a_checkout_of_another_owner_is_told_what_git_says(clone: Path) -> None:
     assert "another owner" in done.stderr
 
 
+def test_stages_at_a_time_reach_the_command_as_a_word(clone: Path) -> None:
+    (clone / "tools/git").write_text("#!/bin/sh\n")
+    (clone / "tools/git").chmod(0o755)
+    make(clone, "repro", "JOBS=2; touch x", f"VENV={clone.parent}/env")
+    assert any(each.endswith("-m popularity.repro --jobs=2; touch x") for each in calls(clone))
+    assert not (clone / "x").exists()
+
+
 def test_the_page_gets_its_port_and_the_extra_where_it_is_missing(clone: Path) -> None:
     assert make(clone, "app", "PORT=8100; touch x", f"VENV={clone.parent}/env").returncode == 0
     assert calls(clone)[-1].endswith("-m popularity.app --port=8100; touch x")

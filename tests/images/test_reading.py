@@ -15,8 +15,8 @@ from PIL import Image, features
 from torch.utils.data import DataLoader, Dataset
 
 from popularity.core.errors import DataError
-from popularity.images import ImageDecodeError, ImageReader, decode_image
-from tests.small_images import image_bytes, write_tar
+from popularity.images import ImageDecodeError, ImageReader, decode_image, decode_reduced
+from tests.small_images import image_bytes, photograph, write_tar
 
 LIMIT = 10_000
 
@@ -215,3 +215,41 @@ def test_the_range_that_a_file_states_goes_before() -> None:
 def test_avif() -> None:
     image = decode_image(encoded(colour(), "AVIF", quality=95), LIMIT)
     assert image.getpixel((4, 10)) == pytest.approx(RED, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "reduced", "box"),
+    [
+        ((640, 480), 1, (160, 120), (160, 120)),
+        ((637, 487), 1, (160, 122), (159.25, 121.75)),  # the last column and row belong to the image in part
+        ((637, 487), 6, (487, 637), (487, 637)),  # turned, they would lie on other sides: as it is
+        ((640, 480), 6, (120, 160), (120, 160)),
+        ((638, 486), 3, (319, 243), (319, 243)),
+        ((199, 300), 1, (199, 300), (199, 300)),  # half of it has less than the least side
+    ],
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
+    size: tuple[int, int], orientation: int, reduced: tuple[int, int], box: tuple[float, float]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = photograph(0, size, exif=exif)
+    image, found = decode_reduced(content, size[0] * size[1], 100)
+    assert (image.mode, image.size, found) == ("RGB", reduced, (0, 0, *box))
+    whole = decode_image(content, size[0] * size[1]).resize((40, 40), Image.Resampling.BICUBIC)
+    small = image.resize((40, 40), Image.Resampling.BICUBIC, box=found)
+    assert np.abs(np.asarray(whole, np.int16) - np.asarray(small, np.int16)).mean() < 1.5
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_other_formats_are_decoded_as_they_are(file_format: str) -> None:
+    image, box = decode_reduced(encoded(colour().resize((300, 200)), file_format), 60_000, 20)
+    assert (image.size, box) == ((300, 200), (0, 0, 300, 200))
+
+
+def test_a_large_jpeg_keeps_its_limits() -> None:
+    content = photograph(0, (640, 480))
+    with pytest.raises(ImageDecodeError, match="pixels, more than"):
+        decode_reduced(content, 640 * 480 - 1, 100)
+    with pytest.raises(ImageDecodeError, match="cannot be decoded"):
+        decode_reduced(content[: len(content) // 2], 640 * 480, 100)

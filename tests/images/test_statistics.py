@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from popularity.images import decode_image, decode_reduced
 from popularity.images.statistics import NAMES, SIDE, image_statistics, thumbnail_size
+from tests.small_images import photograph
 
 
 def described(image: Image.Image) -> dict[str, float]:
@@ -74,3 +76,15 @@ def test_the_small_copy_is_pillows_thumbnail() -> None:
         image = Image.new("L", (width, height))
         image.thumbnail((SIDE, SIDE))
         assert thumbnail_size(width, height) == image.size
+
+
+def test_a_jpeg_at_a_reduced_scale_has_the_statistics_of_the_whole() -> None:
+    """As near as the same photograph saved at another size: two cells of text at most, of a third of them one row's."""
+    contents = [photograph(seed, (1000 + 7 * seed, 770 + 3 * seed)) for seed in range(6)]
+    whole = np.array([image_statistics(decode_image(each, 10**6)) for each in contents])
+    reduced = np.array([image_statistics(*decode_reduced(each, 10**6, 3 * SIDE)) for each in contents])
+    bounds = np.full(len(NAMES), 0.005)
+    bounds[NAMES.index("sharpness")] = 0.15  # of a logarithm
+    bounds[NAMES.index("text")], bounds[NAMES.index("text") + 1 :] = 2.1 / 192, 2.1 / 64
+    assert (whole != reduced).any()
+    np.testing.assert_array_less(np.abs(whole - reduced).max(axis=0), bounds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 from torch import Tensor
 
 from popularity.core.arrays import Float16Array, Float32Array
@@ -19,7 +19,14 @@ from popularity.core.atomic import atomic_directory, fingerprint
 from popularity.core.contracts import FURTHER_PICTURES, IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, read_table, write_table
 from popularity.core.resume import STATE_ROOT, resume_state
 from popularity.core.vectors import Block, write_block
-from popularity.encoders.image import EmbedImageParams, ImageEncoder, image_transform, load_image_encoder
+from popularity.encoders.image import (
+    REDUCING_GAP,
+    EmbedImageParams,
+    ImageEncoder,
+    ImageTransform,
+    image_transform,
+    load_image_encoder,
+)
 from popularity.encoders.precision import resolve_precision
 from popularity.encoders.sharding import (
     Arrays,
@@ -33,8 +40,8 @@ from popularity.encoders.sharding import (
     start_processes,
 )
 from popularity.encoders.sources import describe, find_weights
-from popularity.images import ImageDecodeError, ImageReader, decode_image
-from popularity.images.statistics import NAMES, image_statistics
+from popularity.images import ImageDecodeError, ImageReader, decode_reduced
+from popularity.images.statistics import NAMES, SIDE, image_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +161,7 @@ class ImageBatch(NamedTuple):
 
     Args:
         pixels: (k, 3, size, size) uint8.
-        statistics: (k, s) float32, of the whole images.
+        statistics: (k, s) float32, of the images before the crop.
         decoded: (n,) bool.
     """
 
@@ -179,11 +186,12 @@ class ImageBatches:
         root: Path,
         stored: pl.DataFrame,
         size: int,
-        transform: Callable[[Image.Image], Tensor],
+        transform: ImageTransform,
         *,
         described: bool = True,
     ) -> None:
         self.reader, self.transform, self.size, self.described = ImageReader(root), transform, size, described
+        self.least_side = math.ceil(REDUCING_GAP * max(transform.scaled_side, SIDE))
         self.shards = stored["shard"].to_list()
         self.locations = stored.select("offset", "bytes", pl.col("width").cast(pl.Int64) * pl.col("height")).to_numpy()
 
@@ -194,10 +202,10 @@ class ImageBatches:
             content = self.reader.read(self.shards[row], offset, length)
             try:
                 # The accepted header announced this many pixels: the content may not have more.
-                image = decode_image(content, announced)
-                pixels.append(self.transform(image))
+                image, box = decode_reduced(content, announced, self.least_side)
+                pixels.append(self.transform(image, box))
                 if self.described:
-                    statistics.append(image_statistics(image))
+                    statistics.append(image_statistics(image, box))
                 decoded.append(True)
             except ImageDecodeError as error:
                 logger.debug("%s at %d: %s", self.shards[row], offset, error)

@@ -41,6 +41,7 @@ _OTHERS: dict[tuple[int, bytes], str] = {
     (0, b"<html"): "HTML",
     **{(0, start): "damaged JPEG, PNG, GIF or WebP" for start in (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")},
 }
+_UPRIGHT = (None, 1)  # values of the EXIF orientation that leave an image as it is
 _TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap the sides
 _SAMPLE_RANGE = (340, 341)  # TIFF tags of the least and the greatest sample value
 
@@ -52,6 +53,10 @@ _BROKEN_CONTENT = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
     *(MemoryError, AttributeError, RuntimeError, struct.error, zlib.error),
 )
+
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+_SCALES = (8, 4, 2)  # at which libjpeg decodes a JPEG, as far as Pillow offers them
 
 
 class ImageDecodeError(PopularityError):
@@ -191,19 +196,52 @@ def decode_image(content: bytes, max_pixels: int) -> Image.Image:
     Raises:
         ImageDecodeError: unknown format, damaged or truncated content, or more than `max_pixels` pixels.
     """
+    return decode_reduced(content, max_pixels, max_pixels)[0]
+
+
+def decode_reduced(content: bytes, max_pixels: int, least_side: int) -> tuple[Image.Image, Box]:
+    """As `decode_image`, a large JPEG at 1/2, 1/4 or 1/8 of its size; and the box of the pixels that the image fills.
+
+    The decoder then computes fewer cosines. It rounds the size up, so the last row and column may belong to the image
+    in part: the box ends inside them, and `Image.resize` takes it.
+
+    Args:
+        content: bytes of the file.
+        max_pixels: largest accepted width times height, before the reduction.
+        least_side: of the reduced image, pixels; a smaller one is decoded as it is.
+
+    Raises:
+        ImageDecodeError: unknown format, damaged or truncated content, or more than `max_pixels` pixels.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageDecodeError(f"{width} x {height} pixels, more than the {max_pixels} allowed")
+            box = _draft(image, least_side)
             image.load()
             declared = _declared_range(image)
             upright: Image.Image = image
             with suppress(*_BROKEN_CONTENT):  # a damaged EXIF block costs the rotation, not the image
                 upright = ImageOps.exif_transpose(image)
-            return _as_rgb(upright, declared)
+            return _as_rgb(upright, declared), box or (0.0, 0.0, *map(float, upright.size))
     except (*_BROKEN_CONTENT, Image.DecompressionBombError) as error:
         raise ImageDecodeError(f"cannot be decoded: {error}") from error
+
+
+def _draft(image: Image.Image, least_side: int) -> Box | None:
+    """Sets the least scale at which `image` keeps `least_side`; the box of its pixels, if they end inside a pixel."""
+    width, height = image.size
+    scales = [scale for scale in _SCALES if min(width, height) >= scale * least_side]
+    if not scales:
+        return None
+    upright = _orientation(image) in _UPRIGHT
+    for scale in scales:
+        whole = width % scale == height % scale == 0
+        if whole or upright:  # a turn would move the last row and column to another side
+            drafted = image.draft(None, (width // scale, height // scale))
+            return None if drafted is None or whole else drafted[1]
+    return None
 
 
 def _declared_range(image: Image.Image) -> tuple[float, float] | None:

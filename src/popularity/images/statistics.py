@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from popularity.core.arrays import BoolArray, Float32Array
+from popularity.images.reading import Box
 
 SIDE = 128  # pixels: 3 ms an image
 CELL = 8  # pixels, side of the cells that are classed as text or not
@@ -27,15 +28,21 @@ NAMES = (
 )  # fmt: skip
 
 
-def image_statistics(image: Image.Image) -> Float32Array:
+def image_statistics(image: Image.Image, box: Box | None = None) -> Float32Array:
     """Statistics (13,) of an RGB image, in the order of NAMES.
 
     sharpness: logarithm of the variance of the Laplacian. brightness, contrast: mean and deviation of the grey values.
     dark, bright: fraction of clipped pixels. saturation: mean of (max - min) / max. colourfulness: Hasler and
     Suesstrunk 2003, eq. 3. entropy: of the grey values, over 8 bits. edges: fraction of pixels. text: fraction of cells
     that hold many edges, and light and dark pixels, as lettering does: of all cells, and of each third from the top.
+
+    Args:
+        image: whole, or decoded at a reduced scale.
+        box: of the pixels that the image fills (`decode_reduced`), by default all.
     """
-    small = image.resize(thumbnail_size(*image.size), Image.Resampling.BOX, reducing_gap=2.0)
+    left, upper, right, lower = box or (0, 0, *image.size)
+    size = thumbnail_size(right - left, lower - upper)
+    small = image.resize(size, Image.Resampling.BOX, box=box, reducing_gap=2.0)
     colour = np.asarray(small, dtype=np.float32) / np.float32(255)
     red, green, blue = colour[..., 0], colour[..., 1], colour[..., 2]
     grey: Float32Array = (colour @ LUMA).astype(np.float32)
@@ -65,7 +72,7 @@ def image_statistics(image: Image.Image) -> Float32Array:
     return np.array(values, dtype=np.float32)
 
 
-def thumbnail_size(width: int, height: int) -> tuple[int, int]:
+def thumbnail_size(width: float, height: float) -> tuple[int, int]:
     """The size that `Image.thumbnail` gives: at most SIDE, with the rounding that keeps the aspect better.
 
     Args:
@@ -73,7 +80,7 @@ def thumbnail_size(width: int, height: int) -> tuple[int, int]:
         height: pixels.
     """
     if max(width, height) <= SIDE:
-        return width, height
+        return int(width), int(height)
     aspect = width / height
     if aspect <= 1:
         exact = SIDE * aspect
