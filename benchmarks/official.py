@@ -8,9 +8,9 @@ Posts are generated in the proportions of SMPD (users, classes, texts, trend; us
 stages of dvc.yaml run one after another in a clone of the last commit, from raw files to the submission, which is
 checked. Data, clone, state, cache (of hard links) and outputs lie in the folder, outside of the repository.
 
-It may be interrupted and killed: the same command goes on, and seconds and CPU seconds of all attempts of a stage add
-up. A record of each attempt lies in `attempts` in the folder, or where `--attempts` says: there it outlives the folder.
-Where it was lost, stages of separate folders are added up, and the table says so.
+It may be interrupted and killed: the same command goes on, with the commit of its clone, and seconds and CPU seconds of
+all attempts of a stage add up. A record of each attempt lies in `attempts` in the folder, or where `--attempts` says:
+there it outlives the folder. Where it was lost, stages of separate folders are added up, and the table says so.
 
 Seconds and CPU seconds have the start of Python and DVC's checksums in them. Peak MiB is the larger of two: what all
 processes of a stage hold at a time (shared memory once, looked at every second), and the largest resident set of one of
@@ -170,25 +170,23 @@ def prepare(place: Place, posts: int, profile: str, pool: tuple[int, int]) -> No
         pool: pictures of each class, and pixels of their longer side.
 
     Raises:
-        ConfigError: the clone there is of another commit or profile.
+        ConfigError: the clone there is of another profile.
     """
     if not place.data.exists():
         with atomic_directory(place.data.parent) as partial:
             write_data(partial, posts, *pool)
-    commit = head(REPOSITORY)
     if not (place.base / "run.json").exists():
         make_clone(place.clone)
         for key, value in (("core.site_cache_dir", str(place.base / "dvc")), ("cache.type", "hardlink,copy")):
             execute(place.clone, "dvc", "config", "--local", key, value)
         execute(place.clone, sys.executable, "-m", "popularity.profile", profile)
         set_root(place.clone / PARAMS_FILE, place.data)
-        write_json(place.base / "run.json", {"name": uuid.uuid4().hex[:8], "profile": profile, "commit": commit})
-    found = read_json(place.base / "run.json")
-    if (found["commit"], found["profile"]) != (commit, profile):
+        write_json(place.base / "run.json", {"name": uuid.uuid4().hex[:8], "profile": profile})
+    found = read_json(place.base / "run.json")["profile"]
+    if found != profile:
         raise ConfigError(
-            f"{place.clone}: runs commit {found['commit'][:7]} with profile {found['profile']}, not {commit[:7]} with "
-            f"{profile}\n  expected: the same until it has finished\n  next: check that commit out, or remove "
-            f"{place.base / 'run.json'} to begin again with these data"
+            f"{place.clone}: runs with profile {found}, not {profile}\n  expected: the same until it has finished\n"
+            f"  next: give --profile {found}, or remove {place.base / 'run.json'} to begin again with these data"
         )
 
 

@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     official.main([*command, "--until", "index_images"])  # all is up to date: no further attempt
     assert len(list(file.parent.glob("*.json"))) == 4
     assert "No submission yet" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="with profile tiny, not"):
+    with pytest.raises(ConfigError, match="with profile tiny, not demo"):
         official.main(["demo" if word == "tiny" else word for word in command])
 
 
