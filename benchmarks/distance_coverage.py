@@ -92,7 +92,7 @@ def coverage_rows(folder: Path, nominal: float, bins: int, resamples: int) -> It
 
 
 def _same_split(part: pl.DataFrame) -> pl.Expr:
-    return (pl.col("scheme") == part["scheme"][0]) & (pl.col("fold") == part["fold"][0])
+    return pl.col("scheme").eq(part["scheme"][0]) & pl.col("fold").eq(part["fold"][0])
 
 
 def _with_intervals(part: pl.DataFrame, others: pl.DataFrame, nominal: float) -> pl.DataFrame:
@@ -101,8 +101,8 @@ def _with_intervals(part: pl.DataFrame, others: pl.DataFrame, nominal: float) ->
     The interval is infinite, and holds the label, where there are too few rows for the coverage.
     """
     used = others if others.height else part
-    columns = (used[name].to_numpy() for name in ("label", "prediction", "error_scale"))
-    half = calibrate(*columns, coverages=(nominal,)).half_width(nominal, part["error_scale"].to_numpy())
+    label, prediction, scale = (used[name].to_numpy() for name in ("label", "prediction", "error_scale"))
+    half = calibrate(label, prediction, scale, coverages=(nominal,)).half_width(nominal, part["error_scale"].to_numpy())
     widths = np.full(part.height, np.inf) if half is None else half
     error = np.abs((part["label"] - part["prediction"]).to_numpy())
     return part.with_columns(inside=pl.Series(error <= widths), width=pl.Series(2 * widths))

@@ -234,18 +234,18 @@ def other_run(folder: Path, project: Project, schemes: Sequence[str]) -> pl.Data
         if not file.is_file():
             raise DataError("missing", file=file, expected=SAME, fix=f"run `dvc repro ensemble` in {folder}")
     labels = pl.col("label").round(LABEL_DIGITS)
-    posts = (
+    own_posts, other_posts = (
         table.filter(split="train").select("pid", labels).sort("pid")
         for table in (project.posts, pl.read_parquet(folder / paths.POSTS))
     )
-    _check_equal(*posts, folder / paths.POSTS)
-    splits = (
+    _check_equal(own_posts, other_posts, folder / paths.POSTS)
+    own_splits, other_splits = (
         table.filter(pl.col("scheme").is_in(schemes) & (pl.col("role") != "excluded"))
         .select("scheme", pl.col("fold").cast(pl.Int32), "pid", "role")
         .sort("scheme", "fold", "pid")
         for table in (project.splits, pl.read_parquet(folder / paths.SPLITS))
     )
-    _check_equal(*splits, folder / paths.SPLITS)
+    _check_equal(own_splits, other_splits, folder / paths.SPLITS)
     own = pl.read_parquet(predictions).filter(pl.col("scheme").is_in(schemes), model=MAIN_MODEL)
     return own.group_by(KEY).agg(pl.mean("prediction"))
 

@@ -364,7 +364,7 @@ def autogluon_seconds(folder: Path) -> int:
     stages = {*stage_order(read_yaml(folder / "dvc.yaml"), read_yaml(folder / PARAMS_FILE))} - {"demo_data"}
     records = read_records(folder / RESOURCES, ())
     splits = read_table(folder / paths.SPLITS, FOLDS).filter(pl.col("scheme").is_in(TIME_SCHEMES))
-    whole = sum(record["seconds"] for record in records if record["stage"] in stages)
+    whole = sum(float(record["seconds"]) for record in records if record["stage"] in stages)
     return max(1, round(whole / splits.select("scheme", "fold").n_unique()))
 
 

@@ -136,7 +136,8 @@ class Project:
 
         folds = list(self.folds([scheme]))
         done = ordered_map(predictions, folds, parallel=min(workers, len(folds)), threads=self.params.num_threads)
-        return pl.concat(tqdm(done, desc=scheme, total=len(folds), unit="fold"))
+        found: list[pl.DataFrame] = list(tqdm(done, desc=scheme, total=len(folds), unit="fold"))
+        return pl.concat(found)
 
 
 def ours(data: FoldData) -> Float64Array:

@@ -29,7 +29,8 @@ def photograph(seed: int, size: tuple[int, int], **options: Any) -> bytes:
     def field() -> np.ndarray[Any, Any]:
         waves = (rng.normal(size=frequency.shape) + 1j * rng.normal(size=frequency.shape)) / frequency**1.2
         values: np.ndarray[Any, Any] = np.fft.irfft2(waves, (height, width))
-        return values / values.std()
+        values /= values.std()
+        return values
 
     light = field()
     pixels = np.stack([0.8 * light + 0.4 * field() for _ in range(3)], axis=-1) * 45 + rng.uniform(80, 170, 3)

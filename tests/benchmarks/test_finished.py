@@ -25,7 +25,6 @@ from popularity.core.contracts import (
     MEMBER_PREDICTIONS,
     POSTS,
     PREDICTIONS,
-    TIME_SCHEMES,
     read_table,
     write_table,
 )
@@ -39,12 +38,12 @@ from popularity.tuning.objective import StackInputs
 from tests.benchmarks.test_compare import write_project
 from tests.stack.small_stack import FEATURIZE, STACK, posts_with_signal
 
-MEMBERS = {
+MEMBERS: dict[str, dict[str, Any]] = {
     "wide": {"columns.feature_groups": ["words"], "lightgbm.num_leaves": 6},
     "small": {"lightgbm.num_leaves": 3, "row_selection.fraction": 0.8},
 }
 ENSEMBLE = EnsembleParams(seed=0, text_model=True, members=(), shrinkage=0.3)
-STACK_SECTION = replace(STACK, n_seeds=2, num_boost_round=12, schemes=TIME_SCHEMES)
+STACK_SECTION = replace(STACK, n_seeds=2, num_boost_round=12, schemes=("holdout", "forward"))
 
 
 def finished_run(folder: Path, posts: pl.DataFrame | None = None) -> Path:

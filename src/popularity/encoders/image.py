@@ -93,8 +93,8 @@ class ImageTransform:
         resampling = Image.Resampling[self.preprocessing.interpolation.upper()]
         whole = image.resize(scaled, resampling, box=box, reducing_gap=REDUCING_GAP)
         size = self.preprocessing.size
-        corner = [round((each - size) / 2) for each in scaled]
-        crop = whole.crop((*corner, corner[0] + size, corner[1] + size))
+        x, y = (round((each - size) / 2) for each in scaled)
+        crop = whole.crop((x, y, x + size, y + size))
         return torch.from_numpy(np.array(crop).transpose(2, 0, 1).copy())
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import polars as pl
 from PIL import Image
@@ -201,7 +201,7 @@ def _file_image(file: Path, name: str, findings: Findings, max_pixels: int) -> _
         return _image(stream, _Image(name, 0, file.stat().st_size), findings, max_pixels)
 
 
-def _image(stream: IO[bytes], image: _Image, findings: Findings, max_pixels: int) -> _Image:
+def _image(stream: io.BufferedReader, image: _Image, findings: Findings, max_pixels: int) -> _Image:
     """`image` with what its header says."""
     try:
         header = read_header(stream)

@@ -224,7 +224,7 @@ def decode_reduced(content: bytes, max_pixels: int, least_side: int) -> tuple[Im
             upright: Image.Image = image
             with suppress(*_BROKEN_CONTENT):  # a damaged EXIF block costs the rotation, not the image
                 upright = ImageOps.exif_transpose(image)
-            return _as_rgb(upright, declared), box or (0.0, 0.0, *map(float, upright.size))
+            return _as_rgb(upright, declared), box or (0.0, 0.0, float(upright.width), float(upright.height))
     except (*_BROKEN_CONTENT, Image.DecompressionBombError) as error:
         raise ImageDecodeError(f"cannot be decoded: {error}") from error
 
