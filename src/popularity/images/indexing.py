@@ -201,7 +201,7 @@ def _file_image(file: Path, name: str, findings: Findings, max_pixels: int) -> _
         return _image(stream, _Image(name, 0, file.stat().st_size), findings, max_pixels)
 
 
-def _image(stream: io.BufferedReader, image: _Image, findings: Findings, max_pixels: int) -> _Image:
+def _image(stream: io.BufferedReader[Any], image: _Image, findings: Findings, max_pixels: int) -> _Image:
     """`image` with what its header says."""
     try:
         header = read_header(stream)
