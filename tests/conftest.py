@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from popularity.demo import DemoParams, generate
 from tests.clones import Clone, make_clone, switch_to_tiny
+from tests.forks import serving
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the stages set it: see stages/__init__.py
@@ -59,20 +60,29 @@ def tiny_dataset(tiny_params: DemoParams, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose graph has run once with the real DVC; what it printed is in `.git/first-run`.
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a `python` that starts in milliseconds: see tests/forks.py."""
+    folder = tmp_path_factory.mktemp("programs")
+    with serving(folder):
+        yield folder
 
-    One of the workers of pytest-xdist runs the graph, the others copy it: tests change theirs.
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Clone:
+    """A clone whose graph has run once with the real DVC and Python; what it printed is in `.git/first-run`.
+
+    What tests run in it and its copies starts by `programs`. One of the workers of pytest-xdist runs the graph, the
+    others copy it: tests change theirs.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return _run_graph(folder / "clone")
+        return Clone(_run_graph(folder / "clone").root, programs)
     run_once = folder.parent / "clone"
     with FileLock(f"{run_once}.lock"):
         if not run_once.exists():
             _run_graph(run_once.with_suffix(".new")).root.rename(run_once)
     shutil.copytree(run_once, folder / "clone", symlinks=True)
-    return Clone(folder / "clone")
+    return Clone(folder / "clone", programs)
 
 
 def _run_graph(root: Path) -> Clone:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -45,7 +46,7 @@ def test_every_bash_block_runs(page: Path, clone: Clone, tmp_path: Path) -> None
     assert blocks or page.name != "README.md"
     if not blocks:
         pytest.skip("no bash block")
-    copy = Clone(tmp_path / "clone")
+    copy = replace(clone, root=tmp_path / "clone")
     shutil.copytree(clone.root, copy.root, symlinks=True)
     for block in blocks:
         done = copy.run("bash", "-euo", "pipefail", "-c", f"export VENV={sys.prefix}\n{block}", check=False)
