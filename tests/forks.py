@@ -155,6 +155,11 @@ def _run(modules: TextIO, command: Sequence[str], folder: str, environment: dict
     """Runs `python -m <command>` in this process."""
     known, code = {*sys.modules}, 1
     try:
+        for number, name in enumerate(("stdin", "stdout", "stderr")):  # the server's know whether theirs are files
+            of_server: TextIO = getattr(sys, name)
+            mode = "w" if number else "r"
+            own = open(number, mode, 1 if number == 2 else -1, of_server.encoding, of_server.errors, closefd=False)  # noqa: SIM115
+            setattr(sys, name, own)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)

@@ -17,6 +17,7 @@ from tests.forks import serving
 PROBE = """
 import os, signal, sys, time
 import colorsys, own  # a library, and a module of the folder
+sys.stdout.reconfigure(errors="replace")
 match sys.argv[1]:
     case "tell": print(*sys.argv[1:], own.NAME, os.getcwd(), os.environ["GIVEN"], "PATH" in os.environ, __name__)
     case "read": print(sys.stdin.read()[::-1], file=sys.stderr)
