@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -59,12 +61,23 @@ def tiny_dataset(tiny_params: DemoParams, tmp_path_factory: pytest.TempPathFacto
     return dataset
 
 
+PROGRAMS_VARIABLE = "POPULARITY_TEST_PROGRAMS"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts, once for all workers of pytest-xdist, what stands in for Python: see tests/forks.py."""
+    if not hasattr(config, "workerinput"):
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        folder = stack.enter_context(TemporaryDirectory(prefix="programs-"))
+        stack.enter_context(serving(Path(folder)))
+        os.environ[PROGRAMS_VARIABLE] = folder
+
+
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def programs() -> Path:
     """A folder with a `python` that starts in milliseconds: see tests/forks.py."""
-    folder = tmp_path_factory.mktemp("programs")
-    with serving(folder):
-        yield folder
+    return Path(os.environ[PROGRAMS_VARIABLE])
 
 
 @pytest.fixture(scope="session")
@@ -128,19 +141,23 @@ SLOW = {
     "tuning/test_study",
     "tuning/test_tune_stage",
 }
-# Files that take minutes, in the order in which they start. The first runs the graph for all; the two after it need
+# Files that take minutes, in the order in which they start. The first runs the graph for all; the three after it need
 # none, so that the other worker does not wait for it.
 FIRST = (
     "faults/test_stages",
     "tuning/test_tune_stage",
+    "test_launch",
     "encoders/test_lost_processes",
-    "pipeline/test_paper",
     "pipeline/test_experiments",
-    "pipeline/test_graph",
-    "pipeline/test_other_encoders",
     "pipeline/test_documents",
+    "pipeline/test_paper",
+    "pipeline/test_graph",
+    "pipeline/test_own_table",
+    "pipeline/test_other_encoders",
     "pipeline/test_reruns",
     "training/test_processes",
+    "training/test_train_stage",
+    "text_model/test_processes",
 )
 TESTS = Path(__file__).parent
 
