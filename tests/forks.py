@@ -49,7 +49,7 @@ if code < 0:
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
-_LENGTH, _CODE = struct.Struct(">q"), struct.Struct(">i")
+_CODE = struct.Struct(">i")
 _SHARED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]  # modules that children may share
 
 
@@ -102,13 +102,14 @@ def serve(folder: Path) -> None:
                         os.kill(child.pid, signal.SIGKILL)
                     return
                 if key.fileobj is listener:
-                    child = _fork(listener)
+                    if not (child := _fork(listener)):
+                        continue
                     process = os.pidfd_open(child.pid)
                     for fd in (process, child.client.fileno()):
                         children[fd] = child
-                        selector.register(fd, selectors.EVENT_READ)
-                elif key.fd in children:
-                    child = children[key.fd]
+                        selector.register(fd, selectors.EVENT_READ, child)
+                elif children.get(key.fd) is key.data:  # not a new one with the descriptor of one that has ended
+                    child = key.data
                     if key.fd == child.client.fileno():  # whom it stands in for is gone
                         os.kill(child.pid, signal.SIGKILL)
                     code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
@@ -131,12 +132,18 @@ def _end(child: Child, code: int) -> None:
     child.modules.close()
 
 
-def _fork(listener: socket.socket) -> Child:
+def _fork(listener: socket.socket) -> Child | None:
+    """A child for the next client; None if that has gone before it said what to run."""
     client, _ = listener.accept()
-    head, files, *_ = socket.recv_fds(client, _LENGTH.size, 3)
-    data = bytearray()
-    while len(data) < _LENGTH.unpack(head)[0]:
-        data += client.recv(1 << 16)
+    head, files, *_ = socket.recv_fds(client, 8, 3)
+    size, data = int.from_bytes(head, "big"), bytearray()
+    while len(data) < size and (part := client.recv(1 << 16)):
+        data += part
+    if not data or len(data) < size:
+        client.close()
+        for fd in files:
+            os.close(fd)
+        return None
     modules = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed when the child has ended
     pid = os.fork()
     if not pid:
