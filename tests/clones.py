@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,15 @@ DATED = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone of the repository and how to run commands in it, with this environment and its own sources."""
+    """A clone of the repository and how to run commands in it, with this environment and its own sources.
+
+    Args:
+        root: of its files.
+        programs: a folder that comes first on PATH: the `python` of tests/forks.py; None for Python itself.
+    """
 
     root: Path
+    programs: Path | None = None
 
     def run(
         self, *command: str, check: bool = True, more: Mapping[str, str] | None = None
@@ -38,8 +44,9 @@ class Clone:
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """This one, without the user's own DVC and S3 settings, with the clone's sources, and with `more`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "AWS_"))}
+        programs = [str(self.programs)] if self.programs else []
         return environment | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([*programs, str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(self.root / "src"),
             "HF_HUB_OFFLINE": "1",
             "GIT_CONFIG_COUNT": "2",
@@ -59,10 +66,11 @@ class Clone:
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
-def make_clone(root: Path) -> Clone:
+def make_clone(root: Path, programs: Path | None = None) -> Clone:
     """The tracked and untracked-but-not-ignored files of this tree, committed in a repository of their own.
 
-    Its parameters are those of profile demo on the generated data, whatever the working file is set to.
+    Its parameters are those of profile demo on the generated data, whatever the working file is set to. `programs` are
+    those of the Clone.
     """
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -75,7 +83,7 @@ def make_clone(root: Path) -> Clone:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, root / name)
     write_profile(root)
-    clone = Clone(root)
+    clone = Clone(root, programs)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "clone"]):
         clone.run("git", *command, more=DATED)
     return clone
@@ -89,7 +97,7 @@ def switch_to_tiny(clone: Clone) -> None:
 def copy_of(clone: Clone, root: Path) -> Clone:
     """A copy that a test may change, cache included, its last run committed."""
     shutil.copytree(clone.root, root, symlinks=True)
-    copy = Clone(root)
+    copy = replace(clone, root=root)
     copy.run("git", "commit", "-q", "-a", "-m", "run", "--allow-empty")
     return copy
 

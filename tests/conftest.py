@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +17,7 @@ from filelock import FileLock
 
 from popularity.demo import DemoParams, generate
 from tests.clones import Clone, make_clone, switch_to_tiny
+from tests.forks import serving
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the stages set it: see stages/__init__.py
@@ -58,21 +61,41 @@ def tiny_dataset(tiny_params: DemoParams, tmp_path_factory: pytest.TempPathFacto
     return dataset
 
 
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose graph has run once with the real DVC; what it printed is in `.git/first-run`.
+PROGRAMS_VARIABLE = "POPULARITY_TEST_PROGRAMS"
 
-    One of the workers of pytest-xdist runs the graph, the others copy it: tests change theirs.
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts, once for all workers of pytest-xdist, what stands in for Python: see tests/forks.py."""
+    if not hasattr(config, "workerinput"):
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        folder = stack.enter_context(TemporaryDirectory(prefix="programs-"))
+        stack.enter_context(serving(Path(folder)))
+        os.environ[PROGRAMS_VARIABLE] = folder
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """A folder with a `python` that starts in milliseconds: see tests/forks.py."""
+    return Path(os.environ[PROGRAMS_VARIABLE])
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Clone:
+    """A clone whose graph has run once with the real DVC and Python; what it printed is in `.git/first-run`.
+
+    What tests run in it and its copies starts by `programs`. One of the workers of pytest-xdist runs the graph, the
+    others copy it: tests change theirs.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return _run_graph(folder / "clone")
+        return Clone(_run_graph(folder / "clone").root, programs)
     run_once = folder.parent / "clone"
     with FileLock(f"{run_once}.lock"):
         if not run_once.exists():
             _run_graph(run_once.with_suffix(".new")).root.rename(run_once)
     shutil.copytree(run_once, folder / "clone", symlinks=True)
-    return Clone(folder / "clone")
+    return Clone(folder / "clone", programs)
 
 
 def _run_graph(root: Path) -> Clone:
@@ -118,19 +141,23 @@ SLOW = {
     "tuning/test_study",
     "tuning/test_tune_stage",
 }
-# Files that take minutes, in the order in which they start. The first runs the graph for all; the two after it need
+# Files that take minutes, in the order in which they start. The first runs the graph for all; the three after it need
 # none, so that the other worker does not wait for it.
 FIRST = (
     "faults/test_stages",
     "tuning/test_tune_stage",
+    "test_launch",
     "encoders/test_lost_processes",
-    "pipeline/test_paper",
     "pipeline/test_experiments",
-    "pipeline/test_graph",
-    "pipeline/test_other_encoders",
     "pipeline/test_documents",
+    "pipeline/test_paper",
+    "pipeline/test_graph",
+    "pipeline/test_own_table",
+    "pipeline/test_other_encoders",
     "pipeline/test_reruns",
     "training/test_processes",
+    "training/test_train_stage",
+    "text_model/test_processes",
 )
 TESTS = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""README's recipes for trials: queued, compared, applied, kept as a branch, removed, with the real DVC."""
+"""The recipes for trials: queued, compared, applied, kept as a branch, removed, with the real DVC."""
 
 from __future__ import annotations
 
@@ -106,21 +106,6 @@ def test_compare_apply_keep_and_remove(searched: tuple[Clone, dict[str, str]]) -
     copy.run("dvc", "checkout")
     assert manifest(copy)["params"]["members"]["start"]["lightgbm"]["learning_rate"] == 0.3
     assert "up to date" in copy.run("dvc", "status").stdout
-
-
-def test_63_leaves_are_fitted_without_another_flag(clone: Clone, tmp_path: Path) -> None:
-    """The search goes on in the other keys; committed, the value gives what the trial gave."""
-    copy = copy_of(clone, tmp_path / "clone")
-    copy.run("dvc", "exp", "run", "-S", "stack.lightgbm.num_leaves=63")
-    members = manifest(copy)["params"]["members"]
-    assert {values["lightgbm"]["num_leaves"] for values in members.values()} == {63}
-    for name in members:
-        (copy.root / "models/stack" / name / "lightgbm_0.txt").read_text(encoding="utf-8").index("[num_leaves: 63]")
-    before = (copy.root / "data/ensemble/predictions.parquet").read_bytes()
-    copy.run("git", "commit", "-q", "-a", "-m", "63 leaves")
-    assert "up to date" in copy.run("dvc", "status").stdout
-    assert copy.stages_run(copy.run("dvc", "repro", "--force", "--single-item", "tune", "stack", "ensemble").stdout)
-    assert (copy.root / "data/ensemble/predictions.parquet").read_bytes() == before
 
 
 def manifest(clone: Clone) -> dict[str, dict[str, dict[str, dict[str, dict[str, float]]]]]:

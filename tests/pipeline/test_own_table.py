@@ -17,11 +17,11 @@ ABOUT_CLASSES = ("category", "subcategory", "concept", "user_subcategory_share")
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, Path]:
+def own(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> tuple[Clone, Path]:
     """A clone whose graph has run on a shop's listings, and their table."""
     folder = tmp_path_factory.mktemp("own")
     table, photos = shop(folder, 330)
-    clone = make_clone(folder / "clone")
+    clone = make_clone(folder / "clone", programs)
     switch_to_tiny(clone)
     clone.run("python", "-m", "popularity.dataset", "--table", str(table), "--images", str(photos))
     clone.run("python", "-m", "popularity.check")

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from popularity.core.contracts import MEMBER_PREDICTIONS, read_table
+from popularity.core.tensors import torch_threads
 from popularity.text_model.folds import FoldInputs, parallel_fits
+from stages import text_model
 from tests.encoders.tiny_encoders import encoder_sections, save_bert, text_params
 from tests.processes import kill_everything, wait_for
 from tests.random_posts import random_posts
@@ -41,12 +43,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def launch(out: str, topology: str) -> subprocess.Popen[str]:
+def arguments(out: str) -> list[str]:
     given = {"posts": "posts.parquet", "splits": "splits.parquet", "features": "features", "state": "state"}
-    flags = stage_flags("text_model", Path(), **given, predictions=f"{out}/predicted", models=f"{out}/models")
-    command = [sys.executable, "-m", "popularity.launch", "stages.text_model", *flags]
+    return stage_flags("text_model", Path(), **given, predictions=f"{out}/predicted", models=f"{out}/models")
+
+
+def launch_two(out: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "popularity.launch", "stages.text_model", *arguments(out)]
     own = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'src'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    own |= {"POPULARITY_TOPOLOGY": topology}
+    own |= {"POPULARITY_TOPOLOGY": "two_cpu_processes"}
     return subprocess.Popen(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True)
 
 
@@ -55,17 +60,16 @@ def finished() -> list[Path]:
 
 
 def test_two_processes_divide_the_folds_and_a_killed_run_goes_on(folder: Path) -> None:
-    process = launch("one", "cpu")
-    _, messages = process.communicate(timeout=300)
-    assert process.returncode == 0, messages
+    with torch_threads(1):  # as the processes have
+        text_model.main(arguments("one"))
     folds = read_table(folder / "one/predicted/predictions.parquet", MEMBER_PREDICTIONS)["scheme", "fold"].n_unique()
-    process = launch("two", "two_cpu_processes")
+    process = launch_two("two")
     wait_for(lambda: len(finished()) >= 2, process)
     kill_everything(process)
     process.communicate()
     kept = finished()
     assert 2 <= len(kept) < folds
-    process = launch("two", "two_cpu_processes")
+    process = launch_two("two")
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0, messages
     shares = [int(count) for count in re.findall(r"process \d of 2 has (\d+) folds", messages)]

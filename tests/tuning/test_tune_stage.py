@@ -176,6 +176,19 @@ def mean_of(losses: list[float]) -> float:
     return float(np.mean([np.mean(losses[:2]), np.mean(losses[2:])]))  # two splits, three folds by user
 
 
+@pytest.fixture(scope="module")
+def asked(inputs: Path) -> tuple[StackObjective, Step]:
+    """An objective for several trials one after another, and what its first one, the default, is worth."""
+    objective = small_objective(inputs, effort=Effort(n_seeds=2, max_train_rows=0, learning_rate_factor=1.0))
+    scalars = objective.blocks.scalars
+    statistics = pl.Series(np.random.default_rng(8).random(scalars.height), dtype=pl.Float32)
+    objective.blocks = replace(
+        objective.blocks, scalars=scalars.with_columns(statistics.alias("image_statistics.text"))
+    )
+    *_, default = objective(objective.space.default)
+    return objective, default
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -187,16 +200,11 @@ def mean_of(losses: list[float]) -> float:
     ],
     ids=lambda change: " ".join(map(str, change.values())) or "default",
 )  # fmt: skip
-def test_a_trial_is_worth_what_the_stage_would_score_with_its_effort(inputs: Path, change: dict[str, Any]) -> None:
+def test_a_trial_is_worth_what_the_stage_would_score_with_its_effort(
+    asked: tuple[StackObjective, Step], change: dict[str, Any]
+) -> None:
     """The columns that trials share are those that the stage encodes for the trial alone."""
-    effort = Effort(n_seeds=2, max_train_rows=0, learning_rate_factor=1.0)
-    objective = small_objective(inputs, effort=effort)
-    scalars = objective.blocks.scalars
-    statistics = pl.Series(np.random.default_rng(8).random(scalars.height), dtype=pl.Float32)
-    objective.blocks = replace(
-        objective.blocks, scalars=scalars.with_columns(statistics.alias("image_statistics.text"))
-    )
-    *_, default = objective(objective.space.default)
+    objective, default = asked
     *_, step = objective({**objective.space.default, **change})
     params = replace(objective.space.apply(change), n_seeds=2)
     labels = dict(objective.posts.select("pid", "label").iter_rows())
