@@ -107,7 +107,7 @@ def serve(folder: Path) -> None:
                             children[fd] = new
                             selector.register(fd, selectors.EVENT_READ, new)
                 elif children.get(key.fd) is key.data:  # not a new one with the descriptor of one that has ended
-                    child = key.data
+                    child = children[key.fd]
                     if key.fd == child.client.fileno():  # whom it stands in for is gone
                         os.kill(child.pid, signal.SIGKILL)
                     code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
