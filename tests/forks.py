@@ -102,14 +102,12 @@ def serve(folder: Path) -> None:
                         os.kill(child.pid, signal.SIGKILL)
                     return
                 if key.fileobj is listener:
-                    if not (child := _fork(listener)):
-                        continue
-                    process = os.pidfd_open(child.pid)
-                    for fd in (process, child.client.fileno()):
-                        children[fd] = child
-                        selector.register(fd, selectors.EVENT_READ, child)
+                    if new := _fork(listener):
+                        for fd in (os.pidfd_open(new.pid), new.client.fileno()):
+                            children[fd] = new
+                            selector.register(fd, selectors.EVENT_READ, new)
                 elif children.get(key.fd) is key.data:  # not a new one with the descriptor of one that has ended
-                    child = key.data
+                    child = children[key.fd]
                     if key.fd == child.client.fileno():  # whom it stands in for is gone
                         os.kill(child.pid, signal.SIGKILL)
                     code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
@@ -208,7 +206,7 @@ def _exit_code(command: Sequence[str]) -> int:
 def _become(path: str, arguments: Sequence[str]) -> NoReturn:
     """Stands in for os.execv: another `python -m` runs in this process, with its environment as it is now."""
     if path != sys.executable or arguments[1:2] != ["-m"]:
-        os.execve(path, arguments, os.environ)
+        os.execve(path, list(arguments), os.environ)
     raise _ReplacedError(arguments[2:])
 
 
