@@ -151,7 +151,8 @@ def test_finished_predictions_are_found_again(tmp_path: Path) -> None:
 
 def test_labels_of_the_holdout_reach_no_forward_split(project: Path, tmp_path: Path) -> None:
     other = relabelled(project, "holdout", 0, tmp_path)
-    assert run_table(other, *SOME).equals(run_table(project, *SOME))
+    found, expected = (run_table(folder, *SOME).drop("set") for folder in (other, project))
+    assert found.equals(expected)
 
 
 def test_cached_predictions_depend_on_what_the_system_reads(project: Path) -> None:
@@ -248,7 +249,7 @@ def test_the_holdout_is_scored_for_a_commit_alone(
 
 
 def test_an_unknown_system_is_a_named_error(project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--rows other: expected groups \(parts, (.|\n)*- image, "):
+    with pytest.raises(ConfigError, match=r"--rows other: expected groups \((.|\n)*parts, (.|\n)*- image, "):
         run_table(project, "--rows", "other")
     with pytest.raises(ConfigError, match="--against other: expected one of the rows ours, constant"):
         run_table(project, "--rows", "constant", "--against", "other")

@@ -231,8 +231,9 @@ def test_predictions_of_another_run_are_a_row(folder: Path, second: Path, tmp_pa
     with pytest.raises(ConfigError, match="--predictions paper: expected NAME=FOLDER"):
         compared([folder], tmp_path, "--predictions", "paper")
     splits = read_table(other / paths.SPLITS, FOLDS)
+    scored = splits.filter(scheme="forward", fold=0, role="valid")["pid"][0]
     moved_rows = splits.with_columns(
-        role=pl.when((pl.col("scheme") == "forward") & (pl.col("pid") == splits["pid"][0]))
+        role=pl.when((pl.col("scheme") == "forward") & (pl.col("pid") == scored))
         .then(pl.lit("excluded")).otherwise("role")
     )  # fmt: skip
     write_table(moved_rows, other / paths.SPLITS, FOLDS)
