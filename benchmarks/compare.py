@@ -338,9 +338,7 @@ def others(rows: pl.DataFrame, against: str) -> dict[str, str]:
     """Rows that are compared with another than `against`: parts with the fits of as many seeds."""
     if against != OURS or FEWER_SEEDS not in rows.columns:
         return {}
-    return {
-        name: FEWER_SEEDS for name in rows.columns if name.startswith("- ") and name not in (FEWER_SEEDS, WITHOUT_TEXT)
-    }
+    return {name: FEWER_SEEDS for name in rows.columns if name.startswith("- ") and name != WITHOUT_TEXT}
 
 
 MORE, RUNS_MEAN, RUNS_WEIGHTED = "as many boosters", "mean of the runs", "weighted runs"

@@ -109,15 +109,15 @@ def mean_and_holdout(table: pl.DataFrame, system: str) -> str:
 
 
 def write_tables(comparison: Comparison, folder: Path | None) -> None:
-    """Writes systems-<set>.csv for each set and systems-mean.csv, as `python -m popularity.docs` reads them."""
+    """Writes <set>-systems.csv for each set and mean-systems.csv, as `python -m popularity.docs` reads them."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in comparison.sets.items():
-        write_csv(docs_rows(comparison, table, METRICS), folder / f"systems-{name}.csv")
+        write_csv(docs_rows(comparison, table, METRICS), folder / f"{name}-systems.csv")
     if comparison.means:
         means = pl.concat(table.with_columns(split=pl.lit(split)) for split, table in comparison.means.items())
-        write_csv(docs_rows(comparison, means, ("src", SHARE)), folder / "systems-mean.csv")
+        write_csv(docs_rows(comparison, means, ("src", SHARE)), folder / "mean-systems.csv")
 
 
 def docs_rows(comparison: Comparison, table: pl.DataFrame, metrics: Sequence[str]) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.rows import (
+    FURTHER_SEEDS,
     OURS,
     Change,
     Row,
@@ -47,7 +48,7 @@ from popularity.stack.members import load_members
 logger = logging.getLogger(__name__)
 
 TEXT, WITHOUT_TEXT = "text model", "- text model"
-FEWER_SEEDS = "- further seeds"
+FEWER_SEEDS = "ours, fewer seeds"
 TARGET_STATISTICS = "- target statistics"
 KEY = ["scheme", "fold", "pid"]
 LABEL_DIGITS = 6  # of labels that are compared
@@ -105,6 +106,7 @@ class FinishedRun:
                 f"members {', '.join(sorted(found))}", file=folder / paths.STACK_PREDICTIONS,
                 expected=f"those of {members_file}: {', '.join(members)}", fix="dvc repro ensemble",
             )  # fmt: skip
+        seeds = next(iter(members.values())).n_seeds
         params = load_params("ensemble", EnsembleParams, folder / paths.PARAMS)
         has_text = params.text_model and (folder / paths.TEXT_MODEL_PREDICTIONS).is_dir()
         text = read_text_predictions(folder / paths.TEXT_MODEL_PREDICTIONS) if has_text else None
@@ -113,7 +115,13 @@ class FinishedRun:
         weights = chosen_weights(table.out_of_fold(project.posts), params)
         ensemble = read_table(folder / paths.ENSEMBLE_PREDICTIONS, PREDICTIONS)
         ensemble = ensemble.filter(pl.col("scheme").is_in(TIME_SCHEMES), model=MAIN_MODEL)
-        if not np.allclose(table.mean(weights)["prediction"], ensemble["prediction"]):
+        own = table.mean(weights)
+        if not own.select(PREDICTIONS.key).equals(ensemble.select(PREDICTIONS.key)):
+            raise DataError(
+                "other rows than those of the stack's predictions", file=folder / paths.ENSEMBLE_PREDICTIONS,
+                expected=f"the ensemble of {folder / paths.STACK_PREDICTIONS}", fix=f"dvc repro ensemble in {folder}",
+            )  # fmt: skip
+        if not np.allclose(own["prediction"], ensemble["prediction"]):
             logger.warning("%s: another ensemble than this code makes; parts are left out of that of this code", folder)
         return cls(
             project.posts,
@@ -123,7 +131,7 @@ class FinishedRun:
             files,
             weights,
             ensemble,
-            n_seeds or next(iter(members.values())).n_seeds,
+            min(n_seeds or seeds, seeds),
         )
 
     def parts(self, blocks: Blocks) -> Parts:
@@ -134,7 +142,7 @@ class FinishedRun:
             changes: dict[str, Change] = {
                 name: partial(with_params, params=changed)
                 for name, changed in without_parts(params).items()
-                if name != FEWER_SEEDS
+                if name != FURTHER_SEEDS
             }
             changes[TARGET_STATISTICS] = partial(_without_target_statistics, params=params)
             for kind in params.columns.feature_blocks:
@@ -209,9 +217,8 @@ def with_finished(found: pl.DataFrame, run: FinishedRun, parts: Parts) -> pl.Dat
         columns[part] = run.ensemble_of(fits)
     others = found.drop(part_rows(parts)).columns[len(POST_COLUMNS) :]
     made = {name: joined(found, table, f"{name} of the run") for name, table in columns.items()}
-    first = [name for name in made if name.startswith("- ")]
-    baselines = [name for name in made if name in (TEXT, *BASELINES)]
-    order = [OURS, *first, *(name for name in baselines if name not in others), *others]
+    first = [name for name in made if name.startswith("- ") or name == FEWER_SEEDS]
+    order = [OURS, *first, *(name for name in made if name in (TEXT, *BASELINES)), *others]
     return found.with_columns(pl.Series(name, values) for name, values in made.items()).select(*POST_COLUMNS, *order)
 
 

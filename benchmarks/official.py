@@ -9,8 +9,8 @@ stages of dvc.yaml run one after another in a clone of the last commit, from raw
 checked. Data, clone, state, cache (of hard links) and outputs lie in the folder, outside of the repository.
 
 It may be interrupted and killed: the same command goes on, with the commit of its clone, and seconds and CPU seconds of
-all attempts of a stage add up. A record of each attempt lies in `attempts` in the folder, or where `--attempts` says:
-there it outlives the folder. Where it was lost, stages of separate folders are added up, and the table says so.
+all attempts of a stage are summed. A record of each attempt lies in `attempts` in the folder, or where `--attempts`
+says: there it outlives the folder. Where it was lost, stages of separate folders are summed, and the table says so.
 
 Seconds and CPU seconds have the start of Python and DVC's checksums in them. Peak MiB is the larger of two: what all
 processes of a stage hold at a time (shared memory once, looked at every second), and the largest resident set of one of
@@ -416,7 +416,7 @@ def notes(place: Place, posts: int, profile: str) -> Iterator[str]:
     yield f"\n{posts:,} posts, profile {profile}, commit {commits or '-'}, {os.cpu_count()} cores"
     runs = len({one.run for one in counted})
     if runs > 1:
-        yield f"The folder was lost: stages of {runs} separate clones are added up."
+        yield f"The folder was lost: stages of {runs} separate clones are summed."
     check = place.base / "submission.json"
     yield from read_json(check)["check"] if check.exists() else ["No submission yet: the graph has not run to its end."]
 

@@ -51,6 +51,7 @@ from popularity.text_model.model import Labels, fit
 logger = logging.getLogger(__name__)
 
 OURS, BASELINE, NO_FEATURE_GROUPS = "ours", "baseline", "no feature groups"
+FURTHER_SEEDS = "- further seeds"
 FEATURE_GROUPS: tuple[FeatureGroup, ...] = get_args(FeatureGroup)
 USER_TARGET: FeatureGroup = "user_target"
 Change = Callable[[FoldData], FoldData]
@@ -130,7 +131,7 @@ def without_parts(params: StackParams) -> dict[str, StackParams]:
         "- row_selection": replace(params, row_selection=replace(params.row_selection, fraction=1.0)),
         "- detrend": replace(params, detrend="none"),
         **{f"- {name}": replace(params, learners=_other(params.learners, name) or (name,)) for name in params.learners},
-        "- further seeds": replace(params, n_seeds=1),
+        FURTHER_SEEDS: replace(params, n_seeds=1),
     }
     return {name: other for name, other in changed.items() if other != params}
 

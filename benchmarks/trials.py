@@ -5,8 +5,8 @@
     python -m benchmarks.trials --folder RUN --jobs 2                 # independent stages at the same time
 
 Each trial is `dvc repro` in a copy of RUN, after the change of params.yaml that `CHANGES` has for it; RUN stays as
-it is. Without a row's "search" the search is off (`tune.candidates=[]`, `tune.n_trials=0`), as in a comparison of two
-values (docs/experiments.md). The code is that of the copy.
+it is. In every kind of change but `search` the search is off (`tune.candidates=[]`, `tune.n_trials=0`), as in a
+comparison of two values (docs/experiments.md). The code is that of the copy.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from popularity import repro
+from popularity.core.errors import ConfigError
 from tests.processes import wait_for
 from tests.repository import REPOSITORY
 
@@ -51,6 +52,11 @@ def test_a_chain_keeps_no_other_stage_waiting() -> None:
     assert chain("data split image text network embed stack text_model") == ["ensemble", "report"]
 
 
+def test_a_stage_that_is_not_there_is_an_error(project: Path) -> None:
+    with pytest.raises(ConfigError, match="DVC cannot read the graph of d: (.|\n)*next: dvc stage list"):
+        repro.main(["d"])
+
+
 SLOW = pytest.mark.slow  # DVC itself takes seconds
 
 
@@ -86,7 +92,9 @@ def test_a_failed_stage_is_named_and_the_others_are_kept(project: Path, capfd: p
     graph = project / "dvc.yaml"
     text = graph.read_text()
     graph.write_text(text.replace("cat in > b", "sleep 1; no-such-command"))
-    with pytest.raises(repro.FailedStageError, match=r"failed: b \(see above\)\n  next: .*run the command again"):
+    with pytest.raises(
+        repro.FailedStageError, match=r"failed, or not started: b \(see above\)\n  next: .*run the command again"
+    ):
         repro.main(["c"])
     assert "no-such-command" in capfd.readouterr().out
     assert (project / "a").read_text() == "1"

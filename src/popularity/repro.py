@@ -6,8 +6,8 @@ cores. A stage starts when all that it depends on is there, by `dvc --wait-for-l
 command runs, DVC holds locks on the stage's own paths alone, and other stages run beside it. Stages that follow one
 another without a fork share a DVC process. Stages that are up to date, and depend on none that is not, are left out.
 
-What a stage prints is shown when it ends. If one fails, no other starts, those that run are waited for, and a second
-call goes on from there.
+What a process prints is shown when it ends. If a stage fails, no other process starts, those that run go on to the end
+of their stages, and a second call goes on from there.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from popularity.core.errors import PopularityError
+from popularity.core.errors import ConfigError, PopularityError
 from popularity.core.stage import run
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 Graph = Mapping[str, frozenset[str]]  # stage -> the stages that it depends on
 POLL = 0.1  # s between looks at the running stages
@@ -52,11 +55,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_graph(target: str) -> tuple[Graph, frozenset[str]]:
-    """The stages that `target` needs, itself included, and those of them that are not up to date by themselves."""
+    """The stages that `target` needs, itself included, and those of them that are not up to date by themselves.
+
+    Raises:
+        ConfigError: DVC knows no such stage, or cannot read the repository.
+    """
     # DVC takes a second to load: not for those who ask for help alone.
+    from dvc.exceptions import DvcException  # noqa: PLC0415
     from dvc.repo import Repo  # noqa: PLC0415
 
-    repo = Repo()
+    try:
+        return _read_graph(Repo(), target)
+    except DvcException as error:
+        raise ConfigError(
+            f"DVC cannot read the graph of {target}: {error}\n  expected: a stage of dvc.yaml, and no other DVC "
+            "command that holds the repository's lock\n  next: dvc stage list"
+        ) from error
+
+
+def _read_graph(repo: Repo, target: str) -> tuple[Graph, frozenset[str]]:
     edges = repo.index.graph
     found, left = dict[str, frozenset[str]](), [*repo.stage.collect(target)]
     while left:
@@ -131,7 +148,8 @@ def run_graph(graph: Graph, jobs: int) -> None:
             job.interrupt()
     if failed:
         raise FailedStageError(
-            f"failed: {', '.join(failed)} (see above)\n  next: mend it and run the command again: finished work is kept"
+            f"failed, or not started: {', '.join(failed)} (see above)\n"
+            "  next: mend it and run the command again: finished work is kept"
         )
 
 

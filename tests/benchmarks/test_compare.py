@@ -248,6 +248,19 @@ def test_the_holdout_is_scored_for_a_commit_alone(
     assert len(log.read_text(encoding="utf-8").splitlines()) == 2 * len(lines)
 
 
+def test_a_part_is_compared_with_ours_where_all_is_fitted(project: Path, tmp_path: Path) -> None:
+    """Only a finished run, whose parts are fitted with fewer seeds, has another row for them."""
+    params = json.loads((project / "params.yaml").read_text(encoding="utf-8"))
+    params["stack"]["n_seeds"] = 2
+    (tmp_path / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
+    flags = ("--rows", "- recency", "- further seeds", "--params", str(tmp_path / "params.yaml"))
+    means = run_table(project, *flags).filter(split="mean", metric="mae")
+    score = dict(means.select("system", "score").iter_rows())
+    assert score["- further seeds"] != score["ours"]
+    found = means.filter(system="- recency")["difference"].item()
+    assert found == pytest.approx(score["- recency"] - score["ours"])
+
+
 def test_an_unknown_system_is_a_named_error(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"--rows other: expected groups \((.|\n)*parts, (.|\n)*- image, "):
         run_table(project, "--rows", "other")

@@ -179,13 +179,13 @@ def test_the_mean_over_sets_is_of_scores_and_shares(
     shown = capsys.readouterr().out
     assert "one: SRC" in shown
     assert f"{OVER_SETS}: forward" in shown
-    docs = pl.read_csv(tmp_path / "tables/systems-mean.csv", infer_schema=False)
+    docs = pl.read_csv(tmp_path / "tables/mean-systems.csv", infer_schema=False)
     assert docs.columns[:3] == ["system", "SRC forward", "SRC forward - ours"]
     (ours, *_) = docs.filter(system="ours").iter_rows(named=True)
     assert ours["SRC forward"] == f"{np.mean(each[0]):.3f}".removeprefix("0")
     assert docs.filter(system="constant")["SRC forward"].item() == "-"
     assert {file.name for file in (tmp_path / "tables").iterdir()} == {
-        "systems-one.csv", "systems-two.csv", "systems-mean.csv",
+        "one-systems.csv", "two-systems.csv", "mean-systems.csv",
     }  # fmt: skip
 
 
@@ -216,11 +216,7 @@ def test_predictions_of_another_run_are_a_row(folder: Path, second: Path, tmp_pa
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     file = other / paths.ENSEMBLE_PREDICTIONS
     predictions = read_table(file, PREDICTIONS)
-    write_table(
-        predictions.with_columns(pl.col("prediction") + 0.5).sample(fraction=1.0, shuffle=True).sort(PREDICTIONS.key),
-        file,
-        PREDICTIONS,
-    )
+    write_table(predictions.with_columns(pl.col("prediction") + 0.5), file, PREDICTIONS)
     table = compared([folder], tmp_path, "--rows", "constant", "--predictions", f"paper={other}")
     moved = predictions.filter(model="stack").with_columns(pl.col("prediction") + 0.5)
     assert score_of(table, "paper") == pytest.approx(forward_mae(folder, moved))

@@ -55,7 +55,7 @@ def test_after_the_folder_was_lost_no_time_counts_twice_and_it_is_said(tmp_path:
     place = recorded(tmp_path, ONE, split, replace(killed, run="first"), again, killed)
     found = costs(place)
     assert found == {"ingest": [again], "split": [split], "train": [killed]}
-    assert "The folder was lost: stages of 2 separate clones are added up." in list(notes(place, 1000, "tiny"))
+    assert "The folder was lost: stages of 2 separate clones are summed." in list(notes(place, 1000, "tiny"))
 
 
 @pytest.mark.slow

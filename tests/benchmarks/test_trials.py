@@ -28,7 +28,6 @@ def test_a_change_is_one_of_its_section(kind: str, tmp_path: Path) -> None:
 def test_a_trial_leaves_the_run_and_names_what_ran(
     clone: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And its code is that of the run."""
     params = (clone.root / "params.yaml").read_bytes()
     trials.main(["--folder", str(clone.root), "--only", "stack", "--work", str(tmp_path), "--csv", str(tmp_path / "t")])
     printed = capsys.readouterr().out

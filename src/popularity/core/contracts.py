@@ -110,7 +110,7 @@ IMAGES = Contract(
         "height": Column(pl.Int32, nullable=True),
         "mode": Column(pl.String, nullable=True),  # Pillow's name: RGB, L, CMYK, ...
         "status": Column(pl.String, values=IMAGE_STATUSES),
-        "checksum": Column(pl.String),  # of the file's bytes, so that other pixels are another table; "" if not ok
+        "checksum": Column(pl.String),  # of the file's bytes: the table changes when a picture does; "" if not ok
     },
     key=("pid",),
     extra=True,

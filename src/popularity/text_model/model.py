@@ -44,6 +44,7 @@ POOL_BATCHES = 16  # texts are sorted by length inside so many batches: little p
 PREDICT_BATCH_SIZE = 256
 SMOOTH_L1_BETA = 0.3  # standard deviations of the label; the loss of smaller errors is quadratic
 MAX_GRADIENT_NORM = 1.0
+MAX_HEAD_POSTS = 32_768  # that the head starts from; of more every second one, or third, in the order of their lengths
 RIDGE_ALPHAS = tuple(10.0**power for power in range(1, 7))  # of the head's start; the least leave-one-out error chooses
 CPU = torch.device("cpu")
 Rate = Annotated[float, Field(ge=0)]
@@ -353,11 +354,10 @@ def start_head(model: TextModel, inputs: _Inputs, target: Tensor) -> None:
         target: (n,) standardised detrended labels.
     """
     model.eval()
-    joined = np.empty((len(target), model.head.in_features), np.float32)
-    for start in range(0, len(target), PREDICT_BATCH_SIZE):
-        rows = inputs.order[start : start + PREDICT_BATCH_SIZE]
-        joined[rows] = model.joined(*inputs.batch(rows)).cpu().numpy()
-    ridge = RidgeCV(RIDGE_ALPHAS).fit(joined.astype(np.float64), target.cpu().numpy())
+    chosen = inputs.order[:: -(-len(target) // MAX_HEAD_POSTS)]
+    parts = [chosen[start : start + PREDICT_BATCH_SIZE] for start in range(0, len(chosen), PREDICT_BATCH_SIZE)]
+    joined = np.concatenate([model.joined(*inputs.batch(rows)).double().cpu().numpy() for rows in parts])
+    ridge = RidgeCV(RIDGE_ALPHAS).fit(joined, target.cpu().numpy()[chosen])
     model.head.weight.copy_(torch.from_numpy(ridge.coef_)[None])
     model.head.bias.fill_(float(ridge.intercept_))
     model.train()
