@@ -53,7 +53,7 @@ def test_a_chain_keeps_no_other_stage_waiting() -> None:
 
 
 def test_a_stage_that_is_not_there_is_an_error(project: Path) -> None:
-    with pytest.raises(ConfigError, match="DVC cannot read the graph of d: (.|\n)*next: dvc stage list"):
+    with pytest.raises(ConfigError, match=r"DVC cannot read the graph of d: (.|\n)*next: dvc stage list"):
         repro.main(["d"])
 
 
