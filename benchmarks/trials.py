@@ -12,7 +12,6 @@ comparison of two values (docs/experiments.md). The code is that of the copy.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from popularity.core.config import PARAMS_FILE
 from popularity.core.errors import DataError
 from popularity.core.stage import run
 from popularity.encoders.names import as_names
+from popularity.resources import read_records
 
 Params = dict[str, Any]
 NO_SEARCH: Params = {"candidates": [], "n_trials": 0}
@@ -151,11 +151,8 @@ def change(file: Path, apply: Callable[[Params], None]) -> None:
 
 def described(folder: Path, stages: Sequence[str]) -> str:
     """The stages that ran, each with its own seconds."""
-    records = {}
-    for file in (folder / "reports/resources").glob("*.json"):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        records[record["stage"]] = record["seconds"]
-    return ", ".join(f"{stage} {records[stage]:.0f}" if stage in records else stage for stage in stages)
+    seconds = {record["stage"]: record["seconds"] for record in read_records(folder / "reports/resources", ())}
+    return ", ".join(f"{stage} {seconds[stage]:.0f}" if stage in seconds else stage for stage in stages)
 
 
 if __name__ == "__main__":
