@@ -28,6 +28,7 @@ from popularity.core.stage import run
 from popularity.dataset import ingest
 from popularity.demo.generator import generate
 from popularity.demo.params import DemoParams
+from popularity.ensemble.members import CONSTANT
 from popularity.features import FeaturizeParams, featurize
 from popularity.stack import Blocks, StackParams
 from popularity.stack.fit import fit_and_predict, metadata_alone, predict_simple
@@ -35,7 +36,6 @@ from popularity.validation import SplitParams, make_splits, rows_of
 from popularity.validation.folds import load_fold
 
 MATCHED, TEST = "forward, matched", "test"
-CONSTANT = "constant"
 PER_SEED = ("system", "posts", "metric")
 
 

@@ -1,9 +1,12 @@
-"""The stages of dvc.yaml as DVC expands them."""
+"""The stages of dvc.yaml as DVC expands them, and changes of params.yaml."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from popularity.core import paths
 
@@ -29,6 +32,15 @@ def expanded(graph: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, S
         else:
             found[name] = _filled(stage, params)
     return found
+
+
+def change_params(file: Path, change: Callable[[Any], None]) -> None:
+    """Writes params.yaml after `change` of its content."""
+    yaml = YAML()
+    content = yaml.load(file.read_text(encoding="utf-8"))
+    change(content)
+    with file.open("w", encoding="utf-8") as stream:
+        yaml.dump(content, stream)
 
 
 def _value_of(placeholder: str, params: Mapping[str, Any]) -> Any:

@@ -13,9 +13,9 @@ from benchmarks.systems import METRICS, POST_COLUMNS
 from benchmarks.tables import verdict
 from popularity.core.arrays import Float64Array
 from popularity.core.metrics import loss_of_scores, relative_error, score
+from popularity.ensemble.members import CONSTANT
 from popularity.evaluation.bootstrap import interval, resample
 
-CONSTANT = "constant"  # the system that every data set has
 SHARE, LOSS = "mae_share", "loss"  # MAE over the constant's; that less SRC
 MEANS = ("src", SHARE, LOSS)  # what is averaged over the sets
 CONFIDENCE = 0.95  # of the intervals, as in benchmarks.systems.compare

@@ -55,6 +55,7 @@ from popularity.core.contracts import POSTS, read_table
 from popularity.core.errors import DataError
 from popularity.core.metrics import loss_of_scores, score, spearman
 from popularity.core.stage import run
+from popularity.ensemble.members import CONSTANT
 from popularity.features import FeaturizeParams
 from popularity.validation import SplitParams, make_splits
 
@@ -65,7 +66,6 @@ HOLDOUT_FRACTION = 1e-9  # there: a single post, so that validation has everythi
 LATE, TEST_SCHEME = "holdout", "refit"  # there scheme holdout is the last forward split with all its users
 VALIDATION, TEST = "validation", "test"  # columns of scores
 LOSS = "loss"  # the selection loss, next to METRICS
-CONSTANT = "constant"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

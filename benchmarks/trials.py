@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from benchmarks.graph import change_params
 from benchmarks.measuring import measure
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core.config import PARAMS_FILE
@@ -130,7 +129,7 @@ def trials(folder: Path, kinds: Sequence[str], work: Path | None, jobs: int) -> 
         with tempfile.TemporaryDirectory(dir=work and work.resolve()) as name:
             copy = Path(name) / "run"
             shutil.copytree(folder, copy, symlinks=True, ignore=LEFT_OUT)
-            change(copy / PARAMS_FILE, CHANGES[kind])
+            change_params(copy / PARAMS_FILE, CHANGES[kind])
             found = measure("speed.graph", "repro", copy, str(jobs))
             yield {
                 "change": NAMES[kind],
@@ -138,15 +137,6 @@ def trials(folder: Path, kinds: Sequence[str], work: Path | None, jobs: int) -> 
                 "seconds": found["seconds"],
                 "cpu": found["cpu"],
             }
-
-
-def change(file: Path, apply: Callable[[Params], None]) -> None:
-    """Writes params.yaml with a change."""
-    yaml = YAML()
-    content = yaml.load(file.read_text(encoding="utf-8"))
-    apply(content)
-    with file.open("w", encoding="utf-8") as stream:
-        yaml.dump(content, stream)
 
 
 def described(folder: Path, stages: Sequence[str]) -> str:

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from benchmarks.graph import expanded
+from benchmarks.graph import change_params, expanded
 from benchmarks.measuring import REPOSITORY, Task, execute, measure, run_task
 from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.dataset.preparation import set_root
@@ -37,9 +35,9 @@ def task_change(folder: Path, posts: str) -> dict[str, Any]:
     clone = folder / f"run-{posts}"
     make_clone(clone)
     execute(clone, sys.executable, "-m", "popularity.profile", "tiny")
-    edit(clone / "params.yaml", "demo", posts=int(posts), users=int(posts) // 4)
+    change_params(clone / PARAMS_FILE, lambda params: params["demo"].update(posts=int(posts), users=int(posts) // 4))
     whole = measure("speed.graph", "repro", clone)
-    edit(clone / "params.yaml", "stack", seed=1)
+    change_params(clone / PARAMS_FILE, lambda params: params["stack"].update(seed=1))
     return {"whole": whole, "changed": measure("speed.graph", "repro", clone)}
 
 
@@ -56,18 +54,9 @@ def make_clone(clone: Path) -> None:
     execute(REPOSITORY, "git", "clone", "--quiet", "--no-hardlinks", str(REPOSITORY), str(clone))
 
 
-def edit(file: Path, section: str, **values: Any) -> None:
-    """Writes values into a section of a YAML file."""
-    yaml = YAML()
-    content = yaml.load(file.read_text(encoding="utf-8"))
-    content[section] |= values
-    with file.open("w", encoding="utf-8") as stream:
-        yaml.dump(content, stream)
-
-
 def stand_in(clone: Path, root: Path) -> None:
     """Writes a small file for every output of the graph of `clone`, and sets `root` as its data set."""
-    set_root(clone / "params.yaml", root)
+    set_root(clone / PARAMS_FILE, root)
     stages = expanded(read_yaml(clone / "dvc.yaml"), read_yaml(clone / PARAMS_FILE))
     outs: set[str] = set()
     deps: set[str] = set()

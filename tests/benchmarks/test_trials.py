@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import trials
+from benchmarks.graph import change_params
 from popularity.core.config import read_yaml
 from popularity.core.errors import DataError
 from tests.clones import Clone
@@ -17,7 +18,7 @@ from tests.repository import write_profile
 def test_a_change_is_one_of_its_section(kind: str, tmp_path: Path) -> None:
     file = write_profile(tmp_path)
     before = read_yaml(file)
-    trials.change(file, trials.CHANGES[kind])
+    change_params(file, trials.CHANGES[kind])
     after = read_yaml(file)
     sections = {name for name in after if after[name] != before[name]}
     own = {"split": {"split"}, "network": {"train"}, "encoder": {"embed_text", "encoders"}}

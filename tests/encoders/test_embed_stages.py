@@ -36,7 +36,7 @@ from popularity.core.contracts import (
 from popularity.core.errors import ConfigError, ContractError, DataError, PopularityError
 from popularity.core.vectors import read_block, read_tokens
 from popularity.encoders import sharding
-from popularity.encoders.image import EmbedImageParams, image_transform, load_image_encoder
+from popularity.encoders.image import EmbedImageParams, ImageTransform, load_image_encoder
 from popularity.encoders.image_blocks import embed_images
 from popularity.encoders.sharding import ShardPlan, as_float16, gather, loader_workers, workers_that_fit
 from popularity.encoders.text import EmbedTextParams, TextBatch, load_text_encoder, load_tokenizer
@@ -83,7 +83,7 @@ def direct(image_set: Images, pid: str) -> np.ndarray:
     encoder = load_image_encoder(image_set.params())
     image = Image.open(io.BytesIO(image_set.contents[pid])).convert("RGB")
     with torch.inference_mode():
-        vector: np.ndarray = encoder(image_transform(encoder.preprocessing)(image)[None])[0].numpy()
+        vector: np.ndarray = encoder(ImageTransform(encoder.preprocessing)(image)[None])[0].numpy()
     return vector
 
 

@@ -23,8 +23,8 @@ from popularity.core.errors import ConfigError, MissingWeightsError
 from popularity.encoders.image import (
     REDUCING_GAP,
     ImageEncoder,
+    ImageTransform,
     Preprocessing,
-    image_transform,
     load_image_encoder,
 )
 from popularity.encoders.timm_image import load_by_position
@@ -57,7 +57,7 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode(encoder: ImageEncoder, images: list[Image.Image]) -> np.ndarray[Any, Any]:
-    transform = image_transform(encoder.preprocessing)
+    transform = ImageTransform(encoder.preprocessing)
     pixels = torch.stack([transform(each) for each in images])
     with torch.inference_mode():
         vectors: np.ndarray[Any, Any] = encoder(pixels).numpy()
@@ -114,7 +114,7 @@ def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     encoder = load_image_encoder(params)
     image = noise_image(3, 160, 160)
     # 160 pixels are scaled to 160 / .95 and cropped: the model's own evaluation protocol.
-    pixels = image_transform(encoder.preprocessing)(image)
+    pixels = ImageTransform(encoder.preprocessing)(image)
     normalised = pixels.float() / 255 * 2 - 1
     with torch.inference_mode():
         expected = model.forward_head(model.forward_features(normalised[None]), pre_logits=True)  # type: ignore[operator]
@@ -203,13 +203,13 @@ def test_pixels_are_those_of_timm(size: tuple[int, int], crop_mode: Literal["cen
         (3, 128, 128), interpolation="bicubic", crop_mode=crop_mode, crop_pct=0.875, use_prefetcher=True
     )
     image = noise_image(0, *size)
-    assert torch.equal(image_transform(wanted)(image), theirs(image))
+    assert torch.equal(ImageTransform(wanted)(image), theirs(image))
 
 
 def test_large_images_keep_their_vectors() -> None:
     """Decoded and scaled as the stage does it, against all pixels of the same JPEGs."""
     encoder = load_image_encoder(image_params(image_size=96))
-    transform = image_transform(encoder.preprocessing)
+    transform = ImageTransform(encoder.preprocessing)
     theirs = create_transform((3, 96, 96), interpolation="bicubic", crop_pct=0.875, use_prefetcher=True)
     rng = np.random.default_rng(0)
     contents = [photograph(seed, (width, width * 3 // 4)) for seed, width in enumerate(rng.integers(500, 1001, 16))]

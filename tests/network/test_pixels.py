@@ -11,7 +11,7 @@ import torch
 
 from popularity.core.contracts import IMAGES, read_table
 from popularity.encoders import image_blocks
-from popularity.encoders.image import image_transform, load_image_encoder
+from popularity.encoders.image import ImageTransform, load_image_encoder
 from popularity.encoders.image_blocks import ImageBatches
 from tests.encoders.tiny_encoders import make_images
 
@@ -19,7 +19,7 @@ from tests.encoders.tiny_encoders import make_images
 def test_pixels_without_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images(tmp_path)
     params = images.params()
-    transform = image_transform(load_image_encoder(params).preprocessing)
+    transform = ImageTransform(load_image_encoder(params).preprocessing)
     stored = read_table(images.table, IMAGES).filter(pl.col("status") == "ok")
     rows = range(stored.height)
     whole = ImageBatches(images.root, stored, params.image_size, transform)(rows)

@@ -2,7 +2,7 @@
 
 params = load_params("embed_image.efficientnet_lite0", EmbedImageParams)
 encoder = load_image_encoder(params)
-pixels = image_transform(encoder.preprocessing)(image)   # uint8 (3, size, size)
+pixels = ImageTransform(encoder.preprocessing)(image)   # uint8 (3, size, size)
 features = encoder(torch.from_numpy(pixels)[None])           # (1, encoder.out_features)
 """
 
@@ -96,15 +96,6 @@ class ImageTransform:
         x, y = (round((each - size) / 2) for each in scaled)
         crop = whole.crop((x, y, x + size, y + size))
         return torch.from_numpy(np.array(crop).transpose(2, 0, 1).copy())
-
-
-def image_transform(preprocessing: Preprocessing) -> ImageTransform:
-    """The function from an RGB image to uint8 (3, size, size).
-
-    Args:
-        preprocessing: of the encoder; an image of any size becomes (3, size, size).
-    """
-    return ImageTransform(preprocessing)
 
 
 class ImageEncoder(nn.Module):

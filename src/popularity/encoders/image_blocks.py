@@ -24,7 +24,6 @@ from popularity.encoders.image import (
     EmbedImageParams,
     ImageEncoder,
     ImageTransform,
-    image_transform,
     load_image_encoder,
 )
 from popularity.encoders.precision import resolve_precision
@@ -75,7 +74,7 @@ def embed_images(
     params = replace(params, precision=resolve_precision(params.precision, state.device))
     encoder = (encoder or load_image_encoder(params)).to(state.device)
     plan = ShardPlan(stored.height, params.shard_rows, params.batch_size)
-    prepare = ImageBatches(root, stored, params.image_size, image_transform(encoder.preprocessing))
+    prepare = ImageBatches(root, stored, params.image_size, ImageTransform(encoder.preprocessing))
 
     def encode(batch: ImageBatch) -> Callable[[], Arrays]:
         decoded = batch.decoded.cpu().numpy()

@@ -17,7 +17,7 @@ from popularity.core.atomic import read_json, reading
 from popularity.core.contracts import CLASSES, LEVELS, MEMBERS, MODALITIES, read_table
 from popularity.core.errors import DataError
 from popularity.core.vectors import Block, Tokens, read_block, read_tokens
-from popularity.encoders.image import EmbedImageParams, image_transform, network_image_params
+from popularity.encoders.image import EmbedImageParams, ImageTransform, network_image_params
 from popularity.encoders.image_blocks import ImageBatches
 from popularity.encoders.prompting import PromptTower
 from popularity.encoders.text import EmbedTextParams, network_text_params
@@ -197,7 +197,7 @@ class _Pixels:
         self.has_image = data.vectors.image_row >= 0
         pids = pl.DataFrame({"pid": data.vectors.pids})
         stored = pids.join(images, on="pid", how="left", validate="1:1", maintain_order="left")
-        transform = image_transform(encoder.preprocessing)
+        transform = ImageTransform(encoder.preprocessing)
         self.read = ImageBatches(root, stored, params.image_size, transform, described=False)
         self.size = params.image_size
 
