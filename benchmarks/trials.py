@@ -6,7 +6,8 @@
 
 Each trial is `dvc repro` in a copy of RUN, after the change of params.yaml that `CHANGES` has for it; RUN stays as
 it is. In every kind of change but `search` the search is off (`tune.candidates=[]`, `tune.n_trials=0`), as in a
-comparison of two values (docs/experiments.md). The code is that of the copy.
+comparison of two values (docs/experiments.md); in `found` params.yaml first gets what the search of the run found
+(models/tuning/best_params.yaml). The code is that of the copy.
 """
 
 from __future__ import annotations
@@ -21,30 +22,33 @@ from typing import Any
 from benchmarks.graph import change_params
 from benchmarks.measuring import measure
 from benchmarks.tables import add_csv_flag, text_table, write_csv
+from popularity.core import paths
 from popularity.core.config import PARAMS_FILE
 from popularity.core.errors import DataError
 from popularity.core.stage import run
 from popularity.encoders.names import as_names
+from popularity.profile import main as set_profile
 from popularity.resources import read_records
+from popularity.tuning.results import NO_SEARCH
 
 Params = dict[str, Any]
-NO_SEARCH: Params = {"candidates": [], "n_trials": 0}
+FOUND = "found"
 LEFT_OUT = shutil.ignore_patterns(".venv*", ".state", "__pycache__", ".*_cache")
 
 
-def stack_parameter(params: Params) -> None:
-    """A value in place of `search`, or another one."""
+def num_leaves(params: Params) -> None:
+    """A value in place of `search`, or another one; the search of the other keys is as it was."""
     params["stack"]["lightgbm"]["num_leaves"] = 31
+
+
+def stack_parameter(params: Params) -> None:
+    """The same without a search."""
+    num_leaves(params)
     params["tune"] |= NO_SEARCH
 
 
-def searched_stack_parameter(params: Params) -> None:
-    """The same, and the search goes on over the other keys."""
-    params["stack"]["lightgbm"]["num_leaves"] = 31
-
-
 def quick_stack_parameter(params: Params) -> None:
-    """The same without the search, by the learner that it belongs to alone and with one seed."""
+    """The same by the learner that it belongs to alone and with one seed."""
     stack_parameter(params)
     params["stack"] |= {"learners": ["lightgbm"], "n_seeds": 1}
 
@@ -80,8 +84,9 @@ def network_parameter(params: Params) -> None:
 
 CHANGES: Mapping[str, Callable[[Params], None]] = {
     "stack": stack_parameter,
+    FOUND: num_leaves,
     "quick": quick_stack_parameter,
-    "search": searched_stack_parameter,
+    "search": num_leaves,
     "group": feature_group,
     "encoder": encoder,
     "split": split_parameter,
@@ -89,6 +94,7 @@ CHANGES: Mapping[str, Callable[[Params], None]] = {
 }
 NAMES = {
     "stack": "a stack parameter",
+    FOUND: "a stack parameter, the others as the search found them",
     "quick": "a stack parameter, one learner and seed",
     "search": "a stack parameter, with the search",
     "group": "a feature group",
@@ -129,6 +135,8 @@ def trials(folder: Path, kinds: Sequence[str], work: Path | None, jobs: int) -> 
         with tempfile.TemporaryDirectory(dir=work and work.resolve()) as name:
             copy = Path(name) / "run"
             shutil.copytree(folder, copy, symlinks=True, ignore=LEFT_OUT)
+            if kind == FOUND:
+                set_profile(["--patch", str(copy / paths.TUNING_PATCH), "--params", str(copy / PARAMS_FILE)])
             change_params(copy / PARAMS_FILE, CHANGES[kind])
             found = measure("speed.graph", "repro", copy, str(jobs))
             yield {

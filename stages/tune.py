@@ -4,8 +4,9 @@ The registered configurations (tune.candidates) are the first trials, and Optuna
 stack that is `search` is searched; a key with a value keeps it.
 
 Reads posts, splits, features and the blocks of the encoders and of the network; writes members.yaml, which stage stack
-fits, trials.csv, predictions.parquet and study.json. The trials fit with the effort `tune.effort`. Where there is a
-single trial (no or one candidate, tune.n_trials 0) nothing is fitted, and it is the only member.
+fits, trials.csv, predictions.parquet, study.json and best_params.yaml, a patch of params.yaml with the best trial and
+without a search. The trials fit with the effort `tune.effort`. Where there is a single trial (no or one candidate,
+tune.n_trials 0) nothing is fitted, and it is the only member.
 
     python -m stages.tune --posts data/interim/posts.parquet --splits data/interim/splits.parquet \
         --features data/features --image data/embeddings/stack/image --text data/embeddings/stack/text \
@@ -31,7 +32,7 @@ from popularity.stack import StackParams
 from popularity.stack.members import write_members
 from popularity.tuning.members import find_members
 from popularity.tuning.objective import StackInputs, TuneParams, stack_search
-from popularity.tuning.results import best_of, write_results
+from popularity.tuning.results import NO_SEARCH, best_of, write_patch, write_results
 from popularity.tuning.study import run_search, workers_here
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_members(members.values, out / "members.yaml")
         write_table(members.predictions, out / "predictions.parquet", TRIAL_PREDICTIONS)
         write_results(trials, search, out, members.chosen)
+        write_patch(trials, search, out / "best_params.yaml", tune=NO_SEARCH)
         best = best_of(trials)
         tune = {name: value for name, value in asdict(params).items() if name != "storage"}  # it is of the machine
         write_manifest(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import polars as pl
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from popularity.core.config import load_params, read_yaml
+from popularity.core.config import leaves, load_params, read_yaml, searched_keys
 from popularity.core.contracts import FOLDS, POSTS, PREDICTIONS, TRIAL_PREDICTIONS, read_table, write_table
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.metrics import spearman
+from popularity.profile import main as set_profile
 from popularity.stack import StackModel, StackParams, lightgbm
 from popularity.stack.effort import Effort
 from popularity.stack.feature_blocks import Blocks
@@ -66,7 +67,7 @@ def test_outs_are_the_same_bytes_in_two_runs(inputs: Path, tmp_path: Path) -> No
     write_params(params, n_trials=10, candidates=["same", "images"])
     out = run_tune(inputs, tmp_path, params)
     assert sorted(path.name for path in out.iterdir()) == [
-        "manifest.json", "members.yaml", "predictions.parquet", "study.json", "trials.csv",
+        "best_params.yaml", "manifest.json", "members.yaml", "predictions.parquet", "study.json", "trials.csv",
     ]  # fmt: skip
     assert not list((tmp_path / "state" / "tune").iterdir())
     trials = pl.read_csv(out / "trials.csv")
@@ -396,6 +397,20 @@ def test_a_single_trial_is_the_member_and_nothing_is_fitted(
     assert read_table(out / "predictions.parquet", TRIAL_PREDICTIONS).is_empty()
     write_params(params, n_trials=0, candidates=["images"])
     assert list(read_yaml(run_tune(inputs, tmp_path, params) / "members.yaml")) == ["images"]
+
+
+def test_the_patch_keeps_what_the_search_found(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = tmp_path / "params.yaml"
+    write_params(params, n_trials=1, candidates=["same", "images"])
+    out = run_tune(inputs, tmp_path, params)
+    best = json.loads((out / "study.json").read_text(encoding="utf-8"))["best"]["params"]
+    set_profile(["--patch", str(out / "best_params.yaml"), "--params", str(params)])
+    assert not searched_keys(read_yaml(params))
+    monkeypatch.setattr(objectives, "fit_fold", None)
+    after = run_tune(inputs, tmp_path / "after", params)
+    ((_, values),) = load_members(params, after / "members.yaml").items()
+    fitted = {".".join(key): value for key, value in leaves(json.loads(json.dumps(asdict(values)))).items()}
+    assert {key: fitted[key] for key in best} == best
 
 
 def run_stack(inputs: Path, out: Path, params: Path, members: Path | None = None) -> pl.DataFrame:

@@ -52,6 +52,7 @@ NEAREST_CLASSES = "data/explain/nearest.parquet"
 
 TUNING = "models/tuning"
 TUNING_MEMBERS = "models/tuning/members.yaml"
+TUNING_PATCH = "models/tuning/best_params.yaml"
 TUNING_PREDICTIONS = "models/tuning/predictions.parquet"
 TUNING_MANIFEST = "models/tuning/manifest.json"
 TUNING_STUDY = "models/tuning/study.json"

@@ -20,6 +20,7 @@ from popularity.tuning.study import Finished, Search
 
 MIN_TRIALS = 5  # completed ones, for the importance of parameters
 IMPORTANCE_DIGITS = 6
+NO_SEARCH: Mapping[str, Any] = {"candidates": [], "n_trials": 0}  # of section tune
 
 
 def best_of(trials: Sequence[Finished]) -> Finished | None:
@@ -61,11 +62,18 @@ def write_results(
     )
 
 
-def write_patch(trials: Sequence[Finished], search: Search, file: Path) -> None:
-    """Writes the values of the best trial as a patch of params.yaml, {<section>: {...}}; empty without a trial."""
+def write_patch(trials: Sequence[Finished], search: Search, file: Path, **sections: Mapping[str, Any]) -> None:
+    """Writes the values of the best trial as a patch of params.yaml, {<section>: {...}}; empty without a trial.
+
+    Args:
+        trials: finished ones.
+        search: that ran them.
+        file: of the patch.
+        sections: further parts of it.
+    """
     best = best_of(trials)
     with atomic_path(file) as partial:
-        YAML().dump({search.space.section: nested(best.values)} if best else {}, partial)
+        YAML().dump({search.space.section: nested(best.values), **sections} if best else {}, partial)
 
 
 def _table(trials: Sequence[Finished], space: Space[Any]) -> pl.DataFrame:
