@@ -29,8 +29,8 @@ from tests.stack.small_stack import FEATURIZE, SPLIT, tree_bytes
 
 PARAMS = TextModelParams(
     seed=0, schemes=("holdout", "forward"), epochs=3, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=3e-4,
-    lr_head=1e-2, weight_decay=0.01, warmup_fraction=0.1, detrend="family", num_threads=1, parallel_folds=1,
-    cache_gib=1.0,
+    lr_head=1e-2, weight_decay=0.01, start_weight=0.0, warmup_fraction=0.1, detrend="family", num_threads=1,
+    parallel_folds=1, cache_gib=1.0,
 )  # fmt: skip
 SCHEMES = ["holdout", "forward"]
 
@@ -116,6 +116,17 @@ def test_the_head_starts_at_the_ridge_of_the_untouched_encoder(folder: Path, enc
     predicted = still.predict(fold.valid, fold.valid_at)
     liked = fold.valid["text"].str.contains("cat").to_numpy()
     assert predicted[liked].mean() - predicted[~liked].mean() > 2.5  # of 3
+
+
+def test_it_is_the_mean_of_start_and_end(folder: Path, encoder: EmbedTextParams) -> None:
+    start, half, end = (
+        fit(*_given(folder), encoder, replace(PARAMS, start_weight=weight)).state_dict() for weight in (1.0, 0.5, 0.0)
+    )
+    for name, values in half.items():
+        torch.testing.assert_close(values, (start[name] + end[name]) / 2, rtol=0, atol=1e-6)
+    assert not torch.equal(start["head.weight"], end["head.weight"])
+    untouched = load_text_encoder(encoder).state_dict()
+    assert all(torch.equal(start[f"tower.{name}"], values) for name, values in untouched.items())
 
 
 def test_every_scored_post_of_every_fold_has_a_prediction(folder: Path, ran: Path) -> None:

@@ -21,8 +21,8 @@ from tests.encoders.tiny_encoders import pretrained, save_bert, save_clip, save_
 
 PARAMS = TextModelParams(
     seed=0, schemes=("holdout", "forward"), epochs=1, max_train_posts=0, unfreeze_layers=1, batch_size=16, lr=1e-4,
-    lr_head=1e-3, weight_decay=0.01, warmup_fraction=0.1, detrend="linear", num_threads=1, parallel_folds=1,
-    cache_gib=1.0,
+    lr_head=1e-3, weight_decay=0.01, start_weight=0.0, warmup_fraction=0.1, detrend="linear", num_threads=1,
+    parallel_folds=1, cache_gib=1.0,
 )  # fmt: skip
 # A first step of AdamW moves a prediction by the rate, the width and the length of the vector: here as far as with the
 # vectors of CLIP ViT-B/32, which are 512 wide and about 10 long.

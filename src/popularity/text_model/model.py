@@ -1,10 +1,11 @@
 """The text model: a text encoder whose last layers are trained on the label, with a linear head.
 
 The head reads the pooled vector and the numeric features of the post, and starts at the ridge of the label on them
-(LP-FT, Kumar et al. 2022, https://arxiv.org/abs/2202.10054). The model learns the detrended label
-(`popularity.target.trend`), so that it orders posts of any date. A text is read and pooled as its encoder does it: with
-its full length where the tower attends to padding (SigLIP). The pooled vector is normalised, because those of CLIP and
-SigLIP have any length, and the rate of the head is made for values of about 1.
+(LP-FT, Kumar et al. 2022, https://arxiv.org/abs/2202.10054). The model is the mean of this start and of where training
+leads from it (WiSE-FT, Wortsman et al. 2022, https://arxiv.org/abs/2109.01903), which holds better for later posts. It
+learns the detrended label (`popularity.target.trend`), so that it orders posts of any date. A text is read and pooled
+as its encoder does it: with its full length where the tower attends to padding (SigLIP). The pooled vector is
+normalised, because those of CLIP and SigLIP have any length, and the rate of the head is made for values of about 1.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class TextModelParams(Section):
         lr: peak learning rate of the layers.
         lr_head: peak learning rate of the head.
         weight_decay: of layers and head.
+        start_weight: of the start in the mean of start and end that becomes the model; 0: the end.
         warmup_fraction: of the steps, in which the rates rise; then they fall linearly to 0.
         detrend: what the label is less of, see `popularity.target.trend`.
         num_threads: of a fit on a CPU; part of the result: another number may change the last bits.
@@ -81,6 +83,7 @@ class TextModelParams(Section):
     lr: Rate
     lr_head: Rate
     weight_decay: Rate
+    start_weight: Annotated[float, Field(ge=0, le=1)]
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     detrend: Detrend
     num_threads: Annotated[int, Field(ge=1)]
@@ -314,6 +317,8 @@ def fit(
     target = target / model.get_buffer("spread")
     start_head(model, inputs, target)
     trained = [parameter for parameter in model.tower.parameters() if parameter.requires_grad]
+    learned = [*trained, *model.head.parameters()]
+    start = [parameter.detach().clone() for parameter in learned]
     half = resolve_precision(encoder.precision, device) == "fp16"
     optimizer = torch.optim.AdamW(
         [{"params": trained, "lr": params.lr}, {"params": model.head.parameters(), "lr": params.lr_head}],
@@ -332,12 +337,15 @@ def fit(
         optimizer.zero_grad()
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_([*trained, *model.head.parameters()], MAX_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(learned, MAX_GRADIENT_NORM)
         scale = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
         if scaler.get_scale() >= scale:  # a step whose gradients overflow in fp16 is skipped, and moves no schedule
             schedule.step()
+    with torch.no_grad():
+        for parameter, before in zip(learned, start, strict=True):
+            parameter.lerp_(before, params.start_weight)
     return model
 
 
