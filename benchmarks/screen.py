@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from benchmarks.candidates import changed, chosen_candidates
 from benchmarks.compare import commit_of, log_holdout
-from benchmarks.means import CONSTANT, LOSS, SHARE, mean_over_sets, outside, with_share
+from benchmarks.means import LOSS, SHARE, mean_over_sets, outside, with_share
 from benchmarks.screen_fits import predictions_of, tasks_of
 from benchmarks.systems import METRICS, POST_COLUMNS, compare
 from benchmarks.tables import add_csv_flag, signed_interval, text_table, verdict, write_csv
@@ -44,6 +44,7 @@ from popularity.core.contracts import FORWARD, HOLDOUT
 from popularity.core.manifest import REPOSITORY
 from popularity.core.parallel import ordered_map
 from popularity.core.stage import run
+from popularity.ensemble.members import CONSTANT
 from popularity.stack import StackParams
 
 DEFAULT, MEAN = "default", "mean"

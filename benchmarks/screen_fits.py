@@ -11,7 +11,6 @@ from typing import get_args
 import numpy as np
 import polars as pl
 
-from benchmarks.means import CONSTANT
 from benchmarks.rows import fold_digests
 from benchmarks.systems import POST_COLUMNS, FoldData, Project, block_folders
 from popularity.core import paths
@@ -20,6 +19,7 @@ from popularity.core.atomic import atomic_path, fingerprint
 from popularity.core.contracts import FOLDS, read_table
 from popularity.core.errors import ContractError, DataError
 from popularity.core.resume import STATE_ROOT, code_fingerprint
+from popularity.ensemble.members import CONSTANT
 from popularity.stack import StackParams
 from popularity.stack.columns import MatrixColumn
 from popularity.stack.effort import Effort

@@ -7,6 +7,7 @@
     python -m benchmarks.speed launches                     # operations of a training step, before and after
     python -m benchmarks.speed attention                    # on a CPU: attention in linear time against all pairs
     python -m benchmarks.speed predict --folder RUN         # a process that holds a finished run's models
+    python -m benchmarks.speed boosters --folder RUN        # those of a finished run's search and stack, and their time
     python -m benchmarks.speed data --out smpd --posts 486194          # the data set itself
 
 | subcommand | ours | baseline |
@@ -42,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import measure
+from benchmarks.speed.boosters import STAGES
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core.stage import run
 
@@ -75,13 +77,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     resident.add_argument("--folder", type=Path, default=Path(), help="in which the graph has run")
     resident.add_argument("--posts", type=int, default=FILE_POSTS, help="of the file")
     add_csv_flag(resident)
+    whole = commands.add_parser("boosters", help="stages tune and stack of a finished run again, boosters counted")
+    whole.add_argument("--folder", type=Path, default=Path(), help="in which the graph has run")
+    add_csv_flag(whole)
     add_data_flags(commands.add_parser("data", help="write a data set of any size in the official layout"))
     args = parser.parse_args(argv)
     if args.section == "data":
         print(json.dumps(measure("speed.features", "data", args.out.resolve(), *data_words(args))))
         return
-    if args.section == "predict":
-        rows: list[dict[str, Any]] = list(predict(args.folder.resolve(), args.posts))
+    if args.section in ("predict", "boosters"):
+        folder = args.folder.resolve()
+        rows: list[dict[str, Any]] = list(
+            predict(folder, args.posts) if args.section == "predict" else boosters(folder)
+        )
         print(text_table(rows, digits=2))
         write_csv(rows, args.csv)
         return
@@ -248,6 +256,15 @@ def predict(folder: Path, posts: int) -> Iterator[Any]:
         ("a file of posts", posts, "file", 60 * posts / FILE_POSTS),
     ):
         yield {"what": what, "posts": rows, **found[part], "mib": found["mib"], "at most": bound}
+
+
+def boosters(folder: Path) -> Iterator[Any]:
+    """A row for each stage of a finished run that trains boosters: their number, seconds in LightGBM and in all."""
+    found = measure("speed.boosters", "boosters", folder)
+    for stage in STAGES:
+        own = found[stage]
+        seconds = {"seconds in LightGBM": own["lightgbm"], "of the stage": own["seconds"]}
+        yield {"stage": stage, "boosters": own["boosters"], **seconds, "cpu": own["cpu"]}
 
 
 SECTIONS: dict[str, Callable[..., Iterator[Any]]] = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from benchmarks.collection_order import CONSTANT, MATCHED, TEST, main
+from benchmarks.collection_order import MATCHED, TEST, main
+from popularity.ensemble.members import CONSTANT
 from popularity.profile import main as choose_profile
 from tests.repository import write_profile
 

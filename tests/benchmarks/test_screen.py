@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import screen
 from benchmarks.candidates import CANDIDATES, changed, chosen_candidates
-from benchmarks.means import CONSTANT, LOSS, SHARE, mean_over_sets, outside, with_share
+from benchmarks.means import LOSS, SHARE, mean_over_sets, outside, with_share
 from benchmarks.screen import DEFAULT, verdict_of
 from benchmarks.screen_fits import UNREAD, Store, predictions_of, tasks_of
 from benchmarks.systems import FoldData, Project, compare
@@ -23,6 +23,7 @@ from popularity.core.contracts import FOLDS, IMAGES, POSTS, read_table, write_ta
 from popularity.core.errors import ConfigError, DataError
 from popularity.core.manifest import REPOSITORY
 from popularity.core.metrics import mean_absolute_error, spearman
+from popularity.ensemble.members import CONSTANT
 from popularity.features import featurize
 from popularity.stack import StackParams
 from popularity.stack.effort import Effort

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import environment
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import features, graph, models, network, resident, text_model
+from benchmarks.speed import boosters, features, graph, models, network, resident, text_model
 from popularity.encoders.prompting import load_prompt_tower
 from popularity.network.accelerator import make_accelerator
 from popularity.network.heads import loss_terms
@@ -145,6 +145,16 @@ def test_the_text_model_is_fitted_with_and_without_stored_outputs(
         assert task(tmp_path, "300")["seconds"] > 0
         assert set(given) == {stored}
         given.clear()
+
+
+def test_the_boosters_of_a_run_are_counted(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the search of the tiny graph and in its stack, and no file of the run is another one."""
+    monkeypatch.chdir(clone.root)
+    before = (clone.root / "data/stack/predictions.parquet").read_bytes()
+    found = boosters.task_boosters(clone.root)
+    assert (clone.root / "data/stack/predictions.parquet").read_bytes() == before
+    assert found["stack"]["boosters"] > 10
+    assert 0 < found["stack"]["lightgbm"] < found["stack"]["seconds"]
 
 
 def test_a_resident_process_answers_posts_of_the_test_part(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
