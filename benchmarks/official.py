@@ -1,6 +1,6 @@
 """The whole graph at the official size: seconds, CPU seconds, memory and disk of every stage, measured.
 
-    python -m benchmarks.official --folder ../official                # 486,194 posts; hours
+    python -m benchmarks.official --folder ../official                # 486,194 posts
     python -m benchmarks.official --folder ../official --fraction .1  # a tenth, for the column `growth`
     python -m benchmarks.official --folder ../official --print        # the table of what was run, and nothing else
 

@@ -21,6 +21,11 @@ QUESTIONS = [
     ("start from my own files", "## Your own data", "README.md", "Your own data", "make dataset ROOT="),
     ("what is in models/", "models/README.md", "models/README.md", "models/", "the members' parameters"),
     ("why does random flatter", "`random` flatters", "docs/validation.md", "Splits", "Why `random` flatters"),
+    ("how far ahead is the test part", "docs/validation.md#splits", "docs/validation.md", "Splits", "How far ahead"),
+    ("read a promised score", "docs/validation.md#intervals", "docs/validation.md", "Intervals", "To read them"),
+    ("two stages at once", "JOBS=2", "docs/scaling.md", "Stages at the same time", "popularity.repro"),
+    ("the official data", "scaling.md#the-official-data", "docs/scaling.md", "The official data", "smpd_cpu"),
+    ("what does make app give", "docs/app.md", "docs/app.md", "What if?", "127.0.0.1"),
 ]
 
 
