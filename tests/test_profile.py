@@ -243,11 +243,13 @@ def test_paper_is_what_the_paper_prints(project: Path) -> None:
     train, network = params["train"], params["train"]["network"]
     stack = json.loads(json.dumps(asdict(load_params("stack", StackParams, project / "params.yaml"))))
     assert not train["transductive"]
-    assert train["valid_fraction"] == train["min_steps"] == train["patience"] == 0
+    assert train["valid_fraction"] == train["min_steps"] == train["max_steps"] == train["patience"] == 0
+    assert (train["schedule"], train["warmup_fraction"]) == ("constant", 0)
     assert (train["epochs"], train["batch_size"], train["weight_decay"]) == (4, 128, 1e-5)
     assert train["lr_prompt"] == train["lr_attention"] == 1e-4
     assert train["unfreeze_layers"] == 0
     assert network["attention"]["dropout"] == 0.1
+    assert network["attention"]["prototypes"] == ["visual", "text"]
     assert network["temperatures"] == {
         "global_prompt": 0.07, "local_prompt": 0.07, "tokens": 0.1, "visual": 0.07, "text": 0.07, "contrastive": 0.07,
         "learn": False,
@@ -265,6 +267,8 @@ def test_paper_is_what_the_paper_prints(project: Path) -> None:
     }  # fmt: skip
     for section in ("embed_image", "embed_text"):
         assert params[section]["clip"]["model"] == "openai/clip-vit-base-patch32"
+        assert params[section]["clip"]["weights"] == "hub"
+    assert (params["embed_image"]["clip"]["image_size"], params["embed_text"]["clip"]["max_tokens"]) == (224, 77)
 
     columns = stack["columns"]
     assert columns["feature_blocks"] == ["metadata", "image", "text", "prototype"]
@@ -275,7 +279,7 @@ def test_paper_is_what_the_paper_prints(project: Path) -> None:
     assert columns["oof_ridge"] == columns["feature_groups"] == params["tune"]["candidates"] == []
     assert stack["row_selection"] == {"fraction": 0.77, "order": "low_loss"}
     assert (stack["learners"], stack["detrend"], stack["target_transform"]) == (["lightgbm"], "none", "none")
-    assert (stack["n_seeds"], stack["sample_weight_half_life_days"]) == (1, 0)
+    assert (stack["n_seeds"], stack["sample_weight_half_life_days"], stack["history_dropout"]) == (1, 0, 0)
     assert not params["ensemble"]["text_model"]
     assert params["text_model"]["epochs"] == params["tune"]["n_trials"] == 0
 

@@ -27,6 +27,7 @@ from popularity.network.model import PrototypeNetwork
 from popularity.training import loop
 from popularity.training.batches import BatchLoader, TrainingPosts
 from popularity.training.loop import CheckpointClock, train_network
+from popularity.training.optimizer import GradientClipping
 from tests.network.small_network import TOP_K, make_network, small_batch
 from tests.training.small_training import (
     random_vectors,
@@ -117,6 +118,7 @@ def test_a_pass_never_reads_the_device(
     with OperationCounter() as counter:
         terms = loss_terms(network, network(moved), moved)
         torch.stack([values.mean() for values in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        GradientClipping(network, norm=1.0)()
     assert counter.waits == 0
 
 
