@@ -214,9 +214,7 @@ def _set_profile(params: Path, profiles: Profiles, asked: Sequence[str]) -> None
 
 def _chosen(now: Mapping[str, Any], before: list[str], folder: Path) -> tuple[list[str], str]:
     """The names of the profile, and why; `before` are those of now."""
-    size, why = chosen_size(
-        count_posts(folder, now["dataset"]), accelerator=not cpu_requested() and usable_gpus() > 0
-    )
+    size, why = chosen_size(count_posts(folder, now["dataset"]), accelerator=not cpu_requested() and usable_gpus() > 0)
     if before[0] not in REPLACED:
         return before, f"chosen before; PROFILE={size} would suit the data set: {why}"
     return [size, *before[1:]], f"{why}; PROFILE=NAME takes another"

@@ -323,10 +323,10 @@ def test_a_further_column_is_known_by_its_name_alone(tmp_path: Path) -> None:
     file.write_text("date,Conditions\n2016-05-01,new\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"column Conditions(?s:.*)expected: condition"):
         read_requests(file, FURTHER.names)
-    assert given_columns(["Price (EUR)=-9=5"], FURTHER.names) == {"Price (EUR)": "-9=5"}
+    assert given_columns(["Price (EUR)=-9=5"], FURTHER) == {"Price (EUR)": "-9=5"}
     for flag in ("price=9", "condition"):
-        with pytest.raises(DataError, match=f"--column {flag.partition('=')[0]}"):
-            given_columns([flag], FURTHER.names)
+        with pytest.raises(DataError, match=f"column {flag.partition('=')[0]}(?s:.*)--column NAME=VALUE"):
+            given_columns([flag], FURTHER)
 
 
 def test_features_take_the_further_columns_that_the_run_knew() -> None:

@@ -16,8 +16,10 @@ from typing import Any
 
 import polars as pl
 
+from popularity.core.config import load_params
 from popularity.core.contracts import COLUMNS, POSTS, check_table, class_key
 from popularity.core.errors import DataError
+from popularity.dataset import DatasetParams
 from popularity.dataset.csv_records import SEPARATORS, Record, records
 from popularity.dataset.parsing import EARLIEST, LATEST, MISSING, numbers
 from popularity.dataset.reading import read_text
@@ -94,6 +96,32 @@ class FurtherColumns:
     def names(self) -> tuple[str, ...]:
         """What a request calls them."""
         return (*self.numbers, *self.categories)
+
+
+def table_columns(params: Path) -> TableColumns:
+    """What the columns of the user's own table are; none of the official layout, or without a file of parameters."""
+    return load_params("dataset", DatasetParams, params).columns if params.is_file() else TableColumns()
+
+
+def counted(columns: TableColumns) -> str:
+    """What people read for 2^popularity - 1: the name of the column of counts, else views."""
+    return columns.count or "views"
+
+
+def refuse_unknown_columns(names: Iterable[str], further: FurtherColumns, form: str) -> None:
+    """Raises DataError for a name that is no further column.
+
+    Args:
+        names: that were given.
+        further: the columns that the models know.
+        form: how a value is given, for the message.
+    """
+    if wrong := [name for name in names if name not in further.names]:
+        known = ", ".join(further.names)
+        raise DataError(
+            f"column {wrong[0]}",
+            expected=f"{form}; known are {known}" if known else "no further column: the run had none",
+        )
 
 
 @dataclass(frozen=True)
