@@ -65,7 +65,7 @@ checkout:
 # A variable ROOT or TABLE of the shell does not choose the data of a run: one of make's own command line does.
 GIVEN := $(if $(findstring command line,$(origin ROOT) $(origin TABLE)),dataset)
 
-repro: checkout env $(GIVEN) ## run the whole graph: data to scores, result page and submission [JOBS=2; TABLE, IMAGES or ROOT first does make dataset]
+repro: checkout env $(GIVEN) ## run the whole graph: data to scores, result page and submission [JOBS=2; TABLE=... or ROOT=...: make dataset first]
 	@echo "==> dvc repro (profile and data set: params.yaml)"
 	@python -m popularity.check
 	$(if $(JOBS),python -m popularity.repro --jobs="$$JOBS",dvc repro report)

@@ -87,6 +87,7 @@ def test_a_shops_listings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (dataset.root, dataset.table, dataset.test_table) == (str(photos), "../listings.csv", "../listings.csv")
     assert 'chair "oak"' in printed  # the third row is shown
     assert "views (50 values)" in printed
+    assert "numbers      Price (EUR) (60 values)" in printed  # as MAP calls them
     assert "user         none: each post is its own user" in printed
     assert "favorites: counts what comes after the post" in printed
     posts, columns, summary = run_stage(tmp_path, dataset)

@@ -23,9 +23,8 @@ ABOUT_CLASSES = ("category", "subcategory", "concept", "user_subcategory_share")
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> tuple[Clone, Path]:
-    """A clone whose graph has run on a shop's listings, and their table; all paths hold characters of the shell."""
-    folder = tmp_path_factory.mktemp("own") / 'My Data; "\u00e9" $x'
-    folder.mkdir()
+    """A clone whose graph has run on a shop's listings, and their table."""
+    folder = tmp_path_factory.mktemp("own")
     table, photos = shop(folder, 330)
     clone = make_clone(folder / "clone", programs)
     switch_to_tiny(clone)

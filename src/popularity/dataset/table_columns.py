@@ -218,7 +218,7 @@ def mapping_text(found: Found, counts: Mapping[str, int]) -> str:
     columns = found.columns
     lines = ['columns (others: MAP="role=column,..."):']
     entries = [*columns.roles().items()]
-    entries += [("number", name) for name in columns.numbers] + [("category", name) for name in columns.categories]
+    entries += [("numbers", name) for name in columns.numbers] + [("categories", name) for name in columns.categories]
     for role, name in entries:
         examples = " | ".join(_shown(value) for value in found.head[name].head(EXAMPLES))
         lines.append(f"  {role:<12} {name} ({counts.get(name, 0):,} values): {examples}")
