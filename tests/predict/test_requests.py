@@ -287,6 +287,7 @@ def test_values_may_begin_with_a_dash() -> None:
     assert joined_values(["--title", "--tags", "x"]) == ["--title", "--tags=x"]
 
 
+LEVELS_OF_TWO = {"category": "a", "subcategory": "b"}
 FURTHER = FurtherColumns.of(TableColumns(numbers=("Price (EUR)", "title"), categories=("condition",)))
 
 
@@ -327,6 +328,18 @@ def test_a_further_column_is_known_by_its_name_alone(tmp_path: Path) -> None:
     for flag in ("price=9", "condition"):
         with pytest.raises(DataError, match=f"column {flag.partition('=')[0]}(?s:.*)--column NAME=VALUE"):
             given_columns([flag], FURTHER)
+
+
+def test_levels_of_classes_that_a_table_lacks_repeat_the_one_above() -> None:
+    """As `ingest` reads such a table."""
+    one, two = (FurtherColumns.of(TableColumns(**names)) for names in ({"category": "a"}, LEVELS_OF_TWO))
+    for further, given, concept in (
+        (one, {"category": "Pets"}, "Pets/Pets/Pets"),
+        (two, {"category": "Pets", "subcategory": "cat"}, "Pets/cat/cat"),
+        (two, {"category": "Pets"}, "Pets//"),
+    ):
+        table = make_posts([Request(0, {"date": DATE, **given})], KNOWN, Path(), further).table
+        assert table["concept"].item() == concept
 
 
 def test_features_take_the_further_columns_that_the_run_knew() -> None:

@@ -78,10 +78,12 @@ class FurtherColumns:
     Args:
         numbers: columns of numbers.
         categories: columns of few different texts.
+        repeated: a level of classes that the table lacks: the level above, which it repeats.
     """
 
     numbers: Mapping[str, str] = field(default_factory=dict)
     categories: Mapping[str, str] = field(default_factory=dict)
+    repeated: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, columns: TableColumns) -> FurtherColumns:
@@ -90,7 +92,8 @@ class FurtherColumns:
             {found if name in FIELDS else name: found for name in names for found in [further_name(name)]}
             for names in (columns.numbers, columns.categories)
         )
-        return cls(numbers, categories)
+        above = {"subcategory": "category", "concept": "subcategory"} if columns.category else {}
+        return cls(numbers, categories, {level: up for level, up in above.items() if not getattr(columns, level)})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -280,6 +283,8 @@ def make_posts(
     rows, columns = [], []
     further = further or FurtherColumns()
     for request in requests:
+        for level, above in further.repeated.items():
+            request.fields = {**request.fields, level: request.get(level) or request.get(above)}
         if not request.problem:
             try:
                 rows.append(maker.row(request))
