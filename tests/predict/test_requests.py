@@ -287,7 +287,6 @@ def test_values_may_begin_with_a_dash() -> None:
     assert joined_values(["--title", "--tags", "x"]) == ["--title", "--tags=x"]
 
 
-LEVELS_OF_TWO = {"category": "a", "subcategory": "b"}
 FURTHER = FurtherColumns.of(TableColumns(numbers=("Price (EUR)", "title"), categories=("condition",)))
 
 
@@ -332,7 +331,8 @@ def test_a_further_column_is_known_by_its_name_alone(tmp_path: Path) -> None:
 
 def test_levels_of_classes_that_a_table_lacks_repeat_the_one_above() -> None:
     """As `ingest` reads such a table."""
-    one, two = (FurtherColumns.of(TableColumns(**names)) for names in ({"category": "a"}, LEVELS_OF_TWO))
+    one = FurtherColumns.of(TableColumns(category="a"))
+    two = FurtherColumns.of(TableColumns(category="a", subcategory="b"))
     for further, given, concept in (
         (one, {"category": "Pets"}, "Pets/Pets/Pets"),
         (two, {"category": "Pets", "subcategory": "cat"}, "Pets/cat/cat"),
