@@ -62,7 +62,10 @@ checkout:
 			"git add . and git commit" ;; \
 		esac >&2; exit 1; }
 
-repro: checkout env ## run the whole graph: data to scores, result page and submission [JOBS=2: stages at a time]
+# A variable ROOT or TABLE of the shell does not choose the data of a run: one of make's own command line does.
+GIVEN := $(if $(findstring command line,$(origin ROOT) $(origin TABLE)),dataset)
+
+repro: checkout env $(GIVEN) ## run the whole graph: data to scores, result page and submission [JOBS=2; TABLE=... or ROOT=...: make dataset first]
 	@echo "==> dvc repro (profile and data set: params.yaml)"
 	@python -m popularity.check
 	$(if $(JOBS),python -m popularity.repro --jobs="$$JOBS",dvc repro report)
@@ -102,7 +105,7 @@ else
 		$(if $(filter 1,$(FOLLOW_LINKS)),--follow-links)
 endif
 	@set -f; python -m popularity.dataset_profile -- $$PROFILE
-	@echo "next: dvc repro"
+	$(if $(filter repro,$(MAKECMDGOALS)),,@echo "next: make repro")
 
 weights: env ## get the encoders of params.yaml ready: download or join, pin, check (once)
 	HF_HUB_OFFLINE=0 python -m popularity.encoders.weights

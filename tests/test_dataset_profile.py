@@ -13,9 +13,10 @@ from popularity.check import check
 from popularity.check import main as check_main
 from popularity.core.config import leaves, read_yaml
 from popularity.core.errors import ConfigError, MissingWeightsError
-from popularity.dataset_profile import chosen_size, main
+from popularity.dataset_profile import chosen_size, count_posts, main
 from popularity.profile import main as set_profile
 from tests.dataset.layout import build
+from tests.dataset.tables import forum, shop
 from tests.repository import OVERLAYS, PROFILES, profile_text
 
 
@@ -82,6 +83,21 @@ def test_a_clean_clone_gets_standard_and_is_told_why(project: Path, capsys: pyte
     before = (project / "params.yaml").read_bytes()
     chosen(project)
     assert (project / "params.yaml").read_bytes() == before
+
+
+def test_the_posts_of_a_table_are_its_rows_and_those_of_the_test_table(project: Path) -> None:
+    """The folder of the pictures is in no layout."""
+    listings, photos = shop(project, 20)
+    change(project, "  root: " + str(project / "flickr"), f"  root: {photos}")
+    for name in ("table", "test_table"):
+        change(project, f'  {name}: ""', f"  {name}: ../{listings.name}")
+    params = project / "params.yaml"
+    assert count_posts(project, read_yaml(params)["dataset"]) == 20
+    assert chosen(project)["profile"] == "standard"
+    posts, later = forum(project, 30)
+    change(project, f"  table: ../{listings.name}", f"  table: ../{posts.name}")
+    change(project, f"  test_table: ../{listings.name}", f"  test_table: ../{later.name}")
+    assert count_posts(project, read_yaml(params)["dataset"]) == 30
 
 
 def test_many_posts_and_an_accelerator(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

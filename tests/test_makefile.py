@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ def clone(tmp_path: Path) -> Path:
     return root
 
 
-def make(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def make(clone: Path, *arguments: str, more: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{clone}/tools:{os.environ['PATH']}", "CALLS": str(clone / "tools/calls")}
     for name in ("VENV", "ROOT", "TABLE", "IMAGES", "MAP", "TEST", "TEST_FROM", "PYTHON", "MAKEFLAGS", "MAKELEVEL"):
         environment.pop(name, None)
+    environment |= more or {}
     return subprocess.run(["make", *arguments], cwd=clone, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -126,6 +128,22 @@ def test_a_table_and_what_belongs_to_it_reach_the_command_as_words(clone: Path, 
     words = f"--table=/data/{name}.csv --images=/data/{name} --map=text={name} --test-from=2024-06-01"
     assert calls(clone)[-2].endswith(f"-m popularity.dataset {words}")
     assert not (clone / "x").exists()
+
+
+def test_a_run_of_a_table_is_one_command(clone: Path) -> None:
+    """A variable of the shell alone leaves the data as they are: ROOT is a common name."""
+    (clone / "tools/git").write_text("#!/bin/sh\n")
+    (clone / "tools/git").chmod(0o755)
+    make(clone, "repro", "TABLE=/data/my posts.csv", "IMAGES=/data/p", f"VENV={clone.parent}/env")
+    called = [each.partition(" -m ")[2] for each in calls(clone)]
+    first = called.index("popularity.dataset --table=/data/my posts.csv --images=/data/p")
+    assert called[first + 1 : first + 3] == ["popularity.dataset_profile --", "popularity.check"]
+    make(clone, "repro", "ROOT=/data/a", f"VENV={clone.parent}/env")
+    assert any(each.endswith("popularity.dataset -- /data/a") for each in calls(clone))
+    (clone / "tools/calls").unlink()
+    make(clone, "repro", f"VENV={clone.parent}/env", more={"ROOT": "/data/a"})
+    assert any(each.endswith("popularity.check") for each in calls(clone))
+    assert not any("popularity.dataset" in each for each in calls(clone))
 
 
 def test_a_data_set_needs_a_root_or_a_table(clone: Path) -> None:

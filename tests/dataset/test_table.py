@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def test_a_shops_listings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (dataset.root, dataset.table, dataset.test_table) == (str(photos), "../listings.csv", "../listings.csv")
     assert 'chair "oak"' in printed  # the third row is shown
     assert "views (50 values)" in printed
+    assert "numbers      Price (EUR) (60 values)" in printed  # as MAP calls them
+    assert "user         none: each post is its own user" in printed
     assert "favorites: counts what comes after the post" in printed
     posts, columns, summary = run_stage(tmp_path, dataset)
     assert posts.group_by("split").len().sort("split").rows() == [("test", 10), ("train", 50)]
@@ -354,6 +357,39 @@ def test_map_corrects_what_was_found(tmp_path: Path) -> None:
         find_columns(
             TableFile(write_csv(tmp_path / "none.csv", [{"title": "a", "date": "2024-01-01"}])), {}, with_pictures=False
         )
+
+
+def test_three_levels_of_classes_and_ids_of_the_rows(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"text {row}", "day": f"2024-01-{row + 1:02d}", "likes": row, "Section": "ab"[row % 2]}
+        | {"Sub Category": f"s{row % 3}", "Concept": f"c{row % 4}" if row else ""}
+        for row in range(12)
+    ]
+    table = TableFile(write_csv(tmp_path / "posts.csv", rows))
+    columns = find_columns(table, {"date": "day"}, with_pictures=False).columns
+    assert (columns.id, columns.category, columns.subcategory, columns.concept) == (
+        *("", "Section", "Sub Category", "Concept"),
+    )
+    posts = ingested(table.path, columns).posts
+    assert sorted(posts["pid"]) == sorted(f"posts-{row}" for row in range(12))
+    keys = posts.row(by_predicate=pl.col("pid") == "posts-7", named=True)
+    assert (keys["category"], keys["subcategory"], keys["concept"]) == ("b", "b/s1", "b/s1/c3")
+    assert posts.filter(pid="posts-0")["concept"].item() == "a/s0/"
+
+
+def test_columns_that_are_not_used_stay_out_of_memory(tmp_path: Path) -> None:
+    """Of a table of 60 MB 4,000 ids are read."""
+    file = tmp_path / "posts.csv"
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write("id,body\n")
+        stream.writelines(f"p{row},{'x' * 15_000}\n" for row in range(4_000))
+    tracemalloc.start()
+    try:
+        assert TableFile(file).read(["id"])["id"].to_list() == [f"p{row}" for row in range(4_000)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
 
 
 def test_one_class_is_none(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from popularity.app.answers import Answers
+from popularity.app.bodies import Draft, Drafts, Question
 from popularity.core import paths
 from popularity.core.contracts import CLUSTERS, POSTS, PREDICTIONS, is_unclassified, read_table
+from popularity.core.errors import DataError
+from popularity.predict import Predictor, Project
 from tests.clones import Clone, make_clone, switch_to_tiny
 from tests.dataset.tables import shop
 
@@ -24,6 +29,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> tuple[Clone
     clone = make_clone(folder / "clone", programs)
     switch_to_tiny(clone)
     clone.run("python", "-m", "popularity.dataset", "--table", str(table), "--images", str(photos))
+    assert "330 posts" in clone.run("python", "-m", "popularity.dataset_profile").stdout
     clone.run("python", "-m", "popularity.check")
     clone.run("dvc", "repro", "report")
     return clone, table
@@ -61,6 +67,30 @@ def test_a_new_listing_is_predicted(own: tuple[Clone, Path]) -> None:
     assert "views" in printed
     assert "missing columns" not in printed
     assert "missing columns: Price (EUR), condition" in clone.run("python", "-m", "popularity.predict", *given).stdout
+
+
+def test_the_page_takes_the_further_columns_that_predict_takes(
+    own: tuple[Clone, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone, _ = own
+    monkeypatch.chdir(clone.root)
+    monkeypatch.setenv("POPULARITY_WORKERS", "0")
+    answers = Answers(Predictor(Project.at(Path())))
+    assert answers.options["columns"] == {"Price (EUR)": [], "condition": ["new", "used"]}
+    assert answers.options["counted"] == "views"
+    columns = {"Price (EUR)": "-3.5", "condition": "used"}
+    draft = Draft(title="brass lamp", date="2024-11-01T12:00", columns=columns)
+    found = answers.predict(Question(post=draft)).prediction
+    flags = [f"--column={name}={value}" for name, value in columns.items()]
+    given = ("--title", draft.title, "--date", draft.date, *flags, "--json")
+    printed = json.loads(clone.run("python", "-m", "popularity.predict", *given).stdout)
+    assert (found.popularity, found.notes) == (printed["popularity"], printed["notes"])
+    assert not any("missing columns" in note for note in found.notes)
+    rows = "title,date,Price (EUR),condition\nbrass lamp,2024-11-01T12:00,-3.5,used\n"
+    (ranked,) = answers.rank(Drafts(csv=rows)).drafts
+    assert ranked.popularity == pytest.approx(found.popularity, abs=1e-3)
+    with pytest.raises(DataError, match=r"column price(?s:.*)known are Price \(EUR\), condition"):
+        answers.predict(Question(post=draft.model_copy(update={"columns": {"price": "3"}})))
 
 
 def test_a_changed_row_runs_what_depends_on_it(own: tuple[Clone, Path]) -> None:

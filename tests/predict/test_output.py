@@ -38,6 +38,10 @@ def test_text_fits_the_width_and_says_all() -> None:
     for part in ("6.00", "63", "5.00 to   7.00", "31 to", "too few posts", "beach 0.81", "beach 25%", "+0.75  metadata",
                  "-0.25  image", "concept", "note: no image", "50% on images of classes"):  # fmt: skip
         assert part in text, part
+    counted = text_of(GOOD, PREDICTION, "Likes of " + "followers " * 9)
+    assert max(map(len, counted.splitlines())) <= LINE_WIDTH
+    assert "Likes of followers" in counted
+    assert "views" not in counted
     aside = text_of(ASIDE, None)
     assert "set aside: no date" in aside
     assert max(map(len, aside.splitlines())) <= LINE_WIDTH

@@ -323,10 +323,23 @@ def test_a_further_column_is_known_by_its_name_alone(tmp_path: Path) -> None:
     file.write_text("date,Conditions\n2016-05-01,new\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"column Conditions(?s:.*)expected: condition"):
         read_requests(file, FURTHER.names)
-    assert given_columns(["Price (EUR)=-9=5"], FURTHER.names) == {"Price (EUR)": "-9=5"}
+    assert given_columns(["Price (EUR)=-9=5"], FURTHER) == {"Price (EUR)": "-9=5"}
     for flag in ("price=9", "condition"):
-        with pytest.raises(DataError, match=f"--column {flag.partition('=')[0]}"):
-            given_columns([flag], FURTHER.names)
+        with pytest.raises(DataError, match=f"column {flag.partition('=')[0]}(?s:.*)--column NAME=VALUE"):
+            given_columns([flag], FURTHER)
+
+
+def test_levels_of_classes_that_a_table_lacks_repeat_the_one_above() -> None:
+    """As `ingest` reads such a table."""
+    one = FurtherColumns.of(TableColumns(category="a"))
+    two = FurtherColumns.of(TableColumns(category="a", subcategory="b"))
+    for further, given, concept in (
+        (one, {"category": "Pets"}, "Pets/Pets/Pets"),
+        (two, {"category": "Pets", "subcategory": "cat"}, "Pets/cat/cat"),
+        (two, {"category": "Pets"}, "Pets//"),
+    ):
+        table = make_posts([Request(0, {"date": DATE, **given})], KNOWN, Path(), further).table
+        assert table["concept"].item() == concept
 
 
 def test_features_take_the_further_columns_that_the_run_knew() -> None:

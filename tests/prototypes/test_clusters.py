@@ -62,11 +62,12 @@ def test_without_texts_the_pictures_are_taken() -> None:
     assert class_names(clusters["subcategory"][-1])[-1] == ""  # no picture, no class
 
 
-def test_the_number_of_clusters() -> None:
-    posts = unclassified(small_posts(train=600, test=0)).with_columns(title=pl.lit("a"))
+@pytest.mark.parametrize(("train", "expected"), [(60, 4), (600, 12), (3_400, 64)])
+def test_the_number_of_clusters(train: int, expected: int) -> None:
+    posts = unclassified(small_posts(train=train, test=0)).with_columns(title=pl.lit("a"))
     rng = np.random.default_rng(0)
-    text = Block(rng.normal(size=(600, 8)).astype(np.float16), posts["pid"].to_list(), {})
-    assert clusters_of(posts, text, text, seed=0)["subcategory"].n_unique() == 12
+    text = Block(rng.normal(size=(train, 8)).astype(np.float16), posts["pid"].to_list(), {})
+    assert clusters_of(posts, text, text, seed=0)["subcategory"].n_unique() == expected
     few = posts.head(3)
     with pytest.raises(DataError, match="3 training posts have a text"):
         clusters_of(few, text, text, seed=0)

@@ -367,3 +367,17 @@ def test_a_table_of_another_shape_is_refused(small_run: SmallRun, tmp_path: Path
         run.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
     assert PREDICTIONS.columns["error_scale"].nullable
+
+
+def test_what_is_counted_has_its_name(small_run: SmallRun, tmp_path: Path) -> None:
+    """A table of one's own counts what its column says."""
+    own = small_run.copy(tmp_path / "own")
+    params = own.folder / paths.PARAMS
+    text = params.read_text(encoding="utf-8")
+    assert "    count: ''" in text
+    params.write_text(text.replace("    count: ''", "    count: Likes | all"), encoding="utf-8")
+    page, card = own.write(tmp_path)
+    assert "log2(Likes | all + 1)" in page
+    assert "log2(Likes \\| all + 1)" in card
+    assert "log2(views" not in page + card
+    assert "log2 of views" not in page

@@ -20,12 +20,25 @@ from popularity.app.bodies import MAX_DRAFTS, Draft, Drafts, Question, WhatIf
 from popularity.app.pictures import crops, read_picture, thumbnail
 from popularity.core import paths
 from popularity.core.config import read_yaml
-from popularity.core.contracts import IMAGES, MODALITIES, NEAREST, class_key, class_names
+from popularity.core.contracts import COLUMNS, IMAGES, MODALITIES, NEAREST, class_key, class_names, read_table
 from popularity.core.errors import DataError
-from popularity.predict import N_FEATURES, NewPosts, Prediction, Predictor, Request, make_posts, read_requests
+from popularity.predict import (
+    N_FEATURES,
+    FurtherColumns,
+    NewPosts,
+    Prediction,
+    Predictor,
+    Request,
+    counted,
+    make_posts,
+    read_requests,
+    refuse_unknown_columns,
+    table_columns,
+)
 from popularity.report.run_folder import RunFolder
 
 SHOWN_USERS = 200  # in the list of users, those with most posts
+SHOWN_CATEGORIES = 200  # values of a further column
 SHOWN_CLASSES, SHOWN_POSTS = 3, 3  # nearest prototypes, and posts nearest to each
 DROPPED_TAGS, ADDED_TAGS = 12, 8
 COMPARED_USERS = 4  # where no user is named
@@ -130,6 +143,8 @@ class Answers:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor, self._known = predictor, predictor.known
         root = predictor.project.root
+        self._columns = table_columns(predictor.project.params)
+        self._further = FurtherColumns.of(self._columns)
         self._run = RunFolder(root, root / read_yaml(predictor.project.params)["dataset"]["root"])
 
     def predict(self, question: Question) -> Answer:
@@ -182,7 +197,7 @@ class Answers:
             file = Path(name) / "posts.csv"
             file.write_text(body.csv, encoding="utf-8")
             try:
-                requests = read_requests(file)
+                requests = read_requests(file, self._further.names)
             except DataError as error:
                 raise DataError(error.problem, row=error.row, expected=error.expected, fix=error.fix) from error
             if len(requests) > MAX_DRAFTS:
@@ -191,7 +206,7 @@ class Answers:
                 )
             for request in requests:
                 request.fields = {name: text for name, text in request.fields.items() if name != "image"}
-            new = make_posts(requests, self._known, Path(name))
+            new = make_posts(requests, self._known, Path(name), self._further)
             found = {one.pid: one for one in self._predictor.predict(new, 1)} if new.table.height else {}
         ranked = [_ranked(request, found.get(request.pid)) for request in requests]
         ranked.sort(key=lambda one: (one.popularity is None, -(one.popularity or 0.0), one.row))
@@ -211,9 +226,19 @@ class Answers:
             "users": users["uid"].to_list(),
             "classes": classes,
             "posts": self._known.height,
+            "counted": counted(self._columns),
+            "columns": {name: self._values(name) for name in self._further.names},
             "first": first.isoformat(),
             "last": last.isoformat(),
         }
+
+    def _values(self, name: str) -> list[str]:
+        """The values of a further column of categories, the most frequent first; none for a column of numbers."""
+        if name not in self._further.categories:
+            return []
+        column = read_table(self._predictor.project.root / paths.COLUMNS, COLUMNS)[self._further.categories[name]]
+        counts = column.drop_nulls().rename("value").value_counts().sort(["count", "value"], descending=[True, False])
+        return counts["value"].head(SHOWN_CATEGORIES).to_list()
 
     def picture(self, pid: str) -> str | None:
         """The small picture of a stored post as a data URI; None if there is none."""
@@ -231,7 +256,9 @@ class Answers:
         return read_picture(encoded, self._predictor.settings.index.max_pixels) if encoded else b""
 
     def _posts(self, drafts: Sequence[tuple[Draft, bytes]]) -> _Posts:
-        return _Posts(self._predictor, drafts)
+        for draft, _ in drafts[:1]:
+            refuse_unknown_columns(draft.columns, self._further, '"columns": {"NAME": "VALUE"}')
+        return _Posts(self._predictor, self._further, drafts)
 
     def _near(self, kind: str, entry: Mapping[str, Any]) -> NearPrototype:
         nearest = self._nearest.filter(pl.col("head") == kind, pl.col("key") == entry["class"]).head(SHOWN_POSTS)
@@ -329,8 +356,8 @@ def _ranked(request: Request, found: Prediction | None) -> Ranked:
 class _Posts:
     """Drafts as new posts, their pictures in files that are there while the posts are read: a context manager."""
 
-    def __init__(self, predictor: Predictor, drafts: Sequence[tuple[Draft, bytes]]) -> None:
-        self._known, self._drafts = predictor.known, drafts
+    def __init__(self, predictor: Predictor, further: FurtherColumns, drafts: Sequence[tuple[Draft, bytes]]) -> None:
+        self._known, self._further, self._drafts = predictor.known, further, drafts
         self._folder = TemporaryDirectory(prefix="popularity-app-", dir=predictor.scratch)
 
     def __enter__(self) -> NewPosts:
@@ -341,7 +368,7 @@ class _Posts:
                 names[image] = f"picture-{len(names)}"
                 (root / names[image]).write_bytes(image)
             requests.append(draft.request(row, names.get(image, "")))
-        return make_posts(requests, self._known, root)
+        return make_posts(requests, self._known, root, self._further)
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()

@@ -11,6 +11,7 @@ from popularity.predict import Request
 MAX_IMAGE_BYTES = 20_000_000  # of the file
 MAX_CSV = 2_000_000  # characters
 MAX_DRAFTS = 500  # rows of a CSV file
+MAX_COLUMNS = 1000  # further columns of a post
 MAX_VALUES = 7  # weekdays; of titles and users the page takes five
 MAX_BODY_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 1_000_000  # an image in base64, and texts
 
@@ -33,11 +34,18 @@ class Draft(_Body):
     concept: Text = ""
     latitude: Text = ""
     longitude: Text = ""
+    columns: Annotated[
+        dict[Text, Text],
+        Field(
+            max_length=MAX_COLUMNS, description="further columns of the user's own table: name in the table -> value"
+        ),
+    ] = {}
     days_after: Annotated[str, Field(max_length=100, description="days from the post until its count is read")] = ""
 
     def request(self, row: int = 0, image: str = "") -> Request:
         """The request of `predict`; `image` is the name of a file in its folder."""
-        return Request(row, {name: text for name, text in {**self.model_dump(), "image": image}.items() if text})
+        fields = {**self.columns, **self.model_dump(exclude={"columns"}), "image": image}
+        return Request(row, {name: text for name, text in fields.items() if text})
 
 
 class Question(_Body):

@@ -43,13 +43,19 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "user": (
         *("user", "user_id", "uid", "username", "author", "author_id", "channel", "channel_id", "seller", "seller_id"),
-        *("shop", "account", "owner", "creator"),
+        *("shop", "account", "owner", "creator", "photographer", "artist", "uploader", "publisher", "poster"),
     ),
     "category": ("category", "section", "department", "genre", "topic", "board", "forum", "class"),
     "subcategory": ("subcategory", "sub_category", "subsection", "subforum"),
     "concept": ("concept", "subsubcategory"),
     "latitude": ("latitude", "lat"),
     "longitude": ("longitude", "lon", "lng", "long"),
+}
+# What the lack of a column means that people may not expect.
+WITHOUT: Mapping[str, str] = {
+    "id": "made of the numbers of the rows",
+    "user": "each post is its own user",
+    "category": "the network learns clusters of posts",
 }
 # Counts that grow with the label after the post: as features they would tell what is to be predicted.
 OUTCOMES = (*NAMES["count"], *NAMES["label"], "rating", "ratings", "engagement", "retweets", "reactions", "revenue")
@@ -212,10 +218,11 @@ def mapping_text(found: Found, counts: Mapping[str, int]) -> str:
     columns = found.columns
     lines = ['columns (others: MAP="role=column,..."):']
     entries = [*columns.roles().items()]
-    entries += [("number", name) for name in columns.numbers] + [("category", name) for name in columns.categories]
+    entries += [("numbers", name) for name in columns.numbers] + [("categories", name) for name in columns.categories]
     for role, name in entries:
         examples = " | ".join(_shown(value) for value in found.head[name].head(EXAMPLES))
         lines.append(f"  {role:<12} {name} ({counts.get(name, 0):,} values): {examples}")
+    lines += [f"  {role:<12} none: {meaning}" for role, meaning in WITHOUT.items() if not getattr(columns, role)]
     lines += [f"  not used     {name}: {why}" for name, why in found.left_out.items()]
     return "\n".join(lines)
 

@@ -5,7 +5,16 @@ The functions and models of the graph treat a new post as one more post of the t
 
 from popularity.predict.output import Prediction
 from popularity.predict.predict import N_FEATURES, Predictor, Project
-from popularity.predict.requests import FurtherColumns, NewPosts, Request, make_posts, read_requests
+from popularity.predict.requests import (
+    FurtherColumns,
+    NewPosts,
+    Request,
+    counted,
+    make_posts,
+    read_requests,
+    refuse_unknown_columns,
+    table_columns,
+)
 
 __all__ = [
     "N_FEATURES",
@@ -15,6 +24,9 @@ __all__ = [
     "Predictor",
     "Project",
     "Request",
+    "counted",
     "make_posts",
     "read_requests",
+    "refuse_unknown_columns",
+    "table_columns",
 ]

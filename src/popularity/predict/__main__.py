@@ -21,13 +21,21 @@ from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 
-from popularity.core.config import load_params
 from popularity.core.errors import DataError
 from popularity.core.stage import run
-from popularity.dataset import DatasetParams
 from popularity.predict.output import record, refuse_other_suffix, summary, text_of, write_file
 from popularity.predict.predict import N_FEATURES, Predictor, Project
-from popularity.predict.requests import FIELDS, FurtherColumns, Request, make_posts, read_requests, why_unreadable
+from popularity.predict.requests import (
+    FIELDS,
+    FurtherColumns,
+    Request,
+    counted,
+    make_posts,
+    read_requests,
+    refuse_unknown_columns,
+    table_columns,
+    why_unreadable,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(joined_values(sys.argv[1:] if argv is None else argv))
     given = {name: value for name in FIELDS if (value := vars(args)[name]) is not None}
     project = Project.at(Path())
-    further = known_columns(project.params)
-    given |= given_columns(args.column, further.names)
+    columns = table_columns(project.params)
+    further = FurtherColumns.of(columns)
+    given |= given_columns(args.column, further)
     if (args.posts is None) == (not given):
         parser.error("give either the fields of one post or a file of --posts")
     if args.out is not None:
@@ -72,32 +81,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             content = record(request, predictions.get(request.pid))
             print(json.dumps(content, ensure_ascii=False, indent=2 if args.posts is None else None))
     elif args.out is None:
-        print("\n\n".join(text_of(request, predictions.get(request.pid)) for request in requests))
+        texts = (text_of(request, predictions.get(request.pid), counted(columns)) for request in requests)
+        print("\n\n".join(texts))
     if args.posts is not None and not args.json:
         print(("" if args.out else "\n") + summary(requests, predictions, args.out))
 
 
-def known_columns(params: Path) -> FurtherColumns:
-    """The further columns that section dataset names; none where there is no file of parameters."""
-    if not params.is_file():
-        return FurtherColumns()
-    return FurtherColumns.of(load_params("dataset", DatasetParams, params).columns)
-
-
-def given_columns(flags: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def given_columns(flags: Sequence[str], further: FurtherColumns) -> dict[str, str]:
     """The values of --column, by name.
 
     Args:
         flags: each NAME=VALUE.
-        names: of the further columns.
+        further: the columns that the models know.
 
     Raises:
         DataError: no such column, or no value.
     """
-    given = {name: value for name, _, value in (flag.partition("=") for flag in flags)}
-    if wrong := [flag for flag in flags if "=" not in flag] + [name for name in given if name not in names]:
-        known = f"--column NAME=VALUE; known are {', '.join(names)}" if names else "no further column: the run had none"
-        raise DataError(f"--column {wrong[0]}", expected=known)
+    given = {name: value for name, equals, value in (flag.partition("=") for flag in flags) if equals}
+    without = [flag for flag in flags if "=" not in flag]
+    refuse_unknown_columns([*without, *given], further, "--column NAME=VALUE")
+    if without:
+        raise DataError(f"--column {without[0]}", expected="--column NAME=VALUE")
     return given
 
 

@@ -18,6 +18,7 @@ from popularity.core.errors import DataError
 from popularity.predict.requests import Request
 
 LINE_WIDTH = 100  # characters
+MAX_COUNTED = 24  # characters of the name of what is counted
 MAX_LISTED_CLASSES = 3  # in a line
 MAX_LISTED_PROBLEMS = 10  # in a summary
 LISTS = {
@@ -77,24 +78,26 @@ def views(popularity: float) -> float:
     return max(0.0, float(2.0**popularity - 1))
 
 
-def text_of(request: Request, prediction: Prediction | None) -> str:
+def text_of(request: Request, prediction: Prediction | None, counted: str = "views") -> str:
     """The text of a post: its prediction, or why there is none.
 
     Args:
         request: for the post.
         prediction: None where the request has a problem.
+        counted: what 2^popularity - 1 is a number of.
     """
+    counted = _short(counted, MAX_COUNTED)
     title, name = request.get("title"), request.pid or request.get("pid") or request.row
     lines = [_short(f"post {name}" + (f'  "{title}"' if title else ""), LINE_WIDTH)]
     if prediction is None:
         return "\n".join([*lines, *_indented(f"set aside: {request.problem}")])
-    lines.append(f"  popularity {prediction.popularity:8.2f}   views {_count(prediction.views):>11}")
+    lines.append(f"  popularity {prediction.popularity:8.2f}   {counted} {_count(prediction.views):>11}")
     for coverage, (low, high) in prediction.intervals.items():
         if low is None or high is None:
             lines.append(f"  {float(coverage):10.0%}   too few posts to state bounds")
         else:
             of_views = " to ".join(f"{_count(bound):>11}" for bound in prediction.views_intervals[coverage])
-            lines.append(f"  {float(coverage):10.0%} {low:8.2f} to {high:6.2f}   views {of_views}")
+            lines.append(f"  {float(coverage):10.0%} {low:8.2f} to {high:6.2f}   {counted} {of_views}")
     for label, (field, kind, value, form) in LISTS.items():
         entries = getattr(prediction, field)[kind][:MAX_LISTED_CLASSES]
         if entries:

@@ -16,8 +16,10 @@ from typing import Any
 
 import polars as pl
 
+from popularity.core.config import load_params
 from popularity.core.contracts import COLUMNS, POSTS, check_table, class_key
 from popularity.core.errors import DataError
+from popularity.dataset import DatasetParams
 from popularity.dataset.csv_records import SEPARATORS, Record, records
 from popularity.dataset.parsing import EARLIEST, LATEST, MISSING, numbers
 from popularity.dataset.reading import read_text
@@ -76,10 +78,12 @@ class FurtherColumns:
     Args:
         numbers: columns of numbers.
         categories: columns of few different texts.
+        repeated: a level of classes that the table lacks: the level above, which it repeats.
     """
 
     numbers: Mapping[str, str] = field(default_factory=dict)
     categories: Mapping[str, str] = field(default_factory=dict)
+    repeated: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, columns: TableColumns) -> FurtherColumns:
@@ -88,12 +92,39 @@ class FurtherColumns:
             {found if name in FIELDS else name: found for name in names for found in [further_name(name)]}
             for names in (columns.numbers, columns.categories)
         )
-        return cls(numbers, categories)
+        above = {"subcategory": "category", "concept": "subcategory"} if columns.category else {}
+        return cls(numbers, categories, {level: up for level, up in above.items() if not getattr(columns, level)})
 
     @property
     def names(self) -> tuple[str, ...]:
         """What a request calls them."""
         return (*self.numbers, *self.categories)
+
+
+def table_columns(params: Path) -> TableColumns:
+    """What the columns of the user's own table are; none of the official layout, or without a file of parameters."""
+    return load_params("dataset", DatasetParams, params).columns if params.is_file() else TableColumns()
+
+
+def counted(columns: TableColumns) -> str:
+    """What people read for 2^popularity - 1: the name of the column of counts, else views."""
+    return columns.count or "views"
+
+
+def refuse_unknown_columns(names: Iterable[str], further: FurtherColumns, form: str) -> None:
+    """Raises DataError for a name that is no further column.
+
+    Args:
+        names: that were given.
+        further: the columns that the models know.
+        form: how a value is given, for the message.
+    """
+    if wrong := [name for name in names if name not in further.names]:
+        known = ", ".join(further.names)
+        raise DataError(
+            f"column {wrong[0]}",
+            expected=f"{form}; known are {known}" if known else "no further column: the run had none",
+        )
 
 
 @dataclass(frozen=True)
@@ -252,6 +283,8 @@ def make_posts(
     rows, columns = [], []
     further = further or FurtherColumns()
     for request in requests:
+        for level, above in further.repeated.items():
+            request.fields = {**request.fields, level: request.get(level) or request.get(above)}
         if not request.problem:
             try:
                 rows.append(maker.row(request))

@@ -133,7 +133,7 @@ def _data_properties(run: RunFolder) -> list[tuple[str, str]]:
         ("Posts", ", ".join(f"{split['posts']:,} {name}" for name, split in sorted(splits.items(), reverse=True))),
         ("Users", f"{found['users']:,}"),
         ("Time", f"{first[:10]} to {last[:10]}"),
-        ("Label", f"log2(views + 1), mean {number(label['mean'], 2)}, sd {number(label['sd'], 2)}"),
+        ("Label", f"log2({run.counted} + 1), mean {number(label['mean'], 2)}, sd {number(label['sd'], 2)}"),
     ]
 
 

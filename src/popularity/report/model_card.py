@@ -41,6 +41,7 @@ def model_card(run: RunFolder) -> str:
     environment.filters["plain"] = plain
     return environment.get_template("model_card.md").render(
         name=run.dataset_name,
+        counted=run.counted,
         summary=head.summary(run),
         properties=head.properties(run),
         confidence=percent(run.evaluation.confidence_level, 0),

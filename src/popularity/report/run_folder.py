@@ -85,6 +85,12 @@ class RunFolder:
         """The last name of the data set's path; the report shows no path of the machine."""
         return PurePath(self.params["dataset"]["root"]).name
 
+    @property
+    def counted(self) -> str:
+        """What the label is a logarithm of: views, or the column of counts of a table of one's own."""
+        columns: dict[str, Any] = self.params["dataset"].get("columns", {})
+        return str(columns.get("count") or "views")
+
     def path(self, name: str) -> Path:
         """The path of a file or folder that `popularity.core.paths` names."""
         return self.folder / paths.resolved(name, self.params)

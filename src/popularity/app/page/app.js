@@ -10,7 +10,7 @@ function make(tag, properties = {}, ...children) {
   const { class: name, ...rest } = properties;
   const node = document.createElement(tag);
   if (name) node.className = name;
-  for (const [key, value] of Object.entries(rest)) key in node ? (node[key] = value) : node.setAttribute(key, value);
+  for (const [key, value] of Object.entries(rest)) key in node && key !== "list" ? (node[key] = value) : node.setAttribute(key, value);
   node.append(...children.filter((child) => child !== null));
   return node;
 }
@@ -43,8 +43,11 @@ async function run(button, where, task) {
   button.removeAttribute("aria-busy");
 }
 function draft() {
-  const post = {};
+  const post = {}, columns = {};
   for (const [name, value] of new FormData(form)) if (typeof value === "string" && value.trim()) post[name] = value;
+  // Fields without a name: further columns of a table, whose names may be those of other fields.
+  for (const field of $("further").querySelectorAll("input")) if (field.value.trim()) columns[field.dataset.column] = field.value;
+  if (Object.keys(columns).length) post.columns = columns;
   return { post, image };
 }
 
@@ -83,11 +86,11 @@ function show({ prediction: found, prototypes, limits }) {
   $("empty").hidden = true;
   $("found").hidden = $("changes").hidden = false;
   const intervals = Object.entries(found.intervals).map(([coverage, [low, high]]) => {
-    const views = found.views_intervals[coverage].map(count).join(" – ");
+    const views = found.views_intervals[coverage].map(count).join(" – ") + ` ${counted()}`;
     return low === null ? tile(`${coverage * 100} %`, "–", "too few posts to state bounds")
-      : tile(`${Math.round(coverage * 100)} % interval`, `${fixed(low)} – ${fixed(high)}`, `${views} views`);
+      : tile(`${Math.round(coverage * 100)} % interval`, `${fixed(low)} – ${fixed(high)}`, views);
   });
-  put("tiles", tile("popularity", fixed(found.popularity), `error about ${fixed(found.error_scale)}`), tile("views", count(found.views), "2^popularity − 1"), ...intervals);
+  put("tiles", tile("popularity", fixed(found.popularity), `error about ${fixed(found.error_scale)}`), tile(counted(), count(found.views), "2^popularity − 1"), ...intervals);
   put("limits", ...limits.map((text) => make("li", {}, text)));
   put("notes", ...found.notes.map((text) => make("li", {}, text)));
   $("expected").textContent = `from the expected value ${found.expected_value.toFixed(2)} to ${found.popularity.toFixed(2)}`;
@@ -113,13 +116,13 @@ function compare() {
   const [a, b] = [kept.found, current.found];
   const names = [...new Set([...Object.keys(a.shap_by_block), ...Object.keys(b.shap_by_block)])];
   const row = (name, x, y) => [name, fixed(x), fixed(y), signed(y - x)];
-  const changed = [...new Set([...Object.keys(kept.post), ...Object.keys(current.post)])].filter((name) => kept.post[name] !== current.post[name]);
+  const changed = [...new Set([...Object.keys(plain(kept.post)), ...Object.keys(plain(current.post))])].filter((name) => plain(kept.post)[name] !== plain(current.post)[name]);
   put("comparison", table("Kept post and this one", ["", "kept", "this one", "difference"], [
     row("popularity", a.popularity, b.popularity),
-    ["views", count(a.views), count(b.views), ""],
+    [counted(), count(a.views), count(b.views), ""],
     row("expected value", a.expected_value, b.expected_value),
     ...names.map((name) => row(`SHAP ${name}`, a.shap_by_block[name] ?? 0, b.shap_by_block[name] ?? 0)),
-    ...changed.map((name) => [name, kept.post[name] ?? "–", current.post[name] ?? "–", ""]),
+    ...changed.map((name) => [name, plain(kept.post)[name] ?? "–", plain(current.post)[name] ?? "–", ""]),
   ]));
 }
 async function predict() {
@@ -155,6 +158,9 @@ addEventListener("keydown", (event) => {
   const cells = [...document.querySelectorAll(".map button")], next = cells[cells.indexOf(event.target) + step];
   if (next) { event.preventDefault(); cells.forEach((cell) => { cell.tabIndex = -1; }); next.tabIndex = 0; next.focus(); }
 });
+// A post with its further columns beside its fields.
+const plain = ({ columns, ...fields }) => ({ ...columns, ...fields });
+const counted = () => options.counted ?? "views";
 const lines = (id) => $(id).value.split("\n").map((line) => line.trim()).filter(Boolean).slice(0, 5);
 const VALUES = { titles: () => lines("titles"), users: () => lines("others") };
 async function vary(what) {
@@ -167,12 +173,12 @@ async function vary(what) {
     return put("variants", title, make("div", { class: "crops" }, ...variants.map((one) => make("figure", {}, make("img", { src: one.picture, alt: `crop: ${one.label}` }), make("figcaption", {}, `${one.label}: ${one.popularity.toFixed(2)} (${signed(one.difference)})`)))), make("p", {}, "A crop is a new JPEG file; its size in bytes counts, too."));
   }
   const sorted = [...variants].sort((a, b) => b.difference - a.difference);
-  return put("variants", title, table("Variants", ["change", "popularity", "views", "difference"], sorted.map((one) => [one.label, one.popularity.toFixed(2), count(one.views), signed(one.difference)])));
+  return put("variants", title, table("Variants", ["change", "popularity", counted(), "difference"], sorted.map((one) => [one.label, one.popularity.toFixed(2), count(one.views), signed(one.difference)])));
 }
 
 async function rank(file) {
   const { coverage, drafts } = await ask("/api/rank", { csv: await file.text() });
-  put("ranked", table("Ranked drafts", ["draft", "popularity", "views", `${coverage * 100} % interval`, "notes"], drafts.map((one) => [
+  put("ranked", table("Ranked drafts", ["draft", "popularity", counted(), `${coverage * 100} % interval`, "notes"], drafts.map((one) => [
     `${one.row}: ${one.title || "no title"}`,
     one.popularity === null ? "–" : one.popularity.toFixed(2),
     count(one.views),
@@ -214,6 +220,10 @@ for (const button of document.querySelectorAll("[data-what]")) button.onclick = 
 ask("/api/options").then((found) => {
   options = found;
   put("categories", ...Object.keys(found.classes).map((value) => make("option", { value })));
+  put("further", ...Object.entries(found.columns).map(([name, values], index) => make("label", {}, make("bdi", {}, name), " ",
+    make("input", { "data-column": name, autocomplete: "off", maxLength: 10000, ...(values.length ? { list: `further-${index}` } : { inputMode: "decimal" }) }),
+    make("datalist", { id: `further-${index}` }, ...values.map((value) => make("option", { value }))))));
+  $("further-names").textContent = Object.keys(found.columns).map((name) => `, ${name}`).join("");
   put("users", ...found.users.map((value) => make("option", { value })));
   form.elements.category.oninput();
   form.elements.date.value ||= found.last.slice(0, 16);

@@ -42,9 +42,9 @@ def build(run: RunFolder) -> Section | None:
     if run.scored is None:
         return None
     text = (
-        f"The validation posts of scheme {HOLDOUT}, predicted by the {MAIN_MODEL}, in label units: log2(views + 1). "
-        "Small groups have wide intervals: compare these, not the values. The largest classes are listed, the worst "
-        "first."
+        f"The validation posts of scheme {HOLDOUT}, predicted by the {MAIN_MODEL}, in label units: "
+        f"log2({run.counted} + 1). Small groups have wide intervals: compare these, not the values. The largest "
+        "classes are listed, the worst first."
     )
     groups = {name: _groups(run, name) for name in GROUPINGS}
     charts = [*_predicted_against_true(run.scored), _residual_by_month(groups["month"])]

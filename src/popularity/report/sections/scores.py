@@ -30,9 +30,9 @@ def build(run: RunFolder) -> Section | None:
         return None
     text = (
         "SRC is Spearman's rank correlation (higher is better). MAE is the mean absolute error in label units, log2 of "
-        "views (lower is better). MAPE is the mean error as a share of the label. Bias is the mean of prediction "
-        f"{MINUS} label. Brackets hold {percent(run.evaluation.confidence_level, 0)} intervals from a bootstrap over "
-        "users: they show how the score varies with the users, not how it varies with the training data."
+        f"{run.counted} (lower is better). MAPE is the mean error as a share of the label. Bias is the mean of "
+        f"prediction {MINUS} label. Brackets hold {percent(run.evaluation.confidence_level, 0)} intervals from a "
+        "bootstrap over users: they show how the score varies with the users, not how it varies with the training data."
     )
     elements: list[Element] = [
         Text(text),
