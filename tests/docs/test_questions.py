@@ -18,7 +18,7 @@ QUESTIONS = [
     ("add a learner", "contributing.md#add-a-learner", "docs/contributing.md", "Add a learner", "LEARNERS"),
     ("add a member", "contributing.md#add-a-member", "docs/contributing.md", "Add a member", "popularity.member"),
     ("try 63 leaves", "63 leaves", "README.md", "Change one thing and compare", "stack.lightgbm.num_leaves=63"),
-    ("start from my own files", "## Your own data", "README.md", "Your own data", "make dataset ROOT="),
+    ("start from my own files", "## Your own data", "README.md", "Your own data", "make repro ROOT="),
     ("what is in models/", "models/README.md", "models/README.md", "models/", "the members' parameters"),
     ("why does random flatter", "`random` flatters", "docs/validation.md", "Splits", "Why `random` flatters"),
     ("how far ahead is the test part", "docs/validation.md#splits", "docs/validation.md", "Splits", "How far ahead"),
