@@ -20,7 +20,6 @@ from benchmarks.graph import change_params, expanded
 from benchmarks.measuring import Clock, Task, run_task
 from popularity.core.config import PARAMS_FILE, read_yaml
 
-STAGES = ("tune", "stack")
 LEFT_OUT = shutil.ignore_patterns(".venv*", ".state", ".dvc", ".git", "__pycache__", ".*_cache")
 
 
@@ -66,7 +65,7 @@ def task_boosters(run: Path) -> dict[str, Any]:
         shutil.copytree(run, copy, ignore=LEFT_OUT)
         change_params(copy / PARAMS_FILE, lambda params: params["stack"].update(parallel_folds=1))
         commands = expanded(read_yaml(copy / "dvc.yaml"), read_yaml(copy / PARAMS_FILE))
-        for stage in STAGES:
+        for stage in ("tune", "stack"):
             _, _, module, *flags = shlex.split(commands[stage]["cmd"])
             trained, clock = Trained(), Clock()
             with (
