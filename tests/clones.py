@@ -17,6 +17,13 @@ from tests.repository import REPOSITORY, write_profile
 # The same files are the same commit, whenever they are cloned: a manifest names it.
 DATED = dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
 
+# On a fresh machine git knows no name; DVC reads these, and not GIT_CONFIG_*.
+SOMEBODY = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "test"), ("EMAIL", "test@localhost"))
+}
+
 
 @dataclass(frozen=True)
 class Clone:
@@ -49,11 +56,7 @@ class Clone:
             "PATH": os.pathsep.join([*programs, str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(self.root / "src"),
             "HF_HUB_OFFLINE": "1",
-            "GIT_CONFIG_COUNT": "2",
-            "GIT_CONFIG_KEY_0": "user.name",
-            "GIT_CONFIG_VALUE_0": "test",
-            "GIT_CONFIG_KEY_1": "user.email",
-            "GIT_CONFIG_VALUE_1": "test@localhost",
+            **SOMEBODY,
             **(more or {}),
         }
 
