@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from benchmarks.measuring import REPOSITORY, Clock, Task, run_task
+from benchmarks.speed.boosters import Trained
 from benchmarks.speed.features import scaled
 from popularity.core.config import PARAMS_FILE, load_params
 from popularity.core.contracts import FOLDS, IMAGES, POSTS, read_table, write_table
@@ -214,16 +215,6 @@ def task_lightgbm(root: Path) -> dict[str, Any]:
     return {"fit": fit, "predict": clock.read()}
 
 
-class Counted(lgb.Booster):
-    """A booster that counts how many were made, those of the inner CV and of the error scale included."""
-
-    made = 0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        Counted.made += 1
-
-
 def task_boosters(root: Path) -> dict[str, Any]:
     """A booster as `fit_fold` fits it, and LightGBM's train with the same parameters, rounds, threads and matrix."""
     data, blocks, params = refit(root)
@@ -231,6 +222,7 @@ def task_boosters(root: Path) -> dict[str, Any]:
     encoded = encode_fold(train, blocks, params)
     given: list[tuple[Sample, int, StackParams, int]] = []
     ours, baseline, fitted = list[dict[str, float]](), list[dict[str, float]](), learner.fit
+    trained = Trained()
 
     def timed(sample: Sample, rounds: int, own: StackParams, seed: int) -> lgb.Booster:
         given.append((sample, rounds, own, seed))
@@ -239,7 +231,7 @@ def task_boosters(root: Path) -> dict[str, Any]:
         ours.append(clock.read())
         return booster
 
-    with mock.patch.object(learner, "fit", timed), mock.patch.object(lgb.engine, "Booster", Counted):
+    with mock.patch.object(learner, "fit", timed), mock.patch.object(lgb.engine, "Booster", trained.counting()):
         fit_fold(encoded, params, Effort.full(params))
     for sample, rounds, own, seed in given:
         clock = Clock()
@@ -253,7 +245,7 @@ def task_boosters(root: Path) -> dict[str, Any]:
         )
         lgb.train(options, values, num_boost_round=rounds)
         baseline.append(clock.read())
-    return {"one": mean_of(ours), "plain": mean_of(baseline), "boosters": Counted.made}
+    return {"one": mean_of(ours), "plain": mean_of(baseline), "boosters": trained.boosters}
 
 
 def mean_of(costs: list[dict[str, float]]) -> dict[str, float]:
