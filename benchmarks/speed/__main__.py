@@ -53,6 +53,11 @@ LARGEST = {
     "features": SMPD_POSTS, "images": 2560, "text": 10_000, "text_model": 1000, "network": 30_000, "stack": SMPD_POSTS,
     "dvc": SMPD_POSTS, "change": 2000,
 }  # fmt: skip
+# Flags of a section, whole numbers.
+NUMBERS = {
+    "images": {"batch_size": "of the encoder; by default that of params.yaml"},
+    "text_model": {"baseline_layers": "trained layers of the baseline; by default ours"},
+}
 MIN_POSTS = 300
 FILE_POSTS = 1000
 STEP_POSTS = 3000
@@ -68,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_csv_flag(command)
         if name == "network":
             add_network_flags(command)
-        if name == "text_model":
-            command.add_argument("--baseline-layers", type=int, help="trained layers of the baseline; by default ours")
+        for flag, text in NUMBERS.get(name, {}).items():
+            command.add_argument(f"--{flag.replace('_', '-')}", type=int, help=text)
     for name, defaults in STEPS.items():
         add_network_flags(commands.add_parser(name), **defaults)
     resident = commands.add_parser("predict", help="one post and a file of posts, by a process that holds the models")
@@ -95,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.section in STEPS:
         print(step_table(args.section, network_flags(args)))
         return
-    flags = network_flags(args) if args.section == "network" else {}
-    if args.section == "text_model":
-        flags = {"baseline_layers": args.baseline_layers}
+    flags = {name: getattr(args, name) for name in NUMBERS.get(args.section, {})}
+    if args.section == "network":
+        flags = network_flags(args)
     rows = []
     with tempfile.TemporaryDirectory(dir=args.work and args.work.resolve()) as name:
         for section in SECTIONS if args.section == "all" else [args.section]:
@@ -200,8 +205,9 @@ def features(folder: Path, posts: int) -> Iterator[Any]:
     yield row_of("counts and target statistics", posts, ours, "pandas", baseline)
 
 
-def images(folder: Path, posts: int) -> Iterator[Any]:
-    ours, baseline = (measure("speed.models", task, folder, str(posts)) for task in ("images", "bare_images"))
+def images(folder: Path, posts: int, batch_size: int | None = None) -> Iterator[Any]:
+    words = str(posts), str(batch_size or "")
+    ours, baseline = (measure("speed.models", task, folder, *words) for task in ("images", "bare_images"))
     yield row_of("decode and encode images", posts, ours, "encoder alone", baseline)
 
 

@@ -63,9 +63,15 @@ def beyond_one_batch(embed: Callable[[pl.DataFrame], object], rows: pl.DataFrame
     return {name: costs[2][name] - costs[1][name] for name in costs[0]}
 
 
-def task_images(folder: Path, count: str) -> dict[str, Any]:
-    """The stage's function over `count` images of the data sets' size, in a tar shard."""
+def image_params(batch_size: str) -> EmbedImageParams:
+    """The network's image encoder at the size that encoders are published for; an empty batch_size keeps its own."""
     params = replace(network_image_params(PARAMS), image_size=IMAGE_SIZE)
+    return replace(params, batch_size=int(batch_size)) if batch_size else params
+
+
+def task_images(folder: Path, count: str, batch_size: str) -> dict[str, Any]:
+    """The stage's function over `count` images of the data sets' size, in a tar shard."""
+    params = image_params(batch_size)
     with tempfile.TemporaryDirectory(dir=folder) as name, chdir(name):
         root = Path(name)
         images = make_images(root, int(count) + params.batch_size, SIDE)
@@ -100,10 +106,10 @@ def make_images(root: Path, count: int, side: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={name: column.dtype for name, column in IMAGES.columns.items()}, orient="row")
 
 
-def task_bare_images(folder: Path, count: str) -> dict[str, float]:
+def task_bare_images(folder: Path, count: str, batch_size: str) -> dict[str, float]:
     """The encoder over batches in memory, each copied to the device, its vectors copied back."""
     del folder
-    params = replace(network_image_params(PARAMS), image_size=IMAGE_SIZE)
+    params = image_params(batch_size)
     device = start_processes().device
     encoder = load_image_encoder(params).to(device)
     pixels = torch.randint(0, 256, (params.batch_size, 3, params.image_size, params.image_size), dtype=torch.uint8)

@@ -121,8 +121,10 @@ def test_encoders_are_measured_beyond_the_first_batch(tmp_path: Path, monkeypatc
     params = image_params(model="test_efficientnet", weights=f"path:{tmp_path / 'model'}")
     monkeypatch.setattr(models, "network_image_params", lambda _: params)
     monkeypatch.setenv("POPULARITY_WORKERS", "0")
-    ours, bare = (part(tmp_path, "24") for part in (models.task_images, models.task_bare_images))
+    ours, bare = (part(tmp_path, "24", "") for part in (models.task_images, models.task_bare_images))
     assert bare["seconds"] > 0
+    assert models.image_params("").batch_size == params.batch_size
+    assert models.image_params("8").batch_size == 8
     assert "images/s" in str(ours["note"])
     texts = models.posts_of(tmp_path, 300)
     assert texts.height == 300
