@@ -115,7 +115,12 @@ def write_tables(comparison: Comparison, folder: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in comparison.sets.items():
         write_csv(docs_rows(comparison, table, METRICS), folder / f"{name}-systems.csv")
-    if comparison.means:
+    write_means(comparison, folder)
+
+
+def write_means(comparison: Comparison, folder: Path | None) -> None:
+    """Writes mean-systems.csv, if there are means."""
+    if folder is not None and comparison.means:
         means = pl.concat(table.with_columns(split=pl.lit(split)) for split, table in comparison.means.items())
         write_csv(docs_rows(comparison, means, ("src", SHARE)), folder / "mean-systems.csv")
 
