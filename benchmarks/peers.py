@@ -50,6 +50,7 @@ from popularity.core import paths
 from popularity.core.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.core.contracts import FOLDS, TIME_SCHEMES, read_table
+from popularity.encoders.sharding import autocast
 from popularity.encoders.text import EmbedTextParams, load_text_encoder, load_tokenizer
 from popularity.resources import read_records, stage_order
 from popularity.stack import catboost
@@ -262,7 +263,7 @@ class TextModel:
 
         def predict(rows: Int64Array) -> Tensor:
             length = int(coded.attention_mask[rows].sum(dim=1).max())
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with autocast(torch.device("cpu"), self.encoder.precision):
                 pooled, _ = encoder(coded.input_ids[rows, :length], coded.attention_mask[rows, :length])
             joined = torch.cat([pooled.float() * encoder.out_features**0.5, numbers[rows]], dim=1)
             predicted: Tensor = head(joined)[:, 0]
