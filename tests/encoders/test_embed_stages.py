@@ -133,7 +133,8 @@ def test_the_vector_of_several_pictures_is_their_mean(image_set: Images, tmp_pat
     mean = np.mean([alone[one], alone[two], alone[plain]], axis=0)
     np.testing.assert_allclose(block.values[block.rows([one])[0]], mean, rtol=2e-3, atol=2e-3)
     others = [pid for pid in block.pids if pid != one]
-    np.testing.assert_array_equal(block.values[block.rows(others)], before.values[before.rows(others)])
+    left, right = block.values[block.rows(others)], before.values[before.rows(others)]
+    np.testing.assert_allclose(left, right, rtol=2e-3, atol=1e-5)  # other batches: the last bit of float16 may differ
     for name in ("statistics.parquet", "status.parquet"):
         assert (Path("out") / name).read_bytes() == (Path("plain") / name).read_bytes()
 
