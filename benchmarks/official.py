@@ -12,11 +12,20 @@ It may be interrupted and killed: the same command goes on, with the commit of i
 all attempts of a stage are summed. A record of each attempt lies in `attempts` in the folder, or where `--attempts`
 says: there it outlives the folder. Where it was lost, stages of separate folders are summed, and the table says so.
 
+To measure the stages apart, on days of their own:
+
+    python -m benchmarks.official --folder ../one --until embed_image@efficientnet_lite0 --csv one.csv
+    python -m benchmarks.official --folder ../two --copy-vectors --with one.csv
+
+`--copy-vectors` encodes each picture of the pool once and copies its vector to all posts that have it, in place of the
+stages embed_image, which then have no time of their own. `--with` adds the rows of stages that this folder lacks.
+
 Seconds and CPU seconds have the start of Python and DVC's checksums in them. Peak MiB is the larger of two: what all
 processes of a stage hold at a time (shared memory once, looked at every second), and the largest resident set of one of
 them, which counts mapped files that the system could drop. Growth is the exponent of the CPU seconds in the number of
-posts, against a tenth of the posts in the same folder; of stages of a few seconds it says little. No vector is computed
-once for two posts because their pictures are alike; equal texts are encoded once, as in every run.
+posts, against a tenth of the posts in the same folder; of stages of a few seconds it says little. No stage that is
+measured computes a vector once for two posts because their pictures are alike; equal texts are encoded once, as in
+every run.
 """
 
 from __future__ import annotations
@@ -37,9 +46,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import polars as pl
 import psutil  # type: ignore[import-untyped]  # a requirement of DVC
 from PIL import Image
 from tqdm import tqdm
@@ -50,9 +61,10 @@ from benchmarks.speed.graph import make_clone
 from benchmarks.tables import add_csv_flag, text_table, write_csv
 from popularity.core.atomic import atomic_directory, read_json, write_json
 from popularity.core.config import PARAMS_FILE, read_yaml
-from popularity.core.contracts import SPLITS
+from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, SPLITS, read_table, write_table
 from popularity.core.errors import ConfigError, PopularityError
 from popularity.core.stage import run
+from popularity.core.vectors import Block, read_block, write_block
 from popularity.dataset.preparation import set_root
 from popularity.demo import generate
 from popularity.demo.images import draw
@@ -63,6 +75,7 @@ from popularity.resources import stage_order
 SIDE = 500  # pixels of a published picture's longer side
 POOLED_QUALITY = 40  # of the pool's JPEG files: half a million of them take 7 GB
 POOL = 24  # pictures of each class
+EMBED_IMAGE = "embed_image@"  # the start of the names of the stages that encode pictures
 BEAT_SECONDS = 5.0  # between two records of a running attempt
 LOOK_SECONDS = 1.0  # between two looks at its memory
 
@@ -138,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=SIDE, help="pixels of a picture's longer side")
     parser.add_argument("--until", metavar="STAGE", help="the last stage that is run")
     parser.add_argument("--attempts", type=Path, help="folder of the records; by default in --folder")
+    parser.add_argument("--copy-vectors", action="store_true", help="encode each picture once, without a time")
+    parser.add_argument("--with", type=Path, dest="others", metavar="FILE", help="a --csv of stages measured apart")
     parser.add_argument("--print", action="store_true", dest="only_print", help="run nothing")
     add_csv_flag(parser)
     args = parser.parse_args(argv)
@@ -147,8 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = place_of(args.folder, args.attempts, posts)
     if not args.only_print:
         prepare(place, posts, args.profile, (args.pool, args.side))
-        repro(place, args.until)
-    rows = table(place, posts, tenth=place_of(args.folder, args.attempts, round(posts / 10)))
+        repro(place, args.until, args.copy_vectors)
+    others = [] if args.others is None else read_rows(args.others, posts)
+    rows = table(place, posts, place_of(args.folder, args.attempts, round(posts / 10)), others)
     print(text_table(rows, digits=2))
     print("\n".join(notes(place, posts, args.profile)))
     write_csv(rows, args.csv)
@@ -235,8 +251,13 @@ def stages_of(clone: Path) -> list[str]:
     return stage_order(read_yaml(clone / "dvc.yaml"), read_yaml(clone / PARAMS_FILE))
 
 
-def repro(place: Place, until: str | None) -> None:
+def repro(place: Place, until: str | None, copy: bool) -> None:
     """Runs every stage that is not up to date, and checks the submission at the end.
+
+    Args:
+        place: of the run.
+        until: the last stage that is run.
+        copy: the stages embed_image do not run: see `copy_vectors`.
 
     Raises:
         ConfigError: there is no stage `until`.
@@ -247,7 +268,10 @@ def repro(place: Place, until: str | None) -> None:
         raise ConfigError(f"--until {until}: no stage; there are {', '.join(names)}")
     end_left_behind(place)
     for name in names:
-        run_stage(place, name)
+        if copy and name.startswith(EMBED_IMAGE):
+            copy_vectors(place, name)
+        else:
+            run_stage(place, name)
         if name == until:
             return
     found = execute(place.clone, sys.executable, "-m", "popularity.submission").strip().splitlines()
@@ -298,6 +322,43 @@ def run_stage(place: Place, stage: str) -> None:
     mb = sum(out.get("size", 0) for out in outs) / 1e6
     peak = max(attempt.peak_mib, recorded_peak(place.clone, stage))
     write_json(file, asdict(replace(attempt, state="done", mb=mb, peak_mib=peak)))
+
+
+def copy_vectors(place: Place, stage: str) -> None:
+    """Writes the outputs of a stage embed_image@NAME from one post of each picture, where they are missing.
+
+    The last bits of a vector may be others than the stage's, which has the picture in another batch.
+    """
+    encoder, clone = stage.removeprefix(EMBED_IMAGE), place.clone
+    out = vectors_of(place, stage)
+    if out.exists():
+        return
+    images = read_table(clone / "data" / "interim" / "images.parquet", IMAGES)
+    usable = images.filter(status="ok").sort("pid")
+    first = usable.unique("checksum", keep="first", maintain_order=True)
+    posts = usable.select("pid", "checksum").join(first.select("checksum", picture="pid"), on="checksum").sort("pid")
+    with TemporaryDirectory(dir=place.base) as name:
+        table, encoded = Path(name) / "images.parquet", Path(name) / "out"
+        write_table(first, table, IMAGES)
+        resources = clone / "reports" / "resources" / f"embed_image_{encoder}.json"
+        places = {"root": place.data, "images": table, "out": encoded, "resources": resources}
+        flags = [word for flag, path in places.items() for word in (f"--{flag}", str(path))]
+        command = ("popularity.launch", "stages.embed_image", "--encoder", encoder, *flags)
+        execute(clone, sys.executable, "-m", *command)
+        block = read_block(encoded, "pooled")
+        statistics = read_table(encoded / "statistics.parquet", IMAGE_STATISTICS).rename({"pid": "picture"})
+    with atomic_directory(out) as partial:
+        values = block.values[block.rows(posts["picture"].to_list())]
+        write_block(Block(values, posts["pid"].to_list(), block.metadata), partial, "pooled")
+        own = posts.join(statistics, on="picture").sort("pid").drop("picture", "checksum")
+        write_table(own, partial / "statistics.parquet", IMAGE_STATISTICS)
+        write_table(images.select("pid", "status"), partial / "status.parquet", IMAGE_STATUS)
+    execute(clone, "dvc", "commit", "--force", stage)
+
+
+def vectors_of(place: Place, stage: str) -> Path:
+    """The output of a stage embed_image@NAME."""
+    return place.clone / "data" / "embeddings" / "image" / stage.removeprefix(EMBED_IMAGE)
 
 
 def watch(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
@@ -371,28 +432,52 @@ def costs(place: Place) -> dict[str, list[Attempt]]:
     return counted
 
 
-def table(place: Place, posts: int, tenth: Place) -> list[dict[str, Any]]:
-    """A row for each stage that has run, and their sum; peaks do not add up."""
+def read_rows(file: Path, posts: int) -> list[dict[str, Any]]:
+    """The rows of stages of a table that --csv wrote.
+
+    Raises:
+        ConfigError: they are of another number of posts.
+    """
+    rows = pl.read_csv(file).filter(pl.col("stage") != "all")
+    if found := [each for each in rows["posts"].unique() if each != posts]:
+        raise ConfigError(f"--with {file}: of {found[0]:,} posts\n  expected: {posts:,}, as this run has")
+    return rows.to_dicts()
+
+
+def table(place: Place, posts: int, tenth: Place, others: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """A row for each stage that has run, and their sum; peaks do not add up.
+
+    Args:
+        place: of the run.
+        posts: in both parts together.
+        tenth: of a run on a tenth of the posts.
+        others: rows of stages that were measured apart; those of this run take precedence.
+    """
     found, smaller_run = costs(place), costs(tenth)
     rows = [row_of(stage, own, growth(own, smaller_run.get(stage, ()))) for stage, own in found.items()]
-    every = [one for own in found.values() for one in own]
-    same = [one for stage in found for one in smaller_run.get(stage, ())]
-    whole = set(found) == set(smaller_run)
-    return [{"posts": posts, **row} for row in [*rows, row_of("all", every, growth(every, same) if whole else None)]]
+    rows = [{"posts": posts, **row} for row in rows]
+    rows += [row for row in others if row["stage"] not in found]
+    every: dict[str, Any] = {name: sum(row[name] for row in rows) for name in ("attempts", "seconds", "cpu", "mb")}
+    every["peak_mib"] = max((row["peak_mib"] for row in rows), default=0)
+    every["state"] = next((row["state"] for row in rows if row["state"] != "done"), "done")
+    cpu = sum(one.cpu for own in smaller_run.values() for one in own)
+    whole = {row["stage"] for row in rows} == set(smaller_run)
+    every["growth"] = math.log10(every["cpu"] / cpu) if whole and every["state"] == "done" and cpu else None
+    names = ("stage", "attempts", "state", "seconds", "cpu", "peak_mib", "mb", "growth")
+    return [*rows, {"posts": posts} | {name: (every | {"stage": "all"})[name] for name in names}]
 
 
 def row_of(stage: str, own: Sequence[Attempt], exponent: float | None) -> dict[str, Any]:
-    """The sums over attempts; `state` is `done`, or that of the last attempt."""
-    last: dict[str, Attempt] = {one.stage: one for one in own}
-    unfinished = [one.state for one in last.values() if one.state != "done"]
+    """The sums over the attempts of a stage; `state` is `done`, or that of the last attempt."""
+    state = own[-1].state
     return {
         "stage": stage,
         "attempts": len(own),
-        "state": "interrupted" if "running" in unfinished else unfinished[0] if unfinished else "done",
+        "state": "interrupted" if state == "running" else state,
         "seconds": sum(one.seconds for one in own),
         "cpu": sum(one.cpu for one in own),
-        "peak_mib": round(max((one.peak_mib for one in own), default=0.0)),
-        "mb": sum(one.mb for one in last.values()),
+        "peak_mib": round(max(one.peak_mib for one in own)),
+        "mb": own[-1].mb,
         "growth": exponent,
     }
 
@@ -417,6 +502,9 @@ def notes(place: Place, posts: int, profile: str) -> Iterator[str]:
     runs = len({one.run for one in counted})
     if runs > 1:
         yield f"The folder was lost: stages of {runs} separate clones are summed."
+    for stage in stages_of(place.clone) if place.clone.exists() else ():
+        if stage.startswith(EMBED_IMAGE) and vectors_of(place, stage).exists() and stage not in costs(place):
+            yield f"Not measured in this folder, each picture encoded once: {stage}"
     check = place.base / "submission.json"
     yield from read_json(check)["check"] if check.exists() else ["No submission yet: the graph has not run to its end."]
 

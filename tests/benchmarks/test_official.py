@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,16 +10,21 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from benchmarks import official
 from benchmarks.measuring import REPOSITORY, environment
-from benchmarks.official import Attempt, Place, costs, notes, table
+from benchmarks.official import Attempt, Place, costs, notes, read_rows, table
+from benchmarks.tables import write_csv
 from popularity.core.atomic import read_json, write_json
 from popularity.core.errors import ConfigError
+from popularity.core.vectors import read_block
 
 ONE = Attempt("first", "0123456789", "ingest", 0.0, state="done", seconds=20.0, cpu=10.0, peak_mib=100.0, mb=1.0)
+
+TINY = ("--profile", "tiny", "--pool", "1", "--side", "64")
 
 
 def recorded(base: Path, *attempts: Attempt) -> Place:
@@ -60,8 +66,7 @@ def test_after_the_folder_was_lost_no_time_counts_twice_and_it_is_said(tmp_path:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--folder", str(tmp_path), "--posts", "3000", "--fraction", "0.1", "--profile", "tiny", "--pool", "1"]
-    command += ["--side", "64"]
+    command = ["--folder", str(tmp_path), "--posts", "3000", "--fraction", "0.1", *TINY]
     started = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.official", *command, "--until", "demo_data"],
         env=environment(),
@@ -101,6 +106,43 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "No submission yet" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="with profile tiny, not demo"):
         official.main(["demo" if word == "tiny" else word for word in command])
+
+
+@pytest.mark.slow
+def test_vectors_of_one_post_of_each_picture_are_those_of_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--folder", str(tmp_path), "--posts", "300", *TINY]
+    stage = "embed_image@efficientnet_lite0"
+    official.main([*command, "--until", stage, "--copy-vectors"])
+    assert f"each picture encoded once: {stage}" in capsys.readouterr().out
+    attempts = tmp_path / "posts-300" / "attempts"
+    assert not list(attempts.glob("*embed_image*"))
+    out = tmp_path / "posts-300" / "run" / "data" / "embeddings" / "image" / "efficientnet_lite0"
+    copied, counted = read_block(out, "pooled"), pl.read_parquet(out / "statistics.parquet").sort("pid")
+    shutil.rmtree(out)
+    official.main([*command, "--until", stage])
+    assert len(list(attempts.glob("*embed_image*"))) == 1
+    block, statistics = read_block(out, "pooled"), pl.read_parquet(out / "statistics.parquet").sort("pid")
+    assert copied.pids == block.pids
+    assert copied.metadata == block.metadata
+    assert len(np.unique(block.values, axis=0)) < 100  # a third of the posts, so pictures were copied
+    np.testing.assert_allclose(copied.values, block.values, rtol=2e-3, atol=1e-3)
+    assert counted.equals(statistics)
+
+
+def test_stages_measured_apart_are_added(tmp_path: Path) -> None:
+    place, tenth = recorded(tmp_path / "two", ONE), recorded(tmp_path / "tenth", replace(ONE, cpu=1.0))
+    write_csv(
+        table(recorded(tmp_path / "one", replace(ONE, stage="embed", cpu=90.0)), 1000, tenth), tmp_path / "one.csv"
+    )
+    others = read_rows(tmp_path / "one.csv", 1000)
+    first, second, every = table(place, 1000, tenth, [*others, {**others[0], "stage": "ingest", "cpu": 7.0}])
+    assert [row["stage"] for row in (first, second, every)] == ["ingest", "embed", "all"]
+    assert (first["cpu"], second["cpu"], every["cpu"], every["attempts"]) == (10.0, 90.0, 100.0, 2)
+    assert every["growth"] is None  # the tenth has ingest alone
+    with pytest.raises(ConfigError, match="of 1,000 posts"):
+        read_rows(tmp_path / "one.csv", 2000)
 
 
 def test_a_folder_inside_the_repository_is_refused() -> None:
