@@ -64,16 +64,22 @@ def test_after_the_folder_was_lost_no_time_counts_twice_and_it_is_said(tmp_path:
     assert "The folder was lost: stages of 2 separate clones are summed." in list(notes(place, 1000, "tiny"))
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for both runs: the second goes on where the first ended."""
+    return tmp_path_factory.mktemp("official")
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--folder", str(tmp_path), "--posts", "3000", "--fraction", "0.1", *TINY]
+def test_a_killed_run_goes_on(begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--folder", str(begun), "--posts", "3000", "--fraction", "0.1", *TINY]
     started = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.official", *command, "--until", "demo_data"],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    file = tmp_path / "posts-300" / "attempts" / "0000-demo_data.json"
+    file = begun / "posts-300" / "attempts" / "0000-demo_data.json"
     try:
         while not file.exists():
             assert started.poll() is None
@@ -97,9 +103,9 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert own[-1].cpu > 0
     assert own[-1].peak_mib > 0
     assert own[-1].mb > 0
-    posts = pl.read_parquet(tmp_path / "posts-300/run/data/interim/posts.parquet")
+    posts = pl.read_parquet(begun / "posts-300/run/data/interim/posts.parquet")
     assert posts.group_by("split").len().sort("split")["len"].to_list() == [111, 189]  # test, train
-    assert pl.read_parquet(tmp_path / "posts-300/run/data/interim/images.parquet")["status"].to_list() == ["ok"] * 300
+    assert pl.read_parquet(begun / "posts-300/run/data/interim/images.parquet")["status"].to_list() == ["ok"] * 300
 
     official.main([*command, "--until", "index_images"])  # all is up to date: no further attempt
     assert len(list(file.parent.glob("*.json"))) == 4
@@ -109,16 +115,14 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_vectors_of_one_post_of_each_picture_are_those_of_all(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["--folder", str(tmp_path), "--posts", "300", *TINY]
+def test_vectors_of_one_post_of_each_picture_are_those_of_all(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--folder", str(begun), "--posts", "300", *TINY]
     stage = "embed_image@efficientnet_lite0"
     official.main([*command, "--until", stage, "--copy-vectors"])
     assert f"each picture encoded once: {stage}" in capsys.readouterr().out
-    attempts = tmp_path / "posts-300" / "attempts"
+    attempts = begun / "posts-300" / "attempts"
     assert not list(attempts.glob("*embed_image*"))
-    out = tmp_path / "posts-300" / "run" / "data" / "embeddings" / "image" / "efficientnet_lite0"
+    out = begun / "posts-300" / "run" / "data" / "embeddings" / "image" / "efficientnet_lite0"
     copied, counted = read_block(out, "pooled"), pl.read_parquet(out / "statistics.parquet").sort("pid")
     shutil.rmtree(out)
     official.main([*command, "--until", stage])
