@@ -1,18 +1,18 @@
 """What a competitor would run today, from the same files: the group of rows `peers` of benchmarks.compare.
 
 Each is a system of one fold (benchmarks.systems), fitted on the train rows alone; it never receives labels of valid
-rows. The boosters' settings are the best of a few on the forward splits of the memes data; those of text_model and
-autogluon were not searched.
+rows. The boosters' settings are the best of a few on the forward splits of the memes data; those of fine_tuned_minilm
+and autogluon were not searched.
 
     python -m benchmarks.compare --folders ../run --rows peers                # every installed peer, with ours
-    python -m benchmarks.compare --folders ../run --rows catboost_2020 text_model
+    python -m benchmarks.compare --folders ../run --rows catboost_2020 fine_tuned_minilm
 
     catboost_2020        the 2020 winner's recipe: ids and classes as native categories, counts, TF-IDF and SVD of title
                          and tags; five random folds, each stopped on its valid fifth, averaged
     lightgbm_2020        the same in LightGBM
     catboost_embeddings  the metadata of that recipe with the raw vectors of image, title and tags, of all encoders
     lightgbm_embeddings  the same in LightGBM
-    text_model           MiniLM, fine-tuned whole, with a linear head on its pooled vector and the standardised numbers
+    fine_tuned_minilm    MiniLM, fine-tuned whole, with a linear head on its pooled vector and the standardised numbers
     autogluon            AutoGluon's boosters, forests and stacking on the table of catboost_2020, on all cores, for as
                          long as the whole run took: see `autogluon_seconds`
 
@@ -386,6 +386,6 @@ PEERS: dict[str, System] = {
     "lightgbm_2020": Recipe(fit_lightgbm, text=True, embeddings=False, settings=LIGHTGBM),
     "catboost_embeddings": Recipe(fit_catboost, text=False, embeddings=True, settings=CATBOOST_WIDE),
     "lightgbm_embeddings": Recipe(fit_lightgbm, text=False, embeddings=True, settings=LIGHTGBM_WIDE),
-    "text_model": TextModel(epochs=3, batch=32, lr=5e-5, lr_head=1e-3, encoder=MINILM),
+    "fine_tuned_minilm": TextModel(epochs=3, batch=32, lr=5e-5, lr_head=1e-3, encoder=MINILM),
 }
 AUTOGLUON = "autogluon"
