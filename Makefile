@@ -112,7 +112,7 @@ weights: env ## get the encoders of params.yaml ready: download or join, pin, ch
 
 # One thread for each process: two processes already use both cores.
 test: env ## run all tests, two files at a time
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 --durations-min=10
 
 test-fast: env ## run the fast tests (90 seconds on two cores)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow"
