@@ -131,7 +131,7 @@ def test_timm_folder_at_its_own_and_at_another_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "resnet10t", "resnetv2_18", "test_vit"])
 def test_folded_batch_norms_change_no_vector(name: str) -> None:
-    """resnetv2_18 normalises first, and its convolutions keep their weights; test_vit has no batch norm."""
+    """resnetv2_18 normalises before it convolves; test_vit has no batch norm."""
     model = with_statistics(timm.create_model(name, num_classes=0))
     pixels = torch.randn((2, 3, 160, 160), generator=torch.Generator().manual_seed(1))
     folded = fold_batch_norms(model, 160)
@@ -141,18 +141,42 @@ def test_folded_batch_norms_change_no_vector(name: str) -> None:
         torch.testing.assert_close(folded(pixels), model(pixels), rtol=1e-3, atol=1e-4)
 
 
-def test_a_batch_norm_that_reads_something_else_stays() -> None:
-    class Crossed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convolution, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+class Halved(nn.Conv2d):
+    """A convolution that changes its weights, as standardised ones do."""
 
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            vectors: torch.Tensor = self.convolution(self.norm(pixels)).mean((2, 3))
-            return vectors
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(input, self.weight / self.weight.std(), self.bias)
 
-    model = with_statistics(Crossed())
+
+class Pair(nn.Module):
+    """Small vectors of a convolution and a batch norm, which reads the pixels where it comes `first`."""
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, first: bool) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.first = convolution, norm, first
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        layers = (self.norm, self.convolution) if self.first else (self.convolution, self.norm)
+        vectors: torch.Tensor = 1e-4 * layers[1](layers[0](pixels)).mean((2, 3))
+        return vectors
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_batch_norms_that_cannot_be_folded_stay(first: bool) -> None:
+    """One that reads something else, or what a convolution with other weights gives; small vectors hide neither."""
+    convolution = nn.Conv2d(3, 3, 1) if first else Halved(3, 3, 1)
+    model = with_statistics(Pair(convolution, nn.BatchNorm2d(3), first=first))
     assert fold_batch_norms(model, 8) is model
+
+
+def test_batch_norms_without_statistics_stay() -> None:
+    model = Pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False), first=False).eval()
+    assert isinstance(fold_batch_norms(model, 8).get_submodule("norm"), nn.BatchNorm2d)
+
+
+def test_a_crop_beyond_the_image_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the crop is 1\.25 times the scaled image"):
+        Preprocessing(128, "bicubic", "center", 1.25, (0.5,) * 3, (0.5,) * 3)
 
 
 def with_statistics(model: nn.Module) -> nn.Module:

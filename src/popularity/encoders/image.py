@@ -57,6 +57,10 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        if self.crop_share > 1:
+            raise ValueError(f"the crop is {self.crop_share:.2f} times the scaled image; expected at most 1")
+
 
 @dataclass(frozen=True)
 class ImageTransform:
