@@ -31,6 +31,7 @@ every run.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import random
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = [] if args.others is None else read_rows(args.others, posts)
     rows = table(place, posts, place_of(args.folder, args.attempts, round(posts / 10)), others)
     print(text_table(rows, digits=2))
-    print("\n".join(notes(place, posts, args.profile)))
+    print("\n".join(notes(place, posts, args.profile, args.others)))
     write_csv(rows, args.csv)
 
 
@@ -325,13 +326,14 @@ def run_stage(place: Place, stage: str) -> None:
 
 
 def copy_vectors(place: Place, stage: str) -> None:
-    """Writes the outputs of a stage embed_image@NAME from one post of each picture, where they are missing.
+    """Writes the outputs of a stage embed_image@NAME from one post of each picture, unless they are up to date.
 
-    The last bits of a vector may be others than the stage's, which has the picture in another batch.
+    The last bits of a vector may be others than the stage's, which has the picture in another batch. The stage counts
+    as run then: to measure it, take another folder.
     """
     encoder, clone = stage.removeprefix(EMBED_IMAGE), place.clone
     out = vectors_of(place, stage)
-    if out.exists():
+    if out.exists() and json.loads(execute(clone, "dvc", "status", "--json", stage)) == {}:
         return
     images = read_table(clone / "data" / "interim" / "images.parquet", IMAGES)
     usable = images.filter(status="ok").sort("pid")
@@ -451,20 +453,23 @@ def table(place: Place, posts: int, tenth: Place, others: Sequence[dict[str, Any
         place: of the run.
         posts: in both parts together.
         tenth: of a run on a tenth of the posts.
-        others: rows of stages that were measured apart; those of this run take precedence.
+        others: rows of stages that were measured apart; those that this run has finished take precedence.
     """
     found, smaller_run = costs(place), costs(tenth)
-    rows = [row_of(stage, own, growth(own, smaller_run.get(stage, ()))) for stage, own in found.items()]
-    rows = [{"posts": posts, **row} for row in rows]
-    rows += [row for row in others if row["stage"] not in found]
+    apart = [row for row in others if row["stage"] not in found or found[row["stage"]][-1].state != "done"]
+    names = {row["stage"] for row in apart}
+    own = {stage: attempts for stage, attempts in found.items() if stage not in names}
+    rows = [row_of(stage, attempts, growth(attempts, smaller_run.get(stage, ()))) for stage, attempts in own.items()]
+    rows = [*({"posts": posts, **row} for row in rows), *apart]
     every: dict[str, Any] = {name: sum(row[name] for row in rows) for name in ("attempts", "seconds", "cpu", "mb")}
     every["peak_mib"] = max((row["peak_mib"] for row in rows), default=0)
     every["state"] = next((row["state"] for row in rows if row["state"] != "done"), "done")
-    cpu = sum(one.cpu for own in smaller_run.values() for one in own)
-    whole = {row["stage"] for row in rows} == set(smaller_run)
-    every["growth"] = math.log10(every["cpu"] / cpu) if whole and every["state"] == "done" and cpu else None
-    names = ("stage", "attempts", "state", "seconds", "cpu", "peak_mib", "mb", "growth")
-    return [*rows, {"posts": posts} | {name: (every | {"stage": "all"})[name] for name in names}]
+    cpu = sum(one.cpu for attempts in smaller_run.values() for one in attempts)
+    same = {row["stage"] for row in rows} == set(smaller_run)
+    done = every["state"] == "done" and all(attempts[-1].state == "done" for attempts in smaller_run.values())
+    every["growth"] = math.log10(every["cpu"] / cpu) if same and done and cpu else None
+    columns = ("stage", "attempts", "state", "seconds", "cpu", "peak_mib", "mb", "growth")
+    return [*rows, {"posts": posts} | {name: (every | {"stage": "all"})[name] for name in columns}]
 
 
 def row_of(stage: str, own: Sequence[Attempt], exponent: float | None) -> dict[str, Any]:
@@ -479,6 +484,7 @@ def row_of(stage: str, own: Sequence[Attempt], exponent: float | None) -> dict[s
         "peak_mib": round(max(one.peak_mib for one in own)),
         "mb": own[-1].mb,
         "growth": exponent,
+        "commit": own[-1].commit[:7],
     }
 
 
@@ -494,7 +500,7 @@ def growth(own: Sequence[Attempt], tenth: Sequence[Attempt]) -> float | None:
     return math.log10(sum(one.cpu for one in own) / max(sum(one.cpu for one in tenth), 1e-3))
 
 
-def notes(place: Place, posts: int, profile: str) -> Iterator[str]:
+def notes(place: Place, posts: int, profile: str, others: Path | None = None) -> Iterator[str]:
     """Lines below the table: what ran, whether it is whole, and what the submission's check said."""
     counted = [one for own in costs(place).values() for one in own]
     commits = ", ".join(dict.fromkeys(one.commit[:7] for one in counted))
@@ -504,7 +510,9 @@ def notes(place: Place, posts: int, profile: str) -> Iterator[str]:
         yield f"The folder was lost: stages of {runs} separate clones are summed."
     for stage in stages_of(place.clone) if place.clone.exists() else ():
         if stage.startswith(EMBED_IMAGE) and vectors_of(place, stage).exists() and stage not in costs(place):
-            yield f"Not measured in this folder, each picture encoded once: {stage}"
+            yield f"Not measured in this folder: {stage}"
+    if others is not None:
+        yield f"Stages that this folder lacks were measured apart: {others}"
     check = place.base / "submission.json"
     yield from read_json(check)["check"] if check.exists() else ["No submission yet: the graph has not run to its end."]
 

@@ -46,6 +46,8 @@ def test_attempts_of_a_stage_add_up_and_peaks_do_not(tmp_path: Path) -> None:
     assert (every["stage"], every["seconds"], every["peak_mib"], every["mb"]) == ("all", 45.0, 300, 2.0)
     assert every["growth"] == pytest.approx(1.176, abs=1e-3)
     assert "lost" not in "".join(notes(place, 1000, "tiny"))
+    half = recorded(tmp_path / "half", ONE, replace(split, cpu=10.0, state="running"))
+    assert table(place, 1000, half)[-1]["growth"] is None  # a tenth that has not finished
     alone = recorded(tmp_path / "alone", ONE)
     assert table(place, 1000, alone)[1]["growth"] is None
     assert table(place, 1000, alone)[-1]["growth"] is None  # of other stages
@@ -119,11 +121,12 @@ def test_vectors_of_one_post_of_each_picture_are_those_of_all(begun: Path, capsy
     command = ["--folder", str(begun), "--posts", "300", *TINY]
     stage = "embed_image@efficientnet_lite0"
     official.main([*command, "--until", stage, "--copy-vectors"])
-    assert f"each picture encoded once: {stage}" in capsys.readouterr().out
+    assert f"Not measured in this folder: {stage}" in capsys.readouterr().out
     attempts = begun / "posts-300" / "attempts"
     assert not list(attempts.glob("*embed_image*"))
     out = begun / "posts-300" / "run" / "data" / "embeddings" / "image" / "efficientnet_lite0"
     copied, counted = read_block(out, "pooled"), pl.read_parquet(out / "statistics.parquet").sort("pid")
+    status = pl.read_parquet(out / "status.parquet").sort("pid")
     shutil.rmtree(out)
     official.main([*command, "--until", stage])
     assert len(list(attempts.glob("*embed_image*"))) == 1
@@ -133,6 +136,7 @@ def test_vectors_of_one_post_of_each_picture_are_those_of_all(begun: Path, capsy
     assert len(np.unique(block.values, axis=0)) < 100  # a third of the posts, so pictures were copied
     np.testing.assert_allclose(copied.values, block.values, rtol=2e-3, atol=1e-3)
     assert counted.equals(statistics)
+    assert status.equals(pl.read_parquet(out / "status.parquet").sort("pid"))
 
 
 def test_stages_measured_apart_are_added(tmp_path: Path) -> None:
@@ -145,6 +149,8 @@ def test_stages_measured_apart_are_added(tmp_path: Path) -> None:
     assert [row["stage"] for row in (first, second, every)] == ["ingest", "embed", "all"]
     assert (first["cpu"], second["cpu"], every["cpu"], every["attempts"]) == (10.0, 90.0, 100.0, 2)
     assert every["growth"] is None  # the tenth has ingest alone
+    killed = recorded(tmp_path / "killed", ONE, replace(ONE, stage="embed", state="running", cpu=1.0))
+    assert [row["cpu"] for row in table(killed, 1000, tenth, others)] == [10.0, 90.0, 100.0]
     with pytest.raises(ConfigError, match="of 1,000 posts"):
         read_rows(tmp_path / "one.csv", 2000)
 
