@@ -60,6 +60,7 @@ from benchmarks.measuring import REPOSITORY, environment, execute
 from benchmarks.speed.features import SMPD_POSTS, scaled
 from benchmarks.speed.graph import make_clone
 from benchmarks.tables import add_csv_flag, text_table, write_csv
+from popularity.core import paths
 from popularity.core.atomic import atomic_directory, read_json, write_json
 from popularity.core.config import PARAMS_FILE, read_yaml
 from popularity.core.contracts import IMAGE_STATISTICS, IMAGE_STATUS, IMAGES, SPLITS, read_table, write_table
@@ -335,16 +336,16 @@ def copy_vectors(place: Place, stage: str) -> None:
     out = vectors_of(place, stage)
     if out.exists() and json.loads(execute(clone, "dvc", "status", "--json", stage)) == {}:
         return
-    images = read_table(clone / "data" / "interim" / "images.parquet", IMAGES)
+    images = read_table(clone / paths.IMAGES, IMAGES)
     usable = images.filter(status="ok").sort("pid")
     first = usable.unique("checksum", keep="first", maintain_order=True)
     posts = usable.select("pid", "checksum").join(first.select("checksum", picture="pid"), on="checksum").sort("pid")
     with TemporaryDirectory(dir=place.base) as name:
         table, encoded = Path(name) / "images.parquet", Path(name) / "out"
         write_table(first, table, IMAGES)
-        resources = clone / "reports" / "resources" / f"embed_image_{encoder}.json"
-        places = {"root": place.data, "images": table, "out": encoded, "resources": resources}
-        flags = [word for flag, path in places.items() for word in (f"--{flag}", str(path))]
+        resources = clone / paths.encoder_resources("image", encoder)
+        files = {"root": place.data, "images": table, "out": encoded, "resources": resources}
+        flags = [word for flag, path in files.items() for word in (f"--{flag}", str(path))]
         command = ("popularity.launch", "stages.embed_image", "--encoder", encoder, *flags)
         execute(clone, sys.executable, "-m", *command)
         block = read_block(encoded, "pooled")
@@ -462,14 +463,13 @@ def table(place: Place, posts: int, tenth: Place, others: Sequence[dict[str, Any
     rows = [row_of(stage, attempts, growth(attempts, smaller_run.get(stage, ()))) for stage, attempts in own.items()]
     rows = [*({"posts": posts, **row} for row in rows), *apart]
     every: dict[str, Any] = {name: sum(row[name] for row in rows) for name in ("attempts", "seconds", "cpu", "mb")}
-    every["peak_mib"] = max((row["peak_mib"] for row in rows), default=0)
+    every |= {"posts": posts, "stage": "all", "peak_mib": max((row["peak_mib"] for row in rows), default=0)}
     every["state"] = next((row["state"] for row in rows if row["state"] != "done"), "done")
     cpu = sum(one.cpu for attempts in smaller_run.values() for one in attempts)
     same = {row["stage"] for row in rows} == set(smaller_run)
     done = every["state"] == "done" and all(attempts[-1].state == "done" for attempts in smaller_run.values())
     every["growth"] = math.log10(every["cpu"] / cpu) if same and done and cpu else None
-    columns = ("stage", "attempts", "state", "seconds", "cpu", "peak_mib", "mb", "growth")
-    return [*rows, {"posts": posts} | {name: (every | {"stage": "all"})[name] for name in columns}]
+    return [*rows, every]
 
 
 def row_of(stage: str, own: Sequence[Attempt], exponent: float | None) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_folded_batch_norms_change_no_vector(name: str) -> None:
         torch.testing.assert_close(folded(pixels), model(pixels), rtol=1e-3, atol=1e-4)
 
 
-class Halved(nn.Conv2d):
+class Standardised(nn.Conv2d):
     """A convolution that changes its weights, as standardised ones do."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,7 @@ class Pair(nn.Module):
 @pytest.mark.parametrize("first", [True, False])
 def test_batch_norms_that_cannot_be_folded_stay(first: bool) -> None:
     """One that reads something else, or what a convolution with other weights gives; small vectors hide neither."""
-    convolution = nn.Conv2d(3, 3, 1) if first else Halved(3, 3, 1)
+    convolution = nn.Conv2d(3, 3, 1) if first else Standardised(3, 3, 1)
     model = with_statistics(Pair(convolution, nn.BatchNorm2d(3), first=first))
     assert fold_batch_norms(model, 8) is model
 
